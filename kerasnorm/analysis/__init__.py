@@ -1,0 +1,1 @@
+"""What a model is and what it does: layers, receptive field, evaluation, loss surface."""

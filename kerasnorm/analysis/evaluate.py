@@ -1,0 +1,69 @@
+"""Scores of logits against labels: loss, accuracy, confusion, the worst mistakes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasnorm.engines.base import Scores
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """An image that was classified wrongly.
+
+    Attributes:
+        index: Its place in the test set.
+        true: Its class.
+        predicted: The class that it was taken for.
+        confidence: Softmax probability of the predicted class, 0 to 1.
+    """
+
+    index: int
+    true: int
+    predicted: int
+    confidence: float
+
+
+def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Returns log-probabilities (N, classes) of logits (N, classes), in float64."""
+    shifted: NDArray[np.float64] = logits.astype(np.float64)
+    shifted = shifted - shifted.max(axis=1, keepdims=True)
+    total: NDArray[np.float64] = np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shifted - total
+
+
+def score(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> Scores:
+    """Returns the mean cross-entropy, in nats, and the accuracy.
+
+    Args:
+        logits: Shape (N, classes).
+        labels: Class indices, shape (N,).
+    """
+    picked = np.take_along_axis(log_softmax(logits), labels[:, None].astype(np.int64), axis=1)
+    accuracy = np.mean(logits.argmax(axis=1) == labels)
+    return Scores(float(-picked.mean()), float(accuracy))
+
+
+def confusion(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Returns counts (classes, classes): rows are true classes, columns predicted ones."""
+    classes = logits.shape[1]
+    pairs = labels.astype(np.int64) * classes + logits.argmax(axis=1)
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def worst_mistakes(
+    logits: NDArray[np.floating], labels: NDArray[np.integer], count: int = 10
+) -> list[Mistake]:
+    """Returns the mistakes made with the highest confidence, the worst first.
+
+    Args:
+        logits: Shape (N, classes).
+        labels: Class indices, shape (N,).
+        count: How many at most.
+    """
+    predicted = logits.argmax(axis=1)
+    confidence = np.exp(log_softmax(logits).max(axis=1))
+    wrong = np.flatnonzero(predicted != labels)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:count]
+    return [Mistake(int(i), int(labels[i]), int(predicted[i]), float(confidence[i])) for i in worst]

@@ -1,0 +1,78 @@
+"""The command line: thin, and light until a command needs the heavy parts.
+
+Results go to stdout, everything else to stderr; each error becomes one message and the exit code
+of its class (see `kerasnorm.errors`).
+"""
+
+import signal
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from kerasnorm import __version__
+from kerasnorm.cli import models, pictures, surroundings, training
+from kerasnorm.errors import KerasnormError
+
+SIGNALLED = 128  # plus the number of the signal, as shells have it
+
+
+class Terminated(BaseException):
+    """The process was asked to end by SIGTERM."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="kerasnorm")
+@click.option("--debug", is_flag=True, envvar="KERASNORM_DEBUG", help="Show tracebacks.")
+@click.pass_context
+def app(context: click.Context, debug: bool) -> None:
+    """A normalization lab for Keras 3: train, compare and explain one small CNN.
+
+    Example: kerasnorm fit --norm gn --backend torch
+    """
+    context.obj = {"debug": debug}
+
+
+for room in (training, pictures, models, surroundings):
+    for command in room.COMMANDS:
+        app.add_command(command)
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+    raise Terminated
+
+
+def main() -> NoReturn:
+    """Runs the command line and exits with its code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    debug = "--debug" in sys.argv
+    try:
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except KerasnormError as error:
+        if debug:
+            raise
+        click.echo(f"kerasnorm: {error}", err=True)
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("kerasnorm: interrupted.", err=True)
+        code = SIGNALLED + signal.SIGINT
+    except Terminated:
+        click.echo("kerasnorm: terminated.", err=True)
+        code = SIGNALLED + signal.SIGTERM
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = SIGNALLED + signal.SIGPIPE
+    except Exception as error:
+        if debug:
+            raise
+        click.echo(
+            f"kerasnorm: unexpected {type(error).__name__}: {error}\n"
+            "Run `kerasnorm --debug …` for the traceback, and please report it.",
+            err=True,
+        )
+        code = 1
+    sys.exit(code)

@@ -1,0 +1,118 @@
+"""Options made from the config's own table, and those that several commands share."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kerasnorm.config import RECIPES, SETTINGS, Setting, read_toml, resolve
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+TITLES = {"model": "Model", "data": "Data", "train": "Training"}
+
+
+class WidthList(click.ParamType):
+    """Whole numbers with commas between: 16,16,12."""
+
+    name = "N,N,…"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        if not isinstance(value, str):
+            return tuple(value)
+        try:
+            return tuple(int(item) for item in value.split(","))
+        except ValueError:
+            self.fail(f"expected whole numbers with commas between. Received: {value!r}")
+
+
+class ConfigCommand(click.Command):
+    """A command whose help lists the config's fields by section."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options, one table a section."""
+        tables: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                setting = SETTINGS.get(param.name or "")
+                title = TITLES[setting.section] if setting else "Options"
+                tables.setdefault(title, []).append(record)
+        for title in ("Options", *TITLES.values()):
+            if title in tables:
+                with formatter.section(title):
+                    formatter.write_dl(tables[title])
+
+
+def _option(name: str, setting: Setting) -> Decorator:
+    field = setting.field
+    flag = "--" + name.replace("_", "-")
+    declaration = f"{flag}/--no-{flag[2:]}" if isinstance(field.default, bool) else flag
+    kind: Any = None
+    if field.metadata["choices"]:
+        kind = click.Choice(field.metadata["choices"])
+    elif isinstance(field.default, tuple):
+        kind = WidthList()
+    elif not isinstance(field.default, bool):
+        kind = type(field.default)
+    return click.option(
+        declaration,
+        name,
+        type=kind,
+        default=None,
+        envvar=f"KERASNORM_{name.upper()}",
+        help=field.metadata["help"],
+    )
+
+
+def config_options(*sections: str) -> Decorator:
+    """Returns a decorator that adds an option for every field of these config sections."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for name, setting in reversed(SETTINGS.items()):
+            if setting.section in sections:
+                function = _option(name, setting)(function)
+        recipe = click.option(
+            "--recipe",
+            type=click.Choice(RECIPES),
+            envvar="KERASNORM_RECIPE",
+            help="Named set of values for all fields; others given here come on top.",
+        )
+        return recipe(function)
+
+    return decorate
+
+
+config_file = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="KERASNORM_CONFIG",
+    help="TOML file with any of the fields, such as a run's config.toml.",
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+quiet = click.option("--quiet", "-q", is_flag=True, help="No progress, only errors.")
+data_option = click.option(
+    "--data",
+    envvar="KERASNORM_DATA",
+    help=SETTINGS["data"].field.metadata["help"] + " By default the run's own.",
+)
+backend_option = _option("backend", SETTINGS["backend"])
+device_option = _option("device", SETTINGS["device"])
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options that were given, by flag or environment."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def resolve_options(options: dict[str, Any], file: Path | None) -> Any:
+    """Returns the full config of a command's options and its config file."""
+    return resolve(given(options), read_toml(file) if file else None)
+
+
+def print_json(document: Any) -> None:
+    """Prints one JSON document on stdout."""
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=dataclasses.asdict))

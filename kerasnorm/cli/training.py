@@ -1,0 +1,68 @@
+"""`kerasnorm fit`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kerasnorm.cli import options as opt
+from kerasnorm.config import to_toml
+from kerasnorm.errors import ConfigError
+
+
+@click.command(cls=opt.ConfigCommand)
+@opt.config_file
+@click.option("--out", type=click.Path(path_type=Path), help="The run's folder; new or empty.")
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Go on with the unfinished run in this folder.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the resolved config and stop.")
+@opt.as_json
+@opt.quiet
+@opt.config_options("model", "data", "train")
+def fit(  # noqa: PLR0913  (one argument an option)
+    config_file: Path | None,
+    out: Path | None,
+    resume: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Train one model; leave its run's folder with model, history and plots.
+
+    Every field can also come from --config and from KERASNORM_<FIELD>.
+
+    Example: kerasnorm fit --norm gn --backend torch
+    """
+    if resume is not None and (out is not None or config_file is not None):
+        raise ConfigError("--resume takes the run's own folder and config: leave out --out, --config.")
+    overrides = opt.given(options)
+    config = None if resume is not None else opt.resolve_options(options, config_file)
+    if dry_run:
+        if config is None:
+            raise ConfigError("--dry-run shows the config of a new run; leave out --resume.")
+        if as_json:
+            opt.print_json(config.to_dict())
+        else:
+            click.echo(to_toml(config), nl=False)
+        return
+    from kerasnorm import console, plots, train  # noqa: PLC0415  (heavy)
+
+    run = train.fit(
+        config,
+        out=out,
+        resume=resume,
+        monitor=console.Progress(quiet=quiet),
+        **(overrides if resume is not None else {}),
+    )
+    plots.draw_run(run, train.test_images(run.config, console.Progress(quiet=True)))
+    if as_json:
+        opt.print_json({"path": str(run.path), **run.metrics})
+    else:
+        console.print_results(run.history, run.path)
+
+
+COMMANDS = (fit,)

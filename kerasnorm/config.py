@@ -1,0 +1,367 @@
+"""What a run is made of: frozen dataclasses, read from recipes, TOML, the environment and options.
+
+Each field carries its own help, choices and range, so that the command line, the environment
+variables (`KERASNORM_<FIELD>`), the config file and the checks all come from this one table.
+Field names are unique across the sections: `batch_size` is enough to say which field is meant.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kerasnorm.errors import ConfigError
+
+NORMS = ("bn", "gn", "ln", "lnc", "in", "rms", "none")
+BACKENDS = ("torch", "tensorflow", "jax")
+RECIPES = ("best", "era8")
+
+
+def _field(
+    default: Any,
+    help: str,  # noqa: A002  (the word that click and argparse use)
+    *,
+    choices: tuple[str, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
+    metadata = {"help": help, "choices": choices, "low": low, "high": high}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class _Checked:
+    """Checks every field against its own type, choices and range when the object is made."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = check_value(field, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(_Checked):
+    """The network: norm, widths and everything that stands between two convolutions."""
+
+    norm: str = _field("gn", "Normalization layer.", choices=NORMS)
+    groups: int = _field(0, "Groups of gn; 0 takes channels / group-size.", low=0)
+    group_size: int = _field(4, "Channels a group of gn, where --groups is 0.", low=1)
+    ln_affine: str = _field(
+        "channel",
+        "Scale and shift of ln: one a channel, or one an element (H*W*C).",
+        choices=("channel", "element"),
+    )
+    weight_standardization: bool = _field(False, "Standardize the kernels of the convolutions.")
+    widths: tuple[int, ...] = _field(
+        (16, 16, 12, 32, 32, 32, 16, 32, 32, 32),
+        "Channels of C1 C2 c3 C3 C4 C5 c6 C7 C8 C9.",
+        low=1,
+        high=65536,
+    )
+    activation: str = _field(
+        "relu", "Activation.", choices=("relu", "leaky_relu", "elu", "gelu", "silu", "mish")
+    )
+    order: str = _field(
+        "conv-norm-act",
+        "Order inside a unit.",
+        choices=("conv-norm-act", "conv-act-norm"),
+    )
+    norm_transitions: bool = _field(True, "Normalize after the 1x1 convolutions too.")
+    residual: bool = _field(True, "Add a unit's input to its output where the shapes match.")
+    dropout: float = _field(0.0, "Dropout rate after each unit.", low=0.0, high=0.95)
+    dropout_kind: str = _field(
+        "element", "Drop single values or whole channels.", choices=("element", "spatial")
+    )
+    l1: float = _field(0.0, "L1 regularization of the kernels.", low=0.0)
+    l2: float = _field(0.0, "L2 regularization of the kernels.", low=0.0)
+    bn_momentum: float = _field(
+        0.9, "Share of the old value in bn's moving statistics.", low=0.0, high=1.0
+    )
+    initializer: str = _field(
+        "he_normal",
+        "How kernels start; torch is PyTorch's default (Kaiming uniform, a = sqrt 5).",
+        choices=("he_normal", "he_uniform", "glorot_uniform", "torch"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.widths) != 10:
+            raise ConfigError(
+                "widths: expected 10 numbers, the channels of C1 C2 c3 C3 C4 C5 c6 C7 C8 C9. "
+                f"Received: widths={list(self.widths)}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(_Checked):
+    """The images: where they come from, how they are treated and augmented."""
+
+    data: str = _field(
+        "auto",
+        "cifar10, cifar100, fashion_mnist, mnist, shapes, a path, or auto "
+        "(cifar10 if it is cached or downloads, else shapes).",
+    )
+    train_size: int = _field(
+        0, "Training images to use; 0 is all of them (shapes: 10,000).", low=0, high=10_000_000
+    )
+    test_size: int = _field(
+        0, "Test images to use; 0 is all of them (shapes: 2,000).", low=0, high=10_000_000
+    )
+    validation: int = _field(
+        0, "Training images to hold out for validation, the same share of each class.", low=0
+    )
+    treatment: str = _field(
+        "standardize",
+        "What is done to pixels before the first convolution.",
+        choices=("standardize", "scale", "none", "equalize"),
+    )
+    flip: float = _field(0.0, "Probability of a horizontal flip.", low=0.0, high=1.0)
+    alternating_flip: bool = _field(False, "Mirror each image in every other epoch.")
+    translate: int = _field(0, "Largest random shift in pixels, edges reflected.", low=0)
+    shift_scale_rotate: float = _field(
+        0.0,
+        "Probability of a random shift (10 %), scale (10 %) and rotation (15 degrees).",
+        low=0.0,
+        high=1.0,
+    )
+    cutout: float = _field(0.0, "Probability of a square hole of the mean color.", low=0, high=1)
+    cutout_size: int = _field(16, "Side of that hole in pixels.", low=1)
+    gray: float = _field(0.0, "Probability of a change to gray.", low=0.0, high=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(_Checked):
+    """The training: backend, device, optimizer, schedule and length."""
+
+    backend: str = _field(
+        "auto", "Keras backend; auto takes the first installed.", choices=("auto", *BACKENDS)
+    )
+    engine: str = _field("keras", "Training engine; keras is model.fit.", choices=("keras",))
+    device: str = _field("auto", "auto, cpu, gpu, or one by number: cuda:1.")
+    precision: str = _field(
+        "float32", "Arithmetic of the layers.", choices=("float32", "mixed_bfloat16")
+    )
+    seed: int = _field(
+        0, "Seed of order, augmentation, dropout and weights.", low=0, high=2**31 - 1
+    )
+    epochs: int = _field(20, "Passes over the training images.", low=1, high=100_000)
+    batch_size: int = _field(128, "Images a step.", low=1)
+    optimizer: str = _field(
+        "adamw", "Optimizer; sgd has Nesterov momentum.", choices=("adam", "adamw", "sgd")
+    )
+    learning_rate: float = _field(0.01, "Peak learning rate.", low=0.0)
+    momentum: float = _field(0.9, "Nesterov momentum of sgd.", low=0.0, high=1.0)
+    weight_decay: float = _field(
+        0.05, "Decoupled decay of the kernels, times the rate; adamw and sgd.", low=0.0
+    )
+    schedule: str = _field(
+        "triangular",
+        "Learning rate, step by step.",
+        choices=("triangular", "onecycle", "cosine", "constant"),
+    )
+    warmup: float = _field(
+        0.25, "Share of the steps before the peak; constant has none.", low=0.0, high=1.0
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        kind, _, number = self.device.partition(":")
+        if self.device not in ("auto", "cpu", "gpu") and not (kind == "cuda" and number.isdigit()):
+            raise ConfigError(
+                "device: expected auto, cpu, gpu or a device such as cuda:1. "
+                f"Received: device={self.device!r}"
+            )
+        if self.optimizer == "adam" and self.weight_decay > 0:
+            raise ConfigError(
+                "weight_decay: expected 0 with adam, whose decoupled form is adamw. "
+                f"Received: optimizer='adam', weight_decay={self.weight_decay}. "
+                "Use --optimizer adamw, --weight-decay 0, or --l2."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(_Checked):
+    """Everything that decides what a run computes, fully resolved."""
+
+    recipe: str = _field("best", "Named set of values for all that follows.", choices=RECIPES)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the config as nested dicts of plain values, ready for TOML and JSON."""
+        document: dict[str, Any] = {"recipe": self.recipe}
+        for name in SECTIONS:
+            section = dataclasses.asdict(getattr(self, name))
+            document[name] = {k: list(v) if isinstance(v, tuple) else v for k, v in section.items()}
+        return document
+
+    def hash(self) -> str:
+        """Returns 12 hexadecimal digits that change when any field changes, and only then."""
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def replace(self, **overrides: Any) -> "Config":
+        """Returns a copy with some fields changed, named without their section.
+
+        Raises:
+            ConfigError: A name is unknown or a value is out of range.
+        """
+        return _build(self.recipe, _flatten(self.to_dict()) | overrides)
+
+
+SECTIONS: dict[str, type] = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
+
+
+class Setting(NamedTuple):
+    """One field of the config and the section that it lives in."""
+
+    section: str
+    field: "dataclasses.Field[Any]"
+
+
+SETTINGS: dict[str, Setting] = {
+    field.name: Setting(section, field)
+    for section, cls in SECTIONS.items()
+    for field in dataclasses.fields(cls)
+}
+
+
+def check_value(field: "dataclasses.Field[Any]", value: Any) -> Any:
+    """Returns `value` in the type of `field`.
+
+    Raises:
+        ConfigError: The value has another type, or is not among the choices or in the range.
+    """
+    meta = field.metadata
+    if not meta:
+        return value
+    if isinstance(field.default, tuple):
+        if not isinstance(value, (list, tuple)):
+            raise _wrong(field.name, "a list of whole numbers", value)
+        return tuple(_check_number(field.name, item, int, meta) for item in value)
+    if isinstance(field.default, bool):
+        if not isinstance(value, bool):
+            raise _wrong(field.name, "true or false", value)
+        return value
+    if isinstance(field.default, str):
+        if not isinstance(value, str):
+            raise _wrong(field.name, "text", value)
+        if meta["choices"] and value not in meta["choices"]:
+            raise _wrong(field.name, f"one of {', '.join(meta['choices'])}", value)
+        return value
+    return _check_number(field.name, value, type(field.default), meta)
+
+
+def _check_number(name: str, value: Any, kind: type, meta: Mapping[str, Any]) -> Any:
+    low, high = meta["low"], meta["high"]
+    low = float("-inf") if low is None else low
+    high = float("inf") if high is None else high
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    is_number = is_number and math.isfinite(value) and kind(value) == value
+    if not is_number or not low <= value <= high:
+        noun = "a whole number" if kind is int else "a number"
+        bounds = f" of at least {low}" if meta["low"] is not None else ""
+        bounds += f" and at most {high}" if meta["high"] is not None else ""
+        raise _wrong(name, noun + bounds, value)
+    return kind(value)
+
+
+def _wrong(name: str, expected: str, received: object) -> ConfigError:
+    return ConfigError(f"{name}: expected {expected}. Received: {name}={received!r}")
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
+    """Returns the error for a name that is not known, with the nearest ones that are."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3)
+    advice = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(known)}."
+    return ConfigError(f"Unknown {kind}: {name!r}. {advice}")
+
+
+def _build(recipe: str, values: Mapping[str, Any]) -> Config:
+    parts: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    for name, value in values.items():
+        if name not in SETTINGS:
+            raise unknown("config field", name, SETTINGS)
+        parts[SETTINGS[name].section][name] = value
+    sections = {section: cls(**parts[section]) for section, cls in SECTIONS.items()}
+    return Config(recipe=recipe, **sections)
+
+
+def _flatten(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of all sections in one dict, the recipe's name left out."""
+    flat: dict[str, Any] = {}
+    for section, values in document.items():
+        if section == "recipe":
+            continue
+        if section not in SECTIONS:
+            raise unknown("config section", section, ["recipe", *SECTIONS])
+        if not isinstance(values, Mapping):
+            raise _wrong(section, "a table of fields", values)
+        for name, value in values.items():
+            if name not in SETTINGS or SETTINGS[name].section != section:
+                names = [n for n, setting in SETTINGS.items() if setting.section == section]
+                raise unknown(f"field of [{section}]", name, names)
+            flat[name] = value
+    return flat
+
+
+@cache
+def _recipe_document(name: str) -> dict[str, Any]:
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    path = resources.files("kerasnorm") / "recipes" / f"{name}.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def resolve(
+    overrides: Mapping[str, Any] | None = None, document: Mapping[str, Any] | None = None
+) -> Config:
+    """Returns the full config: recipe, then its values for the norm, then file, then overrides.
+
+    Args:
+        overrides: Field name → value, without sections; `recipe` may be among them.
+        document: What a config file holds: `recipe` and the sections, each optional.
+
+    Raises:
+        ConfigError: A name is unknown or a value is out of range.
+    """
+    given = dict(overrides or {})
+    document = document or {}
+    recipe = given.pop("recipe", document.get("recipe", "best"))
+    given = _flatten(document) | given
+    plan = _recipe_document(recipe)
+    values = _flatten({k: v for k, v in plan.items() if k != "norms"})
+    norm = given.get("norm", values.get("norm", "gn"))
+    if isinstance(norm, str):
+        values |= _flatten(plan.get("norms", {}).get(norm, {}))
+    return _build(recipe, values | given)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Returns what a TOML config file holds.
+
+    Raises:
+        ConfigError: The file cannot be read or is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"Cannot read the config {path}: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The config {path} is not valid TOML: {error}.") from None
+
+
+def to_toml(config: Config) -> str:
+    """Returns the config as TOML; `resolve(document=...)` of it gives the same config."""
+    import tomli_w  # noqa: PLC0415  (keeps --help light)
+
+    return tomli_w.dumps(config.to_dict())

@@ -1,0 +1,199 @@
+"""Augmentation of whole batches, in two steps: draw the random numbers, then apply them.
+
+Drawing depends on (seed, epoch, step) alone and applying is arithmetic on uint8 images, so every
+backend and engine trains on the same pixels. The order is: flip, shift-scale-rotate, translate,
+cutout, gray.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasnorm.config import DataConfig
+from kerasnorm.errors import ConfigError
+
+SHIFT = 0.1  # of the image's side
+SCALE = 0.1
+DEGREES = 15.0
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+
+# Streams of random numbers that must not meet, one number each.
+ORDER_STREAM, AUGMENT_STREAM, FLIP_STREAM = 1, 2, 3
+
+
+def generator(*key: int) -> np.random.Generator:
+    """Returns the random generator of a key such as (seed, stream, epoch, step)."""
+    return np.random.Generator(np.random.PCG64(key))
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """The random numbers of one batch of N images, from which its augmentation follows.
+
+    Attributes:
+        flip: Whether each image is mirrored, bool (N,).
+        offset: Rows and columns to move by, in pixels, int (N, 2).
+        affine: Inverse affine maps, from output to input pixels about the center, float32
+            (N, 2, 3).
+        is_affine: Which images they apply to, bool (N,).
+        hole: Top left corner of the cutout, int (N, 2); below 0 in images without one.
+        gray: Whether each image becomes gray, bool (N,).
+    """
+
+    flip: NDArray[np.bool_]
+    offset: NDArray[np.int64]
+    affine: NDArray[np.float32]
+    is_affine: NDArray[np.bool_]
+    hole: NDArray[np.int64]
+    gray: NDArray[np.bool_]
+
+
+class Augmentation:
+    """What the data config wants done to training images, for one image shape.
+
+    Args:
+        config: Probabilities and sizes; see `DataConfig`.
+        image_shape: (H, W, C).
+        fill: The training set's mean color, 0 to 255, one number a channel; fills holes.
+        count: Number of training images.
+        seed: Seed of all the draws.
+
+    Raises:
+        ConfigError: A shift or hole is larger than the image allows.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        image_shape: tuple[int, int, int],
+        fill: NDArray[np.float64],
+        count: int,
+        seed: int,
+    ) -> None:
+        side = min(image_shape[:2])
+        if config.translate >= side:
+            raise ConfigError(
+                f"translate: expected less than the image's side of {side} pixels. "
+                f"Received: translate={config.translate}"
+            )
+        if config.cutout > 0 and config.cutout_size > side:
+            raise ConfigError(
+                f"cutout_size: expected at most the image's side of {side} pixels. "
+                f"Received: cutout_size={config.cutout_size}"
+            )
+        self.config = config
+        self.image_shape = image_shape
+        self.fill = np.rint(fill).astype(np.uint8)
+        self.seed = seed
+        # The side of each image in epoch 0; Jordan, arXiv 2404.00498.
+        self.first_side = generator(seed, FLIP_STREAM).integers(0, 2, count)
+
+    def draw(self, indices: NDArray[np.int64], epoch: int, step: int) -> Draws:
+        """Returns the random numbers of one step.
+
+        Args:
+            indices: Which training images the batch holds, (N,).
+            epoch: Counted from 0.
+            step: Within the epoch, counted from 0.
+        """
+        config, count = self.config, len(indices)
+        height, width, _ = self.image_shape
+        rng = generator(self.seed, AUGMENT_STREAM, epoch, step)
+        flip = rng.random(count) < config.flip
+        if config.alternating_flip:
+            flip ^= (self.first_side[indices] + epoch) % 2 == 1
+        is_affine = rng.random(count) < config.shift_scale_rotate
+        affine = self._draw_affine(rng, count)
+        reach = config.translate
+        offset = rng.integers(-reach, reach + 1, (count, 2))
+        room = np.array([height, width]) - min(config.cutout_size, height, width)
+        hole = rng.integers(0, room + 1, (count, 2))
+        hole[rng.random(count) >= config.cutout] = -1
+        gray = rng.random(count) < config.gray
+        return Draws(flip, offset, affine, is_affine, hole, gray)
+
+    def _draw_affine(self, rng: np.random.Generator, count: int) -> NDArray[np.float32]:
+        height, width, _ = self.image_shape
+        shift = rng.uniform(-SHIFT, SHIFT, (count, 2)) * (height, width)
+        scale = 1 + rng.uniform(-SCALE, SCALE, count)
+        angle = np.deg2rad(rng.uniform(-DEGREES, DEGREES, count))
+        cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
+        rotation = np.stack([cos, -sin, sin, cos], axis=1).reshape(count, 2, 2)
+        moved = -(rotation @ shift[:, :, None])
+        return np.concatenate([rotation, moved], axis=2).astype(np.float32)
+
+    def apply(self, images: NDArray[np.uint8], draws: Draws) -> NDArray[np.uint8]:
+        """Returns the augmented images.
+
+        Args:
+            images: Shape (N, H, W, C).
+            draws: What `draw` gave for these N images.
+        """
+        images = self._flip_and_move(images, draws)
+        hit = np.flatnonzero(draws.is_affine)
+        if hit.size:
+            images[hit] = _warp(images[hit], draws.affine[hit])
+        if self.config.cutout > 0:
+            images = np.where(self._hole_mask(draws.hole), self.fill, images)
+        hit = np.flatnonzero(draws.gray)
+        if hit.size:
+            images[hit] = to_gray(images[hit])
+        return images
+
+    def _flip_and_move(self, images: NDArray[np.uint8], draws: Draws) -> NDArray[np.uint8]:
+        height, width, _ = self.image_shape
+        rows = reflect(np.arange(height) - draws.offset[:, :1], height)
+        columns = reflect(np.arange(width) - draws.offset[:, 1:], width)
+        columns = np.where(draws.flip[:, None], width - 1 - columns, columns)
+        sample = np.arange(len(images))
+        return images[sample[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+    def _hole_mask(self, hole: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Mask of the holes, (N, H, W, 1)."""
+        height, width, _ = self.image_shape
+        size = self.config.cutout_size
+        down = np.arange(height) - hole[:, :1]
+        across = np.arange(width) - hole[:, 1:]
+        inside = ((down >= 0) & (down < size))[:, :, None] & ((across >= 0) & (across < size))[
+            :, None, :
+        ]
+        return (inside & (hole[:, 0] >= 0)[:, None, None])[..., None]
+
+
+def reflect(positions: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Folds positions into 0…size-1 by reflection that does not repeat the edge pixel."""
+    if size == 1:
+        return np.zeros_like(positions)
+    period = 2 * (size - 1)
+    folded: NDArray[np.int64] = np.abs(positions) % period
+    return np.minimum(folded, period - folded)
+
+
+def to_gray(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Returns images (N, H, W, C) with every channel set to the luma (C = 3) or the mean."""
+    channels = images.shape[-1]
+    weights = LUMA if channels == 3 else np.full(channels, 1 / channels, np.float32)
+    gray = np.rint(images.astype(np.float32) @ weights).astype(np.uint8)
+    return np.repeat(gray[..., None], channels, axis=-1)
+
+
+def _warp(images: NDArray[np.uint8], affine: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Samples images (N, H, W, C) through affine maps (N, 2, 3), bilinear, edges reflected."""
+    count, height, width, _ = images.shape
+    center = np.array([(height - 1) / 2, (width - 1) / 2], np.float32)
+    grid = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), axis=-1)
+    relative = grid.astype(np.float32) - center  # (H, W, 2)
+    source = np.einsum("nij,hwj->nhwi", affine[:, :, :2], relative)
+    source += affine[:, None, None, :, 2] + center
+    base = np.floor(source).astype(np.int64)
+    weight = source - base  # (N, H, W, 2)
+    sample = np.arange(count)[:, None, None]
+    out = np.zeros(images.shape, np.float32)
+    for down in (0, 1):
+        for across in (0, 1):
+            row = reflect(base[..., 0] + down, height)
+            column = reflect(base[..., 1] + across, width)
+            share = np.abs(1 - down - weight[..., 0]) * np.abs(1 - across - weight[..., 1])
+            out += share[..., None] * images[sample, row, column]
+    return np.rint(out).astype(np.uint8)

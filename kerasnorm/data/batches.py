@@ -1,0 +1,64 @@
+"""The training batches of a run: a function of (seed, epoch, step) and of nothing else."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasnorm.data.augment import ORDER_STREAM, Augmentation, generator
+from kerasnorm.data.dataset import Split
+from kerasnorm.errors import ConfigError
+
+
+class Batches:
+    """Order, augmentation and batching of a training set, the same on every backend.
+
+    Every image comes once an epoch, in an order that (seed, epoch) decides; the last batch of an
+    epoch holds what is left over.
+
+    Args:
+        split: The training images.
+        batch_size: Images a batch.
+        seed: Seed of order and augmentation.
+        augmentation: What is done to the images, or None.
+
+    Raises:
+        ConfigError: The batch is larger than the training set.
+    """
+
+    def __init__(
+        self, split: Split, batch_size: int, seed: int, augmentation: Augmentation | None = None
+    ) -> None:
+        if batch_size > len(split):
+            raise ConfigError(
+                f"batch_size: expected at most the {len(split)} training images. "
+                f"Received: batch_size={batch_size}"
+            )
+        self.split = split
+        self.batch_size = batch_size
+        self.seed = seed
+        self.augmentation = augmentation
+
+    @property
+    def steps(self) -> int:
+        """Batches an epoch, the partial one included."""
+        return -(-len(self.split) // self.batch_size)
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """Returns the order of the training images in an epoch, counted from 0; shape (N,)."""
+        return generator(self.seed, ORDER_STREAM, epoch).permutation(len(self.split))
+
+    def batch(
+        self, epoch: int, step: int, order: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+        """Returns the images (B, H, W, C) and labels (B,) of one step.
+
+        Args:
+            epoch: Counted from 0.
+            step: Within the epoch, counted from 0.
+            order: `order(epoch)`, where the caller has it at hand.
+        """
+        order = self.order(epoch) if order is None else order
+        indices = order[step * self.batch_size : (step + 1) * self.batch_size]
+        images, labels = self.split.images[indices], self.split.labels[indices]
+        if self.augmentation is not None:
+            images = self.augmentation.apply(images, self.augmentation.draw(indices, epoch, step))
+        return images, labels

@@ -1,0 +1,229 @@
+"""The built-in data set `shapes`: ten classes of drawn figures, generated from a seed.
+
+It stands in for CIFAR-10 where that cannot be had: same shape, same number of classes, hard enough
+that normalization layers and seeds differ, easy enough that minutes on a CPU show learning. Every
+figure has its own place, size, stretch, rotation and contrast, and lies among small distractors on
+a shaded, noisy ground.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasnorm.data.dataset import Dataset, Split, channels_last
+
+Field = NDArray[np.float32]
+
+# Images are drawn a block at a time, each block with a generator of its own: memory stays bounded,
+# and an image does not depend on how many are asked for. A multiple of ten, so that blocks balance.
+_BLOCK = 100
+_LARGEST_DISTRACTORS = 3
+
+
+def _box(x: Field, y: Field, width: float, height: float) -> Field:
+    return np.maximum(np.abs(x) - np.float32(width), np.abs(y) - np.float32(height))
+
+
+def _length(x: Field, y: Field) -> Field:
+    return np.asarray(np.sqrt(x * x + y * y))  # several times as fast as hypot
+
+
+def _disc(x: Field, y: Field, radius: float = 0.8) -> Field:
+    return _length(x, y) - np.float32(radius)
+
+
+def _ring(x: Field, y: Field) -> Field:
+    return np.abs(_disc(x, y, 0.68)) - np.float32(0.18)
+
+
+def _square(x: Field, y: Field) -> Field:
+    return _box(x, y, 0.7, 0.7)
+
+
+def _frame(x: Field, y: Field) -> Field:
+    return np.abs(_box(x, y, 0.6, 0.6)) - np.float32(0.16)
+
+
+def _triangle(x: Field, y: Field) -> Field:
+    slope = np.float32(np.sqrt(0.75)) * np.abs(x)
+    return np.maximum(-y, slope + y / 2) - np.float32(0.5)
+
+
+def _star(x: Field, y: Field) -> Field:
+    # Folded into one of ten equal sectors, a five-pointed star has a single straight edge, from
+    # its tip (1, 0) to the notch at radius 0.42.
+    sector = np.float32(2 * np.pi / 5)
+    angle = np.arctan2(y, x)
+    angle = np.abs(angle - sector * np.rint(angle / sector))
+    radius = _length(x, y)
+    notch = 0.42 * np.exp(1j * np.pi / 5)
+    normal = (notch - 1) / abs(notch - 1) / 1j
+    across = radius * np.cos(angle) * np.float32(normal.real)
+    along = radius * np.sin(angle) * np.float32(normal.imag)
+    return across + along - np.float32(normal.real)
+
+
+def _cross(x: Field, y: Field) -> Field:
+    return np.minimum(_box(x, y, 0.85, 0.24), _box(x, y, 0.24, 0.85))
+
+
+def _crescent(x: Field, y: Field) -> Field:
+    return np.maximum(_disc(x, y, 0.85), -_disc(x - np.float32(0.42), y, 0.68))
+
+
+def _bar(x: Field, y: Field) -> Field:
+    return _box(x, y, 0.9, 0.24)
+
+
+def _heart(x: Field, y: Field) -> Field:
+    # A square and, on two adjacent sides, discs as wide as the side.
+    half = 0.45
+    x, y = x + np.float32(half / 2), y + np.float32(half / 2)
+    discs = np.minimum(_disc(x - np.float32(half), y, half), _disc(x, y - np.float32(half), half))
+    return np.minimum(discs, _box(x, y, half, half))
+
+
+# Class → signed distance to the figure's edge (negative inside), for points where the figure fills
+# about the unit disc. The formulas are those of constructive geometry: union is min, intersection
+# max, complement the sign; distances are exact near straight edges, which is where they are used.
+FIGURES: dict[str, Callable[[Field, Field], Field]] = {
+    "disc": _disc,
+    "ring": _ring,
+    "square": _square,
+    "frame": _frame,
+    "triangle": _triangle,
+    "star": _star,
+    "cross": _cross,
+    "crescent": _crescent,
+    "bar": _bar,
+    "heart": _heart,
+}
+
+
+class _Draw:
+    """Draws one random number an image, shaped to broadcast over its pixels.
+
+    Attributes:
+        rng: The block's generator.
+    """
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+
+    def __call__(self, low: float, high: float, *shape: int) -> Field:
+        """Returns uniform numbers, shape (N, 1, 1) or (N, *shape)."""
+        values = self.rng.random((_BLOCK, *(shape or (1, 1))), dtype=np.float32)
+        return np.float32(low) + np.float32(high - low) * values
+
+
+def _grid(size: int) -> tuple[Field, Field]:
+    """Returns x of shape (1, 1, W) and y of shape (1, H, 1) of the pixel centers, from -1 to 1."""
+    centers = ((2 * np.arange(size, dtype=np.float32) + 1) / size - 1).astype(np.float32)
+    return centers[None, None, :], centers[None, :, None]
+
+
+def _coverage(distance: Field, pixels: Field) -> Field:
+    """Returns the share of each pixel inside the edge: anti-aliasing over one pixel."""
+    return np.clip(np.float32(0.5) - distance * pixels, 0, 1)
+
+
+def _figure_masks(draw: _Draw, labels: NDArray[np.int32], size: int) -> Field:
+    """Returns the coverage (N, H, W) of one figure an image, placed, stretched and turned."""
+    x, y = _grid(size)
+    radius, stretch, angle = draw(0.36, 0.72), draw(0.8, 1.25), draw(-np.pi, np.pi)
+    reach = np.float32(1) - np.float32(0.75) * radius
+    x, y = x - reach * draw(-1, 1), y - reach * draw(-1, 1)
+    cos, sin = np.cos(angle) / radius, np.sin(angle) / radius
+    x, y = (cos * x + sin * y) * stretch, (cos * y - sin * x) / stretch
+    distance = np.empty((_BLOCK, size, size), dtype=np.float32)
+    for label, figure in enumerate(FIGURES.values()):
+        mine = labels == label
+        distance[mine] = figure(x[mine], y[mine])
+    return _coverage(distance, radius * np.float32(size / 2))
+
+
+def _ground(draw: _Draw, size: int) -> Field:
+    """Returns backgrounds (N, C, H, W) in 0–1: a color, a slope and a soft random field."""
+    x, y = _grid(size)
+    color, slope = draw(0.1, 0.9, 3, 1, 1), draw(-0.2, 0.2, 2, 3, 1, 1)
+    coarse = draw(-1, 1, 3, 16) * draw(0, 0.22, 1, 1)
+    position = np.linspace(0, 3, size, dtype=np.float32)
+    blend = np.maximum(0, 1 - np.abs(np.arange(4, dtype=np.float32)[:, None] - position))
+    field = (coarse.reshape(-1, 16) @ np.kron(blend, blend)).reshape(-1, 3, size, size)
+    return np.asarray(field + slope[:, 0] * x[:, None] + (color + slope[:, 1] * y[:, None]))
+
+
+def _paint(images: Field, mask: Field, color: Field) -> None:
+    """Lays a color (N, C, 1, 1) over the images (N, C, H, W) where the mask (N, H, W) says."""
+    layer = np.subtract(color, images)
+    layer *= mask[:, None]
+    images += layer
+
+
+def _distractors(images: Field, draw: _Draw, size: int) -> None:
+    """Paints up to three specks, discs or short strokes, too small to be a figure."""
+    x, y = _grid(size)
+    for number in range(_LARGEST_DISTRACTORS):
+        radius, angle = draw(0.06, 0.16), draw(-np.pi, np.pi)
+        dx, dy = x - draw(-0.9, 0.9), y - draw(-0.9, 0.9)
+        along = np.cos(angle) * dx + np.sin(angle) * dy
+        across = np.cos(angle) * dy - np.sin(angle) * dx
+        half = draw(0, 0.3) * (draw(0, 1) < 0.5)
+        distance = _length(np.maximum(np.abs(along) - half, 0), across) - radius
+        shown = draw(0, _LARGEST_DISTRACTORS + 1) > number + 1
+        mask = _coverage(distance, np.float32(size / 2)) * shown
+        _paint(images, mask, draw(0, 1, 3, 1, 1))
+
+
+def _block(seed: int, split: int, number: int, size: int) -> Split:
+    """Returns one block of images; it depends on nothing but the arguments."""
+    rng = np.random.Generator(np.random.PCG64([seed, split, number, size]))
+    draw = _Draw(rng)
+    classes = np.tile(np.arange(len(FIGURES), dtype=np.int32), (_BLOCK // len(FIGURES), 1))
+    labels = rng.permuted(classes, axis=1).ravel()
+    images = _ground(draw, size)
+    _distractors(images, draw, size)
+    mask = _figure_masks(draw, labels, size)
+    # The figure's color: the ground's, moved by the contrast along a random direction.
+    direction = draw(-1, 1, 3, 1, 1)
+    direction /= np.abs(direction).max(axis=1, keepdims=True)
+    ground = images.mean(axis=(2, 3), keepdims=True)
+    direction *= np.where(np.abs(ground + direction * 0.5 - 0.5) > 0.5, -1, 1)
+    _paint(images, mask * draw(0.75, 1), ground + direction * draw(0.16, 0.7, 1, 1, 1))
+    images += draw(-1, 1, *images.shape[1:]) * draw(0.01, 0.17, 1, 1, 1)
+    np.clip(images, 0, 1, out=images)
+    pixels = (images * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+    return Split(channels_last(pixels), labels)
+
+
+def _split(seed: int, split: int, count: int, size: int) -> Split:
+    images = np.empty((count, size, size, 3), dtype=np.uint8)
+    labels = np.empty(count, dtype=np.int32)
+    for start in range(0, count, _BLOCK):
+        block = _block(seed, split, start // _BLOCK, size)
+        taken = slice(start, min(start + _BLOCK, count))
+        images[taken] = block.images[: taken.stop - start]
+        labels[taken] = block.labels[: taken.stop - start]
+    return Split(images, labels)
+
+
+def shapes(train: int = 10_000, test: int = 2_000, seed: int = 0, size: int = 32) -> Dataset:
+    """Returns the generated data set.
+
+    The first images are the same however many are asked for, and each ten in a row hold every
+    class once.
+
+    Args:
+        train: Training images.
+        test: Test images.
+        seed: Which images are drawn.
+        size: Height and width in pixels.
+    """
+    return Dataset(
+        name="shapes",
+        source=f"generated: shapes, seed {seed}, {size}x{size}",
+        class_names=tuple(FIGURES),
+        train=_split(seed, 0, train, size),
+        test=_split(seed, 1, test, size),
+    )

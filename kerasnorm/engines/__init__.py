@@ -1,0 +1,1 @@
+"""Training engines: one small interface, one implementation a backend, one portable."""

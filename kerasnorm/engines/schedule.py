@@ -1,0 +1,44 @@
+"""Learning rates, computed once for every step of a run, so that all engines use the same."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasnorm.config import TrainConfig
+
+ONECYCLE_START = 25.0  # peak / first rate, and
+ONECYCLE_END = 1e4  # first rate / last rate: the defaults of PyTorch's OneCycleLR
+
+
+def learning_rates(config: TrainConfig, steps: int) -> NDArray[np.float64]:
+    """Returns the learning rate of each step, shape (steps,).
+
+    - triangular: linear from 0 to the peak at `warmup`, then linear to 0.
+    - onecycle: cosine from peak/25 to the peak, then cosine to peak/25/10⁴, as PyTorch's
+      `OneCycleLR` by default (Smith & Topin, arXiv 1708.07120).
+    - cosine: linear from 0 to the peak, then half a cosine to 0 (arXiv 1608.03983).
+    - constant: the peak throughout.
+
+    Args:
+        config: `schedule`, `learning_rate` (the peak) and `warmup` (a share of the steps).
+        steps: Steps of the whole run.
+    """
+    peak, step = config.learning_rate, np.arange(steps, dtype=np.float64)
+    if config.schedule == "constant":
+        return np.full(steps, peak)
+    if config.schedule == "onecycle":
+        first = peak / ONECYCLE_START
+        turn = config.warmup * steps - 1
+        rising = _cosine(first, peak, step / turn if turn > 0 else np.ones(steps))
+        falling = _cosine(peak, first / ONECYCLE_END, (step - turn) / max(steps - 1 - turn, 1))
+        return np.where(step <= turn, rising, falling)
+    # Taken at the middle of each step, so that no step is spent at rate 0.
+    at = (step + 0.5) / steps
+    rising = peak * at / config.warmup if config.warmup > 0 else np.full(steps, peak)
+    done = (at - config.warmup) / (1 - config.warmup) if config.warmup < 1 else at * 0
+    falling = peak * (1 - done) if config.schedule == "triangular" else _cosine(peak, 0.0, done)
+    return np.where(at < config.warmup, rising, falling)
+
+
+def _cosine(start: float, end: float, share: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Goes from `start` to `end` along half a cosine while `share` goes from 0 to 1."""
+    return end + (start - end) / 2 * (1 + np.cos(np.pi * np.clip(share, 0, 1)))

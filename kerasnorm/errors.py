@@ -1,0 +1,50 @@
+"""The errors that kerasnorm raises on purpose, and the exit code of each.
+
+Every message says what was expected, what was received and what to do next.
+"""
+
+
+class KerasnormError(Exception):
+    """Base of every error that kerasnorm raises on purpose.
+
+    Attributes:
+        exit_code: What the command line exits with when the error reaches it.
+    """
+
+    exit_code = 1
+
+
+class ConfigError(KerasnormError, ValueError):
+    """An option, config field or argument is unknown or out of range."""
+
+    exit_code = 2
+
+
+class DataError(KerasnormError, ValueError):
+    """A data set is missing, damaged, hostile or not what a classifier can learn from."""
+
+    exit_code = 3
+
+
+class DivergedError(KerasnormError, ArithmeticError):
+    """Training produced a loss that is not finite."""
+
+    exit_code = 4
+
+
+class CorruptFileError(KerasnormError, ValueError):
+    """A model, checkpoint or run file is damaged or not safe to open."""
+
+    exit_code = 5
+
+
+class RunFolderError(KerasnormError, OSError):
+    """A run's folder is in use, already holds another run, or cannot be written."""
+
+    exit_code = 6
+
+
+class MissingPackageError(KerasnormError, ImportError):
+    """A backend or optional package is not installed; the message names the pip command."""
+
+    exit_code = 7

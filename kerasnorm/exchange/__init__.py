@@ -1,0 +1,1 @@
+"""Models out and in: writing portable files, and reading files that may be hostile."""

@@ -1,0 +1,249 @@
+"""The network: a recipe becomes a functional `keras.Model` of stock layers.
+
+The skeleton is fixed: C1 C2 c3 P1 C3 C4 C5 c6 P2 C7 C8 C9 GAP C10. C is a 3x3 convolution, padding
+same, no bias; c a 1x1 convolution that narrows; P a 2x2 max pooling; GAP global average pooling;
+C10 a 1x1 convolution to the classes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from kerasnorm.config import ModelConfig, resolve
+from kerasnorm.errors import ConfigError
+from kerasnorm.norms import StandardizedConv2D, normalization, standardize_kernel
+
+# (block, convolutions in it, their kernel size); a pooling ends each block of 1x1 convolutions.
+SKELETON = (
+    ("convblock1", 2, 3),
+    ("transblock1", 1, 1),
+    ("convblock2", 3, 3),
+    ("transblock2", 1, 1),
+    ("convblock3", 3, 3),
+)
+LAYER_LABELS = {
+    "convblock1_conv1": "C1",
+    "convblock1_conv2": "C2",
+    "transblock1_conv": "c3",
+    "transblock1_pool": "P1",
+    "convblock2_conv1": "C3",
+    "convblock2_conv2": "C4",
+    "convblock2_conv3": "C5",
+    "transblock2_conv": "c6",
+    "transblock2_pool": "P2",
+    "convblock3_conv1": "C7",
+    "convblock3_conv2": "C8",
+    "convblock3_conv3": "C9",
+    "gap": "GAP",
+    "fc1": "C10",
+}
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_SD = (0.2470, 0.2435, 0.2616)
+PIXELS = "pixels"
+EQUALIZED_PIXELS = "equalized_pixels"
+
+
+def build_model(
+    norm: str = "gn",
+    recipe: str = "best",
+    *,
+    input_shape: Sequence[int] = (32, 32, 3),
+    classes: int = 10,
+    mean: Sequence[float] | None = None,
+    sd: Sequence[float] | None = None,
+    precision: str = "float32",
+    seed: int = 0,
+    **overrides: Any,
+) -> keras.Model:
+    """Returns the network as an ordinary functional `keras.Model`.
+
+    It maps raw pixels (N, H, W, C), 0 to 255, to logits (N, classes).
+
+    Args:
+        norm: One of bn, gn, ln, lnc, in, rms, none.
+        recipe: "best" or "era8".
+        input_shape: (H, W, C) of an image; H and W at least 4.
+        classes: Number of classes.
+        mean: Mean of each channel, pixels counted 0 to 1; by default CIFAR-10's for three
+            channels, else 0.5.
+        sd: Standard deviation of each channel, likewise; else 0.25.
+        precision: "float32" or "mixed_bfloat16".
+        seed: Seed of the initial weights.
+        **overrides: Any field of `kerasnorm.config.ModelConfig`.
+
+    Raises:
+        ConfigError: A name is unknown, a value out of range, or the image too small.
+    """
+    config = resolve({"norm": norm, "recipe": recipe, "precision": precision, **overrides})
+    channels = input_shape[-1]
+    is_rgb = channels == 3
+    return build(
+        config.model,
+        input_shape=tuple(input_shape),
+        classes=classes,
+        mean=mean if mean is not None else CIFAR10_MEAN if is_rgb else (0.5,) * channels,
+        sd=sd if sd is not None else CIFAR10_SD if is_rgb else (0.25,) * channels,
+        precision=config.train.precision,
+        seed=seed,
+    )
+
+
+def build(
+    config: ModelConfig,
+    *,
+    input_shape: tuple[int, ...],
+    classes: int,
+    mean: Sequence[float],
+    sd: Sequence[float],
+    input_name: str = PIXELS,
+    precision: str = "float32",
+    seed: int = 0,
+) -> keras.Model:
+    """Returns the network of a resolved model config; see `build_model`.
+
+    Args:
+        config: Widths, norm and all else of the network.
+        input_shape: (H, W, C).
+        classes: Number of classes.
+        mean: Mean of each channel, pixels counted 0 to 1.
+        sd: Standard deviation of each channel, likewise.
+        input_name: Name of the input: `PIXELS`, or `EQUALIZED_PIXELS` where the images must be
+            histogram-equalized first; so the need travels with the model.
+        precision: "float32" or "mixed_bfloat16"; the logits are float32 in both.
+        seed: Seed of the initial weights.
+
+    Raises:
+        ConfigError: The image is too small, or gn's groups do not divide a width.
+    """
+    _check_shape(input_shape, classes, mean, sd)
+    scale = 1.0 / (255.0 * np.asarray(sd, np.float64))
+    offset = -np.asarray(mean, np.float64) / np.asarray(sd, np.float64)
+    pixels = keras.Input(input_shape, name=input_name, dtype="float32")
+    x = keras.layers.Rescaling(
+        scale.tolist(), offset.tolist(), name="input_rescaling", dtype="float32"
+    )(pixels)
+    units = _Units(config, precision, seed)
+    widths = iter(config.widths)
+    for block, count, size in SKELETON:
+        is_transition = size == 1
+        for index in range(1, count + 1):
+            suffix = "" if is_transition else str(index)
+            x = units(x, next(widths), size, block, suffix)
+        if is_transition:
+            x = keras.layers.MaxPooling2D(2, name=f"{block}_pool", dtype=precision)(x)
+    x = keras.layers.GlobalAveragePooling2D(keepdims=True, name="gap", dtype="float32")(x)
+    x = keras.layers.Conv2D(classes, 1, name="fc1", dtype="float32", **units.kernel_options())(x)
+    logits = keras.layers.Flatten(name="logits", dtype="float32")(x)
+    return keras.Model(pixels, logits, name=f"kerasnorm_{config.norm}")
+
+
+def _check_shape(
+    input_shape: Sequence[int], classes: int, mean: Sequence[float], sd: Sequence[float]
+) -> None:
+    if len(input_shape) != 3 or min(input_shape) < 1 or min(input_shape[:2]) < 4:
+        raise ConfigError(
+            "input_shape: expected (H, W, C) with H and W of at least 4, since two 2x2 poolings "
+            f"must leave a pixel. Received: input_shape={tuple(input_shape)}"
+        )
+    if classes < 2:
+        raise ConfigError(f"classes: expected at least 2. Received: classes={classes}")
+    channels = input_shape[-1]
+    if len(mean) != channels or len(sd) != channels or min(sd) <= 0:
+        raise ConfigError(
+            f"mean and sd: expected {channels} numbers each, one a channel, sd above 0. "
+            f"Received: mean={tuple(mean)}, sd={tuple(sd)}"
+        )
+
+
+class _Units:
+    """Makes the units of one network: convolution, norm, activation, dropout, identity add."""
+
+    def __init__(self, config: ModelConfig, precision: str, seed: int) -> None:
+        self.config = config
+        self.precision = precision
+        self.seeds = np.random.Generator(np.random.PCG64([seed, 0x1417]))
+
+    def kernel_options(self) -> dict[str, Any]:
+        """Options of the next convolution: no bias, its own initializer, the regularizers."""
+        config = self.config
+        seed = int(self.seeds.integers(2**31))
+        is_regularized = config.l1 > 0 or config.l2 > 0
+        return {
+            "use_bias": False,
+            "kernel_initializer": _initializer(config.initializer, seed),
+            "kernel_regularizer": keras.regularizers.L1L2(config.l1, config.l2)
+            if is_regularized
+            else None,
+        }
+
+    def __call__(self, x: Any, filters: int, size: int, block: str, suffix: str) -> Any:
+        """Applies one unit to x (N, H, W, C)."""
+        config = self.config
+        is_transition = size == 1
+        convolution = StandardizedConv2D if config.weight_standardization else keras.layers.Conv2D
+        y = convolution(
+            filters,
+            size,
+            padding="same",
+            name=f"{block}_conv{suffix}",
+            dtype=self.precision,
+            **self.kernel_options(),
+        )(x)
+        steps = config.order.removeprefix("conv-").split("-")
+        for step in steps:
+            if step == "act":
+                y = keras.layers.Activation(
+                    config.activation,
+                    name=f"{block}_{config.activation}{suffix}",
+                    dtype=self.precision,
+                )(y)
+            elif config.norm_transitions or not is_transition:
+                layer = normalization(
+                    config, filters, name=f"{block}_norm{suffix}", dtype=self.precision
+                )
+                y = layer(y) if layer else y
+        if not is_transition:
+            y = self._dropout(y, f"{block}_dropout{suffix}")
+            if config.residual and x.shape[-1] == filters:
+                y = keras.layers.Add(name=f"{block}_add{suffix}", dtype=self.precision)([x, y])
+        return y
+
+    def _dropout(self, y: Any, name: str) -> Any:
+        config = self.config
+        if config.dropout == 0:
+            return y
+        kind = {"element": keras.layers.Dropout, "spatial": keras.layers.SpatialDropout2D}
+        return kind[config.dropout_kind](config.dropout, name=name, dtype=self.precision)(y)
+
+
+def _initializer(name: str, seed: int) -> keras.initializers.Initializer:
+    if name == "torch":
+        # Kaiming uniform with a = sqrt 5: uniform on ±1/sqrt(fan-in).
+        return keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform", seed=seed)
+    config = {"class_name": name, "config": {"seed": seed}}
+    return keras.initializers.get(config)
+
+
+def portable(model: keras.Model) -> keras.Model:
+    """Returns a float32 copy made of stock Keras layers only, for saving and exporting.
+
+    Standardized kernels are folded into stock convolutions; layers trained in mixed precision
+    become float32. The copy gives the same logits (float32: to rounding).
+    """
+
+    def stock(layer: keras.layers.Layer) -> keras.layers.Layer:
+        config = layer.get_config() | {"dtype": "float32"}
+        is_folded = isinstance(layer, StandardizedConv2D)
+        return (keras.layers.Conv2D if is_folded else type(layer)).from_config(config)
+
+    # A model without the compile state of the one in training, which a clone would inherit.
+    plain = keras.Model(model.inputs, model.outputs, name=model.name)
+    copy = keras.models.clone_model(plain, clone_function=stock)
+    for source, target in zip(plain.layers, copy.layers, strict=True):
+        weights = source.get_weights()
+        if isinstance(source, StandardizedConv2D):
+            weights[0] = keras.ops.convert_to_numpy(standardize_kernel(source.kernel.value))
+        target.set_weights(weights)
+    return copy

@@ -1,0 +1,110 @@
+"""Pictures of what a model got wrong: the confusion matrix and the misclassified images."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from kerasnorm.plots.labels import norm_label
+from kerasnorm.plots.style import FAINT, INK, TEXT_SIZE, new_figure, quiet, small_text, title
+from kerasnorm.run import Run
+
+MOST_NAMED_CLASSES = 20
+LONGEST_NAME = 16  # letters that fit beside the matrix and above an image
+COLUMNS = 5
+
+
+def confusion_figure(run: Run) -> Figure:
+    """Returns the confusion matrix over the test set: color is the share of the true class.
+
+    Up to 20 classes are named and every cell holds its count.
+    """
+    counts = np.asarray(run.metrics["confusion"], np.int64)
+    totals = np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    percent = 100.0 * counts / totals
+    figure = new_figure(6.4)
+    axes = figure.subplots()
+    heading = f"CONFUSION ON THE TEST SET: {norm_label(run.config.model.norm)}"
+    quiet(axes, f"{heading}, {100 * run.metrics['test_accuracy']:.2f} % right")
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    # The square root of the share keeps the mistakes, a few percent each, visible.
+    picture = axes.imshow(percent, cmap="Blues", norm=PowerNorm(0.5, 0, 100))
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    if len(counts) <= MOST_NAMED_CLASSES:
+        _name_classes(axes, run.metrics["class_names"])
+        _write_counts(axes, counts, percent)
+    bar = figure.colorbar(picture, ax=axes, ticks=[0, 1, 5, 10, 25, 50, 75, 100], shrink=0.9)
+    bar.set_label("share of the true class (%)")
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    small_text(bar.ax)
+    return figure
+
+
+def _name_classes(axes: Axes, class_names: Sequence[str]) -> None:
+    names = [shorten(name) for name in class_names]
+    places = range(len(names))
+    axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(places, names)
+    for text in [*axes.get_xticklabels(), *axes.get_yticklabels()]:
+        text.set_parse_math(False)
+
+
+def _write_counts(axes: Axes, counts: NDArray[np.int64], percent: NDArray[np.float64]) -> None:
+    size = TEXT_SIZE if len(counts) <= 12 else 6.0
+    for (row, column), count in np.ndenumerate(counts):
+        color = "white" if percent[row, column] > 40 else INK if count else FAINT
+        axes.text(column, row, str(count), ha="center", va="center", fontsize=size, color=color)
+
+
+def misclassified_figure(
+    images: NDArray[np.uint8],
+    entries: Sequence[Mapping[str, Any]],
+    class_names: Sequence[str],
+    heading: str = "",
+) -> Figure:
+    """Returns misclassified images in rows of five, each with its true and predicted class.
+
+    Args:
+        images: The test images, raw, uint8, shape (N, H, W, C).
+        entries: One mapping an image to show: `index` into `images`, `true` and `predicted`
+            class index, `confidence` from 0 to 1.
+        class_names: One name a class.
+        heading: Title of the figure.
+
+    Raises:
+        IndexError: An entry points outside `images`.
+    """
+    rows = max(1, -(-len(entries) // COLUMNS))
+    figure = new_figure((0.4 if heading else 0.1) + 1.95 * rows if entries else 1.2)
+    title(figure, heading)
+    if not entries:
+        figure.text(
+            0.5, 0.4, "No test image was misclassified.", ha="center", color=INK, fontsize=TEXT_SIZE
+        )
+        return figure
+    grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, entry in zip(grid, entries, strict=False):
+        true, predicted = (shorten(class_names[int(entry[key])]) for key in ("true", "predicted"))
+        caption = f"true {true}\n→ {predicted} {100 * entry['confidence']:.0f} %"
+        axes.set_title(caption, fontsize=TEXT_SIZE, color=INK, pad=4, parse_math=False)
+        show_image(axes, images[int(entry["index"])])
+    return figure
+
+
+def show_image(axes: Axes, image: NDArray[np.uint8]) -> None:
+    """Shows one image (H, W, C), pixel by pixel; fewer than three channels show the first, gray."""
+    pixels = image[..., :3] if image.shape[-1] >= 3 else image[..., 0]
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+
+
+def shorten(name: str) -> str:
+    """Returns a class name, cut where it is too long for a figure."""
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"

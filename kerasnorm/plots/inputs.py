@@ -1,0 +1,172 @@
+"""What reaches the network: augmented images epoch by epoch, and histograms of the pixels."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from kerasnorm.config import DataConfig
+from kerasnorm.data.augment import Augmentation
+from kerasnorm.data.dataset import Split
+from kerasnorm.plots.images import show_image
+from kerasnorm.plots.style import (
+    FAINT,
+    INK,
+    NORM_COLORS,
+    TEXT_SIZE,
+    WIDTH,
+    new_figure,
+    quiet,
+    save,
+    title,
+)
+
+AUGMENTATIONS = ("flip", "alternating_flip", "translate", "shift_scale_rotate", "cutout", "gray")
+CHANNELS = (  # names and colors of three channels
+    ("red", NORM_COLORS["gn"]),
+    ("green", NORM_COLORS["ln"]),
+    ("blue", NORM_COLORS["bn"]),
+)
+BINS = 64
+
+
+def augmented_views(
+    split: Split, config: DataConfig, indices: NDArray[np.int64], epochs: int, seed: int
+) -> dict[str, NDArray[np.uint8]]:
+    """Returns some training images as augmentation changes them, epoch by epoch.
+
+    Args:
+        split: The training images.
+        config: The augmentation; one that is off is left out.
+        indices: Which images, shape (N,).
+        epochs: E, how many epochs.
+        seed: Seed of the draws.
+
+    Returns:
+        For each augmentation that is on, by its name and value, and for all of them together,
+        as "recipe", the images of each epoch, (E, N, H, W, C).
+    """
+    off = DataConfig(cutout_size=config.cutout_size)
+    plans = {
+        f"{name.replace('_', ' ')} {_value(config, name)}".strip(): dataclasses.replace(
+            off, **{name: getattr(config, name)}
+        )
+        for name in AUGMENTATIONS
+        if getattr(config, name)
+    }
+    height, width, channels = split.images.shape[1:]
+    fill = split.images.mean(axis=(0, 1, 2), dtype=np.float64)
+    views: dict[str, NDArray[np.uint8]] = {}
+    for name, plan in (plans | {"recipe": config}).items():
+        augmentation = Augmentation(plan, (height, width, channels), fill, len(split), seed)
+        draws = [augmentation.draw(indices, epoch, 0) for epoch in range(epochs)]
+        images = split.images[indices]
+        views[name] = np.stack([augmentation.apply(images, draw) for draw in draws])
+    return views
+
+
+def _value(config: DataConfig, name: str) -> str:
+    value: Any = getattr(config, name)
+    return "" if value is True else f"{value:g}"
+
+
+def augmentation_figure(
+    raw: NDArray[np.uint8], augmented: NDArray[np.uint8], heading: str
+) -> Figure:
+    """Returns a grid: a row an image, first as it is, then as it is in each epoch.
+
+    Args:
+        raw: Shape (N, H, W, C).
+        augmented: Shape (E, N, H, W, C).
+        heading: Title of the figure.
+    """
+    count, height, width = raw.shape[:3]
+    columns = [raw, *augmented]
+    side = (WIDTH - 0.3) / len(columns)
+    figure = new_figure(0.7 + count * side * height / width)
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)  # type: ignore[union-attr,call-arg]
+    title(figure, heading)
+    grid = figure.subplots(count, len(columns), squeeze=False)
+    for place, images in enumerate(columns):
+        grid[0, place].set_title(
+            f"epoch {place}" if place else "raw", fontsize=TEXT_SIZE, color=INK, pad=4
+        )
+        for axes, image in zip(grid[:, place], images, strict=True):
+            axes.set_axis_off()
+            show_image(axes, image)
+    return figure
+
+
+def histogram_figure(
+    raw: NDArray[np.uint8], treated: NDArray[np.floating], treatment: str
+) -> Figure:
+    """Returns the histograms of each channel's pixels before and after the input treatment.
+
+    Args:
+        raw: Shape (N, H, W, C), 0 to 255.
+        treated: What the first convolution gets of them, shape (N, H, W, C).
+        treatment: Its name.
+    """
+    figure = new_figure(3.2)
+    left, right = figure.subplots(1, 2)
+    # One bin a few whole gray levels wide: other edges would beat against the integers.
+    _histogram(left, raw, np.linspace(0, 256, BINS + 1) - 0.5)
+    low, high = float(treated.min()), float(treated.max())
+    half = (high - low) / 510 or 0.5  # half the step between two gray levels
+    _histogram(right, treated, np.linspace(low - half, high + half, BINS + 1))
+    quiet(left, "RAW PIXELS")
+    quiet(right, f"TREATED: {treatment.upper()}")
+    left.set_ylabel("share of the pixels (%)")
+    for axes in (left, right):
+        axes.set_xlabel("value")
+        axes.set_ylim(0, 1.35 * axes.get_ylim()[1])  # room for the legend
+        axes.legend(frameon=False, fontsize=TEXT_SIZE, labelcolor=INK, loc="upper left")
+    return figure
+
+
+def _histogram(axes: Axes, images: NDArray[Any], edges: NDArray[np.float64]) -> None:
+    channels = images.shape[-1]
+    for channel in range(channels):
+        values = images[..., channel].ravel()
+        gray = (f"channel {channel + 1}" if channels > 1 else "gray", FAINT)
+        name, color = CHANNELS[channel] if channels == 3 else gray
+        share = 100.0 * np.histogram(values, edges)[0] / values.size
+        mean, sd = values.mean(dtype=np.float64), values.std(dtype=np.float64)
+        label = f"{name}: mean {mean + 0.0:.2f}, sd {sd:.2f}"
+        axes.stairs(share, edges, color=color, linewidth=1.3, label=label)
+
+
+def draw_inputs(
+    folder: Path,
+    raw: NDArray[np.uint8],
+    augmented: Mapping[str, NDArray[np.uint8]],
+    treated: NDArray[np.floating],
+    treatment: str,
+) -> list[Path]:
+    """Writes a picture an augmentation and the histograms; returns their paths.
+
+    Args:
+        folder: Made if it is missing.
+        raw: N images, shape (N, H, W, C), the first ones those of `augmented`.
+        augmented: Name → images of each epoch, (E, M, H, W, C) with M ≤ N; see
+            `augmented_views`.
+        treated: The N images as the first convolution gets them, (N, H, W, C).
+        treatment: Name of the input treatment.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {
+        f"augmentation-{name.replace(' ', '-')}": augmentation_figure(
+            raw[: images.shape[1]], images, f"AUGMENTATION: {name}"
+        )
+        for name, images in augmented.items()
+    }
+    figures["histograms"] = histogram_figure(raw, treated, treatment)
+    paths = [folder / f"{name}.png" for name in figures]
+    for path, figure in zip(paths, figures.values(), strict=True):
+        save(figure, path)
+    return paths

@@ -1,0 +1,57 @@
+"""What to call runs in a legend: no more than tells them apart."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from kerasnorm.config import SETTINGS, Config
+from kerasnorm.run import Run
+
+# Fields that a reader of a comparison must hear of wherever they differ.
+HEADLINES: dict[str, Callable[[Config], str]] = {
+    "recipe": lambda config: config.recipe,
+    "data": lambda config: Path(config.data.data).name,
+    "backend": lambda config: config.train.backend,
+    "seed": lambda config: f"seed {config.train.seed}",
+}
+
+
+def norm_label(norm: str) -> str:
+    """Returns what a norm is called in a figure: "BN" for "bn"."""
+    return "no norm" if norm == "none" else norm.upper()
+
+
+def run_labels(runs: Sequence[Run]) -> list[str]:
+    """Returns one label a run, all of them distinct.
+
+    A label is the norm, then recipe, data, backend and seed where these differ among the runs,
+    then whatever other field tells apart runs that are still alike, then the folder.
+    """
+    configs = [run.config for run in runs]
+    labels = [norm_label(config.model.norm) for config in configs]
+    for text in HEADLINES.values():
+        texts = [text(config) for config in configs]
+        if len(set(texts)) > 1:
+            labels = _join(labels, texts)
+    for name in SETTINGS:
+        candidate = _join(labels, [_field_text(config, name) for config in configs])
+        if name not in HEADLINES and len(set(candidate)) > len(set(labels)):
+            labels = candidate
+    for folders in ([run.path.name for run in runs], [str(run.path) for run in runs]):
+        if len(set(labels)) < len(labels):
+            labels = _join([norm_label(config.model.norm) for config in configs], folders)
+    return labels
+
+
+def _join(labels: Sequence[str], texts: Sequence[str]) -> list[str]:
+    return [f"{label}, {text}" for label, text in zip(labels, texts, strict=True)]
+
+
+def _field_text(config: Config, name: str) -> str:
+    value: Any = getattr(getattr(config, SETTINGS[name].section), name)
+    words = name.replace("_", " ")
+    if isinstance(value, bool):
+        return words if value else f"no {words}"
+    if isinstance(value, tuple):
+        return f"{words} {' '.join(map(str, value))}"
+    return f"{words} {value:g}" if isinstance(value, float) else f"{words} {value}"

@@ -1,0 +1,77 @@
+"""What all figures share: colors, sizes, quiet axes, and the way into a PNG file."""
+
+import warnings
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from kerasnorm.files import atomic_writer
+
+DPI = 150
+WIDTH = 8.0  # inches, 1200 pixels: what a README shows without scaling up
+TITLE_SIZE = 10.0  # points, as all sizes below
+TEXT_SIZE = 8.5
+
+INK = "#333333"
+FAINT = "#8a8a8a"
+GRID = "#e8e8e8"
+
+# Okabe & Ito's palette, told apart by color-blind eyes too; its yellow is too faint on white.
+NORM_COLORS = {
+    "bn": "#0072B2",
+    "gn": "#D55E00",
+    "ln": "#009E73",
+    "lnc": "#CC79A7",
+    "in": "#E69F00",
+    "rms": "#56B4E9",
+    "none": "#000000",
+}
+
+
+def new_figure(height: float) -> Figure:
+    """Returns an empty figure of the common width that belongs to no window.
+
+    Args:
+        height: In inches.
+    """
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white", layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[union-attr,call-arg]
+    return figure
+
+
+def title(figure: Figure, text: str) -> None:
+    """Puts a title, taken literally, above the whole figure."""
+    figure.suptitle(text, fontsize=TITLE_SIZE, color=INK, parse_math=False)
+
+
+def quiet(axes: Axes, heading: str = "") -> None:
+    """Gives axes a heading, a faint grid and no box."""
+    axes.set_title(heading, fontsize=TITLE_SIZE, color=INK, pad=8, parse_math=False)
+    axes.grid(visible=True, color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(FAINT)
+    small_text(axes)
+
+
+def small_text(axes: Axes) -> None:
+    """Sets the size and color of the ticks and axis labels."""
+    axes.tick_params(labelsize=TEXT_SIZE, labelcolor=INK, color=FAINT, length=3)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set_size(TEXT_SIZE)
+        axis.label.set_color(INK)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure to a PNG file, atomically; the same figure gives the same bytes.
+
+    Raises:
+        OSError: The folder is missing or cannot be written.
+    """
+    with atomic_writer(path) as file, warnings.catch_warnings():
+        # A class may be named in a script that the font lacks; a box stands for it.
+        warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
+        figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})

@@ -1,0 +1,208 @@
+"""Receptive fields: which pixels of the input the units of a feature map see.
+
+Along one axis, unit i of a map sees the `size` input pixels from start + i * jump on. A layer says
+the same of its own input: a convolution of kernel k, stride s, dilation d and p units of padding
+before the first one is the field of size k_eff = d * (k - 1) + 1, jump s and start -p. So fields
+compose (`Field.then`): size r += (k_eff - 1) * j, jump j *= s. Padding moves the start and leaves
+the size. Global pooling over n units is a window of n: r += (n - 1) * j; the jump of the one unit
+that is left has no meaning, and by convention stays what it was.
+
+Source: Araujo, Norris, Sim, "Computing Receptive Fields of Convolutional Neural Networks", Distill
+2019, doi 10.23915/distill.00021. Sizes are those of an image large enough; at a border part of the
+field lies outside of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from kerasnorm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Field:
+    """What the units of a feature map see along one axis; by default, of the input itself.
+
+    Attributes:
+        size: Receptive field, in input pixels.
+        jump: Distance of the fields of two neighbors, in input pixels.
+        start: First pixel that unit 0 sees; negative where that lies in the padding.
+        is_shared: Every unit sees the same pixels, those of unit 0; so the units that a
+            squeeze-and-excitation branch has scaled.
+    """
+
+    size: int = 1
+    jump: int = 1
+    start: int = 0
+    is_shared: bool = False
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.jump < 1:
+            raise ConfigError(
+                "Expected a receptive field and a jump of at least 1 pixel. "
+                f"Received: size={self.size}, jump={self.jump}"
+            )
+
+    @property
+    def center(self) -> float:
+        """The middle of unit 0's field, in input pixels."""
+        return self.start + (self.size - 1) / 2
+
+    def then(self, layer: "Field") -> "Field":
+        """Returns the field of a layer's output in the input, given `layer`, its field in this map.
+
+        Associative, with `Field()` as the neutral element.
+        """
+        step = 0 if self.is_shared else self.jump
+        return Field(
+            size=self.size + (layer.size - 1) * step,
+            jump=self.jump * layer.jump,
+            start=self.start + layer.start * step,
+            is_shared=self.is_shared or layer.is_shared,
+        )
+
+
+def window(kernel: int, stride: int = 1, dilation: int = 1, padding: int = 0) -> Field:
+    """Returns the field of a convolution or pooling in its own input.
+
+    Args:
+        kernel: Taps.
+        stride: Step of the window, in units.
+        dilation: Distance of two taps, in units.
+        padding: Units added before the first one; negative where a layer crops.
+
+    Raises:
+        ConfigError: Kernel, stride or dilation is below 1.
+    """
+    if min(kernel, stride, dilation) < 1:
+        raise ConfigError(
+            "Expected a kernel, a stride and a dilation of at least 1. "
+            f"Received: kernel={kernel}, stride={stride}, dilation={dilation}"
+        )
+    return Field(size=dilation * (kernel - 1) + 1, jump=stride, start=-padding)
+
+
+def same_padding(units: int | None, kernel: int, stride: int = 1, dilation: int = 1) -> int:
+    """Returns the units that padding="same" adds before the first one: the smaller half.
+
+    Args:
+        units: Units of the input; None, not known, counts as a multiple of the stride.
+        kernel: Taps.
+        stride: Step of the window.
+        dilation: Distance of two taps.
+    """
+    last = stride if units is None or units % stride == 0 else units % stride
+    return max(dilation * (kernel - 1) + 1 - last, 0) // 2
+
+
+def hull(fields: Sequence[Field], units: int | None = None) -> Field:
+    """Returns the field of units that merge the same-numbered units of several maps.
+
+    Args:
+        fields: The field of each map.
+        units: Units of the merged map, None if not known; needed where a field is shared.
+
+    Raises:
+        ConfigError: The jumps differ, so that the maps do not lie upon each other; or `units` is
+            needed and not known.
+    """
+    own = {field.jump for field in fields if not field.is_shared}
+    if len(own) > 1 and units != 1:
+        raise ConfigError(
+            "Expected branches of one jump: maps of different strides do not lie upon each other. "
+            f"Received: jumps {sorted(own)}"
+        )
+    jump = max(own or {field.jump for field in fields})
+    is_shared = any(field.is_shared for field in fields)
+    if is_shared:
+        fields = [field if field.is_shared else _over_all(field, units) for field in fields]
+    start = min(field.start for field in fields)
+    end = max(field.start + field.size for field in fields)
+    return Field(end - start, jump, start, is_shared)
+
+
+def _over_all(field: Field, units: int | None) -> Field:
+    if units is None:
+        raise ConfigError(
+            "Expected a map of known size, since a unit sees all of it. Received: a size of None. "
+            "Build the model with a fixed input shape."
+        )
+    return field.then(Field(size=units))
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """A feature map as the receptive field knows it, one entry an axis: (H, W), (L,) or ().
+
+    Attributes:
+        sizes: Units along each axis, None where not known. A flattened map keeps those it had.
+        fields: What the units see along each axis.
+    """
+
+    sizes: tuple[int | None, ...]
+    fields: tuple[Field, ...]
+
+    @classmethod
+    def of_input(cls, sizes: Sequence[int | None]) -> "FeatureMap":
+        """Returns the input itself, where a unit is a pixel."""
+        return cls(tuple(sizes), (Field(),) * len(sizes))
+
+    @property
+    def receptive_field(self) -> int | list[int] | None:
+        """Pixels: one number if the axes agree, else one an axis; None if there are none."""
+        return _one_or_all([field.size for field in self.fields])
+
+    @property
+    def jump(self) -> int | list[int] | None:
+        """Pixels: one number if the axes agree, else one an axis; None if there are none."""
+        return _one_or_all([field.jump for field in self.fields])
+
+    def through(self, layer: Sequence[Field], sizes: Sequence[int | None]) -> "FeatureMap":
+        """Returns the output of a layer.
+
+        Args:
+            layer: The layer's field in its own input, along each axis.
+            sizes: Units of the output along each axis.
+        """
+        fields = (field.then(own) for field, own in zip(self.fields, layer, strict=True))
+        return FeatureMap(tuple(sizes), tuple(fields))
+
+    def pooled(self) -> "FeatureMap":
+        """Returns the single unit that sees the whole map: global pooling, or a dense layer.
+
+        Raises:
+            ConfigError: The size of the map is not known.
+        """
+        pairs = zip(self.fields, self.sizes, strict=True)
+        return FeatureMap((1,) * len(self.sizes), tuple(_over_all(*pair) for pair in pairs))
+
+
+def merge(maps: Sequence[FeatureMap]) -> FeatureMap:
+    """Returns the map that an element-wise layer makes of several; sizes of 1 are broadcast.
+
+    Raises:
+        ConfigError: Axes, sizes or jumps do not fit together.
+    """
+    if len({len(m.fields) for m in maps}) > 1:
+        raise ConfigError(
+            "Expected branches of as many axes. "
+            f"Received: sizes {' and '.join(str(list(m.sizes)) for m in maps)}"
+        )
+    axes = range(len(maps[0].fields))
+    merged = [_merge_axis([(m.sizes[axis], m.fields[axis]) for m in maps]) for axis in axes]
+    return FeatureMap(tuple(size for size, _ in merged), tuple(field for _, field in merged))
+
+
+def _merge_axis(branches: Sequence[tuple[int | None, Field]]) -> tuple[int | None, Field]:
+    larger = {size for size, _ in branches} - {1} or {1}
+    if len(larger) > 1:
+        raise ConfigError(
+            "Expected branches of one size, or of size 1. "
+            f"Received: sizes {', '.join(str(size) for size, _ in branches)}"
+        )
+    (units,) = larger
+    fields = [replace(f, is_shared=f.is_shared or size != units) for size, f in branches]
+    return units, hull(fields, units)
+
+
+def _one_or_all(values: list[int]) -> int | list[int] | None:
+    return (values[0] if len(set(values)) == 1 else values) if values else None

@@ -1,0 +1,177 @@
+"""A run's folder: what it holds, how it is made, and how it is read again."""
+
+import csv
+import io
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kerasnorm.config import Config, resolve, to_toml
+from kerasnorm.errors import ConfigError, CorruptFileError, RunFolderError
+from kerasnorm.files import write_bytes
+
+if TYPE_CHECKING:
+    import keras
+
+CONFIG = "config.toml"
+ENVIRONMENT = "environment.json"
+HISTORY = "history.csv"
+METRICS = "metrics.json"
+MODEL = "model.keras"
+CHECKPOINTS = "checkpoints"
+PLOTS = "plots"
+
+COLUMNS = (
+    "epoch",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "lr",
+    "seconds",
+    "images_per_second",
+)
+Row = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, read from its folder.
+
+    Attributes:
+        path: The folder.
+        config: The resolved config.
+        history: A row an epoch; see `COLUMNS`.
+        metrics: The final numbers; see `metrics.json`.
+    """
+
+    path: Path
+    config: Config
+    history: tuple[Row, ...]
+    metrics: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Run":
+        """Reads a run's folder.
+
+        Raises:
+            CorruptFileError: A file is missing or damaged, or the run has not finished.
+        """
+        path = Path(path)
+        config = read_config(path)
+        history = tuple(read_history(path / HISTORY))
+        try:
+            metrics = json.loads((path / METRICS).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CorruptFileError(
+                f"The run {path} has not finished; go on with it: kerasnorm fit --resume {path}"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise CorruptFileError(f"{path / METRICS} is damaged: {error}") from None
+        return cls(path, config, history, metrics)
+
+    def model(self) -> "keras.Model":
+        """Returns the trained model, in float32 and of stock Keras layers."""
+        from kerasnorm.exchange.archive import load_model  # noqa: PLC0415  (keras on demand)
+
+        return load_model(self.path / MODEL)[0]
+
+
+def read_config(path: Path) -> Config:
+    """Returns the config of the run in folder `path`.
+
+    Raises:
+        CorruptFileError: The folder is no run's, or its config is damaged.
+    """
+    try:
+        return resolve(document=tomllib.loads((path / CONFIG).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise CorruptFileError(f"{path} is no run's folder: it has no {CONFIG}.") from None
+    except (OSError, ValueError, ConfigError) as error:
+        raise CorruptFileError(f"{path / CONFIG} is damaged: {error}") from None
+
+
+def is_run(path: Path) -> bool:
+    """Says whether a folder holds a run."""
+    return (path / CONFIG).is_file()
+
+
+def create_folder(out: Path | None, config: Config, data_name: str) -> Path:
+    """Makes the folder of a new run and writes its config.
+
+    Args:
+        out: The folder, which must be new or empty; None takes the default,
+            `results/runs/<data>-<norm>-<backend>-s<seed>`, with a number behind it if taken.
+        config: The resolved config.
+        data_name: Name of the data set.
+
+    Raises:
+        RunFolderError: The folder holds something already, or cannot be written.
+    """
+    train = config.train
+    name = f"{data_name}-{config.model.norm}-{train.backend}-s{train.seed}"
+    try:
+        path = out if out is not None else _first_free(Path("results/runs"), name)
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            what = "another run" if is_run(path) else "other files"
+            raise RunFolderError(
+                f"{path} already holds {what}. Choose another --out"
+                + (", or go on with that run: --resume." if is_run(path) else ".")
+            )
+        write_bytes(path / CONFIG, to_toml(config).encode())
+    except RunFolderError:
+        raise
+    except OSError as error:
+        raise RunFolderError(
+            f"Cannot write the run's folder {out or 'results/runs'}: {error.strerror}. "
+            "Choose another --out."
+        ) from None
+    return path
+
+
+def _first_free(parent: Path, name: str) -> Path:
+    number = 1
+    while True:
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def write_history(path: Path, rows: Sequence[Row]) -> None:
+    """Writes the rows of `history.csv`; a missing value is an empty field."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows([{name: _field(name, row) for name in COLUMNS} for row in rows])
+    write_bytes(path, text.getvalue().encode())
+
+
+def _field(name: str, row: Mapping[str, float | None]) -> str:
+    value = row[name]
+    if value is None:
+        return ""
+    return str(int(value)) if name == "epoch" else repr(float(value))
+
+
+def read_history(path: Path) -> list[Row]:
+    """Reads the rows of a `history.csv`.
+
+    Raises:
+        CorruptFileError: The file is missing or damaged.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            return [{k: float(row[k]) if row[k] else None for k in COLUMNS} for row in reader]
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise CorruptFileError(f"{path} is missing or damaged: {error}") from None

@@ -1,0 +1,253 @@
+"""The one place that reads the environment and prepares the process: backend, device, seeds.
+
+Keras reads its backend once, on import; so everything here works without keras until it has been
+chosen, and no module of this package imports keras before `start` or `select_backend` ran.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import random
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kerasnorm.config import BACKENDS
+from kerasnorm.errors import ConfigError, MissingPackageError
+
+PACKAGES = ("kerasnorm", "keras", "numpy", "torch", "tensorflow", "jax", "matplotlib", "click")
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the backend computes.
+
+    Attributes:
+        kind: "cpu" or "gpu".
+        name: The device in words, such as "NVIDIA H200" or "CPU, 2 threads".
+    """
+
+    kind: str
+    name: str
+
+
+def cache_folder() -> Path:
+    """Returns the folder of downloaded data: KERASNORM_CACHE, else the user's cache folder."""
+    if chosen := os.environ.get("KERASNORM_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "kerasnorm"
+
+
+def installed_backends() -> tuple[str, ...]:
+    """Returns the Keras backends that can be imported here, in order of preference."""
+    return tuple(name for name in BACKENDS if importlib.util.find_spec(name) is not None)
+
+
+def select_backend(requested: str = "auto") -> str:
+    """Makes Keras use a backend, and returns its name.
+
+    Args:
+        requested: "torch", "tensorflow", "jax", or "auto": the one that keras already uses in
+            this process, else KERAS_BACKEND, else the first that is installed.
+
+    Raises:
+        MissingPackageError: The backend is not installed.
+        ConfigError: Keras was already imported on another backend.
+    """
+    if "keras" in sys.modules:
+        active = str(sys.modules["keras"].backend.backend())
+        if requested not in ("auto", active):
+            raise ConfigError(
+                f"Keras already runs on {active} in this process and cannot change to "
+                f"{requested}; start a new process for it."
+            )
+        return active
+    installed = installed_backends()
+    if requested == "auto":
+        requested = os.environ.get("KERAS_BACKEND", installed[0] if installed else "torch")
+    if requested not in BACKENDS:
+        raise ConfigError(
+            f"KERAS_BACKEND: expected one of {', '.join(BACKENDS)}. "
+            f"Received: KERAS_BACKEND={requested!r}"
+        )
+    if requested not in installed:
+        raise MissingPackageError(
+            f"The {requested} backend is not installed. "
+            f"Install it with: pip install 'kerasnorm[{requested}]'"
+        )
+    os.environ["KERAS_BACKEND"] = requested
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    return requested
+
+
+def start(backend: str = "auto", device: str = "auto") -> tuple[str, Device]:
+    """Chooses backend and device, imports keras, and says what was taken.
+
+    Args:
+        backend: As for `select_backend`.
+        device: "auto" (a GPU where there is one), "cpu", "gpu", or "cuda:1".
+
+    Raises:
+        MissingPackageError: The backend is not installed.
+        ConfigError: The device is not there, or keras was imported before with another choice.
+    """
+    backend = select_backend(backend)
+    chosen = {"torch": _torch_device, "tensorflow": _tensorflow_device, "jax": _jax_device}[
+        backend
+    ](device)
+    import keras  # noqa: F401, PLC0415  (after the choice, not before)
+
+    return backend, chosen
+
+
+def _no_gpu(device: str, backend: str, count: int) -> ConfigError:
+    return ConfigError(
+        f"device: expected a GPU that {backend} can use; it sees {count}. "
+        f"Received: device={device!r}. Use --device cpu or auto."
+    )
+
+
+def _gpu_index(device: str, backend: str, count: int) -> int:
+    """Returns the number of the wanted GPU, or -1 for the CPU."""
+    if device == "cpu" or (device == "auto" and count == 0):
+        return -1
+    index = int(device.partition(":")[2] or 0)
+    if index >= count:
+        raise _no_gpu(device, backend, count)
+    return index
+
+
+def _cpu(threads: int) -> Device:
+    return Device("cpu", f"CPU, {threads} thread{'s' if threads != 1 else ''}")
+
+
+def _torch_device(device: str) -> Device:
+    import torch  # noqa: PLC0415
+
+    if device in ("auto", "gpu") and torch.backends.mps.is_available():
+        name, described = "mps", Device("gpu", "Apple GPU (mps)")
+    else:
+        index = _gpu_index(device, "torch", torch.cuda.device_count())
+        name = "cpu" if index < 0 else f"cuda:{index}"
+        described = (
+            _cpu(torch.get_num_threads())
+            if index < 0
+            else Device("gpu", f"{torch.cuda.get_device_name(index)} ({name})")
+        )
+    if "keras" not in sys.modules:
+        os.environ["KERAS_TORCH_DEVICE"] = name
+    else:
+        current = str(sys.modules["keras"].src.backend.torch.core.DEFAULT_DEVICE)
+        if current.removesuffix(":0") != name.removesuffix(":0"):
+            raise ConfigError(
+                f"Keras already computes on {current} in this process and cannot change to "
+                f"{name}; start a new process for it."
+            )
+    return described
+
+
+def _tensorflow_device(device: str) -> Device:
+    import tensorflow as tf  # noqa: PLC0415
+
+    gpus = tf.config.list_physical_devices("GPU")
+    index = _gpu_index(device, "tensorflow", len(gpus))
+    try:
+        tf.config.set_visible_devices(gpus[index : index + 1] if index >= 0 else [], "GPU")
+        if index >= 0:
+            tf.config.experimental.set_memory_growth(gpus[index], True)
+    except RuntimeError:
+        raise ConfigError(
+            f"TensorFlow already runs in this process and cannot change to device={device!r}; "
+            "start a new process for it."
+        ) from None
+    if index < 0:
+        return _cpu(os.cpu_count() or 1)
+    details = tf.config.experimental.get_device_details(gpus[index])
+    return Device("gpu", f"{details.get('device_name', 'GPU')} (GPU:{index})")
+
+
+def _jax_device(device: str) -> Device:
+    import jax  # noqa: PLC0415
+
+    if device == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    devices = jax.devices()
+    count = 0 if devices[0].platform == "cpu" else len(devices)
+    index = _gpu_index(device, "jax", count)
+    if index < 0:
+        return _cpu(os.cpu_count() or 1)
+    jax.config.update("jax_default_device", devices[index])
+    return Device("gpu", f"{devices[index].device_kind} ({devices[index]})")
+
+
+def seed_everything(seed: int, epoch: int) -> None:
+    """Seeds the global generators of Python, NumPy and the backend from (seed, epoch).
+
+    Done at the start of every epoch, so that a resumed run draws what an uninterrupted one does.
+    `keras.utils.set_random_seed` is not used: it imports TensorFlow wherever it is installed.
+    """
+    import numpy as np  # noqa: PLC0415
+
+    value = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+    random.seed(value)
+    np.random.seed(value)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(value)
+    if "tensorflow" in sys.modules:
+        sys.modules["tensorflow"].random.set_seed(value)
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def environment(backend: str, device: Device) -> dict[str, Any]:
+    """Returns what a reader needs to judge or repeat a run: versions, device, host, revision."""
+    return {
+        "versions": versions(),
+        "backend": backend,
+        "device": {"kind": device.kind, "name": device.name},
+        "host": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "processor": _processor(),
+            "cpus": os.cpu_count(),
+        },
+        "git_revision": git_revision(),
+        "command_line": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def git_revision() -> str | None:
+    """Returns the commit of the checkout that this package runs from, None outside of one."""
+    folder = Path(__file__).parent
+    try:
+        done = subprocess.run(  # noqa: S603
+            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
