@@ -57,9 +57,6 @@ class Progress:
         if self._bar is None:
             return
         now = time.monotonic()
-        if step == 0 and epoch > self._first:
-            # The rate counts steps alone: what came between the epochs was evaluation.
-            self._epoch_begun = self._epoch_begun or now
         if now - self._drawn >= REFRESH or step == self._steps - 1:
             self._draw(epoch, step + 1, now)
 

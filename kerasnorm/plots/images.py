@@ -41,7 +41,7 @@ def confusion_figure(run: Run) -> Figure:
         _write_counts(axes, counts, percent)
     bar = figure.colorbar(picture, ax=axes, ticks=[0, 1, 5, 10, 25, 50, 75, 100], shrink=0.9)
     bar.set_label("share of the true class (%)")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     small_text(bar.ax)
     return figure
 

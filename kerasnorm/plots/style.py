@@ -61,7 +61,7 @@ def small_text(axes: Axes) -> None:
     """Sets the size and color of the ticks and axis labels."""
     axes.tick_params(labelsize=TEXT_SIZE, labelcolor=INK, color=FAINT, length=3)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.label.set_size(TEXT_SIZE)
+        axis.label.set_fontsize(TEXT_SIZE)
         axis.label.set_color(INK)
 
 

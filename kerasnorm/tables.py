@@ -1,0 +1,169 @@
+"""Tables for people: rows of data become a grid of text, and a grid becomes plain text or rich.
+
+Nothing is computed here but totals.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from kerasnorm.analysis.layers import LayerRow
+from kerasnorm.model import LAYER_LABELS
+
+FIELD_NOTE = (
+    "Receptive field r and jump j in input pixels: r += (k_eff - 1) * j, then j *= stride. "
+    "Global pooling over n units adds (n - 1) * j and leaves the jump as it was."
+)
+NORM_NOTE = (
+    "Normalization layers pass the receptive field through, by convention; one whose statistics "
+    "are taken over space strictly sees the whole image."
+)
+# The published table of this network, image 32x32, where it says something for a layer.
+PUBLISHED_FIELDS = {
+    **{"C1": 3, "C2": 5, "c3": 5, "P1": 6, "C3": 10, "C4": 14, "C5": 18, "c6": 18, "P2": 20},
+    **{"C7": 24, "C8": 28, "C9": 32, "GAP": 60},
+}
+PUBLISHED_NOTE = (
+    "The published table adds 4 a convolution in the third block, where a 3x3 convolution at "
+    "jump 4 adds 8: an arithmetic slip."
+)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table whose cells are text already.
+
+    Attributes:
+        columns: Headings; one that starts with ">" is of numbers, set flush right.
+        rows: Cells, as many a row as there are columns.
+        totals: Rows below a rule.
+        notes: Sentences at the foot.
+        title: What the table shows; empty for none.
+    """
+
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    totals: Sequence[tuple[str, ...]] = ()
+    notes: Sequence[str] = ()
+    title: str = ""
+
+
+def layer_grid(rows: Sequence[LayerRow], title: str = "") -> Grid:
+    """Returns the table of all layers with the totals of their parameters."""
+    cells = [
+        (
+            row.name,
+            row.type,
+            _times(row.output_shape),
+            f"{row.parameters:,}",
+            _times(row.receptive_field),
+            _times(row.jump),
+        )
+        for row in rows
+    ]
+    total = sum(row.parameters for row in rows)
+    trainable = sum(row.trainable_parameters for row in rows)
+    sums = {"total": total, "trainable": trainable, "non-trainable": total - trainable}
+    return Grid(
+        columns=("layer", "type", "output", ">parameters", ">field", ">jump"),
+        rows=cells,
+        totals=[(name, "", "", f"{count:,}", "", "") for name, count in sums.items()],
+        notes=(FIELD_NOTE, NORM_NOTE),
+        title=title,
+    )
+
+
+def receptive_grid(rows: Sequence[LayerRow], title: str = "") -> Grid:
+    """Returns the table of how each layer changes size, receptive field and jump.
+
+    The network of `kerasnorm.model` gets its blocks and short names, and beside its receptive
+    field the published one where the image is 32x32; any other model the names of its layers.
+
+    Args:
+        rows: From `kerasnorm.analysis.layers.receptive_field`.
+        title: What the table shows.
+    """
+    is_ours = [row.name for row in rows] == list(LAYER_LABELS)
+    is_published = is_ours and rows[0].before.sizes == (32, 32)
+    columns = ["block", "layer"] if is_ours else ["layer"]
+    columns += [">size", ">receptive field", ">jump"]
+    columns += [">published field"] if is_published else []
+    cells = []
+    for row in rows:
+        label = LAYER_LABELS.get(row.name, row.name)
+        line = [row.name.partition("_")[0], label] if is_ours else [row.name]
+        line += [
+            f"{_times(row.before.sizes)} -> {_times(row.after.sizes)}",
+            f"{_times(row.before.receptive_field)} -> {_times(row.after.receptive_field)}",
+            f"{_times(row.before.jump)} -> {_times(row.after.jump)}",
+        ]
+        line += [str(PUBLISHED_FIELDS.get(label, ""))] if is_published else []
+        cells.append(tuple(line))
+    notes = (FIELD_NOTE, NORM_NOTE, PUBLISHED_NOTE) if is_published else (FIELD_NOTE, NORM_NOTE)
+    return Grid(tuple(columns), cells, notes=notes, title=title)
+
+
+def layers_to_json(rows: Sequence[LayerRow]) -> list[dict[str, Any]]:
+    """Returns a dict a layer, ready for JSON.
+
+    Keys: name, type, output_shape (null where a size is not fixed), parameters, receptive_field
+    and jump (a number where height and width agree, else [h, w]; null for a model without space).
+    """
+    return [
+        {
+            "name": row.name,
+            "type": row.type,
+            "output_shape": list(row.output_shape),
+            "parameters": row.parameters,
+            "receptive_field": row.receptive_field,
+            "jump": row.jump,
+        }
+        for row in rows
+    ]
+
+
+def to_text(grid: Grid) -> str:
+    """Returns a grid as plain text of fixed width, with a newline at the end of every line."""
+    headings = tuple(column.removeprefix(">") for column in grid.columns)
+    lines = [headings, *grid.rows, *grid.totals]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        pairs = zip(grid.columns, cells, widths, strict=True)
+        return "  ".join(
+            cell.rjust(width) if column.startswith(">") else cell.ljust(width)
+            for column, cell, width in pairs
+        ).rstrip()
+
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    parts = [grid.title] if grid.title else []
+    parts += [line(headings), rule, *map(line, grid.rows)]
+    parts += [rule, *map(line, grid.totals)] if grid.totals else []
+    parts += ["", *grid.notes] if grid.notes else []
+    return "".join(f"{part}\n" for part in parts)
+
+
+def to_rich(grid: Grid) -> Table:
+    """Returns a grid as a rich table for the terminal."""
+    table = Table(
+        title=grid.title or None,
+        caption="\n".join(grid.notes) or None,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    for column in grid.columns:
+        is_number = column.startswith(">")
+        table.add_column(column.removeprefix(">"), justify="right" if is_number else "left")
+    for cells in grid.rows:
+        table.add_row(*cells)
+    table.add_section()
+    for cells in grid.totals:
+        table.add_row(*cells)
+    return table
+
+
+def _times(sizes: object) -> str:
+    """Returns "32" or "32x30"; the batch axis None is left out, other unknown sizes are "?"."""
