@@ -45,7 +45,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = _HOMES[name]
     if home in _NEED_KERAS:
-        from kerasnorm.runtime import select_backend  # noqa: PLC0415
+        from kerasnorm.runtime import select_backend
 
         select_backend()
     return getattr(importlib.import_module(f"{__name__}.{home}"), name)

@@ -1,4 +1,4 @@
-"""What a run is made of: frozen dataclasses, read from recipes, TOML, the environment and options.
+"""What a run is made of: frozen dataclasses whose fields describe themselves.
 
 Each field carries its own help, choices and range, so that the command line, the environment
 variables (`KERASNORM_<FIELD>`), the config file and the checks all come from this one table.
@@ -10,12 +10,8 @@ import difflib
 import hashlib
 import json
 import math
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from kerasnorm.errors import ConfigError
@@ -214,7 +210,7 @@ class Config(_Checked):
         Raises:
             ConfigError: A name is unknown or a value is out of range.
         """
-        return _build(self.recipe, _flatten(self.to_dict()) | overrides)
+        return build_config(self.recipe, flatten(self.to_dict()) | overrides)
 
 
 SECTIONS: dict[str, type] = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
@@ -286,7 +282,12 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     return ConfigError(f"Unknown {kind}: {name!r}. {advice}")
 
 
-def _build(recipe: str, values: Mapping[str, Any]) -> Config:
+def build_config(recipe: str, values: Mapping[str, Any]) -> Config:
+    """Returns the config of these fields, named without their section; others have defaults.
+
+    Raises:
+        ConfigError: A name is unknown or a value is out of range.
+    """
     parts: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for name, value in values.items():
         if name not in SETTINGS:
@@ -296,8 +297,12 @@ def _build(recipe: str, values: Mapping[str, Any]) -> Config:
     return Config(recipe=recipe, **sections)
 
 
-def _flatten(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields of all sections in one dict, the recipe's name left out."""
+def flatten(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of all sections in one dict, the recipe's name left out.
+
+    Raises:
+        ConfigError: A section is unknown or no table, or a field is not of its section.
+    """
     flat: dict[str, Any] = {}
     for section, values in document.items():
         if section == "recipe":
@@ -312,56 +317,3 @@ def _flatten(document: Mapping[str, Any]) -> dict[str, Any]:
                 raise unknown(f"field of [{section}]", name, names)
             flat[name] = value
     return flat
-
-
-@cache
-def _recipe_document(name: str) -> dict[str, Any]:
-    if name not in RECIPES:
-        raise unknown("recipe", name, RECIPES)
-    path = resources.files("kerasnorm") / "recipes" / f"{name}.toml"
-    return tomllib.loads(path.read_text(encoding="utf-8"))
-
-
-def resolve(
-    overrides: Mapping[str, Any] | None = None, document: Mapping[str, Any] | None = None
-) -> Config:
-    """Returns the full config: recipe, then its values for the norm, then file, then overrides.
-
-    Args:
-        overrides: Field name → value, without sections; `recipe` may be among them.
-        document: What a config file holds: `recipe` and the sections, each optional.
-
-    Raises:
-        ConfigError: A name is unknown or a value is out of range.
-    """
-    given = dict(overrides or {})
-    document = document or {}
-    recipe = given.pop("recipe", document.get("recipe", "best"))
-    given = _flatten(document) | given
-    plan = _recipe_document(recipe)
-    values = _flatten({k: v for k, v in plan.items() if k != "norms"})
-    norm = given.get("norm", values.get("norm", "gn"))
-    if isinstance(norm, str):
-        values |= _flatten(plan.get("norms", {}).get(norm, {}))
-    return _build(recipe, values | given)
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Returns what a TOML config file holds.
-
-    Raises:
-        ConfigError: The file cannot be read or is no TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"Cannot read the config {path}: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The config {path} is not valid TOML: {error}.") from None
-
-
-def to_toml(config: Config) -> str:
-    """Returns the config as TOML; `resolve(document=...)` of it gives the same config."""
-    import tomli_w  # noqa: PLC0415  (keeps --help light)
-
-    return tomli_w.dumps(config.to_dict())

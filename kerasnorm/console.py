@@ -49,8 +49,8 @@ class Progress:
         if not self._quiet and self._stream.isatty():
             self._bar = _live_bar(self._stream)
             self._bar.add_task("", total=steps, status="")
-            self._bar.start()
             self._draw(first_epoch, 0, self._begun)
+            self._bar.start()
 
     def batch(self, epoch: int, step: int) -> None:
         """Step `step` of epoch `epoch`, both counted from 0, is done."""
@@ -106,9 +106,9 @@ class Progress:
 
 def _live_bar(stream: TextIO) -> "Bar":
     """Returns a bar that is drawn when told to, without a thread that would slow training."""
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import BarColumn, TextColumn  # noqa: PLC0415
-    from rich.progress import Progress as Bar  # noqa: PLC0415
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bar
 
     console = Console(file=stream, force_terminal=True, markup=False, highlight=False, emoji=False)
     return Bar(
@@ -129,11 +129,11 @@ def epoch_line(row: Row, epochs: int) -> str:
         row: A row of the history.
         epochs: Epochs of the whole run.
     """
-    parts = [f"epoch {row['epoch']:>{len(str(epochs)) + 1}.0f}/{epochs}"]
+    parts = [f"epoch {row['epoch']:>{len(str(epochs))}.0f}/{epochs}"]
     for name in ("train", "val", "test"):
         loss, accuracy = row.get(f"{name}_loss"), row.get(f"{name}_accuracy")
         if loss is not None and accuracy is not None:
-            parts.append(f"{name} {loss:.3f} {100 * accuracy:.1f} %")
+            parts.append(f"{name} {loss:.3f} {100 * accuracy:4.1f} %")
     forms = (
         ("lr", "lr {:#.2g}"),
         ("seconds", "{:.1f} s"),

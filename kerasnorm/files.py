@@ -72,7 +72,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     Raises:
         RunFolderError: Another process holds it.
     """
-    from filelock import FileLock, Timeout  # noqa: PLC0415  (keeps --help light)
+    from filelock import FileLock, Timeout
 
     try:
         with FileLock(folder / ".lock", timeout=0):

@@ -5,15 +5,18 @@ same, no bias; c a 1x1 convolution that narrows; P a 2x2 max pooling; GAP global
 C10 a 1x1 convolution to the classes.
 """
 
+import dataclasses
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import keras
 import numpy as np
 
-from kerasnorm.config import ModelConfig, resolve
+from kerasnorm.config import ModelConfig, unknown
 from kerasnorm.errors import ConfigError
 from kerasnorm.norms import StandardizedConv2D, normalization, standardize_kernel
+from kerasnorm.recipes import resolve
 
 # (block, convolutions in it, their kernel size); a pooling ends each block of 1x1 convolutions.
 SKELETON = (
@@ -76,7 +79,13 @@ def build_model(
     Raises:
         ConfigError: A name is unknown, a value out of range, or the image too small.
     """
-    config = resolve({"norm": norm, "recipe": recipe, "precision": precision, **overrides})
+    fields = [field.name for field in dataclasses.fields(ModelConfig)]
+    for name in overrides:
+        if name not in fields:
+            raise unknown("field of a model", name, fields)
+    given = {"norm": norm, "recipe": recipe, "precision": precision, "seed": seed}
+    config = resolve(given | overrides)
+    _check_shape(input_shape, classes)
     channels = input_shape[-1]
     is_rgb = channels == 3
     return build(
@@ -86,7 +95,7 @@ def build_model(
         mean=mean if mean is not None else CIFAR10_MEAN if is_rgb else (0.5,) * channels,
         sd=sd if sd is not None else CIFAR10_SD if is_rgb else (0.25,) * channels,
         precision=config.train.precision,
-        seed=seed,
+        seed=config.train.seed,
     )
 
 
@@ -117,7 +126,8 @@ def build(
     Raises:
         ConfigError: The image is too small, or gn's groups do not divide a width.
     """
-    _check_shape(input_shape, classes, mean, sd)
+    _check_shape(input_shape, classes)
+    _check_statistics(mean, sd, input_shape[-1])
     scale = 1.0 / (255.0 * np.asarray(sd, np.float64))
     offset = -np.asarray(mean, np.float64) / np.asarray(sd, np.float64)
     pixels = keras.Input(input_shape, name=input_name, dtype="float32")
@@ -139,20 +149,22 @@ def build(
     return keras.Model(pixels, logits, name=f"kerasnorm_{config.norm}")
 
 
-def _check_shape(
-    input_shape: Sequence[int], classes: int, mean: Sequence[float], sd: Sequence[float]
-) -> None:
-    if len(input_shape) != 3 or min(input_shape) < 1 or min(input_shape[:2]) < 4:
+def _check_shape(input_shape: Sequence[int], classes: int) -> None:
+    is_image = len(input_shape) == 3 and all(isinstance(n, Integral) for n in input_shape)
+    if not is_image or min(input_shape) < 1 or min(input_shape[:2]) < 4:
         raise ConfigError(
             "input_shape: expected (H, W, C) with H and W of at least 4, since two 2x2 poolings "
             f"must leave a pixel. Received: input_shape={tuple(input_shape)}"
         )
     if classes < 2:
         raise ConfigError(f"classes: expected at least 2. Received: classes={classes}")
-    channels = input_shape[-1]
-    if len(mean) != channels or len(sd) != channels or min(sd) <= 0:
+
+
+def _check_statistics(mean: Sequence[float], sd: Sequence[float], channels: int) -> None:
+    is_finite = np.isfinite([*mean, *sd]).all()
+    if not is_finite or len(mean) != channels or len(sd) != channels or min(sd) <= 0:
         raise ConfigError(
-            f"mean and sd: expected {channels} numbers each, one a channel, sd above 0. "
+            f"mean and sd: expected {channels} finite numbers each, one a channel, sd above 0. "
             f"Received: mean={tuple(mean)}, sd={tuple(sd)}"
         )
 
@@ -239,7 +251,7 @@ def portable(model: keras.Model) -> keras.Model:
         return (keras.layers.Conv2D if is_folded else type(layer)).from_config(config)
 
     # A model without the compile state of the one in training, which a clone would inherit.
-    plain = keras.Model(model.inputs, model.outputs, name=model.name)
+    plain = keras.Model(model.input, model.output, name=model.name)
     copy = keras.models.clone_model(plain, clone_function=stock)
     for source, target in zip(plain.layers, copy.layers, strict=True):
         weights = source.get_weights()

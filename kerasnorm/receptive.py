@@ -14,8 +14,11 @@ field lies outside of it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from kerasnorm.errors import ConfigError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,11 @@ class FeatureMap:
         return cls(tuple(sizes), (Field(),) * len(sizes))
 
     @property
+    def size(self) -> int | list[int | None] | None:
+        """Units: one number if the axes agree, else one an axis; None if there are none."""
+        return _one_or_all(self.sizes)
+
+    @property
     def receptive_field(self) -> int | list[int] | None:
         """Pixels: one number if the axes agree, else one an axis; None if there are none."""
         return _one_or_all([field.size for field in self.fields])
@@ -204,5 +212,5 @@ def _merge_axis(branches: Sequence[tuple[int | None, Field]]) -> tuple[int | Non
     return units, hull(fields, units)
 
 
-def _one_or_all(values: list[int]) -> int | list[int] | None:
-    return (values[0] if len(set(values)) == 1 else values) if values else None
+def _one_or_all(values: Sequence[T]) -> T | list[T] | None:
+    return next(iter(values), None) if len(set(values)) < 2 else list(values)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kerasnorm.config import Config, resolve, to_toml
+from kerasnorm.config import Config
 from kerasnorm.errors import ConfigError, CorruptFileError, RunFolderError
 from kerasnorm.files import write_bytes
+from kerasnorm.recipes import resolve, to_toml
 
 if TYPE_CHECKING:
     import keras
@@ -77,9 +78,9 @@ class Run:
 
     def model(self) -> "keras.Model":
         """Returns the trained model, in float32 and of stock Keras layers."""
-        from kerasnorm.exchange.archive import load_model  # noqa: PLC0415  (keras on demand)
+        from kerasnorm.exchange.archive import load_model
 
-        return load_model(self.path / MODEL)[0]
+        return load_model(self.path / MODEL)
 
 
 def read_config(path: Path) -> Config:

@@ -4,12 +4,10 @@ Keras reads its backend once, on import; so everything here works without keras 
 chosen, and no module of this package imports keras before `start` or `select_backend` ran.
 """
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
 import random
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +97,7 @@ def start(backend: str = "auto", device: str = "auto") -> tuple[str, Device]:
     chosen = {"torch": _torch_device, "tensorflow": _tensorflow_device, "jax": _jax_device}[
         backend
     ](device)
-    import keras  # noqa: F401, PLC0415  (after the choice, not before)
+    import keras  # noqa: F401  (after the choice, not before)
 
     return backend, chosen
 
@@ -126,7 +124,7 @@ def _cpu(threads: int) -> Device:
 
 
 def _torch_device(device: str) -> Device:
-    import torch  # noqa: PLC0415
+    import torch
 
     if device in ("auto", "gpu") and torch.backends.mps.is_available():
         name, described = "mps", Device("gpu", "Apple GPU (mps)")
@@ -151,7 +149,7 @@ def _torch_device(device: str) -> Device:
 
 
 def _tensorflow_device(device: str) -> Device:
-    import tensorflow as tf  # noqa: PLC0415
+    import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
     index = _gpu_index(device, "tensorflow", len(gpus))
@@ -171,7 +169,7 @@ def _tensorflow_device(device: str) -> Device:
 
 
 def _jax_device(device: str) -> Device:
-    import jax  # noqa: PLC0415
+    import jax
 
     if device == "cpu":
         jax.config.update("jax_platforms", "cpu")
@@ -190,7 +188,7 @@ def seed_everything(seed: int, epoch: int) -> None:
     Done at the start of every epoch, so that a resumed run draws what an uninterrupted one does.
     `keras.utils.set_random_seed` is not used: it imports TensorFlow wherever it is installed.
     """
-    import numpy as np  # noqa: PLC0415
+    import numpy as np
 
     value = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
     random.seed(value)
@@ -203,11 +201,13 @@ def seed_everything(seed: int, epoch: int) -> None:
 
 def versions() -> dict[str, str]:
     """Returns the versions of Python and of the packages that decide a result."""
+    from importlib import metadata
+
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
             continue
     return found
 
@@ -239,6 +239,8 @@ def _processor() -> str:
 
 def git_revision() -> str | None:
     """Returns the commit of the checkout that this package runs from, None outside of one."""
+    import subprocess
+
     folder = Path(__file__).parent
     try:
         done = subprocess.run(  # noqa: S603
@@ -251,3 +253,24 @@ def git_revision() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
+
+
+def probe(backend: str) -> str:
+    """Returns what a backend would compute on, or how to install it, in one line.
+
+    Each backend is tried in a process of its own, since one process can hold only one.
+    """
+    if backend not in installed_backends():
+        return f"not installed; pip install 'kerasnorm[{backend}]'"
+    import subprocess
+
+    code = f"from kerasnorm.runtime import start; print(start({backend!r})[1].name)"
+    try:
+        done = subprocess.run(  # noqa: S603  (our own code, in this Python)
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return "does not start within five minutes"
+    if done.returncode:
+        return f"broken: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+    return done.stdout.strip().splitlines()[-1]

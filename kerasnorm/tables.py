@@ -5,14 +5,17 @@ Nothing is computed here but totals.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from kerasnorm.analysis.layers import LayerRow
 from kerasnorm.model import LAYER_LABELS
 
+NOTE_WIDTH = 100
 FIELD_NOTE = (
     "Receptive field r and jump j in input pixels: r += (k_eff - 1) * j, then j *= stride. "
     "Global pooling over n units adds (n - 1) * j and leaves the jump as it was."
@@ -21,11 +24,10 @@ NORM_NOTE = (
     "Normalization layers pass the receptive field through, by convention; one whose statistics "
     "are taken over space strictly sees the whole image."
 )
-# The published table of this network, image 32x32, where it says something for a layer.
-PUBLISHED_FIELDS = {
-    **{"C1": 3, "C2": 5, "c3": 5, "P1": 6, "C3": 10, "C4": 14, "C5": 18, "c6": 18, "P2": 20},
-    **{"C7": 24, "C8": 28, "C9": 32, "GAP": 60},
-}
+# The published table of this network, C1 to GAP, for an image of 32x32.
+PUBLISHED_FIELDS = dict(
+    zip(LAYER_LABELS.values(), (3, 5, 5, 6, 10, 14, 18, 18, 20, 24, 28, 32, 60), strict=False)
+)
 PUBLISHED_NOTE = (
     "The published table adds 4 a convolution in the third block, where a 3x3 convolution at "
     "jump 4 adds 8: an arithmetic slip."
@@ -57,10 +59,10 @@ def layer_grid(rows: Sequence[LayerRow], title: str = "") -> Grid:
         (
             row.name,
             row.type,
-            _times(row.output_shape),
+            _text(row.output_shape[1:]),
             f"{row.parameters:,}",
-            _times(row.receptive_field),
-            _times(row.jump),
+            _text(row.receptive_field),
+            _text(row.jump),
         )
         for row in rows
     ]
@@ -96,9 +98,9 @@ def receptive_grid(rows: Sequence[LayerRow], title: str = "") -> Grid:
         label = LAYER_LABELS.get(row.name, row.name)
         line = [row.name.partition("_")[0], label] if is_ours else [row.name]
         line += [
-            f"{_times(row.before.sizes)} -> {_times(row.after.sizes)}",
-            f"{_times(row.before.receptive_field)} -> {_times(row.after.receptive_field)}",
-            f"{_times(row.before.jump)} -> {_times(row.after.jump)}",
+            f"{_text(row.before.size)} -> {_text(row.after.size)}",
+            f"{_text(row.before.receptive_field)} -> {_text(row.after.receptive_field)}",
+            f"{_text(row.before.jump)} -> {_text(row.after.jump)}",
         ]
         line += [str(PUBLISHED_FIELDS.get(label, ""))] if is_published else []
         cells.append(tuple(line))
@@ -142,14 +144,14 @@ def to_text(grid: Grid) -> str:
     parts = [grid.title] if grid.title else []
     parts += [line(headings), rule, *map(line, grid.rows)]
     parts += [rule, *map(line, grid.totals)] if grid.totals else []
-    parts += ["", *grid.notes] if grid.notes else []
+    parts += ["", *(fill(note, NOTE_WIDTH) for note in grid.notes)] if grid.notes else []
     return "".join(f"{part}\n" for part in parts)
 
 
 def to_rich(grid: Grid) -> Table:
     """Returns a grid as a rich table for the terminal."""
     table = Table(
-        title=grid.title or None,
+        title=escape(grid.title) or None,
         caption="\n".join(grid.notes) or None,
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -158,12 +160,15 @@ def to_rich(grid: Grid) -> Table:
         is_number = column.startswith(">")
         table.add_column(column.removeprefix(">"), justify="right" if is_number else "left")
     for cells in grid.rows:
-        table.add_row(*cells)
+        table.add_row(*map(escape, cells))
     table.add_section()
     for cells in grid.totals:
-        table.add_row(*cells)
+        table.add_row(*map(escape, cells))
     return table
 
 
-def _times(sizes: object) -> str:
-    """Returns "32" or "32x30"; the batch axis None is left out, other unknown sizes are "?"."""
+def _text(value: int | Sequence[int | None] | None) -> str:
+    """Returns "32" or "32x30"; "?" for a size that is not fixed, "-" for none at all."""
+    if isinstance(value, Sequence):
+        return "x".join("?" if size is None else str(size) for size in value)
+    return "-" if value is None else str(value)

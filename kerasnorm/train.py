@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kerasnorm import __version__, checkpoints, run, runtime
-from kerasnorm.config import Config, DataConfig, resolve
-from kerasnorm.data import Dataset, Split, load
+from kerasnorm.analysis.evaluate import Scores, confusion, score, worst_mistakes
+from kerasnorm.config import Config
+from kerasnorm.data import Dataset, Split
 from kerasnorm.data.augment import Augmentation
 from kerasnorm.data.batches import Batches
-from kerasnorm.data.treatment import channel_statistics, equalize
-from kerasnorm.engines.base import Engine, Scores
+from kerasnorm.data.prepare import input_statistics, prepare
+from kerasnorm.data.treatment import channel_statistics
+from kerasnorm.engines.base import Engine
 from kerasnorm.engines.schedule import learning_rates
 from kerasnorm.errors import ConfigError, DivergedError
 from kerasnorm.files import run_lock, write_json
+from kerasnorm.recipes import resolve
 
 if TYPE_CHECKING:
     import keras
@@ -113,7 +115,7 @@ def fit(
     else:
         config = config.replace(**overrides) if config else resolve(overrides)
     backend, device = runtime.start(config.train.backend, config.train.device)
-    dataset = load_images(config.data, config.train.seed, monitor)
+    dataset = prepare(config.data, config.train.seed, monitor.note)
     resolved = {"backend": backend}
     if config.data.data == "auto":
         resolved["data"] = dataset.name
@@ -124,9 +126,14 @@ def fit(
     with run_lock(path):
         write_json(path / run.ENVIRONMENT, runtime.environment(backend, device))
         title = f"{config.model.norm} on {dataset.name}, {backend}, {device.name}"
-        _Training(path, config, dataset, engine, monitor, callbacks).execute(
-            title, resume is not None
-        )
+        training = _Training(path, config, dataset, engine, monitor, callbacks)
+        try:
+            training.execute(title, resume is not None)
+        except Exception:
+            raise
+        except BaseException:  # an interruption, not an error
+            monitor.note(f"Stopped. Go on with: kerasnorm fit --resume {path}")
+            raise
     return run.Run.load(path)
 
 
@@ -144,52 +151,10 @@ def _same_config(saved: Config, overrides: dict[str, Any]) -> Config:
     return changed
 
 
-def load_images(config: DataConfig, seed: int, monitor: Monitor) -> Dataset:
-    """Returns the data set of a config: loaded, split, and equalized where that is wanted."""
-    dataset = load(
-        config.data,
-        train_size=config.train_size,
-        test_size=config.test_size,
-        notify=monitor.note,
-    ).hold_out(config.validation, seed)
-    return equalized(dataset) if config.treatment == "equalize" else dataset
-
-
-def equalized(dataset: Dataset) -> Dataset:
-    """Returns the data set with the histogram of every image and channel equalized."""
-
-    def treat(split: Split) -> Split:
-        return Split(equalize(split.images), split.labels)
-
-    held = dataset.validation
-    return Dataset(
-        dataset.name,
-        f"{dataset.source}, histograms equalized",
-        dataset.class_names,
-        treat(dataset.train),
-        treat(dataset.test),
-        treat(held) if held is not None else None,
-    )
-
-
-def input_statistics(
-    treatment: str, images: NDArray[np.uint8]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns the mean and sd, (C,) each, pixels counted 0 to 1, that the model's input applies.
-
-    `scale` leaves 0 to 1 and `none` leaves 0 to 255; else they are measured on the images.
-    """
-    channels = images.shape[-1]
-    if treatment in ("scale", "none"):
-        return np.zeros(channels), np.full(channels, 1.0 if treatment == "scale" else 1 / 255)
-    mean, sd = channel_statistics(images)
-    return mean, np.where(sd > 0, sd, 1.0)
-
-
 def make_engine(config: Config, dataset: Dataset) -> Engine:
     """Returns the engine of a resolved config, its model freshly initialized."""
-    from kerasnorm.engines.portable import PortableEngine  # noqa: PLC0415
-    from kerasnorm.model import EQUALIZED_PIXELS, PIXELS, build  # noqa: PLC0415
+    from kerasnorm.engines.portable import PortableEngine
+    from kerasnorm.model import EQUALIZED_PIXELS, PIXELS, build
 
     seed = config.train.seed
     runtime.seed_everything(seed, 0)
@@ -222,7 +187,7 @@ class _Training:
         monitor: Monitor,
         callbacks: Iterable["keras.callbacks.Callback"],
     ) -> None:
-        import keras  # noqa: PLC0415
+        import keras
 
         self.path = path
         self.config = config
@@ -254,7 +219,11 @@ class _Training:
             self.monitor.finish()
 
     def _resume(self) -> None:
-        state, facts = checkpoints.load_newest(self.path / run.CHECKPOINTS, self.monitor.note)
+        folder = self.path / run.CHECKPOINTS
+        if not checkpoints.checkpoint_folders(folder):
+            self.monitor.note(f"{self.path} has no checkpoint yet: starting from the beginning.")
+            return
+        state, facts = checkpoints.load_newest(folder, self.monitor.note)
         self.engine.load_state(state)
         self.epoch = facts["epoch"]
         self.rows = facts["history"]
@@ -303,8 +272,6 @@ class _Training:
         }
 
     def _score(self, split: Split | None) -> Scores | None:
-        from kerasnorm.analysis.evaluate import score  # noqa: PLC0415
-
         return None if split is None else score(self.engine.predict(split.images), split.labels)
 
     def _save(self) -> None:
@@ -327,8 +294,7 @@ class _Training:
         run.write_history(self.path / run.HISTORY, self.rows)
 
     def _finish(self) -> None:
-        from kerasnorm.analysis.evaluate import confusion, worst_mistakes  # noqa: PLC0415
-        from kerasnorm.exchange.archive import save_model  # noqa: PLC0415
+        from kerasnorm.exchange.archive import save_model
 
         names = list(self.dataset.class_names)
         card = {
@@ -362,8 +328,3 @@ class _Training:
         }
         metrics["definitions"] = {k: v for k, v in DEFINITIONS.items() if k in metrics}
         write_json(self.path / run.METRICS, metrics)
-
-
-def test_images(config: Config, monitor: Monitor) -> NDArray[np.uint8]:
-    """Returns the test images of a run's data set, as its model takes them."""
-    return load_images(config.data, config.train.seed, monitor).test.images

@@ -1,11 +1,19 @@
-"""Scores of logits against labels: loss, accuracy, confusion, the worst mistakes."""
+"""Logits of images, and their scores against labels: loss, accuracy, confusion, mistakes."""
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasnorm.engines.base import Scores
+PREDICT_BATCH = 500
+
+
+class Scores(NamedTuple):
+    """Mean cross-entropy, in nats, and accuracy, 0 to 1, over a set of images."""
+
+    loss: float
+    accuracy: float
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,11 @@ class Mistake:
     true: int
     predicted: int
     confidence: float
+
+
+def predict(model: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Returns the logits (N, classes) that a Keras model gives for raw images (N, H, W, C)."""
+    return np.asarray(model.predict(images, batch_size=PREDICT_BATCH, verbose=0), np.float32)
 
 
 def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:

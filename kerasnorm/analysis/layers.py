@@ -7,7 +7,7 @@ although one whose statistics are taken over space strictly sees the whole image
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import keras
@@ -192,13 +192,7 @@ ELEMENTWISE_OPERATIONS = {
     *("Relu", "Relu6", "LeakyRelu", "Elu", "Gelu", "Silu", "HardSilu", "Sigmoid", "HardSigmoid"),
     *("Tanh", "Softplus", "Softmax"),
 }
-REFUSALS: tuple[tuple[tuple[type, ...], str], ...] = (
-    (
-        _of("Conv#DTranspose UpSampling#D"),
-        "it makes a map finer, so that neighboring units see windows of different sizes",
-    ),
-    (_of("Lambda"), "what it computes cannot be read from it"),
-)
+REFINEMENTS = _of("Conv#DTranspose UpSampling#D")
 
 
 def _rule(operation: Any) -> Rule:
@@ -208,8 +202,9 @@ def _rule(operation: Any) -> Rule:
     kind = type(operation).__name__
     if not isinstance(operation, layers.Layer) and kind in ELEMENTWISE_OPERATIONS:
         return _elementwise
-    reasons = (reason for types, reason in REFUSALS if isinstance(operation, types))
-    reason = next(reasons, "kerasnorm does not know what its units see")
+    reason = "kerasnorm does not know what its units see"
+    if isinstance(operation, REFINEMENTS):
+        reason = "it makes a map finer, so that neighboring units see windows of different sizes"
     raise ConfigError(
         f"{reason}. Expected convolutions, poolings, paddings, dense and element-wise layers. "
         f"Received: {kind}. Ask for a part of the model without it: keras.Model(inputs, outputs)"
@@ -243,11 +238,18 @@ class _Walk:
                 continue
             sources = [maps[id(tensor)] for tensor in node.input_tensors]
             if isinstance(layer, keras.Model):
-                outputs = self.run(_graph(layer), sources, f"{name}/")
+                inner = self.run(_graph(layer), sources, f"{name}/")
+                pairs = zip(inner, node.outputs, strict=True)
+                outputs = [self._resized(m, tensor.shape) for m, tensor in pairs]
             else:
                 outputs = [self._call(name, layer, sources, node.outputs[0].shape)]
             maps |= {id(t): m for t, m in zip(node.outputs, outputs, strict=True)}
         return [maps[id(tensor)] for tensor in graph.outputs]
+
+    def _resized(self, source: FeatureMap, shape: tuple[int | None, ...]) -> FeatureMap:
+        """A submodel may have been made for any size; its output here often has one."""
+        sizes = self.spatial(shape)
+        return replace(source, sizes=sizes) if len(sizes) == len(source.sizes) else source
 
     def _call(
         self, name: str, layer: Any, sources: Sequence[FeatureMap], shape: tuple[int | None, ...]

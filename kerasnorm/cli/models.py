@@ -1,1 +1,264 @@
-COMMANDS = ()
+"""Commands on models: their layers, their receptive field, their answers."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kerasnorm import runtime
+from kerasnorm.cli import options as opt
+from kerasnorm.config import SETTINGS
+from kerasnorm.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from kerasnorm.data import Split
+    from kerasnorm.exchange.archive import SavedModel
+
+target_argument = click.argument("target", metavar="RUN-OR-MODEL", type=click.Path(path_type=Path))
+shape_options = [
+    click.option(
+        "--image-shape",
+        default="32,32,3",
+        metavar="H,W,C",
+        type=opt.NumberList(),
+        show_default=True,
+        help="Height, width and channels of an image.",
+    ),
+    click.option("--classes", default=10, show_default=True, help="Number of classes."),
+]
+
+
+def _build(options: dict[str, Any], image_shape: tuple[int, ...], classes: int) -> Any:
+    from kerasnorm.model import build_model
+
+    return build_model(**options, input_shape=image_shape, classes=classes)
+
+
+def _with_shape(command: Any) -> Any:
+    for option in reversed(shape_options):
+        command = option(command)
+    return command
+
+
+@click.command(cls=opt.ConfigCommand)
+@opt.as_json
+@_with_shape
+@opt.config_options("model")
+def summary(as_json: bool, image_shape: tuple[int, ...], classes: int, **options: Any) -> None:
+    """Print the layers of a network: shapes, parameters, receptive fields.
+
+    Example: kerasnorm summary --norm bn --recipe era8
+    """
+    runtime.select_backend()
+    from kerasnorm import tables
+    from kerasnorm.analysis.layers import layer_table
+
+    given = opt.given(options)
+    rows = layer_table(_build(given, image_shape, classes))
+    if as_json:
+        opt.print_json(tables.layers_to_json(rows))
+        return
+    title = " ".join(f"{name}={value}" for name, value in given.items())
+    opt.print_grid(tables.layer_grid(rows, title))
+
+
+@click.command("receptive-field")
+@click.argument("target", metavar="[MODEL-OR-NORM]", default="none")
+@opt.as_json
+@_with_shape
+def receptive_field(target: str, as_json: bool, image_shape: tuple[int, ...], classes: int) -> None:
+    """Print how size, receptive field and jump change from layer to layer.
+
+    Takes a norm of this network, a run's folder, or any saved functional .keras model.
+
+    Example: kerasnorm receptive-field gn
+    """
+    runtime.select_backend()
+    from kerasnorm import tables
+    from kerasnorm.analysis.layers import receptive_field as spatial_rows
+    from kerasnorm.exchange.archive import load_model
+
+    if target in SETTINGS["norm"].field.metadata["choices"]:
+        model = _build({"norm": target}, image_shape, classes)
+    else:
+        model = load_model(target)
+    rows = spatial_rows(model)
+    if as_json:
+        opt.print_json(tables.layers_to_json(rows))
+    else:
+        opt.print_grid(tables.receptive_grid(rows))
+
+
+def _open(target: Path, backend: str | None, device: str | None) -> "SavedModel":
+    runtime.start(backend or "auto", device or "auto")
+    from kerasnorm.exchange.archive import open_model
+
+    return open_model(target)
+
+
+def _images(saved: "SavedModel", data: str | None, split: str) -> "Split":
+    """Returns the images and labels to judge a model on."""
+    from kerasnorm import console
+    from kerasnorm.config import DataConfig
+    from kerasnorm.data.prepare import prepare
+
+    seed = saved.config.train.seed if saved.config else 0
+    if data is not None or saved.config is None:
+        if data is None:
+            raise ConfigError(f"{saved.path} does not say what it was trained on: give --data.")
+        treatment = "equalize" if saved.wants_equalized else "none"
+        config = DataConfig(data=data, treatment=treatment)
+    else:
+        config = saved.config.data
+    dataset = prepare(config, seed, console.note)
+    received = dataset.image_shape, len(dataset.class_names)
+    expected = saved.image_shape, len(saved.class_names)
+    if received != expected:
+        raise DataError(
+            f"{saved.path} takes images of {expected[0]} in {expected[1]} classes. "
+            f"Received: {dataset.name} with {received[0]} in {received[1]} classes"
+        )
+    chosen = {"test": dataset.test, "train": dataset.train, "validation": dataset.validation}[split]
+    if chosen is None:
+        raise DataError("This run has no validation split. Use --split test or train.")
+    return chosen
+
+
+split_option = click.option(
+    "--split",
+    type=click.Choice(("test", "validation", "train")),
+    default="test",
+    show_default=True,
+    help="Which images.",
+)
+
+
+@click.command()
+@target_argument
+@opt.data_option
+@split_option
+@opt.backend_option
+@opt.device_option
+@opt.as_json
+def evaluate(
+    target: Path,
+    data: str | None,
+    split: str,
+    backend: str | None,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Measure accuracy and loss of a trained model.
+
+    Example: kerasnorm evaluate results/runs/shapes-gn-torch-s0
+    """
+    saved = _open(target, backend, device)
+    images = _images(saved, data, split)
+    from kerasnorm.analysis.evaluate import predict as predict_logits
+    from kerasnorm.analysis.evaluate import score
+
+    scores = score(predict_logits(saved.model, images.images), images.labels)
+    if as_json:
+        opt.print_json({"accuracy": scores.accuracy, "loss": scores.loss, "n": len(images)})
+    else:
+        click.echo(
+            f"accuracy {100 * scores.accuracy:.2f} %   loss {scores.loss:.4f}   "
+            f"n {len(images)} {split} images"
+        )
+
+
+@click.command()
+@target_argument
+@click.argument(
+    "pictures", metavar="IMAGE…", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@click.option("--top", default=3, show_default=True, type=click.IntRange(1), help="Classes shown.")
+@opt.backend_option
+@opt.device_option
+@opt.as_json
+def predict(
+    target: Path,
+    pictures: tuple[Path, ...],
+    top: int,
+    backend: str | None,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Classify image files; other sizes are resized to the model's.
+
+    Example: kerasnorm predict results/runs/shapes-gn-torch-s0 photo.png
+    """
+    saved = _open(target, backend, device)
+    import numpy as np
+
+    from kerasnorm.analysis.evaluate import log_softmax
+    from kerasnorm.analysis.evaluate import predict as predict_logits
+    from kerasnorm.data.pictures import read_picture
+    from kerasnorm.data.treatment import equalize
+
+    images = np.stack([read_picture(path, saved.image_shape) for path in pictures])
+    if saved.wants_equalized:
+        images = equalize(images)
+    chances = np.exp(log_softmax(predict_logits(saved.model, images)))
+    answers = []
+    for path, chance in zip(pictures, chances, strict=True):
+        order = np.argsort(-chance, kind="stable")[:top]
+        classes = [{"class": saved.class_names[i], "confidence": float(chance[i])} for i in order]
+        answers.append((str(path), classes))
+    if as_json:
+        opt.print_json([{"image": path, "classes": classes} for path, classes in answers])
+        return
+    for name, classes in answers:
+        named = [f"{c['class']} {100 * c['confidence']:.1f} %" for c in classes]
+        click.echo(f"{name}: {', '.join(named)}")
+
+
+@click.command()
+@target_argument
+@opt.data_option
+@split_option
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="PNG to write; else a list is printed."
+)
+@opt.backend_option
+@opt.device_option
+@opt.as_json
+def misclassified(
+    target: Path,
+    data: str | None,
+    split: str,
+    out: Path | None,
+    backend: str | None,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Show the ten mistakes that a model makes with the highest confidence.
+
+    Example: kerasnorm misclassified results/runs/shapes-gn-torch-s0 --out mistakes.png
+    """
+    saved = _open(target, backend, device)
+    images = _images(saved, data, split)
+    from dataclasses import asdict
+
+    from kerasnorm import plots
+    from kerasnorm.analysis.evaluate import predict as predict_logits
+    from kerasnorm.analysis.evaluate import worst_mistakes
+
+    names = saved.class_names
+    logits = predict_logits(saved.model, images.images)
+    mistakes = [asdict(mistake) for mistake in worst_mistakes(logits, images.labels)]
+    if out is not None:
+        figure = plots.misclassified_figure(images.images, mistakes, names, target.name)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        plots.save(figure, out)
+    if as_json:
+        opt.print_json(mistakes)
+        return
+    for m in mistakes:
+        click.echo(
+            f"{split} image {m['index']}: true {names[m['true']]}, "
+            f"predicted {names[m['predicted']]} {100 * m['confidence']:.0f} %"
+        )
+
+
+COMMANDS = (summary, receptive_field, evaluate, predict, misclassified)

@@ -4,22 +4,27 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from kerasnorm.config import RECIPES, SETTINGS, Setting, read_toml, resolve
+from kerasnorm.config import RECIPES, SETTINGS, Setting
+from kerasnorm.recipes import read_toml, resolve
+
+if TYPE_CHECKING:
+    from kerasnorm.tables import Grid
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 TITLES = {"model": "Model", "data": "Data", "train": "Training"}
 
 
-class WidthList(click.ParamType):
+class NumberList(click.ParamType[tuple[int, ...]]):
     """Whole numbers with commas between: 16,16,12."""
 
     name = "N,N,…"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        """Returns the numbers in a text such as "16,16,12"."""
         if not isinstance(value, str):
             return tuple(value)
         try:
@@ -54,7 +59,7 @@ def _option(name: str, setting: Setting) -> Decorator:
     if field.metadata["choices"]:
         kind = click.Choice(field.metadata["choices"])
     elif isinstance(field.default, tuple):
-        kind = WidthList()
+        kind = NumberList()
     elif not isinstance(field.default, bool):
         kind = type(field.default)
     return click.option(
@@ -111,6 +116,19 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
 def resolve_options(options: dict[str, Any], file: Path | None) -> Any:
     """Returns the full config of a command's options and its config file."""
     return resolve(given(options), read_toml(file) if file else None)
+
+
+def print_grid(grid: "Grid") -> None:
+    """Prints a table: ruled on a terminal, as plain text elsewhere."""
+    from rich.console import Console
+
+    from kerasnorm import tables
+
+    console = Console()
+    if console.is_terminal:
+        console.print(tables.to_rich(grid))
+    else:
+        click.echo(tables.to_text(grid), nl=False)
 
 
 def print_json(document: Any) -> None:

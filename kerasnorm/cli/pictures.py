@@ -1,1 +1,89 @@
-COMMANDS = ()
+"""Commands that draw: `plot` and `inputs`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kerasnorm.cli import options as opt
+from kerasnorm.errors import DataError
+
+SAMPLES = 2000  # images in a histogram
+ROWS, EPOCHS = 5, 6  # images and epochs in a grid
+
+
+@click.command()
+@click.argument("runs", metavar="RUN…", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the pictures; by default each run's own plots/, or for several runs "
+    "results/plots.",
+)
+@opt.as_json
+def plot(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Redraw the pictures of a run, or overlay the curves of several.
+
+    Example: kerasnorm plot results/runs/shapes-bn-torch-s0 results/runs/shapes-gn-torch-s0
+    """
+    from kerasnorm import console, plots
+    from kerasnorm.data.prepare import prepare
+    from kerasnorm.run import Run
+
+    loaded = [Run.load(path) for path in runs]
+    if len(loaded) > 1:
+        paths = plots.draw_runs(loaded, out or Path("results/plots"))
+    else:
+        config = loaded[0].config
+        try:
+            images = prepare(config.data, config.train.seed, console.note).test.images
+        except DataError as error:
+            console.note(f"{error} misclassified.png is not drawn again.")
+            images = None
+        paths = plots.draw_run(loaded[0], images, out)
+    _print_paths(paths, as_json)
+
+
+@click.command(cls=opt.ConfigCommand)
+@opt.config_file
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("results/inputs"),
+    show_default=True,
+    help="Folder of the pictures.",
+)
+@opt.as_json
+@opt.config_options("data")
+def inputs(config_file: Path | None, out: Path, as_json: bool, **options: Any) -> None:
+    """Draw what the model is fed: samples, each augmentation, histograms with mean and sd.
+
+    Example: kerasnorm inputs --recipe era8 --out inputs
+    """
+    config = opt.resolve_options(options, config_file)
+    import numpy as np
+
+    from kerasnorm import console, plots
+    from kerasnorm.data.prepare import input_statistics, prepare
+    from kerasnorm.data.treatment import equalize
+
+    seed, treatment = config.train.seed, config.data.treatment
+    raw = prepare(config.replace(treatment="none").data, seed, console.note).train
+    treated = equalize(raw.images) if treatment == "equalize" else raw.images
+    mean, sd = input_statistics(treatment, treated)
+    shown = np.arange(min(SAMPLES, len(raw)))
+    views = plots.augmented_views(raw, config.data, shown[:ROWS], EPOCHS, seed)
+    pixels = (treated[shown] / 255 - mean) / sd
+    paths = plots.draw_inputs(out, raw.images[shown], views, pixels, treatment)
+    _print_paths(paths, as_json)
+
+
+def _print_paths(paths: list[Path], as_json: bool) -> None:
+    if as_json:
+        opt.print_json([str(path) for path in paths])
+    else:
+        for path in paths:
+            click.echo(path)
+
+
+COMMANDS = (plot, inputs)

@@ -6,8 +6,8 @@ from typing import Any
 import click
 
 from kerasnorm.cli import options as opt
-from kerasnorm.config import to_toml
 from kerasnorm.errors import ConfigError
+from kerasnorm.recipes import to_toml
 
 
 @click.command(cls=opt.ConfigCommand)
@@ -22,7 +22,7 @@ from kerasnorm.errors import ConfigError
 @opt.as_json
 @opt.quiet
 @opt.config_options("model", "data", "train")
-def fit(  # noqa: PLR0913  (one argument an option)
+def fit(
     config_file: Path | None,
     out: Path | None,
     resume: Path | None,
@@ -38,7 +38,7 @@ def fit(  # noqa: PLR0913  (one argument an option)
     Example: kerasnorm fit --norm gn --backend torch
     """
     if resume is not None and (out is not None or config_file is not None):
-        raise ConfigError("--resume takes the run's own folder and config: leave out --out, --config.")
+        raise ConfigError("--resume takes the run's folder and config: leave out --out, --config.")
     overrides = opt.given(options)
     config = None if resume is not None else opt.resolve_options(options, config_file)
     if dry_run:
@@ -49,7 +49,8 @@ def fit(  # noqa: PLR0913  (one argument an option)
         else:
             click.echo(to_toml(config), nl=False)
         return
-    from kerasnorm import console, plots, train  # noqa: PLC0415  (heavy)
+    from kerasnorm import console, plots, train
+    from kerasnorm.data.prepare import prepare
 
     run = train.fit(
         config,
@@ -58,7 +59,8 @@ def fit(  # noqa: PLR0913  (one argument an option)
         monitor=console.Progress(quiet=quiet),
         **(overrides if resume is not None else {}),
     )
-    plots.draw_run(run, train.test_images(run.config, console.Progress(quiet=True)))
+    images = prepare(run.config.data, run.config.train.seed, lambda _: None).test.images
+    plots.draw_run(run, images)
     if as_json:
         opt.print_json({"path": str(run.path), **run.metrics})
     else:

@@ -2,8 +2,8 @@
 
 It stands in for CIFAR-10 where that cannot be had: same shape, same number of classes, hard enough
 that normalization layers and seeds differ, easy enough that minutes on a CPU show learning. Every
-figure has its own place, size, stretch, rotation and contrast, and lies among small distractors on
-a shaded, noisy ground.
+figure has its own place, size, stretch, rotation and contrast, on a shaded, noisy ground, among
+small distractors that may hide a part of it.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Field = NDArray[np.float32]
 # Images are drawn a block at a time, each block with a generator of its own: memory stays bounded,
 # and an image does not depend on how many are asked for. A multiple of ten, so that blocks balance.
 _BLOCK = 100
-_LARGEST_DISTRACTORS = 3
+_DISTRACTORS = 2
 
 
 def _box(x: Field, y: Field, width: float, height: float) -> Field:
@@ -42,7 +42,7 @@ def _square(x: Field, y: Field) -> Field:
 
 
 def _frame(x: Field, y: Field) -> Field:
-    return np.abs(_box(x, y, 0.6, 0.6)) - np.float32(0.16)
+    return np.abs(_box(x, y, 0.58, 0.58)) - np.float32(0.15)
 
 
 def _triangle(x: Field, y: Field) -> Field:
@@ -123,31 +123,31 @@ def _grid(size: int) -> tuple[Field, Field]:
     return centers[None, None, :], centers[None, :, None]
 
 
-def _coverage(distance: Field, pixels: Field) -> Field:
+def _coverage(distance: Field, pixels: Field | np.float32) -> Field:
     """Returns the share of each pixel inside the edge: anti-aliasing over one pixel."""
-    return np.clip(np.float32(0.5) - distance * pixels, 0, 1)
+    return np.asarray(np.clip(np.float32(0.5) - distance * pixels, 0, 1))
 
 
 def _figure_masks(draw: _Draw, labels: NDArray[np.int32], size: int) -> Field:
     """Returns the coverage (N, H, W) of one figure an image, placed, stretched and turned."""
     x, y = _grid(size)
-    radius, stretch, angle = draw(0.36, 0.72), draw(0.8, 1.25), draw(-np.pi, np.pi)
+    radius, stretch, angle = draw(0.45, 0.8), draw(0.85, 1.18), draw(-np.pi, np.pi)
     reach = np.float32(1) - np.float32(0.75) * radius
     x, y = x - reach * draw(-1, 1), y - reach * draw(-1, 1)
     cos, sin = np.cos(angle) / radius, np.sin(angle) / radius
-    x, y = (cos * x + sin * y) * stretch, (cos * y - sin * x) / stretch
-    distance = np.empty((_BLOCK, size, size), dtype=np.float32)
+    u, v = (cos * x + sin * y) * stretch, (cos * y - sin * x) / stretch
+    distance: Field = np.empty((_BLOCK, size, size), dtype=np.float32)
     for label, figure in enumerate(FIGURES.values()):
         mine = labels == label
-        distance[mine] = figure(x[mine], y[mine])
+        distance[mine] = figure(u[mine], v[mine])
     return _coverage(distance, radius * np.float32(size / 2))
 
 
 def _ground(draw: _Draw, size: int) -> Field:
-    """Returns backgrounds (N, C, H, W) in 0–1: a color, a slope and a soft random field."""
+    """Returns backgrounds (N, C, H, W), 0 to 1: a color, a slope, a soft random field."""
     x, y = _grid(size)
     color, slope = draw(0.1, 0.9, 3, 1, 1), draw(-0.2, 0.2, 2, 3, 1, 1)
-    coarse = draw(-1, 1, 3, 16) * draw(0, 0.22, 1, 1)
+    coarse = draw(-1, 1, 3, 16) * draw(0, 0.2, 1, 1)
     position = np.linspace(0, 3, size, dtype=np.float32)
     blend = np.maximum(0, 1 - np.abs(np.arange(4, dtype=np.float32)[:, None] - position))
     field = (coarse.reshape(-1, 16) @ np.kron(blend, blend)).reshape(-1, 3, size, size)
@@ -162,16 +162,16 @@ def _paint(images: Field, mask: Field, color: Field) -> None:
 
 
 def _distractors(images: Field, draw: _Draw, size: int) -> None:
-    """Paints up to three specks, discs or short strokes, too small to be a figure."""
+    """Paints up to two specks or short strokes over the images, too small for figures."""
     x, y = _grid(size)
-    for number in range(_LARGEST_DISTRACTORS):
-        radius, angle = draw(0.06, 0.16), draw(-np.pi, np.pi)
+    for number in range(_DISTRACTORS):
+        radius, angle = draw(0.05, 0.12), draw(-np.pi, np.pi)
         dx, dy = x - draw(-0.9, 0.9), y - draw(-0.9, 0.9)
         along = np.cos(angle) * dx + np.sin(angle) * dy
         across = np.cos(angle) * dy - np.sin(angle) * dx
-        half = draw(0, 0.3) * (draw(0, 1) < 0.5)
+        half = draw(0, 0.25) * (draw(0, 1) < 0.5)
         distance = _length(np.maximum(np.abs(along) - half, 0), across) - radius
-        shown = draw(0, _LARGEST_DISTRACTORS + 1) > number + 1
+        shown = draw(0, _DISTRACTORS + 1) > number + 1
         mask = _coverage(distance, np.float32(size / 2)) * shown
         _paint(images, mask, draw(0, 1, 3, 1, 1))
 
@@ -183,15 +183,15 @@ def _block(seed: int, split: int, number: int, size: int) -> Split:
     classes = np.tile(np.arange(len(FIGURES), dtype=np.int32), (_BLOCK // len(FIGURES), 1))
     labels = rng.permuted(classes, axis=1).ravel()
     images = _ground(draw, size)
-    _distractors(images, draw, size)
     mask = _figure_masks(draw, labels, size)
     # The figure's color: the ground's, moved by the contrast along a random direction.
     direction = draw(-1, 1, 3, 1, 1)
     direction /= np.abs(direction).max(axis=1, keepdims=True)
     ground = images.mean(axis=(2, 3), keepdims=True)
     direction *= np.where(np.abs(ground + direction * 0.5 - 0.5) > 0.5, -1, 1)
-    _paint(images, mask * draw(0.75, 1), ground + direction * draw(0.16, 0.7, 1, 1, 1))
-    images += draw(-1, 1, *images.shape[1:]) * draw(0.01, 0.17, 1, 1, 1)
+    _paint(images, mask * draw(0.75, 1), ground + direction * draw(0.15, 0.8, 1, 1, 1))
+    _distractors(images, draw, size)
+    images += draw(-1, 1, *images.shape[1:]) * draw(0.01, 0.16, 1, 1, 1)
     np.clip(images, 0, 1, out=images)
     pixels = (images * np.float32(255) + np.float32(0.5)).astype(np.uint8)
     return Split(channels_last(pixels), labels)

@@ -1,32 +1,79 @@
-"""Input treatments measured on, or applied to, raw images."""
+"""Pixel statistics, and histogram equalization."""
+
+import math
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+_LEVELS = 256
+_CHUNK = 4 * 2**20  # pixels times channels: what is worked on at a time
 
-def channel_statistics(images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns the mean and sd of each channel, (C,) each, pixels counted 0 to 1."""
+
+def _chunks(images: NDArray[np.uint8]) -> Iterator[slice]:
+    step = max(1, _CHUNK // math.prod(images.shape[1:]))
+    return (slice(start, start + step) for start in range(0, len(images), step))
+
+
+def channel_statistics(
+    images: NDArray[np.uint8],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns mean and standard deviation of each channel, pixels counted 0 to 1.
+
+    Both come from a histogram of the channel, whose sums are whole numbers: exact, without a copy
+    of the data in floating point. The deviation is that of the population, sqrt(E[(x - mean)²]).
+
+    Args:
+        images: Raw pixels, shape (N, H, W, C).
+
+    Returns:
+        The means and the deviations, each of shape (C,).
+    """
     channels = images.shape[-1]
-    levels = np.arange(256, dtype=np.float64) / 255
-    counts = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(channels)])
-    share = counts / counts.sum(axis=1, keepdims=True)
-    mean = share @ levels
-    return mean, np.sqrt((share * (levels - mean[:, None]) ** 2).sum(axis=1))
+    histogram = np.zeros((channels, _LEVELS), dtype=np.int64)
+    for chunk in _chunks(images):
+        for channel in range(channels):
+            values = images[chunk, ..., channel].ravel()
+            histogram[channel] += np.bincount(values, minlength=_LEVELS)
+    levels = np.arange(_LEVELS, dtype=np.int64)
+    count = int(histogram[0].sum())
+    mean = histogram @ levels / count
+    variance = (histogram * (levels - mean[:, None]) ** 2).sum(axis=1) / count
+    return mean / 255, np.sqrt(variance) / 255
 
 
 def equalize(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Returns images (N, H, W, C) with the histogram of every image and channel made flat.
+    """Returns the images with the histogram of each image's channels equalized.
 
-    v' = round(255 (cdf(v) - cdf_min) / (H W - cdf_min)); Gonzalez & Woods, Digital Image
-    Processing, section 3.3. A constant channel stays as it is.
+    A pixel of level v becomes round(255 * (cdf(v) - cdf_min) / (M - cdf_min)), where cdf(v) is
+    the number of the M pixels of that image and channel with a level of at most v, and cdf_min
+    that of its lowest level: the levels that occur spread over 0 to 255, in their order (Gonzalez
+    and Woods, Digital Image Processing, section "Histogram equalization"; the offset by cdf_min
+    maps the darkest pixel to 0). A channel of a single level is left as it is.
+
+    Args:
+        images: Raw pixels, shape (N, H, W, C).
+
+    Returns:
+        Pixels of the same shape and type.
     """
+    equalized = np.empty_like(images)
+    for chunk in _chunks(images):
+        equalized[chunk] = _equalize_chunk(images[chunk])
+    return equalized
+
+
+def _equalize_chunk(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     count, height, width, channels = images.shape
-    pixels = images.transpose(0, 3, 1, 2).reshape(count * channels, height * width)
-    out = np.empty_like(pixels)
-    for row, values in enumerate(pixels):
-        cdf = np.cumsum(np.bincount(values, minlength=256))
-        low = cdf[values.min()]
-        span = height * width - low
-        table = np.rint((cdf - low) * (255 / span)) if span else np.arange(256)
-        out[row] = table.clip(0, 255).astype(np.uint8)[values]
-    return np.ascontiguousarray(out.reshape(count, channels, height, width).transpose(0, 2, 3, 1))
+    rows = np.moveaxis(images, -1, 1).reshape(count * channels, height * width)
+    # One bincount for all histograms: each row counts in its own 256 places.
+    places = rows + _LEVELS * np.arange(len(rows), dtype=np.int64)[:, None]
+    counts = np.bincount(places.ravel(), minlength=_LEVELS * len(rows))
+    cumulated = counts.reshape(len(rows), _LEVELS).cumsum(axis=1)
+    lowest = np.take_along_axis(cumulated, rows.min(axis=1)[:, None].astype(np.intp), axis=1)
+    span = height * width - lowest
+    # Whole numbers: 255 * a / b rounded to the nearest is (510 * a + b) // (2 * b).
+    scaled = (510 * (cumulated - lowest) + span) // np.maximum(2 * span, 1)
+    table = np.where(span > 0, scaled, np.arange(_LEVELS)).clip(0, 255).astype(np.uint8)
+    mapped = table.ravel()[places].reshape(count, channels, height, width)
+    return np.moveaxis(mapped, 1, -1)

@@ -1,17 +1,12 @@
 """The interface that every training engine keeps."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from kerasnorm.analysis.evaluate import Scores
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-
-class Scores(NamedTuple):
-    """Mean cross-entropy, in nats, and accuracy, 0 to 1, over a set of images."""
-
-    loss: float
-    accuracy: float
 
 
 class BatchListener(Protocol):

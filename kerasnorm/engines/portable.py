@@ -12,16 +12,16 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
+from kerasnorm.analysis.evaluate import Scores, predict
 from kerasnorm.config import TrainConfig
 from kerasnorm.data.batches import Batches
-from kerasnorm.engines.base import BatchListener, Scores
+from kerasnorm.engines.base import BatchListener
 from kerasnorm.engines.schedule import learning_rates
 from kerasnorm.errors import DivergedError
 from kerasnorm.runtime import seed_everything
 
 EPSILON = 1e-8  # of Adam; PyTorch's default
 UNDECAYED = ["gamma", "beta", "scale"]  # the norms' variables; decay is for kernels
-PREDICT_BATCH = 500
 
 
 @keras.saving.register_keras_serializable(package="kerasnorm")
@@ -89,18 +89,17 @@ class PortableEngine:
 
     def train_epoch(self, epoch: int, listener: BatchListener) -> Scores:
         """Trains on every batch of an epoch, counted from 0."""
-        self._seed(epoch)
         history = self.model.fit(
             _EpochData(self.batches, epoch),
             epochs=epoch + 1,
             initial_epoch=epoch,
             shuffle=False,
             verbose=0,
-            callbacks=[_Bridge(listener, epoch, self.config.learning_rate)],
+            callbacks=[_Bridge(self, epoch, listener)],
         ).history
         return Scores(float(history["entropy"][-1]), float(history["accuracy"][-1]))
 
-    def _seed(self, epoch: int) -> None:
+    def seed(self, epoch: int) -> None:
         """Makes dropout a function of (seed, epoch), as order and augmentation are."""
         seed_everything(self.config.seed, epoch)
         for index, layer in enumerate(self.model.layers):
@@ -111,8 +110,7 @@ class PortableEngine:
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Returns the logits (N, classes) of raw images (N, H, W, C)."""
-        logits = self.model.predict(images, batch_size=PREDICT_BATCH, verbose=0)
-        return np.asarray(logits, np.float32)
+        return predict(self.model, images)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Returns copies of the model's and the optimizer's variables."""
@@ -151,13 +149,15 @@ class _EpochData(keras.utils.PyDataset):
 class _Bridge(keras.callbacks.Callback):
     """Hands Keras's batch events to the listener, and ends a run that has diverged."""
 
-    def __init__(self, listener: BatchListener, epoch: int, peak: float) -> None:
+    def __init__(self, engine: PortableEngine, epoch: int, listener: BatchListener) -> None:
         super().__init__()
-        self.listener = listener
+        self.engine = engine
         self.epoch = epoch
-        self.peak = peak
+        self.listener = listener
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        if batch == 0:  # and not before: the first `fit` of a model draws numbers to build it
+            self.engine.seed(self.epoch)
         self.listener.on_batch_begin(batch)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
@@ -165,6 +165,7 @@ class _Bridge(keras.callbacks.Callback):
         if not math.isfinite(logs.get("loss", 0.0)):
             raise DivergedError(
                 f"The loss is {logs['loss']} at epoch {self.epoch + 1}, step {batch + 1}, with a "
-                f"peak learning rate of {self.peak}; try a smaller --learning-rate."
+                f"peak learning rate of {self.engine.config.learning_rate}; "
+                "try a smaller --learning-rate."
             )
         self.listener.on_batch_end(batch, logs)

@@ -32,11 +32,12 @@ def learning_rates(config: TrainConfig, steps: int) -> NDArray[np.float64]:
         falling = _cosine(peak, first / ONECYCLE_END, (step - turn) / max(steps - 1 - turn, 1))
         return np.where(step <= turn, rising, falling)
     # Taken at the middle of each step, so that no step is spent at rate 0.
-    at = (step + 0.5) / steps
-    rising = peak * at / config.warmup if config.warmup > 0 else np.full(steps, peak)
-    done = (at - config.warmup) / (1 - config.warmup) if config.warmup < 1 else at * 0
-    falling = peak * (1 - done) if config.schedule == "triangular" else _cosine(peak, 0.0, done)
-    return np.where(at < config.warmup, rising, falling)
+    at, warmup = (step + 0.5) / steps, config.warmup
+    triangle = np.interp(at, [0, warmup, 1], [0, peak, 0])
+    if config.schedule == "triangular":
+        return triangle
+    done = (at - warmup) / max(1 - warmup, 1e-12)
+    return np.where(at < warmup, triangle, _cosine(peak, 0.0, done))
 
 
 def _cosine(start: float, end: float, share: NDArray[np.float64]) -> NDArray[np.float64]:

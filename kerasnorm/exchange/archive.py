@@ -6,14 +6,17 @@ where the model comes from travel with it.
 
 import json
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
 
-from kerasnorm.errors import CorruptFileError, KerasnormError
+from kerasnorm.config import Config
+from kerasnorm.errors import ConfigError, CorruptFileError
 from kerasnorm.files import atomic_writer
-from kerasnorm.model import portable
+from kerasnorm.model import EQUALIZED_PIXELS, portable
+from kerasnorm.recipes import resolve
 
 CARD = "kerasnorm.json"
 MAX_BYTES = 1 << 30  # of all members together, unpacked
@@ -41,7 +44,70 @@ def save_model(model: keras.Model, path: Path, card: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
+@dataclass(frozen=True)
+class SavedModel:
+    """A model read from a file, with what its card says.
+
+    Attributes:
+        path: The `.keras` file.
+        model: The model, uncompiled.
+        class_names: One name a class; "0", "1", … where the card has none.
+        config: The config of the run that trained it, None for a model from elsewhere.
+    """
+
+    path: Path
+    model: keras.Model
+    class_names: tuple[str, ...]
+    config: Config | None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape (H, W, C) of the images that it takes."""
+        height, width, channels = self.model.input_shape[1:]
+        return height, width, channels
+
+    @property
+    def wants_equalized(self) -> bool:
+        """Whether its images must be histogram-equalized first."""
+        return bool(self.model.inputs[0].name == EQUALIZED_PIXELS)
+
+
+def open_model(target: Path) -> SavedModel:
+    """Returns the model of a run's folder or of a `.keras` file that classifies images.
+
+    Raises:
+        CorruptFileError: It is missing, damaged, not safe to open or no image classifier.
+    """
+    path = target / "model.keras" if target.is_dir() else target
+    model, card = read_archive(path)
+    shapes = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
+    if [type(shape) for shape in shapes] != [tuple, tuple] or [*map(len, shapes)] != [4, 2]:  # type: ignore[arg-type]
+        raise CorruptFileError(
+            f"{path}: expected a classifier from (N, H, W, C) to (N, classes). "
+            f"Received: {shapes[0]} to {shapes[1]}"
+        )
+    classes = model.output_shape[-1]
+    names = card.get("class_names")
+    if not isinstance(names, list) or len(names) != classes:
+        names = range(classes)
+    try:
+        config = resolve(document=card["config"]) if "config" in card else None
+    except (ConfigError, TypeError, AttributeError, OverflowError) as error:
+        raise CorruptFileError(f"{path}: its card is damaged: {error}") from None
+    return SavedModel(path, model, tuple(map(str, names)), config)
+
+
+def load_model(path: Path | str) -> keras.Model:
+    """Returns the model of a `.keras` file, or of a run's folder, uncompiled.
+
+    Raises:
+        CorruptFileError: It is missing, damaged or not safe to open.
+    """
+    path = Path(path)
+    return read_archive(path / "model.keras" if path.is_dir() else path)[0]
+
+
+def read_archive(path: Path) -> tuple[keras.Model, dict[str, Any]]:
     """Returns the model of a `.keras` file, uncompiled, and its card ({} where it has none).
 
     Raises:
@@ -56,8 +122,6 @@ def load_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
         )
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    except KerasnormError:
-        raise
     except Exception as error:  # Keras raises nearly every type on damaged files
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CorruptFileError(f"{path} is damaged: {reason[0]}") from error
@@ -78,23 +142,31 @@ def _inspect(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                 raise CorruptFileError(f"{path} unpacks to more than {MAX_BYTES >> 20} MiB.")
             config = json.loads(archive.read("config.json"))
             card = json.loads(archive.read(CARD)) if CARD in archive.namelist() else {}
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
+    except CorruptFileError:
+        raise
+    except Exception as error:  # zipfile, its decompressors and json raise a dozen types
         raise CorruptFileError(f"{path} is no .keras file, or is damaged: {error}") from None
     if not isinstance(config, dict) or not isinstance(card, dict):
         raise CorruptFileError(f"{path} is no .keras file: its config is no object.")
     return config, card
 
 
-def _foreign_classes(node: Any) -> set[str]:
+def _foreign_classes(config: dict[str, Any]) -> set[str]:
     """Names of the classes in a Keras config that are not Keras's own, or that run code."""
-    if isinstance(node, list):
-        return set().union(*map(_foreign_classes, node)) if node else set()
-    if not isinstance(node, dict):
-        return set()
-    found = set().union(*map(_foreign_classes, node.values())) if node else set()
-    if "class_name" in node:
-        name, module = str(node["class_name"]), str(node.get("module") or "keras")
-        is_keras = module.split(".", maxsplit=1)[0] in ("keras", "builtins")
-        if name in REFUSED or not is_keras or node.get("registered_name", name) not in (name, None):
-            found.add(f"{module}.{name}")
+    found = set()
+    pending: list[Any] = [config]  # no recursion: a hostile config may be nested deeply
+    while pending:
+        node = pending.pop()
+        if isinstance(node, list):
+            pending.extend(node)
+        elif isinstance(node, dict):
+            pending.extend(node.values())
+            if "class_name" in node and _is_foreign(node):
+                found.add(f"{node.get('module') or 'keras'}.{node['class_name']}")
     return found
+
+
+def _is_foreign(node: dict[str, Any]) -> bool:
+    name, module = str(node["class_name"]), str(node.get("module") or "keras")
+    is_keras = module.split(".", maxsplit=1)[0] in ("keras", "builtins")
+    return name in REFUSED or not is_keras or node.get("registered_name", name) not in (name, None)

@@ -3,9 +3,11 @@
 Figures are made without pyplot: no window, no global state.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from kerasnorm.plots.curves import accuracy_figure, learning_rate_figure, loss_figure
@@ -17,7 +19,7 @@ from kerasnorm.plots.inputs import (
     histogram_figure,
 )
 from kerasnorm.plots.labels import norm_label, run_labels
-from kerasnorm.plots.style import NORM_COLORS, save
+from kerasnorm.plots.style import NORM_COLORS, save, save_all
 from kerasnorm.run import PLOTS, Run
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "confusion_figure",
     "draw_inputs",
     "draw_run",
+    "draw_runs",
     "histogram_figure",
     "learning_rate_figure",
     "loss_figure",
@@ -35,36 +38,42 @@ __all__ = [
     "norm_label",
     "run_labels",
     "save",
+    "save_all",
 ]
 
 
-def draw_run(run: Run, test_images: NDArray[np.uint8] | None = None) -> list[Path]:
-    """Writes the pictures of one run into its folder; returns their paths.
+def draw_run(
+    run: Run, test_images: NDArray[np.uint8] | None = None, folder: Path | None = None
+) -> list[Path]:
+    """Writes the pictures of one run; returns their paths.
 
     Args:
         run: The run.
         test_images: The test images, raw, shape (N, H, W, C); without them the misclassified
             ones are not drawn.
+        folder: Where to, made if it is missing; by default the run's own `plots`.
     """
     metrics = run.metrics
-    figures = {
-        "accuracy": accuracy_figure([run]),
-        "loss": loss_figure([run]),
-        "confusion": confusion_figure(run),
-        "learning_rate": learning_rate_figure([run]),
-    }
+    figures = _curves([run]) | {"confusion": confusion_figure(run)}
     if test_images is not None:
-        entries = metrics["misclassified"]
         norm, accuracy = norm_label(run.config.model.norm), 100 * metrics["test_accuracy"]
         figures["misclassified"] = misclassified_figure(
             test_images,
-            entries,
+            metrics["misclassified"],
             metrics["class_names"],
             f"MISCLASSIFIED: {norm}, {accuracy:.2f} % right; the surest mistakes",
         )
-    folder = run.path / PLOTS
-    folder.mkdir(exist_ok=True)
-    paths = [folder / f"{name}.png" for name in figures]
-    for path, figure in zip(paths, figures.values(), strict=True):
-        save(figure, path)
-    return paths
+    return save_all(figures, run.path / PLOTS if folder is None else folder)
+
+
+def draw_runs(runs: Sequence[Run], folder: Path) -> list[Path]:
+    """Writes the curves of several runs, overlaid, into a folder; returns their paths."""
+    return save_all(_curves(runs), folder)
+
+
+def _curves(runs: Sequence[Run]) -> dict[str, Figure]:
+    return {
+        "accuracy": accuracy_figure(runs),
+        "loss": loss_figure(runs),
+        "learning_rate": learning_rate_figure(runs),
+    }

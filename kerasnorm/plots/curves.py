@@ -20,6 +20,7 @@ PANEL_HEIGHT = 3.3  # inches
 LEGEND_ROW = 0.2  # inches
 MARKERS = ("", "o", "s", "^", "D", "v", "P", "X")
 MOST_FINAL_VALUES = 14  # more of them would not fit beside the axes
+LINE_HEIGHT = 0.052  # of the axes' height, for one of them
 # Losses above this many times the median are spikes; they leave the panel, not squeeze the rest.
 SPIKE = 4.0
 
@@ -68,7 +69,7 @@ def _pair(runs: Sequence[Run], measure: _Measure) -> Figure:
     for axes, part, word in ((left, "train", "TRAINING"), (right, "test", "TEST")):
         quiet(axes, f"{word} {measure.name.upper()}")
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+        axes.xaxis.set_major_locator(_whole_epochs())
         for run, style in zip(runs, styles, strict=True):
             _draw(axes, run, f"{part}_{measure.name}", measure, style)
     if has_validation:
@@ -113,6 +114,10 @@ def _draw(axes: Axes, run: Run, name: str, measure: _Measure, style: dict[str, A
     axes.plot(column(run, "epoch"), measure.factor * column(run, name), **style)
 
 
+def _whole_epochs() -> MaxNLocator:
+    return MaxNLocator(8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
+
+
 def _epoch_limits(runs: Sequence[Run]) -> tuple[float, float]:
     last = max((len(run.history) and column(run, "epoch")[-1] for run in runs), default=1)
     return (1.0, float(last)) if last > 1 else (0.5, 1.5)
@@ -137,17 +142,17 @@ def _limits(runs: Sequence[Run], measure: _Measure) -> tuple[float, float]:
 def _annotate_ends(axes: Axes, runs: Sequence[Run], name: str, measure: _Measure) -> None:
     """Writes each curve's last value to the right of the axes, apart from one another."""
     low, high = axes.get_ylim()
-    ends: list[tuple[float, str]] = []
+    ends: dict[tuple[str, str], float] = {}  # text and color, so that none comes twice
     for run in runs:
         values = measure.factor * column(run, name)
         if values.size and np.isfinite(values[-1]):
-            ends.append((float(values[-1]), NORM_COLORS[run.config.model.norm]))
-    ends.sort()
-    line_height = 0.052 * (high - low)
-    heights = spread([min(value, high) for value, _ in ends], line_height)
-    for (value, color), height in zip(ends, heights, strict=True):
+            text = f"{values[-1]:.{measure.digits}f}"
+            ends[text, NORM_COLORS[run.config.model.norm]] = float(values[-1])
+    texts = sorted(ends, key=lambda key: ends[key])
+    heights = spread([ends[key] for key in texts], LINE_HEIGHT * (high - low), low, high)
+    for (text, color), height in zip(texts, heights, strict=True):
         axes.annotate(
-            f"{value:.{measure.digits}f}",
+            text,
             (axes.get_xlim()[1], height),
             xytext=(5, 0),
             textcoords="offset points",
@@ -158,24 +163,23 @@ def _annotate_ends(axes: Axes, runs: Sequence[Run], name: str, measure: _Measure
         )
 
 
-def spread(values: Sequence[float], gap: float) -> list[float]:
-    """Moves sorted values as little as it takes to stand at least `gap` apart.
+def spread(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Moves sorted values to stand at least `gap` apart and, where they fit, in `low` to `high`.
 
     Values that would touch become a stack centered on their mean; stacks that touch are merged.
     """
+
+    def bottom(stack: Sequence[float]) -> float:
+        height = gap * (len(stack) - 1)
+        return min(max(sum(stack) / len(stack) - height / 2, low), high - height)
+
     stacks: list[list[float]] = []
     for value in values:
         stacks.append([value])
-        while len(stacks) > 1 and _bottom(stacks[-1], gap) < _bottom(stacks[-2], gap) + gap * len(
-            stacks[-2]
-        ):
+        while len(stacks) > 1 and bottom(stacks[-1]) < bottom(stacks[-2]) + gap * len(stacks[-2]):
             last = stacks.pop()
             stacks[-1].extend(last)
-    return [_bottom(stack, gap) + gap * place for stack in stacks for place in range(len(stack))]
-
-
-def _bottom(stack: Sequence[float], gap: float) -> float:
-    return sum(stack) / len(stack) - gap * (len(stack) - 1) / 2
+    return [bottom(stack) + gap * place for stack in stacks for place in range(len(stack))]
 
 
 def learning_rate_figure(runs: Sequence[Run]) -> Figure:
@@ -198,11 +202,11 @@ def learning_rate_figure(runs: Sequence[Run]) -> Figure:
         rate = rates[members[0]]
         style |= {"markevery": max(1, len(rate) // 12), "markersize": 4.0}
         axes.plot((np.arange(len(rate)) + 0.5) / steps, rate, **style)
-    axes.set_xlabel("epochs done")
+    axes.set_xlabel("epoch")
     axes.set_ylabel("learning rate")
-    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(_whole_epochs())
+    axes.set_xlim(0, max((run.config.train.epochs for run in runs), default=1))
     axes.set_ylim(bottom=0)
-    axes.margins(x=0.01)
     _legend(figure, list(axes.lines), labels, columns)
     return figure
 
@@ -237,6 +241,7 @@ def _legend(figure: Figure, handles: Sequence[Line2D], labels: Sequence[str], co
         loc="outside lower center",
         ncols=columns,
         frameon=False,
+        borderaxespad=0.2,
         fontsize=TEXT_SIZE,
         labelcolor=INK,
     )

@@ -39,7 +39,9 @@ def confusion_figure(run: Run) -> Figure:
     if len(counts) <= MOST_NAMED_CLASSES:
         _name_classes(axes, run.metrics["class_names"])
         _write_counts(axes, counts, percent)
-    bar = figure.colorbar(picture, ax=axes, ticks=[0, 1, 5, 10, 25, 50, 75, 100], shrink=0.9)
+    bar = figure.colorbar(
+        picture, cax=axes.inset_axes((1.04, 0, 0.03, 1)), ticks=[0, 1, 5, 10, 25, 50, 75, 100]
+    )
     bar.set_label("share of the true class (%)")
     bar.outline.set_visible(False)
     small_text(bar.ax)
@@ -81,7 +83,7 @@ def misclassified_figure(
         IndexError: An entry points outside `images`.
     """
     rows = max(1, -(-len(entries) // COLUMNS))
-    figure = new_figure((0.4 if heading else 0.1) + 1.95 * rows if entries else 1.2)
+    figure = new_figure((0.4 if heading else 0.1) + 1.9 * rows if entries else 1.2)
     title(figure, heading)
     if not entries:
         figure.text(

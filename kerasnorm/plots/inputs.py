@@ -22,7 +22,7 @@ from kerasnorm.plots.style import (
     WIDTH,
     new_figure,
     quiet,
-    save,
+    save_all,
     title,
 )
 
@@ -32,7 +32,9 @@ CHANNELS = (  # names and colors of three channels
     ("green", NORM_COLORS["ln"]),
     ("blue", NORM_COLORS["bn"]),
 )
-BINS = 64
+BINS = 64  # at most
+MARGIN, HEADINGS = 0.08, 0.55  # inches: around a grid of images, and above it
+GAP = 0.05  # of an image's width
 
 
 def augmented_views(
@@ -87,11 +89,20 @@ def augmentation_figure(
     """
     count, height, width = raw.shape[:3]
     columns = [raw, *augmented]
-    side = (WIDTH - 0.3) / len(columns)
-    figure = new_figure(0.7 + count * side * height / width)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)  # type: ignore[union-attr,call-arg]
+    side = (WIDTH - 2 * MARGIN) / len(columns)
+    total = HEADINGS + MARGIN + count * side * height / width
+    figure = new_figure(total)
+    figure.set_layout_engine("none")  # placed by hand: equal gaps between rows and columns
     title(figure, heading)
-    grid = figure.subplots(count, len(columns), squeeze=False)
+    places = {
+        "left": MARGIN / WIDTH,
+        "right": 1 - MARGIN / WIDTH,
+        "bottom": MARGIN / total,
+        "top": 1 - HEADINGS / total,
+        "wspace": GAP,
+        "hspace": GAP * width / height,
+    }
+    grid = figure.subplots(count, len(columns), squeeze=False, gridspec_kw=places)
     for place, images in enumerate(columns):
         grid[0, place].set_title(
             f"epoch {place}" if place else "raw", fontsize=TEXT_SIZE, color=INK, pad=4
@@ -114,11 +125,8 @@ def histogram_figure(
     """
     figure = new_figure(3.2)
     left, right = figure.subplots(1, 2)
-    # One bin a few whole gray levels wide: other edges would beat against the integers.
-    _histogram(left, raw, np.linspace(0, 256, BINS + 1) - 0.5)
-    low, high = float(treated.min()), float(treated.max())
-    half = (high - low) / 510 or 0.5  # half the step between two gray levels
-    _histogram(right, treated, np.linspace(low - half, high + half, BINS + 1))
+    _histogram(left, raw)
+    _histogram(right, treated)
     quiet(left, "RAW PIXELS")
     quiet(right, f"TREATED: {treatment.upper()}")
     left.set_ylabel("share of the pixels (%)")
@@ -129,16 +137,30 @@ def histogram_figure(
     return figure
 
 
-def _histogram(axes: Axes, images: NDArray[Any], edges: NDArray[np.float64]) -> None:
+def _histogram(axes: Axes, images: NDArray[Any]) -> None:
     channels = images.shape[-1]
     for channel in range(channels):
         values = images[..., channel].ravel()
         gray = (f"channel {channel + 1}" if channels > 1 else "gray", FAINT)
         name, color = CHANNELS[channel] if channels == 3 else gray
+        edges = level_edges(values)
         share = 100.0 * np.histogram(values, edges)[0] / values.size
         mean, sd = values.mean(dtype=np.float64), values.std(dtype=np.float64)
-        label = f"{name}: mean {mean + 0.0:.2f}, sd {sd:.2f}"
+        label = f"{name}: mean {round(mean, 2) + 0.0:.2f}, sd {sd:.2f}"
         axes.stairs(share, edges, color=color, linewidth=1.3, label=label)
+
+
+def level_edges(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Returns edges of at most 64 equal bins, each as wide as a whole number of gray levels.
+
+    Other widths would beat against the levels and show teeth that the pixels do not have.
+    """
+    levels = np.unique(values).astype(np.float64)
+    step = float(np.diff(levels).min()) if len(levels) > 1 else 1.0
+    count = round((levels[-1] - levels[0]) / step) + 1
+    a_bin = -(-count // BINS)  # levels
+    edges = a_bin * np.arange(-(-count // a_bin) + 1) - 0.5
+    return np.asarray(levels[0] + step * edges, np.float64)
 
 
 def draw_inputs(
@@ -158,7 +180,6 @@ def draw_inputs(
         treated: The N images as the first convolution gets them, (N, H, W, C).
         treatment: Name of the input treatment.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     figures = {
         f"augmentation-{name.replace(' ', '-')}": augmentation_figure(
             raw[: images.shape[1]], images, f"AUGMENTATION: {name}"
@@ -166,7 +187,4 @@ def draw_inputs(
         for name, images in augmented.items()
     }
     figures["histograms"] = histogram_figure(raw, treated, treatment)
-    paths = [folder / f"{name}.png" for name in figures]
-    for path, figure in zip(paths, figures.values(), strict=True):
-        save(figure, path)
-    return paths
+    return save_all(figures, folder)

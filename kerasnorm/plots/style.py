@@ -1,6 +1,7 @@
 """What all figures share: colors, sizes, quiet axes, and the way into a PNG file."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -75,3 +76,12 @@ def save(figure: Figure, path: Path) -> None:
         # A class may be named in a script that the font lacks; a box stands for it.
         warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
         figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
+
+
+def save_all(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Writes figures to `<name>.png` in a folder, made if it is missing; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.png" for name in figures]
+    for path, figure in zip(paths, figures.values(), strict=True):
+        save(figure, path)
+    return paths

@@ -1,0 +1,23 @@
+# What a developer types. `make install` once, then the rest.
+.PHONY: install test slow lint format golden
+
+install:
+	pip install -c constraints.txt -e ".[all,dev]"
+
+test:
+	pytest
+
+slow:
+	pytest -m slow
+
+lint:
+	ruff check .
+	ruff format --check .
+	mypy
+
+format:
+	ruff check --fix .
+	ruff format .
+
+golden:
+	pytest tests/test_tables.py --update-golden

@@ -1,0 +1,132 @@
+"""Reads arrays: `.npz` files, and the IDX files of MNIST and its kin."""
+
+import gzip
+import math
+import re
+import zipfile
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasnorm.data.checks import check, numbered_classes, parsing, to_labels, to_pixels
+from kerasnorm.data.dataset import Dataset, Split
+from kerasnorm.errors import DataError
+
+_KEYS = ("x_train", "y_train", "x_test", "y_test")
+_LARGEST_ARRAY = 4 * 2**30
+
+# Images and labels of the training and the test set, as their official files are called.
+IDX_FILES = (
+    ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+)
+
+
+def folder_name(path: Path) -> str:
+    """Returns the stem of a path, with nothing in it that a folder's name should not have."""
+    return re.sub(r"[^\w.-]+", "-", path.resolve().stem).strip("-.") or "data"
+
+
+def read_npz(path: Path) -> Dataset:
+    """Returns the data set of an `.npz` file that holds x_train, y_train, x_test and y_test.
+
+    Images have the shape (N, H, W, C) or (N, H, W), labels (N,) or (N, 1). Classes carry their
+    numbers as names. Pickled objects inside the file are refused.
+
+    Raises:
+        DataError: The file is damaged, an array is missing, or not what a classifier can learn
+            from.
+    """
+    expected = f"an .npz file with the arrays {', '.join(_KEYS)}"
+    with parsing(path, expected):
+        with zipfile.ZipFile(path) as archive:
+            sizes = {
+                item.filename.removesuffix(".npy"): item.file_size for item in archive.filelist
+            }
+        if missing := [key for key in _KEYS if key not in sizes]:
+            raise DataError(
+                f"{path}: expected {expected}. Received: the arrays {', '.join(sizes) or 'none'}. "
+                f"Save {', '.join(missing)} too."
+            )
+        for key in _KEYS:
+            _check_size(f"{path}: {key}", sizes[key])
+        with np.load(path, allow_pickle=False) as arrays:
+            train, test = (_npz_split(arrays, half, path) for half in ("train", "test"))
+    return _numbered(path, train, test)
+
+
+def _npz_split(arrays: "np.lib.npyio.NpzFile", half: str, path: Path) -> Split:
+    x, y = f"x_{half}", f"y_{half}"
+    with parsing(f"{path}: {x}, {y}", "arrays of numbers"):
+        return Split(to_pixels(arrays[x], f"{path}: {x}"), to_labels(arrays[y], f"{path}: {y}"))
+
+
+def _numbered(path: Path, train: Split, test: Split) -> Dataset:
+    names = numbered_classes(train.labels)
+    return check(Dataset(folder_name(path), str(path), names, train, test))
+
+
+def is_idx_folder(folder: Path) -> bool:
+    """Says whether a folder has at least one of the IDX files, zipped or not."""
+    return any(_idx_path(folder, name).is_file() for pair in IDX_FILES for name in pair)
+
+
+def read_idx_folder(folder: Path) -> Dataset:
+    """Returns the data set of the four IDX files of MNIST, Fashion-MNIST and their kin.
+
+    Raises:
+        DataError: A file is missing, damaged, or too large.
+    """
+    train, test = (_idx_split(folder, images, labels) for images, labels in IDX_FILES)
+    return _numbered(folder, train, test)
+
+
+def _idx_path(folder: Path, name: str) -> Path:
+    plain = folder / name
+    return plain if plain.is_file() else folder / f"{name}.gz"
+
+
+def _idx_split(folder: Path, images: str, labels: str) -> Split:
+    x, y = _idx_path(folder, images), _idx_path(folder, labels)
+    return Split(to_pixels(read_idx(x, 3), x), to_labels(read_idx(y, 1), y))
+
+
+def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
+    """Returns the bytes of an IDX file, as an array of its shape.
+
+    The format (http://yann.lecun.com/exdb/mnist): two zero bytes, 8 for unsigned bytes, the number
+    of dimensions, each dimension as a big-endian 32-bit number, the data.
+
+    Args:
+        path: The file, gzipped or not.
+        dimensions: How many it must have: 3 for images (N, H, W), 1 for labels (N,).
+
+    Raises:
+        DataError: The file is missing, damaged, of another kind or too large.
+    """
+    expected = f"an IDX file of bytes in {dimensions} dimension{'s' if dimensions > 1 else ''}"
+    with parsing(path, expected), path.open("rb") as raw:
+        zipped = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        file: IO[bytes] = gzip.GzipFile(fileobj=raw) if zipped else raw  # type: ignore[assignment]
+        magic = file.read(4)
+        if magic != bytes((0, 0, 8, dimensions)):
+            raise ValueError(f"it starts with {magic.hex(' ') or 'nothing'}")
+        shape = np.frombuffer(file.read(4 * dimensions), ">u4", dimensions).tolist()
+        size = math.prod(shape)
+        _check_size(path, size)
+        content = file.read(size + 1)
+        if len(content) != size:
+            more = "more" if len(content) > size else f"{len(content)} bytes"
+            raise ValueError(f"shape {shape} asks for {size} bytes, it has {more}")
+        return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _check_size(where: Path | str, size: int) -> None:
+    if size > _LARGEST_ARRAY:
+        raise DataError(
+            f"{where}: expected at most {_LARGEST_ARRAY >> 30} GiB. Received: {size >> 20} MiB. It "
+            "was not read; save pixels as uint8, or fewer images."
+        )

@@ -1,0 +1,253 @@
+"""Reads CIFAR-10 and CIFAR-100 in their official layouts, from a folder or a tar archive.
+
+The layouts are those of https://www.cs.toronto.edu/~kriz/cifar.html: images as rows of 3072 bytes,
+the red, green and blue planes of 32x32 pixels one after the other, either pickled with a list of
+labels or as binary records, a label byte before each image.
+"""
+
+import gzip
+import operator
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasnorm.data.checks import Where, check, parsing, to_labels
+from kerasnorm.data.dataset import Dataset, Split, channels_last
+from kerasnorm.data.unpickle import load_batch
+from kerasnorm.errors import DataError
+
+# The largest official file holds 148 MB (train of CIFAR-100); an archive, 186 MB.
+_LARGEST_FILE = 256 * 2**20
+_LARGEST_ARCHIVE = 512 * 2**20
+_PLANES = (3, 32, 32)
+_BYTES = 3 * 32 * 32
+
+
+class Layout(NamedTuple):
+    """One official layout.
+
+    Attributes:
+        name: The data set.
+        folder: The folder that the official archive holds.
+        names: The file of class names.
+        train: The files of training images, in order.
+        test: The file of test images.
+        read_names: Content and place of `names` → class names.
+        read_batch: Content and place of a batch → its images and labels.
+    """
+
+    name: str
+    folder: str
+    names: str
+    train: tuple[str, ...]
+    test: str
+    read_names: Callable[[bytes, Where], tuple[str, ...]]
+    read_batch: Callable[[bytes, Where], Split]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files of the layout."""
+        return (self.names, *self.train, self.test)
+
+
+def _value(batch: dict[str, Any], key: str, where: Where) -> Any:
+    if key not in batch:
+        found = ", ".join(sorted(batch)) or "none"
+        raise DataError(
+            f"{where}: expected the key {key!r}. Received: the keys {found}. It is another file "
+            "under this name; restore the official one."
+        )
+    return batch[key]
+
+
+def _pickled_names(key: str) -> Callable[[bytes, Where], tuple[str, ...]]:
+    def read(content: bytes, where: Where) -> tuple[str, ...]:
+        names = _value(load_batch(content, where), key, where)
+        with parsing(where, "a list of class names"):
+            return tuple(name if isinstance(name, str) else bytes.decode(name) for name in names)
+
+    return read
+
+
+def _pickled_batch(key: str) -> Callable[[bytes, Where], Split]:
+    def read(content: bytes, where: Where) -> Split:
+        batch = load_batch(content, where)
+        rows, labels = _value(batch, "data", where), _value(batch, key, where)
+        with parsing(where, f"data of shape (N, {_BYTES}) in uint8 and N labels"):
+            if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8:
+                raise TypeError(f"data of type {getattr(rows, 'dtype', type(rows).__name__)}")
+            if rows.shape != (len(labels), _BYTES):
+                raise ValueError(f"data of shape {rows.shape} and {len(labels)} labels")
+            # Made one by one: lists that share lists would unfold to fill the memory.
+            classes = np.fromiter(map(operator.index, labels), np.int64, len(labels))
+            images = channels_last(rows.reshape(-1, *_PLANES))
+            return Split(images, to_labels(classes, where))
+
+    return read
+
+
+def _binary_names(content: bytes, where: Where) -> tuple[str, ...]:
+    with parsing(where, "class names in UTF-8, one a line"):
+        return tuple(content.decode().split())
+
+
+def _binary_batch(content: bytes, where: Where) -> Split:
+    if len(content) % (1 + _BYTES):
+        raise DataError(
+            f"{where}: expected records of {1 + _BYTES} bytes. Received: {len(content)} bytes, "
+            "which is no multiple of it: a truncated or another file. Restore it."
+        )
+    records: NDArray[np.uint8] = np.frombuffer(content, np.uint8).reshape(-1, 1 + _BYTES)
+    images = channels_last(records[:, 1:].reshape(-1, *_PLANES))
+    return Split(images, records[:, 0].astype(np.int32))
+
+
+LAYOUTS = (
+    Layout(
+        name="cifar10",
+        folder="cifar-10-batches-py",
+        names="batches.meta",
+        train=tuple(f"data_batch_{number}" for number in range(1, 6)),
+        test="test_batch",
+        read_names=_pickled_names("label_names"),
+        read_batch=_pickled_batch("labels"),
+    ),
+    Layout(
+        name="cifar10",
+        folder="cifar-10-batches-bin",
+        names="batches.meta.txt",
+        train=tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+        test="test_batch.bin",
+        read_names=_binary_names,
+        read_batch=_binary_batch,
+    ),
+    Layout(
+        name="cifar100",
+        folder="cifar-100-python",
+        names="meta",
+        train=("train",),
+        test="test",
+        read_names=_pickled_names("fine_label_names"),
+        read_batch=_pickled_batch("fine_labels"),
+    ),
+)
+
+
+def layout_of(folder: Path) -> Layout | None:
+    """Returns the layout that a folder has at least one file of, or None."""
+    for layout in LAYOUTS:
+        if any((folder / file).is_file() for file in layout.files):
+            return layout
+    return None
+
+
+def read_folder(folder: Path, layout: Layout) -> Dataset:
+    """Returns the data set that lies in a folder of an official layout.
+
+    Raises:
+        DataError: A file is missing, too large, damaged or hostile.
+    """
+
+    def contents() -> Iterator[tuple[str, bytes]]:
+        for name in layout.files:
+            file = folder / name
+            with parsing(file, f"a file of {layout.folder}"):
+                _check_size(file, file.stat().st_size, _LARGEST_FILE)
+                content = file.read_bytes()
+            yield name, content
+
+    return _assemble(contents(), layout, folder)
+
+
+def read_tar(path: Path) -> Dataset:
+    """Returns the data set that an official archive holds (.tar or .tar.gz).
+
+    Members are read in memory, one at a time; nothing is extracted, so that no member can leave
+    its folder. Only regular files with the names of a layout are looked at.
+
+    Raises:
+        DataError: The archive is damaged, holds no official layout or not all of it, or is too
+            large unpacked.
+    """
+    with parsing(path, "an official CIFAR archive, .tar or .tar.gz"), path.open("rb") as raw:
+        zipped = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        stream: IO[bytes] = gzip.GzipFile(fileobj=raw) if zipped else raw  # type: ignore[assignment]
+        bounded: Any = _Bounded(stream, path)
+        with tarfile.open(fileobj=bounded, mode="r|") as archive:
+            members = _members(archive, path)
+            layout, first = next(members, (None, None))
+            if layout is None or first is None:
+                folders = ", ".join(layout.folder for layout in LAYOUTS)
+                raise DataError(
+                    f"{path}: expected an archive of one of the folders {folders}. Received: an "
+                    "archive without them. Get the official one."
+                )
+            rest = (content for found, content in members if found is layout)
+            return _assemble(chain([first], rest), layout, path)
+
+
+def _members(archive: tarfile.TarFile, path: Path) -> Iterator[tuple[Layout, tuple[str, bytes]]]:
+    """Yields layout, name and content of every member that belongs to a layout."""
+    for member in archive:
+        parts = PurePosixPath(member.name).parts
+        for layout in LAYOUTS:
+            if len(parts) == 2 and parts[0] == layout.folder and parts[1] in layout.files:
+                where = f"{path}: {member.name}"
+                file = archive.extractfile(member) if member.isreg() else None
+                if file is None:
+                    raise DataError(
+                        f"{where}: expected a regular file. Received: a link or another special "
+                        "member. It was not followed; get the official archive."
+                    )
+                _check_size(where, member.size, _LARGEST_FILE)
+                yield layout, (parts[1], file.read())
+
+
+class _Bounded:
+    """A stream that refuses to give more bytes than an official archive has: against bombs."""
+
+    def __init__(self, stream: IO[bytes], where: Where) -> None:
+        self._stream, self._where, self._read = stream, where, 0
+
+    def read(self, size: int) -> bytes:
+        """Returns up to `size` bytes."""
+        content = self._stream.read(size)
+        self._read += len(content)
+        _check_size(self._where, self._read, _LARGEST_ARCHIVE)
+        return content
+
+
+def _check_size(where: Where, size: int, limit: int) -> None:
+    if size > limit:
+        raise DataError(
+            f"{where}: expected at most {limit >> 20} MiB, unpacked, more than any official file "
+            f"has. Received: {size >> 20} MiB or more. It was not read; get the official one."
+        )
+
+
+def _assemble(contents: Iterable[tuple[str, bytes]], layout: Layout, path: Path) -> Dataset:
+    names: tuple[str, ...] = ()
+    batches: dict[str, Split] = {}
+    for name, content in contents:
+        where = path / name
+        if name == layout.names:
+            names = layout.read_names(content, where)
+        else:
+            batches[name] = layout.read_batch(content, where)
+    found = {layout.names: names} | batches
+    if missing := [name for name in layout.files if not found.get(name)]:
+        raise DataError(
+            f"{path}: expected the files {', '.join(layout.files)}. Received: none, or an empty "
+            f"one, of {', '.join(missing)}. Get the official data set anew."
+        )
+    train = Split(
+        np.concatenate([batches[name].images for name in layout.train]),
+        np.concatenate([batches[name].labels for name in layout.train]),
+    )
+    return check(Dataset(layout.name, str(path), names, train, batches[layout.test]))

@@ -1,0 +1,36 @@
+"""Scores, by hand and as laws."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kerasnorm.analysis.evaluate import confusion, log_softmax, score, worst_mistakes
+
+LOGITS = np.array([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 0.5]], np.float32)
+LABELS = np.array([0, 1, 1, 0], np.int32)
+
+
+def test_scores_by_hand():
+    loss, accuracy = score(LOGITS, LABELS)
+    expected = np.log1p(np.exp([-2.0, -1.0, 3.0, 0.5])).mean()
+    assert np.isclose(loss, expected)
+    assert accuracy == 0.5
+
+
+def test_confusion_rows_are_true_classes():
+    assert confusion(LOGITS, LABELS).tolist() == [[1, 1], [1, 1]]
+    assert confusion(LOGITS[:1], np.array([1])).tolist() == [[0, 0], [1, 0]]
+
+
+def test_the_surest_mistake_comes_first():
+    worst = worst_mistakes(LOGITS, LABELS)
+    assert [(m.index, m.true, m.predicted) for m in worst] == [(2, 1, 0), (3, 0, 1)]
+    assert np.isclose(worst[0].confidence, 1 / (1 + np.exp(-3)))
+    assert worst_mistakes(LOGITS, LABELS, count=1) == worst[:1]
+
+
+@given(st.lists(st.lists(st.floats(-1e4, 1e4), min_size=3, max_size=3), min_size=1, max_size=9))
+def test_probabilities_sum_to_one_however_large_the_logits(rows):
+    logits = np.array(rows, np.float32)
+    assert np.allclose(np.exp(log_softmax(logits)).sum(axis=1), 1)
+    assert np.allclose(log_softmax(logits + 100), log_softmax(logits), atol=0.01)

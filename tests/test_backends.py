@@ -1,0 +1,28 @@
+"""The tests that hold on any backend, run on TensorFlow too; each process has one backend."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Modules that use nothing of one backend, but where they say so.
+MODULES = ("test_norms.py", "test_model.py")
+
+
+def test_the_same_laws_hold_on_tensorflow() -> None:
+    if importlib.util.find_spec("tensorflow") is None:
+        pytest.skip("tensorflow is not installed")
+    here = Path(__file__).parent
+    options = ["-q", "-p", "no:cacheprovider", "--tb=short"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *(str(here / name) for name in MODULES)],
+        cwd=here.parent,
+        env=os.environ | {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,281 @@
+"""The command line as its users meet it: a subprocess, its streams and its exit codes."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from PIL import Image
+
+from kerasnorm.cli import app, main
+from kerasnorm.runtime import installed_backends
+
+TINY = "--train-size 60 --test-size 20 --epochs 2 --batch-size 16 --widths 4,4,4,4,4,4,4,4,4,4"
+COMMANDS = sorted(app.commands)
+
+
+def run(*words, code=0, **environment):
+    """Runs `kerasnorm WORDS…` in a process of its own; returns its stdout and stderr."""
+    done = subprocess.run(
+        [sys.executable, "-m", "kerasnorm", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout, done.stderr
+
+
+def call(*words, code=0):
+    """Runs `kerasnorm WORDS…` in this process, where Keras is imported already."""
+    out, err = io.StringIO(), io.StringIO()
+    handler = signal.getsignal(signal.SIGTERM)
+    with (
+        mock.patch.object(sys, "argv", ["kerasnorm", *map(str, words)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as exit_,
+    ):
+        main()
+    signal.signal(signal.SIGTERM, handler)
+    assert (exit_.value.code or 0) == code, err.getvalue()
+    assert "Traceback" not in err.getvalue()
+    return out.getvalue(), err.getvalue()
+
+
+def tiny_fit(folder, *words):
+    return ["fit", *TINY.split(), "--data", "shapes", "--out", folder, *words]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a tiny run."""
+    folder = tmp_path_factory.mktemp("runs") / "gn"
+    call(*tiny_fit(folder, "--norm", "gn"))
+    return folder
+
+
+@pytest.mark.parametrize("backend", ["torch", "tensorflow"])
+def test_fit_trains_saves_and_plots_on_each_backend(tmp_path, backend):
+    if backend not in installed_backends():
+        pytest.skip(f"{backend} is not installed")
+    words = tiny_fit(tmp_path / "run", "--norm", "bn", "--backend", backend, "--json")
+    out, err = run(*words, KERAS_BACKEND=backend)
+    metrics = json.loads(out)
+    assert 0 <= metrics["test_accuracy"] <= 1
+    assert [line.split()[1] for line in err.splitlines() if line.startswith("epoch")] == [
+        "1/2",
+        "2/2",
+    ]
+    plots = {path.name for path in (tmp_path / "run" / "plots").iterdir()}
+    assert plots == {
+        "accuracy.png",
+        "loss.png",
+        "confusion.png",
+        "misclassified.png",
+        "learning_rate.png",
+    }
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["backend"] == backend
+    assert "--norm" in environment["command_line"]
+
+
+def test_a_config_repeats_its_run(tmp_path, trained):
+    call("fit", "--config", trained / "config.toml", "--out", tmp_path / "again", "--quiet")
+
+    def scores(folder):
+        with (folder / "history.csv").open() as file:
+            return [(row["train_loss"], row["test_accuracy"]) for row in csv.DictReader(file)]
+
+    assert scores(tmp_path / "again") == scores(trained)
+
+
+def test_quiet_is_silent(tmp_path):
+    _, err = call(*tiny_fit(tmp_path / "run", "--norm", "bn", "--quiet", "--epochs", "1"))
+    assert err == ""
+
+
+def test_the_environment_sets_any_field():
+    out, _ = run("fit", "--dry-run", "--json", KERASNORM_BATCH_SIZE="32", KERASNORM_NORM="in")
+    config = json.loads(out)
+    assert config["train"]["batch_size"] == 32
+    assert config["model"]["norm"] == "in"
+
+
+def test_a_finished_model_is_evaluated_to_its_reported_score(trained):
+    scores = json.loads(call("evaluate", trained, "--json")[0])
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert scores["n"] == 20
+    assert scores["accuracy"] == metrics["test_accuracy"]
+    assert json.loads(call("evaluate", trained / "model.keras", "--json")[0]) == scores
+    assert "n 60 train images" in call("evaluate", trained, "--split", "train")[0]
+
+
+def test_the_other_backend_gives_the_same_score(trained):
+    if "tensorflow" not in installed_backends():
+        pytest.skip("tensorflow is not installed")
+    here = json.loads(call("evaluate", trained, "--json")[0])
+    there = json.loads(run("evaluate", trained, "--json", "--backend", "tensorflow")[0])
+    assert there["accuracy"] == here["accuracy"]
+    assert abs(there["loss"] - here["loss"]) < 1e-4
+
+
+def test_predict_names_a_class_for_each_image(trained, tmp_path):
+    Image.new("RGB", (40, 50), (200, 10, 10)).save(tmp_path / "red.png")
+    answer = json.loads(call("predict", trained, tmp_path / "red.png", "--top", "10", "--json")[0])
+    assert len(answer[0]["classes"]) == 10
+    assert abs(sum(entry["confidence"] for entry in answer[0]["classes"]) - 1) < 1e-5
+    assert "red.png" in call("predict", trained, tmp_path / "red.png")[0]
+
+
+def test_misclassified_lists_and_draws(trained, tmp_path):
+    out, _ = call("misclassified", trained, "--json", "--out", tmp_path / "new" / "m.png")
+    assert json.loads(out) == json.loads((trained / "metrics.json").read_text())["misclassified"]
+    assert (tmp_path / "new" / "m.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot_redraws_one_run_and_overlays_several(trained, tmp_path):
+    out, _ = call("plot", trained)
+    assert {Path(line).name for line in out.splitlines()} >= {"accuracy.png", "misclassified.png"}
+    out, _ = call("plot", trained, trained, "--out", tmp_path, "--json")
+    assert {Path(path).name for path in json.loads(out)} >= {"accuracy.png", "loss.png"}
+
+
+def test_inputs_draws_samples_and_histograms(tmp_path):
+    out, _ = call("inputs", "--data", "shapes", "--train-size", 40, "--test-size", 10,
+                 "--recipe", "era8", "--out", tmp_path)  # fmt: skip
+    names = {Path(line).name for line in out.splitlines()}
+    assert "histograms.png" in names
+    assert any(name.startswith("augmentation-cutout") for name in names)
+
+
+def test_summary_and_receptive_field_print_tables_and_json(trained):
+    layers = json.loads(call("summary", "--norm", "bn", "--recipe", "era8", "--json")[0])
+    assert set(layers[0]) == {
+        "name",
+        "type",
+        "output_shape",
+        "parameters",
+        "receptive_field",
+        "jump",
+    }
+    assert sum(layer["parameters"] for layer in layers) == 50_256
+    fields = [row["receptive_field"] for row in json.loads(call("receptive-field", "--json")[0])]
+    assert fields == [3, 5, 5, 6, 10, 14, 18, 18, 20, 28, 36, 44, 72, 72]
+    assert "1 -> 3" in call("receptive-field", "gn")[0]
+    assert "32 -> 32" in call("receptive-field", trained / "model.keras")[0]
+
+
+def test_data_and_doctor_describe_what_is_there(tmp_path):
+    facts = json.loads(call("data", "shapes", "--json")[0])
+    counts = {split: sum(classes.values()) for split, classes in facts["class_counts"].items()}
+    assert counts == {"train": 10_000, "test": 2_000}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERASNORM_CACHE", str(tmp_path))
+        assert str(tmp_path) in call("data")[0]
+    report = json.loads(run("doctor", "--json")[0])
+    assert report["backends"]["torch"].startswith("CPU") or "GPU" in str(report)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example_and_loads_nothing_heavy(command):
+    code = (
+        "import sys\n"
+        "from kerasnorm.cli import app\n"
+        f"app([{command!r}, '--help'], standalone_mode=False)\n"
+        "names = {'keras', 'numpy', 'torch', 'tensorflow', 'matplotlib', 'rich'}\n"
+        "heavy = names & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert f"Example: kerasnorm {command}" in done.stdout
+
+
+MISTAKES = [
+    (("fit", "--norm", "batch"), 2, "'bn', 'gn'"),
+    (("fit", "--recipe", "nope"), 2, "'best', 'era8'"),
+    (("fit", "--backend", "mxnet"), 2, "'torch', 'tensorflow'"),
+    (("fit", "--nonsense"), 2, "--nonsense"),
+    (("fit", "--epochs", "-3"), 2, "epochs"),
+    (("fit", "--groups", "5", "--data", "shapes", "--train-size", "20", "--batch-size", "10"), 2,
+     "1, 2, 4, 8, 16"),
+    (("fit", "--data", "shapes", "--train-size", "20"), 2, "batch_size"),
+    (("fit", "--device", "gpu", "--data", "shapes"), 2, "--device cpu"),
+    (("fit", "--config", "missing.toml"), 2, "missing.toml"),
+    (("fit", "--data", "missing/folder"), 3, "missing/folder"),
+    (("evaluate", "missing.keras"), 5, "missing.keras"),
+    (("evaluate", "."), 5, "model.keras"),
+    (("plot", "."), 5, "no run's folder"),
+    (("receptive-field", "missing.keras"), 5, "missing.keras"),
+    (("summary", "--widths", "1,2"), 2, "10 numbers"),
+    (("summary", "--widths", "a,b"), 2, "commas"),
+    (("summary", "--image-shape", "3,3,3"), 2, "at least 4"),
+    (("data", "nothing-here"), 3, "nothing-here"),
+    (("predict", "missing.keras", "a.png"), 5, "missing.keras"),
+    (("nonsense",), 2, "No such command"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "code", "named"), MISTAKES, ids=lambda value: str(value)[:40])
+def test_a_mistake_gets_one_clear_message_and_leaves_nothing(
+    tmp_path, monkeypatch, words, code, named
+):
+    monkeypatch.chdir(tmp_path)
+    _, err = call(*words, code=code)
+    assert named in err
+    assert len(err.splitlines()) <= 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_backend_exits_with_7_and_the_pip_command(tmp_path):
+    code = (
+        "import sys\n"
+        "from kerasnorm import runtime, cli\n"
+        "runtime.installed_backends = lambda: ('torch',)\n"
+        "sys.argv = ['kerasnorm', 'fit', '--backend', 'tensorflow', '--data', 'shapes']\n"
+        "cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 7
+    assert "pip install 'kerasnorm[tensorflow]'" in done.stderr
+
+
+def test_a_taken_folder_exits_with_6_and_is_kept(trained):
+    before = sorted(path.name for path in trained.iterdir())
+    _, err = call(*tiny_fit(trained, "--norm", "bn"), code=6)
+    assert "already holds another run" in err
+    assert sorted(path.name for path in trained.iterdir()) == before
+
+
+def test_divergence_exits_with_4(tmp_path):
+    words = ("--norm", "none", "--optimizer", "sgd", "--learning-rate", "1e30")
+    _, err = call(*tiny_fit(tmp_path / "run", *words, "--schedule", "constant"), code=4)
+    assert "smaller --learning-rate" in err
+
+
+@pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143)])
+def test_an_interrupted_run_says_how_to_go_on(tmp_path, number, code):
+    words = map(str, tiny_fit(tmp_path / "run", "--epochs", "500"))
+    with subprocess.Popen(
+        [sys.executable, "-m", "kerasnorm", *words], stderr=subprocess.PIPE, text=True
+    ) as process:
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if line.startswith("epoch   1"):
+                process.send_signal(number)
+        process.wait(60)
+    assert process.returncode == code
+    assert any("kerasnorm fit --resume" in line for line in lines)
+    assert (tmp_path / "run" / "checkpoints" / "epoch-001").is_dir()

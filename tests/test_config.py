@@ -1,0 +1,108 @@
+"""The config: recipes, overrides, checks, TOML and hash."""
+
+import tomllib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kerasnorm.config import NORMS, RECIPES, SETTINGS, Config
+from kerasnorm.errors import ConfigError
+from kerasnorm.recipes import resolve, to_toml
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_config_survives_toml(recipe, norm):
+    config = resolve({"recipe": recipe, "norm": norm})
+    assert resolve(document=tomllib.loads(to_toml(config))) == config
+
+
+def test_every_field_has_one_name_help_and_section():
+    assert len(SETTINGS) == sum(
+        len(vars(Config())[s].__dataclass_fields__) for s in ("model", "data", "train")
+    )
+    assert all(setting.field.metadata["help"].endswith(".") for setting in SETTINGS.values())
+
+
+def test_overrides_beat_the_file_which_beats_the_recipe():
+    document = {"recipe": "era8", "train": {"epochs": 7, "seed": 3}}
+    config = resolve({"seed": 9}, document)
+    assert (config.train.seed, config.train.epochs, config.train.batch_size) == (9, 7, 64)
+
+
+def test_a_recipe_carries_values_for_one_norm_only():
+    assert resolve({"norm": "gn"}).model.weight_standardization
+    assert not resolve({"norm": "bn"}).model.weight_standardization
+    chosen = resolve({"norm": "gn", "weight_standardization": False})
+    assert not chosen.model.weight_standardization
+
+
+def test_era8_is_the_published_recipe():
+    config = resolve({"recipe": "era8"})
+    assert config.model.widths == (16, 16, 10, 32, 32, 32, 20, 32, 32, 32)
+    assert config.model.order == "conv-act-norm"
+    assert (config.model.dropout, config.model.residual) == (0.01, False)
+    assert (config.train.optimizer, config.train.schedule) == ("adam", "onecycle")
+    assert (config.train.batch_size, config.train.epochs) == (64, 20)
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ({"norm": "batch"}, "one of bn, gn"),
+        ({"recipe": "bets"}, "best"),
+        ({"nrom": "bn"}, "Did you mean norm"),
+        ({"epochs": -1}, "Received: epochs=-1"),
+        ({"epochs": 2.5}, "whole number"),
+        ({"epochs": True}, "whole number"),
+        ({"epochs": "3"}, "whole number"),
+        ({"dropout": float("nan")}, "dropout"),
+        ({"learning_rate": float("inf")}, "learning_rate"),
+        ({"widths": [16, 16]}, "10 numbers"),
+        ({"widths": 16}, "list"),
+        ({"widths": [0] * 10}, "at least 1"),
+        ({"residual": 1}, "true or false"),
+        ({"device": "cuda"}, "cuda:1"),
+        ({"device": "gpu:x"}, "device"),
+        ({"optimizer": "adam", "weight_decay": 0.1}, "adamw"),
+        ({"data": 3}, "text"),
+    ],
+)
+def test_bad_values_are_refused_by_name(override, named):
+    with pytest.raises(ConfigError, match=named):
+        resolve(override)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"train": {"norm": "bn"}},
+        {"training": {}},
+        {"train": 3},
+        {"model": {"nonsense": 1}},
+        {"recipe": "none"},
+    ],
+)
+def test_bad_documents_are_refused(document):
+    with pytest.raises(ConfigError):
+        resolve(document=document)
+
+
+@given(
+    st.sampled_from(sorted(SETTINGS)),
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.text())),
+)
+def test_any_value_gives_a_config_or_a_config_error(name, value):
+    try:
+        config = resolve({name: value})
+    except ConfigError:
+        return
+    assert resolve(document=tomllib.loads(to_toml(config))) == config
+
+
+@given(st.sampled_from(["seed", "epochs", "batch_size"]), st.integers(1, 1000))
+def test_the_hash_changes_with_the_config_and_only_then(name, value):
+    base = resolve()
+    changed = base.replace(**{name: value})
+    assert (changed.hash() == base.hash()) == (changed == base)

@@ -1,0 +1,30 @@
+"""Single pictures, brought to a model's shape."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kerasnorm.data.pictures import read_picture
+from kerasnorm.errors import ConfigError, DataError
+
+
+def test_a_picture_of_the_right_size_keeps_its_pixels(tmp_path):
+    pixels = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert np.array_equal(read_picture(tmp_path / "a.png", (5, 4, 3)), pixels)
+
+
+def test_other_sizes_and_modes_are_converted(tmp_path):
+    Image.new("RGBA", (50, 40), (255, 0, 0, 255)).save(tmp_path / "a.png")
+    assert (read_picture(tmp_path / "a.png", (8, 6, 3)) == [255, 0, 0]).all()
+    assert read_picture(tmp_path / "a.png", (8, 6, 1)).shape == (8, 6, 1)
+
+
+def test_what_is_no_picture_is_refused(tmp_path):
+    (tmp_path / "a.png").write_text("no picture")
+    with pytest.raises(DataError, match="no image"):
+        read_picture(tmp_path / "a.png", (8, 6, 3))
+    with pytest.raises(DataError, match="There is no"):
+        read_picture(tmp_path / "b.png", (8, 6, 3))
+    with pytest.raises(ConfigError, match="5 channels"):
+        read_picture(tmp_path / "a.png", (8, 6, 5))

@@ -1,0 +1,82 @@
+"""Choosing backend and device, seeds, and the record of the environment."""
+
+import random
+
+import numpy as np
+import pytest
+
+from kerasnorm import runtime
+from kerasnorm.errors import ConfigError, MissingPackageError
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """A process in which keras is not imported yet and only torch is installed."""
+    import sys
+
+    monkeypatch.delitem(sys.modules, "keras", raising=False)
+    monkeypatch.setattr(runtime, "installed_backends", lambda: ("torch",))
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def test_a_missing_backend_is_named_with_its_pip_command(fresh):
+    with pytest.raises(MissingPackageError, match=r"pip install 'kerasnorm\[tensorflow\]'"):
+        runtime.select_backend("tensorflow")
+
+
+def test_auto_takes_the_environment_then_what_is_installed(fresh, monkeypatch):
+    assert runtime.select_backend() == "torch"
+    monkeypatch.delenv("KERAS_BACKEND")
+    assert runtime.select_backend() == "torch"
+    monkeypatch.setenv("KERAS_BACKEND", "mxnet")
+    with pytest.raises(ConfigError, match="mxnet"):
+        runtime.select_backend()
+
+
+def test_the_backend_cannot_change_once_keras_is_imported():
+    import keras
+
+    active = keras.backend.backend()
+    assert runtime.select_backend() == active
+    other = next(name for name in ("torch", "tensorflow") if name != active)
+    with pytest.raises(ConfigError, match="new process"):
+        runtime.select_backend(other)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:0", "cuda:7"])
+def test_a_gpu_that_is_not_there_is_an_error(device):
+    with pytest.raises(ConfigError, match="GPU"):
+        runtime._gpu_index(device, "torch", 0)
+
+
+@pytest.mark.parametrize(
+    ("device", "count", "index"),
+    [("auto", 0, -1), ("cpu", 2, -1), ("auto", 1, 0), ("gpu", 2, 0), ("cuda:1", 2, 1)],
+)
+def test_a_device_becomes_a_number(device, count, index):
+    assert runtime._gpu_index(device, "torch", count) == index
+
+
+def test_seeds_are_a_function_of_seed_and_epoch():
+    def draw(seed, epoch):
+        runtime.seed_everything(seed, epoch)
+        return random.random(), np.random.random()
+
+    assert draw(1, 2) == draw(1, 2)
+    assert len({draw(1, 2), draw(1, 3), draw(2, 2)}) == 3
+
+
+def test_the_environment_names_versions_device_and_command():
+    record = runtime.environment("torch", runtime.Device("cpu", "CPU, 2 threads"))
+    assert {"python", "keras", "numpy", "kerasnorm"} <= set(record["versions"])
+    assert record["device"] == {"kind": "cpu", "name": "CPU, 2 threads"}
+    assert record["command_line"]
+
+
+def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("KERASNORM_CACHE", str(tmp_path))
+    assert runtime.cache_folder() == tmp_path
+    monkeypatch.delenv("KERASNORM_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert runtime.cache_folder() == tmp_path / "kerasnorm"

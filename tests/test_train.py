@@ -1,0 +1,203 @@
+"""`fit`: the run's folder, resuming, callbacks, bad input; on whichever backend this runs."""
+
+import csv
+import json
+
+import keras
+import numpy as np
+import pytest
+import tiny
+
+from kerasnorm import checkpoints, run, train
+from kerasnorm.analysis.evaluate import predict, score
+from kerasnorm.errors import ConfigError, DivergedError, RunFolderError
+
+
+def fit(folder, callbacks=(), **overrides):
+    return train.fit(tiny.config(**overrides), out=folder, callbacks=callbacks)
+
+
+def test_a_run_leaves_its_folder(tmp_path):
+    done = fit(tmp_path / "run", norm="bn", validation=20)
+    names = {path.name for path in done.path.iterdir()} - {".lock"}
+    assert names == {
+        "config.toml",
+        "environment.json",
+        "history.csv",
+        "metrics.json",
+        "model.keras",
+        "checkpoints",
+    }
+    with (done.path / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert all(0 <= float(row["val_accuracy"]) <= 1 for row in rows)
+    metrics = json.loads((done.path / "metrics.json").read_text())
+    assert metrics["images"] == {"train": 40, "validation": 20, "test": 20}
+    assert np.sum(metrics["confusion"]) == 20
+    assert metrics["definitions"].keys() <= metrics.keys()
+    assert done.config.train.backend == keras.backend.backend()
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn"])
+def test_the_saved_model_has_the_reported_test_scores(tmp_path, norm):
+    done = fit(tmp_path / "run", norm=norm)
+    test = tiny.dataset().test
+    scores = score(predict(done.model(), test.images), test.labels)
+    assert scores.accuracy == done.metrics["test_accuracy"] == done.history[-1]["test_accuracy"]
+    assert np.isclose(scores.loss, done.metrics["test_loss"], rtol=1e-4)
+    mistakes = round(20 * (1 - scores.accuracy))
+    assert len(done.metrics["misclassified"]) == min(10, mistakes)
+
+
+def same_numbers(first, second):
+    timed = ("seconds", "images_per_second")
+    return [{k: v for k, v in row.items() if k not in timed} for row in first.history] == [
+        {k: v for k, v in row.items() if k not in timed} for row in second.history
+    ]
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path):
+    first, again = (fit(tmp_path / name, recipe="era8", norm="gn") for name in "ab")
+    other = fit(tmp_path / "c", recipe="era8", norm="gn", seed=1)
+    assert same_numbers(first, again)
+    assert not same_numbers(first, other)
+
+
+class StopAfter(keras.callbacks.Callback):
+    def __init__(self, epoch):
+        super().__init__()
+        self.last = epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch + 1 == self.last:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn", "ln"])
+def test_an_interrupted_and_resumed_run_equals_one_never_interrupted(tmp_path, norm):
+    options = {"recipe": "era8", "norm": norm, "dropout": 0.1, "epochs": 3}
+    straight = fit(tmp_path / "straight", **options)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "broken", callbacks=[StopAfter(2)], **options)
+    resumed = train.fit(resume=tmp_path / "broken")
+    assert same_numbers(straight, resumed)
+    states = [
+        checkpoints.load(checkpoints.checkpoint_folders(done.path / run.CHECKPOINTS)[-1])[0]
+        for done in (straight, resumed)
+    ]
+    assert all(states[0][name].tobytes() == states[1][name].tobytes() for name in states[0])
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_over(tmp_path):
+    class StopAtOnce(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "run", callbacks=[StopAtOnce()])
+    assert len(train.fit(resume=tmp_path / "run").history) == 2
+
+
+@pytest.mark.parametrize("field", [{"norm": "bn"}, {"seed": 5}, {"epochs": 9}, {"batch_size": 8}])
+def test_a_resumed_run_keeps_its_config(tmp_path, field):
+    folder = run.create_folder(tmp_path / "run", tiny.config(norm="gn"), "shapes")
+    with pytest.raises(ConfigError, match=f"^{next(iter(field))}: a resumed run"):
+        train.fit(resume=folder, **field)
+
+
+def test_keras_callbacks_see_every_step_and_standard_logs(tmp_path):
+    class Spy(keras.callbacks.Callback):
+        events, logs = [], []
+
+        def on_train_begin(self, logs=None):
+            self.events.append("begin")
+            assert self.model.optimizer is not None
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.events.append(batch)
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.events.append(f"epoch {epoch}")
+            self.logs.append(logs)
+
+        def on_train_end(self, logs=None):
+            self.events.append("end")
+
+    spy = Spy()
+    fit(tmp_path / "run", callbacks=[spy], validation=20, batch_size=20)
+    assert spy.events == ["begin", 0, 1, "epoch 0", 0, 1, "epoch 1", "end"]
+    expected = {"loss", "accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy"}
+    assert spy.logs[0].keys() == expected | {"learning_rate"}
+
+
+def test_early_stopping_and_model_checkpoint_work(tmp_path):
+    callbacks = [
+        keras.callbacks.EarlyStopping(monitor="loss", patience=0, min_delta=1e9),
+        keras.callbacks.ModelCheckpoint(tmp_path / "each.keras"),
+    ]
+    done = fit(tmp_path / "run", callbacks=callbacks, epochs=5, norm="bn")
+    assert len(done.history) == done.metrics["epochs"] == 2
+    assert (tmp_path / "each.keras").is_file()
+
+
+def test_the_rate_can_be_reduced_by_a_callback_where_it_is_constant(tmp_path):
+    callback = keras.callbacks.ReduceLROnPlateau(
+        monitor="loss", factor=0.1, patience=1, min_delta=1e9, cooldown=0
+    )
+    spy = keras.callbacks.LambdaCallback(
+        on_train_end=lambda logs: rates.append(float(callback.model.optimizer.learning_rate))
+    )
+    rates = []
+    fit(tmp_path / "run", callbacks=[callback, spy], schedule="constant", epochs=4)
+    assert rates[0] < 0.01
+
+
+def test_a_diverging_run_says_so_and_leaves_no_model(tmp_path):
+    with pytest.raises(DivergedError, match="smaller --learning-rate"):
+        fit(tmp_path / "run", optimizer="sgd", learning_rate=1e30, schedule="constant", norm="none",
+            weight_decay=0.0)  # fmt: skip
+    assert not (tmp_path / "run" / run.MODEL).exists()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [{"batch_size": 61}, {"groups": 3}, {"translate": 32}, {"validation": 55, "batch_size": 16}],
+)
+def test_a_bad_config_leaves_no_folder(tmp_path, override):
+    with pytest.raises((ConfigError, ValueError), match=next(iter(override))):
+        fit(tmp_path / "run", **override)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_taken_folder_is_kept(tmp_path):
+    fit(tmp_path / "run")
+    before = (tmp_path / "run" / run.HISTORY).read_bytes()
+    with pytest.raises(RunFolderError):
+        fit(tmp_path / "run")
+    assert (tmp_path / "run" / run.HISTORY).read_bytes() == before
+
+
+@pytest.mark.parametrize("treatment", ["standardize", "scale", "none", "equalize"])
+def test_every_treatment_trains_and_travels_with_the_model(tmp_path, treatment):
+    done = fit(tmp_path / "run", treatment=treatment, epochs=1)
+    name = done.model().inputs[0].name
+    assert name == ("equalized_pixels" if treatment == "equalize" else "pixels")
+
+
+def test_other_shapes_of_images_train(tmp_path):
+    rng = np.random.Generator(np.random.PCG64(0))
+    arrays = {
+        f"{axis}_{part}": rng.integers(0, high, (30, *shape)).astype(np.uint8)
+        for part in ("train", "test")
+        for axis, high, shape in (("x", 256, (17, 21)), ("y", 3, ()))
+    }
+    np.savez(tmp_path / "gray.npz", **arrays)
+    done = fit(tmp_path / "run", data=str(tmp_path / "gray.npz"), train_size=0, test_size=0)
+    assert done.model().input_shape == (None, 17, 21, 1)
+    assert done.model().output_shape == (None, 3)
+
+
+def test_mixed_precision_trains_and_saves_a_float32_model(tmp_path):
+    done = fit(tmp_path / "run", precision="mixed_bfloat16", norm="gn", epochs=1)
+    assert {layer.compute_dtype for layer in done.model().layers} == {"float32"}
