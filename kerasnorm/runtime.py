@@ -16,7 +16,7 @@ from typing import Any
 from kerasnorm.config import BACKENDS
 from kerasnorm.errors import ConfigError, MissingPackageError
 
-PACKAGES = ("kerasnorm", "keras", "numpy", "torch", "tensorflow", "jax", "matplotlib", "click")
+PACKAGES = ("kerasnorm", "keras", "numpy", "torch", "tensorflow", "tensorflow-cpu", "jax")
 
 
 @dataclass(frozen=True)
