@@ -24,3 +24,19 @@ def gradient(function: Callable[..., Any], *arrays: np.ndarray) -> list[np.ndarr
             value = function(*tensors)
         found = tape.gradient(value, tensors)
     return [keras.ops.convert_to_numpy(array) for array in found]
+
+
+def parameter_gradients(function: Callable[[], Any], variables: list[Any]) -> list[np.ndarray]:
+    """Returns the gradient of a scalar function with respect to Keras variables."""
+    values = [variable.value for variable in variables]
+    if keras.backend.backend() == "torch":
+        import torch
+
+        found = torch.autograd.grad(function(), values)
+    else:
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            value = function()
+        found = tape.gradient(value, values)
+    return [keras.ops.convert_to_numpy(array) for array in found]

