@@ -11,11 +11,12 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from kerasnorm.analysis.layers import layer_table, receptive_field
+    from kerasnorm.api import fit
     from kerasnorm.config import Config
     from kerasnorm.exchange.archive import load_model
     from kerasnorm.model import build_model
+    from kerasnorm.recipes import resolve
     from kerasnorm.run import Run
-    from kerasnorm.train import fit
 
 __all__ = [
     "Config",
@@ -26,16 +27,18 @@ __all__ = [
     "layer_table",
     "load_model",
     "receptive_field",
+    "resolve",
 ]
 
 _HOMES = {
     "Config": "config",
     "Run": "run",
     "build_model": "model",
-    "fit": "train",
+    "fit": "api",
     "layer_table": "analysis.layers",
     "load_model": "exchange.archive",
     "receptive_field": "analysis.layers",
+    "resolve": "recipes",
 }
 _NEED_KERAS = {"model", "analysis.layers", "exchange.archive"}
 

@@ -38,11 +38,15 @@ def save(folder: Path, state: State, facts: Mapping[str, Any]) -> Path:
     final = folder / f"epoch-{facts['epoch']:03d}"
     temporary = folder / f".{final.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    with atomic_writer(temporary / STATE) as file:
-        np.savez(file, **state)  # type: ignore[arg-type]  # no array is named allow_pickle
-    manifest = dict(facts) | {"sha256": {STATE: sha256(temporary / STATE)}}
-    write_json(temporary / MANIFEST, manifest)
+    try:
+        temporary.mkdir(parents=True)
+        with atomic_writer(temporary / STATE) as file:
+            np.savez(file, **state)  # type: ignore[arg-type]  # no array is named allow_pickle
+        manifest = dict(facts) | {"sha256": {STATE: sha256(temporary / STATE)}}
+        write_json(temporary / MANIFEST, manifest)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
     fsync_folder(folder)
@@ -52,9 +56,16 @@ def save(folder: Path, state: State, facts: Mapping[str, Any]) -> Path:
 
 def _prune(folder: Path) -> None:
     folders = checkpoint_folders(folder)
-    best = [path for path in folders if _manifest(path).get("is_best")]
+    best = [path for path in folders if _is_best(path)]
     for path in set(folders) - set(folders[-KEEP_LAST:]) - set(best[-1:]):
         shutil.rmtree(path)
+
+
+def _is_best(path: Path) -> bool:
+    try:
+        return bool(_manifest(path).get("is_best"))
+    except CorruptFileError:
+        return False
 
 
 def _manifest(path: Path) -> dict[str, Any]:

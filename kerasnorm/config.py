@@ -9,7 +9,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from kerasnorm.errors import ConfigError
 NORMS = ("bn", "gn", "ln", "lnc", "in", "rms", "none")
 BACKENDS = ("torch", "tensorflow", "jax")
 RECIPES = ("best", "era8")
+LARGEST = 1e300  # of any number; also refuses NaN and infinity
 
 
 def _field(
@@ -169,7 +169,9 @@ class TrainConfig(_Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         kind, _, number = self.device.partition(":")
-        if self.device not in ("auto", "cpu", "gpu") and not (kind == "cuda" and number.isdigit()):
+        if self.device not in ("auto", "cpu", "gpu") and not (
+            kind == "cuda" and number.isascii() and number.isdecimal()
+        ):
             raise ConfigError(
                 "device: expected auto, cpu, gpu or a device such as cuda:1. "
                 f"Received: device={self.device!r}"
@@ -183,13 +185,20 @@ class TrainConfig(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(_Checked):
-    """Everything that decides what a run computes, fully resolved."""
+class Config:
+    """Everything that decides what a run computes; `kerasnorm.recipes.resolve` makes it.
 
-    recipe: str = _field("best", "Named set of values for all that follows.", choices=RECIPES)
-    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    Attributes:
+        recipe: Name of the recipe that it started from.
+        model: The network.
+        data: The images.
+        train: The training.
+    """
+
+    recipe: str
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the config as nested dicts of plain values, ready for TOML and JSON."""
@@ -200,8 +209,9 @@ class Config(_Checked):
         return document
 
     def hash(self) -> str:
-        """Returns 12 hexadecimal digits that change when any field changes, and only then."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
+        """Returns 12 hexadecimal digits that change when any field but the device changes."""
+        document = self.replace(device="auto").to_dict()
+        text = json.dumps(document, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def replace(self, **overrides: Any) -> "Config":
@@ -261,7 +271,7 @@ def _check_number(name: str, value: Any, kind: type, meta: Mapping[str, Any]) ->
     low = float("-inf") if low is None else low
     high = float("inf") if high is None else high
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    is_number = is_number and math.isfinite(value) and kind(value) == value
+    is_number = is_number and abs(value) <= LARGEST and kind(value) == value
     if not is_number or not low <= value <= high:
         noun = "a whole number" if kind is int else "a number"
         bounds = f" of at least {low}" if meta["low"] is not None else ""

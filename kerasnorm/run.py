@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kerasnorm.config import Config
-from kerasnorm.errors import ConfigError, CorruptFileError, RunFolderError
+from kerasnorm.errors import CorruptFileError, RunFolderError
 from kerasnorm.files import write_bytes
 from kerasnorm.recipes import resolve, to_toml
 
@@ -68,11 +68,14 @@ class Run:
         history = tuple(read_history(path / HISTORY))
         try:
             metrics = json.loads((path / METRICS).read_text(encoding="utf-8"))
+            missing = {"class_names", "confusion", "misclassified", "test_accuracy"} - {*metrics}
+            if missing:
+                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         except FileNotFoundError:
             raise CorruptFileError(
                 f"The run {path} has not finished; go on with it: kerasnorm fit --resume {path}"
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise CorruptFileError(f"{path / METRICS} is damaged: {error}") from None
         return cls(path, config, history, metrics)
 
@@ -91,9 +94,9 @@ def read_config(path: Path) -> Config:
     """
     try:
         return resolve(document=tomllib.loads((path / CONFIG).read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise CorruptFileError(f"{path} is no run's folder: it has no {CONFIG}.") from None
-    except (OSError, ValueError, ConfigError) as error:
+    except (OSError, ValueError) as error:
         raise CorruptFileError(f"{path / CONFIG} is damaged: {error}") from None
 
 

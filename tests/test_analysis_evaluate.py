@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kerasnorm.analysis.evaluate import confusion, log_softmax, score, worst_mistakes
+from kerasnorm.analysis.evaluate import confusion, log_softmax, predict, score, worst_mistakes
 
 LOGITS = np.array([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 0.5]], np.float32)
 LABELS = np.array([0, 1, 1, 0], np.int32)
@@ -34,3 +34,21 @@ def test_probabilities_sum_to_one_however_large_the_logits(rows):
     logits = np.array(rows, np.float32)
     assert np.allclose(np.exp(log_softmax(logits)).sum(axis=1), 1)
     assert np.allclose(log_softmax(logits + 100), log_softmax(logits), atol=0.01)
+
+
+def test_a_model_that_ends_in_softmax_scores_as_its_logits_do():
+    import keras
+
+    pixels = keras.Input((8, 8, 3))
+    x = keras.layers.Rescaling(1 / 255)(pixels)
+    logits = keras.layers.Dense(4)(keras.layers.Flatten()(x))
+    plain = keras.Model(pixels, logits)
+    activated = keras.Model(pixels, keras.layers.Softmax()(logits))
+    dense = keras.layers.Dense(4, activation="softmax")
+    inside = keras.Model(pixels, dense(keras.layers.Flatten()(x)))
+    dense.set_weights(plain.layers[-1].get_weights())
+    images = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (6, 8, 8, 3), np.uint8)
+    labels = np.array([0, 1, 2, 3, 0, 1])
+    expected = score(predict(plain, images), labels)
+    for model in (activated, inside):
+        assert np.allclose(score(predict(model, images), labels), expected, rtol=1e-4)

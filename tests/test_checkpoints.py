@@ -54,3 +54,16 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(tmp_path, harm):
 def test_no_checkpoint_is_an_error(tmp_path):
     with pytest.raises(CorruptFileError, match="no checkpoint"):
         checkpoints.load_newest(tmp_path, print)
+
+
+def test_a_failed_save_leaves_no_litter(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        checkpoints.save(tmp_path, STATE, {"epoch": 1, "loss": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_neighbour_does_not_stop_a_save(tmp_path):
+    for epoch in (1, 2, 3):
+        (save(tmp_path, epoch) / checkpoints.MANIFEST).write_text("{")
+    save(tmp_path, 4)
+    assert checkpoints.load_newest(tmp_path, print)[1]["epoch"] == 4

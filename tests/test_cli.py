@@ -222,6 +222,7 @@ MISTAKES = [
     (("data", "nothing-here"), 3, "nothing-here"),
     (("predict", "missing.keras", "a.png"), 5, "missing.keras"),
     (("nonsense",), 2, "No such command"),
+    (("receptive-field", "gnn"), 2, "Did you mean gn"),
 ]  # fmt: skip
 
 
@@ -279,3 +280,18 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, number, code):
     assert process.returncode == code
     assert any("kerasnorm fit --resume" in line for line in lines)
     assert (tmp_path / "run" / "checkpoints" / "epoch-001").is_dir()
+
+
+def test_an_output_that_cannot_be_written_exits_with_6(tmp_path):
+    (tmp_path / "file").write_text("")
+    words = ("--data", "shapes", "--train-size", "20", "--test-size", "10")
+    _, err = call("inputs", *words, "--out", tmp_path / "file" / "sub", code=6)
+    assert "file" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_an_interrupted_run_ignores_the_environment_when_it_goes_on(trained, monkeypatch):
+    monkeypatch.setenv("KERASNORM_BATCH_SIZE", "7")
+    call("fit", "--resume", trained, "--quiet")
+    _, err = call("fit", "--resume", trained, "--recipe", "era8", code=2)
+    assert "recipe: a resumed run keeps its config" in err

@@ -1,12 +1,13 @@
 """The config: recipes, overrides, checks, TOML and hash."""
 
+import dataclasses
 import tomllib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kerasnorm.config import NORMS, RECIPES, SETTINGS, Config
+from kerasnorm.config import NORMS, RECIPES, SECTIONS, SETTINGS
 from kerasnorm.errors import ConfigError
 from kerasnorm.recipes import resolve, to_toml
 
@@ -18,10 +19,9 @@ def test_a_config_survives_toml(recipe, norm):
     assert resolve(document=tomllib.loads(to_toml(config))) == config
 
 
-def test_every_field_has_one_name_help_and_section():
-    assert len(SETTINGS) == sum(
-        len(vars(Config())[s].__dataclass_fields__) for s in ("model", "data", "train")
-    )
+def test_every_field_has_one_name_and_help():
+    fields = [dataclasses.fields(section) for section in SECTIONS.values()]
+    assert len(SETTINGS) == sum(map(len, fields))
     assert all(setting.field.metadata["help"].endswith(".") for setting in SETTINGS.values())
 
 
@@ -67,6 +67,11 @@ def test_era8_is_the_published_recipe():
         ({"device": "gpu:x"}, "device"),
         ({"optimizer": "adam", "weight_decay": 0.1}, "adamw"),
         ({"data": 3}, "text"),
+        ({"epochs": 10**400}, "epochs"),
+        ({"learning_rate": 10**400}, "learning_rate"),
+        ({"device": "cuda:²"}, "cuda:1"),
+        ({"recipe": 3}, "recipe"),
+        ({"recipe": []}, "recipe"),
     ],
 )
 def test_bad_values_are_refused_by_name(override, named):
@@ -106,3 +111,18 @@ def test_the_hash_changes_with_the_config_and_only_then(name, value):
     base = resolve()
     changed = base.replace(**{name: value})
     assert (changed.hash() == base.hash()) == (changed == base)
+
+
+def test_a_recipe_cannot_contradict_the_file():
+    document = resolve({"recipe": "era8"}).to_dict()
+    assert resolve({"recipe": "era8"}, document) == resolve(document=document)
+    with pytest.raises(ConfigError, match="recipe='best'"):
+        resolve({"recipe": "best"}, document)
+
+
+def test_adam_alone_has_no_decay():
+    assert resolve({"optimizer": "adam"}).train.weight_decay == 0
+
+
+def test_the_device_does_not_change_the_hash():
+    assert resolve({"device": "cpu"}).hash() == resolve().hash()

@@ -22,9 +22,18 @@ def test_other_sizes_and_modes_are_converted(tmp_path):
 
 def test_what_is_no_picture_is_refused(tmp_path):
     (tmp_path / "a.png").write_text("no picture")
-    with pytest.raises(DataError, match="no image"):
+    with pytest.raises(DataError, match="expected an image"):
         read_picture(tmp_path / "a.png", (8, 6, 3))
-    with pytest.raises(DataError, match="There is no"):
+    with pytest.raises(DataError, match=r"b\.png"):
         read_picture(tmp_path / "b.png", (8, 6, 3))
     with pytest.raises(ConfigError, match="5 channels"):
         read_picture(tmp_path / "a.png", (8, 6, 5))
+
+
+def test_deep_pictures_and_other_formats_are_refused(tmp_path):
+    Image.new("I;16", (4, 4)).save(tmp_path / "deep.png")
+    with pytest.raises(DataError, match="8 bits"):
+        read_picture(tmp_path / "deep.png", (8, 6, 1))
+    (tmp_path / "a.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n")
+    with pytest.raises(DataError, match="expected an image"):
+        read_picture(tmp_path / "a.eps", (8, 6, 1))

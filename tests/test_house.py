@@ -14,8 +14,9 @@ FLOORS = (
     ("data", "norms"),
     ("model",),
     ("analysis", "engines", "exchange"),
-    ("checkpoints", "run", "train"),
+    ("checkpoints", "run", "loop", "train"),
     ("tables", "plots", "console"),
+    ("api",),
     ("cli",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -67,6 +67,10 @@ def test_what_is_no_run_is_refused(tmp_path):
     run.write_history(path / run.HISTORY, [ROW])
     with pytest.raises(CorruptFileError, match="not finished"):
         run.Run.load(path)
+    for text in ("[]", "{}", "{"):
+        (path / run.METRICS).write_text(text)
+        with pytest.raises(CorruptFileError, match="damaged"):
+            run.Run.load(path)
     (path / run.CONFIG).write_text("norm = ")
     with pytest.raises(CorruptFileError, match="damaged"):
         run.Run.load(path)

@@ -10,7 +10,7 @@ import tiny
 
 from kerasnorm import checkpoints, run, train
 from kerasnorm.analysis.evaluate import predict, score
-from kerasnorm.errors import ConfigError, DivergedError, RunFolderError
+from kerasnorm.errors import ConfigError, CorruptFileError, DivergedError, RunFolderError
 
 
 def fit(folder, callbacks=(), **overrides):
@@ -149,8 +149,9 @@ def test_the_rate_can_be_reduced_by_a_callback_where_it_is_constant(tmp_path):
         on_train_end=lambda logs: rates.append(float(callback.model.optimizer.learning_rate))
     )
     rates = []
-    fit(tmp_path / "run", callbacks=[callback, spy], schedule="constant", epochs=4)
+    done = fit(tmp_path / "run", callbacks=[callback, spy], schedule="constant", epochs=4)
     assert rates[0] < 0.01
+    assert done.history[0]["lr"] > done.history[-1]["lr"]
 
 
 def test_a_diverging_run_says_so_and_leaves_no_model(tmp_path):
@@ -201,3 +202,34 @@ def test_other_shapes_of_images_train(tmp_path):
 def test_mixed_precision_trains_and_saves_a_float32_model(tmp_path):
     done = fit(tmp_path / "run", precision="mixed_bfloat16", norm="gn", epochs=1)
     assert {layer.compute_dtype for layer in done.model().layers} == {"float32"}
+
+
+def test_restored_weights_are_the_ones_that_are_measured(tmp_path):
+    class Restore(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            self.first = self.model.get_weights()
+
+        def on_train_end(self, logs=None):
+            self.model.set_weights(self.first)
+
+    done = fit(tmp_path / "run", callbacks=[Restore()], norm="gn", learning_rate=0.05)
+    test = tiny.dataset().test
+    scores = score(predict(done.model(), test.images), test.labels)
+    assert np.isclose(done.metrics["test_loss"], scores.loss, rtol=1e-4)
+    assert not np.isclose(done.history[-1]["test_loss"], scores.loss, rtol=1e-4)
+
+
+def test_a_changed_config_file_is_not_resumed(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "run", callbacks=[StopAfter(2)], epochs=3)
+    path = tmp_path / "run" / run.CONFIG
+    path.write_text(path.read_text().replace("learning_rate = 0.01", "learning_rate = 0.02"))
+    with pytest.raises(CorruptFileError, match="another mark"):
+        train.fit(resume=tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_after_an_epoch_is_a_divergence(tmp_path):
+    options = {"optimizer": "sgd", "learning_rate": 1e30, "schedule": "constant", "norm": "none"}
+    with pytest.raises(DivergedError):
+        fit(tmp_path / "run", **options, weight_decay=0.0, batch_size=60, epochs=1)
+    assert list((tmp_path / "run" / run.CHECKPOINTS).glob("*")) == []

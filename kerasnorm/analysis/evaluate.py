@@ -34,8 +34,20 @@ class Mistake:
 
 
 def predict(model: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Returns the logits (N, classes) that a Keras model gives for raw images (N, H, W, C)."""
-    return np.asarray(model.predict(images, batch_size=PREDICT_BATCH, verbose=0), np.float32)
+    """Returns the logits (N, classes) that a Keras model gives for raw images (N, H, W, C).
+
+    A model that ends in a softmax gives log-probabilities, which are logits of the same softmax.
+    """
+    outputs = np.asarray(model.predict(images, batch_size=PREDICT_BATCH, verbose=0), np.float32)
+    if _ends_in_softmax(model):
+        return np.log(np.maximum(outputs, np.finfo(np.float32).tiny))
+    return outputs
+
+
+def _ends_in_softmax(model: Any) -> bool:
+    last = model.layers[-1]
+    activation = getattr(getattr(last, "activation", None), "__name__", "")
+    return activation == "softmax" or type(last).__name__ == "Softmax"
 
 
 def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:

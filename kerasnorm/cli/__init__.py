@@ -12,7 +12,7 @@ import click
 
 from kerasnorm import __version__
 from kerasnorm.cli import models, pictures, surroundings, training
-from kerasnorm.errors import KerasnormError
+from kerasnorm.errors import KerasnormError, RunFolderError
 
 SIGNALLED = 128  # plus the number of the signal, as shells have it
 
@@ -30,7 +30,7 @@ def app(context: click.Context, debug: bool) -> None:
 
     Example: kerasnorm fit --norm gn --backend torch
     """
-    context.obj = {"debug": debug}
+    context.obj["debug"] = debug
 
 
 for room in (training, pictures, models, surroundings):
@@ -45,15 +45,15 @@ def _terminate(number: int, frame: Any) -> NoReturn:
 def main() -> NoReturn:
     """Runs the command line and exits with its code."""
     signal.signal(signal.SIGTERM, _terminate)
-    debug = "--debug" in sys.argv
+    state = {"debug": False}
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, obj=state)
         sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         code = error.exit_code
     except KerasnormError as error:
-        if debug:
+        if state["debug"]:
             raise
         click.echo(f"kerasnorm: {error}", err=True)
         code = error.exit_code
@@ -66,8 +66,13 @@ def main() -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()
         code = SIGNALLED + signal.SIGPIPE
+    except OSError as error:
+        if state["debug"]:
+            raise
+        click.echo(f"kerasnorm: {error.filename or 'a file'}: {error.strerror or error}", err=True)
+        code = RunFolderError.exit_code
     except Exception as error:
-        if debug:
+        if state["debug"]:
             raise
         click.echo(
             f"kerasnorm: unexpected {type(error).__name__}: {error}\n"

@@ -7,7 +7,7 @@ import click
 
 from kerasnorm import runtime
 from kerasnorm.cli import options as opt
-from kerasnorm.config import SETTINGS
+from kerasnorm.config import SETTINGS, unknown
 from kerasnorm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -78,8 +78,11 @@ def receptive_field(target: str, as_json: bool, image_shape: tuple[int, ...], cl
     from kerasnorm.analysis.layers import receptive_field as spatial_rows
     from kerasnorm.exchange.archive import load_model
 
-    if target in SETTINGS["norm"].field.metadata["choices"]:
+    norms = SETTINGS["norm"].field.metadata["choices"]
+    if target in norms:
         model = _build({"norm": target}, image_shape, classes)
+    elif "." not in target and not Path(target).exists():
+        raise unknown("norm", target, norms)
     else:
         model = load_model(target)
     rows = spatial_rows(model)
@@ -91,9 +94,13 @@ def receptive_field(target: str, as_json: bool, image_shape: tuple[int, ...], cl
 
 def _open(target: Path, backend: str | None, device: str | None) -> "SavedModel":
     runtime.start(backend or "auto", device or "auto")
+    from kerasnorm import console
     from kerasnorm.exchange.archive import open_model
 
-    return open_model(target)
+    saved = open_model(target)
+    if saved.wants_equalized:
+        console.note(f"{saved.path} takes histogram-equalized images; they are equalized for it.")
+    return saved
 
 
 def _images(saved: "SavedModel", data: str | None, split: str) -> "Split":
@@ -218,7 +225,7 @@ def predict(
 @opt.data_option
 @split_option
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="PNG to write; else a list is printed."
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Draw them into this PNG too."
 )
 @opt.backend_option
 @opt.device_option

@@ -113,6 +113,12 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def is_typed(name: str) -> bool:
+    """Says whether an option of the running command stands on its command line."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is click.core.ParameterSource.COMMANDLINE
+
+
 def resolve_options(options: dict[str, Any], file: Path | None) -> Any:
     """Returns the full config of a command's options and its config file."""
     return resolve(given(options), read_toml(file) if file else None)

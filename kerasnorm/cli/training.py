@@ -39,7 +39,8 @@ def fit(
     """
     if resume is not None and (out is not None or config_file is not None):
         raise ConfigError("--resume takes the run's folder and config: leave out --out, --config.")
-    overrides = opt.given(options)
+    # A variable of the environment is a default for new runs, not a wish to change an old one.
+    overrides = {k: v for k, v in opt.given(options).items() if opt.is_typed(k)}
     config = None if resume is not None else opt.resolve_options(options, config_file)
     if dry_run:
         if config is None:
@@ -49,18 +50,15 @@ def fit(
         else:
             click.echo(to_toml(config), nl=False)
         return
-    from kerasnorm import console, plots, train
-    from kerasnorm.data.prepare import prepare
+    from kerasnorm import api, console
 
-    run = train.fit(
+    run = api.fit(
         config,
         out=out,
         resume=resume,
         monitor=console.Progress(quiet=quiet),
         **(overrides if resume is not None else {}),
     )
-    images = prepare(run.config.data, run.config.train.seed, lambda _: None).test.images
-    plots.draw_run(run, images)
     if as_json:
         opt.print_json({"path": str(run.path), **run.metrics})
     else:

@@ -1,23 +1,19 @@
 """Reads class folders of images: one folder a class, its files the images."""
 
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from kerasnorm.data.arrays import folder_name
 from kerasnorm.data.checks import check, parsing
 from kerasnorm.data.dataset import Dataset, Split
+from kerasnorm.data.pictures import in_mode, opened
 from kerasnorm.errors import DataError
 
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 _GRAY_MODES = frozenset({"1", "L", "LA", "La"})
-_DEEP_MODES = frozenset({"I", "F"})
 # Where there is no test folder, every image whose place in its sorted class is 4, 9, 14, … .
 _TEST_EVERY = 5
 
@@ -103,25 +99,9 @@ def _places(images: list[_File]) -> Iterator[tuple[int, _File]]:
         yield place % _TEST_EVERY, image
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Opens an image, with Pillow's warnings of decompression bombs as errors."""
-    expected = "an image, PNG, JPEG, BMP, GIF or WebP, of a usual size"
-    with parsing(path, expected), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path, formats=_FORMATS) as image:
-            yield image
-
-
 def _inspect(path: Path, label: int) -> _File:
-    with _opened(path) as image:
-        mode, size = image.mode, image.size
-    if mode in _DEEP_MODES or mode.startswith("I;"):
-        raise DataError(
-            f"{path}: expected 8 bits a channel. Received: mode {mode}. Convert it to 8 bits."
-        )
-    return _File(path, label, mode, size)
+    with opened(path) as image:
+        return _File(path, label, image.mode, image.size)
 
 
 def _check_sizes(images: list[_File]) -> None:
@@ -139,8 +119,6 @@ def _decode(images: list[_File], mode: str) -> Split:
     width, height = images[0].size if images else (1, 1)
     pixels = np.empty((len(images), height, width, len(mode)), dtype=np.uint8)
     for index, file in enumerate(images):
-        with _opened(file.path) as image:
-            # By way of RGBA: a palette with transparency has no direct way to RGB.
-            plain = image.convert("RGBA") if image.mode == "P" else image
-            pixels[index] = np.asarray(plain.convert(mode)).reshape(height, width, len(mode))
+        with opened(file.path) as image:
+            pixels[index] = np.asarray(in_mode(image, mode)).reshape(height, width, len(mode))
     return Split(pixels, np.array([file.label for file in images], dtype=np.int32))

@@ -17,7 +17,7 @@ from kerasnorm.config import TrainConfig
 from kerasnorm.data.batches import Batches
 from kerasnorm.engines.base import BatchListener
 from kerasnorm.engines.schedule import learning_rates
-from kerasnorm.errors import DivergedError
+from kerasnorm.errors import CorruptFileError, DivergedError
 from kerasnorm.runtime import seed_everything
 
 EPSILON = 1e-8  # of Adam; PyTorch's default
@@ -122,9 +122,16 @@ class PortableEngine:
 
     def load_state(self, state: dict[str, NDArray[Any]]) -> None:
         """Puts back what `state` returned."""
-        for part, variables in self._variables():
-            for index, variable in enumerate(variables):
-                variable.assign(state[f"{part}/{index:03d}"])
+        named = {
+            f"{part}/{index:03d}": variable
+            for part, variables in self._variables()
+            for index, variable in enumerate(variables)
+        }
+        shapes = {name: tuple(variable.shape) for name, variable in named.items()}
+        if shapes != {name: array.shape for name, array in state.items()}:
+            raise CorruptFileError("The checkpoint is of another model: its arrays do not fit.")
+        for name, variable in named.items():
+            variable.assign(state[name])
 
     def _variables(self) -> list[tuple[str, list[Any]]]:
         return [("model", self.model.variables), ("optimizer", self.model.optimizer.variables)]

@@ -22,6 +22,10 @@ CARD = "kerasnorm.json"
 MAX_BYTES = 1 << 30  # of all members together, unpacked
 MAX_WEIGHTS = 1 << 28
 # Layers that run code or files of the author's choice.
+MAX_UNITS = 1 << 20  # of a layer
+SIZES = ("units", "filters", "input_dim", "output_dim", "depth_multiplier")
+# Nodes of a Keras config that hold plain values and name no module.
+VALUES = {"__keras_tensor__", "__tensor__", "__numpy__"}
 REFUSED = {"Lambda", "TorchModuleWrapper", "TFSMLayer", "FlaxLayer", "JaxLayer", "StableHLO"}
 
 
@@ -81,11 +85,12 @@ def open_model(target: Path) -> SavedModel:
     path = target / "model.keras" if target.is_dir() else target
     model, card = read_archive(path)
     shapes = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
-    if [type(shape) for shape in shapes] != [tuple, tuple] or [*map(len, shapes)] != [4, 2]:  # type: ignore[arg-type]
-        raise CorruptFileError(
-            f"{path}: expected a classifier from (N, H, W, C) to (N, classes). "
-            f"Received: {shapes[0]} to {shapes[1]}"
-        )
+    for shape, rank in zip(shapes, (4, 2), strict=True):
+        if not isinstance(shape, tuple) or len(shape) != rank or None in shape[1:]:
+            raise CorruptFileError(
+                f"{path}: expected a classifier from (N, H, W, C), of fixed size, to "
+                f"(N, classes). Received: {shapes[0]} to {shapes[1]}"
+            )
     classes = model.output_shape[-1]
     names = card.get("class_names")
     if not isinstance(names, list) or len(names) != classes:
@@ -114,6 +119,7 @@ def read_archive(path: Path) -> tuple[keras.Model, dict[str, Any]]:
         CorruptFileError: The file is missing, damaged, no `.keras` file, or not safe to open.
     """
     config, card = _inspect(path)
+    config.pop("compile_config", None)  # not loaded
     refused = sorted(_foreign_classes(config))
     if refused:
         raise CorruptFileError(
@@ -125,8 +131,10 @@ def read_archive(path: Path) -> tuple[keras.Model, dict[str, Any]]:
     except Exception as error:  # Keras raises nearly every type on damaged files
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CorruptFileError(f"{path} is damaged: {reason[0]}") from error
-    if not isinstance(model, keras.Model) or model.count_params() > MAX_WEIGHTS:
-        raise CorruptFileError(f"{path} holds no Keras model of fewer than {MAX_WEIGHTS} weights.")
+    if not isinstance(model, keras.Model) or not model.built:
+        raise CorruptFileError(f"{path} holds no Keras model that has been built.")
+    if model.count_params() > MAX_WEIGHTS:
+        raise CorruptFileError(f"{path} holds more than {MAX_WEIGHTS:,} weights.")
     return model, card
 
 
@@ -162,11 +170,16 @@ def _foreign_classes(config: dict[str, Any]) -> set[str]:
         elif isinstance(node, dict):
             pending.extend(node.values())
             if "class_name" in node and _is_foreign(node):
-                found.add(f"{node.get('module') or 'keras'}.{node['class_name']}")
+                found.add(f"{node.get('module') or 'custom'}.{node['class_name']}")
+            if any(isinstance(node.get(name), int) and node[name] > MAX_UNITS for name in SIZES):
+                found.add(f"a layer of more than {MAX_UNITS} units")
     return found
 
 
 def _is_foreign(node: dict[str, Any]) -> bool:
-    name, module = str(node["class_name"]), str(node.get("module") or "keras")
+    name, module = str(node["class_name"]), str(node.get("module"))
+    if name in VALUES:
+        return False
     is_keras = module.split(".", maxsplit=1)[0] in ("keras", "builtins")
-    return name in REFUSED or not is_keras or node.get("registered_name", name) not in (name, None)
+    is_renamed = node.get("registered_name") not in (None, name)
+    return name in REFUSED or ">" in name or not is_keras or is_renamed

@@ -6,7 +6,6 @@ one norm and not the others.
 
 import tomllib
 from collections.abc import Mapping
-from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,9 @@ from kerasnorm.config import RECIPES, Config, build_config, flatten, unknown
 from kerasnorm.errors import ConfigError
 
 
-@cache
 def _recipe_document(name: str) -> dict[str, Any]:
     if name not in RECIPES:
-        raise unknown("recipe", name, RECIPES)
+        raise unknown("recipe", str(name), RECIPES)
     path = resources.files(__name__) / f"{name}.toml"
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
@@ -28,6 +26,9 @@ def resolve(
 ) -> Config:
     """Returns the full config: recipe, then its values for the norm, then file, then overrides.
 
+    What a file or an override says stays as it is, whatever the norm: a run's `config.toml` holds
+    every field, so that with it `norm` changes the norm alone.
+
     Args:
         overrides: Field name → value, without sections; `recipe` may be among them.
         document: What a config file holds: `recipe` and the sections, each optional.
@@ -35,15 +36,22 @@ def resolve(
     Raises:
         ConfigError: A name is unknown or a value is out of range.
     """
-    given = dict(overrides or {})
-    document = document or {}
-    recipe = given.pop("recipe", document.get("recipe", "best"))
+    given, document = dict(overrides or {}), document or {}
+    written = document.get("recipe", given.get("recipe", "best"))
+    recipe = given.pop("recipe", written)
+    if recipe != written:
+        raise ConfigError(
+            f"recipe: the config file is of recipe={written!r}, whose values it holds. "
+            f"Received: recipe={recipe!r}. Leave one of the two out."
+        )
     given = flatten(document) | given
     plan = _recipe_document(recipe)
     values = flatten({k: v for k, v in plan.items() if k != "norms"})
     norm = given.get("norm", values.get("norm", "gn"))
     if isinstance(norm, str):
         values |= flatten(plan.get("norms", {}).get(norm, {}))
+    if given.get("optimizer") == "adam":
+        values["weight_decay"] = 0.0  # it has none; the recipe's is for its own optimizer
     return build_config(recipe, values | given)
 
 

@@ -1,0 +1,36 @@
+"""What a user calls: the parts put together."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kerasnorm import plots, train
+from kerasnorm.config import Config
+from kerasnorm.data.prepare import prepare
+from kerasnorm.run import Run
+
+if TYPE_CHECKING:
+    import keras
+
+    from kerasnorm.loop import Monitor
+
+
+def fit(
+    config: Config | None = None,
+    *,
+    out: Path | str | None = None,
+    resume: Path | str | None = None,
+    callbacks: Iterable["keras.callbacks.Callback"] = (),
+    monitor: "Monitor | None" = None,
+    **overrides: Any,
+) -> Run:
+    """Trains one model and leaves a run's folder behind, pictures included.
+
+    Arguments and errors are those of `kerasnorm.train.fit`.
+    """
+    run = train.fit(
+        config, out=out, resume=resume, callbacks=callbacks, monitor=monitor, **overrides
+    )
+    data = run.config.data
+    plots.draw_run(run, prepare(data, run.config.train.seed, lambda _: None).test.images)
+    return run
