@@ -111,6 +111,37 @@ def test_classes_are_numbered_where_the_card_does_not_name_each(
     assert saved.config is None
 
 
+def features(image: Any) -> Any:
+    start = keras.initializers.HeNormal(3)
+    return layers.Conv2D(4, 3, padding="same", kernel_initializer=start)(image)
+
+
+def policies_and_rules(image: Any) -> Any:
+    rules = {"kernel_regularizer": "l2", "kernel_constraint": "max_norm"}
+    return layers.Dense(2, dtype="mixed_bfloat16", **rules)(image)
+
+
+ORDINARY: dict[str, Callable[[Any], Any]] = {
+    "slices": lambda image: features(image)[:, ::2, 1:, 0:2],
+    "ellipsis": lambda image: features(image)[..., :1],
+    "operators and constants": lambda image: (image - np.ones(3, np.float32)) * 2.0 + image,
+    "operations": lambda image: keras.ops.relu(keras.ops.einsum("nhwc->nc", image)),
+    "pairs of pairs": lambda image: features(layers.ZeroPadding2D(((1, 0), (0, 1)))(image)),
+    "nested models": lambda image: features(keras.Sequential([layers.Conv2D(2, 1)])(image)),
+    "augmentation": lambda image: layers.Rescaling(1 / 255)(layers.RandomFlip()(image)),
+    "policies and rules": policies_and_rules,
+}
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_ordinary_models_from_elsewhere_load(tmp_path: Path, name: str) -> None:
+    image = keras.Input(SHAPE)
+    model = keras.Model(image, ORDINARY[name](image))
+    model.compile("adam", keras.losses.MeanSquaredError(), metrics=["mae"])
+    model.save(tmp_path / "m.keras")
+    np.testing.assert_array_equal(logits(load_model(tmp_path / "m.keras")), logits(model))
+
+
 # Other processes and backends, without this package
 
 READER = """
@@ -405,7 +436,7 @@ def test_a_hostile_lambda_in_the_place_of_a_function_never_runs(tmp_path: Path) 
         "config": {"value": [code["code"], code["defaults"], code["closure"]]},
     }
     with_layer(path, activation(function))
-    keras.saving.load_model(path, safe_mode=False)
+    keras.saving.load_model(path, safe_mode=False)(np.zeros((1, 2, 2, 1)))
     trace.unlink()  # so the trap works
     with pytest.raises(CorruptFileError):
         load_model(path)
@@ -459,6 +490,12 @@ def test_layers_that_run_foreign_code_are_refused(file: Path, name: str, module:
 )
 def test_foreign_classes_are_refused(file: Path, layer: dict[str, Any]) -> None:
     with pytest.raises(CorruptFileError, match="was refused: it needs"):
+        load_model(with_layer(file, layer))
+
+
+def test_layers_of_absurd_size_are_refused_before_they_are_made(file: Path) -> None:
+    layer = {"module": "keras.layers", "class_name": "Dense", "config": {"units": 2**40}}
+    with pytest.raises(CorruptFileError, match="units"):
         load_model(with_layer(file, layer))
 
 

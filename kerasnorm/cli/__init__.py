@@ -30,7 +30,7 @@ def app(context: click.Context, debug: bool) -> None:
 
     Example: kerasnorm fit --norm gn --backend torch
     """
-    context.obj["debug"] = debug
+    context.ensure_object(dict)["debug"] = debug
 
 
 for room in (training, pictures, models, surroundings):

@@ -21,11 +21,18 @@ from kerasnorm.recipes import resolve
 CARD = "kerasnorm.json"
 MAX_BYTES = 1 << 30  # of all members together, unpacked
 MAX_WEIGHTS = 1 << 28
-# Layers that run code or files of the author's choice.
 MAX_UNITS = 1 << 20  # of a layer
 SIZES = ("units", "filters", "input_dim", "output_dim", "depth_multiplier")
 # Nodes of a Keras config that hold plain values and name no module.
-VALUES = {"__keras_tensor__", "__tensor__", "__numpy__"}
+VALUES = {
+    "__keras_tensor__",
+    "__tensor__",
+    "__numpy__",
+    "__bytes__",
+    "__slice__",
+    "__ellipsis__",
+}
+# Layers that run code or files of the author's choice.
 REFUSED = {"Lambda", "TorchModuleWrapper", "TFSMLayer", "FlaxLayer", "JaxLayer", "StableHLO"}
 
 
