@@ -194,6 +194,11 @@ class _Units:
         """Applies one unit to x (N, H, W, C)."""
         config = self.config
         is_transition = size == 1
+        if config.weight_standardization and size * size * x.shape[-1] == 1:
+            raise ConfigError(
+                "widths: expected at least 2 channels before a standardized 1x1 convolution, "
+                "whose kernel would be all zero. Received: 1"
+            )
         convolution = StandardizedConv2D if config.weight_standardization else keras.layers.Conv2D
         y = convolution(
             filters,

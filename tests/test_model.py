@@ -500,3 +500,8 @@ def test_portable_keeps_regularizers_dropout_and_names() -> None:
     assert copy.name == model.name == "kerasnorm_gn"
     assert len(copy.losses) == 11
     assert copy.get_layer("convblock1_dropout1").rate == 0.2
+
+
+def test_a_standardized_kernel_of_one_weight_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at least 2 channels"):
+        build_model("ln", widths=(4, 1, *[4] * 8))

@@ -104,7 +104,7 @@ def open_model(target: Path) -> SavedModel:
         names = range(classes)
     try:
         config = resolve(document=card["config"]) if "config" in card else None
-    except (ConfigError, TypeError, AttributeError, OverflowError) as error:
+    except (ConfigError, TypeError, AttributeError) as error:
         raise CorruptFileError(f"{path}: its card is damaged: {error}") from None
     return SavedModel(path, model, tuple(map(str, names)), config)
 
