@@ -28,7 +28,7 @@ def data(source: str | None, as_json: bool) -> None:
             return
         click.echo(f"cache {runtime.cache_folder()}")
         for entry in cached:
-            click.echo(f"{entry['name']:<14}{entry['state']}")
+            click.echo(f"{entry['name']:<16}{entry['state']}")
         return
     dataset = sources.load(source, notify=console.note)
     mean, sd = channel_statistics(dataset.train.images)
@@ -47,11 +47,11 @@ def data(source: str | None, as_json: bool) -> None:
     for name, value in facts.items():
         is_measured = name in ("mean", "sd")
         text = " ".join(f"{number:.4f}" for number in value) if is_measured else value
-        click.echo(f"{name.replace('_', ' '):<14}{text}")
-    click.echo("".join([f"{'class':<14}", *(f"{split:>10}" for split in counts)]))
+        click.echo(f"{name.replace('_', ' '):<16}{text}")
+    click.echo("".join([f"{'class':<16}", *(f"{split:>10}" for split in counts)]))
     for index, name in enumerate(dataset.class_names):
-        click.echo("".join([f"{name:<14}", *(f"{n[index]:>10,}" for n in counts.values())]))
-    click.echo("".join([f"{'all':<14}", *(f"{sum(n):>10,}" for n in counts.values())]))
+        click.echo("".join([f"{name:<16}", *(f"{n[index]:>10,}" for n in counts.values())]))
+    click.echo("".join([f"{'all':<16}", *(f"{sum(n):>10,}" for n in counts.values())]))
 
 
 @click.command()
@@ -69,10 +69,10 @@ def doctor(as_json: bool) -> None:
         opt.print_json(report)
         return
     for package, version in report["versions"].items():
-        click.echo(f"{package:<14}{version}")
+        click.echo(f"{package:<16}{version}")
     for backend, found in report["backends"].items():
-        click.echo(f"{backend:<14}{found}")
-    click.echo(f"{'data cache':<14}{report['cache']}")
+        click.echo(f"{backend:<16}{found}")
+    click.echo(f"{'data cache':<16}{report['cache']}")
 
 
 COMMANDS = (data, doctor)
