@@ -3,8 +3,8 @@
 It stands in for CIFAR-10 where that cannot be had: same shape, same number of classes, hard enough
 that normalization layers and seeds differ, easy enough that minutes on a CPU show learning. Every
 figure has its own place, size, stretch, rotation and contrast, on a shaded, noisy ground, among
-small distractors that may hide a part of it. Colors lean to the class: by the mean color alone about
-a third of the images are told right.
+small distractors that may hide a part of it. Colors lean to the class: by the mean color alone
+about a third of the images are told right.
 """
 
 from collections.abc import Callable
