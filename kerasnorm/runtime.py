@@ -25,7 +25,7 @@ class Device:
 
     Attributes:
         kind: "cpu" or "gpu".
-        name: The device in words, such as "NVIDIA H200" or "CPU, 2 threads".
+        name: The device in words, such as "NVIDIA A100" or "CPU, 2 threads".
     """
 
     kind: str
