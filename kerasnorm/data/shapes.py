@@ -146,7 +146,7 @@ def _coverage(distance: Field, pixels: Field | np.float32) -> Field:
 def _figure_masks(draw: _Draw, labels: NDArray[np.int32], size: int) -> Field:
     """Returns the coverage (N, H, W) of one figure an image, placed, stretched and turned."""
     x, y = _grid(size)
-    radius, stretch, angle = draw(0.55, 0.85), draw(0.85, 1.18), draw(-np.pi, np.pi)
+    radius, stretch, angle = draw(0.45, 0.8), draw(0.85, 1.18), draw(-np.pi, np.pi)
     reach = np.float32(1) - np.float32(0.75) * radius
     x, y = x - reach * draw(-1, 1), y - reach * draw(-1, 1)
     cos, sin = np.cos(angle) / radius, np.sin(angle) / radius
@@ -206,9 +206,9 @@ def _block(seed: int, split: int, number: int, size: int) -> Split:
     direction /= np.abs(direction).max(axis=1, keepdims=True)
     ground = images.mean(axis=(2, 3), keepdims=True)
     direction *= np.where(np.abs(ground + direction * 0.5 - 0.5) > 0.5, -1, 1)
-    _paint(images, mask * draw(0.75, 1), ground + direction * draw(0.25, 0.8, 1, 1, 1))
+    _paint(images, mask * draw(0.75, 1), ground + direction * draw(0.15, 0.8, 1, 1, 1))
     _distractors(images, draw, size)
-    images += draw(-1, 1, *images.shape[1:]) * draw(0.01, 0.1, 1, 1, 1)
+    images += draw(-1, 1, *images.shape[1:]) * draw(0.01, 0.16, 1, 1, 1)
     np.clip(images, 0, 1, out=images)
     pixels = (images * np.float32(255) + np.float32(0.5)).astype(np.uint8)
     return Split(channels_last(pixels), labels)
