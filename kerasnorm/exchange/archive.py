@@ -89,7 +89,7 @@ def open_model(target: Path) -> SavedModel:
     Raises:
         CorruptFileError: It is missing, damaged, not safe to open or no image classifier.
     """
-    path = target / "model.keras" if target.is_dir() else target
+    path = _model_file(target)
     model, card = read_archive(path)
     shapes = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
     for shape, rank in zip(shapes, (4, 2), strict=True):
@@ -115,8 +115,12 @@ def load_model(path: Path | str) -> keras.Model:
     Raises:
         CorruptFileError: It is missing, damaged or not safe to open.
     """
-    path = Path(path)
-    return read_archive(path / "model.keras" if path.is_dir() else path)[0]
+    return read_archive(_model_file(Path(path)))[0]
+
+
+def _model_file(target: Path) -> Path:
+    """Returns the `.keras` file of a run's folder, or the file itself."""
+    return target / "model.keras" if target.is_dir() else target
 
 
 def read_archive(path: Path) -> tuple[keras.Model, dict[str, Any]]:
