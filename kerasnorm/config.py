@@ -139,7 +139,12 @@ class TrainConfig(_Checked):
     backend: str = _field(
         "auto", "Keras backend; auto takes the first installed.", choices=("auto", *BACKENDS)
     )
-    engine: str = _field("keras", "Training engine; keras is model.fit.", choices=("keras",))
+    engine: str = _field(
+        "native",
+        "Training engine: native is this package's own for torch and tensorflow (jax has only "
+        "keras), keras is model.fit.",
+        choices=("native", "keras"),
+    )
     device: str = _field("auto", "auto, cpu, gpu, or one by number: cuda:1.")
     precision: str = _field(
         "float32", "Arithmetic of the layers.", choices=("float32", "mixed_bfloat16")

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -117,7 +117,7 @@ class Training:
         """Hands the event to the Keras callbacks."""
         self.callbacks.on_train_batch_begin(step)
 
-    def on_batch_end(self, step: int, logs: dict[str, float]) -> None:
+    def on_batch_end(self, step: int, logs: Mapping[str, float]) -> None:
         """Hands the event to the Keras callbacks and the monitor."""
         self.callbacks.on_train_batch_end(step, logs)
         self.monitor.batch(self.epoch, step)

@@ -121,7 +121,7 @@ def _same_config(saved: Config, overrides: dict[str, Any]) -> Config:
 
 def make_engine(config: Config, dataset: Dataset) -> "Engine":
     """Returns the engine of a resolved config, its model freshly initialized."""
-    from kerasnorm.engines.portable import PortableEngine
+    from kerasnorm.engines import choice
     from kerasnorm.model import EQUALIZED_PIXELS, PIXELS, build
 
     if len(dataset.class_names) < 2:
@@ -142,4 +142,4 @@ def make_engine(config: Config, dataset: Dataset) -> "Engine":
     )
     augmentation = Augmentation(config.data, dataset.image_shape, fill, len(dataset.train), seed)
     batches = Batches(dataset.train, config.train.batch_size, seed, augmentation)
-    return PortableEngine(model, batches, config.train)
+    return choice.make(model, batches, config.train)

@@ -34,11 +34,16 @@ class Mistake:
 
 
 def predict(model: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Returns the logits (N, classes) that a Keras model gives for raw images (N, H, W, C).
+    """Returns the logits (N, classes) that a Keras model gives for raw images (N, H, W, C)."""
+    outputs = np.asarray(model.predict(images, batch_size=PREDICT_BATCH, verbose=0), np.float32)
+    return as_logits(model, outputs)
+
+
+def as_logits(model: Any, outputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns a model's outputs (N, classes) as logits.
 
     A model that ends in a softmax gives log-probabilities, which are logits of the same softmax.
     """
-    outputs = np.asarray(model.predict(images, batch_size=PREDICT_BATCH, verbose=0), np.float32)
     if _ends_in_softmax(model):
         return np.log(np.maximum(outputs, np.finfo(np.float32).tiny))
     return outputs

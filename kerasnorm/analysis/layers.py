@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import layers
 
+from kerasnorm.analysis.graph import functional_graph, nodes
 from kerasnorm.errors import ConfigError
 from kerasnorm.receptive import FeatureMap, Field, merge, same_padding, window
 
@@ -64,7 +65,7 @@ def layer_table(model: keras.Model) -> list[LayerRow]:
         ConfigError: The model is subclassed or not built, has several inputs, holds a layer whose
             receptive field is not known, or merges maps that do not fit.
     """
-    graph = _graph(model)
+    graph = functional_graph(model)
     if len(graph.inputs) != 1:
         names = ", ".join(tensor.name for tensor in graph.inputs)
         raise ConfigError(f"Expected a model with one input. Received: inputs {names}")
@@ -228,7 +229,7 @@ class _Walk:
     ) -> Sequence[FeatureMap]:
         """Walks one model, given the maps of its inputs; returns those of its outputs."""
         maps = {id(tensor): m for tensor, m in zip(graph.inputs, inputs, strict=True)}
-        for node in _nodes(graph):
+        for node in nodes(graph):
             layer = node.operation
             name = prefix + layer.name
             if node.is_input:
@@ -238,7 +239,7 @@ class _Walk:
                 continue
             sources = [maps[id(tensor)] for tensor in node.input_tensors]
             if isinstance(layer, keras.Model):
-                inner = self.run(_graph(layer), sources, f"{name}/")
+                inner = self.run(functional_graph(layer), sources, f"{name}/")
                 pairs = zip(inner, node.outputs, strict=True)
                 outputs = [self._resized(m, tensor.shape) for m, tensor in pairs]
             else:
@@ -273,24 +274,6 @@ class _Walk:
         self.rows.append(LayerRow(name, kind, tuple(shape), total, learned, *rest))
 
 
-def _graph(model: Any) -> Any:
-    """Returns the functional graph of a model; Keras keeps that of a Sequential inside of it."""
-    graph = getattr(model, "_functional", None) or model
-    if not hasattr(graph, "_nodes_by_depth"):
-        raise ConfigError(
-            "Expected a functional model, or a Sequential that has been built. Received: "
-            f"{type(model).__name__} {getattr(model, 'name', '')!r}. Give a Sequential a "
-            "keras.Input as its first layer; a subclassed model has no graph to read."
-        )
-    return graph
-
-
-def _nodes(graph: Any) -> Iterator[Any]:
-    """Yields the calls of a functional graph in topological order."""
-    for depth in sorted(graph._nodes_by_depth, reverse=True):
-        yield from graph._nodes_by_depth[depth]
-
-
 def _data_format(graph: Any) -> str:
     """Returns where the channels stand, as the layers of a graph that care about it agree."""
     found = sorted({layer.data_format for layer in _layers(graph)})
@@ -303,9 +286,9 @@ def _data_format(graph: Any) -> str:
 
 def _layers(graph: Any) -> Iterator[Any]:
     """Yields the calls of layers whose data format says where height and width stand."""
-    for node in _nodes(graph):
+    for node in nodes(graph):
         layer = node.operation
         if isinstance(layer, keras.Model):
-            yield from _layers(_graph(layer))
+            yield from _layers(functional_graph(layer))
         elif hasattr(layer, "data_format") and not isinstance(layer, layers.Flatten):
             yield layer

@@ -161,10 +161,10 @@ def evaluate(
     """
     saved = _open(target, backend, device)
     images = _images(saved, data, split)
-    from kerasnorm.analysis.evaluate import predict as predict_logits
     from kerasnorm.analysis.evaluate import score
+    from kerasnorm.engines import choice
 
-    scores = score(predict_logits(saved.model, images.images), images.labels)
+    scores = score(choice.predict(saved.model, images.images), images.labels)
     if as_json:
         opt.print_json({"accuracy": scores.accuracy, "loss": scores.loss, "n": len(images)})
     else:
@@ -199,14 +199,14 @@ def predict(
     import numpy as np
 
     from kerasnorm.analysis.evaluate import log_softmax
-    from kerasnorm.analysis.evaluate import predict as predict_logits
     from kerasnorm.data.pictures import read_picture
     from kerasnorm.data.treatment import equalize
+    from kerasnorm.engines import choice
 
     images = np.stack([read_picture(path, saved.image_shape) for path in pictures])
     if saved.wants_equalized:
         images = equalize(images)
-    chances = np.exp(log_softmax(predict_logits(saved.model, images)))
+    chances = np.exp(log_softmax(choice.predict(saved.model, images)))
     answers = []
     for path, chance in zip(pictures, chances, strict=True):
         order = np.argsort(-chance, kind="stable")[:top]
@@ -248,11 +248,11 @@ def misclassified(
     from dataclasses import asdict
 
     from kerasnorm import plots
-    from kerasnorm.analysis.evaluate import predict as predict_logits
     from kerasnorm.analysis.evaluate import worst_mistakes
+    from kerasnorm.engines import choice
 
     names = saved.class_names
-    logits = predict_logits(saved.model, images.images)
+    logits = choice.predict(saved.model, images.images)
     mistakes = [asdict(mistake) for mistake in worst_mistakes(logits, images.labels)]
     if out is not None:
         figure = plots.misclassified_figure(images.images, mistakes, names, target.name)

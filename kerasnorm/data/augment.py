@@ -19,7 +19,7 @@ DEGREES = 15.0
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 # Streams of random numbers that must not meet, one number each.
-ORDER_STREAM, AUGMENT_STREAM, FLIP_STREAM = 1, 2, 3
+ORDER_STREAM, AUGMENT_STREAM, FLIP_STREAM, DROPOUT_STREAM = 1, 2, 3, 4
 
 
 def generator(*key: int) -> np.random.Generator:

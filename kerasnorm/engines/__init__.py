@@ -1,1 +1,1 @@
-"""Training engines: one small interface, one implementation a backend, one portable."""
+"""Training engines: one interface, native for torch and TensorFlow, portable for all."""

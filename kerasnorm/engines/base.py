@@ -1,5 +1,6 @@
 """The interface that every training engine keeps."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kerasnorm.analysis.evaluate import Scores
@@ -15,7 +16,7 @@ class BatchListener(Protocol):
     def on_batch_begin(self, step: int) -> None:
         """Step `step` of the epoch, counted from 0, is about to run."""
 
-    def on_batch_end(self, step: int, logs: dict[str, float]) -> None:
+    def on_batch_end(self, step: int, logs: Mapping[str, float]) -> None:
         """Step `step` has run."""
 
 

@@ -3,7 +3,6 @@
 It is the reference that the native engines are tested and timed against.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,8 @@ from kerasnorm.config import TrainConfig
 from kerasnorm.data.batches import Batches
 from kerasnorm.engines.base import BatchListener
 from kerasnorm.engines.schedule import learning_rates
-from kerasnorm.errors import CorruptFileError, DivergedError
+from kerasnorm.engines.totals import check_finite
+from kerasnorm.errors import CorruptFileError
 from kerasnorm.runtime import seed_everything
 
 EPSILON = 1e-8  # of Adam; PyTorch's default
@@ -169,10 +169,5 @@ class _Bridge(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         logs = logs or {}
-        if not math.isfinite(logs.get("loss", 0.0)):
-            raise DivergedError(
-                f"The loss is {logs['loss']} at epoch {self.epoch + 1}, step {batch + 1}, with a "
-                f"peak learning rate of {self.engine.config.learning_rate}; "
-                "try a smaller --learning-rate."
-            )
+        check_finite(logs.get("loss", 0.0), self.epoch, batch, self.engine.config)
         self.listener.on_batch_end(batch, logs)

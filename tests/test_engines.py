@@ -1,4 +1,4 @@
-"""The portable engine, on whichever backend this process runs."""
+"""The laws that every engine keeps, on whichever backend this process runs."""
 
 import keras
 import numpy as np
@@ -24,22 +24,26 @@ class Recorder:
         self.ended.append((step, logs["loss"]))
 
 
-def engine(**overrides):
-    return make_engine(tiny.config(**overrides), tiny.dataset())
+@pytest.fixture(params=["native", "keras"])
+def engine(request):
+    """Makes an engine of a tiny config with some fields changed."""
+    return lambda **overrides: make_engine(
+        tiny.config(engine=request.param, **overrides), tiny.dataset()
+    )
 
 
 def weights(engine):
     return [ops.convert_to_numpy(variable.value) for variable in engine.model.trainable_variables]
 
 
-def test_every_step_is_told_and_the_last_batch_is_partial():
+def test_every_step_is_told_and_the_last_batch_is_partial(engine):
     recorder = Recorder()
     engine().train_epoch(0, recorder)
     assert recorder.begun == [0, 1, 2, 3]
     assert [step for step, _ in recorder.ended] == [0, 1, 2, 3]
 
 
-def test_training_lowers_the_loss():
+def test_training_lowers_the_loss(engine):
     trained = engine(epochs=8, learning_rate=0.02, norm="bn")
     losses = [trained.train_epoch(epoch, Recorder()).loss for epoch in range(8)]
     assert losses[-1] < losses[0] - 0.2
@@ -62,7 +66,7 @@ def test_the_rate_table_holds_its_last_rate_and_round_trips():
     assert RateTable.from_config(table.get_config()).get_config() == table.get_config()
 
 
-def test_one_sgd_step_is_the_formula():
+def test_one_sgd_step_is_the_formula(engine):
     # w - rate * (gradient + decay * w): Keras decays first, by rate * decay * w.
     one = engine(
         optimizer="sgd", momentum=0.0, schedule="constant", learning_rate=0.1, weight_decay=0.01,
@@ -79,7 +83,7 @@ def test_one_sgd_step_is_the_formula():
         assert np.allclose(end, start * (1 - 0.1 * 0.01) - 0.1 * gradient, atol=1e-5)
 
 
-def test_decay_leaves_gamma_and_beta_alone():
+def test_decay_leaves_gamma_and_beta_alone(engine):
     one = engine(
         optimizer="sgd", momentum=0.0, schedule="constant", learning_rate=1e-9,
         weight_decay=1e8, epochs=1, batch_size=60, norm="gn",
@@ -93,7 +97,7 @@ def test_decay_leaves_gamma_and_beta_alone():
 
 
 @pytest.mark.parametrize("dropout_kind", ["element", "spatial"])
-def test_a_restored_engine_goes_on_to_the_same_bytes(dropout_kind):
+def test_a_restored_engine_goes_on_to_the_same_bytes(dropout_kind, engine):
     options = {"recipe": "era8", "norm": "bn", "dropout": 0.2, "dropout_kind": dropout_kind}
     straight = engine(**options)
     straight.train_epoch(0, Recorder())
@@ -106,7 +110,7 @@ def test_a_restored_engine_goes_on_to_the_same_bytes(dropout_kind):
         assert array.tobytes() == resumed.state()[name].tobytes(), name
 
 
-def test_an_absurd_rate_ends_in_a_clear_error():
+def test_an_absurd_rate_ends_in_a_clear_error(engine):
     hot = engine(
         optimizer="sgd", learning_rate=1e30, schedule="constant", weight_decay=0.0, norm="none"
     )
@@ -114,13 +118,13 @@ def test_an_absurd_rate_ends_in_a_clear_error():
         hot.train_epoch(0, Recorder())
 
 
-def test_reported_loss_leaves_regularization_out():
+def test_reported_loss_leaves_regularization_out(engine):
     plain = engine(l2=0.0, learning_rate=1e-12).train_epoch(0, Recorder())
     heavy = engine(l2=10.0, learning_rate=1e-12).train_epoch(0, Recorder())
     assert np.isclose(plain.loss, heavy.loss, rtol=1e-4)
 
 
-def test_prediction_gives_logits_of_all_images():
+def test_prediction_gives_logits_of_all_images(engine):
     made = engine()
     images = tiny.dataset().test.images
     logits = made.predict(images)
