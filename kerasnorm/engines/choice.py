@@ -22,6 +22,10 @@ def make(model: keras.Model, batches: Batches, config: TrainConfig) -> Engine:
         from kerasnorm.engines.torch_engine import TorchEngine
 
         return TorchEngine(model, batches, config)
+    if config.engine == "native" and backend == "tensorflow":
+        from kerasnorm.engines.tensorflow_engine import TensorFlowEngine
+
+        return TensorFlowEngine(model, batches, config)
     return PortableEngine(model, batches, config)
 
 

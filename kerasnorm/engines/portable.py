@@ -101,7 +101,10 @@ class PortableEngine:
 
     def seed(self, epoch: int) -> None:
         """Makes dropout a function of (seed, epoch), as order and augmentation are."""
-        seed_everything(self.config.seed, epoch)
+        if keras.backend.backend() != "tensorflow":
+            # There, a new seed makes TensorFlow forget its compiled functions, two seconds an
+            # epoch; and all that Keras draws comes from the generators below.
+            seed_everything(self.config.seed, epoch)
         for index, layer in enumerate(self.model.layers):
             seeds = getattr(layer, "seed_generator", None)
             if seeds is not None:

@@ -1,0 +1,151 @@
+"""The native TensorFlow engine against the portable one, and its dropout against chance."""
+
+import keras
+import numpy as np
+import pytest
+import tiny
+
+tf = pytest.importorskip("tensorflow")
+if keras.backend.backend() != "tensorflow":
+    pytest.skip("needs the tensorflow backend", allow_module_level=True)
+
+from keras import layers  # noqa: E402
+
+from kerasnorm.engines import tensorflow_engine  # noqa: E402
+from kerasnorm.engines.tensorflow_engine import TensorFlowEngine  # noqa: E402
+from kerasnorm.engines.tensorflow_lowering import LoweredModel, dropped  # noqa: E402
+from kerasnorm.train import make_engine  # noqa: E402
+
+
+class Listener:
+    def __init__(self):
+        self.losses = []
+
+    def on_batch_begin(self, step):
+        pass
+
+    def on_batch_end(self, step, logs):
+        self.losses.append(logs["loss"])
+
+
+def pair(norm, recipe, **overrides):
+    """A portable and a native engine in the same state."""
+    options = {"dropout": 0.0, "batch_size": 7, "learning_rate": 1e-3, "groups": 2} | overrides
+    return [
+        make_engine(
+            tiny.config(norm=norm, recipe=recipe, engine=engine, **options), tiny.dataset(64)
+        )
+        for engine in ("keras", "native")
+    ]
+
+
+def assert_ten_steps_are_equal(portable, native):
+    assert isinstance(native, TensorFlowEngine)
+    assert portable.batches.steps == 10  # the last of a single image
+    told = Listener(), Listener()
+    scores = [e.train_epoch(0, t) for e, t in zip((portable, native), told, strict=True)]
+    assert np.allclose(told[0].losses, told[1].losses, rtol=1e-4)
+    assert np.allclose(*scores, rtol=1e-4)
+    expected, received = portable.state(), native.state()
+    for name, array in expected.items():
+        if name.startswith("model/"):
+            error = np.abs(array - received[name]).max()
+            assert error <= 1e-3 * np.abs(array).max() + 1e-5, name
+
+
+@pytest.mark.parametrize(
+    ("norm", "recipe", "options"),
+    [
+        ("bn", "era8", {}),
+        ("gn", "best", {}),
+        ("ln", "era8", {"ln_affine": "element", "l1": 1e-4, "l2": 1e-3}),
+        ("rms", "best", {"optimizer": "sgd"}),
+    ],
+)
+def test_ten_optimizer_steps_equal_the_portable_engine(norm, recipe, options):
+    assert_ten_steps_are_equal(*pair(norm, recipe, **options))
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn"])
+def test_steps_compiled_by_xla_equal_the_portable_engine(norm, monkeypatch):
+    monkeypatch.setattr(tensorflow_engine, "WORTH_COMPILING", 0)
+    portable, native = pair(norm, "best")
+    assert native.step is not native.plain_step
+    assert_ten_steps_are_equal(portable, native)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.3])
+def test_dropout_takes_each_value_with_its_probability(rate):
+    count, steps = 20_000, 40
+    keys = LoweredModel(dropout_model(steps)).keys(0, 0, 0)
+    taken = np.zeros(count)
+    for key in keys:
+        y = dropped(tf.ones([count]), rate, tf.constant(key)).numpy()
+        assert np.allclose(y[y != 0], 1 / (1 - rate))
+        taken += y == 0
+    spread = np.sqrt(count * steps * rate * (1 - rate))
+    assert abs(taken.sum() - count * steps * rate) < 5 * spread
+    assert abs(taken[: count // 2].sum() - taken[count // 2 :].sum()) < 5 * spread
+    # Neither neighbors nor steps go together.
+    centered = taken - taken.mean()
+    for lag in (1, 2, 16, 32):
+        assert abs(np.mean(centered[lag:] * centered[:-lag])) < 5 * taken.var() / np.sqrt(count)
+    assert abs(taken.var() / (steps * rate * (1 - rate)) - 1) < 5 * np.sqrt(2 / count) + 0.05
+
+
+def dropout_model(count):
+    x = inputs = keras.Input((2, 2, 1))
+    for _ in range(count):
+        x = layers.Dropout(0.5)(x)
+    return keras.Model(inputs, x)
+
+
+def test_dropout_differs_from_layer_to_layer_and_step_to_step():
+    lowered = LoweredModel(dropout_model(3))
+    keys = np.stack([lowered.keys(0, epoch, step) for epoch in (0, 1) for step in (0, 1)])
+    assert len(np.unique(keys.reshape(-1, 2), axis=0)) == 12
+    assert np.array_equal(keys[0], lowered.keys(0, 0, 0))
+
+
+def test_gradients_pass_where_values_do():
+    x = tf.ones([1000])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = dropped(x, 0.4, tf.constant([1, 2]))
+    assert np.allclose(tape.gradient(y, x), y)  # of x = 1, both are the mask over 0.6
+
+
+@pytest.mark.parametrize(
+    ("layer", "axes"),
+    [
+        (layers.BatchNormalization(epsilon=1e-5), (0, 1, 2)),
+        (layers.GroupNormalization(groups=1, epsilon=1e-5), (1, 2, 3)),
+        (layers.LayerNormalization(axis=(1, 2, 3), epsilon=1e-5), (1, 2, 3)),
+    ],
+    ids=["bn", "ln", "ln-element"],
+)
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_a_mean_of_100_and_an_sd_of_one_hundredth_are_normalized_right(layer, axes, is_compiled):
+    inputs = keras.Input((16, 16, 8))
+    lowered = LoweredModel(keras.Model(inputs, layer(inputs)))
+    rng = np.random.default_rng(0)
+    x = (100 + 0.01 * rng.standard_normal((4, 16, 16, 8))).astype(np.float32)
+    upstream = rng.standard_normal(x.shape)
+
+    def slope(function, x, upstream):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = function(x)
+        return y, tape.gradient(y, x, upstream)
+
+    def exact(x):
+        centered = x - tf.reduce_mean(x, axes, keepdims=True)
+        variance = tf.reduce_mean(tf.square(centered), axes, keepdims=True)
+        return centered / tf.sqrt(variance + 1e-5)
+
+    none = tf.zeros([0, 2], tf.int32)
+    run = tf.function(lambda x, g: slope(lambda x: lowered(x, none), x, g), jit_compile=is_compiled)
+    truth = slope(exact, tf.constant(x, tf.float64), tf.constant(upstream))
+    found = run(tf.constant(x), tf.constant(upstream, tf.float32))
+    for a, b in zip(found, truth, strict=True):
+        assert np.abs(a.numpy() - b.numpy()).max() < 1e-2 * np.abs(b.numpy()).max()
