@@ -45,6 +45,19 @@ def installed_backends() -> tuple[str, ...]:
     return tuple(name for name in BACKENDS if importlib.util.find_spec(name) is not None)
 
 
+def check_installed(backend: str) -> None:
+    """Makes sure that a Keras backend can be imported.
+
+    Raises:
+        MissingPackageError: It cannot.
+    """
+    if backend not in installed_backends():
+        raise MissingPackageError(
+            f"The {backend} backend is not installed. "
+            f"Install it with: pip install 'kerasnorm[{backend}]'"
+        )
+
+
 def select_backend(requested: str = "auto") -> str:
     """Makes Keras use a backend, and returns its name.
 
@@ -72,11 +85,7 @@ def select_backend(requested: str = "auto") -> str:
             f"KERAS_BACKEND: expected one of {', '.join(BACKENDS)}. "
             f"Received: KERAS_BACKEND={requested!r}"
         )
-    if requested not in installed:
-        raise MissingPackageError(
-            f"The {requested} backend is not installed. "
-            f"Install it with: pip install 'kerasnorm[{requested}]'"
-        )
+    check_installed(requested)
     os.environ["KERAS_BACKEND"] = requested
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     return requested
@@ -218,13 +227,18 @@ def environment(backend: str, device: Device) -> dict[str, Any]:
         "versions": versions(),
         "backend": backend,
         "device": {"kind": device.kind, "name": device.name},
-        "host": {
-            "system": f"{platform.system()} {platform.machine()}",
-            "processor": _processor(),
-            "cpus": os.cpu_count(),
-        },
+        "host": host(),
         "git_revision": git_revision(),
         "command_line": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def host() -> dict[str, Any]:
+    """Returns the machine in a few facts."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
     }
 
 

@@ -14,7 +14,7 @@ FLOORS = (
     ("data", "norms"),
     ("model",),
     ("analysis", "engines", "exchange"),
-    ("checkpoints", "run", "loop", "train"),
+    ("checkpoints", "run", "loop", "train", "bench"),
     ("tables", "plots", "console"),
     ("api",),
     ("cli",),

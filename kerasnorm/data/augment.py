@@ -89,6 +89,13 @@ class Augmentation:
         # The side of each image in epoch 0; Jordan, arXiv 2404.00498.
         self.first_side = generator(seed, FLIP_STREAM).integers(0, 2, count)
 
+    @property
+    def is_active(self) -> bool:
+        """Whether it can change any image."""
+        c = self.config
+        chances = (c.flip, c.shift_scale_rotate, c.cutout, c.gray)
+        return c.alternating_flip or c.translate > 0 or any(chances)
+
     def draw(self, indices: NDArray[np.int64], epoch: int, step: int) -> Draws:
         """Returns the random numbers of one step.
 

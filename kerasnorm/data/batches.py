@@ -59,6 +59,6 @@ class Batches:
         order = self.order(epoch) if order is None else order
         indices = order[step * self.batch_size : (step + 1) * self.batch_size]
         images, labels = self.split.images[indices], self.split.labels[indices]
-        if self.augmentation is not None:
+        if self.augmentation is not None and self.augmentation.is_active:
             images = self.augmentation.apply(images, self.augmentation.draw(indices, epoch, step))
         return images, labels

@@ -34,7 +34,8 @@ def predict(model: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
     As `kerasnorm.analysis.evaluate.predict`, on the native engine where it knows the model.
     """
-    if keras.backend.backend() == "torch":
+    backend = keras.backend.backend()
+    if backend == "torch":
         from kerasnorm.engines import torch_engine, torch_lowering
 
         try:
@@ -42,4 +43,9 @@ def predict(model: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         except ConfigError:  # a subclassed model has no graph to lower
             return stock_predict(model, images)
         return as_logits(model, torch_engine.predict(lowered, images))
+    if backend == "tensorflow":
+        from kerasnorm.engines import tensorflow_engine
+
+        forward = tensorflow_engine.inference(model)
+        return as_logits(model, tensorflow_engine.predict(forward, images))
     return stock_predict(model, images)

@@ -90,7 +90,7 @@ class PortableEngine:
     def train_epoch(self, epoch: int, listener: BatchListener) -> Scores:
         """Trains on every batch of an epoch, counted from 0."""
         history = self.model.fit(
-            _EpochData(self.batches, epoch),
+            EpochData(self.batches, epoch),
             epochs=epoch + 1,
             initial_epoch=epoch,
             shuffle=False,
@@ -140,7 +140,7 @@ class PortableEngine:
         return [("model", self.model.variables), ("optimizer", self.model.optimizer.variables)]
 
 
-class _EpochData(keras.utils.PyDataset):
+class EpochData(keras.utils.PyDataset):
     """One epoch of `Batches`, in the form that `model.fit` takes."""
 
     def __init__(self, batches: Batches, epoch: int) -> None:

@@ -42,7 +42,7 @@ class TensorFlowEngine(PortableEngine):
         self.plain_step = tf.function(self._step, input_signature=batch)
         self.step = tf.function(self._step, jit_compile=True) if is_compiled else self.plain_step
         self.steps = tf.function(self._steps, reduce_retracing=True)
-        self.forward = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+        self.forward = inference(model)
 
     def train_epoch(self, epoch: int, listener: BatchListener) -> Scores:
         """Trains on every batch of an epoch, counted from 0."""
@@ -108,6 +108,11 @@ class TensorFlowEngine(PortableEngine):
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Returns the logits (N, classes) of raw images (N, H, W, C)."""
         return predict(self.forward, images)
+
+
+def inference(model: Any) -> Any:
+    """Returns a `tf.function` that computes a Keras model's outputs."""
+    return tf.function(lambda x: model(x, training=False), reduce_retracing=True)
 
 
 def predict(forward: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -1,0 +1,115 @@
+"""What one would write by hand: the network as a PyTorch module, and a training loop for it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812  (its usual name)
+
+from kerasnorm.config import Config, ModelConfig
+from kerasnorm.data.batches import Batches
+from kerasnorm.errors import ConfigError
+from kerasnorm.model import SKELETON
+from kerasnorm.norms import EPSILON, groups_for
+
+NORMS = ("bn", "gn", "ln", "in", "none")
+ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "elu": nn.ELU}
+
+
+class StandardizedConv(nn.Conv2d):
+    """A convolution with a standardized kernel; Qiao et al., arXiv 1903.10520."""
+
+    def forward(self, x: Any) -> Any:
+        """Convolves x (N, C, H, W)."""
+        kernel = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        variance = kernel.square().mean((1, 2, 3), keepdim=True)
+        kernel = kernel * torch.rsqrt(variance * kernel[0].numel() + EPSILON)
+        return F.conv2d(x, kernel, padding=self.padding)
+
+
+class Unit(nn.Module):
+    """Convolution, norm, activation, dropout, identity add."""
+
+    def __init__(self, config: ModelConfig, inputs: int, filters: int, size: int) -> None:
+        super().__init__()
+        is_transition = size == 1
+        convolution = StandardizedConv if config.weight_standardization else nn.Conv2d
+        steps = [convolution(inputs, filters, size, padding=size // 2, bias=False)]
+        for step in config.order.removeprefix("conv-").split("-"):
+            if step == "act":
+                steps.append(ACTIVATIONS[config.activation]())
+            elif config.norm_transitions or not is_transition:
+                steps.append(_norm(config, filters))
+        if config.dropout and not is_transition:
+            kind = nn.Dropout if config.dropout_kind == "element" else nn.Dropout2d
+            steps.append(kind(config.dropout))
+        self.steps = nn.Sequential(*steps)
+        self.is_added = config.residual and inputs == filters and not is_transition
+
+    def forward(self, x: Any) -> Any:
+        """Applies the unit to x (N, C, H, W)."""
+        return x + self.steps(x) if self.is_added else self.steps(x)
+
+
+def _norm(config: ModelConfig, channels: int) -> Any:
+    if config.norm == "bn":
+        return nn.BatchNorm2d(channels, EPSILON, 1 - config.bn_momentum)
+    if config.norm == "none":
+        return nn.Identity()
+    groups = {"gn": groups_for(config, channels) if config.norm == "gn" else 1, "in": channels}
+    return nn.GroupNorm(groups.get(config.norm, 1), channels, EPSILON)
+
+
+def network(config: ModelConfig, channels: int, classes: int) -> Any:
+    """Returns the network as a `torch.nn.Sequential` that takes float images (N, C, H, W).
+
+    Raises:
+        ConfigError: The norm or activation has no layer in PyTorch that does the same.
+    """
+    if config.norm not in NORMS or config.activation not in ACTIVATIONS:
+        raise ConfigError(
+            f"The hand-written loop knows the norms {', '.join(NORMS)} and the activations "
+            f"{', '.join(ACTIVATIONS)}. Received: {config.norm}, {config.activation}"
+        )
+    widths, inputs = iter(config.widths), channels
+    parts: list[Any] = []
+    for _, count, size in SKELETON:
+        for _ in range(count):
+            filters = next(widths)
+            parts.append(Unit(config, inputs, filters, size))
+            inputs = filters
+        if size == 1:
+            parts.append(nn.MaxPool2d(2))
+    parts += [nn.AdaptiveAvgPool2d(1), nn.Conv2d(inputs, classes, 1, bias=False), nn.Flatten()]
+    return nn.Sequential(*parts)
+
+
+def make_loop(
+    config: Config, batches: Batches, device: str, *, channels_last: bool, compiled: bool
+) -> Callable[[int, Callable[[], None]], None]:
+    """Returns a function that trains one epoch, and tells its listener of each step.
+
+    Eager unless `compiled`, Adam, data in memory, everything else as PyTorch has it by default.
+    """
+    images = batches.split.images
+    model = network(config.model, images.shape[-1], int(batches.split.labels.max()) + 1)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = model.to(device, memory_format=layout).train()
+    optimizer = torch.optim.Adam(model.parameters(), config.train.learning_rate)
+    mean, sd = images.mean(), images.std()
+    forward = torch.compile(model) if compiled else model
+
+    def epoch(number: int, on_step: Callable[[], None]) -> None:
+        order = batches.order(number)
+        for step in range(batches.steps):
+            raw, labels = batches.batch(number, step, order)
+            x = torch.from_numpy(raw).to(device).permute(0, 3, 1, 2).float()
+            x = ((x - mean) / sd).contiguous(memory_format=layout)
+            y = torch.from_numpy(labels).to(device).long()
+            optimizer.zero_grad()
+            F.cross_entropy(forward(x), y).backward()
+            optimizer.step()
+            on_step()
+
+    return epoch
