@@ -12,18 +12,6 @@ from kerasnorm.engines.schedule import learning_rates
 from kerasnorm.errors import DivergedError
 from kerasnorm.train import make_engine
 
-
-class Recorder:
-    def __init__(self):
-        self.begun, self.ended = [], []
-
-    def on_batch_begin(self, step):
-        self.begun.append(step)
-
-    def on_batch_end(self, step, logs):
-        self.ended.append((step, logs["loss"]))
-
-
 # On TensorFlow, where a test takes seconds to trace, equality of the two is enough.
 KINDS = ["native", "keras"] if keras.backend.backend() == "torch" else ["native"]
 
@@ -41,15 +29,15 @@ def weights(engine):
 
 
 def test_every_step_is_told_and_the_last_batch_is_partial(engine):
-    recorder = Recorder()
+    recorder = tiny.Listener()
     engine().train_epoch(0, recorder)
     assert recorder.begun == [0, 1, 2, 3]
-    assert [step for step, _ in recorder.ended] == [0, 1, 2, 3]
+    assert recorder.ended == [0, 1, 2, 3]
 
 
 def test_training_lowers_the_loss(engine):
     trained = engine(epochs=8, learning_rate=0.02, norm="bn")
-    losses = [trained.train_epoch(epoch, Recorder()).loss for epoch in range(8)]
+    losses = [trained.train_epoch(epoch, tiny.Listener()).loss for epoch in range(8)]
     assert losses[-1] < losses[0] - 0.2
 
 
@@ -82,7 +70,7 @@ def test_one_sgd_step_is_the_formula(engine):
     gradients = parameter_gradients(
         lambda: loss(labels, one.model(images, training=True)), one.model.trainable_variables
     )
-    one.train_epoch(0, Recorder())
+    one.train_epoch(0, tiny.Listener())
     for start, gradient, end in zip(before, gradients, weights(one), strict=True):
         assert np.allclose(end, start * (1 - 0.1 * 0.01) - 0.1 * gradient, atol=1e-5)
 
@@ -93,7 +81,7 @@ def test_decay_leaves_gamma_and_beta_alone(engine):
         weight_decay=1e8, epochs=1, batch_size=60, norm="gn",
     )  # fmt: skip
     before = {v.path: ops.convert_to_numpy(v.value) for v in one.model.trainable_variables}
-    one.train_epoch(0, Recorder())
+    one.train_epoch(0, tiny.Listener())
     for variable in one.model.trainable_variables:
         change = np.abs(ops.convert_to_numpy(variable.value) - before[variable.path]).max()
         is_kernel = variable.path.endswith("kernel")
@@ -104,12 +92,12 @@ def test_decay_leaves_gamma_and_beta_alone(engine):
 def test_a_restored_engine_goes_on_to_the_same_bytes(dropout_kind, engine):
     options = {"recipe": "era8", "norm": "bn", "dropout": 0.2, "dropout_kind": dropout_kind}
     straight = engine(**options)
-    straight.train_epoch(0, Recorder())
+    straight.train_epoch(0, tiny.Listener())
     state = straight.state()
-    straight.train_epoch(1, Recorder())
+    straight.train_epoch(1, tiny.Listener())
     resumed = engine(**options)
     resumed.load_state(state)
-    resumed.train_epoch(1, Recorder())
+    resumed.train_epoch(1, tiny.Listener())
     for name, array in straight.state().items():
         assert array.tobytes() == resumed.state()[name].tobytes(), name
 
@@ -119,12 +107,12 @@ def test_an_absurd_rate_ends_in_a_clear_error(engine):
         optimizer="sgd", learning_rate=1e30, schedule="constant", weight_decay=0.0, norm="none"
     )
     with pytest.raises(DivergedError, match="epoch 1, step"):
-        hot.train_epoch(0, Recorder())
+        hot.train_epoch(0, tiny.Listener())
 
 
 def test_reported_loss_leaves_regularization_out(engine):
-    plain = engine(l2=0.0, learning_rate=1e-12).train_epoch(0, Recorder())
-    heavy = engine(l2=10.0, learning_rate=1e-12).train_epoch(0, Recorder())
+    plain = engine(l2=0.0, learning_rate=1e-12).train_epoch(0, tiny.Listener())
+    heavy = engine(l2=10.0, learning_rate=1e-12).train_epoch(0, tiny.Listener())
     assert np.isclose(plain.loss, heavy.loss, rtol=1e-4)
 
 

@@ -17,17 +17,6 @@ from kerasnorm.engines.tensorflow_lowering import LoweredModel, dropped  # noqa:
 from kerasnorm.train import make_engine  # noqa: E402
 
 
-class Listener:
-    def __init__(self):
-        self.losses = []
-
-    def on_batch_begin(self, step):
-        pass
-
-    def on_batch_end(self, step, logs):
-        self.losses.append(logs["loss"])
-
-
 def pair(norm, recipe, **overrides):
     """A portable and a native engine in the same state."""
     options = {"dropout": 0.0, "batch_size": 7, "learning_rate": 1e-3, "groups": 2} | overrides
@@ -42,7 +31,7 @@ def pair(norm, recipe, **overrides):
 def assert_ten_steps_are_equal(portable, native):
     assert isinstance(native, TensorFlowEngine)
     assert portable.batches.steps == 10  # the last of a single image
-    told = Listener(), Listener()
+    told = tiny.Listener(), tiny.Listener()
     scores = [e.train_epoch(0, t) for e, t in zip((portable, native), told, strict=True)]
     assert np.allclose(told[0].losses, told[1].losses, rtol=1e-4)
     assert np.allclose(*scores, rtol=1e-4)

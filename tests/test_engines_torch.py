@@ -23,17 +23,6 @@ NORMS = ("bn", "gn", "ln", "lnc", "in", "rms", "none")
 TRAINING = Mode(training=True)
 
 
-class Listener:
-    def __init__(self):
-        self.losses = []
-
-    def on_batch_begin(self, step):
-        pass
-
-    def on_batch_end(self, step, logs):
-        self.losses.append(logs["loss"])
-
-
 def in_float64(model):
     def layer64(layer):
         if not isinstance(layer, layers.Layer):
@@ -182,7 +171,7 @@ def engines(norm, recipe, **overrides):
 def test_ten_optimizer_steps_equal_the_portable_engine(norm, recipe, options, float64):
     portable, native = engines(norm, recipe, **options)
     assert portable.batches.steps == 10  # the last of a single image
-    told = Listener(), Listener()
+    told = tiny.Listener(), tiny.Listener()
     scores = [e.train_epoch(0, t) for e, t in zip((portable, native), told, strict=True)]
     assert np.allclose(told[0].losses, told[1].losses, rtol=1e-4)
     assert np.allclose(*scores, rtol=1e-4)
