@@ -1,6 +1,7 @@
 """Small data and configs that train in a moment."""
 
 import keras
+import numpy as np
 
 from kerasnorm.data.shapes import shapes
 from kerasnorm.recipes import resolve
@@ -37,3 +38,11 @@ class Listener:
     def on_batch_end(self, step, logs):
         self.ended.append(step)
         self.losses.append(logs["loss"])
+
+
+def assert_same_epoch(*engines):
+    """Trains two engines for an epoch and compares what they tell of it."""
+    told = Listener(), Listener()
+    scores = [e.train_epoch(0, t) for e, t in zip(engines, told, strict=True)]
+    assert np.allclose(told[0].losses, told[1].losses, rtol=1e-4)
+    assert np.allclose(*scores, rtol=1e-4)

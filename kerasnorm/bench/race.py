@@ -5,7 +5,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from kerasnorm.config import Config, flatten
@@ -46,10 +46,6 @@ class Result:
     predict: list[float] = field(default_factory=list)
     first_step: float = 0.0
     peak_mib: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the result as plain values."""
-        return asdict(self)
 
 
 class _Worker:

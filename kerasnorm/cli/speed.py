@@ -1,5 +1,6 @@
 """`kerasnorm bench`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def bench(
         "augmented": is_augmented,
         "host": runtime.host(),
         "versions": runtime.versions(),
-        "results": [result.to_dict() for result in results],
+        "results": [asdict(result) for result in results],
     }
     grid = tables.bench_grid(results)
     if out is not None and results:

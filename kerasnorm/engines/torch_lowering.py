@@ -23,7 +23,6 @@ from kerasnorm.errors import ConfigError
 class _Step:
     """One call: what to call, which tensors it reads and writes, and which are read no more."""
 
-    node: Any
     sources: list[int]
     targets: list[int]
     lowered: Lowered
@@ -86,7 +85,7 @@ class LoweredModel:
                 is_alone=all(name in fresh and len(readers[name]) == 1 for name in sources),
                 owns_gradient=bool(behind) and all(first[id(n)].gives_fresh for n in behind),
             )
-            step = _Step(node, sources, targets, _lower(node, site))
+            step = _Step(sources, targets, _lower(node, site))
             _fold_dropout(step, steps, site)
             if step.lowered.is_fresh:
                 fresh.update(targets)
