@@ -140,7 +140,9 @@ def _norm(
 ) -> Lowered:
     """Returns a norm, computed in its variables' type, its scale and shift times a factor."""
     gamma, beta, dtype = _value(scale), _value(shift), _dtype(layer)
-    full = getattr(torch, layer.variable_dtype)
+    # Batch norm's own kernels read half precision and compute in full.
+    is_mixed = isinstance(layer, layers.BatchNormalization)
+    full = dtype if is_mixed else getattr(torch, layer.variable_dtype)
 
     def call(mode: Mode, x: Tensor) -> Tensor:
         is_scaled = mode.training and factor != 1
