@@ -201,6 +201,7 @@ def test_layers_that_the_lowering_does_not_know_are_called_as_they_are():
     y = layers.BatchNormalization()(layers.Activation("relu")(y))
     model = shaken(keras.Model(pixels, y))
     assert_same_pass(in_float64(model), images(5, (12, 12, 3)), 1e-5)
+    assert not LoweredModel(model).is_whole
 
 
 def test_a_gradient_that_two_layers_share_is_not_written_into():

@@ -40,9 +40,9 @@ class Listener:
         self.losses.append(logs["loss"])
 
 
-def assert_same_epoch(*engines):
+def assert_same_epoch(*engines, epoch=0):
     """Trains two engines for an epoch and compares what they tell of it."""
     told = Listener(), Listener()
-    scores = [e.train_epoch(0, t) for e, t in zip(engines, told, strict=True)]
+    scores = [e.train_epoch(epoch, t) for e, t in zip(engines, told, strict=True)]
     assert np.allclose(told[0].losses, told[1].losses, rtol=1e-4)
     assert np.allclose(*scores, rtol=1e-4)

@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -19,6 +20,7 @@ from kerasnorm.engines.portable import PortableEngine
 from kerasnorm.engines.torch_layers import Mode
 from kerasnorm.engines.torch_lowering import LoweredModel
 from kerasnorm.engines.torch_optimizer import FlatOptimizer
+from kerasnorm.engines.torch_resident import RecordedStep, ResidentData
 from kerasnorm.engines.totals import RunningMeans, check_finite
 
 
@@ -26,7 +28,8 @@ class TorchEngine(PortableEngine):
     """Trains with plain PyTorch calls; see `kerasnorm.engines.base.Engine`.
 
     The compiled Keras model and its optimizer own all state, as in the portable engine, so that
-    callbacks and checkpoints are the same.
+    callbacks and checkpoints are the same. On an accelerator the data stay there, and on CUDA a
+    step of a model that is lowered as a whole is one recorded graph.
     """
 
     def __init__(self, model: keras.Model, batches: Batches, config: TrainConfig) -> None:
@@ -37,19 +40,22 @@ class TorchEngine(PortableEngine):
         variables = model.trainable_variables
         self.optimizer = FlatOptimizer(model.optimizer, variables, config, steps)
         self.regularized = [v for v in variables if v.regularizer is not None]
-        self.sums = torch.zeros(3, device=self.lowered.device)
+        device = self.lowered.device
+        self.sums = torch.zeros(3, device=device)
+        self.resident = None if device.type == "cpu" else ResidentData(batches, device)
+        self.can_record = device.type == "cuda" and self.lowered.is_whole
+        self.recorded: RecordedStep | None = None
 
     def train_epoch(self, epoch: int, listener: BatchListener) -> Scores:
         """Trains on every batch of an epoch, counted from 0."""
+        take_step = self._begin(epoch)
         self.seed(epoch)
         self.model.stop_training = False
         self.sums.zero_()
-        order, means = self.batches.order(epoch), RunningMeans(self.sums.tolist, 0)
+        means = RunningMeans(self.sums.tolist, 0)
         for step in range(self.batches.steps):
             listener.on_batch_begin(step)
-            images, labels = self.batches.batch(epoch, step, order)
-            self.step(self._device(images), self._device(labels), (self.config.seed, epoch, step))
-            means = RunningMeans(self.sums.tolist, means.count + len(labels))
+            means = RunningMeans(self.sums.tolist, means.count + take_step(step))
             if self.lowered.device.type == "cpu":
                 check_finite(means["loss"], epoch, step, self.config)
             listener.on_batch_end(step, means)
@@ -57,16 +63,48 @@ class TorchEngine(PortableEngine):
                 break
         return means.scores()
 
-    def _device(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(self.lowered.device)
+    def _begin(self, epoch: int) -> Callable[[int], int]:
+        """Returns what takes a step of an epoch and returns how many images it was of."""
+        return self._from_host(epoch) if self.resident is None else self._on_device(epoch)
 
-    def step(self, images: Tensor, labels: Tensor, key: tuple[int, int, int]) -> None:
+    def _from_host(self, epoch: int) -> Callable[[int], int]:
+        order = self.batches.order(epoch)
+
+        def take_step(step: int) -> int:
+            arrays = self.batches.batch(epoch, step, order)
+            images, labels = map(torch.from_numpy, arrays)
+            self.step(images, labels, (self.config.seed, epoch, step))
+            return len(labels)
+
+        return take_step
+
+    def _on_device(self, epoch: int) -> Callable[[int], int]:
+        data, size = self.resident, self.batches.batch_size
+        assert data is not None
+        data.begin(epoch)
+        if self.can_record and self.recorded is None:
+            state = self.state()
+            self.recorded = RecordedStep(lambda: self.step(*data.take(size)))
+            self.load_state(state)
+            data.begin(epoch)
+
+        def take_step(step: int) -> int:
+            count = min(size, len(self.batches.split) - step * size)
+            if self.recorded is not None and count == size:
+                self.recorded()
+            else:
+                self.step(*data.take(count), (self.config.seed, epoch, step))
+            return count
+
+        return take_step
+
+    def step(self, images: Tensor, labels: Tensor, key: tuple[int, int, int] = (0, 0, 0)) -> None:
         """Takes one optimizer step and adds to the sums of the epoch.
 
         Args:
             images: uint8, (N, H, W, C).
             labels: Class indices, (N,).
-            key: (seed, epoch, step), from which dropout is drawn.
+            key: (seed, epoch, step), from which dropout is drawn on the CPU.
         """
         logits = self.lowered(images, Mode(training=True, key=key))
         labels = labels.long()
@@ -109,15 +147,16 @@ def _penalty(variable: Any) -> Any:
     )
 
 
-PREDICT_BATCH = 250
+PREDICT_BATCH, ACCELERATED_BATCH = 250, 2000  # a core likes its cache, a GPU to be busy
 
 
 def predict(lowered: LoweredModel, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Returns the outputs of a lowered model for raw images (N, H, W, C)."""
+    size = PREDICT_BATCH if lowered.device.type == "cpu" else ACCELERATED_BATCH
     with torch.no_grad():
         outputs = [
-            lowered(torch.from_numpy(images[at : at + PREDICT_BATCH]).to(lowered.device), Mode())
-            for at in range(0, len(images), PREDICT_BATCH)
+            lowered(torch.from_numpy(images[at : at + size]).to(lowered.device), Mode())
+            for at in range(0, len(images), size)
         ]
         found: NDArray[np.float32] = torch.cat(outputs).float().cpu().numpy()
     return found

@@ -67,6 +67,7 @@ class Lowered:
         scaled: Of norms: returns the norm whose output is multiplied by a factor in training.
         dropping: Of elementwise dropout on the CPU: its rate, and the call that drops in place
             without scaling.
+        is_foreign: It is the Keras layer's own call.
     """
 
     call: Callable[..., Tensor]
@@ -74,6 +75,7 @@ class Lowered:
     gives_fresh: bool = False
     scaled: "Callable[[float], Lowered] | None" = None
     dropping: tuple[float, Callable[..., Tensor]] | None = None
+    is_foreign: bool = False
 
 
 def lower_layer(layer: Any, site: Site) -> Lowered | None:

@@ -32,6 +32,10 @@ class _Step:
 class LoweredModel:
     """The forward pass of a model with one input and one output.
 
+    Attributes:
+        device: Where the model's variables are.
+        is_whole: Whether no layer is left to Keras.
+
     Args:
         model: Functional, or a Sequential that has been built.
 
@@ -50,6 +54,7 @@ class LoweredModel:
         self.input = id(graph.inputs[0])
         self.output = id(graph.outputs[0])
         self.steps = self._plan(graph)
+        self.is_whole = not any(step.lowered.is_foreign for step in self.steps)
 
     def __call__(self, inputs: Tensor, mode: Mode) -> Tensor:
         """Returns the model's output for inputs (N, ...), on the model's device."""
@@ -113,7 +118,7 @@ def _lower(node: Any, site: Site) -> Lowered:
     layer = node.operation
     is_images = all(len(tensor.shape) == 4 for tensor in node.input_tensors)
     lowered = lower_layer(layer, site) if is_images else None
-    return lowered or Lowered(_keras_call(node))
+    return lowered or Lowered(_keras_call(node), is_foreign=True)
 
 
 def _keras_call(node: Any) -> Callable[..., Any]:
