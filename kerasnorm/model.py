@@ -17,31 +17,8 @@ from kerasnorm.config import ModelConfig, unknown
 from kerasnorm.errors import ConfigError
 from kerasnorm.norms import StandardizedConv2D, normalization, standardize_kernel
 from kerasnorm.recipes import resolve
+from kerasnorm.skeleton import SKELETON
 
-# (block, convolutions in it, their kernel size); a pooling ends each block of 1x1 convolutions.
-SKELETON = (
-    ("convblock1", 2, 3),
-    ("transblock1", 1, 1),
-    ("convblock2", 3, 3),
-    ("transblock2", 1, 1),
-    ("convblock3", 3, 3),
-)
-LAYER_LABELS = {
-    "convblock1_conv1": "C1",
-    "convblock1_conv2": "C2",
-    "transblock1_conv": "c3",
-    "transblock1_pool": "P1",
-    "convblock2_conv1": "C3",
-    "convblock2_conv2": "C4",
-    "convblock2_conv3": "C5",
-    "transblock2_conv": "c6",
-    "transblock2_pool": "P2",
-    "convblock3_conv1": "C7",
-    "convblock3_conv2": "C8",
-    "convblock3_conv3": "C9",
-    "gap": "GAP",
-    "fc1": "C10",
-}
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_SD = (0.2470, 0.2435, 0.2616)
 PIXELS = "pixels"

@@ -12,9 +12,7 @@ import keras
 from keras import ops
 
 from kerasnorm.config import ModelConfig
-from kerasnorm.errors import ConfigError
-
-EPSILON = 1e-5
+from kerasnorm.skeleton import EPSILON, groups_for
 
 
 def _batch(config: ModelConfig, channels: int, **common: Any) -> keras.layers.Layer:
@@ -56,25 +54,6 @@ NORMS: dict[str, Factory | None] = {
     "rms": _root_mean_square,  # over C, no mean, no beta; Zhang & Sennrich, arXiv 1910.07467
     "none": None,
 }
-
-
-def groups_for(config: ModelConfig, channels: int) -> int:
-    """Returns the number of groups that gn uses on `channels` channels.
-
-    Raises:
-        ConfigError: The groups do not divide the channels; the message lists the counts that do.
-    """
-    if config.groups:
-        name, value, groups = "groups", config.groups, config.groups
-    else:
-        name, value, groups = "group_size", config.group_size, channels // config.group_size
-    if groups < 1 or channels % groups or (not config.groups and channels % config.group_size):
-        fitting = [n for n in range(1, channels + 1) if channels % n == 0]
-        raise ConfigError(
-            f"{name}: expected a divisor of {channels}, the channels of a layer that gn "
-            f"normalizes: {', '.join(map(str, fitting))}. Received: {name}={value}"
-        )
-    return groups
 
 
 def normalization(config: ModelConfig, channels: int, **common: Any) -> keras.layers.Layer | None:

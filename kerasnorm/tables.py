@@ -15,7 +15,7 @@ from rich.table import Table
 
 from kerasnorm.analysis.layers import LayerRow
 from kerasnorm.bench.race import MEANINGS, Result, paired_ratio
-from kerasnorm.model import LAYER_LABELS
+from kerasnorm.skeleton import LAYER_LABELS
 
 NOTE_WIDTH = 100
 FIELD_NOTE = (

@@ -129,7 +129,6 @@ def make_engine(config: Config, dataset: Dataset) -> "Engine":
     seed = config.train.seed
     runtime.seed_everything(seed, 0)
     mean, sd = input_statistics(config.data.treatment, dataset.train.images)
-    fill = channel_statistics(dataset.train.images)[0] * 255
     model = build(
         config.model,
         input_shape=dataset.image_shape,
@@ -140,6 +139,12 @@ def make_engine(config: Config, dataset: Dataset) -> "Engine":
         precision=config.train.precision,
         seed=seed,
     )
+    return choice.make(model, make_batches(config, dataset), config.train)
+
+
+def make_batches(config: Config, dataset: Dataset) -> Batches:
+    """Returns the training batches of a resolved config."""
+    seed = config.train.seed
+    fill = channel_statistics(dataset.train.images)[0] * 255
     augmentation = Augmentation(config.data, dataset.image_shape, fill, len(dataset.train), seed)
-    batches = Batches(dataset.train, config.train.batch_size, seed, augmentation)
-    return choice.make(model, batches, config.train)
+    return Batches(dataset.train, config.train.batch_size, seed, augmentation)

@@ -9,7 +9,8 @@ from keras import Sequential, layers
 from kerasnorm.analysis.layers import layer_table, receptive_field
 from kerasnorm.config import NORMS
 from kerasnorm.errors import ConfigError
-from kerasnorm.model import LAYER_LABELS, build_model
+from kerasnorm.model import build_model
+from kerasnorm.skeleton import LAYER_LABELS
 
 
 def conv(x: object, kernel: object = 3, **options: object) -> object:

@@ -8,7 +8,7 @@ import kerasnorm
 HOME = Path(kerasnorm.__file__).parent
 FLOORS = (
     ("errors", "files"),
-    ("config", "receptive"),
+    ("config", "receptive", "skeleton"),
     ("recipes",),
     ("runtime",),
     ("data", "norms"),
@@ -27,6 +27,7 @@ LIGHT = (
     "config",
     "recipes",
     "receptive",
+    "skeleton",
     "runtime",
     "cli",
     "__init__",

@@ -10,8 +10,7 @@ from torch.nn import functional as F  # noqa: N812  (its usual name)
 from kerasnorm.config import Config, ModelConfig
 from kerasnorm.data.batches import Batches
 from kerasnorm.errors import ConfigError
-from kerasnorm.model import SKELETON
-from kerasnorm.norms import EPSILON, groups_for
+from kerasnorm.skeleton import EPSILON, SKELETON, groups_for
 
 NORMS = ("bn", "gn", "ln", "in", "none")
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "elu": nn.ELU}

@@ -13,8 +13,10 @@ from typing import Any
 
 from kerasnorm import runtime
 from kerasnorm.config import Config
+from kerasnorm.data import Dataset
 from kerasnorm.data.batches import Batches
 from kerasnorm.recipes import resolve
+from kerasnorm.train import make_batches, make_engine
 
 MEBIBYTE = 2**20
 
@@ -50,35 +52,39 @@ def contender(name: str, config: Config, images: int, first: _FirstStep) -> tupl
         images: Size of the data, made by the `shapes` generator.
         first: Is told of every step.
     """
-    device = runtime.start(config.train.backend, config.train.device)[1]
     from kerasnorm.data.shapes import shapes
-    from kerasnorm.train import make_engine
 
-    if name == "loop-channels-last":
-        config = config.replace(dropout=0.0)
     data = shapes(images, 10)
+    if name.startswith("loop"):
+        return _loop(name, config, data, first), _ignore
+    runtime.start(config.train.backend, config.train.device)
     engine = make_engine(config.replace(engine="native" if name == "native" else "keras"), data)
-    batches: Batches = engine.batches  # type: ignore[attr-defined]
-    pixels = data.train.images
-    if name == "native":
-
-        def train(number: int) -> None:
-            engine.train_epoch(number, first)
-
-        return train, lambda number: _ignore(engine.predict(pixels))
     if name == "stock":
-        return _stock(engine.model, batches, config, first)
+        return _stock(engine.model, engine.batches, config, first)  # type: ignore[attr-defined]
+    pixels = data.train.images
+    return (
+        lambda number: _ignore(engine.train_epoch(number, first)),
+        lambda number: _ignore(engine.predict(pixels)),
+    )
+
+
+def _loop(name: str, config: Config, data: Dataset, first: _FirstStep) -> Work:
+    """A loop that knows nothing of Keras, which its process never imports."""
+    import torch
+
     from kerasnorm.bench.plain import make_loop
 
-    where = "cuda" if device.kind == "gpu" else "cpu"
+    is_bare = name == "loop-channels-last"
+    config = config.replace(dropout=0.0) if is_bare else config
+    has_gpu = config.train.device != "cpu" and torch.cuda.is_available()
     epoch = make_loop(
         config,
-        batches,
-        where,
-        channels_last=name == "loop-channels-last",
+        make_batches(config, data),
+        "cuda" if has_gpu else "cpu",
+        channels_last=is_bare,
         compiled=name == "loop-compiled",
     )
-    return lambda number: epoch(number, first), lambda number: None
+    return lambda number: epoch(number, first)
 
 
 def _stock(model: Any, batches: Batches, config: Config, first: _FirstStep) -> tuple[Work, Work]:

@@ -76,6 +76,7 @@ def bench(
         raise ConfigError(
             f"batch_size: expected at most --images {images}. Received: {options['batch_size']}"
         )
+    runtime.select_backend()  # of this process, which only tabulates
     from kerasnorm import console, tables
     from kerasnorm.bench.race import CONTENDERS, MEANINGS, race
     from kerasnorm.config import unknown

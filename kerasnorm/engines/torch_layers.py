@@ -18,6 +18,7 @@ from torch.nn import functional as F  # noqa: N812  (its usual name)
 from kerasnorm import norms
 from kerasnorm.data.augment import DROPOUT_STREAM, generator
 from kerasnorm.engines import torch_kernels as kernels
+from kerasnorm.skeleton import EPSILON
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _conv(layer: Any, _: Site) -> Lowered | None:
     def call(mode: Mode, x: Tensor) -> Tensor:
         weight = kernel.permute(3, 2, 0, 1)
         if is_standardized:
-            weight = kernels.standardize_kernel(weight, norms.EPSILON)
+            weight = kernels.standardize_kernel(weight, EPSILON)
         y = F.conv2d(
             x.to(dtype),
             weight.to(dtype),
