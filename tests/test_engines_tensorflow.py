@@ -1,5 +1,7 @@
 """The native TensorFlow engine against the portable one, and its dropout against chance."""
 
+from itertools import pairwise
+
 import keras
 import numpy as np
 import pytest
@@ -11,9 +13,8 @@ if keras.backend.backend() != "tensorflow":
 
 from keras import layers  # noqa: E402
 
-from kerasnorm.engines import tensorflow_engine  # noqa: E402
 from kerasnorm.engines.tensorflow_engine import TensorFlowEngine  # noqa: E402
-from kerasnorm.engines.tensorflow_lowering import LoweredModel, dropped  # noqa: E402
+from kerasnorm.engines.tensorflow_lowering import CLEARED, HASHED, LoweredModel  # noqa: E402
 from kerasnorm.train import make_engine  # noqa: E402
 
 
@@ -53,20 +54,21 @@ def test_ten_optimizer_steps_equal_the_portable_engine(norm, recipe, options):
 
 
 @pytest.mark.parametrize("norm", ["bn", "gn"])
-def test_steps_compiled_by_xla_equal_the_portable_engine(norm, monkeypatch):
-    monkeypatch.setattr(tensorflow_engine, "WORTH_COMPILING", 0)
+def test_steps_compiled_by_xla_equal_the_portable_engine(norm):
     portable, native = pair(norm, "best")
-    assert native.step is not native.plain_step
-    assert_ten_steps_are_equal(portable, native)
+    compiled = TensorFlowEngine(native.model, native.batches, native.config, is_compiled=True)
+    assert compiled.step is not compiled.plain_step
+    assert_ten_steps_are_equal(portable, compiled)
 
 
+@pytest.mark.parametrize("dropout", [CLEARED, HASHED], ids=["cleared", "hashed"])
 @pytest.mark.parametrize("rate", [0.01, 0.3])
-def test_dropout_takes_each_value_with_its_probability(rate):
+def test_dropout_takes_each_value_with_its_probability(rate, dropout):
     count, steps = 20_000, 40
-    keys = LoweredModel(dropout_model(steps)).keys(0, 0, 0)
     taken = np.zeros(count)
-    for key in keys:
-        y = dropped(tf.ones([count]), rate, tf.constant(key)).numpy()
+    for step in range(steps):
+        drawn = dropout.draw(np.random.default_rng(step), count, rate)
+        y = dropout.drop(tf.ones([count]), rate, tf.constant(drawn), 0, len(drawn)).numpy()
         assert np.allclose(y[y != 0], 1 / (1 - rate))
         taken += y == 0
     spread = np.sqrt(count * steps * rate * (1 - rate))
@@ -80,24 +82,32 @@ def test_dropout_takes_each_value_with_its_probability(rate):
 
 
 def dropout_model(count):
-    x = inputs = keras.Input((2, 2, 1))
+    x = inputs = keras.Input((4, 5, 3))
     for _ in range(count):
-        x = layers.Dropout(0.5)(x)
+        x = layers.Dropout(0.3)(x)
     return keras.Model(inputs, x)
 
 
-def test_dropout_differs_from_layer_to_layer_and_step_to_step():
-    lowered = LoweredModel(dropout_model(3))
-    keys = np.stack([lowered.keys(0, epoch, step) for epoch in (0, 1) for step in (0, 1)])
-    assert len(np.unique(keys.reshape(-1, 2), axis=0)) == 12
-    assert np.array_equal(keys[0], lowered.keys(0, 0, 0))
+@pytest.mark.parametrize("dropout", [CLEARED, HASHED], ids=["cleared", "hashed"])
+def test_dropout_differs_from_layer_to_layer_and_step_to_step(dropout):
+    lowered = LoweredModel(dropout_model(3), dropout)
+    keys = [(0, epoch, step) for epoch in (0, 1) for step in (0, 1)]
+    drawn, ends = lowered.draw(keys, 8)
+    parts = {tuple(drawn[a:b]) for row in ends for a, b in pairwise(row)}
+    assert len(parts) == 12
+    alone, bounds = lowered.draw(keys[2:3], 8)
+    assert np.array_equal(alone, drawn[ends[2, 0] : ends[2, -1]])
+    assert np.array_equal(bounds[0], ends[2] - ends[2, 0])
 
 
-def test_gradients_pass_where_values_do():
-    x = tf.ones([1000])
+@pytest.mark.parametrize("dropout", [CLEARED, HASHED], ids=["cleared", "hashed"])
+def test_gradients_pass_where_values_do(dropout):
+    x = tf.ones([10, 100])
+    drawn = tf.constant(dropout.draw(np.random.default_rng(0), 1000, 0.4))
     with tf.GradientTape() as tape:
         tape.watch(x)
-        y = dropped(x, 0.4, tf.constant([1, 2]))
+        y = dropout.drop(x, 0.4, drawn, 0, len(drawn))
+    assert 0.3 < np.mean(y.numpy() == 0) < 0.5
     assert np.allclose(tape.gradient(y, x), y)  # of x = 1, both are the mask over 0.6
 
 
@@ -113,7 +123,7 @@ def test_gradients_pass_where_values_do():
 @pytest.mark.parametrize("is_compiled", [False, True])
 def test_a_mean_of_100_and_an_sd_of_one_hundredth_are_normalized_right(layer, axes, is_compiled):
     inputs = keras.Input((16, 16, 8))
-    lowered = LoweredModel(keras.Model(inputs, layer(inputs)))
+    lowered = LoweredModel(keras.Model(inputs, layer(inputs)), HASHED)
     rng = np.random.default_rng(0)
     x = (100 + 0.01 * rng.standard_normal((4, 16, 16, 8))).astype(np.float32)
     upstream = rng.standard_normal(x.shape)
@@ -129,8 +139,10 @@ def test_a_mean_of_100_and_an_sd_of_one_hundredth_are_normalized_right(layer, ax
         variance = tf.reduce_mean(tf.square(centered), axes, keepdims=True)
         return centered / tf.sqrt(variance + 1e-5)
 
-    none = tf.zeros([0, 2], tf.int32)
-    run = tf.function(lambda x, g: slope(lambda x: lowered(x, none), x, g), jit_compile=is_compiled)
+    none = tf.zeros([0], tf.int32), tf.zeros([1], tf.int32)
+    run = tf.function(
+        lambda x, g: slope(lambda x: lowered(x, *none), x, g), jit_compile=is_compiled
+    )
     truth = slope(exact, tf.constant(x, tf.float64), tf.constant(upstream))
     found = run(tf.constant(x), tf.constant(upstream, tf.float32))
     for a, b in zip(found, truth, strict=True):

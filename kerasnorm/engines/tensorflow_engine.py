@@ -1,4 +1,4 @@
-"""The native engine of TensorFlow: several steps a call, each one program compiled by XLA."""
+"""The native engine of TensorFlow: several steps a call, on a GPU compiled by XLA."""
 
 from typing import Any
 
@@ -11,13 +11,12 @@ from kerasnorm.analysis.evaluate import Scores
 from kerasnorm.config import TrainConfig
 from kerasnorm.data.batches import Batches
 from kerasnorm.engines.base import BatchListener
+from kerasnorm.engines.memory import keep_freed_memory
 from kerasnorm.engines.portable import PortableEngine
-from kerasnorm.engines.tensorflow_lowering import LoweredModel
+from kerasnorm.engines.tensorflow_lowering import CLEARED, HASHED, LoweredModel
 from kerasnorm.engines.totals import RunningMeans, check_finite
 
 STEPS_PER_CALL = 8
-# Input values in a run from which compiling, some ten seconds, pays for itself.
-WORTH_COMPILING = 1e8
 PREDICT_BATCH = 250
 
 
@@ -27,19 +26,30 @@ class TensorFlowEngine(PortableEngine):
     The compiled Keras model and its optimizer own all state, as in the portable engine, so that
     callbacks and checkpoints are the same. Callbacks hear of a batch when the call that it
     belongs to has ended.
+
+    Args:
+        model: Functional.
+        batches: Of a run.
+        config: Of the same run.
+        is_compiled: Whether XLA compiles a step; by default on a GPU. XLA's convolutions on a CPU
+            are several times slower than oneDNN's.
     """
 
-    def __init__(self, model: keras.Model, batches: Batches, config: TrainConfig) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        batches: Batches,
+        config: TrainConfig,
+        *,
+        is_compiled: bool | None = None,
+    ) -> None:
         super().__init__(model, batches, config)
-        self.lowered = LoweredModel(model)
+        keep_freed_memory()
+        if is_compiled is None:
+            is_compiled = bool(tf.config.get_visible_devices("GPU"))
+        self.lowered = LoweredModel(model, HASHED if is_compiled else CLEARED)
         self.regularized = [v for v in model.trainable_variables if v.regularizer is not None]
-        is_compiled = config.epochs * batches.split.images.size >= WORTH_COMPILING
-        batch = [
-            tf.TensorSpec([None, *batches.split.images.shape[1:]], tf.uint8),
-            tf.TensorSpec([None], tf.int32),
-            tf.TensorSpec([len(self.lowered.dropouts), 2], tf.int32),
-        ]
-        self.plain_step = tf.function(self._step, input_signature=batch)
+        self.plain_step = tf.function(self._step, reduce_retracing=True)
         self.step = tf.function(self._step, jit_compile=True) if is_compiled else self.plain_step
         self.steps = tf.function(self._steps, reduce_retracing=True)
         self.forward = inference(model)
@@ -53,9 +63,10 @@ class TensorFlowEngine(PortableEngine):
         for steps in self._calls():
             pairs = [self.batches.batch(epoch, step, order) for step in steps]
             images, labels = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
-            keys = np.stack([self.lowered.keys(self.config.seed, epoch, step) for step in steps])
+            keys = [(self.config.seed, epoch, step) for step in steps]
+            drawn, ends = self.lowered.draw(keys, labels.shape[1])
             is_whole = labels.shape[1] == self.batches.batch_size
-            added = self.steps(images, labels, keys, is_whole).numpy()
+            added = self.steps(images, labels, drawn, ends, is_whole).numpy()
             for step, numbers in zip(steps, added, strict=True):
                 listener.on_batch_begin(step)
                 sums = sums + numbers
@@ -73,13 +84,14 @@ class TensorFlowEngine(PortableEngine):
         calls = [range(start, min(start + STEPS_PER_CALL, whole)) for start in starts]
         return calls if whole == self.batches.steps else [*calls, range(whole, whole + 1)]
 
-    def _steps(self, images: Any, labels: Any, keys: Any, is_whole: bool) -> Any:
+    def _steps(self, images: Any, labels: Any, drawn: Any, ends: Any, is_whole: bool) -> Any:
         """Takes a step on each of several batches.
 
         Args:
             images: uint8, (steps, N, H, W, C).
             labels: Class indices, (steps, N).
-            keys: int32, (steps, dropouts, 2).
+            drawn: What the dropouts of all steps are drawn from, int32.
+            ends: Where each step's parts of it are, int32 (steps, dropouts + 1).
             is_whole: Whether the batches have the usual size, which XLA compiles for.
 
         Returns:
@@ -89,13 +101,13 @@ class TensorFlowEngine(PortableEngine):
         sums = tf.TensorArray(tf.float32, size=count, element_shape=(3,))
         take = self.step if is_whole else self.plain_step
         for step in tf.range(count):
-            sums = sums.write(step, take(images[step], labels[step], keys[step]))
+            sums = sums.write(step, take(images[step], labels[step], drawn, ends[step]))
         return sums.stack()
 
-    def _step(self, images: Any, labels: Any, keys: Any) -> Any:
+    def _step(self, images: Any, labels: Any, drawn: Any, ends: Any) -> Any:
         variables = self.model.trainable_variables
         with tf.GradientTape() as tape:
-            logits = self.lowered(tf.cast(images, tf.float32), keys)
+            logits = self.lowered(tf.cast(images, tf.float32), drawn, ends)
             entropy = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
             loss = entropy + sum(v.regularizer(v.value) for v in self.regularized)
         gradients = tape.gradient(loss, [variable.value for variable in variables])

@@ -1,49 +1,94 @@
-"""The training pass of a functional Keras model on TensorFlow, with a dropout that XLA can fuse."""
+"""The training pass of a functional Keras model on TensorFlow, with a dropout that costs little.
+
+Every layer is called as the Keras layer that it is, but for elementwise dropout, whose random
+numbers would cost more than the rest of the network.
+"""
 
 import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
+from numpy.typing import NDArray
 
 from kerasnorm.analysis.graph import functional_graph, nodes
-from kerasnorm.data.augment import DROPOUT_STREAM, generator
+from kerasnorm.engines.dropout import dropout_generator, dropped_positions
 
 Tensor = Any
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """A way to drop values: what is drawn by NumPy for a step, and what it does to a tensor.
+
+    Attributes:
+        draw: From a generator, the number of values and the rate to an int32 vector.
+        drop: From a tensor, the rate and that vector to the tensor with values dropped. The vector
+            comes as three: one that holds it, and where in it it starts and ends.
+    """
+
+    draw: Callable[[np.random.Generator, int, float], NDArray[np.int32]]
+    drop: Callable[[Tensor, float, Tensor, Tensor, Tensor], Tensor]
 
 
 class LoweredModel:
     """The training pass of a model with one input and one output.
 
-    Every layer is called as the Keras layer that it is, but for elementwise dropout, whose random
-    numbers cost more than the rest of the network; see `dropped`.
-
     Args:
         model: Functional, or a Sequential that has been built.
+        dropout: How elementwise dropout is computed.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, dropout: Dropout) -> None:
         graph = functional_graph(model)
+        self.dropout = dropout
         self.input, self.output = id(graph.inputs[0]), id(graph.outputs[0])
         self.calls = [node for node in nodes(graph) if not node.is_input]
-        self.dropouts = [node for node in self.calls if _is_dropout(node.operation)]
+        self.drops = [n for n, node in enumerate(self.calls) if _is_dropout(node)]
 
-    def keys(self, seed: int, epoch: int, step: int) -> np.ndarray[Any, np.dtype[np.int32]]:
-        """Returns the keys that a step's dropouts are drawn from, int32 (dropouts, 2)."""
-        rng = generator(seed, DROPOUT_STREAM, epoch, step)
-        return rng.integers(0, 2**31, (len(self.dropouts), 2), np.int64).astype(np.int32)
+    def draw(
+        self, keys: list[tuple[int, int, int]], images: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Returns what the dropouts of some steps are drawn from.
 
-    def __call__(self, x: Tensor, keys: Tensor) -> Tensor:
-        """Returns the output for a training batch x (N, ...), and updates moving statistics."""
-        values, drawn = {self.input: x}, 0
-        for node in self.calls:
+        Args:
+            keys: (seed, epoch, step) of each step.
+            images: In each of their batches.
+
+        Returns:
+            One vector behind the other, and where each starts and ends, (steps, dropouts + 1).
+        """
+        parts = [np.zeros(0, np.int32)]
+        for key in keys:
+            for number in self.drops:
+                node = self.calls[number]
+                count = images * math.prod(node.input_tensors[0].shape[1:])
+                random, rate = dropout_generator(key, number), node.operation.rate
+                parts.append(self.dropout.draw(random, count, rate))
+        ends = np.cumsum([len(part) for part in parts], dtype=np.int32)
+        places = np.arange(len(keys))[:, None] * len(self.drops) + np.arange(len(self.drops) + 1)
+        return np.concatenate(parts), ends[places]
+
+    def __call__(self, x: Tensor, drawn: Tensor, ends: Tensor) -> Tensor:
+        """Returns the output for a training batch x (N, ...), and updates moving statistics.
+
+        Args:
+            x: The batch.
+            drawn: From `draw`.
+            ends: A row of what `draw` returned.
+        """
+        values = {self.input: x}
+        for number, node in enumerate(self.calls):
             args, kwargs = node.arguments.fill_in(values)
             layer = node.operation
-            if _is_dropout(layer):
-                output = dropped(args[0], layer.rate, keys[drawn]) if layer.rate else args[0]
-                drawn += 1
+            if number in self.drops:
+                at = self.drops.index(number)
+                output = self.dropout.drop(args[0], layer.rate, drawn, ends[at], ends[at + 1])
             else:
                 if "training" in inspect.signature(layer.call).parameters:
                     kwargs = kwargs | {"training": True}
@@ -53,23 +98,41 @@ class LoweredModel:
         return values[self.output]
 
 
-def _is_dropout(layer: Any) -> bool:
-    return type(layer) is layers.Dropout and layer.noise_shape is None
+def _is_dropout(node: Any) -> bool:
+    layer = node.operation
+    if type(layer) is not layers.Dropout or layer.noise_shape is not None or layer.rate == 0:
+        return False
+    return None not in node.input_tensors[0].shape[1:]
 
 
-def dropped(x: Tensor, rate: float, key: Tensor) -> Tensor:
-    """Returns x with each value set to 0 with probability `rate`, the others divided by 1 - rate.
+def _draw_places(rng: np.random.Generator, count: int, rate: float) -> NDArray[np.int32]:
+    return dropped_positions(rng, count, rate).astype(np.int32)
 
-    A hash of each value's place decides: a few integer operations, which XLA fuses into the loops
-    around them, where a random generator writes and reads a tensor of its own. The mixing steps
-    are those of 32-bit integer hashes (C. Wellons, github.com/skeeto/hash-prospector).
 
-    Args:
-        x: Any shape.
-        rate: Above 0, below 1.
-        key: int32, shape (2,); the same key drops the same places.
+def _clear(x: Tensor, rate: float, drawn: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    places = drawn[start:end, None]
+
+    def at_places(x: Tensor) -> Tensor:
+        flat = tf.reshape(x * (1 / (1 - rate)), [-1])
+        zeros = tf.zeros(tf.shape(places)[:1], x.dtype)
+        return tf.reshape(tf.tensor_scatter_nd_update(flat, places, zeros), tf.shape(x))
+
+    # It is linear and its own transpose.
+    return tf.custom_gradient(lambda x: (at_places(x), at_places))(x)
+
+
+def _draw_key(rng: np.random.Generator, count: int, rate: float) -> NDArray[np.int32]:
+    return rng.integers(0, 2**31, 2, np.int64).astype(np.int32)
+
+
+def _hash(x: Tensor, rate: float, drawn: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """Drops where a hash of a value's place says so.
+
+    A few integer operations, which XLA fuses into the loops around them, where a random generator
+    writes and reads a tensor of its own. The mixing steps are those of 32-bit integer hashes (C.
+    Wellons, github.com/skeeto/hash-prospector).
     """
-    first, second = tf.unstack(tf.bitcast(key, tf.uint32), 2)
+    first, second = tf.unstack(tf.bitcast(tf.slice(drawn, [start], [2]), tf.uint32), 2)
     place = tf.bitcast(tf.range(tf.size(x), dtype=tf.int32), tf.uint32)
     mixed = _mix(place * tf.constant(0x9E3779B1, tf.uint32) + first, 15, 0x2C1B3C6D) + second
     mixed = _mix(_mix(mixed, 12, 0x297A2D39), 15, 0x85EBCA6B)
@@ -81,3 +144,7 @@ def dropped(x: Tensor, rate: float, key: Tensor) -> Tensor:
 def _mix(x: Tensor, shift: int, factor: int) -> Tensor:
     folded = tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, tf.constant(shift, tf.uint32)))
     return folded * tf.constant(factor, tf.uint32)
+
+
+CLEARED = Dropout(_draw_places, _clear)  # the places are drawn: little work at small rates
+HASHED = Dropout(_draw_key, _hash)  # for XLA, which wants fixed shapes

@@ -1,7 +1,5 @@
 """The native engine of PyTorch: the lowered model, one vector of weights, no host in the loop."""
 
-import ctypes
-import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +14,7 @@ from kerasnorm.analysis.evaluate import Scores
 from kerasnorm.config import TrainConfig
 from kerasnorm.data.batches import Batches
 from kerasnorm.engines.base import BatchListener
+from kerasnorm.engines.memory import keep_freed_memory
 from kerasnorm.engines.portable import PortableEngine
 from kerasnorm.engines.torch_layers import Mode
 from kerasnorm.engines.torch_lowering import LoweredModel
@@ -119,22 +118,6 @@ class TorchEngine(PortableEngine):
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Returns the logits (N, classes) of raw images (N, H, W, C)."""
         return predict(self.lowered, images)
-
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-KEPT = 1 << 30  # bytes
-
-
-def keep_freed_memory() -> None:
-    """Asks glibc's malloc to keep what is freed; does nothing where there is no glibc.
-
-    A step frees and takes the same hundred megabytes again; given back to the system in between,
-    each page costs a fault when it is next touched.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_TRIM_THRESHOLD, KEPT)
-        libc.mallopt(M_MMAP_THRESHOLD, KEPT)
 
 
 def _penalty(variable: Any) -> Any:

@@ -8,9 +8,7 @@ that it is given say so: their caller must know that nobody else reads that grad
 import math
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import Function
 
@@ -83,24 +81,6 @@ def zero_at_(x: Tensor, positions: Tensor, owns_gradient: bool) -> Tensor:
     """
     y: Tensor = _ZeroAt.apply(x, positions, owns_gradient)
     return y
-
-
-def dropped_positions(rng: np.random.Generator, count: int, rate: float) -> NDArray[np.int64]:
-    """Returns which of `count` values a dropout of probability `rate` takes, ascending.
-
-    Each is taken independently, exactly as if a coin were thrown for it: the gaps between the
-    taken ones are geometric, and drawing them costs count * rate numbers instead of count.
-    """
-    scale = -1 / math.log1p(-rate)
-    expected = count * rate
-    size = int(expected + 6 * math.sqrt(expected) + 10)  # enough but for once in 1e9
-    parts, end = [], -1.0
-    while end < count:
-        gaps = np.floor(rng.standard_exponential(size) * scale) + 1
-        parts.append(np.cumsum(gaps) + end)
-        end = parts[-1][-1]
-    positions = np.concatenate(parts)
-    return positions[: np.searchsorted(positions, count)].astype(np.int64)
 
 
 # PyTorch's batch norm on CPUs takes channels that do not fill a vector one by one, at a tenth of

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (its usual name)
 
 from kerasnorm import norms
-from kerasnorm.data.augment import DROPOUT_STREAM, generator
 from kerasnorm.engines import torch_kernels as kernels
+from kerasnorm.engines.dropout import dropout_generator, dropped_positions
 from kerasnorm.skeleton import EPSILON
 
 
@@ -35,8 +35,7 @@ class Mode:
 
     def random(self, number: int) -> np.random.Generator:
         """Returns the random generator of the dropout layer of that number in this step."""
-        seed, *when = self.key
-        return generator(seed, DROPOUT_STREAM, *when, number)
+        return dropout_generator(self.key, number)
 
 
 @dataclass(frozen=True)
@@ -228,7 +227,7 @@ def _dropout(layer: Any, site: Site) -> Lowered | None:
     def drop(mode: Mode, x: Tensor) -> Tensor:
         if not mode.training or rate == 0:
             return x
-        positions = kernels.dropped_positions(mode.random(site.number), x.numel(), rate)
+        positions = dropped_positions(mode.random(site.number), x.numel(), rate)
         return kernels.zero_at_(x, torch.from_numpy(positions), site.owns_gradient)
 
     def scale_and_drop(mode: Mode, x: Tensor) -> Tensor:

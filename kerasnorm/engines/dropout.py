@@ -1,0 +1,37 @@
+"""Which values elementwise dropout takes on a CPU, the same in every native engine."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasnorm.data.augment import DROPOUT_STREAM, generator
+
+
+def dropout_generator(key: tuple[int, int, int], number: int) -> np.random.Generator:
+    """Returns the random generator of one dropout in one step.
+
+    Args:
+        key: (seed, epoch, step).
+        number: Of the dropout's call in the model's graph.
+    """
+    seed, *when = key
+    return generator(seed, DROPOUT_STREAM, *when, number)
+
+
+def dropped_positions(rng: np.random.Generator, count: int, rate: float) -> NDArray[np.int64]:
+    """Returns which of `count` values a dropout of probability `rate` takes, ascending.
+
+    Each is taken independently, exactly as if a coin were thrown for it: the gaps between the
+    taken ones are geometric, and drawing them costs count * rate numbers instead of count.
+    """
+    scale = -1 / math.log1p(-rate)
+    expected = count * rate
+    size = int(expected + 6 * math.sqrt(expected) + 10)  # enough but for once in 1e9
+    parts, end = [], -1.0
+    while end < count:
+        gaps = np.floor(rng.standard_exponential(size) * scale) + 1
+        parts.append(np.cumsum(gaps) + end)
+        end = parts[-1][-1]
+    positions = np.concatenate(parts)
+    return positions[: np.searchsorted(positions, count)].astype(np.int64)
