@@ -88,9 +88,9 @@ def dropout_model(count):
     return keras.Model(inputs, x)
 
 
-@pytest.mark.parametrize("dropout", [CLEARED, HASHED], ids=["cleared", "hashed"])
-def test_dropout_differs_from_layer_to_layer_and_step_to_step(dropout):
-    lowered = LoweredModel(dropout_model(3), dropout)
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_dropout_differs_from_layer_to_layer_and_step_to_step(is_compiled):
+    lowered = LoweredModel(dropout_model(3), is_compiled=is_compiled)
     keys = [(0, epoch, step) for epoch in (0, 1) for step in (0, 1)]
     drawn, ends = lowered.draw(keys, 8)
     parts = {tuple(drawn[a:b]) for row in ends for a, b in pairwise(row)}
@@ -116,14 +116,15 @@ def test_gradients_pass_where_values_do(dropout):
     [
         (layers.BatchNormalization(epsilon=1e-5), (0, 1, 2)),
         (layers.GroupNormalization(groups=1, epsilon=1e-5), (1, 2, 3)),
+        (layers.GroupNormalization(groups=8, epsilon=1e-5), (1, 2)),
         (layers.LayerNormalization(axis=(1, 2, 3), epsilon=1e-5), (1, 2, 3)),
     ],
-    ids=["bn", "ln", "ln-element"],
+    ids=["bn", "ln", "in", "ln-element"],
 )
 @pytest.mark.parametrize("is_compiled", [False, True])
 def test_a_mean_of_100_and_an_sd_of_one_hundredth_are_normalized_right(layer, axes, is_compiled):
     inputs = keras.Input((16, 16, 8))
-    lowered = LoweredModel(keras.Model(inputs, layer(inputs)), HASHED)
+    lowered = LoweredModel(keras.Model(inputs, layer(inputs)), is_compiled=is_compiled)
     rng = np.random.default_rng(0)
     x = (100 + 0.01 * rng.standard_normal((4, 16, 16, 8))).astype(np.float32)
     upstream = rng.standard_normal(x.shape)

@@ -13,7 +13,7 @@ from kerasnorm.data.batches import Batches
 from kerasnorm.engines.base import BatchListener
 from kerasnorm.engines.memory import keep_freed_memory
 from kerasnorm.engines.portable import PortableEngine
-from kerasnorm.engines.tensorflow_lowering import CLEARED, HASHED, LoweredModel
+from kerasnorm.engines.tensorflow_lowering import LoweredModel
 from kerasnorm.engines.totals import RunningMeans, check_finite
 
 STEPS_PER_CALL = 8
@@ -47,7 +47,7 @@ class TensorFlowEngine(PortableEngine):
         keep_freed_memory()
         if is_compiled is None:
             is_compiled = bool(tf.config.get_visible_devices("GPU"))
-        self.lowered = LoweredModel(model, HASHED if is_compiled else CLEARED)
+        self.lowered = LoweredModel(model, is_compiled=is_compiled)
         self.regularized = [v for v in model.trainable_variables if v.regularizer is not None]
         self.plain_step = tf.function(self._step, reduce_retracing=True)
         self.step = tf.function(self._step, jit_compile=True) if is_compiled else self.plain_step

@@ -1,13 +1,15 @@
-"""The training pass of a functional Keras model on TensorFlow, with a dropout that costs little.
+"""The training pass of a functional Keras model on TensorFlow.
 
 Every layer is called as the Keras layer that it is, but for elementwise dropout, whose random
-numbers would cost more than the rest of the network.
+numbers would cost more than the rest of the network, and for the norms that `tensorflow_kernels`
+computes faster.
 """
 
 import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import keras
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 
 from kerasnorm.analysis.graph import functional_graph, nodes
 from kerasnorm.engines.dropout import dropout_generator, dropped_positions
+from kerasnorm.engines.tensorflow_kernels import training_norm
 
 Tensor = Any
 
@@ -41,15 +44,17 @@ class LoweredModel:
 
     Args:
         model: Functional, or a Sequential that has been built.
-        dropout: How elementwise dropout is computed.
+        is_compiled: Whether XLA will compile it: then the norms are left to Keras, and dropout
+            is one that XLA can fuse.
     """
 
-    def __init__(self, model: Any, dropout: Dropout) -> None:
+    def __init__(self, model: Any, *, is_compiled: bool) -> None:
         graph = functional_graph(model)
-        self.dropout = dropout
+        self.dropout = HASHED if is_compiled else CLEARED
         self.input, self.output = id(graph.inputs[0]), id(graph.outputs[0])
         self.calls = [node for node in nodes(graph) if not node.is_input]
         self.drops = [n for n, node in enumerate(self.calls) if _is_dropout(node)]
+        self.layers = [_training_call(node, is_compiled) for node in self.calls]
 
     def draw(
         self, keys: list[tuple[int, int, int]], images: int
@@ -85,17 +90,26 @@ class LoweredModel:
         values = {self.input: x}
         for number, node in enumerate(self.calls):
             args, kwargs = node.arguments.fill_in(values)
-            layer = node.operation
             if number in self.drops:
-                at = self.drops.index(number)
-                output = self.dropout.drop(args[0], layer.rate, drawn, ends[at], ends[at + 1])
+                at, rate = self.drops.index(number), node.operation.rate
+                output = self.dropout.drop(args[0], rate, drawn, ends[at], ends[at + 1])
             else:
-                if "training" in inspect.signature(layer.call).parameters:
-                    kwargs = kwargs | {"training": True}
-                output = layer(*args, **kwargs)
+                output = self.layers[number](*args, **kwargs)
             for target, value in zip(node.outputs, keras.tree.flatten(output), strict=True):
                 values[id(target)] = value
         return values[self.output]
+
+
+def _training_call(node: Any, is_compiled: bool) -> Callable[..., Any]:
+    """Returns what computes a node in training."""
+    layer = node.operation
+    shapes = [tensor.shape for tensor in node.input_tensors]
+    is_image = len(shapes) == 1 and len(shapes[0]) == 4 and None not in shapes[0][1:]
+    norm = training_norm(layer) if is_image and not is_compiled else None
+    if norm is not None:
+        return lambda x, **_: norm(x)  # images have no mask
+    takes_training = "training" in inspect.signature(layer.call).parameters
+    return partial(layer, training=True) if takes_training else layer
 
 
 def _is_dropout(node: Any) -> bool:
