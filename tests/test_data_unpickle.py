@@ -2,8 +2,10 @@
 
 import collections
 import contextlib
+import gc
 import pickle
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,17 @@ def python2_batch(data: np.ndarray, labels: list[int], *, core: bytes = b"numpy.
             text(b"labels") + b"](" + b"".join(map(whole, labels)) + b"eu.",
         ]
     )
+
+
+def test_no_cycle_keeps_the_content_in_memory() -> None:
+    content = python2_batch(np.zeros((2, 6), np.uint8), [3, 7])
+    references = sys.getrefcount(content)
+    gc.disable()
+    try:
+        load_batch(content, "data_batch_1")
+        assert sys.getrefcount(content) == references
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("core", [b"numpy.core", b"numpy._core"])

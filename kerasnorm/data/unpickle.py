@@ -108,6 +108,11 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Any:
         self._refuse("an object that is kept outside of it")
 
+    def forget(self) -> None:
+        """Lets go of all that was read: functions in these two refer back to this object."""
+        self.memo.clear()
+        self._admitted.clear()
+
     def _refuse(self, what: str) -> None:
         raise _RefusedError(what)
 
@@ -157,6 +162,14 @@ def _check_memo(content: bytes) -> None:
                 raise _RefusedError(f"memory for {slot} objects")
 
 
+def _load(content: bytes) -> Any:
+    unpickler = _Unpickler(content)
+    try:
+        return unpickler.load()
+    finally:
+        unpickler.forget()
+
+
 def load_batch(content: bytes, where: Where) -> dict[str, Any]:
     """Returns the dict that a pickled CIFAR batch holds, with text keys and NumPy arrays.
 
@@ -175,7 +188,7 @@ def load_batch(content: bytes, where: Where) -> dict[str, Any]:
     with parsing(where, expected):
         try:
             _check_memo(content)
-            document = _Unpickler(content).load()
+            document = _load(content)
         except _RefusedError as refusal:
             raise DataError(
                 f"{where}: expected {expected}. Received: a pickle that wants {refusal}. It was "
