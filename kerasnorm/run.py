@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from kerasnorm.config import Config
 from kerasnorm.errors import CorruptFileError, RunFolderError
-from kerasnorm.files import write_bytes
+from kerasnorm.files import (
+    LOCK,
+    MANIFEST,
+    check_file,
+    make_folder,
+    run_lock,
+    write_bytes,
+    write_manifest,
+)
 from kerasnorm.recipes import resolve, to_toml
 
 if TYPE_CHECKING:
@@ -65,6 +73,9 @@ class Run:
         """
         path = Path(path)
         config = read_config(path)
+        for name in (ENVIRONMENT, HISTORY, METRICS):
+            if (path / METRICS).is_file():
+                check_file(path / name)
         history = tuple(read_history(path / HISTORY))
         try:
             metrics = json.loads((path / METRICS).read_text(encoding="utf-8"))
@@ -83,6 +94,7 @@ class Run:
         """Returns the trained model, in float32 and of stock Keras layers."""
         from kerasnorm.exchange.archive import load_model
 
+        check_file(self.path / MODEL)
         return load_model(self.path / MODEL)
 
 
@@ -93,7 +105,11 @@ def read_config(path: Path) -> Config:
         CorruptFileError: The folder is no run's, or its config is damaged.
     """
     try:
-        return resolve(document=tomllib.loads((path / CONFIG).read_text(encoding="utf-8")))
+        text = (path / CONFIG).read_text(encoding="utf-8")
+        check_file(path / CONFIG)
+        return resolve(document=tomllib.loads(text))
+    except CorruptFileError:
+        raise
     except (FileNotFoundError, NotADirectoryError):
         raise CorruptFileError(f"{path} is no run's folder: it has no {CONFIG}.") from None
     except (OSError, ValueError) as error:
@@ -115,20 +131,17 @@ def create_folder(out: Path | None, config: Config, data_name: str) -> Path:
         data_name: Name of the data set.
 
     Raises:
-        RunFolderError: The folder holds something already, or cannot be written.
+        RunFolderError: The folder holds something already, is in use, or cannot be written.
     """
     train = config.train
     name = f"{data_name}-{config.model.norm}-{train.backend}-s{train.seed}"
     try:
         path = out if out is not None else _first_free(Path("results/runs"), name)
-        path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
-            what = "another run" if is_run(path) else "other files"
-            raise RunFolderError(
-                f"{path} already holds {what}. Choose another --out"
-                + (", or go on with that run: --resume." if is_run(path) else ".")
-            )
-        write_bytes(path / CONFIG, to_toml(config).encode())
+        make_folder(path)
+        check_free(path)
+        with run_lock(path):
+            check_free(path)  # again: another process may have been faster
+            write_config(path, config)
     except RunFolderError:
         raise
     except OSError as error:
@@ -137,6 +150,32 @@ def create_folder(out: Path | None, config: Config, data_name: str) -> Path:
             "Choose another --out."
         ) from None
     return path
+
+
+def check_free(path: Path) -> None:
+    """Makes sure that a folder can take a new run.
+
+    Raises:
+        RunFolderError: It holds something already.
+    """
+    if path.is_dir() and not all(_is_passing(inner.name) for inner in path.iterdir()):
+        what = "another run" if is_run(path) else "other files"
+        raise RunFolderError(
+            f"{path} already holds {what}. Choose another --out"
+            + (", or go on with that run: --resume." if is_run(path) else ".")
+        )
+
+
+def _is_passing(name: str) -> bool:
+    """Says whether a file is of the lock, or was left by a process that died while writing."""
+    return name == LOCK or (name.startswith(".") and name.endswith(".tmp"))
+
+
+def write_config(path: Path, config: Config) -> None:
+    """Writes `config.toml` and its checksum."""
+    (path / MANIFEST).unlink(missing_ok=True)  # of the config before, if there was one
+    write_bytes(path / CONFIG, to_toml(config).encode(errors="surrogateescape"))
+    write_manifest(path, (CONFIG,))
 
 
 def _first_free(parent: Path, name: str) -> Path:

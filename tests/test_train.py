@@ -22,6 +22,7 @@ def test_a_run_leaves_its_folder(tmp_path):
     names = {path.name for path in done.path.iterdir()} - {".lock"}
     assert names == {
         "config.toml",
+        "manifest.json",
         "environment.json",
         "history.csv",
         "metrics.json",
@@ -224,7 +225,7 @@ def test_a_changed_config_file_is_not_resumed(tmp_path):
         fit(tmp_path / "run", callbacks=[StopAfter(2)], epochs=3)
     path = tmp_path / "run" / run.CONFIG
     path.write_text(path.read_text().replace("learning_rate = 0.01", "learning_rate = 0.02"))
-    with pytest.raises(CorruptFileError, match="another mark"):
+    with pytest.raises(CorruptFileError, match=r"config\.toml is damaged or was changed"):
         train.fit(resume=tmp_path / "run")
 
 
