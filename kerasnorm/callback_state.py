@@ -20,6 +20,8 @@ from kerasnorm.errors import ConfigError
 
 # What Keras sets on every callback.
 KERAS_OWN = {"model", "_model", "params", "validation_data"}
+# Given to the constructor; Keras turns its sign when it first looks, and would turn it again.
+TURNED = "min_delta"
 
 
 def encode(value: Any) -> Any:
@@ -71,7 +73,7 @@ def _attributes(callback: Any) -> tuple[dict[str, Any], list[str]]:
     """Returns the plain attributes, encoded, and the names of the others."""
     plain, others = {}, []
     for name, value in vars(callback).items():
-        if name in KERAS_OWN or callable(value):
+        if name in KERAS_OWN or name == TURNED or callable(value):
             continue
         try:
             plain[name] = encode(value)

@@ -145,8 +145,8 @@ def sweep(folder: Path) -> None:
 
 
 @contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Holds the exclusive lock of a run's folder while the block runs.
+def run_lock(folder: Path) -> Iterator[Path]:
+    """Holds the exclusive lock of a run's folder, and yields the folder, while the block runs.
 
     The operating system drops the lock of a process that dies.
 
@@ -168,6 +168,6 @@ def run_lock(folder: Path) -> Iterator[None]:
             "Choose another --out."
         ) from error
     try:
-        yield
+        yield folder
     finally:
         lock.release()

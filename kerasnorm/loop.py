@@ -121,6 +121,7 @@ class Training:
         self.best = facts["best"]
         self.is_stopped = facts["stopped"]
         self.saved_states = facts["callbacks"]
+        run.write_history(self.path / run.HISTORY, self.rows)  # it may lack the last epoch
         self.monitor.note(f"Going on after epoch {self.epoch} of {self.path}.")
 
     def on_batch_begin(self, step: int) -> None:

@@ -4,7 +4,8 @@ import csv
 import io
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,8 +122,9 @@ def is_run(path: Path) -> bool:
     return (path / CONFIG).is_file()
 
 
-def create_folder(out: Path | None, config: Config, data_name: str) -> Path:
-    """Makes the folder of a new run and writes its config.
+@contextmanager
+def new_folder(out: Path | None, config: Config, data_name: str) -> Iterator[Path]:
+    """Makes the folder of a new run, writes its config, and holds its lock while the block runs.
 
     Args:
         out: The folder, which must be new or empty; None takes the default,
@@ -139,17 +141,23 @@ def create_folder(out: Path | None, config: Config, data_name: str) -> Path:
         path = out if out is not None else _first_free(Path("results/runs"), name)
         make_folder(path)
         check_free(path)
-        with run_lock(path):
-            check_free(path)  # again: another process may have been faster
-            write_config(path, config)
-    except RunFolderError:
-        raise
     except OSError as error:
+        if isinstance(error, RunFolderError):
+            raise
         raise RunFolderError(
             f"Cannot write the run's folder {out or 'results/runs'}: {error.strerror}. "
             "Choose another --out."
         ) from None
-    return path
+    with run_lock(path):
+        check_free(path)  # again: another process may have been faster
+        write_config(path, config)
+        yield path
+
+
+def create_folder(out: Path | None, config: Config, data_name: str) -> Path:
+    """Makes the folder of a new run, as `new_folder`, and lets go of it."""
+    with new_folder(out, config, data_name) as path:
+        return path
 
 
 def check_free(path: Path) -> None:

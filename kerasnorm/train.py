@@ -95,8 +95,10 @@ def fit(
         resolved["data"] = dataset.name
     config = config.replace(**resolved)
     engine = make_engine(config, dataset)
-    path = plan.path if plan.is_resumed else run.create_folder(plan.out, config, dataset.name)
-    with run_lock(path), INTERRUPTIONS.installed():
+    folder = (
+        run_lock(plan.path) if plan.is_resumed else run.new_folder(plan.out, config, dataset.name)
+    )
+    with folder as path, INTERRUPTIONS.installed():
         _prepare_folder(path, plan, config)
         write_json(path / run.ENVIRONMENT, runtime.environment(backend, device))
         title = f"{config.model.norm} on {dataset.name}, {backend}, {device.name}"
