@@ -1,5 +1,10 @@
-"""Checkpoints of a run: whole or not there, checked when read, the last two and the best kept."""
+"""Checkpoints of a run: whole or not there, checked when read, the last two and the best kept.
 
+A checkpoint is a folder `epoch-NNN`: the arrays, the facts, and a manifest with the SHA-256 of
+both. It is written beside its place, made durable, and renamed.
+"""
+
+import io
 import json
 import re
 import shutil
@@ -10,10 +15,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasnorm.errors import CorruptFileError
-from kerasnorm.files import atomic_writer, fsync_folder, sha256, write_json
+from kerasnorm.errors import CorruptFileError, RunFolderError
+from kerasnorm.files import (
+    as_json,
+    digest,
+    fsync_folder,
+    make_folder,
+    unwritable,
+    write_bytes,
+    write_json,
+)
 
 STATE = "state.npz"
+FACTS = "facts.json"
 MANIFEST = "manifest.json"
 KEEP_LAST = 2
 
@@ -34,48 +48,92 @@ def save(folder: Path, state: State, facts: Mapping[str, Any]) -> Path:
         state: What the engine's `state` returned.
         facts: JSON-able; `epoch` (epochs done) names the checkpoint, `is_best` says whether it
             is the best so far.
+
+    Raises:
+        RunFolderError: It cannot be written; those before are untouched.
     """
+    archive = io.BytesIO()
+    np.savez(archive, **state)  # type: ignore[arg-type]  # no array is named allow_pickle
+    files = {STATE: archive.getvalue(), FACTS: as_json(dict(facts))}
     final = folder / f"epoch-{facts['epoch']:03d}"
     temporary = folder / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    need = sum(map(len, files.values()))
     try:
-        temporary.mkdir(parents=True)
-        with atomic_writer(temporary / STATE) as file:
-            np.savez(file, **state)  # type: ignore[arg-type]  # no array is named allow_pickle
-        manifest = dict(facts) | {"sha256": {STATE: sha256(temporary / STATE)}}
-        write_json(temporary / MANIFEST, manifest)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        make_folder(folder)
+        _write(temporary, files)
+        _discard(final)  # there only where it was damaged, or the run went back behind it
+        temporary.rename(final)
+        fsync_folder(folder)
+        _prune(folder)
+    except RunFolderError:
         raise
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
-    fsync_folder(folder)
-    _prune(folder)
+    except OSError as error:
+        raise unwritable(final, error, need) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return final
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, content in files.items():
+        write_bytes(folder / name, content)
+    write_json(folder / MANIFEST, {"sha256": {name: digest(files[name]) for name in files}})
+
+
+def _discard(path: Path) -> None:
+    """Removes a checkpoint; renamed first, so that no half of it ever bears its name."""
+    if path.exists():
+        trash = path.with_name(f".{path.name}.old.tmp")
+        shutil.rmtree(trash, ignore_errors=True)
+        path.rename(trash)
+        shutil.rmtree(trash)
 
 
 def _prune(folder: Path) -> None:
     folders = checkpoint_folders(folder)
     best = [path for path in folders if _is_best(path)]
     for path in set(folders) - set(folders[-KEEP_LAST:]) - set(best[-1:]):
-        shutil.rmtree(path)
+        _discard(path)
 
 
 def _is_best(path: Path) -> bool:
     try:
-        return bool(_manifest(path).get("is_best"))
+        return bool(_facts(path, _manifest(path)).get("is_best"))
     except CorruptFileError:
         return False
 
 
-def _manifest(path: Path) -> dict[str, Any]:
+def _damaged(path: Path, why: object) -> CorruptFileError:
+    return CorruptFileError(f"The checkpoint {path} is damaged: {why}.")
+
+
+def _manifest(path: Path) -> dict[str, str]:
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CorruptFileError(f"The checkpoint {path} is damaged: {error}") from None
-    if not isinstance(manifest, dict):
-        raise CorruptFileError(f"The checkpoint {path} is damaged: no manifest")
-    return manifest
+        sums = json.loads((path / MANIFEST).read_bytes())["sha256"]
+        if sums.keys() != {STATE, FACTS}:
+            raise ValueError("its manifest names other files")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, error) from None
+    return dict(sums)
+
+
+def _content(path: Path, name: str, sums: Mapping[str, str]) -> bytes:
+    try:
+        content = (path / name).read_bytes()
+    except OSError as error:
+        raise _damaged(path, error) from None
+    if digest(content) != sums[name]:
+        raise _damaged(path, f"the checksum of {name} differs")
+    return content
+
+
+def _facts(path: Path, sums: Mapping[str, str]) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(_content(path, FACTS, sums))
+    if path.name != f"epoch-{facts['epoch']:03d}":
+        raise _damaged(path, f"it is the one of epoch {facts['epoch']}")
+    return facts
 
 
 def load(path: Path) -> tuple[State, dict[str, Any]]:
@@ -84,15 +142,10 @@ def load(path: Path) -> tuple[State, dict[str, Any]]:
     Raises:
         CorruptFileError: A file is missing or its checksum differs.
     """
-    manifest = _manifest(path)
-    try:
-        matches = sha256(path / STATE) == manifest["sha256"][STATE]
-    except (OSError, KeyError, TypeError) as error:
-        raise CorruptFileError(f"The checkpoint {path} is damaged: {error}") from None
-    if not matches:
-        raise CorruptFileError(f"The checkpoint {path} is damaged: its checksum differs.")
-    with np.load(path / STATE, allow_pickle=False) as archive:
-        return dict(archive), manifest
+    sums = _manifest(path)
+    facts = _facts(path, sums)
+    with np.load(io.BytesIO(_content(path, STATE, sums)), allow_pickle=False) as archive:
+        return dict(archive), facts
 
 
 def load_newest(folder: Path, note: Callable[[str], None]) -> tuple[State, dict[str, Any]]:

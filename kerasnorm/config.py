@@ -219,6 +219,18 @@ class Config:
         text = json.dumps(document, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
+    def lineage(self) -> str:
+        """Returns the hash that a checkpoint bears: the runs that it may go on in share it.
+
+        The number of epochs counts only where the schedule depends on it.
+        """
+        return (self.replace(epochs=1) if self.has_open_end else self).hash()
+
+    @property
+    def has_open_end(self) -> bool:
+        """Whether more epochs change nothing in those before."""
+        return self.train.schedule == "constant"
+
     def replace(self, **overrides: Any) -> "Config":
         """Returns a copy with some fields changed, named without their section.
 

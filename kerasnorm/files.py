@@ -3,13 +3,17 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from kerasnorm.errors import RunFolderError
+from kerasnorm.errors import CorruptFileError, RunFolderError
+
+LOCK = ".lock"
+MANIFEST = "manifest.json"
 
 
 def fsync_folder(folder: Path) -> None:
@@ -52,15 +56,41 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes `content` to `path` atomically."""
-    with atomic_writer(path) as file:
-        file.write(content)
+    """Writes `content` to `path` atomically.
+
+    Raises:
+        RunFolderError: It cannot be written; the message says what it needs and what is free.
+    """
+    try:
+        with atomic_writer(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise unwritable(path, error, len(content)) from error
+
+
+def unwritable(path: Path, error: OSError, need: int) -> RunFolderError:
+    """Returns the error for a file of `need` bytes that the system does not let us write."""
+    text = f"Cannot write {path}: {error.strerror or error}. It needs {need:,} bytes"
+    with suppress(OSError):
+        text += f"; {shutil.disk_usage(path.parent).free:,} are free there"
+    return RunFolderError(f"{text}. What was written before is whole.")
+
+
+def as_json(document: Any) -> bytes:
+    """Returns a JSON document, indented, as bytes; NaN and infinity are refused."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    # A path that the locale could not decode goes back to the bytes that it came from.
+    return text.encode(errors="surrogateescape") + b"\n"
 
 
 def write_json(path: Path, document: Any) -> None:
     """Writes a JSON document, indented, to `path` atomically; NaN and infinity are refused."""
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, text.encode() + b"\n")
+    write_bytes(path, as_json(document))
+
+
+def digest(content: bytes) -> str:
+    """Returns the SHA-256 of bytes, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def sha256(path: Path) -> str:
@@ -69,9 +99,54 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def write_manifest(folder: Path, names: Iterable[str]) -> None:
+    """Writes the checksums of some files of a folder beside them."""
+    write_json(folder / MANIFEST, {"sha256": {name: sha256(folder / name) for name in names}})
+
+
+def check_file(path: Path) -> None:
+    """Compares a file with its checksum in the manifest beside it, where there is one.
+
+    Raises:
+        CorruptFileError: It differs, or the checksums are damaged.
+    """
+    manifest = path.parent / MANIFEST
+    if not manifest.is_file():
+        return
+    try:
+        sums = dict(json.loads(manifest.read_bytes())["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptFileError(f"{manifest} is damaged: {error}") from None
+    try:
+        is_same = path.name not in sums or sha256(path) == sums[path.name]
+    except OSError as error:
+        raise CorruptFileError(f"{path} is missing or damaged: {error.strerror}") from None
+    if not is_same:
+        raise CorruptFileError(
+            f"{path} is damaged or was changed: its checksum differs from the one in {manifest}."
+        )
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it, durably."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        fsync_folder(folder.parent)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what a process that died while writing left in a folder; call it under the lock."""
+    for path in folder.glob(".*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 @contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Holds the exclusive lock of a run's folder while the block runs.
+def run_lock(folder: Path) -> Iterator[Path]:
+    """Holds the exclusive lock of a run's folder, and yields the folder, while the block runs.
 
     The operating system drops the lock of a process that dies.
 
@@ -80,10 +155,19 @@ def run_lock(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
+        lock.acquire()
     except Timeout:
         raise RunFolderError(
             f"{folder} is in use by another kerasnorm process; wait for it or choose another --out."
         ) from None
+    except OSError as error:
+        raise RunFolderError(
+            f"Cannot write the run's folder {folder}: {error.strerror or error}. "
+            "Choose another --out."
+        ) from error
+    try:
+        yield folder
+    finally:
+        lock.release()

@@ -12,13 +12,16 @@ import numpy as np
 
 from kerasnorm import __version__, checkpoints, run
 from kerasnorm.analysis.evaluate import Scores, confusion, score, worst_mistakes
+from kerasnorm.callback_state import CallbackStates
 from kerasnorm.config import Config
 from kerasnorm.data import Dataset, Split
 from kerasnorm.engines.base import Engine
+from kerasnorm.engines.diagnosis import first_nonfinite
 from kerasnorm.engines.schedule import learning_rates
 from kerasnorm.errors import CorruptFileError, DivergedError
 from kerasnorm.exchange.archive import save_model
-from kerasnorm.files import write_json
+from kerasnorm.files import write_json, write_manifest
+from kerasnorm.interruptions import INTERRUPTIONS
 
 DEFINITIONS = {
     "test_accuracy": "share of the test images classified rightly after the last epoch",
@@ -74,12 +77,16 @@ class Training:
         self.steps = -(-len(dataset.train) // config.train.batch_size)
         epochs = config.train.epochs
         self.rates = learning_rates(config.train, epochs * self.steps)
+        callbacks = list(callbacks)
+        self.states = CallbackStates(callbacks)
+        self.saved_states: list[dict[str, Any]] = []
         self.callbacks = keras.callbacks.CallbackList(
-            list(callbacks), model=engine.model, epochs=epochs, steps=self.steps, verbose=0
+            callbacks, model=engine.model, epochs=epochs, steps=self.steps, verbose=0
         )
         self.rows: list[run.Row] = []
         self.best = -1.0
         self.epoch = 0
+        self.is_stopped = False
 
     def execute(self, title: str, is_resumed: bool) -> None:
         """Trains to the last epoch, or until a callback stops it, and writes the results."""
@@ -89,7 +96,8 @@ class Training:
         self.monitor.start(title, epochs, self.steps, len(self.dataset.train), self.epoch)
         try:
             self.callbacks.on_train_begin()
-            while self.epoch < epochs and not getattr(self.engine.model, "stop_training", False):
+            self.states.load(self.saved_states, self.monitor.note)
+            while self.epoch < epochs and not self.is_stopped:
                 self._run_epoch()
             self.callbacks.on_train_end()
             self._finish()
@@ -102,7 +110,7 @@ class Training:
             self.monitor.note(f"{self.path} has no checkpoint yet: starting from the beginning.")
             return
         state, facts = checkpoints.load_newest(folder, self.monitor.note)
-        if facts.get("config") != self.config.hash():
+        if facts.get("config") != self.config.lineage():
             raise CorruptFileError(
                 f"{self.path / run.CONFIG} is not the one that this run was trained with: its "
                 "checkpoints bear another mark. Put it back, or start a new run."
@@ -111,6 +119,9 @@ class Training:
         self.epoch = facts["epoch"]
         self.rows = facts["history"]
         self.best = facts["best"]
+        self.is_stopped = facts["stopped"]
+        self.saved_states = facts["callbacks"]
+        run.write_history(self.path / run.HISTORY, self.rows)  # it may lack the last epoch
         self.monitor.note(f"Going on after epoch {self.epoch} of {self.path}.")
 
     def on_batch_begin(self, step: int) -> None:
@@ -121,17 +132,17 @@ class Training:
         """Hands the event to the Keras callbacks and the monitor."""
         self.callbacks.on_train_batch_end(step, logs)
         self.monitor.batch(self.epoch, step)
+        INTERRUPTIONS.check()
 
     def _run_epoch(self) -> None:
         self.callbacks.on_epoch_begin(self.epoch)
         start = time.perf_counter()
-        train = self.engine.train_epoch(self.epoch, self)
+        with INTERRUPTIONS.held():
+            train = self.engine.train_epoch(self.epoch, self)
         seconds = time.perf_counter() - start
         row = self._row(train, seconds)
         if not all(math.isfinite(value) for value in row.values() if value is not None):
-            raise DivergedError(
-                f"A loss is not finite after epoch {self.epoch + 1}; try a smaller --learning-rate."
-            )
+            raise self._diverged("loss", self.epoch + 1)
         logs = {
             "loss": train.loss,
             "accuracy": train.accuracy,
@@ -140,10 +151,12 @@ class Training:
         }
         # Before saving, so that what a callback changes is in the checkpoint.
         self.callbacks.on_epoch_end(self.epoch, logs)
+        self.is_stopped = bool(getattr(self.engine.model, "stop_training", False))
         self.rows.append(row)
         self.epoch += 1
-        self._save()
-        self.monitor.epoch(row)
+        with INTERRUPTIONS.held():
+            self._save()
+            self.monitor.epoch(row)
 
     def _row(self, train: Scores, seconds: float) -> run.Row:
         validation = self._score(self.dataset.validation)
@@ -173,9 +186,7 @@ class Training:
     def _save(self) -> None:
         state = self.engine.state()
         if not all(np.isfinite(array).all() for array in state.values()):
-            raise DivergedError(
-                f"A weight is not finite after epoch {self.epoch}; try a smaller --learning-rate."
-            )
+            raise self._diverged("weight", self.epoch)
         score = self.rows[-1]["val_accuracy"]
         is_best = score is not None and score > self.best
         self.best = score if is_best and score is not None else self.best
@@ -183,11 +194,24 @@ class Training:
             "epoch": self.epoch,
             "is_best": is_best,
             "best": self.best,
-            "config": self.config.hash(),
+            "stopped": self.is_stopped,
+            "config": self.config.lineage(),
             "history": self.rows,
+            "callbacks": self.states.save(),
         }
         checkpoints.save(self.path / run.CHECKPOINTS, state, facts)
         run.write_history(self.path / run.HISTORY, self.rows)
+
+    def _diverged(self, what: str, epoch: int) -> DivergedError:
+        """Returns the error of an epoch in which no engine saw the step that went wrong."""
+        sample = self.dataset.train.images[: self.config.train.batch_size]
+        place = first_nonfinite(self.engine.model, sample) or "none any more"
+        return DivergedError(
+            f"A {what} is not finite after epoch {epoch}, whose last step, {epoch * self.steps}, "
+            f"had a learning rate of {self.rates[epoch * self.steps - 1]:.6g}. First value that is "
+            f"not finite now: {place}. Try a smaller --learning-rate; the checkpoints before are "
+            "whole."
+        )
 
     def _finish(self) -> None:
         names = list(self.dataset.class_names)
@@ -227,3 +251,5 @@ class Training:
         }
         metrics["definitions"] = {k: v for k, v in DEFINITIONS.items() if k in metrics}
         write_json(self.path / run.METRICS, metrics)
+        files = (run.CONFIG, run.ENVIRONMENT, run.HISTORY, run.METRICS, run.MODEL)
+        write_manifest(self.path, files)

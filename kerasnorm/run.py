@@ -4,14 +4,23 @@ import csv
 import io
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kerasnorm.config import Config
 from kerasnorm.errors import CorruptFileError, RunFolderError
-from kerasnorm.files import write_bytes
+from kerasnorm.files import (
+    LOCK,
+    MANIFEST,
+    check_file,
+    make_folder,
+    run_lock,
+    write_bytes,
+    write_manifest,
+)
 from kerasnorm.recipes import resolve, to_toml
 
 if TYPE_CHECKING:
@@ -65,6 +74,9 @@ class Run:
         """
         path = Path(path)
         config = read_config(path)
+        for name in (ENVIRONMENT, HISTORY, METRICS):
+            if (path / METRICS).is_file():
+                check_file(path / name)
         history = tuple(read_history(path / HISTORY))
         try:
             metrics = json.loads((path / METRICS).read_text(encoding="utf-8"))
@@ -83,6 +95,7 @@ class Run:
         """Returns the trained model, in float32 and of stock Keras layers."""
         from kerasnorm.exchange.archive import load_model
 
+        check_file(self.path / MODEL)
         return load_model(self.path / MODEL)
 
 
@@ -93,7 +106,11 @@ def read_config(path: Path) -> Config:
         CorruptFileError: The folder is no run's, or its config is damaged.
     """
     try:
-        return resolve(document=tomllib.loads((path / CONFIG).read_text(encoding="utf-8")))
+        text = (path / CONFIG).read_text(encoding="utf-8")
+        check_file(path / CONFIG)
+        return resolve(document=tomllib.loads(text))
+    except CorruptFileError:
+        raise
     except (FileNotFoundError, NotADirectoryError):
         raise CorruptFileError(f"{path} is no run's folder: it has no {CONFIG}.") from None
     except (OSError, ValueError) as error:
@@ -105,8 +122,9 @@ def is_run(path: Path) -> bool:
     return (path / CONFIG).is_file()
 
 
-def create_folder(out: Path | None, config: Config, data_name: str) -> Path:
-    """Makes the folder of a new run and writes its config.
+@contextmanager
+def new_folder(out: Path | None, config: Config, data_name: str) -> Iterator[Path]:
+    """Makes the folder of a new run, writes its config, and holds its lock while the block runs.
 
     Args:
         out: The folder, which must be new or empty; None takes the default,
@@ -115,28 +133,57 @@ def create_folder(out: Path | None, config: Config, data_name: str) -> Path:
         data_name: Name of the data set.
 
     Raises:
-        RunFolderError: The folder holds something already, or cannot be written.
+        RunFolderError: The folder holds something already, is in use, or cannot be written.
     """
     train = config.train
     name = f"{data_name}-{config.model.norm}-{train.backend}-s{train.seed}"
     try:
         path = out if out is not None else _first_free(Path("results/runs"), name)
-        path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
-            what = "another run" if is_run(path) else "other files"
-            raise RunFolderError(
-                f"{path} already holds {what}. Choose another --out"
-                + (", or go on with that run: --resume." if is_run(path) else ".")
-            )
-        write_bytes(path / CONFIG, to_toml(config).encode())
-    except RunFolderError:
-        raise
+        make_folder(path)
+        check_free(path)
     except OSError as error:
+        if isinstance(error, RunFolderError):
+            raise
         raise RunFolderError(
             f"Cannot write the run's folder {out or 'results/runs'}: {error.strerror}. "
             "Choose another --out."
         ) from None
-    return path
+    with run_lock(path):
+        check_free(path)  # again: another process may have been faster
+        write_config(path, config)
+        yield path
+
+
+def create_folder(out: Path | None, config: Config, data_name: str) -> Path:
+    """Makes the folder of a new run, as `new_folder`, and lets go of it."""
+    with new_folder(out, config, data_name) as path:
+        return path
+
+
+def check_free(path: Path) -> None:
+    """Makes sure that a folder can take a new run.
+
+    Raises:
+        RunFolderError: It holds something already.
+    """
+    if path.is_dir() and not all(_is_passing(inner.name) for inner in path.iterdir()):
+        what = "another run" if is_run(path) else "other files"
+        raise RunFolderError(
+            f"{path} already holds {what}. Choose another --out"
+            + (", or go on with that run: --resume." if is_run(path) else ".")
+        )
+
+
+def _is_passing(name: str) -> bool:
+    """Says whether a file is of the lock, or was left by a process that died while writing."""
+    return name == LOCK or (name.startswith(".") and name.endswith(".tmp"))
+
+
+def write_config(path: Path, config: Config) -> None:
+    """Writes `config.toml` and its checksum."""
+    (path / MANIFEST).unlink(missing_ok=True)  # of the config before, if there was one
+    write_bytes(path / CONFIG, to_toml(config).encode(errors="surrogateescape"))
+    write_manifest(path, (CONFIG,))
 
 
 def _first_free(parent: Path, name: str) -> Path:

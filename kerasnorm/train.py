@@ -3,7 +3,11 @@
 Keras is imported only after `runtime.start` has chosen its backend; hence the imports inside.
 """
 
+import dataclasses
+import shlex
 from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +18,9 @@ from kerasnorm.data.augment import Augmentation
 from kerasnorm.data.batches import Batches
 from kerasnorm.data.prepare import input_statistics, prepare
 from kerasnorm.data.treatment import channel_statistics
-from kerasnorm.errors import ConfigError, DataError
-from kerasnorm.files import run_lock, write_json
+from kerasnorm.errors import ConfigError, CorruptFileError, DataError
+from kerasnorm.files import check_file, run_lock, sweep, write_json
+from kerasnorm.interruptions import INTERRUPTIONS
 from kerasnorm.recipes import resolve
 
 if TYPE_CHECKING:
@@ -58,7 +63,8 @@ def fit(
     Args:
         config: What to train; by default the recipe `best`.
         out: The run's folder, new or empty; by default one under `results/runs`.
-        resume: The folder of an unfinished run to go on with, instead of `config` and `out`.
+        resume: The folder of an unfinished run to go on with, instead of `config` and `out`;
+            or "auto": start the run in `out`, or go on with it where it was begun.
         callbacks: Keras callbacks; their logs hold loss, accuracy, val_*, test_* and
             learning_rate.
         monitor: Is told how the run goes on.
@@ -72,13 +78,14 @@ def fit(
         MissingPackageError: The backend is not installed.
     """
     monitor = monitor or Silence()
-    path = Path(resume) if resume is not None else None
-    if path is not None:
-        if config is not None or out is not None:
-            raise ConfigError("A resumed run has its own config and folder: leave out config, out.")
-        config = _same_config(run.read_config(path), overrides)
-    else:
-        config = config.replace(**overrides) if config else resolve(overrides)
+    plan = _plan(config, out, resume, overrides)
+    if plan.is_resumed and plan.config == plan.saved:
+        with suppress(CorruptFileError):  # what is damaged is made again
+            done = run.Run.load(plan.path)
+            check_file(done.path / run.MODEL)
+            monitor.note(f"{done.path} has finished already.")
+            return done
+    config = plan.config
     backend, device = runtime.start(config.train.backend, config.train.device)
     from kerasnorm.loop import Training
 
@@ -88,35 +95,106 @@ def fit(
         resolved["data"] = dataset.name
     config = config.replace(**resolved)
     engine = make_engine(config, dataset)
-    if path is None:
-        path = run.create_folder(Path(out) if out is not None else None, config, dataset.name)
-    with run_lock(path):
+    folder = (
+        run_lock(plan.path) if plan.is_resumed else run.new_folder(plan.out, config, dataset.name)
+    )
+    with folder as path, INTERRUPTIONS.installed():
+        _prepare_folder(path, plan, config)
         write_json(path / run.ENVIRONMENT, runtime.environment(backend, device))
         title = f"{config.model.norm} on {dataset.name}, {backend}, {device.name}"
         training = Training(path, config, dataset, engine, monitor, callbacks)
         try:
-            training.execute(title, resume is not None)
+            training.execute(title, plan.is_resumed)
         except Exception:
             raise
         except BaseException:  # an interruption, not an error
-            monitor.note(f"Stopped. Go on with: kerasnorm fit --resume {path}")
+            monitor.note(f"Stopped. Go on with: kerasnorm fit --resume {shlex.quote(str(path))}")
             raise
     return run.Run.load(path)
 
 
-def _same_config(saved: Config, overrides: dict[str, Any]) -> Config:
-    """Returns the config of a run to resume; only the device may change."""
-    recipe = overrides.pop("recipe", saved.recipe)
-    changed = saved.replace(**overrides)
+@dataclass(frozen=True)
+class _Plan:
+    """What a call of `fit` is to do.
+
+    Attributes:
+        config: What to train.
+        out: The folder of a new run, None for the default.
+        saved: The config of the run to go on with, None for a new one.
+    """
+
+    config: Config
+    out: Path | None
+    saved: Config | None = None
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether an old run goes on."""
+        return self.saved is not None
+
+    @property
+    def path(self) -> Path:
+        """The folder of the run that goes on."""
+        assert self.out is not None
+        return self.out
+
+
+def _plan(
+    config: Config | None,
+    out: Path | str | None,
+    resume: Path | str | None,
+    overrides: dict[str, Any],
+) -> _Plan:
+    folder = None if out is None else Path(out)
+    if resume is not None and resume != "auto":
+        if config is not None or out is not None:
+            raise ConfigError("A resumed run has its own config and folder: leave out config, out.")
+        path = Path(resume)
+        saved = run.read_config(path)
+        recipe = overrides.pop("recipe", saved.recipe)
+        wanted = saved.replace(**overrides)
+        return _Plan(_same_config(saved, dataclasses.replace(wanted, recipe=recipe)), path, saved)
+    config = config.replace(**overrides) if config else resolve(overrides)
+    if resume is None:
+        return _Plan(config, folder)
+    if folder is None:
+        raise ConfigError("resume='auto' needs the folder of the run: out.")
+    if not run.is_run(folder):
+        return _Plan(config, folder)
+    saved = run.read_config(folder)
+    return _Plan(_same_config(saved, config), folder, saved)
+
+
+def _same_config(saved: Config, wanted: Config) -> Config:
+    """Returns the config of a run to resume.
+
+    Only the device may change, and the number of epochs may grow where the schedule does not
+    depend on it.
+    """
     before = flatten(saved.to_dict()) | {"recipe": saved.recipe}
-    after = flatten(changed.to_dict()) | {"recipe": recipe}
+    after = flatten(wanted.to_dict()) | {"recipe": wanted.recipe}
+    allowed = {"device"}
+    if saved.has_open_end and after["epochs"] > before["epochs"]:
+        allowed.add("epochs")
     for name, value in before.items():
-        if name != "device" and after[name] != value:
-            raise ConfigError(
-                f"{name}: a resumed run keeps its config, {name}={value!r}. "
-                f"Received: {name}={after[name]!r}. Start a new run for it."
-            )
-    return changed
+        is_resolved = name in ("backend", "data") and after[name] == "auto"
+        if name in allowed or is_resolved or after[name] == value:
+            continue
+        raise ConfigError(
+            f"{name}: a resumed run keeps its config, {name}={value!r}. "
+            f"Received: {name}={after[name]!r}. Start a new run for it."
+            + (" Only a constant schedule takes more epochs." if name == "epochs" else "")
+        )
+    return saved.replace(device=wanted.train.device, epochs=wanted.train.epochs)
+
+
+def _prepare_folder(path: Path, plan: _Plan, config: Config) -> None:
+    """Clears what a dead process left; a run that goes on is unfinished until it ends again."""
+    sweep(path)
+    sweep(path / run.CHECKPOINTS)
+    if plan.is_resumed:
+        (path / run.METRICS).unlink(missing_ok=True)
+        run.write_config(path, config)
 
 
 def make_engine(config: Config, dataset: Dataset) -> "Engine":

@@ -7,14 +7,14 @@ import kerasnorm
 
 HOME = Path(kerasnorm.__file__).parent
 FLOORS = (
-    ("errors", "files"),
+    ("errors", "files", "interruptions"),
     ("config", "receptive", "skeleton"),
     ("recipes",),
     ("runtime",),
     ("data", "norms"),
     ("model",),
     ("analysis", "engines", "exchange"),
-    ("checkpoints", "run", "loop", "train", "bench"),
+    ("callback_state", "checkpoints", "run", "loop", "train", "bench"),
     ("tables", "plots", "console"),
     ("api",),
     ("cli",),
@@ -24,6 +24,7 @@ HEAVY = {"keras", "tensorflow", "torch", "jax", "numpy", "matplotlib", "PIL", "r
 LIGHT = (
     "errors",
     "files",
+    "interruptions",
     "config",
     "recipes",
     "receptive",

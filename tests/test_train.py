@@ -22,6 +22,7 @@ def test_a_run_leaves_its_folder(tmp_path):
     names = {path.name for path in done.path.iterdir()} - {".lock"}
     assert names == {
         "config.toml",
+        "manifest.json",
         "environment.json",
         "history.csv",
         "metrics.json",
@@ -224,7 +225,7 @@ def test_a_changed_config_file_is_not_resumed(tmp_path):
         fit(tmp_path / "run", callbacks=[StopAfter(2)], epochs=3)
     path = tmp_path / "run" / run.CONFIG
     path.write_text(path.read_text().replace("learning_rate = 0.01", "learning_rate = 0.02"))
-    with pytest.raises(CorruptFileError, match="another mark"):
+    with pytest.raises(CorruptFileError, match=r"config\.toml is damaged or was changed"):
         train.fit(resume=tmp_path / "run")
 
 
@@ -233,3 +234,89 @@ def test_a_loss_that_is_not_finite_after_an_epoch_is_a_divergence(tmp_path, monk
     with pytest.raises(DivergedError, match="after epoch 1"):
         fit(tmp_path / "run", norm="bn")
     assert list((tmp_path / "run").glob("checkpoints/*")) == []
+
+
+def states_of(*runs):
+    folders = [checkpoints.checkpoint_folders(done.path / run.CHECKPOINTS)[-1] for done in runs]
+    return [{k: v.tobytes() for k, v in checkpoints.load(path)[0].items()} for path in folders]
+
+
+def test_more_epochs_go_on_where_the_schedule_allows_it(tmp_path):
+    options = {"schedule": "constant", "norm": "bn", "dropout": 0.1}
+    straight = fit(tmp_path / "straight", epochs=3, **options)
+    fit(tmp_path / "short", epochs=1, **options)
+    longer = train.fit(resume=tmp_path / "short", epochs=3)
+    assert longer.config.train.epochs == 3
+    assert same_numbers(straight, longer)
+    first, second = states_of(straight, longer)
+    assert first == second
+    with pytest.raises(ConfigError, match=r"^epochs: a resumed run"):
+        train.fit(resume=tmp_path / "short", epochs=2)
+
+
+def test_auto_starts_goes_on_and_finds_it_finished(tmp_path):
+    config, folder = tiny.config(norm="gn", epochs=3), tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train.fit(config, out=folder, resume="auto", callbacks=[StopAfter(2)])
+    resumed = train.fit(config, out=folder, resume="auto")
+    before = (folder / run.MODEL).stat().st_mtime_ns
+    assert train.fit(config, out=folder, resume="auto").history == resumed.history
+    assert (folder / run.MODEL).stat().st_mtime_ns == before
+    with pytest.raises(ConfigError, match=r"^seed: a resumed run"):
+        train.fit(config, out=folder, resume="auto", seed=3)
+    (folder / run.MODEL).write_bytes(b"damaged")
+    assert same_numbers(train.fit(config, out=folder, resume="auto"), resumed)
+    assert resumed.model().count_params() > 0
+
+
+def test_callbacks_go_on_where_they_were(tmp_path):
+    class Own(keras.callbacks.Callback):
+        seen = None
+
+        def on_train_begin(self, logs=None):
+            self.seen = []
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.seen.append((epoch, np.float32(logs["loss"])))
+
+    def callbacks():
+        return [
+            keras.callbacks.EarlyStopping(
+                monitor="loss", patience=3, min_delta=1e9, restore_best_weights=True
+            ),
+            keras.callbacks.ReduceLROnPlateau(monitor="loss", patience=2, min_delta=1e9),
+            Own(),
+        ]
+
+    options = {"schedule": "constant", "epochs": 9, "norm": "bn"}
+    straight = callbacks()
+    first = fit(tmp_path / "straight", callbacks=straight, **options)
+    assert len(first.history) == 4
+    for stop in (1, 2, 3, 4):
+        folder, resumed = tmp_path / f"broken{stop}", callbacks()
+        with pytest.raises(KeyboardInterrupt):
+            fit(folder, callbacks=[*callbacks(), StopAfter(stop + 1 if stop < 4 else 4)], **options)
+        second = train.fit(resume=folder, callbacks=resumed)
+        assert same_numbers(first, second)
+        assert second.metrics["test_loss"] == first.metrics["test_loss"]
+        assert resumed[2].seen == straight[2].seen
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "lost", callbacks=[*callbacks(), StopAfter(2)], **options)
+    with pytest.raises(ConfigError, match="EarlyStopping, which has a state"):
+        train.fit(resume=tmp_path / "lost")
+
+
+def test_a_divergence_names_step_rate_and_layer_and_leaves_the_last_checkpoint(tmp_path):
+    class Poison(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.is_second = epoch == 1
+
+        def on_train_batch_begin(self, batch, logs=None):
+            if self.is_second and batch == 2:
+                kernel = self.model.get_layer("convblock2_conv2").kernel
+                kernel.assign(kernel * np.nan)
+
+    with pytest.raises(DivergedError, match=r"epoch 2, step \d, at a learning rate of 0\.00.*"
+                       r"kernel of layer convblock2_conv2"):  # fmt: skip
+        fit(tmp_path / "run", callbacks=[Poison()], norm="bn", epochs=3)
+    assert checkpoints.load_newest(tmp_path / "run" / run.CHECKPOINTS, print)[1]["epoch"] == 1

@@ -6,19 +6,14 @@ of its class (see `kerasnorm.errors`).
 
 import signal
 import sys
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
 from kerasnorm import __version__
 from kerasnorm.cli import models, pictures, speed, surroundings, training
 from kerasnorm.errors import KerasnormError, RunFolderError
-
-SIGNALLED = 128  # plus the number of the signal, as shells have it
-
-
-class Terminated(BaseException):
-    """The process was asked to end by SIGTERM."""
+from kerasnorm.interruptions import INTERRUPTIONS, SIGNALLED, Terminated
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -38,14 +33,17 @@ for room in (training, pictures, models, speed, surroundings):
         app.add_command(command)
 
 
-def _terminate(number: int, frame: Any) -> NoReturn:
-    raise Terminated
-
-
 def main() -> NoReturn:
     """Runs the command line and exits with its code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    with INTERRUPTIONS.installed():
+        code = _run()
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Returns the exit code of the command line, after a message where there is an error."""
     state = {"debug": False}
+    code: int
     try:
         code = app(standalone_mode=False, obj=state)
         sys.stdout.flush()
@@ -80,4 +78,4 @@ def main() -> NoReturn:
             err=True,
         )
         code = 1
-    sys.exit(code)
+    return code

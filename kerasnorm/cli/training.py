@@ -9,14 +9,17 @@ from kerasnorm.cli import options as opt
 from kerasnorm.errors import ConfigError
 from kerasnorm.recipes import to_toml
 
+AUTO = "auto"
+
 
 @click.command(cls=opt.ConfigCommand)
 @opt.config_file
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder; new or empty.")
 @click.option(
     "--resume",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Go on with the unfinished run in this folder.",
+    metavar="RUN|auto",
+    help="Go on with the unfinished run in this folder; auto starts the run in --out, or goes on "
+    "with it where it was begun.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the resolved config and stop.")
 @opt.as_json
@@ -25,7 +28,7 @@ from kerasnorm.recipes import to_toml
 def fit(
     config_file: Path | None,
     out: Path | None,
-    resume: Path | None,
+    resume: str | None,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
@@ -35,13 +38,25 @@ def fit(
 
     Every field can also come from --config and from KERASNORM_<FIELD>.
 
+    On a batch queue, one line that starts or goes on:
+    kerasnorm fit --out runs/gn --resume auto
+
     Example: kerasnorm fit --norm gn --backend torch
     """
-    if resume is not None and (out is not None or config_file is not None):
-        raise ConfigError("--resume takes the run's folder and config: leave out --out, --config.")
+    is_auto = resume == AUTO
+    if is_auto and out is None:
+        raise ConfigError("--resume auto needs the folder of the run: --out DIR.")
+    if resume is not None and not is_auto:
+        if out is not None or config_file is not None:
+            raise ConfigError(
+                "--resume takes the run's folder and config: leave out --out, --config."
+            )
+        if not Path(resume).is_dir():
+            raise ConfigError(f"--resume: expected a run's folder or auto. Received: {resume}")
     # A variable of the environment is a default for new runs, not a wish to change an old one.
     overrides = {k: v for k, v in opt.given(options).items() if opt.is_typed(k)}
-    config = None if resume is not None else opt.resolve_options(options, config_file)
+    is_new = resume is None or is_auto
+    config = opt.resolve_options(options, config_file) if is_new else None
     if dry_run:
         if config is None:
             raise ConfigError("--dry-run shows the config of a new run; leave out --resume.")
@@ -57,7 +72,7 @@ def fit(
         out=out,
         resume=resume,
         monitor=console.Progress(quiet=quiet),
-        **(overrides if resume is not None else {}),
+        **({} if is_new else overrides),
     )
     if as_json:
         opt.print_json({"path": str(run.path), **run.metrics})

@@ -15,9 +15,9 @@ from kerasnorm.analysis.evaluate import Scores, predict
 from kerasnorm.config import TrainConfig
 from kerasnorm.data.batches import Batches
 from kerasnorm.engines.base import BatchListener
+from kerasnorm.engines.diagnosis import diverged, first_nonfinite
 from kerasnorm.engines.schedule import learning_rates
-from kerasnorm.engines.totals import check_finite
-from kerasnorm.errors import CorruptFileError
+from kerasnorm.errors import CorruptFileError, DivergedError
 from kerasnorm.runtime import seed_everything
 
 EPSILON = 1e-8  # of Adam; PyTorch's default
@@ -111,6 +111,21 @@ class PortableEngine:
                 key = np.random.SeedSequence([self.config.seed, epoch, index])
                 seeds.state.assign(key.generate_state(2).astype(seeds.state.dtype))
 
+    def rate(self, epoch: int, step: int) -> float:
+        """Returns the learning rate of a step, both counted from 0."""
+        if self.config.schedule == "constant":  # a callback may have changed it
+            return float(ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        steps = self.batches.steps
+        rates = learning_rates(self.config, self.config.epochs * steps)
+        return float(rates[epoch * steps + step])
+
+    def diverged(self, value: float, epoch: int, step: int) -> DivergedError:
+        """Returns the error of a step whose loss, or gradient if that is finite, is not finite."""
+        images, _ = self.batches.batch(epoch, step)
+        what = f"loss is {value}" if not np.isfinite(value) else "gradient is not finite"
+        place = first_nonfinite(self.model, images) or "the loss, or the way back from it"
+        return diverged(self, what, epoch, step, place)
+
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Returns the logits (N, classes) of raw images (N, H, W, C)."""
         return predict(self.model, images)
@@ -172,5 +187,7 @@ class _Bridge(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         logs = logs or {}
-        check_finite(logs.get("loss", 0.0), self.epoch, batch, self.engine.config)
+        loss = logs.get("loss", 0.0)
+        if not np.isfinite(loss):
+            raise self.engine.diverged(loss, self.epoch, batch)
         self.listener.on_batch_end(batch, logs)

@@ -11,13 +11,16 @@ from kerasnorm.analysis.evaluate import Scores
 from kerasnorm.config import TrainConfig
 from kerasnorm.data.batches import Batches
 from kerasnorm.engines.base import BatchListener
+from kerasnorm.engines.diagnosis import diverged, gradient_of
 from kerasnorm.engines.memory import keep_freed_memory
 from kerasnorm.engines.portable import PortableEngine
 from kerasnorm.engines.tensorflow_lowering import LoweredModel
-from kerasnorm.engines.totals import RunningMeans, check_finite
+from kerasnorm.engines.totals import RunningMeans
+from kerasnorm.errors import DivergedError
 
 STEPS_PER_CALL = 8
 PREDICT_BATCH = 250
+FINITE = -1  # in place of the number of a variable whose gradient is not finite
 
 
 class TensorFlowEngine(PortableEngine):
@@ -69,13 +72,20 @@ class TensorFlowEngine(PortableEngine):
             added = self.steps(images, labels, drawn, ends, is_whole).numpy()
             for step, numbers in zip(steps, added, strict=True):
                 listener.on_batch_begin(step)
-                sums = sums + numbers
+                if numbers[3] != FINITE:
+                    raise self._diverged(numbers, epoch, step)
+                sums = sums + numbers[:3]
                 means = RunningMeans(sums.tolist, means.count + labels.shape[1])
-                check_finite(means["loss"], epoch, step, self.config)
                 listener.on_batch_end(step, means)
             if self.model.stop_training:
                 break
         return means.scores()
+
+    def _diverged(self, numbers: NDArray[np.float32], epoch: int, step: int) -> DivergedError:
+        if not np.isfinite(numbers[0]):
+            return self.diverged(float(numbers[0]), epoch, step)
+        place = gradient_of(self.model.trainable_variables[int(numbers[3])])
+        return diverged(self, "gradient is not finite", epoch, step, place)
 
     def _calls(self) -> list[range]:
         """Returns which steps of an epoch each call takes; a partial batch is alone."""
@@ -95,13 +105,20 @@ class TensorFlowEngine(PortableEngine):
             is_whole: Whether the batches have the usual size, which XLA compiles for.
 
         Returns:
-            Sums of loss, cross-entropy and right answers of each step, float32 (steps, 3).
+            Sums of loss, cross-entropy and right answers of each step, and the last variable
+            whose gradient is not finite, `FINITE` if all are; float32 (steps, 4). Steps behind
+            one that is not finite are not taken.
         """
         count = tf.shape(images)[0]
-        sums = tf.TensorArray(tf.float32, size=count, element_shape=(3,))
+        sums = tf.TensorArray(tf.float32, size=count, element_shape=(4,))
         take = self.step if is_whole else self.plain_step
+        is_finite = tf.constant(True)
         for step in tf.range(count):
-            sums = sums.write(step, take(images[step], labels[step], drawn, ends[step]))
+            numbers = tf.zeros(4)
+            if is_finite:
+                numbers = take(images[step], labels[step], drawn, ends[step])
+            is_finite = is_finite and numbers[3] == FINITE
+            sums = sums.write(step, numbers)
         return sums.stack()
 
     def _step(self, images: Any, labels: Any, drawn: Any, ends: Any) -> Any:
@@ -111,15 +128,31 @@ class TensorFlowEngine(PortableEngine):
             entropy = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
             loss = entropy + sum(v.regularizer(v.value) for v in self.regularized)
         gradients = tape.gradient(loss, [variable.value for variable in variables])
-        self.model.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        bad = _last_nonfinite(loss, gradients)
+
+        def update() -> Any:
+            self.model.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+            return bad
+
+        # No update along what is not finite: the weights stay as they are for the diagnosis.
+        tf.cond(bad == FINITE, update, lambda: bad)
         guesses = tf.argmax(logits, 1, output_type=labels.dtype)
         right = tf.reduce_sum(tf.cast(guesses == labels, loss.dtype))
         count = tf.cast(tf.size(labels), loss.dtype)
-        return tf.cast(tf.stack([loss * count, entropy * count, right]), tf.float32)
+        numbers = [loss * count, entropy * count, right, tf.cast(bad, loss.dtype)]
+        return tf.cast(tf.stack(numbers), tf.float32)
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Returns the logits (N, classes) of raw images (N, H, W, C)."""
         return predict(self.forward, images)
+
+
+def _last_nonfinite(loss: Any, gradients: list[Any]) -> Any:
+    """Returns the number of the last gradient that is not finite, int32; `FINITE` if all are."""
+    places = tf.range(len(gradients), dtype=tf.int32)
+    is_bad = tf.stack([~tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+    is_bad |= ~tf.math.is_finite(loss)
+    return tf.reduce_max(tf.where(is_bad, places, FINITE))
 
 
 def inference(model: Any) -> Any:

@@ -1,5 +1,6 @@
 """The native engine of PyTorch: the lowered model, one vector of weights, no host in the loop."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from kerasnorm.analysis.evaluate import Scores
 from kerasnorm.config import TrainConfig
 from kerasnorm.data.batches import Batches
 from kerasnorm.engines.base import BatchListener
+from kerasnorm.engines.diagnosis import bad_gradient, diverged
 from kerasnorm.engines.memory import keep_freed_memory
 from kerasnorm.engines.portable import PortableEngine
 from kerasnorm.engines.torch_layers import Mode
@@ -109,11 +111,31 @@ class TorchEngine(PortableEngine):
         labels = labels.long()
         entropy = F.cross_entropy(logits, labels)
         loss = sum((_penalty(variable) for variable in self.regularized), entropy)
-        self.optimizer.update(torch.autograd.grad(loss, self.optimizer.parameters))
+        gradients = torch.autograd.grad(loss, self.optimizer.parameters)
+        if self.lowered.device.type == "cpu":
+            self.refuse_nonfinite(float(loss.detach()), gradients, key)
+        self.optimizer.update(gradients)
         with torch.no_grad():
             right = (logits.argmax(1) == labels).sum()
             count = len(labels)
             self.sums.add_(torch.stack([loss * count, entropy * count, right.to(loss.dtype)]))
+
+    def refuse_nonfinite(
+        self, loss: float, gradients: tuple[Tensor, ...], key: tuple[int, int, int]
+    ) -> None:
+        """Ends a run before a loss or gradient that is not finite has spoilt the weights.
+
+        Raises:
+            DivergedError: One is not; the message says where it began.
+        """
+        # A sum is finite if all its terms are, but for overflow; then each is looked at.
+        if math.isfinite(loss) and all(math.isfinite(g.sum()) for g in gradients):
+            return
+        place = bad_gradient(self.model.trainable_variables, gradients)
+        if not math.isfinite(loss):
+            raise self.diverged(loss, *key[1:])
+        if place is not None:
+            raise diverged(self, "gradient is not finite", *key[1:], place)
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Returns the logits (N, classes) of raw images (N, H, W, C)."""

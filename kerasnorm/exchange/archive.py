@@ -14,7 +14,7 @@ import keras
 
 from kerasnorm.config import Config
 from kerasnorm.errors import ConfigError, CorruptFileError
-from kerasnorm.files import atomic_writer
+from kerasnorm.files import as_json, check_file, unwritable, write_bytes
 from kerasnorm.model import EQUALIZED_PIXELS, portable
 from kerasnorm.recipes import resolve
 
@@ -45,14 +45,17 @@ def save_model(model: keras.Model, path: Path, card: dict[str, Any]) -> None:
         card: What travels with it: `class_names` and provenance, JSON-able.
     """
     temporary = path.with_name(f".{path.stem}.saving.keras")  # Keras insists on the suffix
+    copy = portable(model)
     try:
-        portable(model).save(temporary)
+        copy.save(temporary)
         with zipfile.ZipFile(temporary, "a") as archive:
-            archive.writestr(CARD, json.dumps(card, indent=2, ensure_ascii=False))
-        with atomic_writer(path) as file:
-            file.write(temporary.read_bytes())
+            archive.writestr(CARD, as_json(card))
+        content = temporary.read_bytes()
+    except OSError as error:
+        raise unwritable(path, error, 4 * copy.count_params()) from error
     finally:
         temporary.unlink(missing_ok=True)
+    write_bytes(path, content)
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ def open_model(target: Path) -> SavedModel:
         CorruptFileError: It is missing, damaged, not safe to open or no image classifier.
     """
     path = _model_file(target)
+    if target.is_dir():
+        check_file(path)
     model, card = read_archive(path)
     shapes = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
     for shape, rank in zip(shapes, (4, 2), strict=True):
