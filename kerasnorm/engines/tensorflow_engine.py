@@ -1,5 +1,6 @@
 """The native engine of TensorFlow: several steps a call, on a GPU compiled by XLA."""
 
+from functools import partial
 from typing import Any
 
 import keras
@@ -52,9 +53,22 @@ class TensorFlowEngine(PortableEngine):
             is_compiled = bool(tf.config.get_visible_devices("GPU"))
         self.lowered = LoweredModel(model, is_compiled=is_compiled)
         self.regularized = [v for v in model.trainable_variables if v.regularizer is not None]
-        self.plain_step = tf.function(self._step, reduce_retracing=True)
-        self.step = tf.function(self._step, jit_compile=True) if is_compiled else self.plain_step
-        self.steps = tf.function(self._steps, reduce_retracing=True)
+        # One trace for every size of batch: another trace may differ in the last bit, and so would
+        # a run that was resumed.
+        shape, dropouts = batches.split.images.shape[1:], len(self.lowered.drops)
+        drawn, ends = tf.TensorSpec([None], tf.int32), tf.TensorSpec([dropouts + 1], tf.int32)
+        one = [tf.TensorSpec([None, *shape], tf.uint8), tf.TensorSpec([None], tf.int32)]
+        several = [tf.TensorSpec([None, *spec.shape], spec.dtype) for spec in (*one, ends)]
+        plain = tf.function(self._step, input_signature=[*one, drawn, ends])
+        compiled = tf.function(self._step, jit_compile=True) if is_compiled else None
+
+        def repeated(step: Any) -> Any:
+            return tf.function(
+                partial(self._steps, step), input_signature=[*several[:2], drawn, several[2]]
+            )
+
+        self.steps = repeated(plain)
+        self.whole_steps = repeated(compiled) if compiled else self.steps
         self.forward = inference(model)
 
     def train_epoch(self, epoch: int, listener: BatchListener) -> Scores:
@@ -69,7 +83,8 @@ class TensorFlowEngine(PortableEngine):
             keys = [(self.config.seed, epoch, step) for step in steps]
             drawn, ends = self.lowered.draw(keys, labels.shape[1])
             is_whole = labels.shape[1] == self.batches.batch_size
-            added = self.steps(images, labels, drawn, ends, is_whole).numpy()
+            take = self.whole_steps if is_whole else self.steps
+            added = take(images, labels, drawn, ends).numpy()
             for step, numbers in zip(steps, added, strict=True):
                 listener.on_batch_begin(step)
                 if numbers[3] != FINITE:
@@ -94,15 +109,15 @@ class TensorFlowEngine(PortableEngine):
         calls = [range(start, min(start + STEPS_PER_CALL, whole)) for start in starts]
         return calls if whole == self.batches.steps else [*calls, range(whole, whole + 1)]
 
-    def _steps(self, images: Any, labels: Any, drawn: Any, ends: Any, is_whole: bool) -> Any:
+    def _steps(self, take: Any, images: Any, labels: Any, drawn: Any, ends: Any) -> Any:
         """Takes a step on each of several batches.
 
         Args:
+            take: Takes one; XLA compiles it for the size of a whole batch alone.
             images: uint8, (steps, N, H, W, C).
             labels: Class indices, (steps, N).
             drawn: What the dropouts of all steps are drawn from, int32.
             ends: Where each step's parts of it are, int32 (steps, dropouts + 1).
-            is_whole: Whether the batches have the usual size, which XLA compiles for.
 
         Returns:
             Sums of loss, cross-entropy and right answers of each step, and the last variable
@@ -111,7 +126,6 @@ class TensorFlowEngine(PortableEngine):
         """
         count = tf.shape(images)[0]
         sums = tf.TensorArray(tf.float32, size=count, element_shape=(4,))
-        take = self.step if is_whole else self.plain_step
         is_finite = tf.constant(True)
         for step in tf.range(count):
             numbers = tf.zeros(4)
@@ -157,7 +171,8 @@ def _last_nonfinite(loss: Any, gradients: list[Any]) -> Any:
 
 def inference(model: Any) -> Any:
     """Returns a `tf.function` that computes a Keras model's outputs."""
-    return tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+    spec = tf.TensorSpec([None, *model.input_shape[1:]], tf.float32)
+    return tf.function(lambda x: model(x, training=False), input_signature=[spec])
 
 
 def predict(forward: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
