@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from kerasnorm import plots, train
 from kerasnorm.config import Config
-from kerasnorm.data.prepare import prepare
 from kerasnorm.run import Run
 
 if TYPE_CHECKING:
@@ -28,9 +27,6 @@ def fit(
 
     Arguments and errors are those of `kerasnorm.train.fit`.
     """
-    run = train.fit(
-        config, out=out, resume=resume, callbacks=callbacks, monitor=monitor, **overrides
-    )
-    data = run.config.data
-    plots.draw_run(run, prepare(data, run.config.train.seed, lambda _: None).test.images)
+    run, dataset = train.fit_with_data(config, out, resume, callbacks, monitor, overrides)
+    plots.draw_run(run, dataset.test.images)
     return run

@@ -71,6 +71,18 @@ def fit(
         RunFolderError: The folder holds another run, is in use or cannot be written.
         MissingPackageError: The backend is not installed.
     """
+    return fit_with_data(config, out, resume, callbacks, monitor, overrides)[0]
+
+
+def fit_with_data(
+    config: Config | None,
+    out: Path | str | None,
+    resume: Path | str | None,
+    callbacks: Iterable["keras.callbacks.Callback"],
+    monitor: "Monitor | None",
+    overrides: dict[str, Any],
+) -> tuple[run.Run, Dataset]:
+    """Does what `fit` does, and returns the data set beside the run."""
     monitor = monitor or Silence()
     path = Path(resume) if resume is not None else None
     if path is not None:
@@ -101,7 +113,7 @@ def fit(
         except BaseException:  # an interruption, not an error
             monitor.note(f"Stopped. Go on with: kerasnorm fit --resume {path}")
             raise
-    return run.Run.load(path)
+    return run.Run.load(path), dataset
 
 
 def _same_config(saved: Config, overrides: dict[str, Any]) -> Config:
