@@ -7,12 +7,11 @@ import click
 
 from kerasnorm import runtime
 from kerasnorm.cli import options as opt
-from kerasnorm.config import BACKENDS, NORMS
+from kerasnorm.config import BACKENDS, NORMS, SETTINGS
 from kerasnorm.errors import ConfigError
 
 NORMS_BY_DEFAULT = ("bn", "gn", "ln")
 SEEDS_BY_DEFAULT = 3
-GRID_OPTIONS = ("norms", "backends", "seeds", "seed", "vary", "linear_rate", "out")
 
 
 def _study_options(function: Any) -> Any:
@@ -153,7 +152,8 @@ def _grid(options: dict[str, Any], note: Any) -> Any:
     """Returns the grid of the options, `auto` resolved so that runs can be told by their hash."""
     from kerasnorm.study.grid import Grid, parse_vary, with_data
 
-    given = {name: value for name, value in opt.given(options).items() if name not in GRID_OPTIONS}
+    given = {k: v for k, v in opt.given(options).items() if k in SETTINGS or k == "recipe"}
+    given.pop("seed", None)
     vary = parse_vary(options["vary"])
     if both := set(vary) & set(given):
         name = sorted(both)[0]

@@ -105,7 +105,7 @@ def _pair(
             _draw(right, run, f"val_{measure.name}", measure, dashed)
     left.set_ylabel(measure.axis)
     left.set_xlim(*_epoch_limits(runs))
-    left.set_ylim(*_limits(runs, measure))
+    left.set_ylim(*_limits(runs, measure, spreads))
     if len(runs) <= MOST_FINAL_VALUES:
         _annotate_ends(left, runs, f"train_{measure.name}", measure)
         _annotate_ends(right, runs, f"test_{measure.name}", measure)
@@ -158,10 +158,16 @@ def _epoch_limits(runs: Sequence[Run]) -> tuple[float, float]:
     return (1.0, float(last)) if last > 1 else (0.5, 1.5)
 
 
-def _limits(runs: Sequence[Run], measure: _Measure) -> tuple[float, float]:
-    """Returns the range of all curves, with room; multiples of 5 in percent."""
-    parts = ("train", "val", "test")
-    columns = [column(run, f"{part}_{measure.name}") for run in runs for part in parts]
+def _limits(
+    runs: Sequence[Run], measure: _Measure, spreads: Sequence[Sequence[Row]]
+) -> tuple[float, float]:
+    """Returns the range of all curves and shades, with room; multiples of 5 in percent."""
+    names = [f"{part}_{measure.name}" for part in ("train", "val", "test")]
+    columns = [column(run, name) for run in runs for name in names]
+    for run, half in zip(runs, spreads, strict=False):
+        for name in names if half else ():
+            middle, height = column(run, name), _values(half, name)
+            columns += [middle - height, middle + height]
     values = measure.factor * np.concatenate([np.empty(0), *columns])
     values = values[np.isfinite(values)]
     if not values.size:

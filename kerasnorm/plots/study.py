@@ -122,11 +122,18 @@ def final_figure(summary: Summary) -> Figure:
         axes.plot(value, place, marker="D", color="white", markeredgecolor=INK, markersize=6)
     axes.set_yticks(range(len(groups)), [group_label(group, groups) for group in groups])
     axes.set_ylim(len(groups) - 0.5, -0.5)
-    axes.set_xlabel(
-        "test accuracy (%): a dot a seed, the bar their mean, the line its 95 % interval"
-        + ("; diamond: published" if theirs else "")
-    )
+    axes.set_xlim(*_dot_limits(summary))
+    words = "test accuracy (%): a dot a seed, the bar their mean, the line its 95 % interval"
+    axes.set_xlabel(words + ("; diamond: published" if theirs else ""))
     return figure
+
+
+def _dot_limits(summary: Summary) -> tuple[float, float]:
+    """Returns the range of all seeds with room; an interval of two seeds may leave it."""
+    values = [100 * float(run.metrics["test_accuracy"]) for run in summary.runs]
+    values += [100 * item.values["test_accuracy"] for item in summary.published if item.group]
+    room = max(0.5, 0.35 * (max(values) - min(values)))
+    return max(0.0, min(values) - room), min(100.0, max(values) + room)
 
 
 def _draw_final(axes: Axes, group: Group, place: int) -> None:
@@ -135,8 +142,7 @@ def _draw_final(axes: Axes, group: Group, place: int) -> None:
     found = group.spread("test_accuracy")
     assert found is not None  # every run has a test accuracy
     if found.low is not None and found.high is not None:
-        # An interval of two seeds may be wider than all accuracies there are.
-        ends = [100 * max(0.0, found.low), 100 * min(1.0, found.high)]
+        ends = [100 * found.low, 100 * found.high]
         axes.plot(ends, [place, place], color=color, linewidth=1.2, alpha=0.6)
     axes.plot([100 * found.mean] * 2, [place - 0.3, place + 0.3], color=color, linewidth=2.2)
     axes.plot(values, [place] * len(values), "o", color=color, markersize=5, alpha=0.75)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import CancelledError, Executor, Future
+from concurrent.futures import CancelledError, Executor, Future, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from kerasnorm.study.cluster import STOP
 from kerasnorm.study.folder import LOG, Job
 
 LOOK = 0.5  # seconds between two looks at the runs
+PATIENCE = 10.0  # seconds for runs that were asked to end
 KEPT, WAITING, RUNNING, DONE, FAILED = "kept", "waiting", "running", "done", "failed"
 Place = AbstractContextManager[tuple[Executor, Any, tuple[Any, ...]]]
 
@@ -129,11 +130,24 @@ def _train(
             watcher.tick()
             time.sleep(LOOK)
     except BaseException:
-        (path / STOP).touch()
         watcher.note(f"Stopping. Go on with: kerasnorm compare --resume {path}")
+        _stop(path, futures)
         raise
     finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+        executor.shutdown(wait=True)
+
+
+def _stop(path: Path, futures: "dict[Future[tuple[int, str]], Entry]") -> None:
+    """Ends all runs: those that wait never start, the others see a file and end by themselves."""
+    (path / STOP).touch()
+    begun = [future for future, entry in futures.items() if (entry.job.path / LOG).exists()]
+    for future in futures:
+        if future not in begun:
+            future.cancel()
+    if wait(begun, PATIENCE).not_done:
+        for future in begun:
+            future.cancel()
+    else:
         (path / STOP).unlink(missing_ok=True)
 
 
