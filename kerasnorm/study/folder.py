@@ -141,9 +141,11 @@ def _free(name: str, taken: set[str]) -> str:
 def _finished(folder: Path) -> run.Run | None:
     """Returns the run in a folder if it has come to its end and can be read."""
     try:
-        return run.Run.load(folder)
+        done = run.Run.load(folder)
     except CorruptFileError:
         return None
+    rows = len(done.history)
+    return done if rows and done.metrics.get("epochs", rows) == rows else None
 
 
 def begin(job: Job) -> None:
