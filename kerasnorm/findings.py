@@ -22,8 +22,8 @@ DIFFERENCE_NOTE = (
     "clear where the interval leaves out zero. Not corrected for the number of comparisons."
 )
 PLAN_NOTE = (
-    "Estimated from finished runs of the same kind, else from a few steps here, each run on its "
-    "share of the cores; a begun run is counted as new."
+    "Estimated from the epochs of runs of the same kind, else from a few steps here, each run on "
+    "its share of the cores. A busy machine makes it long."
 )
 
 
@@ -81,7 +81,7 @@ def difference_grid(summary: Summary) -> Grid:
             f"{100 * item.spread.mean:+.2f}",
             NO_VALUE if item.spread.sd is None else f"{100 * item.spread.sd:.2f}",
             _interval(item.spread),
-            "yes" if item.is_clear else "no",
+            NO_VALUE if item.spread.low is None else "yes" if item.is_clear else "no",
         )
         for item in summary.differences
     ]

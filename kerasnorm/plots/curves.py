@@ -98,7 +98,8 @@ def _pair(
         for run, style in zip(runs, styles, strict=True):
             _draw(axes, run, f"{part}_{measure.name}", measure, style)
         for run, spread_ in zip(runs, spreads, strict=False):
-            _shade(axes, run, spread_, f"{part}_{measure.name}", measure)
+            alpha = SHADE * min(1.0, 4 / len(runs))  # many shades would hide the curves
+            _shade(axes, run, spread_, f"{part}_{measure.name}", measure, alpha)
     if has_validation:
         for run, style in zip(runs, styles, strict=True):
             dashed = style | {"linestyle": (0, (3, 2)), "linewidth": 1.1, "marker": ""}
@@ -141,12 +142,14 @@ def _draw(axes: Axes, run: Run, name: str, measure: _Measure, style: dict[str, A
     axes.plot(column(run, "epoch"), measure.factor * column(run, name), **style)
 
 
-def _shade(axes: Axes, run: Run, half: Sequence[Row], name: str, measure: _Measure) -> None:
+def _shade(
+    axes: Axes, run: Run, half: Sequence[Row], name: str, measure: _Measure, alpha: float
+) -> None:
     if half:
         middle, height = measure.factor * column(run, name), measure.factor * _values(half, name)
         color = NORM_COLORS[run.config.model.norm]
         low, high = middle - height, middle + height
-        axes.fill_between(column(run, "epoch"), low, high, color=color, alpha=SHADE, linewidth=0)
+        axes.fill_between(column(run, "epoch"), low, high, color=color, alpha=alpha, linewidth=0)
 
 
 def _whole_epochs() -> MaxNLocator:

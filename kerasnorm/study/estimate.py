@@ -1,5 +1,6 @@
-"""How long a study will take: from runs of it that are finished, else from a short race here."""
+"""How long a study will take: from its own runs, else from a short race here."""
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -7,10 +8,13 @@ from kerasnorm import runtime
 from kerasnorm.bench.race import race
 from kerasnorm.config import Config
 from kerasnorm.data import Dataset
+from kerasnorm.errors import CorruptFileError
+from kerasnorm.run import HISTORY, Row, read_history
 from kerasnorm.study.folder import Job
 from kerasnorm.study.grid import identity
 
-PROBE_IMAGES, PROBE_STEPS = 256, 4  # a probe trains so many images, and at least so many steps
+PROBE_IMAGES, PROBE_STEPS = 512, 4  # a probe trains so many images, and at least so many steps
+PROBE_ROUNDS = 2  # the faster one counts
 START = 15.0  # seconds for a process to import its backend and build its model
 
 
@@ -21,7 +25,7 @@ class Estimate:
     Attributes:
         job: The run.
         seconds: What is left of it; None where no estimate could be made.
-        source: Where the rate comes from: "finished", "measured", or "" for a finished run.
+        source: Where the rate comes from: "runs", "measured", or "" for a finished run.
     """
 
     job: Job
@@ -40,10 +44,11 @@ def estimate(
         threads: That each run may keep busy.
         note: Is told what is measured.
     """
+    rows = {job.path: _rows(job) for job in jobs}
     known: dict[str, tuple[float | None, str]] = {}
     for job in jobs:
-        if job.done:
-            known[_kind(job.config)] = (_epoch_of(job), "finished")
+        if rows[job.path]:
+            known[_kind(job.config)] = (_epoch_of(rows[job.path], data), "runs")
     found = []
     for job in jobs:
         if job.done:
@@ -54,8 +59,8 @@ def estimate(
             note(f"measuring {job.name} …")
             known[kind] = (_measured(job.config, data, threads, note), "measured")
         epoch, source = known[kind]
-        left = None if epoch is None else START + epoch * job.config.train.epochs
-        found.append(Estimate(job, left, source))
+        epochs = max(0, job.config.train.epochs - len(rows[job.path]))
+        found.append(Estimate(job, None if epoch is None else START + epoch * epochs, source))
     return found
 
 
@@ -73,13 +78,22 @@ def _kind(config: Config) -> str:
     return identity(config.replace(seed=0))
 
 
-def _epoch_of(job: Job) -> float:
-    """Seconds an epoch of a finished run, evaluation guessed at a third of training an image."""
-    assert job.done is not None
-    images = job.done.metrics["images"]
-    train = float(job.done.metrics["seconds"]) / max(1, int(job.done.metrics["epochs"]))
-    judged = int(images["test"]) + int(images["validation"])
-    return train * (1 + judged / 3 / max(1, int(images["train"])))
+def _rows(job: Job) -> Sequence[Row]:
+    """Returns the history of a run, empty if it has not begun."""
+    try:
+        return read_history(job.path / HISTORY)
+    except CorruptFileError:
+        return ()
+
+
+def _epoch_of(rows: Sequence[Row], data: Dataset) -> float:
+    """Returns seconds an epoch, evaluation guessed at a third of training an image."""
+    train = statistics.fmean(row["seconds"] or 0.0 for row in rows)
+    return train * (1 + _judged(data) / 3 / len(data.train))
+
+
+def _judged(data: Dataset) -> int:
+    return len(data.test) + len(data.validation or ())
 
 
 def _measured(
@@ -88,8 +102,7 @@ def _measured(
     contender = "native" if config.train.engine == "native" else "stock"
     images = max(PROBE_IMAGES, PROBE_STEPS * config.train.batch_size)
     environment = runtime.child_environment(threads)
-    results = race(config, [contender], images, 1, note, environment)
+    results = race(config, [contender], images, PROBE_ROUNDS, note, environment)
     if not results or not results[0].train or not results[0].predict:
         return None
-    judged = len(data.test) + len(data.validation or ())
-    return len(data.train) / results[0].train[0] + judged / results[0].predict[0]
+    return len(data.train) / max(results[0].train) + _judged(data) / max(results[0].predict)
