@@ -38,7 +38,9 @@ def _study_options(function: Any) -> Any:
                 help=f"How many seeds. By default {SEEDS_BY_DEFAULT}.",
             ),
             click.option(
-                "--seed", type=click.IntRange(0), help="The first seed; others follow. 0."
+                "--seed",
+                type=click.IntRange(0),
+                help="The first seed, by default 0; others follow.",
             ),
             click.option(
                 "--vary",
