@@ -28,9 +28,7 @@ def fit(
 
     Arguments and errors are those of `kerasnorm.train.fit`.
     """
-    run = train.fit(
-        config, out=out, resume=resume, callbacks=callbacks, monitor=monitor, **overrides
-    )
-    data = run.config.data
-    plots.draw_run(run, prepare(data, run.config.train.seed, lambda _: None).test.images)
+    run, dataset = train.fit_with_data(config, out, resume, callbacks, monitor, overrides)
+    dataset = dataset or prepare(run.config.data, run.config.train.seed, lambda _: None)
+    plots.draw_run(run, dataset.test.images)
     return run

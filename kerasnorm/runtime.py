@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kerasnorm.config import BACKENDS
+from kerasnorm.config import BACKENDS, SETTINGS
 from kerasnorm.errors import ConfigError, MissingPackageError
 
 PACKAGES = ("kerasnorm", "keras", "numpy", "torch", "tensorflow", "tensorflow-cpu", "jax")
@@ -219,6 +219,25 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def cores() -> int:
+    """Returns the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def child_environment(threads: int) -> dict[str, str]:
+    """Returns the environment of a process that trains one of several runs.
+
+    It computes on `threads` threads unless the user chose a number: trainings that all spin on all
+    cores run at a third. Variables that set config fields are left out, for the run has its config.
+    """
+    fields = {f"KERASNORM_{name.upper()}" for name in (*SETTINGS, "recipe", "config")}
+    kept = {name: value for name, value in os.environ.items() if name not in fields}
+    counts = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
+    return dict.fromkeys(counts, str(max(1, threads))) | kept
 
 
 def environment(backend: str, device: Device) -> dict[str, Any]:

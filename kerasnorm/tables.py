@@ -7,15 +7,17 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import fill
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from kerasnorm.analysis.layers import LayerRow
 from kerasnorm.bench.race import MEANINGS, Result, paired_ratio
 from kerasnorm.skeleton import LAYER_LABELS
+
+if TYPE_CHECKING:
+    from kerasnorm.analysis.layers import LayerRow
 
 NOTE_WIDTH = 100
 FIELD_NOTE = (
@@ -55,7 +57,7 @@ class Grid:
     title: str = ""
 
 
-def layer_grid(rows: Sequence[LayerRow], title: str = "") -> Grid:
+def layer_grid(rows: "Sequence[LayerRow]", title: str = "") -> Grid:
     """Returns the table of all layers with the totals of their parameters."""
     cells = [
         (
@@ -80,7 +82,7 @@ def layer_grid(rows: Sequence[LayerRow], title: str = "") -> Grid:
     )
 
 
-def receptive_grid(rows: Sequence[LayerRow], title: str = "") -> Grid:
+def receptive_grid(rows: "Sequence[LayerRow]", title: str = "") -> Grid:
     """Returns the table of how each layer changes size, receptive field and jump.
 
     The network of `kerasnorm.model` gets its blocks and short names, and beside its receptive
@@ -110,7 +112,7 @@ def receptive_grid(rows: Sequence[LayerRow], title: str = "") -> Grid:
     return Grid(tuple(columns), cells, notes=notes, title=title)
 
 
-def layers_to_json(rows: Sequence[LayerRow]) -> list[dict[str, Any]]:
+def layers_to_json(rows: "Sequence[LayerRow]") -> list[dict[str, Any]]:
     """Returns a dict a layer, ready for JSON.
 
     Keys: name, type, output_shape (null where a size is not fixed), parameters, receptive_field

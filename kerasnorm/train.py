@@ -77,6 +77,18 @@ def fit(
         RunFolderError: The folder holds another run, is in use or cannot be written.
         MissingPackageError: The backend is not installed.
     """
+    return fit_with_data(config, out, resume, callbacks, monitor, overrides)[0]
+
+
+def fit_with_data(
+    config: Config | None,
+    out: Path | str | None,
+    resume: Path | str | None,
+    callbacks: Iterable["keras.callbacks.Callback"],
+    monitor: "Monitor | None",
+    overrides: dict[str, Any],
+) -> tuple[run.Run, Dataset | None]:
+    """Does what `fit` does, and returns the data set beside the run, if it had to be read."""
     monitor = monitor or Silence()
     plan = _plan(config, out, resume, overrides)
     if plan.is_resumed and plan.config == plan.saved:
@@ -84,7 +96,7 @@ def fit(
             done = run.Run.load(plan.path)
             check_file(done.path / run.MODEL)
             monitor.note(f"{done.path} has finished already.")
-            return done
+            return done, None
     config = plan.config
     backend, device = runtime.start(config.train.backend, config.train.device)
     from kerasnorm.loop import Training
@@ -110,7 +122,7 @@ def fit(
         except BaseException:  # an interruption, not an error
             monitor.note(f"Stopped. Go on with: kerasnorm fit --resume {shlex.quote(str(path))}")
             raise
-    return run.Run.load(path)
+    return run.Run.load(path), dataset
 
 
 @dataclass(frozen=True)

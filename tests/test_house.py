@@ -15,8 +15,9 @@ FLOORS = (
     ("model",),
     ("analysis", "engines", "exchange"),
     ("callback_state", "checkpoints", "run", "loop", "train", "bench"),
-    ("tables", "plots", "console"),
-    ("api",),
+    ("study",),
+    ("tables", "plots", "console", "board", "findings", "report"),
+    ("api", "lab"),
     ("cli",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

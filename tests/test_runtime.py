@@ -80,3 +80,20 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("KERASNORM_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert runtime.cache_folder() == tmp_path / "kerasnorm"
+
+
+def test_a_child_shares_the_cores_unless_the_user_chose(monkeypatch):
+    for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    assert runtime.child_environment(3)["OMP_NUM_THREADS"] == "3"
+    assert runtime.child_environment(0)["TF_NUM_INTRAOP_THREADS"] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert runtime.child_environment(3)["OMP_NUM_THREADS"] == "7"
+
+
+def test_a_child_hears_of_the_cache_but_of_no_config_field(monkeypatch):
+    monkeypatch.setenv("KERASNORM_CACHE", "here")
+    monkeypatch.setenv("KERASNORM_BATCH_SIZE", "7")
+    monkeypatch.setenv("KERASNORM_RECIPE", "era8")
+    names = {name for name in runtime.child_environment(1) if name.startswith("KERASNORM_")}
+    assert names == {"KERASNORM_CACHE"}

@@ -4,7 +4,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,7 +51,9 @@ class Result:
 class _Worker:
     """A contender's process."""
 
-    def __init__(self, name: str, config: Config, images: int) -> None:
+    def __init__(
+        self, name: str, config: Config, images: int, environment: Mapping[str, str] | None
+    ) -> None:
         self.name = name
         self.process = subprocess.Popen(
             [sys.executable, "-m", "kerasnorm.bench.worker"],
@@ -59,6 +61,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env=environment,
         )
         values = {"recipe": config.recipe} | flatten(config.to_dict())
         job = {"name": name, "images": images, "config": values}
@@ -100,6 +103,7 @@ def race(
     images: int,
     rounds: int,
     note: Callable[[str], None],
+    environment: Mapping[str, str] | None = None,
 ) -> list[Result]:
     """Returns a result for each contender on one network.
 
@@ -111,11 +115,12 @@ def race(
         images: An epoch's images; a round is one epoch.
         rounds: How many are timed.
         note: Is told of contenders that had to give up, and why.
+        environment: Of their processes; by default this one's.
     """
     workers: list[tuple[_Worker, Result]] = []
     try:
         for name in contenders:
-            worker = _Worker(name, config, images)
+            worker = _Worker(name, config, images, environment)
             result = Result(config.model.norm, config.train.backend, name)
             try:
                 result.first_step = worker.ask("train")["first_step"]

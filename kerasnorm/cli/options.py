@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,12 +72,17 @@ def _option(name: str, setting: Setting) -> Decorator:
     )
 
 
-def config_options(*sections: str) -> Decorator:
-    """Returns a decorator that adds an option for every field of these config sections."""
+def config_options(*sections: str, without: Sequence[str] = ()) -> Decorator:
+    """Returns a decorator that adds an option for every field of these config sections.
+
+    Args:
+        *sections: Of the config.
+        without: Fields that get no option.
+    """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         for name, setting in reversed(SETTINGS.items()):
-            if setting.section in sections:
+            if setting.section in sections and name not in without:
                 function = _option(name, setting)(function)
         recipe = click.option(
             "--recipe",

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from kerasnorm.engines.schedule import learning_rates
 from kerasnorm.plots.labels import run_labels
 from kerasnorm.plots.style import FAINT, INK, NORM_COLORS, TEXT_SIZE, WIDTH, new_figure, quiet
-from kerasnorm.run import Run
+from kerasnorm.run import Row, Run
 
 PANEL_HEIGHT = 3.3  # inches
 LEGEND_ROW = 0.2  # inches
+SHADE = 0.16  # opacity of a spread
 MARKERS = ("", "o", "s", "^", "D", "v", "P", "X")
 MOST_FINAL_VALUES = 14  # more of them would not fit beside the axes
 LINE_HEIGHT = 0.052  # of the axes' height, for one of them
@@ -39,31 +40,55 @@ _ACCURACY = _Measure("accuracy", "accuracy (%)", 100.0, 1)
 _LOSS = _Measure("loss", "cross-entropy (nats)", 1.0, 3)
 
 
-def accuracy_figure(runs: Sequence[Run]) -> Figure:
+def accuracy_figure(
+    runs: Sequence[Run],
+    *,
+    labels: Sequence[str] = (),
+    spreads: Sequence[Sequence[Row]] = (),
+) -> Figure:
     """Returns training and test accuracy side by side, one curve a run.
 
     Validation accuracy, where a run has it, is dashed beside its test accuracy.
+
+    Args:
+        runs: One curve each.
+        labels: One a run; by default what tells the runs apart.
+        spreads: For each run a history of half-heights, shaded around its curves; or nothing.
     """
-    return _pair(runs, _ACCURACY)
+    return _pair(runs, _ACCURACY, labels or run_labels(runs), spreads)
 
 
-def loss_figure(runs: Sequence[Run]) -> Figure:
+def loss_figure(
+    runs: Sequence[Run],
+    *,
+    labels: Sequence[str] = (),
+    spreads: Sequence[Sequence[Row]] = (),
+) -> Figure:
     """Returns training and test loss side by side, as `accuracy_figure` does accuracy."""
-    return _pair(runs, _LOSS)
+    return _pair(runs, _LOSS, labels or run_labels(runs), spreads)
 
 
 def column(run: Run, name: str) -> NDArray[np.float64]:
     """Returns a column of the run's history, shape (epochs,), NaN where it has no value."""
-    values = [row.get(name) for row in run.history]
+    return _values(run.history, name)
+
+
+def _values(history: Sequence[Row], name: str) -> NDArray[np.float64]:
+    values = [row.get(name) for row in history]
     return np.array([np.nan if value is None else value for value in values], np.float64)
 
 
-def _pair(runs: Sequence[Run], measure: _Measure) -> Figure:
-    labels, styles = run_labels(runs), _styles(runs)
+def _pair(
+    runs: Sequence[Run],
+    measure: _Measure,
+    labels: Sequence[str],
+    spreads: Sequence[Sequence[Row]],
+) -> Figure:
+    styles = _styles(runs)
     has_validation = any(np.isfinite(column(run, f"val_{measure.name}")).any() for run in runs)
     handles = _handles(styles, has_validation)
     labels = [*labels, "validation"] if has_validation else labels
-    columns, rows = _legend_shape(labels)
+    columns, rows = legend_shape(labels)
     figure = new_figure(PANEL_HEIGHT + LEGEND_ROW * rows)
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, part, word in ((left, "train", "TRAINING"), (right, "test", "TEST")):
@@ -72,17 +97,20 @@ def _pair(runs: Sequence[Run], measure: _Measure) -> Figure:
         axes.xaxis.set_major_locator(_whole_epochs())
         for run, style in zip(runs, styles, strict=True):
             _draw(axes, run, f"{part}_{measure.name}", measure, style)
+        for run, spread_ in zip(runs, spreads, strict=False):
+            alpha = SHADE * min(1.0, 4 / len(runs))  # many shades would hide the curves
+            _shade(axes, run, spread_, f"{part}_{measure.name}", measure, alpha)
     if has_validation:
         for run, style in zip(runs, styles, strict=True):
             dashed = style | {"linestyle": (0, (3, 2)), "linewidth": 1.1, "marker": ""}
             _draw(right, run, f"val_{measure.name}", measure, dashed)
     left.set_ylabel(measure.axis)
     left.set_xlim(*_epoch_limits(runs))
-    left.set_ylim(*_limits(runs, measure))
+    left.set_ylim(*_limits(runs, measure, spreads))
     if len(runs) <= MOST_FINAL_VALUES:
         _annotate_ends(left, runs, f"train_{measure.name}", measure)
         _annotate_ends(right, runs, f"test_{measure.name}", measure)
-    _legend(figure, handles, labels, columns)
+    draw_legend(figure, handles, labels, columns)
     return figure
 
 
@@ -114,6 +142,16 @@ def _draw(axes: Axes, run: Run, name: str, measure: _Measure, style: dict[str, A
     axes.plot(column(run, "epoch"), measure.factor * column(run, name), **style)
 
 
+def _shade(
+    axes: Axes, run: Run, half: Sequence[Row], name: str, measure: _Measure, alpha: float
+) -> None:
+    if half:
+        middle, height = measure.factor * column(run, name), measure.factor * _values(half, name)
+        color = NORM_COLORS[run.config.model.norm]
+        low, high = middle - height, middle + height
+        axes.fill_between(column(run, "epoch"), low, high, color=color, alpha=alpha, linewidth=0)
+
+
 def _whole_epochs() -> MaxNLocator:
     return MaxNLocator(8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
 
@@ -123,10 +161,16 @@ def _epoch_limits(runs: Sequence[Run]) -> tuple[float, float]:
     return (1.0, float(last)) if last > 1 else (0.5, 1.5)
 
 
-def _limits(runs: Sequence[Run], measure: _Measure) -> tuple[float, float]:
-    """Returns the range of all curves, with room; multiples of 5 in percent."""
-    parts = ("train", "val", "test")
-    columns = [column(run, f"{part}_{measure.name}") for run in runs for part in parts]
+def _limits(
+    runs: Sequence[Run], measure: _Measure, spreads: Sequence[Sequence[Row]]
+) -> tuple[float, float]:
+    """Returns the range of all curves and shades, with room; multiples of 5 in percent."""
+    names = [f"{part}_{measure.name}" for part in ("train", "val", "test")]
+    columns = [column(run, name) for run in runs for name in names]
+    for run, half in zip(runs, spreads, strict=False):
+        for name in names if half else ():
+            middle, height = column(run, name), _values(half, name)
+            columns += [middle - height, middle + height]
     values = measure.factor * np.concatenate([np.empty(0), *columns])
     values = values[np.isfinite(values)]
     if not values.size:
@@ -191,7 +235,7 @@ def learning_rate_figure(runs: Sequence[Run]) -> Figure:
         rates.append(learning_rates(run.config.train, run.config.train.epochs * steps))
         groups.setdefault((steps, rates[-1].tobytes()), []).append(index)
     labels = _group_labels(run_labels(runs), list(groups.values()))
-    columns, rows = _legend_shape(labels)
+    columns, rows = legend_shape(labels)
     figure = new_figure(2.8 + LEGEND_ROW * rows)
     axes = figure.subplots()
     quiet(axes, "LEARNING RATE")
@@ -207,7 +251,7 @@ def learning_rate_figure(runs: Sequence[Run]) -> Figure:
     axes.xaxis.set_major_locator(_whole_epochs())
     axes.set_xlim(0, max((run.config.train.epochs for run in runs), default=1))
     axes.set_ylim(bottom=0)
-    _legend(figure, list(axes.lines), labels, columns)
+    draw_legend(figure, list(axes.lines), labels, columns)
     return figure
 
 
@@ -225,7 +269,7 @@ def _handles(styles: Sequence[dict[str, Any]], has_validation: bool) -> list[Lin
     return handles
 
 
-def _legend_shape(labels: Sequence[str]) -> tuple[int, int]:
+def legend_shape(labels: Sequence[str]) -> tuple[int, int]:
     """Returns the columns and rows of a legend as wide as the figure."""
     if not labels:
         return 1, 0
@@ -234,7 +278,10 @@ def _legend_shape(labels: Sequence[str]) -> tuple[int, int]:
     return columns, -(-len(labels) // columns)
 
 
-def _legend(figure: Figure, handles: Sequence[Line2D], labels: Sequence[str], columns: int) -> None:
+def draw_legend(
+    figure: Figure, handles: Sequence[Line2D], labels: Sequence[str], columns: int
+) -> None:
+    """Puts a legend below the figure."""
     legend = figure.legend(
         list(handles),
         list(labels),

@@ -1,11 +1,13 @@
 """What to call runs in a legend: no more than tells them apart."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kerasnorm.config import SETTINGS, Config
 from kerasnorm.run import Run
+from kerasnorm.study.grid import OWNED
+from kerasnorm.study.summary import Group
 
 # Fields that a reader of a comparison must hear of wherever they differ.
 HEADLINES: dict[str, Callable[[Config], str]] = {
@@ -43,12 +45,38 @@ def run_labels(runs: Sequence[Run]) -> list[str]:
     return labels
 
 
+def group_label(group: Group, groups: Iterable[Group], *, without: str = "") -> str:
+    """Returns what tells a group from the others: "LN, affine element, tensorflow".
+
+    Args:
+        group: Of a study.
+        groups: All groups that are shown beside it.
+        without: A field that the figure shows by itself.
+    """
+    texts = [norm_label(group.norm), *field_texts(group.fields, without)]
+    if len({other.backend for other in groups}) > 1:
+        texts.append(group.backend)
+    return ", ".join(texts)
+
+
+def field_texts(fields: Mapping[str, Any], without: str = "") -> list[str]:
+    """Returns each field and its value in words: "batch size 8", "affine element"."""
+    return [
+        _text(name.removeprefix(f"{OWNED.get(name)}_"), value)
+        for name, value in fields.items()
+        if name != without
+    ]
+
+
 def _join(labels: Sequence[str], texts: Sequence[str]) -> list[str]:
     return [f"{label}, {text}" for label, text in zip(labels, texts, strict=True)]
 
 
 def _field_text(config: Config, name: str) -> str:
-    value: Any = getattr(getattr(config, SETTINGS[name].section), name)
+    return _text(name, getattr(getattr(config, SETTINGS[name].section), name))
+
+
+def _text(name: str, value: Any) -> str:
     words = name.replace("_", " ")
     if isinstance(value, bool):
         return words if value else f"no {words}"

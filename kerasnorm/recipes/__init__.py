@@ -21,6 +21,18 @@ def _recipe_document(name: str) -> dict[str, Any]:
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
+def published(recipe: str, data: str) -> dict[str, Any]:
+    """Returns what others published for a recipe on a data set, as in `published.toml`.
+
+    Returns:
+        `source`, `epochs`, and a dict a norm of its measures and fields; empty if there is none.
+    """
+    path = resources.files(__name__) / "published.toml"
+    document = tomllib.loads(path.read_text(encoding="utf-8"))
+    found: dict[str, Any] = document.get(recipe, {}).get(data, {})
+    return found
+
+
 def resolve(
     overrides: Mapping[str, Any] | None = None, document: Mapping[str, Any] | None = None
 ) -> Config:

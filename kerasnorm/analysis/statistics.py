@@ -1,0 +1,74 @@
+"""Mean, spread and Student's t over a handful of seeds."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LEVEL = 0.95  # of every interval
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What a handful of measurements amounts to.
+
+    Attributes:
+        n: How many there are.
+        mean: Their mean.
+        sd: Sample standard deviation (n - 1); None for fewer than two.
+        low: Lower end of the 95 % t-interval of the mean; None likewise.
+        high: Its upper end.
+    """
+
+    n: int
+    mean: float
+    sd: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Returns n, mean, sd and the 95 % interval mean ± t(n - 1) * sd / sqrt(n).
+
+    Raises:
+        ValueError: There are no values.
+    """
+    if not values:
+        raise ValueError("spread: expected at least one value. Received: none")
+    n, mean = len(values), statistics.fmean(values)
+    if n < 2:
+        return Spread(n, mean)
+    sd = statistics.stdev(values)
+    half = t_quantile(0.5 + LEVEL / 2, n - 1) * sd / math.sqrt(n)
+    return Spread(n, mean, sd, mean - half, mean + half)
+
+
+def t_distribution(t: float, freedom: int) -> float:
+    """Returns P(T <= t) of Student's t with a whole number of degrees of freedom.
+
+    Source: Abramowitz & Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
+    """
+    angle = math.atan2(t, math.sqrt(freedom))
+    cos2 = math.cos(angle) ** 2
+    term = math.cos(angle) if freedom % 2 else 1.0
+    total = 0.0
+    for k in range(1 + freedom % 2, freedom, 2):
+        total += term
+        term *= cos2 * k / (k + 1)
+    inside = math.sin(angle) * total
+    if freedom % 2:
+        inside = 2 / math.pi * (angle + inside)
+    return 0.5 + inside / 2
+
+
+def t_quantile(p: float, freedom: int) -> float:
+    """Returns the t with P(T <= t) = p, for p from 0.5 up to 1, by bisection."""
+    low, high = 0.0, 1.0
+    while t_distribution(high, freedom) < p:
+        low, high = high, 2 * high
+    for _ in range(200):
+        middle = (low + high) / 2
+        if middle in (low, high):
+            break
+        low, high = (middle, high) if t_distribution(middle, freedom) < p else (low, middle)
+    return high

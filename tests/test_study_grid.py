@@ -1,0 +1,139 @@
+"""A grid is the product of its values, without runs that would compute the same."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kerasnorm.cli import studies
+from kerasnorm.config import SETTINGS
+from kerasnorm.errors import ConfigError, CorruptFileError
+from kerasnorm.recipes import resolve
+from kerasnorm.study import grid as grids
+from kerasnorm.study.grid import Grid, identity, parse_vary, run_name
+
+
+def make(**changes):
+    values = {
+        "norms": ("bn", "gn", "ln"),
+        "backends": ("torch",),
+        "seeds": (0, 1),
+        "fixed": {"recipe": "era8", "data": "shapes"},
+    }
+    return Grid(**values | changes)
+
+
+def test_a_field_multiplies_only_the_norm_that_reads_it():
+    grid = make(vary={"ln_affine": ("channel", "element"), "groups": (2, 4)})
+    configs = list(grid.configs().values())
+    kinds = [(c.model.norm, c.model.groups, c.model.ln_affine) for c in configs]
+    assert len(configs) == 2 * (1 + 2 + 2)
+    assert sorted(set(kinds)) == [
+        ("bn", 0, "channel"),
+        ("gn", 2, "channel"),
+        ("gn", 4, "channel"),
+        ("ln", 0, "channel"),
+        ("ln", 0, "element"),
+    ]
+
+
+def test_other_fields_multiply_all():
+    assert len(make(vary={"batch_size": (8, 16, 32)}).configs()) == 3 * 3 * 2
+
+
+def test_identity_knows_what_a_run_computes():
+    base = {"norm": "bn", "data": "shapes", "backend": "torch"}
+    plain = identity(resolve(base))
+    for same in ({"device": "cpu"}, {"ln_affine": "element"}, {"groups": 2}, {"group_size": 8}):
+        assert identity(resolve(base | same)) == plain
+    for other in ({"bn_momentum": 0.8}, {"seed": 1}, {"norm": "gn"}, {"backend": "tensorflow"}):
+        assert identity(resolve(base | other)) != plain
+    grouped = {"norm": "gn", "groups": 4}
+    assert identity(resolve(grouped)) == identity(resolve(grouped | {"group_size": 8}))
+
+
+def test_per_norm_values_of_the_recipe_stay():
+    configs = make(fixed={"data": "shapes"}).configs().values()
+    assert {c.model.norm: c.model.weight_standardization for c in configs} == {
+        "bn": False,
+        "gn": True,
+        "ln": True,
+    }
+
+
+def test_a_linear_rate_follows_the_batch_size():
+    grid = make(vary={"batch_size": (16, 64, 128)}, linear_rate=True)
+    rates = {c.train.batch_size: c.train.learning_rate for c in grid.configs().values()}
+    assert rates == {16: 0.0025, 64: 0.01, 128: 0.02}  # era8: 0.01 at 64
+
+
+def test_vary_takes_any_field():
+    found = parse_vary(["batch-size=2,4,4", "widths=1,2;3,4", "residual=true,false", "recipe=best"])
+    assert found == {
+        "batch_size": (2, 4),
+        "widths": ((1, 2), (3, 4)),
+        "residual": (True, False),
+        "recipe": ("best",),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("batch_size", "FIELD=VALUE"),
+        ("batch_size=", "FIELD=VALUE"),
+        ("batch_sise=2", "batch_size"),
+        ("batch_size=2,x", "batch_size='x'"),
+        ("residual=maybe", "residual"),
+        ("norm=bn", "--norm"),
+        ("seed=1", "--seeds"),
+        ("recipe=nope", "best"),
+    ],
+)
+def test_a_bad_vary_is_refused(text, named):
+    with pytest.raises(ConfigError, match=named):
+        parse_vary([text])
+    with pytest.raises(ConfigError, match="twice"):
+        parse_vary(["epochs=1", "epochs=2"])
+
+
+NUMBERS = st.lists(st.integers(1, 500), min_size=1, max_size=3, unique=True).map(tuple)
+
+
+@settings(deadline=None, max_examples=20)
+@given(batch=NUMBERS, seeds=NUMBERS, linear=st.booleans())
+def test_study_toml_gives_the_same_grid(tmp_path_factory, batch, seeds, linear):
+    path = tmp_path_factory.mktemp("grid") / grids.STUDY
+    fixed = {"recipe": "era8", "data": "shapes", "widths": (4,) * 10, "residual": True}
+    grid = make(seeds=seeds, vary={"batch_size": batch}, fixed=fixed, linear_rate=linear)
+    path.write_text(grids.to_toml(grid))
+    assert grids.read(path) == grid
+
+
+def test_the_command_of_a_grid_parses_to_the_same_grid():
+    fixed = {"train_size": 50, "data": "shapes", "residual": False}
+    vary = {"widths": ((4,) * 10, (8,) * 10), "dropout": (0.0, 0.5)}
+    grid = make(fixed=fixed | {"recipe": "era8"}, vary=vary, linear_rate=True, seeds=(3, 4))
+    words = grids.command(grid, "out")
+    assert words[:2] == ["kerasnorm", "sweep"]
+    context = studies.sweep.make_context("sweep", words[2:])
+    assert studies._grid(context.params, print) == grid
+
+
+def test_a_damaged_study_is_refused(tmp_path):
+    with pytest.raises(CorruptFileError, match="no study's folder"):
+        grids.read(tmp_path / grids.STUDY)
+    for text in ("norms = ", "norms = ['bn']", "norms=['zz']\nbackends=['torch']\nseeds=[0]\n"):
+        (tmp_path / grids.STUDY).write_text(text)
+        with pytest.raises(CorruptFileError, match="damaged"):
+            grids.read(tmp_path / grids.STUDY)
+
+
+def test_folders_are_named_after_what_tells_runs_apart():
+    grid = make(vary={"batch_size": (8,), "groups": (2,)})
+    names = [run_name(config, grid) for config in grid.configs().values()]
+    assert names[0] == "bn-torch-batch_size-8-s0"
+    assert names[2] == "gn-torch-batch_size-8-groups-2-s0"
+
+
+def test_every_owned_field_is_a_field():
+    assert set(grids.OWNED) <= set(SETTINGS)
