@@ -19,7 +19,7 @@ from keras import layers
 
 from kerasnorm.config import NORMS
 from kerasnorm.errors import CorruptFileError
-from kerasnorm.exchange import archive
+from kerasnorm.exchange import archive, limits
 from kerasnorm.exchange.archive import (
     CARD,
     load_model,
@@ -325,7 +325,7 @@ def test_encrypted_archives_are_refused(file: Path) -> None:
 def test_archives_that_unpack_to_too_much_are_refused(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "MAX_BYTES", 1000)
+    monkeypatch.setattr(limits, "MAX_BYTES", 1000)
     with pytest.raises(CorruptFileError, match="unpacks to more than"):
         load_model(file)
 
@@ -333,7 +333,7 @@ def test_archives_that_unpack_to_too_much_are_refused(
 def test_models_with_too_many_weights_are_refused(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "MAX_WEIGHTS", 9)  # it has 10
+    monkeypatch.setattr(limits, "MAX_WEIGHTS", 9)  # it has 10
     with pytest.raises(CorruptFileError, match="9 weights"):
         load_model(file)
 
