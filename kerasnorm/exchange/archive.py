@@ -4,6 +4,7 @@ The card is one more member of the archive, `kerasnorm.json`, which Keras ignore
 where the model comes from travel with it.
 """
 
+import copy
 import json
 import math
 import zipfile
@@ -203,7 +204,8 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
     # Inside of this scope variables have shapes and no values.
     with keras.StatelessScope(initialize_variables=False):
         try:
-            outline = keras.saving.deserialize_keras_object(config, safe_mode=True)
+            # Of a copy: Keras takes configs apart.
+            outline = keras.saving.deserialize_keras_object(copy.deepcopy(config), safe_mode=True)
         except Exception as error:
             raise _damaged(path, error) from error
         finally:

@@ -21,7 +21,7 @@ from kerasnorm.exchange import state_dict
 from kerasnorm.exchange.archive import SavedModel, save_model
 from kerasnorm.exchange.card import card_path, checksums, parts
 from kerasnorm.exchange.formats import FORMATS, Format
-from kerasnorm.exchange.helper import Helper
+from kerasnorm.exchange.helper import Helper, Helpers
 from kerasnorm.exchange.opening import run
 from kerasnorm.files import write_json
 from kerasnorm.model import portable
@@ -58,7 +58,7 @@ class Export:
         runtime: What opened it again.
         differences: Batch size → largest difference from Keras's outputs.
         bytes: Size of all its files.
-        milliseconds: Median time of a single image in its runtime, None for `.keras`.
+        milliseconds: Median time of a single image in its runtime.
         accuracy: That of the model, 0 to 1, where it is known.
         quantized_accuracy: That of the quantized file, on the same images.
     """
@@ -97,14 +97,20 @@ class Exporter:
         out: Folder of the exports.
         accuracy: Of the model on its test set, where it is known.
         note: Is told what goes on.
+        helpers: Processes to use, of several exporters together; by default its own.
     """
 
     def __init__(
-        self, saved: SavedModel, out: Path, accuracy: float | None, note: Callable[[str], None]
+        self,
+        saved: SavedModel,
+        out: Path,
+        accuracy: float | None,
+        note: Callable[[str], None],
+        helpers: Helpers | None = None,
     ) -> None:
         self.saved, self.out, self.accuracy, self.note = saved, out, accuracy, note
         self._stack = ExitStack()
-        self._helpers: dict[str | None, Helper] = {}
+        self._helpers = helpers or self._stack.enter_context(Helpers())
 
     def __enter__(self) -> "Exporter":
         try:
@@ -143,10 +149,8 @@ class Exporter:
         facts = {"class_names": list(self.saved.class_names), "kerasnorm": kerasnorm.__version__}
         return facts | ({"config": config.to_dict()} if config else {})
 
-    def _helper(self, backend: str | None) -> Helper:
-        if backend not in self._helpers:
-            self._helpers[backend] = self._stack.enter_context(Helper(backend))
-        return self._helpers[backend]
+    def _on(self, backend: str | None) -> Helper:
+        return self._helpers.get(f"keras on {backend}", backend)
 
     def export(self, name: str) -> Export:
         """Exports to one format, and puts it in place once it agrees with Keras.
@@ -164,7 +168,7 @@ class Exporter:
             kind = "probabilities" if self.saved.gives_probabilities else "logits"
             state_dict.write(portable(self.saved.model), made, kind)
         else:
-            self._helper(backend).ask("make", self._source, format=name, out=str(made))
+            self._on(backend).ask("make", self._source, format=name, out=str(made))
         done = Export(name, made, backend or "", entry.runtime, {}, accuracy=self.accuracy)
         facts = {"keras": self._verify_keras, "state-dict": self._verify_module}.get(
             name, self._verify
@@ -174,20 +178,20 @@ class Exporter:
 
     def _verify(self, done: Export) -> dict[str, Any]:
         """Opens an export in its runtime and runs it at every batch size."""
-        with Helper() as helper:
-            facts: dict[str, Any] = helper.ask("open", done.path, format=done.format)
-            for n in BATCHES:
-                outputs, _ = run(helper, "run", done.path, self._images[:n])
-                self._compare(done, n, outputs)
-            done.milliseconds = helper.ask("latency", done.path)
+        helper = self._helpers.get(done.format)
+        facts: dict[str, Any] = helper.ask("open", done.path, format=done.format)
+        for n in BATCHES:
+            outputs, _ = run(helper, "run", done.path, self._images[:n])
+            self._compare(done, n, outputs)
+        done.milliseconds = helper.ask("latency", done.path)
         return facts
 
     def _verify_module(self, done: Export) -> dict[str, Any]:
-        with Helper() as helper:
-            for n in BATCHES:
-                outputs, took = run(helper, "run_module", done.path, self._images[:n])
-                self._compare(done, n, outputs)
-                done.milliseconds = took
+        helper = self._helpers.get(done.format)
+        for n in BATCHES:
+            outputs, took = run(helper, "run_module", done.path, self._images[:n])
+            self._compare(done, n, outputs)
+            done.milliseconds = took
         return {"dtype": "float32", "input_name": self.saved.model.inputs[0].name}
 
     def _verify_keras(self, done: Export) -> dict[str, Any]:
@@ -197,11 +201,12 @@ class Exporter:
         done.runtime = f"Keras on {', '.join(others)}"
         facts: dict[str, Any] = {}
         for backend in others:
-            with Helper(backend) as helper:
-                facts = helper.ask("open", done.path, format="keras")
-                for n in BATCHES:
-                    outputs, _ = run(helper, "run", done.path, self._images[:n])
-                    self._compare(done, n, outputs)
+            helper = self._on(backend)
+            facts = helper.ask("open", done.path, format="keras")
+            for n in BATCHES:
+                outputs, _ = run(helper, "run", done.path, self._images[:n])
+                self._compare(done, n, outputs)
+            done.milliseconds = helper.ask("latency", done.path)
         return facts
 
     def _compare(self, done: Export, n: int, outputs: Outputs) -> None:
@@ -237,18 +242,18 @@ class Exporter:
         calibration = self._folder / "calibration.npy"
         np.save(calibration, quantization.calibration)
         self.note(f"litert int8: writing, from {len(quantization.calibration)} images …")
-        self._helper(backend).ask(
+        self._on(backend).ask(
             "make", self._source, format="litert", out=str(made), calibration=str(calibration)
         )
         done = Export("litert-int8", made, backend or "", entry.runtime, {})
         test = quantization.test
-        with Helper() as helper:
-            facts: dict[str, Any] = helper.ask("open", made, format="litert")
-            for n in BATCHES:
-                outputs, _ = run(helper, "run", made, self._images[:n])
-                done.differences[n] = float(np.max(np.abs(outputs - self._expected[n])))
-            outputs, _ = run(helper, "run", made, test.images)
-            done.milliseconds = helper.ask("latency", made)
+        helper = self._helpers.get("litert")
+        facts: dict[str, Any] = helper.ask("open", made, format="litert")
+        for n in BATCHES:
+            outputs, _ = run(helper, "run", made, self._images[:n])
+            done.differences[n] = float(np.max(np.abs(outputs - self._expected[n])))
+        outputs, _ = run(helper, "run", made, test.images)
+        done.milliseconds = helper.ask("latency", made)
         if self.saved.gives_probabilities:
             outputs = from_probabilities(outputs)
         done.quantized_accuracy = score(outputs, test.labels).accuracy

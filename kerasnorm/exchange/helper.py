@@ -121,6 +121,27 @@ class Helper:
         return f": {lines[-1][:200]}" if lines else "."
 
 
+class Helpers:
+    """Helpers by name, started when they are first asked for; use it in a `with` block."""
+
+    def __init__(self) -> None:
+        self._started: dict[str, Helper] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for helper in self._started.values():
+            helper.close()
+        self._started.clear()
+
+    def get(self, name: str, backend: str | None = None) -> Helper:
+        """Returns the helper of that name; `backend` is the Keras backend of a new one."""
+        if name not in self._started:
+            self._started[name] = Helper(backend)
+        return self._started[name]
+
+
 def _unpack(reply: dict[str, Any]) -> Any:
     if "error" in reply:
         kind = getattr(errors, reply["error"], KerasnormError)

@@ -32,6 +32,7 @@ PLACES = {
     "running_var": 3,
     "moving_variance": 3,
 }
+MAX_KERNELS = 20  # among which the skeleton is looked for
 IGNORED = ("num_batches_tracked",)
 
 
@@ -111,16 +112,18 @@ def _chain(tensors: Group) -> Group:
             best = chosen
         if len(chosen) == len(SIZES):
             return chosen
-        size = SIZES[len(chosen)]
+        size, tried = SIZES[len(chosen)], set[tuple[int, ...]]()
         for place, (_, value) in enumerate(shaped):
             takes = shaped[chosen[-1]][1].shape[0] if chosen else value.shape[1]
-            fits = value.shape[1:] == (takes, size, size)
-            if fits and place not in chosen and (found := search([*chosen, place])):
+            fits = value.shape[1:] == (takes, size, size) and place not in chosen
+            # One of each shape: another of the same would fail the same way.
+            if fits and value.shape not in tried and (found := search([*chosen, place])):
                 return found
+            tried.add(value.shape if fits else ())
         return None
 
-    found = search([]) if len(shaped) == len(SIZES) else None
-    if found is None:
+    found = search([]) if len(shaped) <= MAX_KERNELS else None
+    if found is None or len(shaped) != len(SIZES):
         raise ConfigError(_kernel_report(shaped, best))
     return [shaped[place] for place in found]
 
@@ -148,8 +151,7 @@ def _groups(tensors: Group, size: int) -> list[dict[int, Tensor]]:
     for name, value in tensors:
         by_module[name.rpartition(".")[0]].append((name, value))
     tails = {name.rpartition(".")[2] for name, _ in tensors}
-    is_named = tails <= {*PLACES} and all(len(group) <= size for group in by_module.values())
-    if is_named:
+    if tails <= {*PLACES}:
         return [
             {PLACES[name.rpartition(".")[2]]: (name, value) for name, value in group}
             for group in by_module.values()
