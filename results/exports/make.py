@@ -14,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from kerasnorm.recipes import resolve
+
 HERE = Path(__file__).parent
 COLUMNS = (
     "trained_on",
@@ -24,25 +26,33 @@ COLUMNS = (
     "bytes",
     "milliseconds",
 )
-TRAINING = "--data shapes --train-size 512 --test-size 100 --epochs 1 --batch-size 64"
-VARIANTS = {
-    "bn": [],
-    "gn": [],
-    "gn, kernels standardized": ["--weight-standardization"],
-    "ln": [],
-    "ln, affine by element": ["--ln-affine", "element"],
-    "lnc": [],
-    "in": [],
-    "rms": [],
-    "none": [],
+TRAINING = {
+    "data": "shapes",
+    "train_size": 512,
+    "test_size": 100,
+    "epochs": 1,
+    "batch_size": 64,
+    "device": "cpu",
+    "engine": "keras",
+    "weight_standardization": False,
+}
+VARIANTS: dict[str, dict[str, object]] = {
+    "bn": {},
+    "gn": {},
+    "gn, kernels standardized": {"weight_standardization": True},
+    "ln": {},
+    "ln, affine by element": {"ln_affine": "element"},
+    "lnc": {},
+    "in": {},
+    "rms": {},
+    "none": {},
 }
 
 
-def kerasnorm(*words: str, **environment: str) -> str:
+def kerasnorm(*words: str) -> str:
     """Runs a command of kerasnorm and returns its stdout."""
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-m", "kerasnorm", *words],
-        env=os.environ | environment,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -73,13 +83,13 @@ def export_all(backend: str, folder: Path) -> list[dict[str, object]]:
 
 
 def measure(backend: str) -> list[dict[str, object]]:
-    """Trains and exports every norm on one backend."""
+    """Trains and exports every norm on one backend, in this process."""
+    from kerasnorm import train
+
     with tempfile.TemporaryDirectory() as folder:
         for name, options in VARIANTS.items():
-            out = ["--norm", name.split(",")[0], "--backend", backend, "--quiet"]
-            plain = [] if options else ["--no-weight-standardization"]
-            words = ["fit", *out, *options, *plain, *TRAINING.split(), "--engine", "keras"]
-            kerasnorm(*words, "--out", f"{folder}/{name}", KERAS_BACKEND=backend)
+            settings = TRAINING | {"backend": backend, "norm": name.split(",")[0]} | options
+            train.fit(resolve(settings), out=Path(folder) / name)
         return export_all(backend, Path(folder))
 
 
