@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from keras import ops
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch")  # before Keras, which may import TensorFlow
+from keras import ops  # noqa: E402
 from torch import nn  # noqa: E402
 
 from kerasnorm.errors import ConfigError, CorruptFileError  # noqa: E402
