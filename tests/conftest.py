@@ -39,3 +39,11 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text(encoding="utf-8"), "if this is meant: pytest --update-golden"
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, model.keras, exported to every format that can be made here."""
+    import exported
+
+    return exported.write(tmp_path_factory.mktemp("exports"))

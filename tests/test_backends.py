@@ -14,6 +14,7 @@ MODULES = (
     "test_model.py",
     "test_engines.py",
     "test_engines_tensorflow.py",
+    "test_exchange_torch_import.py",
     "test_train.py::test_an_interrupted_and_resumed_run_equals_one_never_interrupted",
     "test_train.py::test_keras_callbacks_see_every_step_and_standard_logs",
     "test_train.py::test_mixed_precision_trains_and_saves_a_float32_model",

@@ -19,7 +19,7 @@ from keras import layers
 
 from kerasnorm.config import NORMS
 from kerasnorm.errors import CorruptFileError
-from kerasnorm.exchange import archive
+from kerasnorm.exchange import archive, limits
 from kerasnorm.exchange.archive import (
     CARD,
     load_model,
@@ -170,6 +170,9 @@ for path in sorted(folder.glob("*.keras")):
 """
 SAVED = {norm: {"norm": norm} for norm in NORMS}
 SAVED["ln-element"] = {"norm": "ln", "ln_affine": "element"}
+SAVED["standardized"] = {"norm": "gn", "weight_standardization": True}
+SAVED["best"] = {"norm": "in", "recipe": "best"}
+SAVED["flags"] = {"norm": "bn", "activation": "mish", "residual": True, "norm_transitions": True}
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +183,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.
     rng = np.random.default_rng(2)
     expected = {}
     for name, options in SAVED.items():
-        model = network(recipe="era8", **options)
+        model = network(**{"recipe": "era8"} | options)
         for variable in model.weights:
             if variable.name != "kernel":
                 variable.assign(rng.uniform(0.5, 1.5, variable.shape))
@@ -189,7 +192,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.
     return folder, expected
 
 
-@pytest.mark.parametrize(("backend", "absent"), [("torch", "tensorflow"), ("tensorflow", "torch")])
+@pytest.mark.parametrize(
+    ("backend", "absent"), [("torch", "tensorflow"), ("tensorflow", "torch"), ("jax", "torch")]
+)
 def test_files_open_in_another_process_without_this_package(
     files: tuple[Path, dict[str, np.ndarray]], backend: str, absent: str, tmp_path: Path
 ) -> None:
@@ -325,7 +330,7 @@ def test_encrypted_archives_are_refused(file: Path) -> None:
 def test_archives_that_unpack_to_too_much_are_refused(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "MAX_BYTES", 1000)
+    monkeypatch.setattr(limits, "MAX_BYTES", 1000)
     with pytest.raises(CorruptFileError, match="unpacks to more than"):
         load_model(file)
 
@@ -333,7 +338,7 @@ def test_archives_that_unpack_to_too_much_are_refused(
 def test_models_with_too_many_weights_are_refused(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "MAX_WEIGHTS", 9)  # it has 10
+    monkeypatch.setattr(limits, "MAX_WEIGHTS", 9)  # it has 10
     with pytest.raises(CorruptFileError, match="9 weights"):
         load_model(file)
 

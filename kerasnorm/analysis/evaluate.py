@@ -44,12 +44,17 @@ def as_logits(model: Any, outputs: NDArray[np.float32]) -> NDArray[np.float32]:
 
     A model that ends in a softmax gives log-probabilities, which are logits of the same softmax.
     """
-    if _ends_in_softmax(model):
-        return np.log(np.maximum(outputs, np.finfo(np.float32).tiny))
-    return outputs
+    return from_probabilities(outputs) if ends_in_softmax(model) else outputs
 
 
-def _ends_in_softmax(model: Any) -> bool:
+def from_probabilities(outputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns the logarithms of probabilities (N, classes), zero taken for the smallest number."""
+    logits: NDArray[np.float32] = np.log(np.maximum(outputs, np.finfo(np.float32).tiny))
+    return logits
+
+
+def ends_in_softmax(model: Any) -> bool:
+    """Says whether a model gives probabilities, not logits."""
     last = model.layers[-1]
     activation = getattr(getattr(last, "activation", None), "__name__", "")
     return activation == "softmax" or type(last).__name__ == "Softmax"

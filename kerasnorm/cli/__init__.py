@@ -11,7 +11,15 @@ from typing import NoReturn
 import click
 
 from kerasnorm import __version__
-from kerasnorm.cli import models, pictures, speed, studies, surroundings, training
+from kerasnorm.cli import (
+    exchange,
+    models,
+    pictures,
+    speed,
+    studies,
+    surroundings,
+    training,
+)
 from kerasnorm.errors import KerasnormError, RunFolderError
 from kerasnorm.interruptions import INTERRUPTIONS, SIGNALLED, Terminated
 
@@ -28,7 +36,7 @@ def app(context: click.Context, debug: bool) -> None:
     context.ensure_object(dict)["debug"] = debug
 
 
-for room in (training, studies, pictures, models, speed, surroundings):
+for room in (training, studies, pictures, models, exchange, speed, surroundings):
     for command in room.COMMANDS:
         app.add_command(command)
 

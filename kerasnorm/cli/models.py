@@ -13,6 +13,7 @@ from kerasnorm.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from kerasnorm.data import Split
     from kerasnorm.exchange.archive import SavedModel
+    from kerasnorm.exchange.opening import Artefact
 
 target_argument = click.argument("target", metavar="RUN-OR-MODEL", type=click.Path(path_type=Path))
 shape_options = [
@@ -92,18 +93,27 @@ def receptive_field(target: str, as_json: bool, image_shape: tuple[int, ...], cl
         opt.print_grid(tables.receptive_grid(rows))
 
 
-def _open(target: Path, backend: str | None, device: str | None) -> "SavedModel":
-    runtime.start(backend or "auto", device or "auto")
+def _open(target: Path, backend: str | None, device: str | None) -> "Artefact | SavedModel":
     from kerasnorm import console
-    from kerasnorm.exchange.archive import open_model
+    from kerasnorm.exchange.formats import detect
+    from kerasnorm.exchange.opening import needs_keras, open_any
 
-    saved = open_model(target)
+    if needs_keras(target):
+        runtime.start(backend or "auto", device or "auto")
+    else:
+        for name in ("backend", "device"):
+            if opt.is_typed(name):
+                raise ConfigError(
+                    f"--{name} is for Keras; {target} runs in {detect(target).runtime}. "
+                    "Leave it out."
+                )
+    saved = open_any(target)
     if saved.wants_equalized:
         console.note(f"{saved.path} takes histogram-equalized images; they are equalized for it.")
     return saved
 
 
-def _images(saved: "SavedModel", data: str | None, split: str) -> "Split":
+def images_of(saved: "Artefact | SavedModel", data: str | None, split: str) -> "Split":
     """Returns the images and labels to judge a model on."""
     from kerasnorm import console
     from kerasnorm.config import DataConfig
@@ -160,11 +170,10 @@ def evaluate(
     Example: kerasnorm evaluate results/runs/shapes-gn-torch-s0
     """
     saved = _open(target, backend, device)
-    images = _images(saved, data, split)
+    images = images_of(saved, data, split)
     from kerasnorm.analysis.evaluate import score
-    from kerasnorm.engines import choice
 
-    scores = score(choice.predict(saved.model, images.images), images.labels)
+    scores = score(saved.predict(images.images), images.labels)
     if as_json:
         opt.print_json({"accuracy": scores.accuracy, "loss": scores.loss, "n": len(images)})
     else:
@@ -201,12 +210,11 @@ def predict(
     from kerasnorm.analysis.evaluate import log_softmax
     from kerasnorm.data.pictures import read_picture
     from kerasnorm.data.treatment import equalize
-    from kerasnorm.engines import choice
 
     images = np.stack([read_picture(path, saved.image_shape) for path in pictures])
     if saved.wants_equalized:
         images = equalize(images)
-    chances = np.exp(log_softmax(choice.predict(saved.model, images)))
+    chances = np.exp(log_softmax(saved.predict(images)))
     answers = []
     for path, chance in zip(pictures, chances, strict=True):
         order = np.argsort(-chance, kind="stable")[:top]
@@ -244,15 +252,14 @@ def misclassified(
     Example: kerasnorm misclassified results/runs/shapes-gn-torch-s0 --out mistakes.png
     """
     saved = _open(target, backend, device)
-    images = _images(saved, data, split)
+    images = images_of(saved, data, split)
     from dataclasses import asdict
 
     from kerasnorm import plots
     from kerasnorm.analysis.evaluate import worst_mistakes
-    from kerasnorm.engines import choice
 
     names = saved.class_names
-    logits = choice.predict(saved.model, images.images)
+    logits = saved.predict(images.images)
     mistakes = [asdict(mistake) for mistake in worst_mistakes(logits, images.labels)]
     if out is not None:
         figure = plots.misclassified_figure(images.images, mistakes, names, target.name)

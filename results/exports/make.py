@@ -1,0 +1,148 @@
+"""Writes the tables of this folder: `make exports`, or `python results/exports/make.py`.
+
+Trains every norm for a moment on each backend, exports it to every format, and notes the largest
+difference from Keras, the size and the time of an image. Then exports the model of
+`results/first-run` and measures each format on the CIFAR-10 test set, with `kerasnorm evaluate`.
+"""
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from kerasnorm.recipes import resolve
+
+HERE = Path(__file__).parent
+COLUMNS = (
+    "trained_on",
+    "norm",
+    "format",
+    "made_on",
+    "max_difference",
+    "bytes",
+    "milliseconds",
+)
+TRAINING = {
+    "data": "shapes",
+    "train_size": 512,
+    "test_size": 100,
+    "epochs": 1,
+    "batch_size": 64,
+    "device": "cpu",
+    "engine": "keras",
+    "weight_standardization": False,
+}
+VARIANTS: dict[str, dict[str, object]] = {
+    "bn": {},
+    "gn": {},
+    "gn, kernels standardized": {"weight_standardization": True},
+    "ln": {},
+    "ln, affine by element": {"ln_affine": "element"},
+    "lnc": {},
+    "in": {},
+    "rms": {},
+    "none": {},
+}
+
+
+def kerasnorm(*words: str) -> str:
+    """Runs a command of kerasnorm and returns its stdout."""
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-m", "kerasnorm", *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+def export_all(backend: str, folder: Path) -> list[dict[str, object]]:
+    """Exports the models of `folder` in this process, whose backend they were trained on."""
+    from kerasnorm import runtime
+
+    runtime.start(backend, "cpu")
+    from kerasnorm.exchange.archive import open_model
+    from kerasnorm.exchange.export import Exporter
+    from kerasnorm.exchange.formats import FORMATS
+    from kerasnorm.exchange.helper import Helpers
+
+    rows = []
+    with Helpers() as helpers:
+        for name in VARIANTS:
+            saved = open_model(folder / name)
+            with Exporter(saved, folder / name / "exports", None, print, helpers) as exporter:
+                for format_name in FORMATS:
+                    done = exporter.export(format_name)
+                    facts = {column: getattr(done, column, "") for column in COLUMNS}
+                    rows.append(facts | {"trained_on": backend, "norm": name})
+    return rows
+
+
+def measure(backend: str) -> list[dict[str, object]]:
+    """Trains and exports every norm on one backend, in this process."""
+    from kerasnorm import train
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, options in VARIANTS.items():
+            settings = TRAINING | {"backend": backend, "norm": name.split(",")[0]} | options
+            train.fit(resolve(settings), out=Path(folder) / name)
+        return export_all(backend, Path(folder))
+
+
+def accuracies() -> list[dict[str, object]]:
+    """Measures every export of the first run on the CIFAR-10 test set."""
+    run = str(HERE.parent / "first-run")
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["--format", "all", "--quantize", "int8", "--data", "cifar10", "--out", folder]
+        done = json.loads(kerasnorm("export", run, *words, "--json"))
+        keras = json.loads(kerasnorm("evaluate", run, "--data", "cifar10", "--json"))
+        rows = [{"format": "the run itself"} | keras]
+        for entry in done:
+            scores = kerasnorm("evaluate", entry["path"], "--data", "cifar10", "--json")
+            rows.append({"format": entry["format"]} | json.loads(scores))
+    return rows
+
+
+def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
+    """Writes rows with a header."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def machine() -> None:
+    """Notes the machine and the versions beside the tables."""
+    from importlib import metadata
+
+    from kerasnorm import runtime
+
+    packages = ("onnx", "tf2onnx", "onnxruntime", "ai-edge-litert", "openvino", "safetensors")
+    versions = runtime.versions() | {name: metadata.version(name) for name in packages}
+    facts = {"host": runtime.host(), "threads": os.environ.get("OMP_NUM_THREADS", "all")}
+    text = json.dumps(facts | {"versions": versions}, indent=2)
+    (HERE / "machine.json").write_text(text + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Writes what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("torch", "tensorflow", "accuracy", "all"))
+    what = parser.parse_args().what
+    if what == "all":
+        for part in ("torch", "tensorflow", "accuracy"):
+            command = [sys.executable, __file__, part]  # a process holds one backend
+            subprocess.run(command, check=True)  # noqa: S603
+    elif what == "accuracy":
+        write_csv(HERE / "accuracy.csv", accuracies())
+    else:
+        machine()
+        write_csv(HERE / f"{what}.csv", measure(what))
+
+
+if __name__ == "__main__":
+    main()
