@@ -15,8 +15,8 @@ FLOORS = (
     ("model",),
     ("analysis", "engines", "exchange"),
     ("checkpoints", "run", "loop", "train", "bench"),
-    ("tables", "plots", "console"),
-    ("api",),
+    ("tables", "texts", "plots", "console"),
+    ("api", "understanding"),
     ("cli",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

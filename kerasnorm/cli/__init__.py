@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from kerasnorm import __version__
-from kerasnorm.cli import models, pictures, speed, surroundings, training
+from kerasnorm.cli import models, pictures, speed, surroundings, training, understanding
 from kerasnorm.errors import KerasnormError, RunFolderError
 
 SIGNALLED = 128  # plus the number of the signal, as shells have it
@@ -33,7 +33,7 @@ def app(context: click.Context, debug: bool) -> None:
     context.ensure_object(dict)["debug"] = debug
 
 
-for room in (training, pictures, models, speed, surroundings):
+for room in (training, pictures, models, understanding, speed, surroundings):
     for command in room.COMMANDS:
         app.add_command(command)
 
