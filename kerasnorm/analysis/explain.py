@@ -108,6 +108,7 @@ def shared_by_definition(
     np.int64(2)
     """
     axes = STATISTICS_AXES[check_norm(norm)]
+    groups = groups if norm == "gn" else 1
     split = (*shape[:3], groups, shape[3] // groups)
     places = np.indices(split)
     here = np.unravel_index(np.ravel_multi_index(index, shape), split)

@@ -71,7 +71,7 @@ def explain(
     help="Step along the gradient; each look goes from 1/2 to 4 of it.",
 )
 @click.option(
-    "--points", default=15, show_default=True, type=click.IntRange(3), help="A side; odd."
+    "--points", default=13, show_default=True, type=click.IntRange(3), help="A side; odd."
 )
 @click.option(
     "--radius",
@@ -81,7 +81,7 @@ def explain(
     help="Of the surface, in lengths of each filter.",
 )
 @click.option(
-    "--images", default=500, show_default=True, type=click.IntRange(1), help="Test images."
+    "--images", default=300, show_default=True, type=click.IntRange(1), help="Test images."
 )
 @opt.backend_option
 @_out("results/landscape")

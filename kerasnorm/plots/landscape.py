@@ -7,10 +7,18 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from kerasnorm.plots.curves import MARKERS
-from kerasnorm.plots.style import INK, NORM_COLORS, TEXT_SIZE, WIDTH, new_figure, quiet, title
+from kerasnorm.plots.style import (
+    INK,
+    NORM_COLORS,
+    TEXT_SIZE,
+    WIDTH,
+    log_ticks,
+    new_figure,
+    quiet,
+    title,
+)
 
 COLUMNS = 3  # panels in a row
 LEVELS = 16  # of a contour plot
@@ -64,6 +72,8 @@ def gradient_figure(found: Sequence[Any]) -> Figure:
         panels[0].plot(lines.steps, low, **style, linewidth=1)
         panels[1].plot(lines.steps, _shown(lines.change), **style)
         panels[2].plot(lines.steps, _shown(lines.smoothness), **style)
+    for axes in panels:
+        log_ticks(axes.yaxis)
     _legend(figure, found)
     return figure
 
@@ -96,18 +106,11 @@ def line_figure(found: Sequence[Any]) -> Figure:
             around.axis, np.minimum(np.nan_to_num(around.line, nan=CEILING), CEILING), **style
         )
     axes.set_yscale("log")
-    _plain_ticks(axes.yaxis)
+    log_ticks(axes.yaxis)
     axes.set_xlabel("distance, in lengths of each filter")
     axes.set_ylabel("test loss (nats)")
     _legend(figure, found)
     return figure
-
-
-def _plain_ticks(axis: Any) -> None:
-    low, high = axis.get_view_interval()
-    if high < 100 * low:
-        axis.set_major_formatter(ScalarFormatter())
-        axis.set_minor_formatter(ScalarFormatter() if high < 10 * low else NullFormatter())
 
 
 def _planes(found: Sequence[Any]) -> tuple[list[Any], float, float]:
@@ -149,6 +152,7 @@ def contour_figure(found: Sequence[Any]) -> Figure:
         axes.grid(visible=False)
         axes.set_aspect("equal")
     bar = figure.colorbar(picture, ax=panels, shrink=0.8, format="%.3g")
+    bar.outline.set_visible(False)
     bar.set_label("test loss (nats)", fontsize=TEXT_SIZE, color=INK)
     bar.ax.tick_params(labelsize=TEXT_SIZE, labelcolor=INK)
     return figure
@@ -178,6 +182,9 @@ def surface_figure(found: Sequence[Any]) -> Figure:
         axes.set_zlim(np.log10(low), np.log10(high))
         axes.set_zticks(np.log10(ticks), [f"{tick:g}" for tick in ticks])
         axes.set_title(one.label, fontsize=TEXT_SIZE, color=INK, parse_math=False)
+        ends = (one.surface.axis[0], 0.0, one.surface.axis[-1])
+        axes.set_xticks(ends)
+        axes.set_yticks(ends)
         axes.tick_params(labelsize=TEXT_SIZE - 2, labelcolor=INK, pad=-2)
         axes.set_box_aspect((1, 1, 0.8), zoom=0.9)
     return figure

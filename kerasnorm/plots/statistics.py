@@ -16,6 +16,7 @@ from kerasnorm.plots.style import (
     NORM_COLORS,
     TEXT_SIZE,
     WIDTH,
+    log_ticks,
     new_figure,
     quiet,
     small_text,
@@ -88,9 +89,10 @@ def layers_figure(found: Sequence[Any]) -> Figure:
             values = np.array([getattr(row, name) for row in rows])
             values = np.where(values > 0, values, np.nan) if is_log else values
             axes.plot([row.layer for row in rows], values, **style)
+        quiet(axes, heading)
         if is_log:
             axes.set_yscale("log")
-        quiet(axes, heading)
+            log_ticks(axes.yaxis)
         axes.tick_params(axis="x", labelsize=TEXT_SIZE - 2)
     _legend(figure, found)
     return figure
@@ -123,7 +125,8 @@ def epochs_figure(found: Sequence[Any]) -> Figure:
             axes.tick_params(axis="y", labelsize=TEXT_SIZE - 2)
         bar = figure.colorbar(picture, ax=list(row), fraction=0.05 if count > 1 else 0.1)
         bar.set_label(heading, fontsize=TEXT_SIZE - 1, color=INK)
-        bar.ax.tick_params(labelsize=TEXT_SIZE - 2, labelcolor=INK)
+        log_ticks(bar.ax.yaxis)
+        bar.outline.set_visible(False)
     for axes in grid[-1]:
         axes.set_xlabel("epochs trained", fontsize=TEXT_SIZE, color=INK)
     return figure

@@ -42,9 +42,9 @@ def landscape(
     steps: int = 100,
     lines: int = 10,
     rate: float = 0.1,
-    points: int = 15,
+    points: int = 13,
     radius: float = 1.0,
-    images: int = 500,
+    images: int = 300,
     reporter: Reporter | None = None,
 ) -> Answer:
     """Measures the loss along the gradient while a run trains, and around its trained model.
