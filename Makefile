@@ -1,5 +1,5 @@
 # What a developer types. `make install` once, then the rest.
-.PHONY: install test slow lint format golden
+.PHONY: install test slow lint format golden docs
 
 install:
 	pip install -c constraints.txt -e ".[all,dev]"
@@ -21,3 +21,6 @@ format:
 
 golden:
 	pytest tests/test_tables.py --update-golden
+
+docs:
+	pytest tests/test_api_page.py --update-golden

@@ -112,6 +112,9 @@ def open_model(target: Path) -> SavedModel:
 def load_model(path: Path | str) -> keras.Model:
     """Returns the model of a `.keras` file, or of a run's folder, uncompiled.
 
+    Args:
+        path: The file or the folder.
+
     Raises:
         CorruptFileError: It is missing, damaged or not safe to open.
     """
