@@ -1,5 +1,6 @@
 """Networks from inside."""
 
+import keras
 import numpy as np
 import pytest
 from tiny import config, dataset
@@ -43,7 +44,7 @@ def test_a_dead_channel_is_seen():
     engine, taps, rows = measured("none", residual=False, activation="relu")
     assert rows[0].dead_share == 0
     kernel = engine.model.get_layer("convblock1_conv1").kernel
-    array = np.array(kernel.value.tolist(), np.float32)
+    array = keras.ops.convert_to_numpy(kernel.value).copy()
     array[..., 0] = 0
     kernel.assign(array)
     assert taps.measure(dataset().train, 0)[0].dead_share == 0.25
