@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from kerasnorm.understanding.answer import Answer, Reporter, Silence, expect, op
 if TYPE_CHECKING:
     from kerasnorm.analysis.activations import LayerStatistics, WeightHistogram
 
+SHOWN = 0.999  # of the weights lie between the edges of a histogram
 JUDGED = 2000  # images of each split that the trained model is scored on
 
 
@@ -91,12 +92,13 @@ def statistics(
     expect(images >= 1, "images", "at least 1", images)
     loaded, backend = open_runs(runs)
     from kerasnorm.analysis.activations import Taps, weight_histogram
-    from kerasnorm.analysis.probe import Probe
 
     models = [run.model() for run in loaded]
     kernels = [Taps(model).weights() for model in models]
-    limit = max(float(np.quantile(np.abs(np.concatenate([k.ravel() for k in net])), 0.999))
-                for net in kernels)  # fmt: skip
+    limit = max(
+        float(np.quantile(np.abs(np.concatenate([k.ravel() for k in net])), SHOWN))
+        for net in kernels
+    )
     total = sum(epochs or run.config.train.epochs for run in loaded)
     done, found = 0, []
 
@@ -108,27 +110,33 @@ def statistics(
     for run, label, model, own in zip(loaded, run_labels(loaded), models, kernels, strict=True):
         config = run.config.replace(backend=backend)
         dataset = prepare(config.data, config.train.seed, reporter.note)
-        probe = Probe(model)
-        judged = [some(split, JUDGED) for split in (dataset.train, dataset.test)]
-        scores = [probe.score(s.images, s.labels) for s in judged]
         repetition = _Repetition(config, dataset, train_size, epochs)
-        layers = repetition.measure(images, tick)
         found.append(
             NetworkStatistics(
                 run.path,
                 label,
                 config.model.norm,
-                layers,
+                repetition.measure(images, tick),
                 weight_histogram(own, limit),
-                scores[0].accuracy,
-                scores[1].accuracy,
-                scores[0].loss,
-                scores[1].loss,
-                len(repetition.dataset.train),
-                repetition.epochs,
+                **_scores(model, dataset),
+                repeated_images=len(repetition.dataset.train),
+                repeated_epochs=repetition.epochs,
             )
         )
     return Answer(found, drawing.statistics_figures(found))
+
+
+def _scores(model: Any, dataset: Dataset) -> dict[str, float]:
+    """Returns a trained model's accuracy and loss on both splits."""
+    from kerasnorm.analysis.probe import Probe
+
+    probe = Probe(model)
+    scores: dict[str, float] = {}
+    for name, split in (("train", dataset.train), ("test", dataset.test)):
+        judged = some(split, JUDGED)
+        loss, accuracy = probe.score(judged.images, judged.labels)
+        scores |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
+    return scores
 
 
 class _Repetition:
