@@ -1,5 +1,5 @@
 # What a developer types. `make install` once, then the rest.
-.PHONY: install test slow lint format golden exports
+.PHONY: install test slow lint format golden exports docs
 
 install:
 	pip install -c constraints.txt -e ".[all,dev]"
@@ -24,3 +24,6 @@ golden:
 
 exports:
 	python results/exports/make.py all
+
+docs:
+	pytest tests/test_api_page.py --update-golden

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from kerasnorm.analysis.explain import normalize
     from kerasnorm.analysis.layers import layer_table, receptive_field
     from kerasnorm.api import fit
     from kerasnorm.config import Config
@@ -17,30 +18,44 @@ if TYPE_CHECKING:
     from kerasnorm.model import build_model
     from kerasnorm.recipes import resolve
     from kerasnorm.run import Run
+    from kerasnorm.understanding.inputs import inputs
+    from kerasnorm.understanding.landscape import landscape
+    from kerasnorm.understanding.norm import explain
+    from kerasnorm.understanding.statistics import statistics
 
 __all__ = [
     "Config",
     "Run",
     "__version__",
     "build_model",
+    "explain",
     "fit",
+    "inputs",
+    "landscape",
     "layer_table",
     "load_model",
+    "normalize",
     "receptive_field",
     "resolve",
+    "statistics",
 ]
 
 _HOMES = {
     "Config": "config",
     "Run": "run",
     "build_model": "model",
+    "explain": "understanding.norm",
     "fit": "api",
+    "inputs": "understanding.inputs",
+    "landscape": "understanding.landscape",
     "layer_table": "analysis.layers",
     "load_model": "exchange.archive",
+    "normalize": "analysis.explain",
     "receptive_field": "analysis.layers",
     "resolve": "recipes",
+    "statistics": "understanding.statistics",
 }
-_NEED_KERAS = {"model", "analysis.layers", "exchange.archive"}
+_NEED_KERAS = {"model", "analysis.explain", "analysis.layers", "exchange.archive"}
 
 
 def __getattr__(name: str) -> Any:

@@ -122,6 +122,55 @@ def _live_bar(stream: TextIO) -> "Bar":
     )
 
 
+class Counter:
+    """Shows how far a piece of work is: a live bar on a terminal, a line each quarter elsewhere.
+
+    Args:
+        title: What is being done, in a word or two.
+        quiet: Show nothing at all.
+        stream: Where to write; stderr by default.
+    """
+
+    def __init__(self, title: str, *, quiet: bool = False, stream: TextIO | None = None) -> None:
+        self._title, self._quiet = title, quiet
+        self._stream = stream if stream is not None else sys.stderr
+        self._bar: Bar | None = None
+        self._begun, self._told = time.monotonic(), 0
+
+    def __enter__(self) -> "Counter":
+        if not self._quiet and self._stream.isatty():
+            self._bar = _live_bar(self._stream)
+            self._bar.add_task(self._title, total=None, status="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def note(self, text: str) -> None:
+        """Says something in a line of its own."""
+        if self._bar is not None:
+            self._bar.console.print(text, soft_wrap=True)
+        elif not self._quiet:
+            print(text, file=self._stream, flush=True)
+
+    def __call__(self, done: int, total: int) -> None:
+        """`done` of `total` parts of the work are behind us."""
+        passed = time.monotonic() - self._begun
+        status = f"{duration(passed / max(done, 1) * (total - done))} left" if done else ""
+        if self._bar is not None:
+            task = self._bar.task_ids[0]
+            self._bar.update(task, completed=done, total=total, status=status)
+            self._bar.refresh()
+            return
+        quarter = 4 * done // max(total, 1)
+        if quarter > self._told:
+            self._told = quarter
+            self.note(f"{self._title}: {done}/{total}" + (f", {status}" if done < total else ""))
+
+
 def epoch_line(row: Row, epochs: int) -> str:
     """Returns one epoch in a line; what has no value is left out.
 

@@ -91,6 +91,15 @@ def select_backend(requested: str = "auto") -> str:
     return requested
 
 
+def preferred(own: str) -> str:
+    """Returns what to ask `select_backend` for where a run was trained on backend `own`.
+
+    That one, unless Keras runs already, KERAS_BACKEND says otherwise, or it is not installed here.
+    """
+    is_decided = "keras" in sys.modules or "KERAS_BACKEND" in os.environ
+    return "auto" if is_decided or own not in installed_backends() else own
+
+
 def start(backend: str = "auto", device: str = "auto") -> tuple[str, Device]:
     """Chooses backend and device, imports keras, and says what was taken.
 

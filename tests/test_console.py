@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kerasnorm import console
+from kerasnorm.console import Counter
 
 ROW = {
     "epoch": 3.0,
@@ -190,3 +191,32 @@ def test_the_module_costs_nothing():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == ""
+
+
+def test_a_counter_says_each_quarter_once():
+    stream = io.StringIO()
+    with Counter("work", stream=stream) as counter:
+        for done in range(1, 9):
+            counter(done, 8)
+        counter.note("a note")
+    lines = stream.getvalue().splitlines()
+    assert [line.split(",")[0] for line in lines[:4]] == [f"work: {n}/8" for n in (2, 4, 6, 8)]
+    assert lines[4:] == ["a note"]
+
+
+def test_a_counter_draws_a_bar_on_a_terminal_and_takes_it_away():
+    stream = Terminal()
+    with Counter("work", stream=stream) as counter:
+        counter(1, 2)
+        counter.note("a note")
+    assert "1/2" in stream.text
+    assert "left" in stream.text
+    assert "a note" in stream.text
+
+
+def test_a_quiet_counter_is_silent():
+    stream = Terminal()
+    with Counter("work", quiet=True, stream=stream) as counter:
+        counter(1, 1)
+        counter.note("a note")
+    assert stream.getvalue() == ""

@@ -16,8 +16,8 @@ FLOORS = (
     ("analysis", "engines", "exchange"),
     ("callback_state", "checkpoints", "run", "loop", "train", "bench"),
     ("study",),
-    ("tables", "plots", "console", "board", "findings", "report"),
-    ("api", "lab"),
+    ("tables", "texts", "plots", "console", "board", "findings", "report"),
+    ("api", "lab", "understanding"),
     ("cli",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -79,6 +79,9 @@ def receptive_field(model: keras.Model) -> list[LayerRow]:
 
     r += (k_eff - 1) * j with k_eff = d * (k - 1) + 1, then j *= s; see `kerasnorm.receptive`.
 
+    Args:
+        model: As for `layer_table`.
+
     Raises:
         ConfigError: As for `layer_table`.
     """

@@ -19,6 +19,7 @@ from kerasnorm.cli import (
     studies,
     surroundings,
     training,
+    understanding,
 )
 from kerasnorm.errors import KerasnormError, RunFolderError
 from kerasnorm.interruptions import INTERRUPTIONS, SIGNALLED, Terminated
@@ -36,7 +37,8 @@ def app(context: click.Context, debug: bool) -> None:
     context.ensure_object(dict)["debug"] = debug
 
 
-for room in (training, studies, pictures, models, exchange, speed, surroundings):
+ROOMS = (training, studies, pictures, models, exchange, understanding, speed, surroundings)
+for room in ROOMS:
     for command in room.COMMANDS:
         app.add_command(command)
 

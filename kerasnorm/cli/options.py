@@ -110,6 +110,7 @@ data_option = click.option(
     help=SETTINGS["data"].field.metadata["help"] + " By default the run's own.",
 )
 backend_option = _option("backend", SETTINGS["backend"])
+norm_option = _option("norm", SETTINGS["norm"])
 device_option = _option("device", SETTINGS["device"])
 
 

@@ -10,6 +10,7 @@ from kerasnorm.errors import DataError
 
 SAMPLES = 2000  # images in a histogram
 ROWS, EPOCHS = 5, 6  # images and epochs in a grid
+SHORT = 3  # epochs of a training on each treatment
 
 
 @click.command()
@@ -53,19 +54,26 @@ def plot(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     show_default=True,
     help="Folder of the pictures.",
 )
+@click.option("--train", is_flag=True, help="Train briefly on each of the four treatments too.")
+@opt.norm_option
 @opt.as_json
-@opt.config_options("data")
-def inputs(config_file: Path | None, out: Path, as_json: bool, **options: Any) -> None:
-    """Draw what the model is fed: samples, each augmentation, histograms with mean and sd.
+@opt.config_options("data", "train")
+def inputs(config_file: Path | None, out: Path, train: bool, as_json: bool, **options: Any) -> None:
+    """Draw what the model is fed: input treatments side by side, each augmentation, histograms.
+
+    With --train, a short training on each treatment, by default of 3 epochs.
 
     Example: kerasnorm inputs --recipe era8 --out inputs
     """
     config = opt.resolve_options(options, config_file)
+    if train and config_file is None and options["epochs"] is None:
+        config = config.replace(epochs=SHORT)
     import numpy as np
 
-    from kerasnorm import console, plots
+    from kerasnorm import console, plots, texts
     from kerasnorm.data.prepare import input_statistics, prepare
     from kerasnorm.data.treatment import equalize
+    from kerasnorm.understanding.inputs import inputs as ask
 
     seed, treatment = config.train.seed, config.data.treatment
     raw = prepare(config.replace(treatment="none").data, seed, console.note).train
@@ -75,7 +83,14 @@ def inputs(config_file: Path | None, out: Path, as_json: bool, **options: Any) -
     views = plots.augmented_views(raw, config.data, shown[:ROWS], EPOCHS, seed)
     pixels = (treated[shown] / 255 - mean) / sd
     paths = plots.draw_inputs(out, raw.images[shown], views, pixels, treatment)
-    _print_paths(paths, as_json)
+    with console.Counter("trainings") as counter:
+        answer = ask(config, train=train, reporter=counter)
+    paths += answer.save(out)
+    if as_json:
+        opt.print_json({"data": answer.document(), "figures": [str(path) for path in paths]})
+    else:
+        opt.print_grid(texts.inputs_grid(answer.data))
+        _print_paths(paths, as_json)
 
 
 def _print_paths(paths: list[Path], as_json: bool) -> None:

@@ -144,6 +144,9 @@ def classifier(path: Path, model: keras.Model, names: Any, config: Config | None
 def load_model(path: Path | str) -> keras.Model:
     """Returns the model of a `.keras` file, or of a run's folder, uncompiled.
 
+    Args:
+        path: The file or the folder.
+
     Raises:
         CorruptFileError: It is missing, damaged or not safe to open.
     """

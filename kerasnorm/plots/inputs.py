@@ -125,8 +125,8 @@ def histogram_figure(
     """
     figure = new_figure(3.2)
     left, right = figure.subplots(1, 2)
-    _histogram(left, raw)
-    _histogram(right, treated)
+    draw_histogram(left, raw)
+    draw_histogram(right, treated)
     quiet(left, "RAW PIXELS")
     quiet(right, f"TREATED: {treatment.upper()}")
     left.set_ylabel("share of the pixels (%)")
@@ -137,7 +137,8 @@ def histogram_figure(
     return figure
 
 
-def _histogram(axes: Axes, images: NDArray[Any]) -> None:
+def draw_histogram(axes: Axes, images: NDArray[Any]) -> None:
+    """Draws the histogram of each channel of images (N, H, W, C), its mean and sd in its label."""
     channels = images.shape[-1]
     for channel in range(channels):
         values = images[..., channel].ravel()

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, NullFormatter
 
 from kerasnorm.files import atomic_writer
 
@@ -13,6 +15,7 @@ DPI = 150
 WIDTH = 8.0  # inches, 1200 pixels: what a README shows without scaling up
 TITLE_SIZE = 10.0  # points, as all sizes below
 TEXT_SIZE = 8.5
+SHORT_RANGE = 30  # of a logarithmic axis, highest over lowest: ticks between powers of ten
 
 INK = "#333333"
 FAINT = "#8a8a8a"
@@ -64,6 +67,21 @@ def small_text(axes: Axes) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.label.set_fontsize(TEXT_SIZE)
         axis.label.set_color(INK)
+
+
+def log_ticks(axis: Axis) -> None:
+    """Writes a logarithmic axis's ticks as plain numbers, also between powers where few fit.
+
+    Args:
+        axis: Its data drawn already.
+    """
+    low, high = sorted(axis.get_view_interval())
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    axis.set_major_formatter(plain if high < 1e5 * low else LogFormatterSciNotation())
+    is_short = high < SHORT_RANGE * low
+    axis.set_minor_locator(LogLocator(subs=(2, 5) if is_short else "auto"))
+    axis.set_minor_formatter(plain if is_short else NullFormatter())
+    axis.set_tick_params(which="both", labelsize=TEXT_SIZE - 1, labelcolor=INK, color=FAINT)
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Normalization explained by measurement: each question gives data and figures."""

@@ -1,0 +1,53 @@
+"""results/guide/kerasnorm.ipynb runs from top to bottom, shortened, on both backends."""
+
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from kerasnorm.runtime import installed_backends
+
+NOTEBOOK = Path(__file__).parent.parent / "results" / "guide" / "kerasnorm.ipynb"
+SHORT = "DATA = 'shapes'\nIMAGES, TESTED, EPOCHS = 200, 40, 1\nSTEPS, POINTS, ROUNDS = 1, 3, 1\n"
+
+
+def read():
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def test_outputs_are_committed_and_complete():
+    cells = [cell for cell in read().cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) >= 15
+    assert not re.search(r"/(home|tmp|root|opt)/", str(outputs))
+
+
+def test_its_parameters_are_those_that_the_test_shortens():
+    (cell,) = [c for c in read().cells if "parameters" in c.metadata.get("tags", [])]
+    names = re.findall(r"[A-Z]+", re.sub(r"#.*|\".*?\"", "", cell.source))
+    assert names == re.findall(r"[A-Z]+", re.sub(r"'.*?'", "", SHORT))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of Jupyter's machinery
+@pytest.mark.parametrize("backend", ["torch", "tensorflow"])
+def test_it_runs_from_top_to_bottom(backend, tmp_path, monkeypatch):
+    if backend not in installed_backends():
+        pytest.skip(f"{backend} is not installed")
+    from nbclient import NotebookClient
+
+    monkeypatch.setenv("KERAS_BACKEND", backend)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    notebook = read()
+    for cell in notebook.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.source = SHORT
+    client = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}})
+    client.km = client.create_kernel_manager()
+    client.km.kernel_spec.argv[0] = sys.executable
+    client.execute()
