@@ -10,6 +10,9 @@ import sys
 import time
 
 import pytest
+from test_cli import call
+
+from kerasnorm.study import cluster
 
 TINY = (
     *("--data", "shapes", "--train-size", "60", "--test-size", "20", "--batch-size", "16"),
@@ -20,13 +23,6 @@ PATIENCE = 240.0  # seconds, on a busy machine
 
 def command(*words):
     return [sys.executable, "-m", "kerasnorm", *map(str, words)]
-
-
-def study(*words, code=0):
-    done = subprocess.run(command(*words), capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout, done.stderr
 
 
 def rows(path):
@@ -49,7 +45,7 @@ def trained(tmp_path_factory):
     """A study of bn and gn, one seed, with its JSON."""
     path = tmp_path_factory.mktemp("studies") / "small"
     words = ("--norm", "bn", "--norm", "gn", "--epochs", "2", "--jobs", "2", "--json")
-    out, err = study("compare", *TINY, *words, "--seeds", "1", "--out", path)
+    out, err = call("compare", *TINY, *words, "--seeds", "1", "--out", path)
     return path, words, json.loads(out), err
 
 
@@ -84,20 +80,20 @@ def test_the_same_command_keeps_what_is_finished_and_redoes_what_is_broken(train
     (broken / "metrics.json").unlink()
     (broken / "history.csv").write_text("nonsense")
     (broken / "checkpoints" / "epoch-001").mkdir(parents=True)  # with nothing in it
-    out, err = study("compare", *TINY, *words, "--seeds", "1", "--out", path)
+    out, err = call("compare", *TINY, *words, "--seeds", "1", "--out", path)
     assert "2 runs, 1 of them finished before" in err
     assert kept.read_bytes() == before
     again = json.loads(out)
     scores = [[run["test_accuracy"] for run in document["runs"]] for document in (first, again)]
     assert scores[0] == scores[1]
-    out, _ = study("compare", "--resume", path, "--json", "--quiet")
+    out, _ = call("compare", "--resume", path, "--json", "--quiet")
     assert json.loads(out)["runs"] == again["runs"]
 
 
 def test_a_dry_run_lists_runs_and_their_time_and_trains_nothing(trained):
     path, words, _, _ = trained
     words = (*TINY, *words, "--seeds", "2", "--dry-run")
-    plan = json.loads(study("compare", *words, "--out", path)[0])
+    plan = json.loads(call("compare", *words, "--out", path)[0])
     assert [(run["run"], run["finished"], run["rate_from"]) for run in plan["runs"]] == [
         ("bn-torch-s0", True, ""),
         ("bn-torch-s1", False, "runs"),
@@ -108,7 +104,7 @@ def test_a_dry_run_lists_runs_and_their_time_and_trains_nothing(trained):
     assert plan["seconds"] > 0
     assert len(list((path / "runs").iterdir())) == 2
     fresh = (*TINY, "--norm", "rms", "--seeds", "1", "--dry-run", "--out", path.parent / "new")
-    assert "measured" in study("compare", *fresh)[0]
+    assert "measured" in call("compare", *fresh)[0]
     assert not (path.parent / "new").exists()
 
 
@@ -117,18 +113,18 @@ def test_a_report_is_made_anew(trained):
     before = (path / "summary.json").read_text()
     for name in ("report.html", "summary.json"):
         (path / name).unlink()
-    assert study("report", path)[0].strip() == str(path / "report.html")
+    assert call("report", path)[0].strip() == str(path / "report.html")
     assert (path / "summary.json").read_text() == before
     assert "<!DOCTYPE html>" in (path / "report.html").read_text()[:20]
     target = path.parent / "one.html"
-    study("report", path / "runs" / "bn-torch-s0", "--out", target)
+    call("report", path / "runs" / "bn-torch-s0", "--out", target)
     assert "bn-torch-s0" in target.read_text()
 
 
 def test_a_diverged_run_is_told_of_and_the_others_are_kept(tmp_path):
     words = (*TINY, "--epochs", "1", "--optimizer", "sgd", "--schedule", "constant",
              "--vary", "learning_rate=0.01,1e30", "--norm", "none", "--seeds", "1")  # fmt: skip
-    _, err = study("sweep", *words, "--out", tmp_path / "s", code=4)
+    _, err = call("sweep", *words, "--out", tmp_path / "s", code=4)
     assert "1 of 2 runs failed" in err
     assert "smaller --learning-rate" in err
     assert [row["state"] for row in rows(tmp_path / "s/runs.csv")] == ["finished", "failed"]
@@ -213,7 +209,6 @@ MISTAKES = [
 @pytest.mark.parametrize(("words", "code", "named"), MISTAKES, ids=lambda value: str(value)[:40])
 def test_a_mistake_gets_one_clear_message(tmp_path, monkeypatch, words, code, named):
     monkeypatch.chdir(tmp_path)
-    from test_cli import call
-
+    monkeypatch.setattr(cluster, "CONNECT", "1s")
     _, err = call(*words, code=code)
     assert named in err

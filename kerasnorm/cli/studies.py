@@ -14,78 +14,77 @@ NORMS_BY_DEFAULT = ("bn", "gn", "ln")
 SEEDS_BY_DEFAULT = 3
 
 
+STUDY_OPTIONS: tuple[opt.Decorator, ...] = (
+    click.option(
+        "--norm",
+        "norms",
+        multiple=True,
+        type=click.Choice(NORMS),
+        help="Norm; more than one may be given. By default bn, gn and ln.",
+    ),
+    click.option(
+        "--backend",
+        "backends",
+        multiple=True,
+        type=click.Choice(BACKENDS),
+        help="Keras backend, likewise. By default the first installed.",
+    ),
+    click.option(
+        "--seeds",
+        type=click.IntRange(1),
+        help=f"How many seeds. By default {SEEDS_BY_DEFAULT}.",
+    ),
+    click.option(
+        "--seed",
+        type=click.IntRange(0),
+        help="The first seed, by default 0; others follow.",
+    ),
+    click.option(
+        "--vary",
+        multiple=True,
+        metavar="FIELD=V,V,…",
+        help="Values of a config field, such as batch_size=8,32; more than one may be "
+        "given. A field that a norm does not read does not multiply its runs.",
+    ),
+    click.option(
+        "--linear-rate",
+        is_flag=True,
+        help="Scale the peak learning rate with the batch size.",
+    ),
+    click.option(
+        "--out",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="The study's folder; one that holds a part of the study is gone on with. "
+        "By default one under results/studies.",
+    ),
+    click.option(
+        "--resume",
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        help="Go on with the study in this folder, as its study.toml says.",
+    ),
+    click.option(
+        "--jobs",
+        "-j",
+        default=1,
+        show_default=True,
+        type=click.IntRange(1),
+        help="Runs at a time on this machine; they share its cores.",
+    ),
+    click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Let the workers of this Dask scheduler train: tcp://host:8786.",
+    ),
+    click.option("--dry-run", is_flag=True, help="List the runs, estimate their time, and stop."),
+    opt.as_json,
+    opt.quiet,
+    opt.config_options("model", "data", "train", without=("norm", "backend", "seed")),
+)
+
+
 def _study_options(function: Any) -> Any:
     """Adds the options that compare and sweep share."""
-    for decorate in reversed(
-        (
-            click.option(
-                "--norm",
-                "norms",
-                multiple=True,
-                type=click.Choice(NORMS),
-                help="Norm; more than one may be given. By default bn, gn and ln.",
-            ),
-            click.option(
-                "--backend",
-                "backends",
-                multiple=True,
-                type=click.Choice(BACKENDS),
-                help="Keras backend, likewise. By default the first installed.",
-            ),
-            click.option(
-                "--seeds",
-                type=click.IntRange(1),
-                help=f"How many seeds. By default {SEEDS_BY_DEFAULT}.",
-            ),
-            click.option(
-                "--seed",
-                type=click.IntRange(0),
-                help="The first seed, by default 0; others follow.",
-            ),
-            click.option(
-                "--vary",
-                multiple=True,
-                metavar="FIELD=V,V,…",
-                help="Values of a config field, such as batch_size=8,32; more than one may be "
-                "given. A field that a norm does not read does not multiply its runs.",
-            ),
-            click.option(
-                "--linear-rate",
-                is_flag=True,
-                help="Scale the peak learning rate with the batch size.",
-            ),
-            click.option(
-                "--out",
-                type=click.Path(path_type=Path, file_okay=False),
-                help="The study's folder; one that holds a part of the study is gone on with. "
-                "By default one under results/studies.",
-            ),
-            click.option(
-                "--resume",
-                type=click.Path(path_type=Path, exists=True, file_okay=False),
-                help="Go on with the study in this folder, as its study.toml says.",
-            ),
-            click.option(
-                "--jobs",
-                "-j",
-                default=1,
-                show_default=True,
-                type=click.IntRange(1),
-                help="Runs at a time on this machine; they share its cores.",
-            ),
-            click.option(
-                "--scheduler",
-                metavar="ADDRESS",
-                help="Let the workers of this Dask scheduler train: tcp://host:8786.",
-            ),
-            click.option(
-                "--dry-run", is_flag=True, help="List the runs, estimate their time, and stop."
-            ),
-            opt.as_json,
-            opt.quiet,
-            opt.config_options("model", "data", "train", without=("norm", "backend", "seed")),
-        )
-    ):
+    for decorate in reversed(STUDY_OPTIONS):
         function = decorate(function)
     return function
 
