@@ -186,6 +186,20 @@ def test_data_and_doctor_describe_what_is_there(tmp_path):
     assert report["backends"]["torch"].startswith("CPU") or "GPU" in str(report)
 
 
+def test_a_model_goes_out_as_pytorch_weights_and_comes_in_again(trained, tmp_path):
+    torch = pytest.importorskip("torch")
+    safetensors = pytest.importorskip("safetensors.torch")
+    out, _ = call("export", trained, "--format", "state-dict", "--out", tmp_path, "--json")
+    done = json.loads(out)[0]
+    assert done["max_difference"] < 1e-3
+    torch.save(safetensors.load_file(done["path"]), tmp_path / "weights.pth")
+    words = ("--norm", "gn", "--no-weight-standardization", "--out", tmp_path / "back.keras")
+    facts = json.loads(call("import-torch", tmp_path / "weights.pth", *words, "--json")[0])
+    assert len(facts["matched"]) == 11 + 2 * 10
+    scores = json.loads(call("evaluate", trained, "--json")[0])
+    assert json.loads(call("evaluate", done["path"], "--json")[0]) == pytest.approx(scores)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example_and_loads_nothing_heavy(command):
     code = (
@@ -223,6 +237,14 @@ MISTAKES = [
     (("predict", "missing.keras", "a.png"), 5, "missing.keras"),
     (("nonsense",), 2, "No such command"),
     (("receptive-field", "gnn"), 2, "Did you mean gn"),
+    (("export", "missing.keras", "--format", "keras"), 5, "missing.keras"),
+    (("export", "missing.keras", "--format", "caffe"), 2, "'saved-model', 'onnx'"),
+    (("export", "missing.keras", "--format", "keras", "--quantize", "int8"), 2, "--format litert"),
+    (("evaluate", "missing.tflite"), 5, "missing.tflite"),
+    (("evaluate", "missing.onnx", "--backend", "torch"), 2, "runs in onnxruntime"),
+    (("import-torch", "missing.pth", "--norm", "bn", "--out", "m.keras"), 5, "missing.pth"),
+    (("import-torch", "missing.pth", "--norm", "bn", "--out", "m.h5"), 2, "m.h5"),
+    (("import-torch", "a.pth", "--widths", "1,2", "--out", "m.keras"), 2, "from the tensors"),
 ]  # fmt: skip
 
 

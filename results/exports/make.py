@@ -60,7 +60,7 @@ def kerasnorm(*words: str) -> str:
     return done.stdout
 
 
-def export_all(backend: str, folder: Path) -> list[dict[str, object]]:
+def export_all(backend: str, folder: Path) -> None:
     """Exports the models of `folder` in this process, whose backend they were trained on."""
     from kerasnorm import runtime
 
@@ -70,7 +70,7 @@ def export_all(backend: str, folder: Path) -> list[dict[str, object]]:
     from kerasnorm.exchange.formats import FORMATS
     from kerasnorm.exchange.helper import Helpers
 
-    rows = []
+    rows: list[dict[str, object]] = []
     with Helpers() as helpers:
         for name in VARIANTS:
             saved = open_model(folder / name)
@@ -79,10 +79,10 @@ def export_all(backend: str, folder: Path) -> list[dict[str, object]]:
                     done = exporter.export(format_name)
                     facts = {column: getattr(done, column, "") for column in COLUMNS}
                     rows.append(facts | {"trained_on": backend, "norm": name})
-    return rows
+            write_csv(HERE / f"{backend}.csv", rows)  # at once: all of them take long
 
 
-def measure(backend: str) -> list[dict[str, object]]:
+def measure(backend: str) -> None:
     """Trains and exports every norm on one backend, in this process."""
     from kerasnorm import train
 
@@ -90,10 +90,10 @@ def measure(backend: str) -> list[dict[str, object]]:
         for name, options in VARIANTS.items():
             settings = TRAINING | {"backend": backend, "norm": name.split(",")[0]} | options
             train.fit(resolve(settings), out=Path(folder) / name)
-        return export_all(backend, Path(folder))
+        export_all(backend, Path(folder))
 
 
-def accuracies() -> list[dict[str, object]]:
+def accuracies() -> None:
     """Measures every export of the first run on the CIFAR-10 test set."""
     run = str(HERE.parent / "first-run")
     with tempfile.TemporaryDirectory() as folder:
@@ -104,7 +104,7 @@ def accuracies() -> list[dict[str, object]]:
         for entry in done:
             scores = kerasnorm("evaluate", entry["path"], "--data", "cifar10", "--json")
             rows.append({"format": entry["format"]} | json.loads(scores))
-    return rows
+            write_csv(HERE / "accuracy.csv", rows)
 
 
 def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
@@ -138,10 +138,10 @@ def main() -> None:
             command = [sys.executable, __file__, part]  # a process holds one backend
             subprocess.run(command, check=True)  # noqa: S603
     elif what == "accuracy":
-        write_csv(HERE / "accuracy.csv", accuracies())
+        accuracies()
     else:
         machine()
-        write_csv(HERE / f"{what}.csv", measure(what))
+        measure(what)
 
 
 if __name__ == "__main__":
