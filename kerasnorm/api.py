@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from kerasnorm import plots, train
 from kerasnorm.config import Config
 from kerasnorm.data.prepare import prepare
+from kerasnorm.job import this_job
 from kerasnorm.run import Run
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def fit(
     run = train.fit(
         config, out=out, resume=resume, callbacks=callbacks, monitor=monitor, **overrides
     )
+    if this_job().rank > 0:
+        return run
     data = run.config.data
     plots.draw_run(run, prepare(data, run.config.train.seed, lambda _: None).test.images)
     return run

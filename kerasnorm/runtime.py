@@ -1,4 +1,6 @@
-"""The one place that reads the environment and prepares the process: backend, device, seeds.
+"""The one place that prepares the process from its environment: backend, device, seeds.
+
+What a launcher of several processes says is read in `kerasnorm.job`.
 
 Keras reads its backend once, on import; so everything here works without keras until it has been
 chosen, and no module of this package imports keras before `start` or `select_backend` ran.
@@ -15,6 +17,7 @@ from typing import Any
 
 from kerasnorm.config import BACKENDS
 from kerasnorm.errors import ConfigError, MissingPackageError
+from kerasnorm.job import this_job
 
 PACKAGES = ("kerasnorm", "keras", "numpy", "torch", "tensorflow", "tensorflow-cpu", "jax")
 
@@ -91,21 +94,30 @@ def select_backend(requested: str = "auto") -> str:
     return requested
 
 
-def start(backend: str = "auto", device: str = "auto") -> tuple[str, Device]:
+def start(backend: str = "auto", device: str = "auto", devices: int = 1) -> tuple[str, Device]:
     """Chooses backend and device, imports keras, and says what was taken.
 
     Args:
         backend: As for `select_backend`.
         device: "auto" (a GPU where there is one), "cpu", "gpu", or "cuda:1".
+        devices: How many devices this process uses, above 1 on tensorflow only.
 
     Raises:
         MissingPackageError: The backend is not installed.
         ConfigError: The device is not there, or keras was imported before with another choice.
     """
     backend = select_backend(backend)
-    chosen = {"torch": _torch_device, "tensorflow": _tensorflow_device, "jax": _jax_device}[
-        backend
-    ](device)
+    if devices > 1 and backend != "tensorflow":
+        advice = f"torchrun --nproc-per-node {devices} -m kerasnorm fit … --backend torch"
+        raise ConfigError(
+            f"devices: expected 1 on {backend}. Received: devices={devices}. Start several "
+            f"processes instead: {advice}"
+        )
+    if devices > 1:
+        chosen = _tensorflow_devices(device, devices)
+    else:
+        kinds = {"torch": _torch_device, "tensorflow": _tensorflow_device, "jax": _jax_device}
+        chosen = kinds[backend](device)
     import keras  # noqa: F401  (after the choice, not before)
 
     return backend, chosen
@@ -135,6 +147,9 @@ def _cpu(threads: int) -> Device:
 def _torch_device(device: str) -> Device:
     import torch
 
+    job = this_job()
+    if device in ("auto", "gpu") and torch.cuda.device_count() and job.launcher == "torchrun":
+        device = f"cuda:{job.local_rank}"
     if device in ("auto", "gpu") and torch.backends.mps.is_available():
         name, described = "mps", Device("gpu", "Apple GPU (mps)")
     else:
@@ -175,6 +190,35 @@ def _tensorflow_device(device: str) -> Device:
         return _cpu(os.cpu_count() or 1)
     details = tf.config.experimental.get_device_details(gpus[index])
     return Device("gpu", f"{details.get('device_name', 'GPU')} (GPU:{index})")
+
+
+def _tensorflow_devices(device: str, count: int) -> Device:
+    """Prepares several devices: GPUs, or logical ones on the CPU."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    if device == "auto":
+        device = "gpu" if gpus else "cpu"
+    if device != "cpu":
+        if count > len(gpus):
+            raise ConfigError(
+                f"devices: expected at most the {len(gpus)} GPUs that tensorflow sees. "
+                f"Received: devices={count}. Use fewer, or --device cpu."
+            )
+        tf.config.set_visible_devices(gpus[:count], "GPU")
+        return Device("gpu", f"{count} GPUs")
+    try:
+        tf.config.set_visible_devices([], "GPU")
+        tf.config.set_logical_device_configuration(
+            tf.config.list_physical_devices("CPU")[0],
+            [tf.config.LogicalDeviceConfiguration()] * count,
+        )
+    except RuntimeError:
+        raise ConfigError(
+            f"TensorFlow already runs in this process and cannot change to devices={count}; "
+            "start a new process for it."
+        ) from None
+    return Device("cpu", f"CPU, as {count} devices")
 
 
 def _jax_device(device: str) -> Device:

@@ -7,8 +7,8 @@ import kerasnorm
 
 HOME = Path(kerasnorm.__file__).parent
 FLOORS = (
-    ("errors", "files", "interruptions"),
-    ("config", "receptive"),
+    ("errors", "files", "interruptions", "team"),
+    ("config", "job", "receptive"),
     ("recipes",),
     ("runtime",),
     ("data", "norms"),
@@ -25,7 +25,9 @@ LIGHT = (
     "errors",
     "files",
     "interruptions",
+    "team",
     "config",
+    "job",
     "recipes",
     "receptive",
     "runtime",

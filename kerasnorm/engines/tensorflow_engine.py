@@ -116,7 +116,7 @@ class TensorFlowEngine(PortableEngine):
             entropy = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
             loss = entropy + sum(v.regularizer(v.value) for v in self.regularized)
         gradients = tape.gradient(loss, [variable.value for variable in variables])
-        bad = _last_nonfinite(loss, gradients)
+        bad = last_nonfinite(loss, gradients)
 
         def update() -> Any:
             self.model.optimizer.apply_gradients(zip(gradients, variables, strict=True))
@@ -135,7 +135,7 @@ class TensorFlowEngine(PortableEngine):
         return predict(self.forward, images)
 
 
-def _last_nonfinite(loss: Any, gradients: list[Any]) -> Any:
+def last_nonfinite(loss: Any, gradients: list[Any]) -> Any:
     """Returns the number of the last gradient that is not finite, int32; `FINITE` if all are."""
     places = tf.range(len(gradients), dtype=tf.int32)
     is_bad = tf.stack([~tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])

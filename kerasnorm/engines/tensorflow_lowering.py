@@ -35,14 +35,22 @@ class LoweredModel:
         rng = generator(seed, DROPOUT_STREAM, epoch, step)
         return rng.integers(0, 2**31, (len(self.dropouts), 2), np.int64).astype(np.int32)
 
-    def __call__(self, x: Tensor, keys: Tensor) -> Tensor:
-        """Returns the output for a training batch x (N, ...), and updates moving statistics."""
+    def __call__(self, x: Tensor, keys: Tensor, start: Tensor | int = 0) -> Tensor:
+        """Returns the output for a training batch x (N, ...), and updates moving statistics.
+
+        Args:
+            x: The batch, or a part of it.
+            keys: What `keys` returned for the step.
+            start: Number of the part's first image in the batch.
+        """
         values, drawn = {self.input: x}, 0
         for node in self.calls:
             args, kwargs = node.arguments.fill_in(values)
             layer = node.operation
             if _is_dropout(layer):
-                output = dropped(args[0], layer.rate, keys[drawn]) if layer.rate else args[0]
+                output = args[0]
+                if layer.rate:
+                    output = dropped(output, layer.rate, keys[drawn], start)
                 drawn += 1
             else:
                 if "training" in inspect.signature(layer.call).parameters:
@@ -57,7 +65,7 @@ def _is_dropout(layer: Any) -> bool:
     return type(layer) is layers.Dropout and layer.noise_shape is None
 
 
-def dropped(x: Tensor, rate: float, key: Tensor) -> Tensor:
+def dropped(x: Tensor, rate: float, key: Tensor, start: Tensor | int = 0) -> Tensor:
     """Returns x with each value set to 0 with probability `rate`, the others divided by 1 - rate.
 
     A hash of each value's place decides: a few integer operations, which XLA fuses into the loops
@@ -65,12 +73,14 @@ def dropped(x: Tensor, rate: float, key: Tensor) -> Tensor:
     are those of 32-bit integer hashes (C. Wellons, github.com/skeeto/hash-prospector).
 
     Args:
-        x: Any shape.
+        x: Shape (N, ...).
         rate: Above 0, below 1.
         key: int32, shape (2,); the same key drops the same places.
+        start: Number of the first image of x in the batch, whose places count from its first.
     """
     first, second = tf.unstack(tf.bitcast(key, tf.uint32), 2)
-    place = tf.bitcast(tf.range(tf.size(x), dtype=tf.int32), tf.uint32)
+    before = start * tf.reduce_prod(tf.shape(x)[1:])
+    place = tf.bitcast(tf.range(tf.size(x), dtype=tf.int32) + before, tf.uint32)
     mixed = _mix(place * tf.constant(0x9E3779B1, tf.uint32) + first, 15, 0x2C1B3C6D) + second
     mixed = _mix(_mix(mixed, 12, 0x297A2D39), 15, 0x85EBCA6B)
     mixed = tf.bitwise.bitwise_xor(mixed, tf.bitwise.right_shift(mixed, tf.constant(16, tf.uint32)))
