@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from kerasnorm import plots, train
 from kerasnorm.config import Config
 from kerasnorm.data.prepare import prepare
+from kerasnorm.job import this_job
 from kerasnorm.run import Run
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def fit(
     Arguments and errors are those of `kerasnorm.train.fit`.
     """
     run, dataset = train.fit_with_data(config, out, resume, callbacks, monitor, overrides)
+    if this_job().rank > 0:
+        return run
     dataset = dataset or prepare(run.config.data, run.config.train.seed, lambda _: None)
     plots.draw_run(run, dataset.test.images)
     return run

@@ -146,6 +146,15 @@ class TrainConfig(_Checked):
         choices=("native", "keras"),
     )
     device: str = _field("auto", "auto, cpu, gpu, or one by number: cuda:1.")
+    devices: int = _field(
+        1, "Devices of this machine to train on (tensorflow; for torch see torchrun).", low=1
+    )
+    bn_sync: str = _field(
+        "on",
+        "On several devices, bn's statistics are those of the whole batch (on) or of each "
+        "device's part (off).",
+        choices=("on", "off"),
+    )
     precision: str = _field(
         "float32", "Arithmetic of the layers.", choices=("float32", "mixed_bfloat16")
     )
@@ -214,22 +223,10 @@ class Config:
         return document
 
     def hash(self) -> str:
-        """Returns 12 hexadecimal digits that change when any field but the device changes."""
-        document = self.replace(device="auto").to_dict()
+        """Returns 12 hexadecimal digits that change when any field but the devices changes."""
+        document = self.replace(device="auto", devices=1).to_dict()
         text = json.dumps(document, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-    def lineage(self) -> str:
-        """Returns the hash that a checkpoint bears: the runs that it may go on in share it.
-
-        The number of epochs counts only where the schedule depends on it.
-        """
-        return (self.replace(epochs=1) if self.has_open_end else self).hash()
-
-    @property
-    def has_open_end(self) -> bool:
-        """Whether more epochs change nothing in those before."""
-        return self.train.schedule == "constant"
 
     def replace(self, **overrides: Any) -> "Config":
         """Returns a copy with some fields changed, named without their section.

@@ -44,6 +44,10 @@ class RunFolderError(KerasnormError, OSError):
     exit_code = 6
 
 
+class LostProcessError(KerasnormError):
+    """Another process of a job that trains one model together has ended."""
+
+
 class MissingPackageError(KerasnormError, ImportError):
     """A backend or optional package is not installed; the message names the pip command."""
 

@@ -25,10 +25,13 @@ class Interruptions:
 
     Attributes:
         number: The signal that came, 0 if none did.
+        in_team: Several processes work together: none ends before all have agreed to.
     """
 
     def __init__(self) -> None:
         self.number = 0
+        self.in_team = False
+        self._is_agreed = False
         self._holds = 0
         self._installed = 0
 
@@ -43,6 +46,7 @@ class Interruptions:
             return
         if self._installed == 0:
             self.number = self._holds = 0
+            self.in_team = self._is_agreed = False
         self._installed += 1
         before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
         ours = [n for n, handler in before.items() if handler not in (signal.SIG_IGN, None)]
@@ -72,10 +76,17 @@ class Interruptions:
             KeyboardInterrupt: By Ctrl-C.
             Terminated: By SIGTERM.
         """
+        if self.in_team and not self._is_agreed:
+            return
         if self.number == signal.SIGINT:
             raise KeyboardInterrupt
         if self.number:
             raise Terminated
+
+    def agree(self) -> None:
+        """Says that all processes end at their next `check`, whichever of them got the signal."""
+        self._is_agreed = True
+        self.number = self.number or signal.SIGTERM
 
     def _handle(self, number: int, frame: Any) -> None:
         if self.number:

@@ -22,6 +22,7 @@ from kerasnorm.errors import CorruptFileError, DivergedError
 from kerasnorm.exchange.archive import save_model
 from kerasnorm.files import write_json, write_manifest
 from kerasnorm.interruptions import INTERRUPTIONS
+from kerasnorm.team import Team
 
 DEFINITIONS = {
     "test_accuracy": "share of the test images classified rightly after the last epoch",
@@ -68,12 +69,14 @@ class Training:
         engine: Engine,
         monitor: Monitor,
         callbacks: Iterable[keras.callbacks.Callback],
+        team: Team | None = None,
     ) -> None:
         self.path = path
         self.config = config
         self.dataset = dataset
         self.engine = engine
         self.monitor = monitor
+        self.team = team or Team()
         self.steps = -(-len(dataset.train) // config.train.batch_size)
         epochs = config.train.epochs
         self.rates = learning_rates(config.train, epochs * self.steps)
@@ -104,13 +107,18 @@ class Training:
         finally:
             self.monitor.finish()
 
-    def _resume(self) -> None:
+    def _load(self) -> tuple[checkpoints.State, dict[str, Any]]:
         folder = self.path / run.CHECKPOINTS
         if not checkpoints.checkpoint_folders(folder):
+            return {}, {}
+        return checkpoints.load_newest(folder, self.monitor.note)
+
+    def _resume(self) -> None:
+        state, facts = self.team.lead(self._load) or self._load()
+        if not facts:
             self.monitor.note(f"{self.path} has no checkpoint yet: starting from the beginning.")
             return
-        state, facts = checkpoints.load_newest(folder, self.monitor.note)
-        if facts.get("config") != self.config.lineage():
+        if facts.get("config") != run.lineage(self.config):
             raise CorruptFileError(
                 f"{self.path / run.CONFIG} is not the one that this run was trained with: its "
                 "checkpoints bear another mark. Put it back, or start a new run."
@@ -121,7 +129,8 @@ class Training:
         self.best = facts["best"]
         self.is_stopped = facts["stopped"]
         self.saved_states = facts["callbacks"]
-        run.write_history(self.path / run.HISTORY, self.rows)  # it may lack the last epoch
+        if self.team.is_first:  # the file may lack the last epoch
+            run.write_history(self.path / run.HISTORY, self.rows)
         self.monitor.note(f"Going on after epoch {self.epoch} of {self.path}.")
 
     def on_batch_begin(self, step: int) -> None:
@@ -195,12 +204,13 @@ class Training:
             "is_best": is_best,
             "best": self.best,
             "stopped": self.is_stopped,
-            "config": self.config.lineage(),
+            "config": run.lineage(self.config),
             "history": self.rows,
             "callbacks": self.states.save(),
         }
-        checkpoints.save(self.path / run.CHECKPOINTS, state, facts)
-        run.write_history(self.path / run.HISTORY, self.rows)
+        if self.team.is_first:
+            checkpoints.save(self.path / run.CHECKPOINTS, state, facts)
+            run.write_history(self.path / run.HISTORY, self.rows)
 
     def _diverged(self, what: str, epoch: int) -> DivergedError:
         """Returns the error of an epoch in which no engine saw the step that went wrong."""
@@ -222,7 +232,8 @@ class Training:
             "backend": self.config.train.backend,
             "config": self.config.to_dict(),
         }
-        save_model(self.engine.model, self.path / run.MODEL, card)
+        if self.team.is_first:
+            save_model(self.engine.model, self.path / run.MODEL, card)
         logits = self.engine.predict(self.dataset.test.images)
         labels = self.dataset.test.labels
         last = self.rows[-1]
@@ -250,6 +261,8 @@ class Training:
             "misclassified": [asdict(mistake) for mistake in worst_mistakes(logits, labels)],
         }
         metrics["definitions"] = {k: v for k, v in DEFINITIONS.items() if k in metrics}
+        if not self.team.is_first:
+            return
         write_json(self.path / run.METRICS, metrics)
         files = (run.CONFIG, run.ENVIRONMENT, run.HISTORY, run.METRICS, run.MODEL)
         write_manifest(self.path, files)

@@ -229,6 +229,8 @@ def portable(model: keras.Model) -> keras.Model:
 
     def stock(layer: keras.layers.Layer) -> keras.layers.Layer:
         config = layer.get_config() | {"dtype": "float32"}
+        if config.get("synchronized"):
+            config["synchronized"] = False  # a matter of training; torch refuses to load it
         is_folded = isinstance(layer, StandardizedConv2D)
         return (keras.layers.Conv2D if is_folded else type(layer)).from_config(config)
 

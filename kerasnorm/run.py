@@ -154,6 +154,19 @@ def new_folder(out: Path | None, config: Config, data_name: str) -> Iterator[Pat
         yield path
 
 
+def has_open_end(config: Config) -> bool:
+    """Says whether more epochs change nothing in those before."""
+    return config.train.schedule == "constant"
+
+
+def lineage(config: Config) -> str:
+    """Returns the hash that a checkpoint bears: the runs that it may go on in share it.
+
+    The number of epochs counts only where the schedule depends on it.
+    """
+    return (config.replace(epochs=1) if has_open_end(config) else config).hash()
+
+
 def create_folder(out: Path | None, config: Config, data_name: str) -> Path:
     """Makes the folder of a new run, as `new_folder`, and lets go of it."""
     with new_folder(out, config, data_name) as path:

@@ -1,4 +1,6 @@
-"""The one place that reads the environment and prepares the process: backend, device, seeds.
+"""The one place that prepares the process from its environment: backend, device, seeds.
+
+What a launcher of several processes says is read in `kerasnorm.job`.
 
 Keras reads its backend once, on import; so everything here works without keras until it has been
 chosen, and no module of this package imports keras before `start` or `select_backend` ran.
@@ -6,17 +8,14 @@ chosen, and no module of this package imports keras before `start` or `select_ba
 
 import importlib.util
 import os
-import platform
 import random
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kerasnorm.config import BACKENDS, SETTINGS
 from kerasnorm.errors import ConfigError, MissingPackageError
-
-PACKAGES = ("kerasnorm", "keras", "numpy", "torch", "tensorflow", "tensorflow-cpu", "jax")
+from kerasnorm.job import this_job
 
 
 @dataclass(frozen=True)
@@ -100,21 +99,30 @@ def preferred(own: str) -> str:
     return "auto" if is_decided or own not in installed_backends() else own
 
 
-def start(backend: str = "auto", device: str = "auto") -> tuple[str, Device]:
+def start(backend: str = "auto", device: str = "auto", devices: int = 1) -> tuple[str, Device]:
     """Chooses backend and device, imports keras, and says what was taken.
 
     Args:
         backend: As for `select_backend`.
         device: "auto" (a GPU where there is one), "cpu", "gpu", or "cuda:1".
+        devices: How many devices this process uses, above 1 on tensorflow only.
 
     Raises:
         MissingPackageError: The backend is not installed.
         ConfigError: The device is not there, or keras was imported before with another choice.
     """
     backend = select_backend(backend)
-    chosen = {"torch": _torch_device, "tensorflow": _tensorflow_device, "jax": _jax_device}[
-        backend
-    ](device)
+    if devices > 1 and backend != "tensorflow":
+        advice = f"torchrun --nproc-per-node {devices} -m kerasnorm fit … --backend torch"
+        raise ConfigError(
+            f"devices: expected 1 on {backend}. Received: devices={devices}. Start several "
+            f"processes instead: {advice}"
+        )
+    if devices > 1:
+        chosen = _tensorflow_devices(device, devices)
+    else:
+        kinds = {"torch": _torch_device, "tensorflow": _tensorflow_device, "jax": _jax_device}
+        chosen = kinds[backend](device)
     import keras  # noqa: F401  (after the choice, not before)
 
     return backend, chosen
@@ -144,6 +152,9 @@ def _cpu(threads: int) -> Device:
 def _torch_device(device: str) -> Device:
     import torch
 
+    job = this_job()
+    if device in ("auto", "gpu") and torch.cuda.device_count() and job.launcher == "torchrun":
+        device = f"cuda:{job.local_rank}"
     if device in ("auto", "gpu") and torch.backends.mps.is_available():
         name, described = "mps", Device("gpu", "Apple GPU (mps)")
     else:
@@ -186,6 +197,35 @@ def _tensorflow_device(device: str) -> Device:
     return Device("gpu", f"{details.get('device_name', 'GPU')} (GPU:{index})")
 
 
+def _tensorflow_devices(device: str, count: int) -> Device:
+    """Prepares several devices: GPUs, or logical ones on the CPU."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    if device == "auto":
+        device = "gpu" if gpus else "cpu"
+    if device != "cpu":
+        if count > len(gpus):
+            raise ConfigError(
+                f"devices: expected at most the {len(gpus)} GPUs that tensorflow sees. "
+                f"Received: devices={count}. Use fewer, or --device cpu."
+            )
+        tf.config.set_visible_devices(gpus[:count], "GPU")
+        return Device("gpu", f"{count} GPUs")
+    try:
+        tf.config.set_visible_devices([], "GPU")
+        tf.config.set_logical_device_configuration(
+            tf.config.list_physical_devices("CPU")[0],
+            [tf.config.LogicalDeviceConfiguration()] * count,
+        )
+    except RuntimeError:
+        raise ConfigError(
+            f"TensorFlow already runs in this process and cannot change to devices={count}; "
+            "start a new process for it."
+        ) from None
+    return Device("cpu", f"CPU, as {count} devices")
+
+
 def _jax_device(device: str) -> Device:
     import jax
 
@@ -217,19 +257,6 @@ def seed_everything(seed: int, epoch: int) -> None:
         sys.modules["tensorflow"].random.set_seed(value)
 
 
-def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that decide a result."""
-    from importlib import metadata
-
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def cores() -> int:
     """Returns the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -247,54 +274,6 @@ def child_environment(threads: int) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in fields}
     counts = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
     return dict.fromkeys(counts, str(max(1, threads))) | kept
-
-
-def environment(backend: str, device: Device) -> dict[str, Any]:
-    """Returns what a reader needs to judge or repeat a run: versions, device, host, revision."""
-    return {
-        "versions": versions(),
-        "backend": backend,
-        "device": {"kind": device.kind, "name": device.name},
-        "host": host(),
-        "git_revision": git_revision(),
-        "command_line": [Path(sys.argv[0]).name, *sys.argv[1:]],
-    }
-
-
-def host() -> dict[str, Any]:
-    """Returns the machine in a few facts."""
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "cpus": os.cpu_count(),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def git_revision() -> str | None:
-    """Returns the commit of the checkout that this package runs from, None outside of one."""
-    import subprocess
-
-    folder = Path(__file__).parent
-    try:
-        done = subprocess.run(  # noqa: S603
-            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
 
 
 def probe(backend: str) -> str:

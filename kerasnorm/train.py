@@ -6,12 +6,12 @@ Keras is imported only after `runtime.start` has chosen its backend; hence the i
 import dataclasses
 import shlex
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kerasnorm import run, runtime
+from kerasnorm import provenance, run, runtime
 from kerasnorm.config import Config, flatten
 from kerasnorm.data import Dataset
 from kerasnorm.data.augment import Augmentation
@@ -21,7 +21,9 @@ from kerasnorm.data.treatment import channel_statistics
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError
 from kerasnorm.files import check_file, run_lock, sweep, write_json
 from kerasnorm.interruptions import INTERRUPTIONS
+from kerasnorm.job import this_job
 from kerasnorm.recipes import resolve
+from kerasnorm.team import Team
 
 if TYPE_CHECKING:
     import keras
@@ -89,7 +91,10 @@ def fit_with_data(
     overrides: dict[str, Any],
 ) -> tuple[run.Run, Dataset | None]:
     """Does what `fit` does, and returns the data set beside the run, if it had to be read."""
-    monitor = monitor or Silence()
+    job = this_job()
+    monitor = monitor if monitor is not None and job.rank == 0 else Silence()
+    if job.restarts and resume is None and out is not None:
+        resume = "auto"  # torchrun starts a job anew with the same line
     plan = _plan(config, out, resume, overrides)
     if plan.is_resumed and plan.config == plan.saved:
         with suppress(CorruptFileError):  # what is damaged is made again
@@ -97,24 +102,53 @@ def fit_with_data(
             check_file(done.path / run.MODEL)
             monitor.note(f"{done.path} has finished already.")
             return done, None
-    config = plan.config
-    backend, device = runtime.start(config.train.backend, config.train.device)
+    choice = plan.config.train
+    backend, device = runtime.start(choice.backend, choice.device, choice.devices)
+    from kerasnorm.engines.choice import join
+
+    team = join(job, choice.devices)
+    try:
+        # The first process may have begun the run while another was looking for it.
+        plan = team.lead(lambda: plan) or plan
+        return _fit(plan, team, (backend, device), monitor, callbacks)
+    finally:
+        team.leave()
+
+
+def _fit(
+    plan: "_Plan",
+    team: Team,
+    place: tuple[str, runtime.Device],
+    monitor: "Monitor",
+    callbacks: Iterable["keras.callbacks.Callback"],
+) -> tuple[run.Run, Dataset]:
+    """Does what a plan says, on a backend and device that have been started."""
     from kerasnorm.loop import Training
 
+    backend, device = place
+    config = plan.config
     dataset = prepare(config.data, config.train.seed, monitor.note)
     resolved = {"backend": backend}
     if config.data.data == "auto":
         resolved["data"] = dataset.name
     config = config.replace(**resolved)
-    engine = make_engine(config, dataset)
+    engine = make_engine(config, dataset, team)
     folder = (
         run_lock(plan.path) if plan.is_resumed else run.new_folder(plan.out, config, dataset.name)
     )
-    with folder as path, INTERRUPTIONS.installed():
+
+    def open_folder() -> Path:
+        path = stack.enter_context(folder)
         _prepare_folder(path, plan, config)
-        write_json(path / run.ENVIRONMENT, runtime.environment(backend, device))
+        write_json(path / run.ENVIRONMENT, provenance.environment(backend, device))
+        return path
+
+    with ExitStack() as stack, INTERRUPTIONS.installed():
+        path = team.lead(open_folder) or plan.path
+        INTERRUPTIONS.in_team = team.size > 1
         title = f"{config.model.norm} on {dataset.name}, {backend}, {device.name}"
-        training = Training(path, config, dataset, engine, monitor, callbacks)
+        title += f", {team.size} processes" if team.size > 1 else ""
+        training = Training(path, config, dataset, engine, monitor, callbacks, team)
         try:
             training.execute(title, plan.is_resumed)
         except Exception:
@@ -122,6 +156,7 @@ def fit_with_data(
         except BaseException:  # an interruption, not an error
             monitor.note(f"Stopped. Go on with: kerasnorm fit --resume {shlex.quote(str(path))}")
             raise
+        team.barrier()
     return run.Run.load(path), dataset
 
 
@@ -147,7 +182,8 @@ class _Plan:
     @property
     def path(self) -> Path:
         """The folder of the run that goes on."""
-        assert self.out is not None
+        if self.out is None:
+            raise ConfigError("out: several processes need the folder of the run: --out DIR.")
         return self.out
 
 
@@ -180,13 +216,13 @@ def _plan(
 def _same_config(saved: Config, wanted: Config) -> Config:
     """Returns the config of a run to resume.
 
-    Only the device may change, and the number of epochs may grow where the schedule does not
+    Only the devices may change, and the number of epochs may grow where the schedule does not
     depend on it.
     """
     before = flatten(saved.to_dict()) | {"recipe": saved.recipe}
     after = flatten(wanted.to_dict()) | {"recipe": wanted.recipe}
-    allowed = {"device"}
-    if saved.has_open_end and after["epochs"] > before["epochs"]:
+    allowed = {"device", "devices"}
+    if run.has_open_end(saved) and after["epochs"] > before["epochs"]:
         allowed.add("epochs")
     for name, value in before.items():
         is_resolved = name in ("backend", "data") and after[name] == "auto"
@@ -197,7 +233,8 @@ def _same_config(saved: Config, wanted: Config) -> Config:
             f"Received: {name}={after[name]!r}. Start a new run for it."
             + (" Only a constant schedule takes more epochs." if name == "epochs" else "")
         )
-    return saved.replace(device=wanted.train.device, epochs=wanted.train.epochs)
+    changed = {name: after[name] for name in ("device", "devices", "epochs")}
+    return saved.replace(**changed)
 
 
 def _prepare_folder(path: Path, plan: _Plan, config: Config) -> None:
@@ -209,7 +246,7 @@ def _prepare_folder(path: Path, plan: _Plan, config: Config) -> None:
         run.write_config(path, config)
 
 
-def make_engine(config: Config, dataset: Dataset) -> "Engine":
+def make_engine(config: Config, dataset: Dataset, team: Team | None = None) -> "Engine":
     """Returns the engine of a resolved config, its model freshly initialized."""
     from kerasnorm.engines import choice
     from kerasnorm.model import EQUALIZED_PIXELS, PIXELS, build
@@ -219,17 +256,18 @@ def make_engine(config: Config, dataset: Dataset) -> "Engine":
     seed = config.train.seed
     runtime.seed_everything(seed, 0)
     mean, sd = input_statistics(config.data.treatment, dataset.train.images)
-    model = build(
-        config.model,
-        input_shape=dataset.image_shape,
-        classes=len(dataset.class_names),
-        mean=mean.tolist(),
-        sd=sd.tolist(),
-        input_name=EQUALIZED_PIXELS if config.data.treatment == "equalize" else PIXELS,
-        precision=config.train.precision,
-        seed=seed,
-    )
-    return choice.make(model, make_batches(config, dataset), config.train)
+    with (team or Team()).scope():
+        model = build(
+            config.model,
+            input_shape=dataset.image_shape,
+            classes=len(dataset.class_names),
+            mean=mean.tolist(),
+            sd=sd.tolist(),
+            input_name=EQUALIZED_PIXELS if config.data.treatment == "equalize" else PIXELS,
+            precision=config.train.precision,
+            seed=seed,
+        )
+        return choice.make(model, make_batches(config, dataset), config.train, team)
 
 
 def make_batches(config: Config, dataset: Dataset) -> Batches:

@@ -74,11 +74,12 @@ def divergences():
     return messages
 
 
-def measure(share, backends):
+def measure(share, runs, backends):
     """Does everything, and returns a line of the report for each fault."""
     from faults import damage, folders, fuzz, harness, writes
 
     count = {name: max(1, round(number * share)) for name, number in FULL.items()}
+    count["kills"] = runs or count["kills"]
     every = max(1, round(1 / share))
     say("1, 3: kills")
     killed = {backend: kills(backend, count["kills"], 20) for backend in backends}
@@ -169,13 +170,17 @@ def main():
     """Measures and writes the report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--share", type=float, default=1.0, help="Share of the full counts.")
+    parser.add_argument("--kills", type=int, default=0, help="Killed runs of each backend.")
     parser.add_argument("--out", type=Path, default=HERE.parent / "results" / "reliability.md")
-    share, out = (args := parser.parse_args()).share, args.out
-    from kerasnorm.runtime import installed_backends, versions
+    args = parser.parse_args()
+    share, out = args.share, args.out
+    from kerasnorm.provenance import versions
+    from kerasnorm.runtime import installed_backends
 
     backends = [name for name in ("torch", "tensorflow") if name in installed_backends()]
-    lines = measure(share, backends)
+    lines = measure(share, args.kills, backends)
     command = "python tests/reliability.py" + (f" --share {share:g}" if share != 1 else "")
+    command += f" --kills {args.kills}" if args.kills else ""
     found = versions()
     stack = ", ".join(f"{k} {v}" for k, v in found.items() if k != "kerasnorm")
     note = "" if share == 1 else "The full counts: `python tests/reliability.py`.\n"

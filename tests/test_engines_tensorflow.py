@@ -68,7 +68,7 @@ def test_dropout_takes_each_value_with_its_probability(rate, dropout):
     taken = np.zeros(count)
     for step in range(steps):
         drawn = dropout.draw(np.random.default_rng(step), count, rate)
-        y = dropout.drop(tf.ones([count]), rate, tf.constant(drawn), 0, len(drawn)).numpy()
+        y = dropout.drop(tf.ones([count]), rate, tf.constant(drawn), (0, len(drawn)), 0).numpy()
         assert np.allclose(y[y != 0], 1 / (1 - rate))
         taken += y == 0
     spread = np.sqrt(count * steps * rate * (1 - rate))
@@ -106,7 +106,7 @@ def test_gradients_pass_where_values_do(dropout):
     drawn = tf.constant(dropout.draw(np.random.default_rng(0), 1000, 0.4))
     with tf.GradientTape() as tape:
         tape.watch(x)
-        y = dropout.drop(x, 0.4, drawn, 0, len(drawn))
+        y = dropout.drop(x, 0.4, drawn, (0, len(drawn)), 0)
     assert 0.3 < np.mean(y.numpy() == 0) < 0.5
     assert np.allclose(tape.gradient(y, x), y)  # of x = 1, both are the mask over 0.6
 

@@ -7,10 +7,10 @@ import kerasnorm
 
 HOME = Path(kerasnorm.__file__).parent
 FLOORS = (
-    ("errors", "files", "interruptions"),
-    ("config", "receptive", "skeleton"),
+    ("errors", "files", "interruptions", "team"),
+    ("config", "job", "receptive", "skeleton"),
     ("recipes",),
-    ("runtime",),
+    ("runtime", "provenance"),
     ("data", "norms"),
     ("model",),
     ("analysis", "engines", "exchange"),
@@ -26,11 +26,14 @@ LIGHT = (
     "errors",
     "files",
     "interruptions",
+    "team",
     "config",
+    "job",
     "recipes",
     "receptive",
     "skeleton",
     "runtime",
+    "provenance",
     "cli",
     "__init__",
     "__main__",

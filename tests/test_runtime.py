@@ -67,13 +67,6 @@ def test_seeds_are_a_function_of_seed_and_epoch():
     assert len({draw(1, 2), draw(1, 3), draw(2, 2)}) == 3
 
 
-def test_the_environment_names_versions_device_and_command():
-    record = runtime.environment("torch", runtime.Device("cpu", "CPU, 2 threads"))
-    assert {"python", "keras", "numpy", "kerasnorm"} <= set(record["versions"])
-    assert record["device"] == {"kind": "cpu", "name": "CPU, 2 threads"}
-    assert record["command_line"]
-
-
 def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("KERASNORM_CACHE", str(tmp_path))
     assert runtime.cache_folder() == tmp_path

@@ -35,10 +35,14 @@ class Window(Batches):
         return self.whole.order(self.epoch)
 
     def batch(
-        self, epoch: int, step: int, order: NDArray[np.int64] | None = None
+        self,
+        epoch: int,
+        step: int,
+        order: NDArray[np.int64] | None = None,
+        part: slice | None = None,
     ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
         """Returns the images and labels of one step of the window."""
-        return self.whole.batch(self.epoch, self.first + step, order)
+        return self.whole.batch(self.epoch, self.first + step, order, part)
 
 
 class Deaf:

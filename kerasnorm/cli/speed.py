@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from kerasnorm import runtime
+from kerasnorm import provenance, runtime
 from kerasnorm.cli import options as opt
 from kerasnorm.config import BACKENDS, NORMS, RECIPES
 from kerasnorm.errors import ConfigError
@@ -100,8 +100,8 @@ def bench(
         "images": images,
         "rounds": rounds,
         "augmented": is_augmented,
-        "host": runtime.host(),
-        "versions": runtime.versions(),
+        "host": provenance.host(),
+        "versions": provenance.versions(),
         "results": [asdict(result) for result in results],
     }
     grid = tables.bench_grid(results)

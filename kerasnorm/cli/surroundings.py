@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from kerasnorm import runtime
+from kerasnorm import provenance, runtime
 from kerasnorm.cli import options as opt
 from kerasnorm.config import BACKENDS
 
@@ -61,7 +61,7 @@ def doctor(as_json: bool) -> None:
 
     Example: kerasnorm doctor
     """
-    report: dict[str, Any] = {"versions": runtime.versions(), "backends": {}}
+    report: dict[str, Any] = {"versions": provenance.versions(), "backends": {}}
     for backend in BACKENDS:
         report["backends"][backend] = runtime.probe(backend)
     report["cache"] = str(runtime.cache_folder())

@@ -7,6 +7,7 @@ import click
 
 from kerasnorm.cli import options as opt
 from kerasnorm.errors import ConfigError
+from kerasnorm.job import this_job
 from kerasnorm.recipes import to_toml
 
 AUTO = "auto"
@@ -74,6 +75,8 @@ def fit(
         monitor=console.Progress(quiet=quiet),
         **({} if is_new else overrides),
     )
+    if this_job().rank > 0:  # the first process speaks for all
+        return
     if as_json:
         opt.print_json({"path": str(run.path), **run.metrics})
     else:

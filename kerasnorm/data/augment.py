@@ -5,7 +5,7 @@ backend and engine trains on the same pixels. The order is: flip, shift-scale-ro
 cutout, gray.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,10 @@ class Draws:
     is_affine: NDArray[np.bool_]
     hole: NDArray[np.int64]
     gray: NDArray[np.bool_]
+
+    def take(self, part: slice) -> "Draws":
+        """Returns the numbers of some of the images."""
+        return Draws(*(getattr(self, field.name)[part] for field in fields(self)))
 
 
 class Augmentation:

@@ -47,7 +47,11 @@ class Batches:
         return generator(self.seed, ORDER_STREAM, epoch).permutation(len(self.split))
 
     def batch(
-        self, epoch: int, step: int, order: NDArray[np.int64] | None = None
+        self,
+        epoch: int,
+        step: int,
+        order: NDArray[np.int64] | None = None,
+        part: slice | None = None,
     ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
         """Returns the images (B, H, W, C) and labels (B,) of one step.
 
@@ -55,10 +59,13 @@ class Batches:
             epoch: Counted from 0.
             step: Within the epoch, counted from 0.
             order: `order(epoch)`, where the caller has it at hand.
+            part: Which images of the batch to return; all by default.
         """
         order = self.order(epoch) if order is None else order
         indices = order[step * self.batch_size : (step + 1) * self.batch_size]
-        images, labels = self.split.images[indices], self.split.labels[indices]
+        part = part or slice(None)
+        images, labels = self.split.images[indices[part]], self.split.labels[indices[part]]
         if self.augmentation is not None and self.augmentation.is_active:
-            images = self.augmentation.apply(images, self.augmentation.draw(indices, epoch, step))
+            draws = self.augmentation.draw(indices, epoch, step)
+            images = self.augmentation.apply(images, draws.take(part))
         return images, labels

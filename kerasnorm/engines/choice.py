@@ -13,11 +13,29 @@ from kerasnorm.data.batches import Batches
 from kerasnorm.engines.base import Engine
 from kerasnorm.engines.portable import PortableEngine
 from kerasnorm.errors import ConfigError
+from kerasnorm.job import Job
+from kerasnorm.team import Team
+
+LAUNCHERS = (("torchrun", "torch"), ("TF_CONFIG", "tensorflow"))
 
 
-def make(model: keras.Model, batches: Batches, config: TrainConfig) -> Engine:
-    """Returns the engine that a config asks for; native on jax is the portable one."""
+def make(
+    model: keras.Model, batches: Batches, config: TrainConfig, team: Team | None = None
+) -> Engine:
+    """Returns the engine that a config asks for; native on jax is the portable one.
+
+    Args:
+        model: What to train.
+        batches: On what.
+        config: How.
+        team: The processes or devices that do it together, if there are several.
+
+    Raises:
+        ConfigError: Several are to do it, and this engine cannot.
+    """
     backend = keras.backend.backend()
+    if team is not None and (team.size > 1 or team.strategy is not None):
+        return _make_shared(model, batches, config, team)
     if config.engine == "native" and backend == "torch":
         from kerasnorm.engines.torch_engine import TorchEngine
 
@@ -27,6 +45,51 @@ def make(model: keras.Model, batches: Batches, config: TrainConfig) -> Engine:
 
         return TensorFlowEngine(model, batches, config)
     return PortableEngine(model, batches, config)
+
+
+def _make_shared(model: keras.Model, batches: Batches, config: TrainConfig, team: Team) -> Engine:
+    if config.engine != "native":
+        raise ConfigError(
+            "engine: expected native on several processes or devices. "
+            f"Received: engine={config.engine!r}"
+        )
+    if team.strategy is not None:
+        from kerasnorm.engines.tensorflow_distributed import DistributedEngine as OnTensorFlow
+
+        return OnTensorFlow(model, batches, config, team)
+    from kerasnorm.engines.torch_distributed import DistributedEngine as OnTorch
+    from kerasnorm.engines.torch_team import TorchTeam
+
+    assert isinstance(team, TorchTeam)
+    return OnTorch(model, batches, config, team)
+
+
+def join(job: Job, devices: int) -> Team:
+    """Returns the team of this process, connected to the others.
+
+    Args:
+        job: What the launcher says.
+        devices: How many devices this process uses.
+
+    Raises:
+        ConfigError: The launcher is not one of the backend's.
+    """
+    backend = keras.backend.backend()
+    if job.size > 1 and (job.launcher, backend) not in LAUNCHERS:
+        raise ConfigError(
+            f"backend: {job.launcher} started {job.size} processes, which work together on "
+            f"{' or '.join(name for _, name in LAUNCHERS)}, each with its own launcher. "
+            f"Received: backend={backend!r}"
+        )
+    if backend == "torch" and job.size > 1:
+        from kerasnorm.engines.torch_team import TorchTeam
+
+        return TorchTeam(job, keras.ops.zeros(()).device)
+    if backend == "tensorflow" and (job.size > 1 or devices > 1):
+        from kerasnorm.engines.tensorflow_distributed import TensorFlowTeam
+
+        return TensorFlowTeam(job)
+    return Team()
 
 
 def predict(model: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:

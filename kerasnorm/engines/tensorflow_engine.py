@@ -37,6 +37,7 @@ class TensorFlowEngine(PortableEngine):
         config: Of the same run.
         is_compiled: Whether XLA compiles a step; by default on a GPU. XLA's convolutions on a CPU
             are several times slower than oneDNN's.
+        is_split: Whether the model is called on parts of a batch.
     """
 
     def __init__(
@@ -46,12 +47,13 @@ class TensorFlowEngine(PortableEngine):
         config: TrainConfig,
         *,
         is_compiled: bool | None = None,
+        is_split: bool = False,
     ) -> None:
         super().__init__(model, batches, config)
         keep_freed_memory()
         if is_compiled is None:
             is_compiled = bool(tf.config.get_visible_devices("GPU"))
-        self.lowered = LoweredModel(model, is_compiled=is_compiled)
+        self.lowered = LoweredModel(model, is_compiled=is_compiled, is_split=is_split)
         self.regularized = [v for v in model.trainable_variables if v.regularizer is not None]
         # One trace for every size of batch: another trace may differ in the last bit, and so would
         # a run that was resumed.
@@ -142,7 +144,7 @@ class TensorFlowEngine(PortableEngine):
             entropy = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
             loss = entropy + sum(v.regularizer(v.value) for v in self.regularized)
         gradients = tape.gradient(loss, [variable.value for variable in variables])
-        bad = _last_nonfinite(loss, gradients)
+        bad = last_nonfinite(loss, gradients)
 
         def update() -> Any:
             self.model.optimizer.apply_gradients(zip(gradients, variables, strict=True))
@@ -161,7 +163,7 @@ class TensorFlowEngine(PortableEngine):
         return predict(self.forward, images)
 
 
-def _last_nonfinite(loss: Any, gradients: list[Any]) -> Any:
+def last_nonfinite(loss: Any, gradients: list[Any]) -> Any:
     """Returns the number of the last gradient that is not finite, int32; `FINITE` if all are."""
     places = tf.range(len(gradients), dtype=tf.int32)
     is_bad = tf.stack([~tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])

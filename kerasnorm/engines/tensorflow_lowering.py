@@ -31,12 +31,12 @@ class Dropout:
 
     Attributes:
         draw: From a generator, the number of values and the rate to an int32 vector.
-        drop: From a tensor, the rate and that vector to the tensor with values dropped. The vector
-            comes as three: one that holds it, and where in it it starts and ends.
+        drop: From a tensor, the rate, a vector that holds that one, where in it it starts and
+            ends, and the number of the tensor's first image, to the tensor with values dropped.
     """
 
     draw: Callable[[np.random.Generator, int, float], NDArray[np.int32]]
-    drop: Callable[[Tensor, float, Tensor, Tensor, Tensor], Tensor]
+    drop: Callable[[Tensor, float, Tensor, tuple[Tensor, Tensor], Tensor | int], Tensor]
 
 
 class LoweredModel:
@@ -46,11 +46,12 @@ class LoweredModel:
         model: Functional, or a Sequential that has been built.
         is_compiled: Whether XLA will compile it: then the norms are left to Keras, and dropout
             is one that XLA can fuse.
+        is_split: Whether it will be called on parts of a batch.
     """
 
-    def __init__(self, model: Any, *, is_compiled: bool) -> None:
+    def __init__(self, model: Any, *, is_compiled: bool, is_split: bool = False) -> None:
         graph = functional_graph(model)
-        self.dropout = HASHED if is_compiled else CLEARED
+        self.dropout = HASHED if is_compiled or is_split else CLEARED
         self.input, self.output = id(graph.inputs[0]), id(graph.outputs[0])
         self.calls = [node for node in nodes(graph) if not node.is_input]
         self.drops = [n for n, node in enumerate(self.calls) if _is_dropout(node)]
@@ -79,20 +80,22 @@ class LoweredModel:
         places = np.arange(len(keys))[:, None] * len(self.drops) + np.arange(len(self.drops) + 1)
         return np.concatenate(parts), ends[places]
 
-    def __call__(self, x: Tensor, drawn: Tensor, ends: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, drawn: Tensor, ends: Tensor, first: Tensor | int = 0) -> Tensor:
         """Returns the output for a training batch x (N, ...), and updates moving statistics.
 
         Args:
             x: The batch.
             drawn: From `draw`.
             ends: A row of what `draw` returned.
+            first: Number of x's first image in the batch that was drawn for.
         """
         values = {self.input: x}
         for number, node in enumerate(self.calls):
             args, kwargs = node.arguments.fill_in(values)
             if number in self.drops:
                 at, rate = self.drops.index(number), node.operation.rate
-                output = self.dropout.drop(args[0], rate, drawn, ends[at], ends[at + 1])
+                bounds = ends[at], ends[at + 1]
+                output = self.dropout.drop(args[0], rate, drawn, bounds, first)
             else:
                 output = self.layers[number](*args, **kwargs)
             for target, value in zip(node.outputs, keras.tree.flatten(output), strict=True):
@@ -123,8 +126,10 @@ def _draw_places(rng: np.random.Generator, count: int, rate: float) -> NDArray[n
     return dropped_positions(rng, count, rate).astype(np.int32)
 
 
-def _clear(x: Tensor, rate: float, drawn: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    places = drawn[start:end, None]
+def _clear(
+    x: Tensor, rate: float, drawn: Tensor, bounds: tuple[Tensor, Tensor], first: Tensor | int
+) -> Tensor:
+    places = drawn[bounds[0] : bounds[1], None]  # of a whole batch, whose first image is 0
 
     def at_places(x: Tensor) -> Tensor:
         flat = tf.reshape(x * (1 / (1 - rate)), [-1])
@@ -139,16 +144,19 @@ def _draw_key(rng: np.random.Generator, count: int, rate: float) -> NDArray[np.i
     return rng.integers(0, 2**31, 2, np.int64).astype(np.int32)
 
 
-def _hash(x: Tensor, rate: float, drawn: Tensor, start: Tensor, end: Tensor) -> Tensor:
+def _hash(
+    x: Tensor, rate: float, drawn: Tensor, bounds: tuple[Tensor, Tensor], first: Tensor | int
+) -> Tensor:
     """Drops where a hash of a value's place says so.
 
     A few integer operations, which XLA fuses into the loops around them, where a random generator
     writes and reads a tensor of its own. The mixing steps are those of 32-bit integer hashes (C.
     Wellons, github.com/skeeto/hash-prospector).
     """
-    first, second = tf.unstack(tf.bitcast(tf.slice(drawn, [start], [2]), tf.uint32), 2)
-    place = tf.bitcast(tf.range(tf.size(x), dtype=tf.int32), tf.uint32)
-    mixed = _mix(place * tf.constant(0x9E3779B1, tf.uint32) + first, 15, 0x2C1B3C6D) + second
+    low, high = tf.unstack(tf.bitcast(tf.slice(drawn, bounds[:1], [2]), tf.uint32), 2)
+    before = first * tf.reduce_prod(tf.shape(x)[1:])
+    place = tf.bitcast(tf.range(tf.size(x), dtype=tf.int32) + before, tf.uint32)
+    mixed = _mix(place * tf.constant(0x9E3779B1, tf.uint32) + low, 15, 0x2C1B3C6D) + high
     mixed = _mix(_mix(mixed, 12, 0x297A2D39), 15, 0x85EBCA6B)
     mixed = tf.bitwise.bitwise_xor(mixed, tf.bitwise.right_shift(mixed, tf.constant(16, tf.uint32)))
     kept = tf.reshape(mixed >= tf.constant(round(rate * 2**32), tf.uint32), tf.shape(x))

@@ -66,14 +66,16 @@ class TorchEngine(PortableEngine):
 
     def _begin(self, epoch: int) -> Callable[[int], int]:
         """Returns what takes a step of an epoch and returns how many images it was of."""
-        return self._from_host(epoch) if self.resident is None else self._on_device(epoch)
+        # Who trains on other batches for a while, such as a part of an epoch, has them on the host.
+        is_resident = self.resident is not None and self.resident.batches is self.batches
+        return self._on_device(epoch) if is_resident else self._from_host(epoch)
 
     def _from_host(self, epoch: int) -> Callable[[int], int]:
         order = self.batches.order(epoch)
 
         def take_step(step: int) -> int:
             arrays = self.batches.batch(epoch, step, order)
-            images, labels = map(torch.from_numpy, arrays)
+            images, labels = (torch.from_numpy(a).to(self.lowered.device) for a in arrays)
             self.step(images, labels, (self.config.seed, epoch, step))
             return len(labels)
 

@@ -4,7 +4,7 @@
 know is left to the Keras layer itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,16 @@ import keras
 import numpy as np
 import torch
 from keras import layers
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (its usual name)
 
 from kerasnorm import norms
 from kerasnorm.engines import torch_kernels as kernels
+from kerasnorm.engines import torch_sync
 from kerasnorm.engines.dropout import dropout_generator, dropped_positions
 from kerasnorm.skeleton import EPSILON
+from kerasnorm.team import Part
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,35 @@ class Mode:
     Attributes:
         training: Whether batches are normalized by their own statistics, and dropout drops.
         key: (seed, epoch, step), from which dropout is drawn on the CPU.
+        part: Which images of the batch these are, None for all.
+        sum_: Sums a tensor over the processes that have the others, None where bn does not ask.
     """
 
     training: bool = False
     key: tuple[int, int, int] = (0, 0, 0)
+    part: Part | None = None
+    sum_: Callable[[Tensor], Tensor] | None = None
 
     def random(self, number: int) -> np.random.Generator:
         """Returns the random generator of the dropout layer of that number in this step."""
         return dropout_generator(self.key, number)
+
+    def dropped(self, number: int, count: int, rate: float) -> NDArray[np.int64]:
+        """Returns which of `count` values a dropout takes, as it does from the whole batch."""
+        if self.part is None:
+            return dropped_positions(self.random(number), count, rate)
+        each = count // self.part.count  # values an image
+        whole = dropped_positions(self.random(number), each * self.part.batch, rate)
+        first = self.part.start * each
+        begin, end = np.searchsorted(whole, [first, first + count])
+        return whole[begin:end] - first
+
+    def draw(self, number: int, shape: Sequence[int]) -> NDArray[np.float64]:
+        """Returns random numbers, 0 to 1, of a shape (N, ...), as drawn for the whole batch."""
+        if self.part is None:
+            return self.random(number).random(shape)
+        drawn = self.random(number).random((self.part.batch, *shape[1:]))
+        return drawn[self.part.slice]
 
 
 @dataclass(frozen=True)
@@ -164,6 +188,9 @@ def _batch_norm(layer: Any, _: Site) -> Lowered | None:
     moving = layer.moving_mean.value, layer.moving_variance.value
 
     def normalize(mode: Mode, x: Tensor, gamma: Any, beta: Any) -> Tensor:
+        if mode.training and layer.trainable and mode.sum_ is not None:
+            scales = (gamma, beta, moving, layer.momentum, layer.epsilon)
+            return torch_sync.batch_norm(x, *scales, mode.sum_)
         if mode.training and layer.trainable:
             return kernels.batch_norm(x, gamma, beta, moving, layer.momentum, layer.epsilon)
         return F.batch_norm(x, *moving, gamma, beta, False, 0.0, layer.epsilon)
@@ -227,7 +254,7 @@ def _dropout(layer: Any, site: Site) -> Lowered | None:
     def drop(mode: Mode, x: Tensor) -> Tensor:
         if not mode.training or rate == 0:
             return x
-        positions = dropped_positions(mode.random(site.number), x.numel(), rate)
+        positions = mode.dropped(site.number, x.numel(), rate)
         return kernels.zero_at_(x, torch.from_numpy(positions), site.owns_gradient)
 
     def scale_and_drop(mode: Mode, x: Tensor) -> Tensor:
@@ -244,7 +271,7 @@ def _spatial_dropout(layer: Any, site: Site) -> Lowered:
             return x
         if x.device.type != "cpu":
             return F.dropout2d(x, rate)
-        kept = (mode.random(site.number).random(x.shape[:2]) >= rate) / (1 - rate)
+        kept = (mode.draw(site.number, x.shape[:2]) >= rate) / (1 - rate)
         return x * torch.from_numpy(kept).to(x.dtype)[:, :, None, None]
 
     return Lowered(drop, is_fresh=True)

@@ -62,6 +62,7 @@ def kerasnorm(*words: str) -> str:
 
 def export_all(backend: str, folder: Path) -> None:
     """Exports the models of `folder` in this process, whose backend they were trained on."""
+
     from kerasnorm import runtime
 
     runtime.start(backend, "cpu")
@@ -119,11 +120,11 @@ def machine() -> None:
     """Notes the machine and the versions beside the tables."""
     from importlib import metadata
 
-    from kerasnorm import runtime
+    from kerasnorm import provenance
 
     packages = ("onnx", "tf2onnx", "onnxruntime", "ai-edge-litert", "openvino", "safetensors")
-    versions = runtime.versions() | {name: metadata.version(name) for name in packages}
-    facts = {"host": runtime.host(), "threads": os.environ.get("OMP_NUM_THREADS", "all")}
+    versions = provenance.versions() | {name: metadata.version(name) for name in packages}
+    facts = {"host": provenance.host(), "threads": os.environ.get("OMP_NUM_THREADS", "all")}
     text = json.dumps(facts | {"versions": versions}, indent=2)
     (HERE / "machine.json").write_text(text + "\n", encoding="utf-8")
 

@@ -132,7 +132,7 @@ def full_disk(sizes):
         damaged checkpoint, at how many the run ended; None where no disk can be made.
     """
     ended = clear = wrong = 0
-    # Without an address space of its own, 'widths' makes a checkpoint of some 100 kB.
+    # A checkpoint of some 100 kB.
     wanted = harness.options("auto", widths=[16] * 10, norm="gn")
     for size in sizes:
         with small_disk(size) as disk:

@@ -1,0 +1,83 @@
+"""Processes that `torchrun` started: gloo between CPUs, NCCL between GPUs."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from kerasnorm.errors import KerasnormError, LostProcessError
+from kerasnorm.job import Job
+from kerasnorm.team import Team
+
+T = TypeVar("T")
+
+
+class TorchTeam(Team):
+    """See `Team`; addresses come from torchrun's environment.
+
+    Args:
+        job: This process's place among them.
+        device: Where tensors lie.
+    """
+
+    def __init__(self, job: Job, device: torch.device) -> None:
+        self.rank, self.size = job.rank, job.size
+        self.device = device
+        with lost():
+            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Replaces a tensor by its sum over all processes."""
+        distributed.all_reduce(tensor)
+        return tensor
+
+    def lead(self, work: Callable[[], T]) -> T | None:
+        """Does `work` in the first process, and returns its result in all.
+
+        Raises:
+            KerasnormError: What `work` raised, in all processes.
+        """
+        box: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                box = [work(), None]
+            except KerasnormError as error:
+                box = [None, (type(error), str(error))]
+        with lost():
+            distributed.broadcast_object_list(box, 0, device=self.device)
+        result, failure = box
+        if failure is not None:
+            kind, text = failure
+            raise kind(text)
+        return result  # type: ignore[no-any-return]
+
+    def barrier(self) -> None:
+        """Waits until all processes are here."""
+        with lost():
+            self.sum_(torch.zeros(1, device=self.device))
+
+    def leave(self) -> None:
+        """Ends the connection to the others."""
+        distributed.destroy_process_group()
+
+
+@contextmanager
+def lost() -> Iterator[None]:
+    """Turns the end of a connection into an error that says what has happened.
+
+    Raises:
+        LostProcessError: Another process has ended or does not answer.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        words = ("gloo", "connection", "nccl", "peer", "socket", "timed out", "store")
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if not any(word in str(error).lower() for word in words):
+            raise
+        raise LostProcessError(
+            f"Another process of this job has ended or does not answer ({text[:120]}). The run can "
+            "go on from its last checkpoint: start the job again with --resume auto."
+        ) from error

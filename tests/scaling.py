@@ -1,0 +1,117 @@
+"""Measures 1 and 2 processes on this machine, and estimates more: `python tests/scaling.py`.
+
+Writes results/scaling.md. The two are run in turns, since a shared machine is never twice the same.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+IMAGES, BATCH, ROUNDS = 1024, 128, 3
+# Assumed for the estimate on paper: latency of one hop, and bytes a second of one link.
+LINKS = {8: (10e-6, 200e9), 64: (25e-6, 25e9)}  # NVLink in a node; InfiniBand between nodes
+PAPER = """On paper, a ring sum takes 2 (n-1) latencies and carries 2 (n-1)/n of the gradient's
+bytes. Assumed, not measured: 10 us and 200 GB/s between the GPUs of a node (n = 8), 25 us and
+25 GB/s between nodes (n = 64); all compute divides by n."""
+VERDICT = """The bytes are nothing, the latency of the ring decides. Synchronized bn adds three
+short sums a norm to a step: read its column with some thirty times the sum. Eight GPUs pay from
+about 1 ms of compute a step; 64 beat eight only from some 30 ms on: this net needs batches of
+thousands of images before a second node gives more than it costs."""
+
+
+def worker():
+    """Trains one epoch in a member of a team; the first prints its rate and a sum's seconds."""
+    from kerasnorm import runtime, train
+    from kerasnorm.data.shapes import shapes
+    from kerasnorm.job import this_job
+    from kerasnorm.recipes import resolve
+
+    runtime.start("torch", "cpu")
+    import tiny
+    import torch
+
+    from kerasnorm.engines.choice import join
+
+    team = join(this_job(), 1)
+    config = resolve({"backend": "torch", "norm": "gn", "epochs": 2, "batch_size": BATCH})
+    engine = train.make_engine(config, shapes(IMAGES, 20), team)
+    engine.train_epoch(0, tiny.Listener())
+    start = time.perf_counter()
+    engine.train_epoch(1, tiny.Listener())
+    seconds = time.perf_counter() - start
+    gradient = torch.zeros(engine.model.count_params())
+    start = time.perf_counter()
+    for _ in range(100):
+        if team.size > 1:
+            team.sum_(gradient)
+    sum_seconds = (time.perf_counter() - start) / 100
+    if team.is_first:
+        print(json.dumps([IMAGES / seconds, sum_seconds, gradient.nbytes]))
+    team.leave()
+
+
+def measure(processes):
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    words = [*(launcher if processes > 1 else []), str(HERE / "scaling.py"), "worker"]
+    environment = {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *words], env=os.environ | environment, stdout=subprocess.PIPE, text=True,
+        stderr=subprocess.DEVNULL, check=True,
+    )  # fmt: skip
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def estimate(step, size, nbytes):
+    """Seconds of a step of the whole batch on `size` GPUs: a part of the work, and one ring sum."""
+    latency, bandwidth = LINKS[size]
+    ring = 2 * (size - 1) * latency + 2 * (size - 1) / size * nbytes / bandwidth
+    return step / size, ring
+
+
+def main():
+    pairs = [(measure(1), measure(2)) for _ in range(ROUNDS)]
+    one, two = (statistics.median(pair[n][0] for pair in pairs) for n in (0, 1))
+    ratio = statistics.median(b[0] / a[0] for a, b in pairs)
+    sum_seconds = statistics.median(b[1] for _, b in pairs)
+    nbytes = pairs[0][1][2]
+    text = (
+        f"Written by `python tests/scaling.py`: `best`, gn, batch {BATCH} in all, torch on CPU, "
+        f"one thread a process, {os.cpu_count()} cores with a load of {os.getloadavg()[0]:.1f} "
+        f"(mean of a minute, at the end), {ROUNDS} rounds in turns, medians."
+    )
+    lines = [
+        "# Several processes",
+        "",
+        *textwrap.wrap(text, 100, break_on_hyphens=False),
+        "",
+        f"- 1 process: {one:.0f} images/s; 2 processes: {two:.0f} images/s; ratio {ratio:.2f}.",
+        f"- The sum of {nbytes / 1000:.0f} kB over 2 processes (gloo): {1e3 * sum_seconds:.2f} ms.",
+        "",
+        *textwrap.wrap(PAPER, 100),
+        "",
+        "| compute of a step on one GPU | n | compute on n | sum | times faster |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for step in (1e-3, 10e-3, 100e-3):
+        for size in LINKS:
+            part, ring = estimate(step, size, nbytes)
+            lines.append(
+                f"| {1e3 * step:.0f} ms | {size} | {1e3 * part:.3f} ms | {1e3 * ring:.3f} ms | "
+                f"{step / (part + ring):.1f} |"
+            )
+    lines += [
+        "",
+        *textwrap.wrap(VERDICT, 100),
+        "",
+    ]
+    (HERE.parent / "results" / "scaling.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    worker() if sys.argv[1:] == ["worker"] else main()
