@@ -22,7 +22,7 @@ from kerasnorm.engines.torch_layers import Mode
 from kerasnorm.engines.torch_lowering import LoweredModel
 from kerasnorm.engines.torch_optimizer import FlatOptimizer
 from kerasnorm.engines.torch_resident import RecordedStep, ResidentData
-from kerasnorm.engines.totals import RunningMeans, check_finite
+from kerasnorm.engines.totals import RunningMeans
 
 
 class TorchEngine(PortableEngine):
@@ -57,8 +57,6 @@ class TorchEngine(PortableEngine):
         for step in range(self.batches.steps):
             listener.on_batch_begin(step)
             means = RunningMeans(self.sums.tolist, means.count + take_step(step))
-            if self.lowered.device.type == "cpu":
-                check_finite(means["loss"], epoch, step, self.config)
             listener.on_batch_end(step, means)
             if self.model.stop_training:
                 break
@@ -131,7 +129,8 @@ class TorchEngine(PortableEngine):
             DivergedError: One is not; the message says where it began.
         """
         # A sum is finite if all its terms are, but for overflow; then each is looked at.
-        if math.isfinite(loss) and all(math.isfinite(g.sum()) for g in gradients):
+        total = torch.cat([gradient.reshape(-1) for gradient in gradients]).sum()
+        if math.isfinite(loss) and math.isfinite(total):
             return
         place = bad_gradient(self.model.trainable_variables, gradients)
         if not math.isfinite(loss):

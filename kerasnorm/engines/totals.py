@@ -1,12 +1,8 @@
 """Sums over the images of an epoch, as Keras's metrics keep them."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 from kerasnorm.analysis.evaluate import Scores
-from kerasnorm.config import TrainConfig
-from kerasnorm.errors import DivergedError
 
 
 class RunningMeans(Mapping[str, float]):
@@ -40,16 +36,3 @@ class RunningMeans(Mapping[str, float]):
         """Cross-entropy and accuracy so far."""
         _, entropy, right = self.read()
         return Scores(entropy / self.count, right / self.count)
-
-
-def check_finite(loss: Any, epoch: int, step: int, config: TrainConfig) -> None:
-    """Ends a run whose loss is no longer finite.
-
-    Raises:
-        DivergedError: It is not; the message says when and at which peak learning rate.
-    """
-    if not math.isfinite(loss):
-        raise DivergedError(
-            f"The loss is {loss} at epoch {epoch + 1}, step {step + 1}, with a peak learning rate "
-            f"of {config.learning_rate}; try a smaller --learning-rate."
-        )
