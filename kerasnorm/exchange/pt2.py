@@ -91,7 +91,8 @@ def _model(path: Path, data: bytes) -> bytes:
     module["treespec_namedtuple_fields"] = {}
     for node in module["graph"]["nodes"]:
         found = _TARGET.fullmatch(node["target"])
-        if found is None or found[1] not in OPERATIONS:
+        # With an underscore at its end an operation writes its result into its first tensor.
+        if found is None or not {found[1], found[1].removesuffix("_")} & OPERATIONS:
             raise _refusal(path, f"the operation {node['target']!r}")
         node["metadata"] = {}
     if module["graph"]["custom_obj_values"]:
