@@ -58,7 +58,15 @@ def check_saved_model(path: Path) -> None:
     check_count(path, sum(math.prod(d.size for d in s.dim) if s.dim else 1 for s in shapes))
 
 
-KINDS = {"user_object", "function", "bare_concrete_function", "constant", "variable", None}
+KINDS = {
+    "user_object",
+    "function",
+    "bare_concrete_function",
+    "constant",
+    "captured_tensor",
+    "variable",
+    None,
+}
 
 
 def _kinds(graph: Any) -> set[str | None]:
