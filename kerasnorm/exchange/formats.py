@@ -98,7 +98,8 @@ FORMATS = {
             ".xml",
             "OpenVINO",
             run_packages=("openvino",),
-            makers={"tensorflow": ("openvino",), "torch": ("openvino",)},
+            # Keras converts with the help of SciPy, which neither of the two brings.
+            makers={"tensorflow": ("openvino", "scipy"), "torch": ("openvino", "scipy")},
             companions=(".bin",),
         ),
         Format(

@@ -58,6 +58,7 @@ def outcomes(source, act, damages, seed, expected):
     rng = random.Random(seed)
     counts = {"refused": 0, "harmless": 0, "wrong": 0, "traceback": 0}
     paths = sorted(p for p in source.rglob("*") if p.is_file() and p.stat().st_size)
+    rng.shuffle(paths)  # else few damages would meet checkpoints alone
     with tempfile.TemporaryDirectory() as name:
         for number, kind in enumerate(damages):
             folder = harness.copy(source, Path(name) / "run")
