@@ -4,6 +4,7 @@ Files from strangers are parsed there: it has a limit of memory and of time, and
 another project crashes, only it dies. It is also where a second Keras backend runs.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -49,8 +50,13 @@ class Helper:
     def close(self) -> None:
         """Ends the process."""
         if self._process is not None:
+            # Not `communicate`: what a library forked may hold the pipes open for ever.
             self._process.kill()
-            self._process.communicate()
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):  # what was left to write has no reader
+                        pipe.close()
             self._process = None
         self._stderr.close()
 

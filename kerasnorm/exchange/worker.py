@@ -123,8 +123,14 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
         return {"error": CorruptFileError.__name__, "message": message}
 
 
+def refuse_telemetry() -> None:
+    """Keeps OpenVINO from reporting its use: over the network, from a fork that can hang."""
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # as if not installed
+
+
 def serve() -> None:
     """Answers tasks until stdin ends."""
+    refuse_telemetry()
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever else is printed is no reply
     for line in sys.stdin:
