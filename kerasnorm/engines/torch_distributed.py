@@ -75,7 +75,7 @@ class DistributedEngine(torch_engine.TorchEngine):
         logits = self.lowered(images, Mode(training=True, key=key, part=part, sum_=self.sum_))
         labels = labels.long()
         entropy = F.cross_entropy(logits, labels, reduction="sum") / part.total
-        penalties = [torch_engine._penalty(variable) for variable in self.regularized]
+        penalties = [torch_engine.penalty(variable) for variable in self.regularized]
         loss = entropy + sum(penalties) * (part.count / part.total)
         gradients = torch.autograd.grad(loss, self.optimizer.parameters)
         with torch.no_grad():

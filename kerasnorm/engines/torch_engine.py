@@ -110,7 +110,7 @@ class TorchEngine(PortableEngine):
         logits = self.lowered(images, Mode(training=True, key=key))
         labels = labels.long()
         entropy = F.cross_entropy(logits, labels)
-        loss = sum((_penalty(variable) for variable in self.regularized), entropy)
+        loss = sum((penalty(variable) for variable in self.regularized), entropy)
         gradients = torch.autograd.grad(loss, self.optimizer.parameters)
         if self.lowered.device.type == "cpu":
             self.refuse_nonfinite(float(loss.detach()), gradients, key)
@@ -143,7 +143,7 @@ class TorchEngine(PortableEngine):
         return predict(self.lowered, images)
 
 
-def _penalty(variable: Any) -> Any:
+def penalty(variable: Any) -> Any:
     """Returns what a regularizer adds to the loss; Keras's own makes tensors from numbers."""
     weight, regularizer = variable.value, variable.regularizer
     if not isinstance(regularizer, keras.regularizers.L1L2):
