@@ -164,12 +164,14 @@ class TrainConfig(_Checked):
     epochs: int = _field(20, "Passes over the training images.", low=1, high=100_000)
     batch_size: int = _field(128, "Images a step.", low=1)
     optimizer: str = _field(
-        "adamw", "Optimizer; sgd has Nesterov momentum.", choices=("adam", "adamw", "sgd")
+        "adamw",
+        "Optimizer; sgd has Nesterov momentum, muon is for kernels and leaves vectors to adamw.",
+        choices=("adam", "adamw", "sgd", "muon"),
     )
     learning_rate: float = _field(0.01, "Peak learning rate.", low=0.0)
-    momentum: float = _field(0.9, "Nesterov momentum of sgd.", low=0.0, high=1.0)
+    momentum: float = _field(0.9, "Nesterov momentum of sgd and muon.", low=0.0, high=1.0)
     weight_decay: float = _field(
-        0.05, "Decoupled decay of the kernels, times the rate; adamw and sgd.", low=0.0
+        0.05, "Decoupled decay of the kernels, times the rate; all but adam.", low=0.0
     )
     schedule: str = _field(
         "triangular",

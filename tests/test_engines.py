@@ -41,7 +41,7 @@ def test_training_lowers_the_loss(engine):
     assert losses[-1] < losses[0] - 0.2
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "muon"])
 def test_each_optimizer_follows_the_rate_table(optimizer):
     decay = {"adam": 0.0}.get(optimizer, 0.05)
     config = tiny.config(optimizer=optimizer, weight_decay=decay)
@@ -50,6 +50,29 @@ def test_each_optimizer_follows_the_rate_table(optimizer):
     for step in (0, 7, 39):
         made.iterations.assign(step)
         assert np.isclose(float(ops.convert_to_numpy(made.learning_rate)), rates[step], rtol=1e-6)
+
+
+def test_muon_moves_a_kernel_by_an_orthogonal_matrix_and_a_vector_as_adamw():
+    config = tiny.config(
+        optimizer="muon", weight_decay=0.0, schedule="constant", learning_rate=0.01, momentum=0.9
+    )
+    rng = np.random.default_rng(0)
+    kernel = keras.Variable(rng.standard_normal((3, 3, 4, 8)), name="kernel")
+    gamma = keras.Variable(np.ones(8), name="gamma")
+    optimizer = make_optimizer(config.train, 10)
+    optimizer.build([kernel, gamma])
+    gradients = rng.standard_normal((36, 8)) @ np.diag(np.geomspace(0.01, 100, 8)), np.full(8, 3.0)
+    before = ops.convert_to_numpy(kernel).reshape(36, 8)
+    tensors = [ops.convert_to_tensor(g.reshape(v.shape), "float32")
+               for g, v in zip(gradients, (kernel, gamma), strict=True)]  # fmt: skip
+    optimizer.apply(tensors, [kernel, gamma])
+    moved = (before - ops.convert_to_numpy(kernel).reshape(36, 8)) / (0.01 * 0.2 * 6)
+    values = np.linalg.svd(moved)[1]
+    # Its five iterations lift what is larger than a thousandth of the largest.
+    assert np.all(values[:5] > 0.6)
+    assert values.max() < 1.3
+    assert np.sum(moved * gradients[0]) > 0
+    assert np.allclose(ops.convert_to_numpy(gamma), 1 - 0.01, atol=1e-6)
 
 
 def test_the_rate_table_holds_its_last_rate_and_round_trips():

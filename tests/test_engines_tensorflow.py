@@ -47,6 +47,7 @@ def assert_ten_steps_are_equal(portable, native):
         ("gn", "best", {}),
         ("ln", "era8", {"ln_affine": "element", "l1": 1e-4, "l2": 1e-3}),
         ("rms", "best", {"optimizer": "sgd"}),
+        ("bn", "best", {"optimizer": "muon"}),
     ],
 )
 def test_ten_optimizer_steps_equal_the_portable_engine(norm, recipe, options):

@@ -164,10 +164,11 @@ def engines(norm, recipe, **overrides):
         ("best", {"optimizer": "sgd", "learning_rate": 0.01}),
         ("best", {"optimizer": "sgd", "momentum": 0.0, "schedule": "constant"}),
         ("best", {"optimizer": "adam", "weight_decay": 0.0, "l2": 1e-3}),
+        ("best", {"optimizer": "muon", "momentum": 0.95}),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("norm", ["bn", "gn", "ln"])
+@pytest.mark.parametrize("norm", ["bn", "gn", "ln", "none"])
 def test_ten_optimizer_steps_equal_the_portable_engine(norm, recipe, options, float64):
     portable, native = engines(norm, recipe, **options)
     assert portable.batches.steps == 10  # the last of a single image

@@ -16,6 +16,7 @@ from kerasnorm.config import TrainConfig
 from kerasnorm.data.batches import Batches
 from kerasnorm.engines.base import BatchListener
 from kerasnorm.engines.diagnosis import diverged, first_nonfinite
+from kerasnorm.engines.muon import ConvMuon
 from kerasnorm.engines.schedule import learning_rates
 from kerasnorm.errors import CorruptFileError, DivergedError
 from kerasnorm.runtime import seed_everything
@@ -56,6 +57,14 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> keras.Optimizer:
     if config.optimizer == "sgd":
         optimizer = keras.optimizers.SGD(
             rate, momentum=config.momentum, nesterov=config.momentum > 0, weight_decay=decay
+        )
+    elif config.optimizer == "muon":
+        optimizer = ConvMuon(
+            rate,
+            weight_decay=decay,
+            adam_weight_decay=None,
+            epsilon=EPSILON,
+            momentum=config.momentum,
         )
     elif config.optimizer == "adamw":
         optimizer = keras.optimizers.AdamW(rate, weight_decay=decay or 0.0, epsilon=EPSILON)
