@@ -32,16 +32,16 @@ gap fc1 logits
 """
 BEST_LAYERS = """
 pixels input_rescaling
-convblock1_conv1 convblock1_norm1 convblock1_relu1
-convblock1_conv2 convblock1_norm2 convblock1_relu2 convblock1_add2
-transblock1_conv transblock1_norm transblock1_relu transblock1_pool
-convblock2_conv1 convblock2_norm1 convblock2_relu1
-convblock2_conv2 convblock2_norm2 convblock2_relu2 convblock2_add2
-convblock2_conv3 convblock2_norm3 convblock2_relu3 convblock2_add3
-transblock2_conv transblock2_norm transblock2_relu transblock2_pool
-convblock3_conv1 convblock3_norm1 convblock3_relu1
-convblock3_conv2 convblock3_norm2 convblock3_relu2 convblock3_add2
-convblock3_conv3 convblock3_norm3 convblock3_relu3 convblock3_add3
+convblock1_conv1 convblock1_norm1 convblock1_silu1
+convblock1_conv2 convblock1_norm2 convblock1_silu2 convblock1_add2
+transblock1_conv transblock1_norm transblock1_silu transblock1_pool
+convblock2_conv1 convblock2_norm1 convblock2_silu1
+convblock2_conv2 convblock2_norm2 convblock2_silu2 convblock2_add2
+convblock2_conv3 convblock2_norm3 convblock2_silu3 convblock2_add3
+transblock2_conv transblock2_norm transblock2_silu transblock2_pool
+convblock3_conv1 convblock3_norm1 convblock3_silu1
+convblock3_conv2 convblock3_norm2 convblock3_silu2 convblock3_add2
+convblock3_conv3 convblock3_norm3 convblock3_silu3 convblock3_add3
 gap fc1 logits
 """
 SKELETON = """
@@ -192,7 +192,7 @@ def test_no_residual_adds_where_they_are_off() -> None:
 
 def test_a_residual_add_sums_the_input_and_the_output_of_its_unit() -> None:
     model = small()
-    wanted = ["convblock1_relu1", "convblock1_relu2", "convblock1_add2"]
+    wanted = ["convblock1_silu1", "convblock1_silu2", "convblock1_add2"]
     before, unit, after = activations(model, wanted, images(model))
     np.testing.assert_array_equal(after, before + unit)
 
@@ -239,7 +239,8 @@ def network(model: keras.Model, norm: str, recipe: str, x: np.ndarray) -> np.nda
             centered = kernel - kernel.mean((0, 1, 2))
             variance = (centered**2).mean((0, 1, 2))
             kernel = centered / np.sqrt(variance * kernel[..., 0].size + 1e-5)
-        y = np.maximum(normalize(norm, convolve(x, kernel), affine), 0)
+        y = normalize(norm, convolve(x, kernel), affine)
+        y = y / (1 + np.exp(-y))  # SiLU
         return x + y if name.startswith("convblock") and x.shape == y.shape else y
 
     x = (x / 255 - (0.4914, 0.4822, 0.4465)) / (0.2470, 0.2435, 0.2616)
