@@ -158,6 +158,9 @@ class TrainConfig(_Checked):
     precision: str = _field(
         "float32", "Arithmetic of the layers.", choices=("float32", "mixed_bfloat16")
     )
+    deterministic: bool = _field(
+        False, "The same bits in every run on a GPU too, for some speed; on a CPU they always are."
+    )
     seed: int = _field(
         0, "Seed of order, augmentation, dropout and weights.", low=0, high=2**31 - 1
     )

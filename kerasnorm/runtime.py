@@ -99,13 +99,16 @@ def preferred(own: str) -> str:
     return "auto" if is_decided or own not in installed_backends() else own
 
 
-def start(backend: str = "auto", device: str = "auto", devices: int = 1) -> tuple[str, Device]:
+def start(
+    backend: str = "auto", device: str = "auto", devices: int = 1, *, deterministic: bool = False
+) -> tuple[str, Device]:
     """Chooses backend and device, imports keras, and says what was taken.
 
     Args:
         backend: As for `select_backend`.
         device: "auto" (a GPU where there is one), "cpu", "gpu", or "cuda:1".
         devices: How many devices this process uses, above 1 on tensorflow only.
+        deterministic: Whether the backend keeps to operations that give the same bits each time.
 
     Raises:
         MissingPackageError: The backend is not installed.
@@ -118,6 +121,8 @@ def start(backend: str = "auto", device: str = "auto", devices: int = 1) -> tupl
             f"devices: expected 1 on {backend}. Received: devices={devices}. Start several "
             f"processes instead: {advice}"
         )
+    if deterministic:
+        _be_deterministic(backend)
     if devices > 1:
         chosen = _tensorflow_devices(device, devices)
     else:
@@ -126,6 +131,24 @@ def start(backend: str = "auto", device: str = "auto", devices: int = 1) -> tupl
     import keras  # noqa: F401  (after the choice, not before)
 
     return backend, chosen
+
+
+def _be_deterministic(backend: str) -> None:
+    """Has an effect on GPUs; must come before their first use."""
+    if backend == "torch":
+        # cuBLAS reads it when it starts; see PyTorch's notes on reproducibility.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        import torch
+
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing of ours reads it
+    elif backend == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.experimental.enable_op_determinism()
+    else:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
 
 
 def _no_gpu(device: str, backend: str, count: int) -> ConfigError:

@@ -103,7 +103,9 @@ def fit_with_data(
             monitor.note(f"{done.path} has finished already.")
             return done, None
     choice = plan.config.train
-    backend, device = runtime.start(choice.backend, choice.device, choice.devices)
+    backend, device = runtime.start(
+        choice.backend, choice.device, choice.devices, deterministic=choice.deterministic
+    )
     from kerasnorm.engines.choice import join
 
     team = join(job, choice.devices)

@@ -69,7 +69,7 @@ def test_fit_trains_saves_and_plots_on_each_backend(tmp_path, backend):
     if backend not in installed_backends():
         pytest.skip(f"{backend} is not installed")
     words = tiny_fit(tmp_path / "run", "--norm", "bn", "--backend", backend, "--json")
-    out, err = run(*words, KERAS_BACKEND=backend)
+    out, err = run(*words, "--deterministic", KERAS_BACKEND=backend)
     metrics = json.loads(out)
     assert 0 <= metrics["test_accuracy"] <= 1
     assert [line.split()[1] for line in err.splitlines() if line.startswith("epoch")] == [

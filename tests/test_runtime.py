@@ -1,6 +1,9 @@
 """Choosing backend and device, seeds, and the record of the environment."""
 
+import os
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,8 +15,6 @@ from kerasnorm.errors import ConfigError, MissingPackageError
 @pytest.fixture
 def fresh(monkeypatch):
     """A process in which keras is not imported yet and only torch is installed."""
-    import sys
-
     monkeypatch.delitem(sys.modules, "keras", raising=False)
     monkeypatch.setattr(runtime, "installed_backends", lambda: ("torch",))
     monkeypatch.setenv("KERAS_BACKEND", "torch")
@@ -56,6 +57,26 @@ def test_a_gpu_that_is_not_there_is_an_error(device):
 )
 def test_a_device_becomes_a_number(device, count, index):
     assert runtime._gpu_index(device, "torch", count) == index
+
+
+STATES = {
+    "torch": "import torch; print(torch.are_deterministic_algorithms_enabled())",
+    "tensorflow": "from tensorflow.python.framework import config; "
+    "print(config.is_op_determinism_enabled())",
+}
+
+
+@pytest.mark.parametrize("backend", STATES)
+def test_a_backend_is_told_to_be_deterministic(backend):
+    if backend not in runtime.installed_backends():
+        pytest.skip(f"{backend} is not installed")
+    words = "from kerasnorm import runtime; "
+    words += f"runtime.start({backend!r}, 'cpu', deterministic=True); {STATES[backend]}"
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    done = subprocess.run(
+        [sys.executable, "-c", words], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.split() == ["True"]
 
 
 def test_seeds_are_a_function_of_seed_and_epoch():

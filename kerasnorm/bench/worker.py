@@ -57,7 +57,8 @@ def contender(name: str, config: Config, images: int, first: _FirstStep) -> tupl
     data = shapes(images, 10)
     if name.startswith("loop"):
         return _loop(name, config, data, first), _ignore
-    runtime.start(config.train.backend, config.train.device)
+    choice = config.train
+    runtime.start(choice.backend, choice.device, deterministic=choice.deterministic)
     engine = make_engine(config.replace(engine="native" if name == "native" else "keras"), data)
     if name == "stock":
         return _stock(engine.model, engine.batches, config, first)  # type: ignore[attr-defined]

@@ -51,6 +51,7 @@ UNAUGMENTED = {
 )
 @click.option("--dropout", type=click.FloatRange(0, 0.95), help="By default the recipe's.")
 @click.option("--augment/--no-augment", help="Augment as the recipe does.", show_default=True)
+@click.option("--deterministic", is_flag=True, help="As in fit; for model.fit and our engine.")
 @click.option("--contender", "contenders", multiple=True, help="Only these; see the table's foot.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Write files here.")
 @opt.device_option
