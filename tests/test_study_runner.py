@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,6 +122,30 @@ def test_a_report_is_made_anew(trained):
     assert "bn-torch-s0" in target.read_text()
 
 
+def test_a_study_grows_into_a_star_of_which_the_levers_are_told(trained, tmp_path):
+    path, words, _, _ = trained
+    shutil.copytree(path, tmp_path / "star")
+    star = ("--vary", "bn_momentum=0.8", "--one-at-a-time", "--seeds", "1", "--out")
+    text, err = call("sweep", *TINY, *words[:-1], *star, tmp_path / "star")
+    assert "3 runs, 2 of them finished before" in err
+    assert (tmp_path / "star/runs/bn-torch-bn_momentum-0.8-s0/model.keras").is_file()
+    assert "Levers" in text
+    assert "Differences" not in text
+    written = (tmp_path / "star/summary.json").read_text()
+    (lever,) = json.loads(written)["levers"]
+    assert (lever["norm"], lever["field"], lever["value"]) == ("bn", "bn_momentum", 0.8)
+    scores = {row["run"]: float(row["test_accuracy"]) for row in rows(tmp_path / "star/runs.csv")}
+    difference = scores["bn-torch-bn_momentum-0.8-s0"] - scores["bn-torch-s0"]
+    assert lever["mean"] == pytest.approx(difference)
+    assert (tmp_path / "star/figures/levers.png").is_file()
+    (tmp_path / "star/summary.json").unlink()
+    call("report", tmp_path / "star")
+    assert (tmp_path / "star/summary.json").read_text() == written
+    call("report", tmp_path / "star", "--out", tmp_path / "one.html")
+    for html in (tmp_path / "star/report.html", tmp_path / "one.html"):
+        assert "<caption>Levers</caption>" in html.read_text()
+
+
 def test_a_diverged_run_is_told_of_and_the_others_are_kept(tmp_path):
     words = (*TINY, "--epochs", "1", "--optimizer", "sgd", "--schedule", "constant",
              "--vary", "learning_rate=0.01,1e30", "--norm", "none", "--seeds", "1")  # fmt: skip
@@ -196,6 +221,8 @@ MISTAKES = [
     (("sweep",), 2, "--vary"),
     (("sweep", "--vary", "batch_sise=3"), 2, "batch_size"),
     (("compare", "--vary", "epochs=1,2", "--epochs", "3"), 2, "either --epochs or --vary"),
+    (("compare", "--one-at-a-time"), 2, "--vary"),
+    (("sweep", "--resume", ".", "--one-at-a-time"), 2, "leave out --one-at-a-time"),
     (("compare", "--norm", "batch"), 2, "'bn', 'gn'"),
     (("compare", "--jobs", "0"), 2, "jobs"),
     (("compare", "--resume", ".", "--seeds", "2"), 2, "leave out --seeds"),
