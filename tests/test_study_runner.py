@@ -4,7 +4,6 @@ import contextlib
 import csv
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +11,11 @@ import time
 
 import pytest
 from test_cli import call
+from test_study_folder import place
 
+from kerasnorm.cli import studies
 from kerasnorm.study import cluster
+from kerasnorm.study.grid import run_name
 
 TINY = (
     *("--data", "shapes", "--train-size", "60", "--test-size", "20", "--batch-size", "16"),
@@ -122,28 +124,36 @@ def test_a_report_is_made_anew(trained):
     assert "bn-torch-s0" in target.read_text()
 
 
-def test_a_study_grows_into_a_star_of_which_the_levers_are_told(trained, tmp_path):
-    path, words, _, _ = trained
-    shutil.copytree(path, tmp_path / "star")
-    star = ("--vary", "bn_momentum=0.8", "--one-at-a-time", "--seeds", "1", "--out")
-    text, err = call("sweep", *TINY, *words[:-1], *star, tmp_path / "star")
-    assert "3 runs, 2 of them finished before" in err
-    assert (tmp_path / "star/runs/bn-torch-bn_momentum-0.8-s0/model.keras").is_file()
+def test_the_levers_of_a_star_are_told(tmp_path):
+    """Of runs that were trained elsewhere: what is printed, written, drawn and made anew."""
+    path = tmp_path / "star"
+    words = (*TINY, "--norm", "gn", "--seeds", "2", "--vary", "optimizer=sgd", "--vary",
+             "groups=2", "--one-at-a-time", "--out", str(path))  # fmt: skip
+    context = studies.sweep.make_context("sweep", list(words))
+    star = studies._grid(context.params, print)
+    scores = {"{}": 0.8, "{'optimizer': 'sgd'}": 0.7, "{'groups': 2}": 0.85}
+    for config, change in zip(star.configs().values(), star.changes().values(), strict=True):
+        home = path / "runs" / run_name(config, star)
+        place(home, config)
+        metrics = json.loads((home / "metrics.json").read_text())
+        metrics["test_accuracy"] = scores[repr(change)] + 0.01 * config.train.seed
+        (home / "metrics.json").write_text(json.dumps(metrics))
+    text, err = call("sweep", *words)
+    assert "6 runs, 6 of them finished before" in err
     assert "Levers" in text
     assert "Differences" not in text
-    written = (tmp_path / "star/summary.json").read_text()
-    (lever,) = json.loads(written)["levers"]
-    assert (lever["norm"], lever["field"], lever["value"]) == ("bn", "bn_momentum", 0.8)
-    scores = {row["run"]: float(row["test_accuracy"]) for row in rows(tmp_path / "star/runs.csv")}
-    difference = scores["bn-torch-bn_momentum-0.8-s0"] - scores["bn-torch-s0"]
-    assert lever["mean"] == pytest.approx(difference)
-    assert (tmp_path / "star/figures/levers.png").is_file()
-    (tmp_path / "star/summary.json").unlink()
-    call("report", tmp_path / "star")
-    assert (tmp_path / "star/summary.json").read_text() == written
-    call("report", tmp_path / "star", "--out", tmp_path / "one.html")
-    for html in (tmp_path / "star/report.html", tmp_path / "one.html"):
+    written = (path / "summary.json").read_text()
+    levers = [(item["field"], item["value"], item["n"]) for item in json.loads(written)["levers"]]
+    assert levers == [("optimizer", "sgd", 2), ("groups", 2, 2)]
+    assert json.loads(written)["levers"][0]["mean"] == pytest.approx(-0.1)
+    assert (path / "figures/levers.png").is_file()
+    (path / "summary.json").unlink()
+    call("report", path)
+    assert (path / "summary.json").read_text() == written
+    call("report", path, "--out", tmp_path / "one.html")
+    for html in (path / "report.html", tmp_path / "one.html"):
         assert "<caption>Levers</caption>" in html.read_text()
+    assert "--one-at-a-time" in (path / "report.html").read_text()
 
 
 def test_a_diverged_run_is_told_of_and_the_others_are_kept(tmp_path):
