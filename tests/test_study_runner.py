@@ -127,8 +127,8 @@ def test_a_report_is_made_anew(trained):
 def test_the_levers_of_a_star_are_told(tmp_path):
     """Of runs that were trained elsewhere: what is printed, written, drawn and made anew."""
     path = tmp_path / "star"
-    words = (*TINY, "--norm", "gn", "--seeds", "2", "--vary", "optimizer=sgd", "--vary",
-             "groups=2", "--one-at-a-time", "--out", str(path))  # fmt: skip
+    words = (*TINY, "--recipe", "era8", "--norm", "gn", "--seeds", "2", "--vary", "optimizer=sgd",
+             "--vary", "groups=2", "--one-at-a-time", "--out", str(path))  # fmt: skip
     context = studies.sweep.make_context("sweep", list(words))
     star = studies._grid(context.params, print)
     scores = {"{}": 0.8, "{'optimizer': 'sgd'}": 0.7, "{'groups': 2}": 0.85}

@@ -11,7 +11,8 @@ from kerasnorm.study.groups import Group
 
 JUDGES = ("val_accuracy", "test_accuracy")  # choices are made on the first where there is one
 DEFINITION = (
-    "value minus base, one field changed alone, seed by seed over the seeds that both have; the "
+    "value minus base, one field changed alone (with adam the weight decay too, with a linear rate "
+    "the batch size's learning rate), seed by seed over the seeds that both have; the "
     "measure is validation accuracy where all of these runs have it, else test accuracy; with the "
     "t-interval of the mean, not corrected for the number of levers"
 )
