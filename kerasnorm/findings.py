@@ -4,7 +4,14 @@ from collections.abc import Sequence
 
 from kerasnorm.analysis.statistics import Spread
 from kerasnorm.console import duration
-from kerasnorm.plots.labels import field_texts, group_label, norm_label
+from kerasnorm.plots.labels import (
+    MEASURES,
+    field_texts,
+    group_label,
+    measure_text,
+    norm_label,
+    value_text,
+)
 from kerasnorm.study.estimate import Estimate, makespan
 from kerasnorm.study.runner import FAILED, Entry
 from kerasnorm.study.summary import Difference, Published, Summary
@@ -20,6 +27,11 @@ GROUP_NOTE = (
 DIFFERENCE_NOTE = (
     "First minus second in points of test accuracy, seed by seed over the seeds that both have; "
     "clear where the interval leaves out zero. Not corrected for the number of comparisons."
+)
+LEVER_NOTE = (
+    "One field changed alone, the rest as in the base: means of {measure} after the last epoch "
+    "over the n seeds that both have, and instead minus base in points, seed by seed; clear where "
+    "the interval leaves out zero. Not corrected for the number of levers."
 )
 PLAN_NOTE = (
     "Estimated from the epochs of runs of the same kind, else from a few steps here, each run on "
@@ -81,7 +93,7 @@ def difference_grid(summary: Summary) -> Grid:
             f"{100 * item.spread.mean:+.2f}",
             NO_VALUE if item.spread.sd is None else f"{100 * item.spread.sd:.2f}",
             _interval(item.spread),
-            NO_VALUE if item.spread.low is None else "yes" if item.is_clear else "no",
+            _clear(item.spread),
         )
         for item in summary.differences
     ]
@@ -91,6 +103,37 @@ def difference_grid(summary: Summary) -> Grid:
         notes=(DIFFERENCE_NOTE,),
         title="Differences",
     )
+
+
+def lever_grid(summary: Summary) -> Grid:
+    """Returns the table of levers, in points of the accuracy that they were judged by."""
+    is_mixed = len({item.measure for item in summary.levers}) > 1
+    rows = [
+        (
+            group_label(item.base, summary.groups),
+            f"{item.field} ({MEASURES[item.measure]})" if is_mixed else item.field,
+            value_text(item.base_value),
+            value_text(item.value),
+            str(item.spread.n),
+            f"{100 * item.mean(item.base):.2f}",
+            f"{100 * item.mean(item.changed):.2f}",
+            f"{100 * item.spread.mean:+.2f}",
+            _interval(item.spread),
+            _clear(item.spread),
+        )
+        for item in summary.levers
+    ]
+    return Grid(
+        ("norm", "field", "base", "instead", ">n", ">base %", ">instead %", ">difference",
+         f">{INTERVAL}", "clear"),
+        rows,
+        notes=(LEVER_NOTE.format(measure=measure_text(summary.levers)),),
+        title="Levers",
+    )  # fmt: skip
+
+
+def _clear(found: Spread) -> str:
+    return NO_VALUE if found.low is None else "yes" if found.is_clear else "no"
 
 
 def _interval(found: Spread) -> str:
@@ -125,8 +168,14 @@ def _pair(item: Published, measure: str) -> tuple[str, str, str]:
 
 
 def sentences(summary: Summary) -> list[str]:
-    """Returns what the differences say, a sentence each; the clear ones first."""
-    ranked = sorted(summary.differences, key=lambda item: not item.is_clear)
+    """Returns what the differences say, a sentence each; the clear ones first.
+
+    Of a star, those between bases come before all.
+    """
+    ranked = sorted(
+        summary.differences,
+        key=lambda item: (summary.is_star and bool(item.first.fields), not item.is_clear),
+    )
     texts = [_sentence(item, summary) for item in ranked[:MOST_SENTENCES]]
     left = len(ranked) - len(texts)
     return [*texts, f"{left} more differences stand in the table."] if left > 0 else texts

@@ -110,10 +110,14 @@ def _write(path: Path, study: Grid, entries: Sequence[Entry], note: Note) -> Sum
     done = [entry.job.done for entry in entries if entry.job.done]
     if not done:
         return None
-    summary = summarize(done, tuple(study.vary))
+    summary = _summary(done, study)
     sheets.write(path, entries, summary.axes, summary)
     write_report(path, study, summary, note)
     return summary
+
+
+def _summary(runs: Sequence[Run], study: Grid) -> Summary:
+    return summarize(runs, tuple(study.vary), study if study.one_at_a_time else None)
 
 
 def check(study: Grid) -> None:
@@ -153,9 +157,11 @@ def write_report(path: Path, study: Grid, summary: Summary, note: Note) -> Path:
     return target
 
 
-def report_on_runs(runs: Sequence[Run], target: Path, note: Note) -> None:
-    """Writes a report on some runs, which need not be a study's, to an HTML file."""
-    summary = summarize(runs)
+def report_on_runs(
+    runs: Sequence[Run], target: Path, note: Note, study: Grid | None = None
+) -> None:
+    """Writes a report on some runs to an HTML file; `study` is theirs if they are one's alone."""
+    summary = _summary(runs, study) if study else summarize(runs)
     paths = " ".join(shlex.quote(str(run.path)) for run in runs)
     commands = {f"{run.path.name}:": f"kerasnorm fit --config {run.path}/config.toml"
                 for run in runs}  # fmt: skip

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex
-from test_study_summary import RUNS, make_run
+from test_study_summary import RUNS, make_run, star_runs, summarize_star
 
 from kerasnorm.plots import NORM_COLORS, save
+from kerasnorm.plots.levers import levers_figure
 from kerasnorm.plots.study import (
     against_figure,
     curves_figure,
@@ -96,3 +97,48 @@ def test_a_study_is_drawn_whole(tmp_path):
     assert "against-batch_size.png" in names
     assert "misclassified-bn.png" not in names
     assert file_name(sweep().groups[0], sweep()) == "bn"
+
+
+def test_the_levers_have_a_panel_a_norm_and_a_dot_a_seed(tmp_path):
+    figure = levers_figure(summarize_star())
+    assert [axes.get_title() for axes in figure.axes] == ["BN", "GN"]
+    for axes, norm in zip(figure.axes, ("bn", "gn"), strict=True):
+        data = [line for line in axes.lines if line.get_marker() == "o"]
+        assert {to_hex(line.get_color()) for line in data} == {NORM_COLORS[norm].lower()}
+        assert any(np.allclose(line.get_xdata(), 0) for line in axes.lines)
+    bn = figure.axes[0]
+    assert [text.get_text() for text in bn.get_yticklabels()][3] == "optimizer adamw → sgd"
+    dots = [line for line in bn.lines if line.get_marker() == "o" and line.get_ydata()[0] == 3]
+    assert np.allclose(dots[0].get_xdata(), [-0.4, -0.2, -0.3])
+    assert "-0.30" in [text.get_text() for text in bn.texts]
+    assert "validation accuracy or test accuracy" in figure.axes[1].get_xlabel()
+    save(figure, tmp_path / "a.png")
+
+
+def test_a_ruinous_choice_leaves_the_panel_as_an_arrow():
+    runs = [r for r in star_runs() if r.config.model.norm == "bn" and r.config.train.seed < 1]
+    axes = levers_figure(summarize_star(runs)).axes[0]
+    assert "arrow" not in axes.get_xlabel()
+    assert "interval" not in axes.get_xlabel()  # one seed has none
+    ruined = [r for r in runs if r.config.train.optimizer == "sgd"]
+    ruined[0].metrics["test_accuracy"] = 0.1
+    axes = levers_figure(summarize_star(runs)).axes[0]
+    assert axes.get_xlabel().endswith("arrow: beyond")
+    assert axes.get_xlim()[0] > -5
+    arrows = [line for line in axes.lines if line.get_marker() == "<"]
+    assert [line.get_ydata()[0] for line in arrows] == [0]
+    assert "-70.00" in [text.get_text() for text in axes.texts]
+
+
+def test_of_a_star_only_the_base_has_curves(tmp_path):
+    found = summarize_star()
+    names = {path.name for path in draw_study(found, tmp_path, lambda run: None)}
+    assert names == {
+        *("levers.png", "accuracy.png", "loss.png", "final.png", "against-dropout.png"),
+        *("confusion-bn.png", "confusion-gn.png"),
+    }
+    axes = against_figure(found, "dropout").axes[0]
+    lines = [line for line in axes.lines if len(line.get_xdata()) == 4]
+    assert len(lines) == 2
+    assert np.allclose(lines[0].get_xdata(), [0, 0.1, 0.2, 0.3])
+    assert np.allclose(lines[0].get_ydata(), [81, 80, 80, 80])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_study_summary import RUNS, make_run
+from test_study_summary import RUNS, make_run, summarize_star
 
 from kerasnorm import report
 from kerasnorm.plots.study import draw_study
@@ -80,6 +80,17 @@ def test_every_picture_is_told_in_words(html):
     assert len(images) == 11
     assert all(len(image["alt"]) > 40 for image in images)
     assert "BN 81.00 ± 0.71 %" in images[0]["alt"]
+
+
+def test_levers_are_a_table_and_a_picture_in_words(tmp_path):
+    summary = summarize_star()
+    pictures = draw_study(summary, tmp_path, lambda run: None)
+    text = report.render(Report("a star", summary, pictures, {}, None))
+    assert "<caption>Levers</caption>" in text
+    assert "One field changed alone" in text
+    first = Page(text).images[0]["alt"]
+    assert first.startswith("What one choice changed alone does to")
+    assert "BN optimizer adamw → sgd -0.30" in first
 
 
 def test_what_comes_from_outside_is_escaped(html):

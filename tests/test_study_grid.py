@@ -66,6 +66,80 @@ def test_a_linear_rate_follows_the_batch_size():
     assert rates == {16: 0.0025, 64: 0.01, 128: 0.02}  # era8: 0.01 at 64
 
 
+STAR = {
+    "fixed": {"recipe": "era8", "data": "shapes", "batch_size": 64, "optimizer": "adamw"},
+    "vary": {"optimizer": ("adamw", "sgd", "adam"), "batch_size": (32, 64), "groups": (2,)},
+    "seeds": (0,),
+    "one_at_a_time": True,
+}
+
+
+def test_one_at_a_time_is_a_star_around_the_base():
+    grid = make(norms=("bn", "gn"), **STAR)
+    kinds = [(c.model.norm, c.train.optimizer, c.train.batch_size, c.model.groups)
+             for c in grid.configs().values()]  # fmt: skip
+    assert kinds == [
+        ("bn", "adamw", 64, 0),
+        ("gn", "adamw", 64, 0),
+        ("bn", "sgd", 64, 0),
+        ("gn", "sgd", 64, 0),
+        ("bn", "adam", 64, 0),
+        ("gn", "adam", 64, 0),
+        ("bn", "adamw", 32, 0),
+        ("gn", "adamw", 32, 0),
+        ("gn", "adamw", 64, 2),
+    ]
+    assert list(grid.changes().values())[::2] == [
+        {},
+        {"optimizer": "sgd"},
+        {"optimizer": "adam"},
+        {"batch_size": 32},
+        {"groups": 2},
+    ]
+    assert list(grid.changes()) == list(grid.configs())
+    names = [run_name(config, grid) for config in grid.configs().values()]
+    assert names[:4] == [
+        "bn-torch-s0",
+        "gn-torch-s0",
+        "bn-torch-optimizer-sgd-s0",
+        "gn-torch-optimizer-sgd-s0",
+    ]
+    assert names[-1] == "gn-torch-groups-2-s0"
+
+
+def test_each_norm_has_a_base_of_its_own():
+    grid = make(
+        norms=("bn", "gn"),
+        seeds=(0,),
+        fixed={"recipe": "best", "data": "shapes"},
+        vary={"weight_standardization": (True, False)},
+        one_at_a_time=True,
+    )
+    bases = {norm: resolve({"norm": norm}).model.weight_standardization for norm in grid.norms}
+    assert [run_name(config, grid) for config in grid.configs().values()] == [
+        "bn-torch-s0",
+        "gn-torch-s0",
+        *(f"{norm}-torch-weight_standardization-{value}-s0"
+          for value in (True, False) for norm in grid.norms if bases[norm] != value),
+    ]  # fmt: skip
+
+
+def test_a_star_scales_the_rate_of_a_batch_size_alone():
+    grid = make(norms=("gn",), linear_rate=True, **STAR)
+    rates = {repr(change): config.train.learning_rate for change, config in
+             zip(grid.changes().values(), grid.configs().values(), strict=True)}  # fmt: skip
+    assert rates["{}"] == rates["{'optimizer': 'sgd'}"] == 0.01
+    assert rates["{'batch_size': 32}"] == 0.005
+
+
+def test_only_a_study_without_varied_fields_becomes_a_star():
+    star = make(**STAR)
+    plain = make(**STAR | {"one_at_a_time": False})
+    assert star.conflict(plain) == plain.conflict(star) == "one_at_a_time"
+    assert star.conflict(make(**STAR | {"one_at_a_time": False, "vary": {}})) == ""
+    assert star.conflict(make(**STAR | {"vary": {"dropout": (0.1,)}})) == ""
+
+
 def test_vary_takes_any_field():
     found = parse_vary(["batch-size=2,4,4", "widths=1,2;3,4", "residual=true,false", "recipe=best"])
     assert found == {
@@ -100,19 +174,28 @@ NUMBERS = st.lists(st.integers(1, 500), min_size=1, max_size=3, unique=True).map
 
 
 @settings(deadline=None, max_examples=20)
-@given(batch=NUMBERS, seeds=NUMBERS, linear=st.booleans())
-def test_study_toml_gives_the_same_grid(tmp_path_factory, batch, seeds, linear):
+@given(batch=NUMBERS, seeds=NUMBERS, linear=st.booleans(), star=st.booleans())
+def test_study_toml_gives_the_same_grid(tmp_path_factory, batch, seeds, linear, star):
     path = tmp_path_factory.mktemp("grid") / grids.STUDY
     fixed = {"recipe": "era8", "data": "shapes", "widths": (4,) * 10, "residual": True}
-    grid = make(seeds=seeds, vary={"batch_size": batch}, fixed=fixed, linear_rate=linear)
+    grid = make(
+        seeds=seeds,
+        vary={"batch_size": batch},
+        fixed=fixed,
+        linear_rate=linear,
+        one_at_a_time=star,
+    )
     path.write_text(grids.to_toml(grid))
+    assert ("one_at_a_time" in path.read_text()) == star  # an older file has no such line
     assert grids.read(path) == grid
 
 
-def test_the_command_of_a_grid_parses_to_the_same_grid():
+@pytest.mark.parametrize("star", [False, True])
+def test_the_command_of_a_grid_parses_to_the_same_grid(star):
     fixed = {"train_size": 50, "data": "shapes", "residual": False}
     vary = {"widths": ((4,) * 10, (8,) * 10), "dropout": (0.0, 0.5)}
-    grid = make(fixed=fixed | {"recipe": "era8"}, vary=vary, linear_rate=True, seeds=(3, 4))
+    fixed |= {"recipe": "era8"}
+    grid = make(fixed=fixed, vary=vary, linear_rate=True, seeds=(3, 4), one_at_a_time=star)
     words = grids.command(grid, "out")
     assert words[:2] == ["kerasnorm", "sweep"]
     context = studies.sweep.make_context("sweep", words[2:])

@@ -11,8 +11,11 @@ import time
 
 import pytest
 from test_cli import call
+from test_study_folder import place
 
+from kerasnorm.cli import studies
 from kerasnorm.study import cluster
+from kerasnorm.study.grid import run_name
 
 TINY = (
     *("--data", "shapes", "--train-size", "60", "--test-size", "20", "--batch-size", "16"),
@@ -121,6 +124,38 @@ def test_a_report_is_made_anew(trained):
     assert "bn-torch-s0" in target.read_text()
 
 
+def test_the_levers_of_a_star_are_told(tmp_path):
+    """Of runs that were trained elsewhere: what is printed, written, drawn and made anew."""
+    path = tmp_path / "star"
+    words = (*TINY, "--recipe", "era8", "--norm", "gn", "--seeds", "2", "--vary", "optimizer=sgd",
+             "--vary", "groups=2", "--one-at-a-time", "--out", str(path))  # fmt: skip
+    context = studies.sweep.make_context("sweep", list(words))
+    star = studies._grid(context.params, print)
+    scores = {"{}": 0.8, "{'optimizer': 'sgd'}": 0.7, "{'groups': 2}": 0.85}
+    for config, change in zip(star.configs().values(), star.changes().values(), strict=True):
+        home = path / "runs" / run_name(config, star)
+        place(home, config)
+        metrics = json.loads((home / "metrics.json").read_text())
+        metrics["test_accuracy"] = scores[repr(change)] + 0.01 * config.train.seed
+        (home / "metrics.json").write_text(json.dumps(metrics))
+    text, err = call("sweep", *words)
+    assert "6 runs, 6 of them finished before" in err
+    assert "Levers" in text
+    assert "Differences" not in text
+    written = (path / "summary.json").read_text()
+    levers = [(item["field"], item["value"], item["n"]) for item in json.loads(written)["levers"]]
+    assert levers == [("optimizer", "sgd", 2), ("groups", 2, 2)]
+    assert json.loads(written)["levers"][0]["mean"] == pytest.approx(-0.1)
+    assert (path / "figures/levers.png").is_file()
+    (path / "summary.json").unlink()
+    call("report", path)
+    assert (path / "summary.json").read_text() == written
+    call("report", path, "--out", tmp_path / "one.html")
+    for html in (path / "report.html", tmp_path / "one.html"):
+        assert "<caption>Levers</caption>" in html.read_text()
+    assert "--one-at-a-time" in (path / "report.html").read_text()
+
+
 def test_a_diverged_run_is_told_of_and_the_others_are_kept(tmp_path):
     words = (*TINY, "--epochs", "1", "--optimizer", "sgd", "--schedule", "constant",
              "--vary", "learning_rate=0.01,1e30", "--norm", "none", "--seeds", "1")  # fmt: skip
@@ -196,6 +231,8 @@ MISTAKES = [
     (("sweep",), 2, "--vary"),
     (("sweep", "--vary", "batch_sise=3"), 2, "batch_size"),
     (("compare", "--vary", "epochs=1,2", "--epochs", "3"), 2, "either --epochs or --vary"),
+    (("compare", "--one-at-a-time"), 2, "--vary"),
+    (("sweep", "--resume", ".", "--one-at-a-time"), 2, "leave out --one-at-a-time"),
     (("compare", "--norm", "batch"), 2, "'bn', 'gn'"),
     (("compare", "--jobs", "0"), 2, "jobs"),
     (("compare", "--resume", ".", "--seeds", "2"), 2, "leave out --seeds"),

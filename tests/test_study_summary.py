@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from kerasnorm.recipes import published, resolve
 from kerasnorm.run import Run
 from kerasnorm.study import sheets
 from kerasnorm.study.folder import Job
+from kerasnorm.study.grid import Grid
 from kerasnorm.study.runner import DONE, FAILED, Entry
 from kerasnorm.study.summary import summarize, to_dict
 
@@ -127,6 +129,136 @@ def test_sentences_say_no_more_than_the_intervals():
     assert texts[0].startswith("BN is 1.07 points above GN (95 % interval +0.78 to +1.35, n = 3")
     assert any("one seed, so nothing follows" in text for text in texts)
     assert all("cannot be told apart" in t or "n = 3" in t or "one seed" in t for t in texts)
+
+
+STAR = Grid(
+    norms=("bn", "gn"),
+    backends=("torch",),
+    seeds=(0, 1, 2),
+    fixed={"recipe": "era8", "data": "cifar10", "optimizer": "adamw", "dropout": 0.0},
+    vary={"optimizer": ("adamw", "sgd"), "dropout": (0.1, 0.2, 0.3), "groups": (2,)},
+    one_at_a_time=True,
+)
+
+
+def star_runs():
+    """A star whose bn loses 0.4, 0.2 and 0.3 points by sgd, and gn's runs on validation too."""
+    bases = {"bn": (0.80, 0.82, 0.81), "gn": (0.70, 0.72, 0.71)}
+    losses = {
+        ("bn", "optimizer"): (0.004, 0.002, 0.003),
+        ("bn", "dropout"): (0.0, 0.01, 0.02),
+        ("gn", "optimizer"): (-0.1, -0.1, -0.1),
+        ("gn", "dropout"): (0.02, 0.02, 0.03),
+        ("gn", "groups"): (0.01, 0.01, 0.01),
+    }
+    for config, change in zip(STAR.configs().values(), STAR.changes().values(), strict=True):
+        norm, seed = config.model.norm, config.train.seed
+        loss = losses[norm, *change][seed] if change else 0.0
+        run = make_run(bases[norm][seed] - loss, norm=norm)
+        if norm == "gn":
+            run.metrics["val_accuracy"] = 0.9 - 2 * loss
+        yield replace(run, config=config)
+
+
+def summarize_star(runs=None):
+    return summarize(list(star_runs()) if runs is None else runs, tuple(STAR.vary), STAR)
+
+
+def test_a_lever_is_one_field_against_the_base_seed_by_seed():
+    found = summarize_star()
+    assert found.axes == ("optimizer", "dropout", "groups")
+    assert [(g.norm, dict(g.fields)) for g in found.bases] == [("bn", {}), ("gn", {})]
+    levers = {(lever.norm, lever.field, lever.value): lever for lever in found.levers}
+    assert len(found.levers) == len(levers) == 4 + 5
+    sgd = levers["bn", "optimizer", "sgd"]
+    assert (sgd.base_value, sgd.seeds, sgd.measure) == ("adamw", (0, 1, 2), "test_accuracy")
+    assert sgd.base is found.groups[0]
+    assert sgd.differences == pytest.approx([-0.004, -0.002, -0.003])
+    # sd 0.001 of three, t(2) = 4.303: the interval is -0.003 -+ 4.303 * 0.001 / sqrt(3)
+    assert sgd.spread.mean == pytest.approx(-0.003)
+    assert sgd.spread.low == pytest.approx(-0.003 - 0.0024842, abs=1e-6)
+    assert sgd.spread.high == pytest.approx(-0.003 + 0.0024842, abs=1e-6)
+    assert sgd.is_clear
+    assert not levers["bn", "dropout", 0.1].is_clear
+    assert levers["gn", "optimizer", "sgd"].measure == "val_accuracy"
+    assert levers["gn", "optimizer", "sgd"].spread.mean == pytest.approx(0.2)
+
+
+def test_levers_stand_norm_by_norm_the_largest_first():
+    found = summarize_star()
+    assert [(lever.norm, lever.field) for lever in found.levers] == [
+        *[("bn", "dropout")] * 3,
+        ("bn", "optimizer"),
+        ("gn", "optimizer"),
+        *[("gn", "dropout")] * 3,
+        ("gn", "groups"),
+    ]
+    grid = findings.lever_grid(found)
+    assert grid.rows[3] == (
+        *("BN", "optimizer (test accuracy)", "adamw", "sgd", "3"),
+        *("81.00", "80.70", "-0.30", "-0.55 to -0.05", "yes"),
+    )
+    assert grid.rows[4] == (
+        *("GN", "optimizer (validation accuracy)", "adamw", "sgd", "3"),
+        *("90.00", "110.00", "+20.00", "+20.00 to +20.00", "yes"),
+    )
+    assert "validation accuracy or test accuracy" in grid.notes[0]
+    alone = findings.lever_grid(
+        summarize_star([r for r in star_runs() if r.config.model.norm == "bn"])
+    )
+    assert alone.rows[3][1] == "optimizer"
+    assert "means of test accuracy" in alone.notes[0]
+
+
+def test_a_lever_needs_a_base_and_a_common_seed():
+    runs = list(star_runs())
+    is_base = [not change for change in STAR.changes().values()]
+    lost = [(base and run.config.model.norm == "bn") or run.config.train.seed == 1
+            for run, base in zip(runs, is_base, strict=True)]  # fmt: skip
+    half = [run for run, is_lost in zip(runs, lost, strict=True) if not is_lost]
+    levers = summarize_star(half).levers
+    assert {lever.norm for lever in levers} == {"gn"}
+    assert {lever.seeds for lever in levers} == {(0, 2)}
+    rest = [run for run, base in zip(runs, is_base, strict=True)
+            if run.config.train.seed == (0 if base else 2)]  # fmt: skip
+    assert summarize_star(rest).levers == ()
+    without = [run for run, base in zip(runs, is_base, strict=True) if not base]
+    found = summarize_star(without)
+    assert found.bases == found.groups
+    assert summarize(runs).levers == ()
+
+
+def test_norms_of_a_star_are_compared_where_they_change_the_same():
+    found = summarize_star()
+    pairs = [(d.first.norm, d.second.norm, dict(d.first.fields)) for d in found.differences]
+    assert pairs[0] == ("bn", "gn", {})
+    assert len(pairs) == 1 + 4
+    assert all(d.first.fields == d.second.fields for d in found.differences)
+    assert findings.sentences(found)[0].startswith("BN is 10.00 points above GN (")
+
+
+def test_a_star_is_written_down(tmp_path):
+    found = summarize_star()
+    document = to_dict(found)
+    assert document["groups"][0]["norm"] == "bn"
+    assert "optimizer" not in document["groups"][0]
+    lever = document["levers"][3]
+    assert {name: lever[name] for name in ("norm", "field", "base", "value", "measure", "n")} == {
+        "norm": "bn",
+        "field": "optimizer",
+        "base": "adamw",
+        "value": "sgd",
+        "measure": "test_accuracy",
+        "n": 3,
+    }
+    assert "minus base" in document["definitions"]["levers"]
+    sheets.write(tmp_path, [], found.axes, found)
+    assert json.loads((tmp_path / "summary.json").read_text()) == document
+    with (tmp_path / "summary.csv").open() as file:
+        first, second, *_ = csv.DictReader(file)
+    assert list(first)[:6] == ["norm", "backend", "optimizer", "dropout", "groups", "n"]
+    assert (first["optimizer"], first["dropout"], first["groups"]) == ("adamw", "0.0", "")
+    assert second["groups"] == "0"
 
 
 def test_the_sheets_hold_every_run_and_group(tmp_path):

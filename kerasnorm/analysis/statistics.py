@@ -26,6 +26,12 @@ class Spread:
     low: float | None = None
     high: float | None = None
 
+    @property
+    def is_clear(self) -> bool:
+        """Whether there is an interval and it leaves out zero."""
+        low, high = self.low, self.high
+        return low is not None and high is not None and (low > 0 or high < 0)
+
 
 def spread(values: Sequence[float]) -> Spread:
     """Returns n, mean, sd and the 95 % interval mean ± t(n - 1) * sd / sqrt(n).

@@ -47,6 +47,12 @@ STUDY_OPTIONS: tuple[opt.Decorator, ...] = (
         "given. A field that a norm does not read does not multiply its runs.",
     ),
     click.option(
+        "--one-at-a-time",
+        is_flag=True,
+        help="Train each value of --vary alone, beside the base that the other options say, "
+        "and tell what each does: an ablation. By default all combinations.",
+    ),
+    click.option(
         "--linear-rate",
         is_flag=True,
         help="Scale the peak learning rate with the batch size.",
@@ -106,6 +112,8 @@ def compare(**options: Any) -> None:
 def sweep(**options: Any) -> None:
     """Vary any fields of the config, over several norms and seeds, in one study folder.
 
+    With --one-at-a-time each value is trained alone, beside the base: what does it do by itself?
+
     Example: kerasnorm sweep --vary batch_size=2,4,8,16,32 --norm bn --norm gn
     """
     if not options["vary"] and options["resume"] is None:
@@ -156,6 +164,8 @@ def _grid(options: dict[str, Any], note: Any) -> Any:
     given = {k: v for k, v in opt.given(options).items() if k in SETTINGS or k == "recipe"}
     given.pop("seed", None)
     vary = parse_vary(options["vary"])
+    if options["one_at_a_time"] and not vary:
+        raise ConfigError("--one-at-a-time: expected --vary FIELD=VALUE,VALUE too. Received: none.")
     if both := set(vary) & set(given):
         name = sorted(both)[0]
         raise ConfigError(f"{name}: expected either --{name.replace('_', '-')} or --vary {name}=…")
@@ -170,6 +180,7 @@ def _grid(options: dict[str, Any], note: Any) -> Any:
         vary=vary,
         fixed=given,
         linear_rate=options["linear_rate"],
+        one_at_a_time=options["one_at_a_time"],
     )
     grid.configs()  # refuses a value that is out of range before any data are read
     if "data" not in vary and given.get("data", "auto") == "auto":
@@ -188,7 +199,8 @@ def _default_folder(grid: Any) -> Path:
     plain = replace(grid, seeds=()).to_dict()
     mark = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:6]
     data = Path(str(grid.fixed.get("data", "data"))).name
-    return Path("results/studies") / "-".join([data, *grid.norms, *grid.vary, mark])
+    varied = ["one-at-a-time"] if grid.one_at_a_time else [*grid.vary]  # many would be too long
+    return Path("results/studies") / "-".join([data, *grid.norms, *varied, mark])
 
 
 def _plan(grid: Any, out: Path, jobs: int, scheduler: str | None, as_json: bool, note: Any) -> None:
@@ -234,7 +246,9 @@ def _print_outcome(outcome: Any, as_json: bool) -> None:
         opt.print_json({"path": str(outcome.path), "runs": rows, **document})
     elif found:
         opt.print_grid(findings.group_grid(found))
-        if found.differences:
+        if found.levers:
+            opt.print_grid(findings.lever_grid(found))
+        elif found.differences:
             opt.print_grid(findings.difference_grid(found))
         if found.published:
             opt.print_grid(findings.published_grid(found))
@@ -270,10 +284,11 @@ def report(paths: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
         runs: list[Run] = []
         for path in paths:
             runs += folder.load(path, console.note)[1] if path in studies else [Run.load(path)]
+        study = folder.read_grid(paths[0]) if studies and len(paths) == 1 else None
         alone = paths[0] if len(paths) == 1 else Path("results/plots")
         target = out or alone / folder.REPORT
         target.parent.mkdir(parents=True, exist_ok=True)
-        lab.report_on_runs(runs, target, console.note)
+        lab.report_on_runs(runs, target, console.note, study)
     if as_json:
         opt.print_json({"report": str(target)})
     else:

@@ -7,8 +7,10 @@ from typing import Any
 from kerasnorm.config import SETTINGS, Config
 from kerasnorm.run import Run
 from kerasnorm.study.grid import OWNED
-from kerasnorm.study.summary import Group
+from kerasnorm.study.groups import Group
+from kerasnorm.study.levers import Lever
 
+MEASURES = {"val_accuracy": "validation accuracy", "test_accuracy": "test accuracy"}
 # Fields that a reader of a comparison must hear of wherever they differ.
 HEADLINES: dict[str, Callable[[Config], str]] = {
     "recipe": lambda config: config.recipe,
@@ -68,6 +70,12 @@ def field_texts(fields: Mapping[str, Any], without: str = "") -> list[str]:
     ]
 
 
+def measure_text(levers: Sequence[Lever]) -> str:
+    """Returns which accuracy the differences are of."""
+    return " or ".join(text for name, text in MEASURES.items()
+                       if any(item.measure == name for item in levers))  # fmt: skip
+
+
 def _join(labels: Sequence[str], texts: Sequence[str]) -> list[str]:
     return [f"{label}, {text}" for label, text in zip(labels, texts, strict=True)]
 
@@ -80,6 +88,13 @@ def _text(name: str, value: Any) -> str:
     words = name.replace("_", " ")
     if isinstance(value, bool):
         return words if value else f"no {words}"
+    return f"{words} {value_text(value)}"
+
+
+def value_text(value: Any) -> str:
+    """Returns a field's value alone: "true", "16 16 12", "0.05"."""
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, tuple):
-        return f"{words} {' '.join(map(str, value))}"
-    return f"{words} {value:g}" if isinstance(value, float) else f"{words} {value}"
+        return " ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -22,13 +22,16 @@ from kerasnorm.plots.curves import (
 )
 from kerasnorm.plots.images import confusion_figure, misclassified_figure
 from kerasnorm.plots.labels import field_texts, group_label, norm_label
+from kerasnorm.plots.levers import levers_figure
 from kerasnorm.plots.style import INK, NORM_COLORS, TEXT_SIZE, new_figure, quiet, save_all
 from kerasnorm.run import COLUMNS, Row, Run
-from kerasnorm.study.summary import Group, Summary
+from kerasnorm.study.groups import Group
+from kerasnorm.study.summary import Summary
 
 ROW = 0.34  # inches of a group in the figure of final accuracies
 MOST_ARMS = 8  # norms of which mistakes and confusion are drawn
 LOG_FROM = 8  # a field whose values span this factor gets a logarithmic axis
+STAR_VALUES = 3  # of a field of a star from which a line says more than its levers
 # Fields against which the error is shown, as the papers do.
 AS_ERROR = ("batch_size",)
 
@@ -44,9 +47,10 @@ def draw_study(
         test_images: Returns a run's test images, raw, shape (N, H, W, C); where it returns None
             the misclassified ones are not drawn.
     """
-    figures = {
-        "accuracy": curves_figure(summary.groups, "accuracy"),
-        "loss": curves_figure(summary.groups, "loss"),
+    figures = {"levers": levers_figure(summary)} if summary.levers else {}
+    figures |= {
+        "accuracy": curves_figure(summary.bases, "accuracy"),
+        "loss": curves_figure(summary.bases, "loss"),
         "final": final_figure(summary),
     }
     for name in numeric_axes(summary):
@@ -152,17 +156,14 @@ def _draw_final(axes: Axes, group: Group, place: int) -> None:
 
 
 def numeric_axes(summary: Summary) -> list[str]:
-    """Returns the varied fields whose values are numbers."""
-    return [
-        name
-        for name in summary.axes
-        if all(
-            isinstance(group.fields[name], (int, float))
-            and not isinstance(group.fields[name], bool)
-            for group in summary.groups
-            if name in group.fields
-        )
-    ]
+    """Returns the varied fields whose values are numbers; of a star those of three at least."""
+    found = []
+    for name in summary.axes:
+        values = {g.fields[name] for g in summary.along(name).groups if name in g.fields}
+        are_numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+        if are_numbers and len(values) >= (STAR_VALUES if summary.is_star else 1):
+            found.append(name)
+    return found
 
 
 def against_figure(summary: Summary, name: str) -> Figure:
@@ -171,6 +172,7 @@ def against_figure(summary: Summary, name: str) -> Figure:
     One line a norm, backend and value of the other fields; every seed a dot; sd shaded. A norm
     that does not read the field is a level line.
     """
+    summary = summary.along(name)
     lines = _lines(summary, name)
     labels = [group_label(groups[0], summary.groups, without=name) for groups in lines]
     columns, rows = legend_shape(labels)

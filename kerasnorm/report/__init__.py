@@ -55,7 +55,8 @@ def render(report: Report) -> str:
     summary = report.summary
     figures = [described(path, summary) for path in report.pictures]
     shown, left_out = _within_budget(figures)
-    grids = [findings.published_grid(summary)] if summary.published else []
+    grids = [findings.lever_grid(summary)] if summary.levers else []
+    grids += [findings.published_grid(summary)] if summary.published else []
     grids += [findings.difference_grid(summary)] if summary.differences else []
     html: str = environment.from_string(source).render(
         title=report.title,

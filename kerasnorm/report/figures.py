@@ -1,13 +1,16 @@
 """What the pictures of a study show, in words: alt texts and captions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kerasnorm.findings import nats, percent
-from kerasnorm.plots.labels import group_label, norm_label
-from kerasnorm.study.summary import Group, Summary
+from kerasnorm.plots.labels import group_label, measure_text, norm_label
+from kerasnorm.plots.levers import change_text
+from kerasnorm.study.groups import Group
+from kerasnorm.study.summary import Summary
 
-MOST_VALUES = 8  # groups that an alt text names
+MOST_VALUES = 8  # groups, or levers, that an alt text names
 
 
 @dataclass(frozen=True)
@@ -28,15 +31,18 @@ class Figure:
 def described(path: Path, summary: Summary) -> Figure:
     """Returns the picture of a study at `path`, whose name says what it shows, with its words."""
     kind, _, rest = path.stem.partition("-")
+    if kind == "levers":
+        return _levers(path, summary)
     if kind in ("accuracy", "loss"):
         return _curves(path, summary, kind)
     if kind == "final":
         text = "Test accuracy after the last epoch, every seed a dot"
-        return Figure(path, f"{text}. Means: {_values(summary)}.", f"{text}.")
+        return Figure(path, f"{text}. Means: {_values(summary, summary.groups)}.", f"{text}.")
     if kind == "against":
         words = rest.replace("_", " ")
         text = f"Test result against {words}, one line a norm"
-        return Figure(path, f"{text}. Test accuracy: {_values(summary)}.", f"{text}; sd shaded.")
+        ends = _values(summary, summary.along(rest).groups)
+        return Figure(path, f"{text}. Test accuracy: {ends}.", f"{text}; sd shaded.")
     norm = rest.partition("-")[0]
     name = ", ".join([norm_label(norm), *rest.split("-")[1:]])
     if kind == "confusion":
@@ -49,17 +55,32 @@ def described(path: Path, summary: Summary) -> Figure:
 
 def _curves(path: Path, summary: Summary, measure: str) -> Figure:
     text = f"Training and test {measure} over the epochs, side by side"
-    ends = _values(summary, f"test_{measure}")
+    ends = _values(summary, summary.bases, f"test_{measure}")
     caption = f"{text}: means over the seeds, one standard deviation shaded."
     return Figure(path, f"{text}. Test {measure} after the last epoch: {ends}.", caption)
 
 
-def _values(summary: Summary, measure: str = "test_accuracy") -> str:
+def _levers(path: Path, summary: Summary) -> Figure:
+    measure = measure_text(summary.levers)
+    text = f"What one choice changed alone does to {measure}, a row a choice, every seed a dot"
+    texts = [
+        f"{group_label(item.base, summary.groups)} {change_text(item)} "
+        f"{100 * item.spread.mean:+.2f}"
+        for item in summary.levers
+    ]
+    alt = f"{text}. Mean differences in points: {_first(texts)}."
+    return Figure(path, alt, f"{text}: value instead minus the base's, paired by seed.")
+
+
+def _values(summary: Summary, groups: Sequence[Group], measure: str = "test_accuracy") -> str:
     def text(group: Group) -> str:
         found = group.spread(measure)
         value = nats(found) if measure.endswith("loss") else f"{percent(found)} %"
         return f"{group_label(group, summary.groups)} {value}"
 
-    texts = [text(group) for group in summary.groups]
+    return _first([text(group) for group in groups])
+
+
+def _first(texts: Sequence[str]) -> str:
     more = len(texts) - MOST_VALUES
     return "; ".join(texts[:MOST_VALUES]) + (f"; and {more} more" if more > 0 else "")

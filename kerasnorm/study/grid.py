@@ -2,7 +2,7 @@
 
 import itertools
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ class Grid:
         vary: Field → its values; all combinations are trained.
         fixed: Field → value for all runs, `recipe` and `data` among them.
         linear_rate: The peak learning rate grows with the batch size, from the recipe's of both.
+        one_at_a_time: Of `vary`, each value is trained alone, beside the base, which is what
+            `fixed` says: a star, not the product.
     """
 
     norms: tuple[str, ...]
@@ -38,6 +40,7 @@ class Grid:
     vary: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     linear_rate: bool = False
+    one_at_a_time: bool = False
 
     def configs(self) -> dict[str, Config]:
         """Returns the configs of all runs by `identity`, seeds innermost, none twice.
@@ -47,17 +50,36 @@ class Grid:
         Raises:
             ConfigError: A value is out of range.
         """
-        found: dict[str, Config] = {}
-        combinations = itertools.product(*self.vary.values())
-        for values in combinations:
-            chosen = dict(zip(self.vary, values, strict=True))
+        return {key: config for key, (config, _) in self._runs().items()}
+
+    def changes(self) -> dict[str, dict[str, Any]]:
+        """Returns by `identity` what a run changes of the base; the base's own nothing."""
+        return {key: chosen for key, (_, chosen) in self._runs().items()}
+
+    def base(self, config: Config) -> Config:
+        """Returns what is trained for the norm, backend and seed of `config` if nothing varies."""
+        place = {"backend": config.train.backend, "seed": config.train.seed}
+        return resolve({**self.fixed, "norm": config.model.norm, **place})
+
+    def _runs(self) -> dict[str, tuple[Config, dict[str, Any]]]:
+        found: dict[str, tuple[Config, dict[str, Any]]] = {}
+        for values in self._choices():
             for norm, backend, seed in itertools.product(self.norms, self.backends, self.seeds):
+                chosen = {k: v for k, v in values.items() if OWNED.get(k, norm) == norm}
                 config = self._config(norm, chosen, {"backend": backend, "seed": seed})
-                found.setdefault(identity(config), config)
+                found.setdefault(identity(config), (config, chosen))
         return found
 
+    def _choices(self) -> Iterator[dict[str, Any]]:
+        if self.one_at_a_time:
+            yield {}
+            for name, values in self.vary.items():
+                yield from ({name: value} for value in values)
+        else:
+            for combination in itertools.product(*self.vary.values()):
+                yield dict(zip(self.vary, combination, strict=True))
+
     def _config(self, norm: str, chosen: dict[str, Any], place: dict[str, Any]) -> Config:
-        chosen = {k: v for k, v in chosen.items() if OWNED.get(k, norm) == norm}
         base = resolve({**self.fixed, "norm": norm, **place})
         config = resolve({**self.fixed, "norm": norm, **place, **chosen})
         if self.linear_rate and "learning_rate" not in chosen:
@@ -67,11 +89,14 @@ class Grid:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the grid as plain values, ready for TOML and JSON."""
+        # Said only where it holds: the names of default folders are hashes of this.
+        star = {"one_at_a_time": True} if self.one_at_a_time else {}
         return {
             "norms": list(self.norms),
             "backends": list(self.backends),
             "seeds": list(self.seeds),
             "linear_rate": self.linear_rate,
+            **star,
             "vary": {name: [_plain(v) for v in values] for name, values in self.vary.items()},
             "fixed": {name: _plain(value) for name, value in self.fixed.items()},
         }
@@ -81,7 +106,11 @@ class Grid:
         for name in sorted({*self.fixed, *other.fixed} - {"device"}):
             if self.fixed.get(name) != other.fixed.get(name):
                 return name
-        return "" if self.linear_rate == other.linear_rate else "linear_rate"
+        if self.linear_rate != other.linear_rate:
+            return "linear_rate"
+        # Where nothing varies, there is the base alone, which any star may grow from.
+        is_other = self.one_at_a_time != other.one_at_a_time and self.vary and other.vary
+        return "one_at_a_time" if is_other else ""
 
 
 def _plain(value: Any) -> Any:
@@ -99,11 +128,17 @@ def identity(config: Config) -> str:
 
 
 def run_name(config: Config, grid: Grid) -> str:
-    """Returns the name of a run's folder: `gn-torch-batch_size-8-s0`."""
+    """Returns the name of a run's folder: `gn-torch-batch_size-8-s0`.
+
+    One at a time it holds what differs from the base, whose own is `gn-torch-s0`.
+    """
     parts = [config.model.norm, config.train.backend]
+    base = grid.base(config) if grid.one_at_a_time else None
     for name in grid.vary:
         if OWNED.get(name, config.model.norm) == config.model.norm:
             value = field_value(config, name)
+            if base and value == field_value(base, name):
+                continue
             text = "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
             parts += [name, Path(text).name]
     return "-".join([*parts, f"s{config.train.seed}"])
@@ -193,6 +228,7 @@ def read(path: Path) -> Grid:
             vary=vary,
             fixed={name: _frozen(v) for name, v in document.get("fixed", {}).items()},
             linear_rate=bool(document.get("linear_rate", False)),
+            one_at_a_time=bool(document.get("one_at_a_time", False)),
         )
         grid.configs()
     except FileNotFoundError:
@@ -225,6 +261,7 @@ def command(grid: Grid, out: str) -> list[str]:
         separator = ";" if _is_list(name) else ","
         words += ["--vary", f"{name}={separator.join(map(_word, values))}"]
     words += ["--linear-rate"] if grid.linear_rate else []
+    words += ["--one-at-a-time"] if grid.one_at_a_time else []
     return [*words, "--out", out]
 
 

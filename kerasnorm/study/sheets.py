@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from kerasnorm.files import write_bytes, write_json
-from kerasnorm.study.grid import field_value, identity
+from kerasnorm.study.grid import OWNED, field_value, identity
+from kerasnorm.study.groups import Group
 from kerasnorm.study.runner import Entry
 from kerasnorm.study.summary import MEASURES, Summary, to_dict
 
@@ -51,7 +52,7 @@ def summary_rows(summary: Summary) -> list[dict[str, Any]]:
         row = {
             "norm": group.norm,
             "backend": group.backend,
-            **{name: _text(group.fields.get(name, "")) for name in summary.axes},
+            **{name: _field(group, name) for name in summary.axes},
             "n": len(group.runs),
             "parameters": group.first.metrics.get("parameters"),
         }
@@ -60,6 +61,11 @@ def summary_rows(summary: Summary) -> list[dict[str, Any]]:
                 row |= {f"{measure}_{part}": getattr(found, part) for part in PARTS}
         rows.append(row)
     return rows
+
+
+def _field(group: Group, name: str) -> Any:
+    is_read = OWNED.get(name, group.norm) == group.norm
+    return _text(field_value(group.first.config, name)) if is_read else ""
 
 
 def _text(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """What runs amount to: groups over seeds, paired differences, and the published numbers beside."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -9,7 +9,10 @@ from kerasnorm.analysis.statistics import LEVEL, Spread, spread
 from kerasnorm.config import SETTINGS, Config
 from kerasnorm.recipes import published, resolve
 from kerasnorm.run import Run
-from kerasnorm.study.grid import AXES, OWNED, field_value, identity
+from kerasnorm.study import levers
+from kerasnorm.study.grid import AXES, OWNED, Grid, field_value, identity
+from kerasnorm.study.groups import Group
+from kerasnorm.study.levers import Lever
 
 MEASURES = (
     "test_accuracy",
@@ -26,45 +29,8 @@ DEFINITIONS = {
     "low, high": f"{LEVEL:.0%} t-interval of the mean: mean -+ t(n - 1) * sd / sqrt(n)",
     "differences": "first minus second, seed by seed over the seeds that both have, "
     f"with the {LEVEL:.0%} t-interval of their mean; not corrected for their number",
+    "levers": levers.DEFINITION,
 }
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs that differ in the seed alone.
-
-    Attributes:
-        norm: Of all of them.
-        backend: Of all of them.
-        fields: What else tells this group from others of its norm: field → value.
-        runs: By seed.
-    """
-
-    norm: str
-    backend: str
-    fields: Mapping[str, Any]
-    runs: Mapping[int, Run]
-
-    @property
-    def first(self) -> Run:
-        """The run of the lowest seed."""
-        return self.runs[min(self.runs)]
-
-    @property
-    def own(self) -> dict[str, Any]:
-        """The fields that only its norm reads."""
-        return {name: value for name, value in self.fields.items() if name in OWNED}
-
-    @property
-    def shared(self) -> dict[str, Any]:
-        """The fields that any norm reads, and the backend not among them."""
-        return {name: value for name, value in self.fields.items() if name not in OWNED}
-
-    def spread(self, measure: str) -> Spread | None:
-        """Returns a measure over the seeds, None where a run lacks it."""
-        values = [run.metrics.get(measure) for run in self.runs.values()]
-        known = [float(value) for value in values if value is not None]
-        return spread(known) if known and len(known) == len(values) else None
 
 
 @dataclass(frozen=True)
@@ -86,8 +52,7 @@ class Difference:
     @property
     def is_clear(self) -> bool:
         """Whether the interval leaves out zero."""
-        low, high = self.spread.low, self.spread.high
-        return low is not None and high is not None and (low > 0 or high < 0)
+        return self.spread.is_clear
 
 
 @dataclass(frozen=True)
@@ -118,12 +83,16 @@ class Summary:
         groups: In the order of their first runs.
         differences: Between groups, as `Difference` has it.
         published: Numbers of others for the same recipe and data.
+        is_star: Whether the groups are a base and what changes one field of it alone.
+        levers: What these changes do, as `Lever` has it; of a star only.
     """
 
     axes: tuple[str, ...]
     groups: tuple[Group, ...]
     differences: tuple[Difference, ...]
     published: tuple[Published, ...]
+    is_star: bool = False
+    levers: tuple[Lever, ...] = ()
 
     @property
     def runs(self) -> list[Run]:
@@ -131,32 +100,58 @@ class Summary:
         return [run for group in self.groups for _, run in sorted(group.runs.items())]
 
     @property
+    def bases(self) -> tuple[Group, ...]:
+        """The groups of a star's base; of another study, or where the base failed, all groups."""
+        found = tuple(group for group in self.groups if not group.fields)
+        return found if self.is_star and found else self.groups
+
+    @property
     def arms(self) -> list[Group]:
-        """One group for each norm and what only this norm reads; the first of each."""
+        """One base for each norm and what only this norm reads; the first of each."""
         found: dict[str, Group] = {}
-        for group in self.groups:
+        for group in self.bases:
             found.setdefault(f"{group.norm} {group.own}", group)
         return list(found.values())
 
+    def along(self, name: str) -> "Summary":
+        """Returns of a star the base and what changes field `name`, the base's value among them."""
+        if not self.is_star:
+            return self
+        groups = tuple(
+            replace(group, fields=_fields(group.first.config, [name]))
+            for group in self.groups
+            if not {*group.fields} - {name}
+        )
+        return replace(self, groups=groups)
 
-def summarize(runs: Sequence[Run], vary: Sequence[str] = ()) -> Summary:
+
+def summarize(runs: Sequence[Run], vary: Sequence[str] = (), star: Grid | None = None) -> Summary:
     """Returns what runs amount to; of two runs that compute the same, the last counts.
 
     Args:
         runs: Finished runs, one at least.
         vary: Fields that were varied on purpose; they are named before others.
+        star: The grid one at a time whose runs these are, which says what the base is.
     """
     axes = _axes([run.config for run in runs], vary)
-    found: dict[str, dict[int, Run]] = {}
+    changes = star.changes() if star else {}
+    found: dict[str, Group] = {}
     for run in runs:
-        key = repr((run.config.model.norm, run.config.train.backend, _fields(run.config, axes)))
-        found.setdefault(key, {})[run.config.train.seed] = run
-    groups = []
-    for members in found.values():
-        config = members[min(members)].config
-        fields = _fields(config, axes)
-        groups.append(Group(config.model.norm, config.train.backend, fields, members))
-    return Summary(axes, tuple(groups), tuple(_differences(groups)), tuple(_published(groups)))
+        config = run.config
+        fields = _fields(config, changes[identity(config)] if star else axes)
+        group = Group(config.model.norm, config.train.backend, fields, {config.train.seed: run})
+        key = repr((group.norm, group.backend, fields))
+        known = found.get(key, group)
+        found[key] = replace(known, runs={**known.runs, **group.runs})
+    groups = tuple(found.values())
+    return Summary(
+        axes,
+        groups,
+        tuple(_differences(groups, alike=star is not None)),
+        tuple(_published(groups)),
+        is_star=star is not None,
+        levers=levers.find(groups) if star else (),
+    )
 
 
 def _axes(configs: Sequence[Config], vary: Sequence[str]) -> tuple[str, ...]:
@@ -177,17 +172,20 @@ def _axes(configs: Sequence[Config], vary: Sequence[str]) -> tuple[str, ...]:
     return tuple(axes)
 
 
-def _fields(config: Config, axes: Sequence[str]) -> dict[str, Any]:
+def _fields(config: Config, axes: Iterable[str]) -> dict[str, Any]:
     norm = config.model.norm
     return {name: field_value(config, name) for name in axes if OWNED.get(name, norm) == norm}
 
 
-def _differences(groups: Sequence[Group]) -> list[Difference]:
+def _differences(groups: Sequence[Group], *, alike: bool) -> list[Difference]:
+    """Returns all pairs, of a star (`alike`) those that change the same: the others are levers."""
     found = []
     for first, second in combinations(groups, 2):
         is_arm = first.norm != second.norm or first.own != second.own
         is_backend = first.backend != second.backend
         if first.shared != second.shared or is_arm == is_backend:
+            continue
+        if alike and first.fields != second.fields:
             continue
         seeds = tuple(sorted({*first.runs} & {*second.runs}))
         if seeds:
@@ -257,6 +255,7 @@ def to_dict(summary: Summary) -> dict[str, Any]:
             }
             for item in summary.differences
         ],
+        "levers": [levers.to_dict(item) for item in summary.levers],
         "published": [
             {
                 "norm": item.norm,
