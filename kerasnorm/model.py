@@ -13,11 +13,14 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasnorm import runtime
 from kerasnorm.config import ModelConfig, unknown
 from kerasnorm.errors import ConfigError
 from kerasnorm.norms import StandardizedConv2D, normalization, standardize_kernel
 from kerasnorm.recipes import resolve
 from kerasnorm.skeleton import SKELETON
+
+runtime.spare_tensorflow()
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_SD = (0.2470, 0.2435, 0.2616)

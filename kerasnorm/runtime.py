@@ -12,6 +12,7 @@ import random
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 from kerasnorm.config import BACKENDS, SETTINGS
 from kerasnorm.errors import ConfigError, MissingPackageError
@@ -68,6 +69,7 @@ def select_backend(requested: str = "auto") -> str:
         MissingPackageError: The backend is not installed.
         ConfigError: Keras was already imported on another backend.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if "keras" in sys.modules:
         active = str(sys.modules["keras"].backend.backend())
         if requested not in ("auto", active):
@@ -86,7 +88,6 @@ def select_backend(requested: str = "auto") -> str:
         )
     check_installed(requested)
     os.environ["KERAS_BACKEND"] = requested
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     return requested
 
 
@@ -131,6 +132,19 @@ def start(
     import keras  # noqa: F401  (after the choice, not before)
 
     return backend, chosen
+
+
+def spare_tensorflow() -> None:
+    """Keeps Keras from importing TensorFlow on another backend.
+
+    Keras does so, where it is installed, whenever it writes a config, to ask whether an object is
+    of one of its types: three seconds and 400 MB a process.
+    """
+    from keras import backend
+    from keras.src.saving import serialization_lib
+
+    if backend.backend() != "tensorflow" and hasattr(serialization_lib, "tf"):
+        serialization_lib.tf = SimpleNamespace(available=False)
 
 
 def _be_deterministic(backend: str) -> None:

@@ -79,6 +79,21 @@ def test_a_backend_is_told_to_be_deterministic(backend):
     assert done.stdout.split() == ["True"]
 
 
+def test_saving_and_loading_on_torch_leave_tensorflow_alone(tmp_path):
+    words = (
+        "import sys; from pathlib import Path; import kerasnorm; "
+        "from kerasnorm.exchange.archive import open_model, save_model; "
+        f"path = Path({str(tmp_path / 'model.keras')!r}); "
+        "save_model(kerasnorm.build_model('gn'), path, {}); open_model(path); "
+        "print('tensorflow' in sys.modules)"
+    )
+    environment = {**os.environ, "KERAS_BACKEND": "torch"}
+    done = subprocess.run(
+        [sys.executable, "-c", words], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.split() == ["False"]
+
+
 def test_seeds_are_a_function_of_seed_and_epoch():
     def draw(seed, epoch):
         runtime.seed_everything(seed, epoch)
