@@ -20,7 +20,7 @@ from kerasnorm.plots.style import (
     title,
 )
 
-COLUMNS = 3  # panels in a row
+COLUMNS = 3  # panels in a row, at most
 LEVELS = 16  # of a contour plot
 CEILING = 1e4  # nats: higher losses are drawn there
 FLOOR = 1e-6  # of a quantity on a logarithmic axis
@@ -121,8 +121,13 @@ def _planes(found: Sequence[Any]) -> tuple[list[Any], float, float]:
     return [np.maximum(plane, low) for plane in planes], low, max(high, 1.01 * low)
 
 
+def _columns(count: int) -> int:
+    """Returns how many panels stand in a row; four make a square."""
+    return 2 if count == 4 else min(COLUMNS, count)
+
+
 def _grid(figure: Figure, count: int, **options: Any) -> list[Any]:
-    columns = min(COLUMNS, count)
+    columns = _columns(count)
     rows = -(-count // columns)
     grid = figure.subplots(rows, columns, squeeze=False, **options).ravel()
     for axes in grid[count:]:
@@ -131,7 +136,7 @@ def _grid(figure: Figure, count: int, **options: Any) -> list[Any]:
 
 
 def _height(count: int) -> float:
-    columns = min(COLUMNS, count)
+    columns = _columns(count)
     return 0.7 + -(-count // columns) * (WIDTH / columns if columns > 1 else 5.0)
 
 
