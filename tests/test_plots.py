@@ -241,7 +241,7 @@ class TestLearningRate:
 
     def test_runs_that_share_a_schedule_share_a_curve(self):
         figure = plots.learning_rate_figure(
-            [make_run("bn"), make_run("gn"), make_run("ln", schedule="constant")]
+            [make_run("bn"), make_run("ln"), make_run("gn", schedule="constant")]
         )
         assert len(figure.axes[0].lines) == 2
         assert legend_texts(figure) == ["BN · GN", "LN"]
