@@ -240,9 +240,9 @@ class TestLearningRate:
         written(figure)
 
     def test_runs_that_share_a_schedule_share_a_curve(self):
-        figure = plots.learning_rate_figure(
-            [make_run("bn"), make_run("ln"), make_run("gn", schedule="constant")]
-        )
+        same = {"learning_rate": 0.01}
+        runs = [make_run("bn", **same), make_run("gn", **same), make_run("ln", schedule="constant")]
+        figure = plots.learning_rate_figure(runs)
         assert len(figure.axes[0].lines) == 2
         assert legend_texts(figure) == ["BN · GN", "LN"]
         assert figure.axes[0].lines[1].get_color() == plots.NORM_COLORS["ln"]
