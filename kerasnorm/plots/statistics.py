@@ -23,7 +23,7 @@ from kerasnorm.plots.style import (
     title,
 )
 
-LINES = ("-", "--", ":", "-.")
+LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 LAYER_PANELS = (  # attribute, heading, logarithmic
     ("activation_mean", "activation input: mean", False),
     ("activation_sd", "activation input: sd", True),
