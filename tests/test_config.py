@@ -124,5 +124,11 @@ def test_adam_alone_has_no_decay():
     assert resolve({"optimizer": "adam"}).train.weight_decay == 0
 
 
+def test_a_group_size_is_not_silenced_by_the_recipes_group_count():
+    assert resolve({"norm": "gn"}).model.groups == 2
+    assert resolve({"norm": "gn", "group_size": 4}).model.groups == 0
+    assert resolve({"norm": "gn", "group_size": 4, "groups": 2}).model.groups == 2
+
+
 def test_the_device_does_not_change_the_hash():
     assert resolve({"device": "cpu"}).hash() == resolve().hash()

@@ -64,6 +64,8 @@ def resolve(
         values |= flatten(plan.get("norms", {}).get(norm, {}))
     if given.get("optimizer") == "adam":
         values["weight_decay"] = 0.0  # it has none; the recipe's is for its own optimizer
+    if "group_size" in given:
+        values["groups"] = 0  # else it would have no effect
     return build_config(recipe, values | given)
 
 
