@@ -57,7 +57,7 @@ def export(
     Every export takes raw pixels, 0 to 255, and is compared with Keras at batch 1, 7 and 256
     before it is put in place, with a card (JSON) beside it.
 
-    Example: kerasnorm export results/first-run --format onnx --format litert
+    Example: kerasnorm export results/best/runs/gn-torch-s0 --format onnx --format litert
     """
     names = list(FORMAT_NAMES) if "all" in formats else list(dict.fromkeys(formats))
     if quantize and "litert" not in names:

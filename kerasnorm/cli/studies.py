@@ -271,7 +271,7 @@ def report(paths: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
 
     A study's tables and figures are made anew from its finished runs.
 
-    Example: kerasnorm report results/first-run
+    Example: kerasnorm report results/best
     """
     from kerasnorm import console, lab
     from kerasnorm.run import Run

@@ -1,8 +1,8 @@
 """Writes the tables of this folder: `make exports`, or `python results/exports/make.py`.
 
 Trains every norm for a moment on each backend, exports it to every format, and notes the largest
-difference from Keras, the size and the time of an image. Then exports the model of
-`results/first-run` and measures each format on the CIFAR-10 test set, with `kerasnorm evaluate`.
+difference from Keras, the size and the time of an image. Then exports the gn model of
+`results/best` and measures each format on the CIFAR-10 test set, with `kerasnorm evaluate`.
 """
 
 import argparse
@@ -95,8 +95,8 @@ def measure(backend: str) -> None:
 
 
 def accuracies() -> None:
-    """Measures every export of the first run on the CIFAR-10 test set."""
-    run = str(HERE.parent / "first-run")
+    """Measures every export of a trained model on the CIFAR-10 test set."""
+    run = str(HERE.parent / "best" / "runs" / "gn-torch-s0")
     with tempfile.TemporaryDirectory() as folder:
         words = ["--format", "all", "--quantize", "int8", "--data", "cifar10", "--out", folder]
         done = json.loads(kerasnorm("export", run, *words, "--json"))
