@@ -222,7 +222,7 @@ def test_restored_weights_are_the_ones_that_are_measured(tmp_path):
 
 def test_a_changed_config_file_is_not_resumed(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "run", callbacks=[StopAfter(2)], epochs=3)
+        fit(tmp_path / "run", callbacks=[StopAfter(2)], epochs=3, learning_rate=0.01)
     path = tmp_path / "run" / run.CONFIG
     path.write_text(path.read_text().replace("learning_rate = 0.01", "learning_rate = 0.02"))
     with pytest.raises(CorruptFileError, match=r"config\.toml is damaged or was changed"):
@@ -316,7 +316,7 @@ def test_a_divergence_names_step_rate_and_layer_and_leaves_the_last_checkpoint(t
                 kernel = self.model.get_layer("convblock2_conv2").kernel
                 kernel.assign(kernel * np.nan)
 
-    with pytest.raises(DivergedError, match=r"epoch 2, step \d, at a learning rate of 0\.00.*"
+    with pytest.raises(DivergedError, match=r"epoch 2, step \d, at a learning rate of 0\.0.*"
                        r"kernel of layer convblock2_conv2"):  # fmt: skip
         fit(tmp_path / "run", callbacks=[Poison()], norm="bn", epochs=3)
     assert checkpoints.load_newest(tmp_path / "run" / run.CHECKPOINTS, print)[1]["epoch"] == 1
