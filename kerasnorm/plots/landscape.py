@@ -6,12 +6,10 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from kerasnorm.plots.curves import MARKERS
+from kerasnorm.plots.side_by_side import legend, styles
 from kerasnorm.plots.style import (
     INK,
-    NORM_COLORS,
     TEXT_SIZE,
     WIDTH,
     log_ticks,
@@ -40,16 +38,6 @@ def landscape_figures(found: Sequence[Any]) -> dict[str, Figure]:
     }
 
 
-def _styles(found: Sequence[Any]) -> list[dict[str, Any]]:
-    """Returns a color a norm, and a marker for each further run of the same norm."""
-    norms = [one.norm for one in found]
-    places = [norms[:number].count(norm) for number, norm in enumerate(norms)]
-    return [
-        {"color": NORM_COLORS[norm], "marker": MARKERS[place % len(MARKERS)], "markersize": 3.5}
-        for norm, place in zip(norms, places, strict=True)
-    ]
-
-
 def gradient_figure(found: Sequence[Any]) -> Figure:
     """Returns, over the steps of training: range of loss, change of gradient, smoothness."""
     figure = new_figure(3.6)
@@ -64,7 +52,7 @@ def gradient_figure(found: Sequence[Any]) -> Figure:
         axes.set_yscale("log")
         axes.set_xlabel("training step")
         quiet(axes, heading)
-    for one, style in zip(found, _styles(found), strict=True):
+    for one, style in zip(found, styles(found), strict=True):
         lines = one.lines
         low, high = (_shown(part(lines.losses[:, 1:], axis=1)) for part in (np.min, np.max))
         panels[0].fill_between(lines.steps, low, high, color=style["color"], alpha=0.3, linewidth=0)
@@ -74,7 +62,7 @@ def gradient_figure(found: Sequence[Any]) -> Figure:
         panels[2].plot(lines.steps, _shown(lines.smoothness), **style)
     for axes in panels:
         log_ticks(axes.yaxis)
-    _legend(figure, found)
+    legend(figure, found, styles(found), 4)
     return figure
 
 
@@ -82,25 +70,12 @@ def _shown(values: Any) -> Any:
     return np.clip(np.nan_to_num(values, nan=CEILING**2, posinf=CEILING**2), FLOOR, None)
 
 
-def _legend(figure: Figure, found: Sequence[Any]) -> None:
-    handles = [Line2D([], [], **style) for style in _styles(found)]
-    figure.legend(
-        handles,
-        [one.label for one in found],
-        loc="outside lower center",
-        ncols=min(4, len(found)),
-        frameon=False,
-        fontsize=TEXT_SIZE,
-        labelcolor=INK,
-    )
-
-
 def line_figure(found: Sequence[Any]) -> Figure:
     """Returns the loss along one filter-normalized direction, one curve a run."""
     figure = new_figure(3.4)
     axes = figure.subplots()
     quiet(axes, "LOSS ALONG ONE FILTER-NORMALIZED DIRECTION")
-    for one, style in zip(found, _styles(found), strict=True):
+    for one, style in zip(found, styles(found), strict=True):
         around = one.surface
         axes.plot(
             around.axis, np.minimum(np.nan_to_num(around.line, nan=CEILING), CEILING), **style
@@ -109,7 +84,7 @@ def line_figure(found: Sequence[Any]) -> Figure:
     log_ticks(axes.yaxis)
     axes.set_xlabel("distance, in lengths of each filter")
     axes.set_ylabel("test loss (nats)")
-    _legend(figure, found)
+    legend(figure, found, styles(found), 4)
     return figure
 
 

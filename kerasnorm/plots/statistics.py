@@ -6,14 +6,12 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from kerasnorm.plots.curves import MARKERS
+from kerasnorm.plots.side_by_side import legend, styles, turns
 from kerasnorm.plots.style import (
     GRID,
     INK,
-    NORM_COLORS,
     TEXT_SIZE,
     WIDTH,
     log_ticks,
@@ -53,29 +51,12 @@ def statistics_figures(found: Sequence[Any]) -> dict[str, Figure]:
 
 
 def _styles(found: Sequence[Any]) -> list[dict[str, Any]]:
-    norms = [one.norm for one in found]
-    places = [norms[:number].count(norm) for number, norm in enumerate(norms)]
+    """Returns the runs' styles, and a kind of line for each further run of the same norm."""
+    places = turns(found)
     return [
-        {
-            "color": NORM_COLORS[norm],
-            "linestyle": LINES[place % len(LINES)],
-            "marker": MARKERS[place % len(MARKERS)],
-            "markersize": 3.5,
-        }
-        for norm, place in zip(norms, places, strict=True)
+        style | {"linestyle": LINES[place % len(LINES)]}
+        for style, place in zip(styles(found), places, strict=True)
     ]
-
-
-def _legend(figure: Figure, found: Sequence[Any]) -> None:
-    figure.legend(
-        [Line2D([], [], **style) for style in _styles(found)],
-        [one.label for one in found],
-        loc="outside lower center",
-        ncols=min(3, len(found)),
-        frameon=False,
-        fontsize=TEXT_SIZE,
-        labelcolor=INK,
-    )
 
 
 def layers_figure(found: Sequence[Any]) -> Figure:
@@ -94,7 +75,7 @@ def layers_figure(found: Sequence[Any]) -> Figure:
             axes.set_yscale("log")
             log_ticks(axes.yaxis)
         axes.tick_params(axis="x", labelsize=TEXT_SIZE - 2)
-    _legend(figure, found)
+    legend(figure, found, _styles(found), 3)
     return figure
 
 
