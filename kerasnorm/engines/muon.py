@@ -21,7 +21,7 @@ class ConvMuon(keras.optimizers.Muon):
     """
 
     def _should_use_adamw(self, variable: Any) -> bool:
-        return len(variable.shape) != 4
+        return not is_kernel(variable)
 
     def zeropower_via_newtonschulz5(self, x: Any, steps: int) -> Any:
         """Returns x (height, width, in, out) with its matrix made orthogonal."""
@@ -31,6 +31,11 @@ class ConvMuon(keras.optimizers.Muon):
     def lr_adjust(self, x: Any) -> Any:
         """Returns the update x (height, width, in, out) in the size of an AdamW step."""
         return x * step_size(tuple(x.shape), self.rms_rate)
+
+
+def is_kernel(variable: Any) -> bool:
+    """Says whether a variable or tensor is the kernel of a convolution."""
+    return len(variable.shape) == 4
 
 
 def step_size(shape: tuple[int, ...], rms: float) -> float:

@@ -85,8 +85,9 @@ class DistributedEngine(torch_engine.TorchEngine):
             summed = self.team.sum_(torch.cat([*(g.reshape(-1) for g in gradients), numbers]))
             *flat, numbers = summed.split([*(g.numel() for g in gradients), 4])
             gradients = tuple(f.view_as(g) for f, g in zip(flat, gradients, strict=True))
+            self.optimizer.gather(gradients)
             self._look(numbers, gradients, key)
-            self.optimizer.update(gradients)
+            self.optimizer.update()
             scale = numbers.new_tensor([part.batch, part.batch, 1.0])
             self.sums.add_(numbers[:3] * scale)
 

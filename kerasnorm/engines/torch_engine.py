@@ -112,9 +112,10 @@ class TorchEngine(PortableEngine):
         entropy = F.cross_entropy(logits, labels)
         loss = sum((penalty(variable) for variable in self.regularized), entropy)
         gradients = torch.autograd.grad(loss, self.optimizer.parameters)
+        self.optimizer.gather(gradients)
         if self.lowered.device.type == "cpu":
             self.refuse_nonfinite(float(loss.detach()), gradients, key)
-        self.optimizer.update(gradients)
+        self.optimizer.update()
         with torch.no_grad():
             right = (logits.argmax(1) == labels).sum()
             count = len(labels)
@@ -129,7 +130,7 @@ class TorchEngine(PortableEngine):
             DivergedError: One is not; the message says where it began.
         """
         # A sum is finite if all its terms are, but for overflow; then each is looked at.
-        total = torch.cat([gradient.reshape(-1) for gradient in gradients]).sum()
+        total = self.optimizer.gradient.sum()
         if math.isfinite(loss) and math.isfinite(total):
             return
         place = bad_gradient(self.model.trainable_variables, gradients)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kerasnorm.config import TrainConfig
-from kerasnorm.engines.muon import ConvMuon, step_size
+from kerasnorm.engines.muon import ConvMuon, is_kernel, step_size
 from kerasnorm.engines.portable import UNDECAYED
 from kerasnorm.engines.schedule import learning_rates
 
@@ -26,6 +26,10 @@ class FlatOptimizer:
     """Adam, AdamW, SGD with Nesterov momentum or Muon, as Keras computes them.
 
     Nothing is read back from the device: step and rate are tensors.
+
+    Attributes:
+        parameters: The variables' tensors, in their order.
+        gradient: What `gather` took, as one vector.
 
     Args:
         optimizer: Built on `variables`; its state is kept up to date.
@@ -39,7 +43,7 @@ class FlatOptimizer:
     ) -> None:
         self.parameters = [variable.value for variable in variables]
         # Kernels come first, for a rule that is theirs alone.
-        self.order = sorted(range(len(variables)), key=lambda i: len(variables[i].shape) != 4)
+        self.order = sorted(range(len(variables)), key=lambda i: not is_kernel(variables[i]))
         self.weights = _flatten(self._sorted(self.parameters))
         self.gradient = torch.zeros_like(self.weights)
         self.iterations = optimizer.iterations.value
@@ -75,7 +79,7 @@ class FlatOptimizer:
             betas = optimizer.beta_1, optimizer.beta_2
             return [(whole, self._adam(self.weights, slots, betas, optimizer.epsilon))]
         first = self._slot(optimizer.momentums)
-        shapes = [p.shape for p in self._sorted(self.parameters) if p.dim() == 4]
+        shapes = [p.shape for p in self._sorted(self.parameters) if is_kernel(p)]
         turn = sum(shape.numel() for shape in shapes)
         rules = [(slice(turn), _muon(self.weights[:turn], first[:turn], shapes, optimizer))]
         if turn < len(self.weights):
@@ -113,17 +117,19 @@ class FlatOptimizer:
         index = self.iterations.clamp(max=len(table) - 1).reshape(1).long()
         return table.index_select(0, index)
 
-    def update(self, gradients: Sequence[Tensor]) -> None:
-        """Takes one step along gradients, one for each variable."""
+    def gather(self, gradients: Sequence[Tensor]) -> None:
+        """Takes the gradients of the next step, one for each variable, into `gradient`."""
         with torch.no_grad():
-            gradient = torch.cat(
-                [g.reshape(-1) for g in self._sorted(gradients)], out=self.gradient
-            )
+            torch.cat([g.reshape(-1) for g in self._sorted(gradients)], out=self.gradient)
+
+    def update(self) -> None:
+        """Takes one step along the gradients that were gathered."""
+        with torch.no_grad():
             rate = self._at_step(self.rates) if self.rate is None else self.rate
             if self.decay is not None:
                 self.weights.sub_(self.weights * (self.decay * rate))
             for part, move in self.rules:
-                move(gradient[part], rate)
+                move(self.gradient[part], rate)
             self.iterations.add_(1)
 
 
