@@ -130,5 +130,12 @@ def test_a_group_size_is_not_silenced_by_the_recipes_group_count():
     assert resolve({"norm": "gn", "group_size": 4, "groups": 2}).model.groups == 2
 
 
+def test_nor_by_a_files_group_count():
+    written = resolve({"norm": "gn"}).to_dict()
+    assert resolve({"group_size": 4}, written).model.groups == 0
+    assert resolve({"group_size": 4, "groups": 8}, written).model.groups == 8
+    assert resolve({}, written).model.groups == 2
+
+
 def test_the_device_does_not_change_the_hash():
     assert resolve({"device": "cpu"}).hash() == resolve().hash()

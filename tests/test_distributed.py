@@ -77,22 +77,40 @@ def test_the_parts_make_up_the_batch(batch, size):
 def test_two_processes_on_torch_compute_what_one_does(tmp_path):
     needs("torch")
     alone, together = tmp_path / "alone.npz", tmp_path / "together.npz"
-    run(sys.executable, STEPS, alone, 1, *NORMS, backend="torch")
-    run(*TORCHRUN, STEPS, together, 1, *NORMS, backend="torch")
+    run(sys.executable, STEPS, alone, 1, "{}", *NORMS, backend="torch")
+    run(*TORCHRUN, STEPS, together, 1, "{}", *NORMS, backend="torch")
     assert_equal(alone, together)
+
+
+@pytest.mark.slow
+def test_without_bn_sync_each_process_has_statistics_of_its_own(tmp_path):
+    needs("torch")
+    plain = {"dropout": 0, "l2": 0, "momentum": 0, "weight_decay": 0, "schedule": "constant"}
+    halves, apart, synced = (tmp_path / f"{name}.npz" for name in ("halves", "apart", "synced"))
+    run(sys.executable, STEPS, halves, 0, json.dumps(plain), "bn", backend="torch")
+    options = json.dumps(plain | {"bn_sync": "off"})
+    run(*TORCHRUN, STEPS, apart, 1, options, "bn", "gn", backend="torch")
+    run(*TORCHRUN, STEPS, synced, 1, json.dumps(plain), "bn", "gn", backend="torch")
+    with np.load(halves) as truth, np.load(apart) as off, np.load(synced) as on:
+        kernels = [name for name in truth if truth[name].ndim == 4]
+        assert len(kernels) == 11
+        for name in kernels:
+            assert np.allclose(truth[name], off[name], atol=1e-5)
+            assert not np.allclose(on[name], off[name], atol=1e-5)
+        assert all(np.array_equal(on[name], off[name]) for name in on if name.startswith("gn"))
 
 
 @pytest.mark.slow
 def test_two_devices_and_two_workers_on_tensorflow_compute_what_one_does(tmp_path):
     needs("tensorflow")
     files = [tmp_path / f"{name}.npz" for name in ("alone", "devices", "workers", "unused")]
-    run(sys.executable, STEPS, files[0], 1, *NORMS, backend="tensorflow")
-    run(sys.executable, STEPS, files[1], 2, *NORMS, backend="tensorflow")
+    run(sys.executable, STEPS, files[0], 1, "{}", *NORMS, backend="tensorflow")
+    run(sys.executable, STEPS, files[1], 2, "{}", *NORMS, backend="tensorflow")
     assert_equal(*files[:2])
     cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
     workers = [
         launch(
-            sys.executable, STEPS, files[2 + index], 1, *NORMS, backend="tensorflow",
+            sys.executable, STEPS, files[2 + index], 1, "{}", *NORMS, backend="tensorflow",
             TF_CONFIG=json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}),
         )
         for index in range(2)

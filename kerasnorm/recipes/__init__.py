@@ -48,15 +48,15 @@ def resolve(
     Raises:
         ConfigError: A name is unknown or a value is out of range.
     """
-    given, document = dict(overrides or {}), document or {}
-    written = document.get("recipe", given.get("recipe", "best"))
-    recipe = given.pop("recipe", written)
+    chosen, document = dict(overrides or {}), document or {}
+    written = document.get("recipe", chosen.get("recipe", "best"))
+    recipe = chosen.pop("recipe", written)
     if recipe != written:
         raise ConfigError(
             f"recipe: the config file is of recipe={written!r}, whose values it holds. "
             f"Received: recipe={recipe!r}. Leave one of the two out."
         )
-    given = flatten(document) | given
+    given = flatten(document) | chosen
     plan = _recipe_document(recipe)
     values = flatten({k: v for k, v in plan.items() if k != "norms"})
     norm = given.get("norm", values.get("norm", "gn"))
@@ -66,6 +66,8 @@ def resolve(
         values["weight_decay"] = 0.0  # it has none; the recipe's is for its own optimizer
     if "group_size" in given:
         values["groups"] = 0  # else it would have no effect
+    if "group_size" in chosen and "groups" not in chosen:
+        given["groups"] = 0  # nor under a file's groups
     return build_config(recipe, values | given)
 
 
