@@ -86,7 +86,7 @@ def measure(share, runs, backends):
     say("2, 5: writes")
     saved = writes.each_event_of_a_save()
     runs = writes.each_event_of_a_run(harness.options("auto"), every)
-    disks = writes.full_disk(range(40, 440, 40))
+    disks = writes.full_disk(range(40, 840, 20))
     say("4: damage")
     damaged = damage.damaged(count["cuts"], count["flips"])
     say("6: folders")
@@ -135,8 +135,10 @@ def measure(share, runs, backends):
         + (
             "Not measured: this user may not mount a small disk."
             if disks is None
-            else f"{disks['sizes']} sizes of disk: {disks['ended']} large enough, {disks['clear']} "
-            f"messages with path and need, {disks['wrong']} with litter or a damaged checkpoint."
+            else f"{disks['sizes']} sizes of disk: {disks['ended']} large enough, {disks['final']} "
+            f"with no room for the final model alone, {disks['clear']} messages with path and "
+            f"need, {disks['wrong']} with litter or a damaged checkpoint, {disks['different']} "
+            "that ended otherwise than an undisturbed run once there was room."
         ),
         f"6. **Folders.** {race['processes']} processes want one folder, {race['rounds']} times: "
         f"one winner and exit 6 for all others in {race['fair']}. "

@@ -65,11 +65,13 @@ def test_a_run_whose_writes_fail_can_go_on():
     assert figures["wrong"] == figures["unclear"] == 0
 
 
-def test_a_full_disk_is_named_with_what_is_needed():
-    figures = writes.full_disk([60, 200])
+def test_a_full_disk_is_named_with_what_is_needed_and_loses_nothing():
+    figures = writes.full_disk([60, 200, 740])  # the last has room for all but the final model
     if figures is None:
         pytest.skip("this user may not mount a small disk")
-    assert figures == {"sizes": 2, "ended": 0, "clear": 2, "wrong": 0}
+    assert figures == {
+        "sizes": 3, "ended": 0, "final": 1, "clear": 3, "wrong": 0, "different": 0,
+    }  # fmt: skip
 
 
 def test_damage_is_found_or_harmless():

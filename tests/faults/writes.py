@@ -13,7 +13,7 @@ from unittest import mock
 import numpy as np
 
 from faults import harness
-from kerasnorm import checkpoints, run, train
+from kerasnorm import checkpoints, run
 from kerasnorm.errors import CorruptFileError, KerasnormError
 
 
@@ -107,46 +107,64 @@ def each_event_of_a_run(wanted, every=1):
 
 @contextmanager
 def small_disk(kilobytes):
-    """A folder on a file system of this size, None where this user may not mount one."""
-    with tempfile.TemporaryDirectory() as name:
+    """A folder on a file system of this size, None where this user may not mount one.
+
+    Yields:
+        The folder, and what gives it another size.
+    """
+
+    def mount(kilobytes, *more):
         size = f"size={kilobytes}k"
-        mount = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", name]
+        command = ["mount", "-t", "tmpfs", "-o", ",".join([size, *more]), "tmpfs", name]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+    with tempfile.TemporaryDirectory() as name:
         try:
-            done = subprocess.run(mount, capture_output=True, check=False)
+            is_mounted = mount(kilobytes)
         except OSError:
-            done = None
-        if done is None or done.returncode:
-            yield None
+            is_mounted = False
+        if not is_mounted:
+            yield None, None
             return
         try:
-            yield Path(name)
+            yield Path(name), lambda kilobytes: mount(kilobytes, "remount")
         finally:
             subprocess.run(["umount", name], check=True)
 
 
 def full_disk(sizes):
-    """Trains on disks of several sizes, in kB, all too small.
+    """Trains on disks of several sizes, in kB, then makes room and goes on.
 
     Returns:
-        How many sizes, at how many the message names path and need, how many left litter or a
-        damaged checkpoint, at how many the run ended; None where no disk can be made.
+        How many sizes; at how many the run ended, and at how many it was the final model that had
+        no room; at how many the message names path and need; how many left litter or a damaged
+        checkpoint; how many ended otherwise than an undisturbed run once there was room. None where
+        no disk can be made.
     """
-    ended = clear = wrong = 0
-    # A checkpoint of some 100 kB.
+    found = dict.fromkeys(("sizes", "ended", "final", "clear", "wrong", "different"), 0)
+    # A checkpoint of some 230 kB.
     wanted = harness.options("auto", widths=[16] * 10, norm="gn")
+    with tempfile.TemporaryDirectory() as name:
+        harness.fit(Path(name) / "straight", wanted)
+        expected = harness.result(Path(name) / "straight")
     for size in sizes:
-        with small_disk(size) as disk:
+        with small_disk(size) as (disk, resize):
             if disk is None:
                 return None
+            folder = disk / "run"
+            found["sizes"] += 1
             try:
-                train.fit(out=disk / "run", **wanted)
-                ended += 1
+                harness.fit(folder, wanted)
+                found["ended"] += 1
             except KerasnormError as error:
                 text = str(error)
-                clear += str(disk) in text and "It needs" in text and "No space left" in text
-            folder = disk / "run" / run.CHECKPOINTS
-            if folder.is_dir() and checkpoints.checkpoint_folders(folder):
-                wrong += bool(check_left(folder, 1))
-            litter = [p for p in disk.rglob(".*") if p.name != ".lock"]
-            wrong += bool(litter)
-    return {"sizes": len(sizes), "ended": ended, "clear": clear, "wrong": wrong}
+                found["final"] += run.MODEL in text
+                is_clear = str(disk) in text and "It needs" in text and "No space left" in text
+                found["clear"] += is_clear
+            if checkpoints.checkpoint_folders(folder / run.CHECKPOINTS):
+                found["wrong"] += bool(check_left(folder / run.CHECKPOINTS, 1))
+            found["wrong"] += any(path.name != ".lock" for path in disk.rglob(".*"))
+            resize(8 * 1024)
+            harness.fit(folder, wanted)
+            found["different"] += harness.result(folder) != expected
+    return found
