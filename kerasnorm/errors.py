@@ -45,7 +45,17 @@ class RunFolderError(KerasnormError, OSError):
 
 
 class LostProcessError(KerasnormError):
-    """Another process of a job that trains one model together has ended."""
+    """Another process of a job that trains one model together has ended.
+
+    Args:
+        reason: How the backend says so.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"Another process of this job has ended or does not answer ({reason[:120]}). The run "
+            "can go on from its last checkpoint: start the job again with --resume auto."
+        )
 
 
 class MissingPackageError(KerasnormError, ImportError):

@@ -35,7 +35,7 @@ def main():
         # At a rate at which rounding does not grow: float32 is chaotic at high ones.
         config = resolve({
             "backend": backend, "norm": norm, "widths": tiny.WIDTHS, "dropout": 0.1, "epochs": 1,
-            "batch_size": BATCH, "optimizer": "sgd", "learning_rate": 0.003, "device": "cpu",
+            "batch_size": BATCH, "optimizer": "sgd", "learning_rate": 0.001, "device": "cpu",
             "l2": 1e-3, **json.loads(options),
         })  # fmt: skip
         engine = train.make_engine(config, data, team)

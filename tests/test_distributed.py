@@ -107,23 +107,28 @@ def test_two_devices_and_two_workers_on_tensorflow_compute_what_one_does(tmp_pat
     run(sys.executable, STEPS, files[0], 1, "{}", *NORMS, backend="tensorflow")
     run(sys.executable, STEPS, files[1], 2, "{}", *NORMS, backend="tensorflow")
     assert_equal(*files[:2])
-    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
-    workers = [
-        launch(
-            sys.executable, STEPS, files[2 + index], 1, "{}", *NORMS, backend="tensorflow",
-            TF_CONFIG=json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}),
-        )
-        for index in range(2)
-    ]  # fmt: skip
+    workers = two_workers(lambda index: (STEPS, files[2 + index], 1, "{}", *NORMS))
     said = [worker.communicate()[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], said
     assert_equal(files[0], files[2])
     assert not files[3].exists()
 
 
-def fit(folder, epochs):
+def two_workers(words):
+    """Starts two workers of TensorFlow, with the words that `words` gives for each number."""
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
     return [
-        "-m", "kerasnorm", "fit", "--backend", "torch", "--device", "cpu", "--data", "shapes",
+        launch(
+            sys.executable, *words(index), backend="tensorflow",
+            TF_CONFIG=json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}),
+        )
+        for index in range(2)
+    ]  # fmt: skip
+
+
+def fit(folder, epochs, backend="torch"):
+    return [
+        "-m", "kerasnorm", "fit", "--backend", backend, "--device", "cpu", "--data", "shapes",
         "--train-size", 80, "--test-size", 20, "--epochs", epochs, "--batch-size", 8, "--widths",
         "4,4,4,4,4,4,4,4,4,4", "--schedule", "constant", "--out", folder, "--resume", "auto",
     ]  # fmt: skip
@@ -158,6 +163,27 @@ def test_a_killed_rank_ends_the_job_which_goes_on(tmp_path):
     _, said = process.communicate(timeout=120)
     assert f"Going on after epoch {done}" in said
     assert "Stopped. Go on with" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_worker_ends_the_job_which_goes_on(tmp_path, victim):
+    needs("tensorflow")
+    folder = tmp_path / "run"
+    workers = two_workers(lambda _: fit(folder, 5000, "tensorflow"))
+    wait_for(folder / "checkpoints" / "epoch-002")
+    workers[victim].kill()
+    said = [worker.communicate(timeout=120)[1] for worker in workers]
+    assert workers[1 - victim].returncode == 1
+    assert "Another process of this job has ended" in said[1 - victim]
+    done = max(int(path.name[-3:]) for path in (folder / "checkpoints").glob("epoch-*"))
+    workers = two_workers(lambda _: fit(folder, 5000, "tensorflow"))
+    wait_for(folder / "checkpoints" / f"epoch-{done + 2:03d}")
+    for worker in workers:
+        worker.terminate()
+    said = [worker.communicate(timeout=120)[1] for worker in workers]
+    assert f"Going on after epoch {done}" in said[0]
+    assert "Stopped. Go on with" in said[0], said
 
 
 @pytest.mark.slow

@@ -101,6 +101,15 @@ def test_dropout_differs_from_layer_to_layer_and_step_to_step(is_compiled):
     assert np.array_equal(bounds[0], ends[2] - ends[2, 0])
 
 
+@pytest.mark.parametrize("is_hashed", [False, True])
+def test_parts_of_a_batch_drop_what_the_whole_batch_does(is_hashed):
+    lowered = LoweredModel(dropout_model(2), is_compiled=False, is_hashed=is_hashed)
+    drawn, ends = lowered.draw([(0, 0, 0)], 8)
+    x = tf.ones([8, 4, 5, 3])
+    parts = [lowered(x[a:b], drawn, ends[0], tf.constant(a)) for a, b in ((0, 3), (3, 8))]
+    assert np.array_equal(lowered(x, drawn, ends[0]), tf.concat(parts, 0))
+
+
 @pytest.mark.parametrize("dropout", [CLEARED, HASHED], ids=["cleared", "hashed"])
 def test_gradients_pass_where_values_do(dropout):
     x = tf.ones([10, 100])

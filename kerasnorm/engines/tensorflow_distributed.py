@@ -2,9 +2,11 @@
 
 `MirroredStrategy` between the devices of one process, `MultiWorkerMirroredStrategy` between the
 processes that TF_CONFIG names. Steps are plain graphs here: XLA and collectives do not go together.
+The wish to stop travels with the losses, so that all processes stop at the same step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import keras
@@ -18,6 +20,8 @@ from kerasnorm.data.batches import Batches
 from kerasnorm.engines.base import BatchListener
 from kerasnorm.engines.tensorflow_engine import FINITE, TensorFlowEngine, last_nonfinite
 from kerasnorm.engines.totals import RunningMeans
+from kerasnorm.errors import LostProcessError
+from kerasnorm.interruptions import INTERRUPTIONS
 from kerasnorm.job import Job
 from kerasnorm.team import Team, part_of
 
@@ -42,7 +46,22 @@ class TensorFlowTeam(Team):
     def barrier(self) -> None:
         """Waits until all processes are here."""
         if self.size > 1:
-            tf.function(lambda: self.strategy.run(_meet))()
+            with lost():
+                tf.function(lambda: self.strategy.run(_meet))()
+
+
+@contextmanager
+def lost() -> Iterator[None]:
+    """Turns a broken collective operation into an error that says what has happened.
+
+    Raises:
+        LostProcessError: Another process has ended or does not answer.
+    """
+    kinds = tf.errors
+    try:
+        yield
+    except (kinds.UnavailableError, kinds.AbortedError, kinds.DeadlineExceededError) as error:
+        raise LostProcessError(type(error).__name__) from error
 
 
 def _meet() -> Any:
@@ -62,7 +81,7 @@ class DistributedEngine(TensorFlowEngine):
         for layer in model.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.synchronized = config.bn_sync == "on"
-        super().__init__(model, batches, config, is_compiled=False, is_split=True)
+        super().__init__(model, batches, config, is_compiled=False)
         self.strategy = team.strategy
         self.shared = tf.function(self._shared, reduce_retracing=True)
 
@@ -77,10 +96,14 @@ class DistributedEngine(TensorFlowEngine):
             images, labels = self.batches.batch(epoch, step, order)
             drawn, ends = self.lowered.draw([(self.config.seed, epoch, step)], len(labels))
             parts = self._parts(images, labels)
-            numbers = self.shared(*parts, tf.constant(drawn), tf.constant(ends[0])).numpy()
+            with lost():
+                told = self.shared(*parts, tf.constant(drawn), tf.constant(ends[0])).numpy()
+            *numbers, stopped = told
+            if stopped:
+                INTERRUPTIONS.agree()
             if numbers[3] != FINITE:
                 raise self._diverged(numbers, epoch, step)
-            sums = sums + numbers[:3]
+            sums += numbers[:3]
             means = RunningMeans(sums.tolist, means.count + len(labels))
             listener.on_batch_end(step, means)
             if self.model.stop_training:
@@ -88,8 +111,8 @@ class DistributedEngine(TensorFlowEngine):
         return means.scores()
 
     def _parts(self, images: NDArray[np.uint8], labels: NDArray[np.int32]) -> tuple[Any, ...]:
-        """Returns each device's images, labels and place (start, batch, total) in the batch."""
-        size = self.strategy.num_replicas_in_sync
+        """Returns each device's images, labels and facts: its start, batch, total, wish to stop."""
+        size, stop = self.strategy.num_replicas_in_sync, INTERRUPTIONS.number > 0
 
         def give(what: Callable[[Any], Any]) -> Any:
             return self.strategy.experimental_distribute_values_from_function(
@@ -101,17 +124,21 @@ class DistributedEngine(TensorFlowEngine):
         return (
             give(lambda part: images[part.slice]),
             give(lambda part: labels[part.slice]),
-            give(lambda part: np.array([part.start, part.batch, part.total], np.int32)),
+            give(lambda part: np.array([part.start, part.batch, part.total, stop], np.int32)),
         )
 
-    def _shared(self, images: Any, labels: Any, places: Any, drawn: Any, ends: Any) -> Any:
-        """Takes one step on all devices; returns its numbers as `_steps` does, float32 (4,)."""
-        numbers = self.strategy.run(self._part_step, args=(images, labels, places, drawn, ends))
+    def _shared(self, *args: Any) -> Any:
+        """Takes one step on all devices.
+
+        Returns:
+            Its numbers as in `_steps`, and how many devices' processes wish to stop; float32 (5,).
+        """
+        numbers = self.strategy.run(self._part_step, args=args)
         return self.strategy.experimental_local_results(numbers)[0]
 
-    def _part_step(self, images: Any, labels: Any, place: Any, drawn: Any, ends: Any) -> Any:
+    def _part_step(self, images: Any, labels: Any, facts: Any, drawn: Any, ends: Any) -> Any:
         variables = self.model.trainable_variables
-        start, batch, total = tf.unstack(place)
+        start, batch, total, stop = tf.unstack(facts)
         with tf.GradientTape() as tape:
             logits = self.lowered(tf.cast(images, tf.float32), drawn, ends, start)
             entropies = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
@@ -125,8 +152,9 @@ class DistributedEngine(TensorFlowEngine):
         right = right * tf.cast(batch, loss.dtype) / tf.cast(total, loss.dtype)
         bad = last_nonfinite(loss, gradients)
         # Where one device's gradient is not finite, none is applied: all are set to zero first.
-        numbers = [loss, entropy, right, tf.cast(bad != FINITE, loss.dtype)]
-        loss, entropy, right, spoilt = context.all_reduce(tf.distribute.ReduceOp.SUM, numbers)
+        spoilt = tf.cast(bad != FINITE, loss.dtype)
+        numbers = [loss, entropy, right, spoilt, tf.cast(stop, loss.dtype)]
+        loss, entropy, right, spoilt, stop = context.all_reduce(tf.distribute.ReduceOp.SUM, numbers)
         keep = tf.cast(spoilt == 0, loss.dtype)
         safe = [tf.where(keep > 0, g, tf.zeros_like(g)) for g in gradients]
         self.model.optimizer.apply_gradients(zip(safe, variables, strict=True))
@@ -134,4 +162,4 @@ class DistributedEngine(TensorFlowEngine):
         mark = tf.where(
             keep > 0, tf.cast(FINITE, loss.dtype), tf.cast(tf.maximum(bad, 0), loss.dtype)
         )
-        return tf.cast(tf.stack([loss * count, entropy * count, right, mark]), tf.float32)
+        return tf.cast(tf.stack([loss * count, entropy * count, right, mark, stop]), tf.float32)

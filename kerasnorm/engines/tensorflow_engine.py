@@ -37,7 +37,6 @@ class TensorFlowEngine(PortableEngine):
         config: Of the same run.
         is_compiled: Whether XLA compiles a step; by default on a GPU. XLA's convolutions on a CPU
             are several times slower than oneDNN's.
-        is_split: Whether the model is called on parts of a batch.
     """
 
     def __init__(
@@ -47,13 +46,13 @@ class TensorFlowEngine(PortableEngine):
         config: TrainConfig,
         *,
         is_compiled: bool | None = None,
-        is_split: bool = False,
     ) -> None:
         super().__init__(model, batches, config)
         keep_freed_memory()
-        if is_compiled is None:
-            is_compiled = bool(tf.config.get_visible_devices("GPU"))
-        self.lowered = LoweredModel(model, is_compiled=is_compiled, is_split=is_split)
+        on_gpu = bool(tf.config.get_visible_devices("GPU"))
+        is_compiled = on_gpu if is_compiled is None else is_compiled
+        # Several GPUs, where XLA has no part, drop what one does.
+        self.lowered = LoweredModel(model, is_compiled=is_compiled, is_hashed=on_gpu)
         self.regularized = [v for v in model.trainable_variables if v.regularizer is not None]
         # One trace for every size of batch: another trace may differ in the last bit, and so would
         # a run that was resumed.

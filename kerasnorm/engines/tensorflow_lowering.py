@@ -44,14 +44,13 @@ class LoweredModel:
 
     Args:
         model: Functional, or a Sequential that has been built.
-        is_compiled: Whether XLA will compile it: then the norms are left to Keras, and dropout
-            is one that XLA can fuse.
-        is_split: Whether it will be called on parts of a batch.
+        is_compiled: Whether XLA will compile it: then the norms are left to Keras.
+        is_hashed: Whether dropout is one that XLA can fuse; by default where XLA compiles.
     """
 
-    def __init__(self, model: Any, *, is_compiled: bool, is_split: bool = False) -> None:
+    def __init__(self, model: Any, *, is_compiled: bool, is_hashed: bool = False) -> None:
         graph = functional_graph(model)
-        self.dropout = HASHED if is_compiled or is_split else CLEARED
+        self.dropout = HASHED if is_hashed or is_compiled else CLEARED
         self.input, self.output = id(graph.inputs[0]), id(graph.outputs[0])
         self.calls = [node for node in nodes(graph) if not node.is_input]
         self.drops = [n for n, node in enumerate(self.calls) if _is_dropout(node)]
@@ -129,7 +128,11 @@ def _draw_places(rng: np.random.Generator, count: int, rate: float) -> NDArray[n
 def _clear(
     x: Tensor, rate: float, drawn: Tensor, bounds: tuple[Tensor, Tensor], first: Tensor | int
 ) -> Tensor:
-    places = drawn[bounds[0] : bounds[1], None]  # of a whole batch, whose first image is 0
+    places = drawn[bounds[0] : bounds[1]]
+    if isinstance(first, tf.Tensor):  # x is a part of the batch
+        places -= first * tf.reduce_prod(tf.shape(x)[1:])
+        places = tf.boolean_mask(places, (places >= 0) & (places < tf.size(x)))
+    places = places[:, None]
 
     def at_places(x: Tensor) -> Tensor:
         flat = tf.reshape(x * (1 / (1 - rate)), [-1])

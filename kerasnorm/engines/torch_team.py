@@ -77,7 +77,4 @@ def lost() -> Iterator[None]:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         if not any(word in str(error).lower() for word in words):
             raise
-        raise LostProcessError(
-            f"Another process of this job has ended or does not answer ({text[:120]}). The run can "
-            "go on from its last checkpoint: start the job again with --resume auto."
-        ) from error
+        raise LostProcessError(text) from error
