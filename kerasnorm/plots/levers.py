@@ -18,7 +18,7 @@ MARGIN = 0.9  # inches of title and axis
 MOST_LETTERS = 18  # of a value; widths in full would leave no room for the dots
 # A difference beyond this many times the median one, and a point, leaves the panel as an arrow:
 # one choice that ruins the training must not squeeze the others together.
-FAR = 8.0
+FAR = 20.0
 
 
 def levers_figure(summary: Summary) -> Figure:
