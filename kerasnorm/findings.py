@@ -6,6 +6,7 @@ from kerasnorm.analysis.statistics import Spread
 from kerasnorm.console import duration
 from kerasnorm.plots.labels import (
     MEASURES,
+    change_text,
     field_texts,
     group_label,
     measure_text,
@@ -13,6 +14,7 @@ from kerasnorm.plots.labels import (
     value_text,
 )
 from kerasnorm.study.estimate import Estimate, makespan
+from kerasnorm.study.levers import Lever
 from kerasnorm.study.runner import FAILED, Entry
 from kerasnorm.study.summary import Difference, Published, Summary
 from kerasnorm.tables import Grid
@@ -170,15 +172,27 @@ def _pair(item: Published, measure: str) -> tuple[str, str, str]:
 def sentences(summary: Summary) -> list[str]:
     """Returns what the differences say, a sentence each; the clear ones first.
 
-    Of a star, those between bases come before all.
+    Of a star, what its levers do comes after the differences between its bases.
     """
-    ranked = sorted(
-        summary.differences,
-        key=lambda item: (summary.is_star and bool(item.first.fields), not item.is_clear),
-    )
-    texts = [_sentence(item, summary) for item in ranked[:MOST_SENTENCES]]
-    left = len(ranked) - len(texts)
-    return [*texts, f"{left} more differences stand in the table."] if left > 0 else texts
+    differences = [d for d in summary.differences if not (summary.is_star and d.first.fields)]
+    ranked = [
+        *(_sentence(d, summary) for d in sorted(differences, key=lambda d: not d.is_clear)),
+        *(
+            _lever_sentence(i, summary)
+            for i in sorted(summary.levers, key=lambda i: not i.is_clear)
+        ),
+    ]
+    texts, left = ranked[:MOST_SENTENCES], len(ranked) - MOST_SENTENCES
+    return [*texts, f"{left} more stand in the tables."] if left > 0 else texts
+
+
+def _lever_sentence(item: Lever, summary: Summary) -> str:
+    name = f"{group_label(item.base, summary.groups)}, {change_text(item)}"
+    points = f"{100 * item.spread.mean:+.2f} points of {MEASURES[item.measure]}"
+    if item.spread.n < 2:
+        return f"{name}: {points}, one seed, so nothing follows."
+    behind = f"({INTERVAL} {_interval(item.spread)}, n = {item.spread.n} common seeds)"
+    return f"{name}: {points} {behind}{'' if item.is_clear else ', not clear'}."
 
 
 def _sentence(item: Difference, summary: Summary) -> str:

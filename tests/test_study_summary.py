@@ -234,7 +234,15 @@ def test_norms_of_a_star_are_compared_where_they_change_the_same():
     assert pairs[0] == ("bn", "gn", {})
     assert len(pairs) == 1 + 4
     assert all(d.first.fields == d.second.fields for d in found.differences)
-    assert findings.sentences(found)[0].startswith("BN is 10.00 points above GN (")
+    texts = findings.sentences(found)
+    assert texts[0].startswith("BN is 10.00 points above GN (")
+    clear = [item for item in found.levers if item.is_clear]
+    assert texts[-1] == "2 more stand in the tables."
+    assert [", not clear" in text for text in texts[1:-1]] == sorted(
+        not item.is_clear for item in found.levers
+    )[:7]
+    first = 100 * clear[0].spread.mean
+    assert f"{first:+.2f} points of {findings.MEASURES[clear[0].measure]} (" in texts[1]
 
 
 def test_a_star_is_written_down(tmp_path):

@@ -11,6 +11,7 @@ from kerasnorm.study.groups import Group
 from kerasnorm.study.levers import Lever
 
 MEASURES = {"val_accuracy": "validation accuracy", "test_accuracy": "test accuracy"}
+MOST_LETTERS = 18  # of a lever's value; widths in full would leave no room for the dots
 # Fields that a reader of a comparison must hear of wherever they differ.
 HEADLINES: dict[str, Callable[[Config], str]] = {
     "recipe": lambda config: config.recipe,
@@ -74,6 +75,13 @@ def measure_text(levers: Sequence[Lever]) -> str:
     """Returns which accuracy the differences are of."""
     return " or ".join(text for name, text in MEASURES.items()
                        if any(item.measure == name for item in levers))  # fmt: skip
+
+
+def change_text(lever: Lever) -> str:
+    """Returns a lever in words, long values cut: "batch size 128 → 64"."""
+    values = [value_text(value) for value in (lever.base_value, lever.value)]
+    short = [v if len(v) <= MOST_LETTERS else f"{v[: MOST_LETTERS - 1]}…" for v in values]
+    return f"{lever.field.replace('_', ' ')} {' → '.join(short)}"
 
 
 def _join(labels: Sequence[str], texts: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ from statistics import median
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kerasnorm.plots.labels import group_label, measure_text, value_text
+from kerasnorm.plots.labels import change_text, group_label, measure_text
 from kerasnorm.plots.style import FAINT, INK, NORM_COLORS, TEXT_SIZE, new_figure, quiet, title
 from kerasnorm.study.levers import Lever
 from kerasnorm.study.summary import Summary
@@ -15,7 +15,6 @@ from kerasnorm.study.summary import Summary
 ROW = 0.27  # inches of a lever
 PANEL = 0.42  # inches of a norm's heading
 MARGIN = 0.9  # inches of title and axis
-MOST_LETTERS = 18  # of a value; widths in full would leave no room for the dots
 # A difference beyond this many times the median one, and a point, leaves the panel as an arrow:
 # one choice that ruins the training must not squeeze the others together.
 FAR = 20.0
@@ -48,13 +47,6 @@ def levers_figure(summary: Summary) -> Figure:
         axes.set_xlim(*limits)
     column[-1].set_xlabel(_axis_text(summary.levers, limits))
     return figure
-
-
-def change_text(lever: Lever) -> str:
-    """Returns a lever in words, long values cut: "batch size 128 → 64"."""
-    values = [value_text(value) for value in (lever.base_value, lever.value)]
-    short = [v if len(v) <= MOST_LETTERS else f"{v[: MOST_LETTERS - 1]}…" for v in values]
-    return f"{lever.field.replace('_', ' ')} {' → '.join(short)}"
 
 
 def _axis_text(levers: Sequence[Lever], limits: tuple[float, float]) -> str:

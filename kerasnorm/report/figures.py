@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kerasnorm.findings import nats, percent
-from kerasnorm.plots.labels import group_label, measure_text, norm_label
-from kerasnorm.plots.levers import change_text
+from kerasnorm.plots.labels import change_text, group_label, measure_text, norm_label
 from kerasnorm.study.groups import Group
 from kerasnorm.study.summary import Summary
 
