@@ -172,15 +172,13 @@ def _pair(item: Published, measure: str) -> tuple[str, str, str]:
 def sentences(summary: Summary) -> list[str]:
     """Returns what the differences say, a sentence each; the clear ones first.
 
-    Of a star, what its levers do comes after the differences between its bases.
+    Of a star, what its levers do, the larger before the smaller, comes after the differences between its bases.
     """
     differences = [d for d in summary.differences if not (summary.is_star and d.first.fields)]
+    levers = sorted(summary.levers, key=lambda i: (not i.is_clear, -abs(i.spread.mean)))
     ranked = [
         *(_sentence(d, summary) for d in sorted(differences, key=lambda d: not d.is_clear)),
-        *(
-            _lever_sentence(i, summary)
-            for i in sorted(summary.levers, key=lambda i: not i.is_clear)
-        ),
+        *(_lever_sentence(item, summary) for item in levers),
     ]
     texts, left = ranked[:MOST_SENTENCES], len(ranked) - MOST_SENTENCES
     return [*texts, f"{left} more stand in the tables."] if left > 0 else texts
