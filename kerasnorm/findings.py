@@ -172,7 +172,8 @@ def _pair(item: Published, measure: str) -> tuple[str, str, str]:
 def sentences(summary: Summary) -> list[str]:
     """Returns what the differences say, a sentence each; the clear ones first.
 
-    Of a star, what its levers do, the larger before the smaller, comes after the differences between its bases.
+    Of a star, what its levers do, the larger before the smaller, comes after the differences
+    between its bases.
     """
     differences = [d for d in summary.differences if not (summary.is_star and d.first.fields)]
     levers = sorted(summary.levers, key=lambda i: (not i.is_clear, -abs(i.spread.mean)))
