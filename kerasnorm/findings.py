@@ -134,6 +134,10 @@ def lever_grid(summary: Summary) -> Grid:
     )  # fmt: skip
 
 
+def _behind(found: Spread) -> str:
+    return f"({INTERVAL} {_interval(found)}, n = {found.n} common seeds)"
+
+
 def _clear(found: Spread) -> str:
     return NO_VALUE if found.low is None else "yes" if found.is_clear else "no"
 
@@ -190,7 +194,7 @@ def _lever_sentence(item: Lever, summary: Summary) -> str:
     points = f"{100 * item.spread.mean:+.2f} points of {MEASURES[item.measure]}"
     if item.spread.n < 2:
         return f"{name}: {points}, one seed, so nothing follows."
-    behind = f"({INTERVAL} {_interval(item.spread)}, n = {item.spread.n} common seeds)"
+    behind = _behind(item.spread)
     return f"{name}: {points} {behind}{'' if item.is_clear else ', not clear'}."
 
 
@@ -199,7 +203,7 @@ def _sentence(item: Difference, summary: Summary) -> str:
     points = 100 * item.spread.mean
     if item.spread.n < 2:
         return f"{first} against {second}: {points:+.2f} points, one seed, so nothing follows."
-    behind = f"({INTERVAL} {_interval(item.spread)}, n = {item.spread.n} common seeds)"
+    behind = _behind(item.spread)
     if not item.is_clear:
         return f"{first} and {second} cannot be told apart: {points:+.2f} points {behind}."
     if points < 0:
