@@ -28,6 +28,9 @@ NORM_OPTIONS = {norm: {"norm": norm} for norm in NORMS} | {
     "standardized": {"norm": "gn", "weight_standardization": True},
     "era8": {"norm": "bn", "recipe": "era8"},
     "gelu": {"norm": "ln", "activation": "gelu"},
+    "elu": {"norm": "in", "activation": "elu"},
+    "silu": {"norm": "rms", "activation": "silu"},
+    "mish": {"norm": "bn", "activation": "mish"},
     "leaky": {"norm": "none", "activation": "leaky_relu", "order": "conv-act-norm"},
 }
 
@@ -139,10 +142,12 @@ def test_a_layer_that_no_module_is_written_for_is_named():
         generate(keras.Model(image, answer), "model.safetensors")
 
 
-def test_probabilities_are_exported_as_such(tmp_path):
+def test_exact_gelu_and_probabilities_are_exported_as_such(tmp_path):
     pytest.importorskip("onnxruntime")
     image = keras.Input(SHAPE)
-    pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(image))
+    scaled = keras.layers.Rescaling(1 / 255)(image)
+    features = keras.layers.Conv2D(4, 3, activation="gelu")(scaled)  # ONNX has no erfc
+    pooled = keras.layers.GlobalAveragePooling2D()(features)
     model = keras.Model(image, keras.layers.Dense(3, activation="softmax")(pooled))
     save_model(model, tmp_path / "model.keras", {})
     saved = open_model(tmp_path)

@@ -40,7 +40,23 @@ def _saved_model(model: keras.Model, out: Path) -> None:
 
 
 def _onnx(model: keras.Model, out: Path) -> None:
+    if keras.config.backend() == "tensorflow":
+        _teach_erfc()
     model.export(out, format="onnx", verbose=False)
+
+
+def _teach_erfc() -> None:
+    """Lets tf2onnx write TensorFlow's exact GELU, whose erfc(x) = 1 - erf(x) ONNX does not have."""
+    from tf2onnx.handler import tf_op
+
+    def erfc(graph: Any, node: Any, **_: object) -> None:
+        erf = graph.make_node("Erf", node.input)
+        one = graph.make_const(f"{node.name}_one", np.ones((), np.float32))
+        graph.remove_node(node.name)
+        inputs = [one.output[0], erf.output[0]]
+        graph.make_node("Sub", inputs, name=node.name, outputs=node.output)
+
+    tf_op("Erfc").register_compat_handler(erfc, 9)
 
 
 def _litert(model: keras.Model, out: Path) -> None:
