@@ -88,7 +88,9 @@ def _worked(worked: Any) -> str:
 
 def _cells(image: Any) -> str:
     pixels = np.asarray(image, np.float64).reshape(-1, image.shape[-1])
-    return " | ".join(" ".join(f"{value + 0.0:6.2f}" for value in pixel) for pixel in pixels)
+    return " | ".join(
+        " ".join(f"{round(value, 2) + 0.0:6.2f}" for value in pixel) for pixel in pixels
+    )
 
 
 def _row(values: Any) -> str:

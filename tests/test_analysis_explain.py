@@ -58,6 +58,11 @@ def test_the_last_step_of_the_example_is_the_layers_output(norm):
     assert len(worked.moving) == (4 if is_batch else 0)
 
 
+def test_rms_shows_no_mean_and_no_shift():
+    names = [step.name for step in worked_example("rms").training]
+    assert names == ["input", "mean square", "normalized", "scaled"]
+
+
 def test_a_wrong_definition_does_not_pass(monkeypatch):
     monkeypatch.setitem(STATISTICS_AXES, "ln", (1, 2))
     with pytest.raises(AssertionError, match="definition"):

@@ -169,7 +169,7 @@ class Worked:
     """A small tensor taken through a norm.
 
     Attributes:
-        training: Input, mean, variance, normalized, scaled and shifted.
+        training: Input, mean and variance (rms: mean square), normalized, scaled and shifted.
         inference: The same at inference; for all but bn the same numbers.
         layer_training: The real layer's output in training, which the last line equals.
         layer_inference: Its output at inference, likewise.
@@ -212,7 +212,7 @@ def worked_example(norm: str, x: Array | None = None, groups: int = GROUPS) -> W
     variables = [gamma] if norm == "rms" else [gamma, beta]
     start = [np.zeros(channels), np.ones(channels)] if norm == "bn" else []
     layer.set_weights([array.astype(np.float32) for array in variables + start])
-    training = _steps(x, statistics(x, norm, groups), gamma, beta)
+    training = _steps(norm, x, statistics(x, norm, groups), gamma, beta)
     moving = [np.stack(start)] if start else []
     momentum = float(getattr(layer, "momentum", 0.0))
     from_layer = _call(layer, x, True)
@@ -224,7 +224,7 @@ def worked_example(norm: str, x: Array | None = None, groups: int = GROUPS) -> W
         moving.append(momentum * moving[-1] + (1 - momentum) * np.stack([mean, variance]))
         measured = np.stack([np.asarray(w) for w in layer.get_weights()[2:]])
         _agree(moving[-1], measured)
-    inference = _steps(x, tuple(moving[-1]), gamma, beta) if moving else training
+    inference = _steps(norm, x, tuple(moving[-1]), gamma, beta) if moving else training
     at_inference = _call(layer, x, False)
     _agree(training[-1].values, from_layer)
     _agree(inference[-1].values, at_inference)
@@ -233,16 +233,18 @@ def worked_example(norm: str, x: Array | None = None, groups: int = GROUPS) -> W
     )
 
 
-def _steps(x: Array, found: tuple[Array, ...], gamma: Array, beta: Array) -> tuple[Step, ...]:
-    mean, variance = found
+def _steps(
+    norm: str, x: Array, found: tuple[Array, ...], gamma: Array, beta: Array
+) -> tuple[Step, ...]:
+    mean, variance = (np.broadcast_to(part, x.shape) for part in found)
     normalized = (x - mean) / np.sqrt(variance + EPSILON)
-    return (
-        Step("input", x),
-        Step("mean", np.broadcast_to(mean, x.shape)),
-        Step("variance", np.broadcast_to(variance, x.shape)),
-        Step("normalized", normalized),
-        Step("scaled and shifted", gamma * normalized + beta),
-    )
+    scaled = gamma * normalized + beta
+    if norm == "rms":  # takes no mean off and has no shift
+        steps = {"mean square": variance, "normalized": normalized, "scaled": scaled}
+    else:
+        steps = {"mean": mean, "variance": variance, "normalized": normalized}
+        steps["scaled and shifted"] = scaled
+    return tuple(Step(name, values) for name, values in ({"input": x} | steps).items())
 
 
 def _agree(ours: Array, layers: Array) -> None:

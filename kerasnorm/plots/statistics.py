@@ -22,13 +22,13 @@ from kerasnorm.plots.style import (
 )
 
 LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
-LAYER_PANELS = (  # attribute, heading, logarithmic
-    ("activation_mean", "activation input: mean", False),
-    ("activation_sd", "activation input: sd", True),
-    ("zero_share", "share of zeros", False),
-    ("dead_share", "share of dead channels", False),
-    ("gradient_norm", "gradient norm of the kernel", True),
-    ("update_ratio", "update / weight, an epoch", True),
+LAYER_PANELS = (  # attribute, heading, scale
+    ("activation_mean", "activation input: mean", "linear"),
+    ("activation_sd", "activation input: sd", "log"),
+    ("zero_share", "share of zeros", "share"),
+    ("dead_share", "share of dead channels", "share"),
+    ("gradient_norm", "gradient norm of the kernel", "log"),
+    ("update_ratio", "update / weight, an epoch", "log"),
 )
 MAPS = (
     ("activation_sd", "sd of activation input"),
@@ -64,16 +64,18 @@ def layers_figure(found: Sequence[Any]) -> Figure:
     figure = new_figure(5.2)
     title(figure, "LAYER BY LAYER, AFTER THE LAST EPOCH OF THE REPETITION")
     panels = figure.subplots(2, 3).ravel()
-    for axes, (name, heading, is_log) in zip(panels, LAYER_PANELS, strict=True):
+    for axes, (name, heading, scale) in zip(panels, LAYER_PANELS, strict=True):
         for one, style in zip(found, _styles(found), strict=True):
             rows = [row for row in one.layers if row.epoch == one.repeated_epochs]
             values = np.array([getattr(row, name) for row in rows])
-            values = np.where(values > 0, values, np.nan) if is_log else values
+            values = np.where(values > 0, values, np.nan) if scale == "log" else values
             axes.plot([row.layer for row in rows], values, **style)
         quiet(axes, heading)
-        if is_log:
+        if scale == "log":
             axes.set_yscale("log")
             log_ticks(axes.yaxis)
+        elif scale == "share":
+            axes.set_ylim(0, max(0.1, axes.get_ylim()[1]))
         axes.tick_params(axis="x", labelsize=TEXT_SIZE - 2)
     legend(figure, found, _styles(found), 3)
     return figure
