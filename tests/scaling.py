@@ -12,7 +12,15 @@ import textwrap
 import time
 from pathlib import Path
 
+from workers import tf_configs
+
 HERE = Path(__file__).parent
+ENVIRONMENT = {
+    "PYTHONPATH": str(HERE.parent),
+    "OMP_NUM_THREADS": "1",
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "1",
+}
 IMAGES, BATCH, ROUNDS = 1024, 128, 3
 # Assumed for the estimate on paper: latency of one hop, and bytes a second of one link.
 LINKS = {8: (10e-6, 200e9), 64: (25e-6, 25e9)}  # NVLink in a node; InfiniBand between nodes
@@ -25,46 +33,60 @@ about 1 ms of compute a step; 64 beat eight only from some 30 ms on: this net ne
 thousands of images before a second node gives more than it costs."""
 
 
-def worker():
-    """Trains one epoch in a member of a team; the first prints its rate and a sum's seconds."""
+def worker(backend):
+    """Trains in a member of a team; the first prints its rate, a sum's seconds and its bytes."""
     from kerasnorm import runtime, train
     from kerasnorm.data.shapes import shapes
     from kerasnorm.job import this_job
     from kerasnorm.recipes import resolve
 
-    runtime.start("torch", "cpu")
+    runtime.start(backend, "cpu")
     import tiny
-    import torch
 
     from kerasnorm.engines.choice import join
 
     team = join(this_job(), 1)
-    config = resolve({"backend": "torch", "norm": "gn", "epochs": 2, "batch_size": BATCH})
+    config = resolve({"backend": backend, "norm": "gn", "epochs": 2, "batch_size": BATCH})
     engine = train.make_engine(config, shapes(IMAGES, 20), team)
     engine.train_epoch(0, tiny.Listener())
     start = time.perf_counter()
     engine.train_epoch(1, tiny.Listener())
-    seconds = time.perf_counter() - start
-    gradient = torch.zeros(engine.model.count_params())
-    start = time.perf_counter()
-    for _ in range(100):
-        if team.size > 1:
-            team.sum_(gradient)
-    sum_seconds = (time.perf_counter() - start) / 100
+    rate = IMAGES / (time.perf_counter() - start)
+    is_torch_team = backend == "torch" and team.size > 1
+    seconds, nbytes = time_sum(team, engine.model) if is_torch_team else (0.0, 0)
     if team.is_first:
-        print(json.dumps([IMAGES / seconds, sum_seconds, gradient.nbytes]))
+        print(json.dumps([rate, seconds, nbytes]))
     team.leave()
 
 
-def measure(processes):
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    words = [*(launcher if processes > 1 else []), str(HERE / "scaling.py"), "worker"]
-    environment = {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *words], env=os.environ | environment, stdout=subprocess.PIPE, text=True,
-        stderr=subprocess.DEVNULL, check=True,
-    )  # fmt: skip
-    return json.loads(done.stdout.strip().splitlines()[-1])
+def time_sum(team, model):
+    """Returns the seconds that summing a gradient takes, and its bytes."""
+    import torch
+
+    gradient = torch.zeros(model.count_params())
+    start = time.perf_counter()
+    for _ in range(100):
+        team.sum_(gradient)
+    return (time.perf_counter() - start) / 100, gradient.nbytes
+
+
+def measure(backend, processes):
+    """Trains in 1 or 2 processes, one thread each, and returns what the first printed."""
+    words = [str(HERE / "scaling.py"), backend]
+    environments = [{}]
+    if processes > 1 and backend == "torch":
+        words = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), *words]
+    elif processes > 1:
+        environments = [{"TF_CONFIG": text} for text in tf_configs(processes)]
+    members = [
+        subprocess.Popen(
+            [sys.executable, *words], env=os.environ | ENVIRONMENT | environment,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )
+        for environment in environments
+    ]  # fmt: skip
+    said = [member.communicate()[0] for member in members]
+    return json.loads(said[0].strip().splitlines()[-1])
 
 
 def estimate(step, size, nbytes):
@@ -74,14 +96,19 @@ def estimate(step, size, nbytes):
     return step / size, ring
 
 
-def main():
-    pairs = [(measure(1), measure(2)) for _ in range(ROUNDS)]
+def race(backend):
+    """Returns the medians of 1 and of 2 processes' rates and of their ratio, and a sum's facts."""
+    pairs = [(measure(backend, 1), measure(backend, 2)) for _ in range(ROUNDS)]
     one, two = (statistics.median(pair[n][0] for pair in pairs) for n in (0, 1))
     ratio = statistics.median(b[0] / a[0] for a, b in pairs)
-    sum_seconds = statistics.median(b[1] for _, b in pairs)
-    nbytes = pairs[0][1][2]
+    return one, two, ratio, statistics.median(b[1] for _, b in pairs), pairs[0][1][2]
+
+
+def main():
+    races = {backend: race(backend) for backend in ("torch", "tensorflow")}
+    one, _, _, sum_seconds, nbytes = races["torch"]
     text = (
-        f"Written by `python tests/scaling.py`: `best`, gn, batch {BATCH} in all, torch on CPU, "
+        f"Written by `python tests/scaling.py`: `best`, gn, batch {BATCH} in all, on CPU, "
         f"one thread a process, {os.cpu_count()} cores with a load of {os.getloadavg()[0]:.1f} "
         f"(mean of a minute, at the end), {ROUNDS} rounds in turns, medians."
     )
@@ -90,8 +117,15 @@ def main():
         "",
         *textwrap.wrap(text, 100, break_on_hyphens=False),
         "",
-        f"- 1 process: {one:.0f} images/s; 2 processes: {two:.0f} images/s; ratio {ratio:.2f}.",
-        f"- The sum of {nbytes / 1000:.0f} kB over 2 processes (gloo): {1e3 * sum_seconds:.2f} ms.",
+        *[
+            f"- {backend}: 1 process {found[0]:.0f} images/s, 2 processes {found[1]:.0f}; "
+            f"ratio {found[2]:.2f}."
+            for backend, found in races.items()
+        ],
+        (
+            f"- The sum of {nbytes / 1000:.0f} kB over 2 processes (torch, gloo): "
+            f"{1e3 * sum_seconds:.2f} ms."
+        ),
         "",
         *textwrap.wrap(PAPER, 100),
         "",
@@ -99,7 +133,7 @@ def main():
         "| --- | --- | --- | --- | --- |",
     ]
     steps = {"1 ms": 1e-3, "10 ms": 10e-3, "100 ms": 100e-3}
-    steps[f"{1e3 * BATCH / one:.0f} ms, measured on a core here"] = BATCH / one
+    steps[f"{1e3 * BATCH / one:.0f} ms, measured on a core here (torch)"] = BATCH / one
     for name, step in steps.items():
         for size in LINKS:
             part, ring = estimate(step, size, nbytes)
@@ -116,4 +150,4 @@ def main():
 
 
 if __name__ == "__main__":
-    worker() if sys.argv[1:] == ["worker"] else main()
+    worker(sys.argv[1]) if len(sys.argv) > 1 else main()

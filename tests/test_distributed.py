@@ -1,10 +1,8 @@
 """Several processes or devices compute what one does; a job that loses a process can go on."""
 
-import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from workers import tf_configs
 
 from kerasnorm import job
 from kerasnorm.errors import ConfigError
@@ -37,14 +36,6 @@ def run(*words, backend):
     process = launch(*words, backend=backend)
     _, said = process.communicate()
     assert process.returncode == 0, said
-
-
-def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def needs(backend):
@@ -116,14 +107,10 @@ def test_two_devices_and_two_workers_on_tensorflow_compute_what_one_does(tmp_pat
 
 def two_workers(words):
     """Starts two workers of TensorFlow, with the words that `words` gives for each number."""
-    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
     return [
-        launch(
-            sys.executable, *words(index), backend="tensorflow",
-            TF_CONFIG=json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}),
-        )
-        for index in range(2)
-    ]  # fmt: skip
+        launch(sys.executable, *words(index), backend="tensorflow", TF_CONFIG=text)
+        for index, text in enumerate(tf_configs(2))
+    ]
 
 
 def fit(folder, epochs, backend="torch"):
