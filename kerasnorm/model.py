@@ -230,7 +230,9 @@ def portable(model: keras.Model) -> keras.Model:
     become float32. The copy gives the same logits (float32: to rounding).
     """
 
-    def stock(layer: keras.layers.Layer) -> keras.layers.Layer:
+    def stock(layer: Any) -> Any:
+        if not isinstance(layer, keras.layers.Layer):
+            return layer  # an operation, such as a division of tensors: no weights, no precision
         config = layer.get_config() | {"dtype": "float32"}
         if config.get("synchronized"):
             config["synchronized"] = False  # a matter of training; torch refuses to load it
@@ -238,7 +240,7 @@ def portable(model: keras.Model) -> keras.Model:
         return (keras.layers.Conv2D if is_folded else type(layer)).from_config(config)
 
     # A model without the compile state of the one in training, which a clone would inherit.
-    plain = keras.Model(model.input, model.output, name=model.name)
+    plain = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     copy = keras.models.clone_model(plain, clone_function=stock)
     for source, target in zip(plain.layers, copy.layers, strict=True):
         weights = source.get_weights()

@@ -47,8 +47,14 @@ def test_a_model_that_ends_in_softmax_scores_as_its_logits_do():
     dense = keras.layers.Dense(4, activation="softmax")
     inside = keras.Model(pixels, dense(keras.layers.Flatten()(x)))
     dense.set_weights(plain.layers[-1].get_weights())
+    operation = keras.Model(pixels, keras.ops.softmax(logits))
+    row = keras.Input((4,))
+    head = keras.Sequential([keras.Input((4,)), keras.layers.Softmax()])
+    nested = keras.Model(pixels, head(logits))
+    functional = keras.Model(row, keras.layers.Dropout(0.5)(keras.layers.Softmax()(row)))
+    dropped = keras.Model(pixels, functional(logits))
     images = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (6, 8, 8, 3), np.uint8)
     labels = np.array([0, 1, 2, 3, 0, 1])
     expected = score(predict(plain, images), labels)
-    for model in (activated, inside):
+    for model in (activated, inside, operation, nested, dropped):
         assert np.allclose(score(predict(model, images), labels), expected, rtol=1e-4)

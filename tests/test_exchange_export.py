@@ -16,6 +16,7 @@ from kerasnorm.errors import (
     CorruptFileError,
     KerasnormError,
     MissingPackageError,
+    RunFolderError,
 )
 from kerasnorm.exchange import export, formats
 from kerasnorm.exchange.archive import open_model, save_model
@@ -88,6 +89,53 @@ def test_an_export_that_differs_from_keras_is_not_put_in_place(exports, tmp_path
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_what_is_no_export_is_not_written_over(tmp_path):
+    pytest.importorskip("safetensors")
+    save_model(network(), tmp_path / "model.keras", {})
+    (tmp_path / "model.py").write_text("mine")
+    saved = open_model(tmp_path)
+    with export.Exporter(saved, tmp_path, None, silent) as exporter:
+        with pytest.raises(RunFolderError, match=r"model\.keras is the model itself"):
+            exporter.export("keras")
+        with pytest.raises(RunFolderError, match=r"model\.py is in the way"):
+            exporter.export("state-dict")
+        (tmp_path / "model.py").unlink()
+        exporter.export("state-dict")
+        exporter.export("state-dict")  # over its own
+    other = tmp_path / "other.keras"
+    other.write_bytes((tmp_path / "model.keras").read_bytes())
+    with (
+        export.Exporter(open_model(other), tmp_path, None, silent) as exporter,
+        pytest.raises(RunFolderError, match="is the model itself"),
+    ):
+        exporter.export("keras")
+
+
+def stock_models():
+    """Models as people write them, of Keras alone: {name: model}."""
+    image = keras.Input(SHAPE)
+    x = keras.layers.Conv2D(4, 3)(image / 255.0)
+    x = keras.layers.GlobalAveragePooling2D()(keras.activations.relu(x))
+    head = [keras.layers.Conv2D(4, 3), keras.layers.GlobalAveragePooling2D()]
+    return {
+        "operations": keras.Model(image, keras.ops.softmax(keras.layers.Dense(3)(x))),
+        "sequential": keras.Sequential([keras.Input(SHAPE), *head, keras.layers.Dense(3)]),
+    }
+
+
+@pytest.mark.parametrize("name", ["operations", "sequential"])
+def test_models_of_stock_keras_are_exported(tmp_path, name):
+    pytest.importorskip("onnxruntime")
+    stock_models()[name].save(tmp_path / "model.keras")
+    saved = open_model(tmp_path)
+    with export.Exporter(saved, tmp_path / "out", None, silent) as exporter:
+        done = exporter.export("onnx")
+    card_path(done.path).unlink()  # what it gives is then seen from what it gives
+    opened = open_any(done.path)
+    assert opened.gives_probabilities == saved.gives_probabilities == (name == "operations")
+    np.testing.assert_allclose(opened.predict(IMAGES), saved.predict(IMAGES), atol=1e-4)
+
+
 def test_a_missing_package_is_named_with_its_pip_command(monkeypatch):
     find = importlib.util.find_spec
 
@@ -116,7 +164,7 @@ def test_the_written_module_has_the_logits_of_any_norm(options, tmp_path):
 
     model = portable(network(**options))
     path = tmp_path / "model.safetensors"
-    state_dict.write(model, path, "logits")
+    state_dict.write(model, path)
     np.save(tmp_path / "images.npy", IMAGES)
     expected = np.asarray(model.predict(IMAGES, verbose=0))
     run(path, tmp_path / "images.npy", tmp_path / "logits.npy")

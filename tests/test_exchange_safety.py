@@ -18,10 +18,11 @@ import pytest
 from exported import path_of
 from keras import layers
 
-from kerasnorm.errors import CorruptFileError, KerasnormError
+from kerasnorm.errors import ConfigError, CorruptFileError, KerasnormError
 from kerasnorm.exchange import archive, card, formats, helper, limits
 from kerasnorm.exchange.opening import needs_keras, open_any
 from kerasnorm.exchange.torch_files import read_tensors
+from kerasnorm.exchange.torch_module import generate
 
 POSSIBLE = exported.possible()
 MUTATIONS = {"few": 6, "many": 500}
@@ -393,6 +394,22 @@ def test_a_reader_that_dies_or_hangs_costs_one_error(tmp_path, monkeypatch):
     monkeypatch.setattr(helper.sys, "executable", shutil.which("yes"))
     with helper.Helper(seconds=0.2) as process, pytest.raises(KerasnormError):
         process.ask("open", tmp_path, format="onnx")
+
+
+@pytest.mark.parametrize("where", ["model", "layer", "file"])
+def test_names_do_not_become_code(where):
+    hostile = 'x"""\nprint(__import__)\n"""'  # PyTorch takes no dots
+    names = {"model": "model", "layer": "layer", "file": "file.safetensors"} | {where: hostile}
+    image = keras.Input((8, 8, 3))
+    features = layers.Conv2D(2, 3, padding="same", name=names["layer"])(image)
+    model = keras.Model(image, layers.GlobalAveragePooling2D()(features), name=names["model"])
+    if where == "layer":
+        with pytest.raises(ConfigError, match="A layer named"):
+            generate(model, names["file"])
+    else:
+        source, _ = generate(model, names["file"])
+        assert "print(" not in source
+        compile(source, "model.py", "exec")
 
 
 # Damage at random

@@ -1,5 +1,7 @@
 """PyTorch weights by any author become the same function in Keras."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from keras import ops  # noqa: E402
 from torch import nn  # noqa: E402
 
 from kerasnorm.errors import ConfigError, CorruptFileError  # noqa: E402
-from kerasnorm.exchange.torch_files import read_tensors  # noqa: E402
+from kerasnorm.exchange.torch_files import read_tensors, sorted_by_words  # noqa: E402
 from kerasnorm.exchange.torch_import import import_tensors  # noqa: E402
 from kerasnorm.model import CIFAR10_MEAN, CIFAR10_SD  # noqa: E402
 
@@ -162,9 +164,49 @@ def test_what_does_not_fit_is_reported_tensor_by_tensor():
         imported(biased, "gn")
 
 
+def test_an_instance_norm_without_scale_and_shift_fits():
+    tensors = named(network("none"))  # InstanceNorm2d(affine=False) has no tensors
+    model = imported(tensors, "in").model
+    norm = next(layer for layer in model.layers if "norm" in layer.name)
+    np.testing.assert_array_equal(norm.get_weights(), [np.ones(8), np.zeros(8)])
+
+
+@pytest.mark.parametrize(
+    "nest",
+    [
+        lambda state: {"losses": torch.tensor([5.0]), "state_dict": state},
+        lambda state: {"checkpoint": {"model_state": state, "best": torch.tensor([0.5])}},
+        lambda state: {"optimizer": {"state": {0: {"step": torch.ones(1)}}}, "weights": state},
+    ],
+    ids=["losses", "deep", "optimizer"],
+)
+def test_the_state_dict_is_found_in_any_checkpoint(tmp_path, nest):
+    state = network("gn").state_dict()
+    torch.save(nest(state), tmp_path / "a.pth")
+    assert {*dict(read_tensors(tmp_path / "a.pth"))} == {*state}
+
+
+def test_bfloat16_and_half_tensors_are_read(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    state = network("gn").state_dict()
+    kinds = (torch.bfloat16, torch.float16, torch.float64)
+    cast = {name: value.to(kinds[n % 3]) for n, (name, value) in enumerate(state.items())}
+    safetensors.save_file(cast, tmp_path / "a.safetensors")
+    for name, value in read_tensors(tmp_path / "a.safetensors"):
+        np.testing.assert_array_equal(value, cast[name].float().numpy())
+
+
+def test_kernels_whose_order_the_names_do_not_tell_are_named(tmp_path):
+    numbered = named(network("gn"))
+    assert sorted_by_words(Path("a.safetensors"), numbered) == []
+    twins = [("one.weight", np.zeros((8, 8, 3, 3))), ("two.weight", np.zeros((8, 8, 3, 3)))]
+    assert sorted_by_words(Path("a.safetensors"), twins) == ["one.weight", "two.weight"]
+    assert sorted_by_words(Path("a.pth"), twins) == []  # keeps its order
+
+
 def test_files_that_hold_no_tensors_are_refused(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "a.pth")
-    with pytest.raises(CorruptFileError, match="no state_dict"):
+    with pytest.raises(CorruptFileError, match=r"no state_dict.*Received: epoch"):
         read_tensors(tmp_path / "a.pth")
     (tmp_path / "a.h5").write_bytes(b"x")
     with pytest.raises(CorruptFileError, match=r"Expected a \.pth"):

@@ -55,9 +55,17 @@ def from_probabilities(outputs: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def ends_in_softmax(model: Any) -> bool:
     """Says whether a model gives probabilities, not logits."""
-    last = model.layers[-1]
+    tensor, passing = model.outputs[0], ("Dropout", "Flatten", "Identity", "Reshape")
+    while True:
+        last, place, _ = tensor._keras_history
+        name = type(last).__name__
+        if hasattr(last, "layers"):
+            return ends_in_softmax(last)  # a model within the model
+        if name not in passing:
+            break
+        tensor = last._inbound_nodes[place].input_tensors[0]
     activation = getattr(getattr(last, "activation", None), "__name__", "")
-    return activation == "softmax" or type(last).__name__ == "Softmax"
+    return activation == "softmax" or name == "Softmax"
 
 
 def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:

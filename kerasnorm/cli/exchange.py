@@ -9,6 +9,7 @@ import click
 from kerasnorm import runtime
 from kerasnorm.cli import options as opt
 from kerasnorm.errors import ConfigError
+from kerasnorm.recipes import resolve
 
 if TYPE_CHECKING:
     from kerasnorm.exchange.archive import SavedModel
@@ -109,11 +110,16 @@ def _show(entry: "Export", as_json: bool) -> None:
 
 
 def _known_accuracy(saved: "SavedModel") -> float | None:
-    """Returns the test accuracy that the model's run reports, None where there is none."""
+    """Returns the test accuracy that the model's run reports, None where it is not the file's.
+
+    A run in mixed precision was judged in it; its file is in float32.
+    """
     from kerasnorm.errors import CorruptFileError
     from kerasnorm.run import MODEL, Run, is_run
 
     if saved.path.name != MODEL or not is_run(saved.path.parent):
+        return None
+    if saved.config is not None and saved.config.train.precision != "float32":
         return None
     try:
         return float(Run.load(saved.path.parent).metrics["test_accuracy"])
@@ -178,6 +184,7 @@ def import_torch(
     """Make a Keras model of a PyTorch state_dict (.pth, .pt, .safetensors) of this network.
 
     Tensors are matched by order and shape, whatever their names; widths come from the tensors.
+    A .safetensors file keeps no order: there numbers in the names tell it.
 
     Example: kerasnorm import-torch weights.pth --norm bn --recipe era8 --out model.keras
     """
@@ -190,15 +197,26 @@ def import_torch(
         raise ConfigError("--widths: leave it out; the widths come from the tensors.")
     runtime.select_backend(backend or "auto")
     import kerasnorm
+    from kerasnorm import console
     from kerasnorm.exchange.archive import save_model
-    from kerasnorm.exchange.torch_files import read_tensors
+    from kerasnorm.exchange.torch_files import read_tensors, sorted_by_words
     from kerasnorm.exchange.torch_import import import_tensors
     from kerasnorm.files import sha256
 
+    tensors = read_tensors(file)
+    guessed = sorted_by_words(file, tensors)
+    if guessed:
+        console.note(
+            f"{file} does not keep the order of its layers; these kernels, alike in shape, were "
+            f"put in the order of their names: {', '.join(guessed)}. If that is not the order in "
+            "which the network runs, import a .pth, or number them."
+        )
     imported = import_tensors(
-        read_tensors(file), given, image_size=(image_size[0], image_size[1]), mean=mean, sd=sd
+        tensors, given, image_size=(image_size[0], image_size[1]), mean=mean, sd=sd
     )
     model = imported.model
+    if resolve(given).model.activation == "leaky_relu":
+        console.note("leaky_relu: Keras's slope is 0.2, that of PyTorch's nn.LeakyReLU() 0.01.")
     classes = model.output_shape[-1]
     names = class_names.split(",") if class_names else [str(n) for n in range(classes)]
     if len(names) != classes:
@@ -215,9 +233,9 @@ def import_torch(
         opt.print_json(facts | {"matched": imported.matched, "ignored": imported.ignored})
         return
     for weight, tensor in imported.matched.items():
-        click.echo(f"{tensor:<40}{weight}")
+        click.echo(f"{tensor:<40} {weight}")
     for tensor in imported.ignored:
-        click.echo(f"{tensor:<40}ignored")
+        click.echo(f"{tensor:<40} ignored")
     click.echo(f"{out}   {model.count_params():,} parameters")
 
 

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.rendezvous import rendezvous
 
 from kerasnorm.errors import KerasnormError, LostProcessError
 from kerasnorm.job import Job
@@ -26,7 +27,11 @@ class TorchTeam(Team):
         self.rank, self.size = job.rank, job.size
         self.device = device
         with lost():
-            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            store, rank, size = next(rendezvous("env://"))
+            # torchrun keeps one store over its restarts: addresses of ended processes are in it.
+            store = distributed.PrefixStore(f"start-{job.restarts}", store)
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Replaces a tensor by its sum over all processes."""

@@ -133,6 +133,8 @@ def classifier(path: Path, model: keras.Model, names: Any, config: Config | None
                 f"{path}: expected a classifier from (N, H, W, C), of fixed size, to "
                 f"(N, classes). Received: {shapes[0]} to {shapes[1]}"
             )
+    if model.output_shape[-1] < 2:
+        raise CorruptFileError(f"{path}: expected two classes or more. Received: one output.")
     if math.prod(model.input_shape[1:]) > MAX_PIXELS:
         raise CorruptFileError(f"{path} takes images of more than {MAX_PIXELS:,} values.")
     classes = model.output_shape[-1]

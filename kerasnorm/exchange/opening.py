@@ -34,7 +34,7 @@ class Artefact:
         config: The config of the run that trained it, None where that is not known.
         image_shape: (H, W, C).
         wants_equalized: Whether its images must be histogram-equalized first.
-        gives_probabilities: Whether it ends in a softmax.
+        gives_probabilities: Whether it ends in a softmax: by its card, else by what it gives.
         helper: The process.
     """
 
@@ -91,6 +91,7 @@ def open_artefact(path: Path) -> Artefact:
     names = card.get("classes")
     if not isinstance(names, list) or len(names) != facts["classes"]:
         names = range(facts["classes"])
+    found_kind = "probabilities" if facts["gives_probabilities"] else "logits"
     described, given = (_table(card, name) for name in ("input", "output"))
     return Artefact(
         path=path,
@@ -100,7 +101,7 @@ def open_artefact(path: Path) -> Artefact:
         image_shape=tuple(facts["image_shape"]),
         wants_equalized=bool(described.get("equalized"))
         or facts["input_name"].startswith(EQUALIZED),
-        gives_probabilities=given.get("kind") == "probabilities",
+        gives_probabilities=given.get("kind", found_kind) == "probabilities",
         helper=helper,
     )
 

@@ -31,6 +31,7 @@ class Opened:
         input_name: Of the input; says whether images must be equalized.
         quantization: Scale and zero point of a quantized input, else None.
         classes: Known once a first batch has run.
+        gives_probabilities: Whether that batch's outputs were all at least 0 and summed to 1.
     """
 
     call: Call
@@ -39,6 +40,7 @@ class Opened:
     input_name: str
     quantization: tuple[float, int] | None = None
     classes: int = 0
+    gives_probabilities: bool = False
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Returns the outputs (N, classes) for raw images (N, H, W, C)."""
@@ -73,13 +75,17 @@ def open_file(path: Path, name: str) -> Opened:
         raise CorruptFileError(f"{path}: expected pixels as float32. Received: {opened.dtype}")
     probe = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (2, *shape), np.uint8)
     outputs = opened.predict(probe)
-    if outputs.ndim != 2 or outputs.shape[0] != 2 or outputs.shape[1] > MAX_CLASSES:
+    if outputs.ndim != 2 or outputs.shape[0] != 2 or not 2 <= outputs.shape[1] <= MAX_CLASSES:
         raise CorruptFileError(
-            f"{path}: expected outputs (N, classes). Received: {outputs.shape} for two images"
+            f"{path}: expected outputs (N, classes) of two classes or more. "
+            f"Received: {outputs.shape} for two images"
         )
     if not np.isfinite(outputs).all():
         raise CorruptFileError(f"{path} gives NaN or infinity: its weights are damaged.")
     opened.classes = outputs.shape[1]
+    opened.gives_probabilities = bool(
+        (outputs >= 0).all() and np.allclose(outputs.sum(axis=1), 1, atol=1e-2)
+    )
     return opened
 
 
@@ -106,13 +112,12 @@ def open_saved_model(path: Path) -> Opened:
     name, spec = _one(path, function.structured_input_signature[1].items(), "input")
     output = _one(path, function.structured_outputs, "output")
 
-    def call(batch: NDArray[Any]) -> NDArray[Any]:
+    # `loaded` is named there to be kept alive: its functions do not do it.
+    def call(batch: NDArray[Any], _: Any = loaded) -> NDArray[Any]:
         result: NDArray[Any] = function(**{name: tf.constant(batch)})[output].numpy()
         return result
 
-    opened = Opened(call, _image_shape(spec.shape), spec.dtype.name, name)
-    opened.loaded = loaded  # type: ignore[attr-defined]  # its functions do not keep it alive
-    return opened
+    return Opened(call, _image_shape(spec.shape), spec.dtype.name, name)
 
 
 def open_onnx(path: Path) -> Opened:
@@ -218,16 +223,6 @@ def open_keras(path: Path) -> Opened:
     return Opened(call, model.input_shape[1:], "float32", model.inputs[0].name)
 
 
-def _importer(*modules: str) -> Callable[[], None]:
-    def load() -> None:
-        import importlib
-
-        for name in modules:
-            importlib.import_module(name)
-
-    return load
-
-
 OPENERS: dict[str, Callable[[Path], Opened]] = {
     "keras": open_keras,
     "saved-model": open_saved_model,
@@ -237,11 +232,11 @@ OPENERS: dict[str, Callable[[Path], Opened]] = {
     "openvino": open_openvino,
 }
 # What is imported before the limit of memory is set.
-IMPORTS: dict[str, Callable[[], None]] = {
-    "keras": _importer("keras"),
-    "saved-model": _importer("tensorflow"),
-    "onnx": _importer("onnx", "onnxruntime"),
-    "litert": _importer("ai_edge_litert.interpreter"),
-    "torch": _importer("torch.export", "sympy"),
-    "openvino": _importer("openvino"),
+IMPORTS: dict[str, tuple[str, ...]] = {
+    "keras": ("keras",),
+    "saved-model": ("tensorflow",),
+    "onnx": ("onnx", "onnxruntime"),
+    "litert": ("ai_edge_litert.interpreter",),
+    "torch": ("torch.export", "sympy"),
+    "openvino": ("openvino",),
 }

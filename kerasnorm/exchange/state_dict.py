@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasnorm.errors import CorruptFileError
+from kerasnorm.errors import ConfigError, CorruptFileError
 from kerasnorm.exchange.archive import model_from_config
 from kerasnorm.exchange.torch_files import read_safetensors
 from kerasnorm.exchange.torch_module import generate
@@ -18,7 +18,7 @@ from kerasnorm.exchange.torch_module import generate
 CONFIG = "keras_config"
 
 
-def write(model: keras.Model, path: Path, outputs: str) -> None:
+def write(model: keras.Model, path: Path) -> None:
     """Writes the tensors to `path` (`.safetensors`) and the module beside them (`.py`).
 
     Raises:
@@ -26,7 +26,7 @@ def write(model: keras.Model, path: Path, outputs: str) -> None:
     """
     from safetensors.numpy import save_file
 
-    source, tensors = generate(model, path.name, outputs)
+    source, tensors = generate(model, path.name)
     contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     save_file(contiguous, path, metadata={CONFIG: model.to_json()})
     path.with_suffix(".py").write_text(source, encoding="utf-8")
@@ -54,7 +54,7 @@ def read(path: Path) -> keras.Model:
             raise ValueError(f"{sorted({*expected} ^ {*tensors})[0]} is missing or too many")
         for layer in model.layers:
             _set(layer, tensors)
-    except (ValueError, KeyError) as error:
+    except (ConfigError, ValueError, KeyError) as error:
         raise CorruptFileError(f"{path} is damaged: {error}") from None
     return model
 

@@ -18,8 +18,19 @@ from kerasnorm.exchange.limits import check_count, check_file, check_members, re
 
 Named = list[tuple[str, NDArray[Any]]]
 PICKLED = (".pth", ".pt")
-_NESTED = ("state_dict", "model_state_dict", "model", "net", "params", "ema")
+TYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U8": "u1",
+    "BOOL": "?",
+}  # of safetensors; BF16 has no NumPy type
 MAX_TENSORS = 10_000
+MAX_DEPTH = 4  # dicts within dicts
 
 
 def read_tensors(path: Path) -> Named:
@@ -56,7 +67,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str
         MissingPackageError: The package safetensors is not installed.
     """
     FORMATS["state-dict"].check_package("safetensors")
-    from safetensors.numpy import load
+    from safetensors import deserialize
 
     content = read_limited(path)
     try:
@@ -66,7 +77,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str
         header = json.loads(content[8 : 8 + length])
         metadata = header.pop("__metadata__", {})
         check_count(path, sum(math.prod(entry["shape"]) for entry in header.values()))
-        tensors = {name: _as_float(value) for name, value in load(content).items()}
+        read = deserialize(content)  # type: ignore[no-untyped-call]
+        tensors = {name: _array(entry) for name, entry in read}
     except CorruptFileError:
         raise
     except Exception as error:  # the parsers raise a dozen types
@@ -76,7 +88,16 @@ def read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str
     return tensors, metadata
 
 
-def _as_float(value: NDArray[Any]) -> NDArray[Any]:
+def _array(entry: dict[str, Any]) -> NDArray[Any]:
+    """Returns a tensor of a safetensors file; floating point as float32."""
+    kind, data = entry["dtype"], entry["data"]
+    if kind == "BF16":  # the upper half of a float32
+        value = (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+    elif kind in TYPES:
+        value = np.frombuffer(data, TYPES[kind])
+    else:
+        raise ValueError(f"tensors of type {kind} are not read")
+    value = value.reshape(entry["shape"])
     return value.astype(np.float32) if value.dtype.kind == "f" else value
 
 
@@ -94,6 +115,18 @@ def _natural(tensors: Named) -> Named:
         return [(p.isdecimal(), int(p) if p.isdecimal() else 0, p) for p in pieces]
 
     return sorted(tensors, key=key)
+
+
+def sorted_by_words(path: Path, tensors: Named) -> list[str]:
+    """Returns kernels whose order is a guess: equal shapes, names that differ by more than numbers.
+
+    A safetensors file does not keep the order of the modules; numbers in names tell it.
+    """
+    shapes: dict[tuple[int, ...], dict[str, str]] = {}
+    for name, value in tensors:
+        if value.ndim == 4 and path.suffix == ".safetensors":
+            shapes.setdefault(value.shape, {}).setdefault(re.sub(r"\d+", "", name), name)
+    return [name for names in shapes.values() if len(names) > 1 for name in names.values()]
 
 
 def read_pickled(path: Path, out: Path) -> list[str]:
@@ -132,16 +165,26 @@ def read_pickled(path: Path, out: Path) -> list[str]:
 
 
 def _tensors(path: Path, document: Any) -> dict[str, Any]:
+    """Returns the state_dict in what was unpickled: of all dicts, the one with the most tensors."""
     import torch
 
-    for _ in range(3):
-        if not isinstance(document, dict):
-            break
-        found = {str(k): v for k, v in document.items() if isinstance(v, torch.Tensor)}
-        if any(value.ndim > 0 for value in found.values()):
-            if len(found) > MAX_TENSORS:
-                raise CorruptFileError(f"{path} holds more than {MAX_TENSORS:,} tensors.")
-            return found
-        inner = [document[name] for name in _NESTED if isinstance(document.get(name), dict)]
-        document = inner[0] if inner else None
-    raise CorruptFileError(f"{path} holds no state_dict: no tensors by their names.")
+    dicts, pending = list[dict[str, Any]](), [document]
+    for _ in range(MAX_DEPTH):
+        found = [item for item in pending if isinstance(item, dict)]
+        dicts += [
+            {str(k): v for k, v in item.items() if isinstance(v, torch.Tensor)} for item in found
+        ]
+        pending = [value for item in found for value in item.values()]
+    best = max(dicts, key=_weights, default={})
+    if _weights(best) == 0:
+        keys = ", ".join(map(str, document)) if isinstance(document, dict) else "no dict"
+        raise CorruptFileError(
+            f"{path} holds no state_dict: no tensors by their names. Received: {keys[:200]}"
+        )
+    if len(best) > MAX_TENSORS:
+        raise CorruptFileError(f"{path} holds more than {MAX_TENSORS:,} tensors.")
+    return best
+
+
+def _weights(tensors: dict[str, Any]) -> int:
+    return sum(value.ndim > 0 for value in tensors.values())

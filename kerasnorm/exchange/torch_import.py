@@ -179,11 +179,15 @@ def _fill(imported: Imported, kernels: Group, norms: Group) -> None:
     groups = _groups(norms, size)
     remaining = iter(kernels)
     problems = []
+    # PyTorch's InstanceNorm2d has no scale and shift by default: they stay 1 and 0.
+    is_fixed = not norms and imported.model.name == "kerasnorm_in"
     for layer, is_conv in layers:
         if is_conv:
             name, value = next(remaining)
             layer.set_weights([value.transpose(2, 3, 1, 0)])
             imported.matched[layer.weights[0].path] = name
+            continue
+        if is_fixed:
             continue
         shape = tuple(layer.weights[0].shape)
         found = next((group for group in groups if _fits(group, shape, len(layer.weights))), None)
@@ -204,7 +208,7 @@ def _fill(imported: Imported, kernels: Group, norms: Group) -> None:
         norm = imported.model.name.removeprefix("kerasnorm_")
         raise ConfigError(
             f"The tensors do not fit norm={norm}; another --norm, --recipe or "
-            "--norm-transitions may:\n" + "\n".join(problems)
+            "--norm-transitions may (its convolutions have no bias):\n" + "\n".join(problems)
         )
 
 

@@ -1,6 +1,11 @@
-"""Writes a model as a plain PyTorch module: its source and its tensors."""
+"""Writes a model as a plain PyTorch module: its source and its tensors.
+
+Nothing of a model enters the source but numbers and names that are plain identifiers.
+"""
 
 import importlib.util
+import keyword
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -26,7 +31,7 @@ _ACTIVATIONS = {
     "silu": "F.silu({})",
     "mish": "F.mish({})",
 }
-TEMPLATE = '''"""{title}, as a PyTorch module; written by kerasnorm. It needs nothing but torch.
+TEMPLATE = '''"""A Keras model as a PyTorch module, written by kerasnorm. It needs nothing but torch.
 
     from safetensors.torch import load_file
 
@@ -48,38 +53,34 @@ class Model(nn.Module):
 {layers}
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Returns {outputs} (N, {classes}) for raw pixels (N, {height}, {width}, {channels}), {scale}."""
+        """Returns logits (N, {classes}) for raw pixels (N, {height}, {width}, {channels}), 0 to 255."""
         x = pixels.float().permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
 {forward}
         return x
 '''  # noqa: E501
 
 
-def generate(model: Any, weights: str, outputs: str = "logits") -> tuple[str, Tensors]:
+def generate(model: Any, weights: str) -> tuple[str, Tensors]:
     """Returns the source of a PyTorch module and its state_dict, named as the Keras layers are.
 
     Args:
         model: A functional Keras model of the layers that `kerasnorm.model` uses.
         weights: Name of the file of tensors, for the source's docstring.
-        outputs: What the model gives, for the same.
 
     Raises:
-        ConfigError: It has a layer that is not written here.
+        ConfigError: It has a layer that is not written here, or a name that Python does not take.
     """
     writer = _Writer()
     writer.walk(model)
     height, width, channels = model.input_shape[1:]
     source = TEMPLATE.format(
-        title=model.name,
-        weights=weights,
+        weights=re.sub(r"[^\w. -]", "_", weights),
         layers="\n".join(f"        {line}" for line in writer.layers),
         forward="\n".join(f"        {line}" for line in writer.forward),
         height=height,
         width=width,
         channels=channels,
         classes=model.output_shape[-1],
-        outputs=outputs,
-        scale="0 to 255",
     )
     return source, writer.tensors
 
@@ -101,6 +102,7 @@ class _Writer:
         for place, node in enumerate(calls):
             layer = node.operation
             inputs = [names[id(tensor)] for tensor in node.input_tensors]
+            _check_name(layer.name)
             if layer.name in made:
                 raise ConfigError(f"{layer.name}: a layer that is used twice cannot be written.")
             made.add(layer.name)
@@ -144,8 +146,8 @@ class _Writer:
         if layer.use_bias:
             self.tensors[f"{layer.name}.bias"] = layer.get_weights()[1]
         padding = f", padding={(height // 2, width // 2)}" if height * width > 1 else ""
-        options = f"{(height, width)}{padding}, bias={layer.use_bias}"
-        line = f"nn.Conv2d({channels}, {layer.filters}, {options})"
+        options = f"{(int(height), int(width))}{padding}, bias={bool(layer.use_bias)}"
+        line = f"nn.Conv2d({channels}, {int(layer.filters)}, {options})"
         return self._activated(layer, f"self.{layer.name}({inputs[0]})"), line
 
     def _activated(self, layer: Any, expression: str) -> str:
@@ -167,15 +169,15 @@ class _Writer:
         counter = f"{layer.name}.num_batches_tracked"
         self.tensors[counter] = np.zeros((), np.int64)
         channels = node.input_tensors[0].shape[-1]
-        line = f"nn.BatchNorm2d({channels}, eps={layer.epsilon})"
+        line = f"nn.BatchNorm2d({channels}, eps={float(layer.epsilon)})"
         return f"self.{layer.name}({inputs[0]})", line
 
     def group_norm(self, layer: Any, inputs: list[str], node: Any) -> Emitted:
         """Group, layer (one group) and instance (a channel a group) normalization."""
         self._keep(layer, ("weight", "bias"))
         channels = node.input_tensors[0].shape[-1]
-        groups = channels if layer.groups == -1 else layer.groups
-        line = f"nn.GroupNorm({groups}, {channels}, eps={layer.epsilon})"
+        groups = channels if layer.groups == -1 else int(layer.groups)
+        line = f"nn.GroupNorm({groups}, {channels}, eps={float(layer.epsilon)})"
         return f"self.{layer.name}({inputs[0]})", line
 
     def layer_norm(self, layer: Any, inputs: list[str], node: Any) -> Emitted:
@@ -191,13 +193,13 @@ class _Writer:
             expression = f"self.{layer.name}({inputs[0]})"
         else:
             shape, expression = f"{channels}", self._per_pixel(layer, inputs)
-        return expression, f"nn.LayerNorm({shape}, eps={layer.epsilon})"
+        return expression, f"nn.LayerNorm({shape}, eps={float(layer.epsilon)})"
 
     def rms_norm(self, layer: Any, inputs: list[str], node: Any) -> Emitted:
         """Root mean square normalization over the channels of each pixel."""
         self._keep(layer, ("weight",))
         channels = node.input_tensors[0].shape[-1]
-        line = f"nn.RMSNorm({channels}, eps={layer.epsilon})"
+        line = f"nn.RMSNorm({channels}, eps={float(layer.epsilon)})"
         return self._per_pixel(layer, inputs), line
 
     def _per_pixel(self, layer: Any, inputs: list[str]) -> str:
@@ -222,7 +224,7 @@ class _Writer:
         """A max pooling."""
         if layer.padding != "valid" or layer.strides != layer.pool_size:
             raise ConfigError(f"{layer.name}: expected padding valid and strides of the pool.")
-        return f"F.max_pool2d({inputs[0]}, {tuple(layer.pool_size)})", ""
+        return f"F.max_pool2d({inputs[0]}, {tuple(map(int, layer.pool_size))})", ""
 
     def global_pool(self, layer: Any, inputs: list[str], node: Any) -> Emitted:
         """A global average pooling."""
@@ -233,6 +235,14 @@ class _Writer:
         if tuple(node.input_tensors[0].shape[1:3]) != (1, 1):
             raise ConfigError(f"{layer.name}: expected one pixel to flatten.")
         return f"{inputs[0]}.flatten(1)", ""
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or keyword.iskeyword(name):
+        raise ConfigError(
+            f"A layer named {name!r} cannot be written as a state dict, whose module has an "
+            "attribute for each layer. Use --format torch, or rename the layer."
+        )
 
 
 _EMITTERS: dict[str, Callable[[_Writer, Any, list[str], Any], Emitted]] = {

@@ -3,6 +3,7 @@
 See `kerasnorm.exchange.helper`. What it returns is plain; arrays travel in `.npy` files.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -40,8 +41,8 @@ def open_file(path: Path, format: str) -> dict[str, Any]:  # noqa: A002
     """Checks and opens a file, keeps it for `run`, and says what it takes and gives."""
     from kerasnorm.exchange import runtimes
 
-    prepare = runtimes.IMPORTS[format]
-    prepare()
+    for name in runtimes.IMPORTS[format]:
+        importlib.import_module(name)
     if format != "keras":
         limit_memory()
     opened = runtimes.open_file(path, format)
@@ -52,6 +53,7 @@ def open_file(path: Path, format: str) -> dict[str, Any]:  # noqa: A002
         "dtype": opened.dtype,
         "input_name": opened.input_name,
         "quantization": opened.quantization,
+        "gives_probabilities": opened.gives_probabilities,
     }
 
 
