@@ -59,7 +59,7 @@ def ends_in_softmax(model: Any) -> bool:
     while True:
         last, place, _ = tensor._keras_history
         name = type(last).__name__
-        if hasattr(last, "layers"):
+        if hasattr(last, "outputs"):
             return ends_in_softmax(last)  # a model within the model
         if name not in passing:
             break

@@ -18,6 +18,7 @@ from kerasnorm.exchange.limits import check_count, check_file, check_members, re
 
 Named = list[tuple[str, NDArray[Any]]]
 PICKLED = (".pth", ".pt")
+# Of safetensors, as NumPy names them; it has none for BF16.
 TYPES = {
     "F64": "<f8",
     "F32": "<f4",
@@ -28,7 +29,7 @@ TYPES = {
     "I8": "i1",
     "U8": "u1",
     "BOOL": "?",
-}  # of safetensors; BF16 has no NumPy type
+}
 MAX_TENSORS = 10_000
 MAX_DEPTH = 4  # dicts within dicts
 
@@ -168,14 +169,18 @@ def _tensors(path: Path, document: Any) -> dict[str, Any]:
     """Returns the state_dict in what was unpickled: of all dicts, the one with the most tensors."""
     import torch
 
-    dicts, pending = list[dict[str, Any]](), [document]
+    dicts: dict[int, dict[Any, Any]] = {}  # by id: a hostile file may hold one a million times
+    pending = [document]
     for _ in range(MAX_DEPTH):
-        found = [item for item in pending if isinstance(item, dict)]
-        dicts += [
-            {str(k): v for k, v in item.items() if isinstance(v, torch.Tensor)} for item in found
-        ]
-        pending = [value for item in found for value in item.values()]
-    best = max(dicts, key=_weights, default={})
+        new = {id(item): item for item in pending if isinstance(item, dict)}
+        new = {key: item for key, item in new.items() if key not in dicts}
+        dicts |= new
+        pending = [value for item in new.values() for value in item.values()]
+    found = [
+        {str(name): value for name, value in item.items() if isinstance(value, torch.Tensor)}
+        for item in dicts.values()
+    ]
+    best = max(found, key=_weights, default={})
     if _weights(best) == 0:
         keys = ", ".join(map(str, document)) if isinstance(document, dict) else "no dict"
         raise CorruptFileError(
