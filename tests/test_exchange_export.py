@@ -210,7 +210,7 @@ def test_exact_gelu_and_probabilities_are_exported_as_such(tmp_path):
 @pytest.mark.parametrize("options", NORM_OPTIONS.values(), ids=NORM_OPTIONS)
 def test_every_norm_exports_to_every_format(options, tmp_path):
     save_model(network(**options), tmp_path / "model.keras", {})
-    with export.Exporter(open_model(tmp_path), tmp_path, None, silent) as exporter:
+    with export.Exporter(open_model(tmp_path), tmp_path / "out", None, silent) as exporter:
         for name in POSSIBLE:
             assert exporter.export(name).max_difference < 1e-3
 
