@@ -79,9 +79,9 @@ def _worked(worked: Any) -> str:
         for image in range(len(steps[0].values)):
             lines.append(f"    image {image}")
             lines += [f"      {step.name:<20}{_cells(step.values[image])}" for step in steps]
+    shift = f", beta {_row(worked.beta)}" if worked.beta.any() else ""  # rms has none
     lines.append(
-        f"  gamma {_row(worked.gamma)}, beta {_row(worked.beta)}. The last step equals the Keras "
-        "layer's output."
+        f"  gamma {_row(worked.gamma)}{shift}. The last step equals the Keras layer's output."
     )
     return "\n".join(lines)
 
