@@ -88,9 +88,7 @@ def _worked(worked: Any) -> str:
 
 def _cells(image: Any) -> str:
     pixels = np.asarray(image, np.float64).reshape(-1, image.shape[-1])
-    return " | ".join(
-        " ".join(f"{round(value, 2) + 0.0:6.2f}" for value in pixel) for pixel in pixels
-    )
+    return " | ".join(" ".join(f"{value:z6.2f}" for value in pixel) for pixel in pixels)
 
 
 def _row(values: Any) -> str:
@@ -161,7 +159,7 @@ def inputs_grid(found: Sequence[Any]) -> Grid:
 
 
 def _numbers(values: Any) -> str:
-    return " ".join(f"{round(float(value), 3) + 0.0:.3f}" for value in values)
+    return " ".join(f"{float(value):z.3f}" for value in values)
 
 
 def landscape_grid(found: Sequence[Any]) -> Grid:

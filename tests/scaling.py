@@ -86,6 +86,9 @@ def measure(backend, processes):
         for environment in environments
     ]  # fmt: skip
     said = [member.communicate()[0] for member in members]
+    for member in members:
+        if member.returncode != 0:
+            raise subprocess.CalledProcessError(member.returncode, member.args)
     return json.loads(said[0].strip().splitlines()[-1])
 
 

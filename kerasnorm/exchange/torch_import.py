@@ -177,10 +177,11 @@ def _fill(imported: Imported, kernels: Group, norms: Group) -> None:
     layers = list(_layers(imported.model))
     size = max((len(layer.weights) for layer, is_conv in layers if not is_conv), default=0)
     groups = _groups(norms, size)
+    norm = imported.model.name.removeprefix("kerasnorm_")
     remaining = iter(kernels)
     problems = []
     # PyTorch's InstanceNorm2d has no scale and shift by default: they stay 1 and 0.
-    is_fixed = not norms and imported.model.name == "kerasnorm_in"
+    is_fixed = not norms and norm == "in"
     for layer, is_conv in layers:
         if is_conv:
             name, value = next(remaining)
@@ -205,7 +206,6 @@ def _fill(imported: Imported, kernels: Group, norms: Group) -> None:
             f"  {name} {tuple(value.shape)}: has no place" for name, value in group.values()
         ]
     if problems:
-        norm = imported.model.name.removeprefix("kerasnorm_")
         raise ConfigError(
             f"The tensors do not fit norm={norm}; another --norm, --recipe or "
             "--norm-transitions may (its convolutions have no bias):\n" + "\n".join(problems)

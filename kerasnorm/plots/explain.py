@@ -101,7 +101,7 @@ def _heatmap(axes: Axes, values: NDArray[Any], name: str) -> None:
     limit = max(float(np.abs(rows).max()), 1e-9)
     axes.imshow(rows, cmap="RdBu_r", vmin=-1.6 * limit, vmax=1.6 * limit, aspect="auto")
     for (row, column), value in np.ndenumerate(rows):
-        text = f"{value:.0f}" if name == "input" else f"{round(value, 2) + 0.0:.2f}"
+        text = f"{value:.0f}" if name == "input" else f"{value:z.2f}"
         axes.text(column, row, text, ha="center", va="center", fontsize=6.8, color=INK)
     axes.axhline(height * width - 0.5, color="white", linewidth=2.5)
     axes.set_title(name, fontsize=TEXT_SIZE, color=INK)

@@ -147,7 +147,7 @@ def draw_histogram(axes: Axes, images: NDArray[Any]) -> None:
         edges = level_edges(values)
         share = 100.0 * np.histogram(values, edges)[0] / values.size
         mean, sd = values.mean(dtype=np.float64), values.std(dtype=np.float64)
-        label = f"{name}: mean {round(mean, 2) + 0.0:.2f}, sd {sd:.2f}"
+        label = f"{name}: mean {mean:z.2f}, sd {sd:.2f}"
         axes.stairs(share, edges, color=color, linewidth=1.3, label=label)
 
 
