@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from kerasnorm.analysis.explain import normalize
-    from kerasnorm.analysis.layers import layer_table, receptive_field
-    from kerasnorm.api import fit
     from kerasnorm.config import Config
-    from kerasnorm.exchange.archive import load_model
-    from kerasnorm.model import build_model
+    from kerasnorm.explain.inputs import inputs
+    from kerasnorm.explain.landscape import landscape
+    from kerasnorm.explain.norm import explain
+    from kerasnorm.explain.norm_measure import normalize
+    from kerasnorm.explain.statistics import statistics
+    from kerasnorm.formats.archive import load_model
+    from kerasnorm.inspection.layers import layer_table, receptive_field
+    from kerasnorm.network import build_model
     from kerasnorm.recipes import resolve
-    from kerasnorm.run import Run
-    from kerasnorm.understanding.inputs import inputs
-    from kerasnorm.understanding.landscape import landscape
-    from kerasnorm.understanding.norm import explain
-    from kerasnorm.understanding.statistics import statistics
+    from kerasnorm.training.api import fit
+    from kerasnorm.training.run import Run
 
 __all__ = [
     "Config",

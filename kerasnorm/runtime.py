@@ -1,6 +1,6 @@
 """The one place that prepares the process from its environment: backend, device, seeds.
 
-What a launcher of several processes says is read in `kerasnorm.job`.
+What a launcher of several processes says is read in `kerasnorm.training.launch`.
 
 Keras reads its backend once, on import; so everything here works without keras until it has been
 chosen, and no module of this package imports keras before `start` or `select_backend` ran.
@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 from kerasnorm.config import BACKENDS, SETTINGS
 from kerasnorm.errors import ConfigError, MissingPackageError
-from kerasnorm.job import this_job
+from kerasnorm.training.launch import this_job
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from kerasnorm.bench.race import MEANINGS, Result, paired_ratio
+from kerasnorm.benchmark.race import MEANINGS, Result, paired_ratio
 from kerasnorm.skeleton import LAYER_LABELS
 
 if TYPE_CHECKING:
-    from kerasnorm.analysis.layers import LayerRow
+    from kerasnorm.inspection.layers import LayerRow
 
 NOTE_WIDTH = 100
 FIELD_NOTE = (
@@ -85,11 +85,11 @@ def layer_grid(rows: "Sequence[LayerRow]", title: str = "") -> Grid:
 def receptive_grid(rows: "Sequence[LayerRow]", title: str = "") -> Grid:
     """Returns the table of how each layer changes size, receptive field and jump.
 
-    The network of `kerasnorm.model` gets its blocks and short names, and beside its receptive
+    The network of `kerasnorm.network` gets its blocks and short names, and beside its receptive
     field the published one where the image is 32x32; any other model the names of its layers.
 
     Args:
-        rows: From `kerasnorm.analysis.layers.receptive_field`.
+        rows: From `kerasnorm.inspection.layers.receptive_field`.
         title: What the table shows.
     """
     is_ours = [row.name for row in rows] == list(LAYER_LABELS)

@@ -44,6 +44,6 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model, model.keras, exported to every format that can be made here."""
-    import exported
+    from helpers import exported
 
     return exported.write(tmp_path_factory.mktemp("exports"))

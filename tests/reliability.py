@@ -43,10 +43,10 @@ def divergences():
 
     import keras
     import numpy as np
-    from faults import harness
+    from helpers.faults import harness
 
-    from kerasnorm import checkpoints, run, train
     from kerasnorm.errors import DivergedError
+    from kerasnorm.training import checkpoints, run, train
 
     class Poison(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
@@ -76,7 +76,7 @@ def divergences():
 
 def measure(share, runs, backends):
     """Does everything, and returns a line of the report for each fault."""
-    from faults import damage, folders, fuzz, harness, writes
+    from helpers.faults import damage, folders, fuzz, harness, writes
 
     count = {name: max(1, round(number * share)) for name, number in FULL.items()}
     count["kills"] = runs or count["kills"]

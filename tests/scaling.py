@@ -12,7 +12,7 @@ import textwrap
 import time
 from pathlib import Path
 
-from workers import tf_configs
+from helpers.workers import tf_configs
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {
@@ -35,13 +35,14 @@ thousands of images before a second node gives more than it costs."""
 
 def worker(backend):
     """Trains in a member of a team; the first prints its rate, a sum's seconds and its bytes."""
-    from kerasnorm import runtime, train
+    from kerasnorm import runtime
     from kerasnorm.data.shapes import shapes
-    from kerasnorm.job import this_job
     from kerasnorm.recipes import resolve
+    from kerasnorm.training import train
+    from kerasnorm.training.launch import this_job
 
     runtime.start(backend, "cpu")
-    import tiny
+    from helpers import tiny
 
     from kerasnorm.engines.choice import join
 

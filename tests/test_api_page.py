@@ -9,15 +9,15 @@ import textwrap
 from pathlib import Path
 
 import kerasnorm
-from kerasnorm.analysis.activations import LayerStatistics, WeightHistogram
-from kerasnorm.analysis.explain import BatchOfOne, Worked
-from kerasnorm.analysis.landscape import GradientLines, Surface
-from kerasnorm.bench.cost import NormCost
-from kerasnorm.understanding.answer import Answer
-from kerasnorm.understanding.inputs import InputTreatment
-from kerasnorm.understanding.landscape import Landscape
-from kerasnorm.understanding.norm import Explanation
-from kerasnorm.understanding.statistics import NetworkStatistics
+from kerasnorm.benchmark.cost import NormCost
+from kerasnorm.explain.activations import LayerStatistics, WeightHistogram
+from kerasnorm.explain.answer import Answer
+from kerasnorm.explain.inputs import InputTreatment
+from kerasnorm.explain.landscape import Landscape
+from kerasnorm.explain.landscape_measure import GradientLines, Surface
+from kerasnorm.explain.norm import Explanation
+from kerasnorm.explain.norm_measure import BatchOfOne, Worked
+from kerasnorm.explain.statistics import NetworkStatistics
 
 PAGE = Path(__file__).parent.parent / "results" / "guide" / "api.md"
 NAMES = sorted(set(kerasnorm.__all__) - {"__version__"}, key=str.lower)

@@ -34,4 +34,4 @@ def test_every_norm_has_its_picture(norm):
 
 
 def test_no_place_was_left_to_fill():
-    assert "@@" not in GUIDE
+    assert "kerasnorm." not in GUIDE

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import pytest
-from gradients import gradient
+from helpers.gradients import gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops

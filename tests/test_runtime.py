@@ -82,7 +82,7 @@ def test_a_backend_is_told_to_be_deterministic(backend):
 def test_saving_and_loading_on_torch_leave_tensorflow_alone(tmp_path):
     words = (
         "import sys; from pathlib import Path; import kerasnorm; "
-        "from kerasnorm.exchange.archive import open_model, save_model; "
+        "from kerasnorm.formats.archive import open_model, save_model; "
         f"path = Path({str(tmp_path / 'model.keras')!r}); "
         "save_model(kerasnorm.build_model('gn'), path, {}); open_model(path); "
         "print('tensorflow' in sys.modules)"

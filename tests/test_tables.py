@@ -9,8 +9,8 @@ import pytest
 from keras import layers
 from rich.console import Console
 
-from kerasnorm.analysis.layers import layer_table, receptive_field
-from kerasnorm.model import build_model
+from kerasnorm.inspection.layers import layer_table, receptive_field
+from kerasnorm.network import build_model
 from kerasnorm.tables import Grid, layer_grid, layers_to_json, receptive_grid, to_rich, to_text
 
 Golden = Callable[[str, str], None]

@@ -11,18 +11,11 @@ from typing import NoReturn
 import click
 
 from kerasnorm import __version__
-from kerasnorm.cli import (
-    exchange,
-    models,
-    pictures,
-    speed,
-    studies,
-    surroundings,
-    training,
-    understanding,
-)
+from kerasnorm.cli import explain as understanding
+from kerasnorm.cli import formats as exchange
+from kerasnorm.cli import models, pictures, speed, studies, surroundings, training
 from kerasnorm.errors import KerasnormError, RunFolderError
-from kerasnorm.interruptions import INTERRUPTIONS, SIGNALLED, Terminated
+from kerasnorm.training.signals import INTERRUPTIONS, SIGNALLED, Terminated
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -12,8 +12,8 @@ from kerasnorm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from kerasnorm.data import Split
-    from kerasnorm.exchange.archive import SavedModel
-    from kerasnorm.exchange.opening import Artefact
+    from kerasnorm.formats.archive import SavedModel
+    from kerasnorm.formats.opening import Artefact
 
 target_argument = click.argument("target", metavar="RUN-OR-MODEL", type=click.Path(path_type=Path))
 shape_options = [
@@ -30,7 +30,7 @@ shape_options = [
 
 
 def _build(options: dict[str, Any], image_shape: tuple[int, ...], classes: int) -> Any:
-    from kerasnorm.model import build_model
+    from kerasnorm.network import build_model
 
     return build_model(**options, input_shape=image_shape, classes=classes)
 
@@ -52,7 +52,7 @@ def summary(as_json: bool, image_shape: tuple[int, ...], classes: int, **options
     """
     runtime.select_backend()
     from kerasnorm import tables
-    from kerasnorm.analysis.layers import layer_table
+    from kerasnorm.inspection.layers import layer_table
 
     given = opt.given(options)
     rows = layer_table(_build(given, image_shape, classes))
@@ -76,8 +76,8 @@ def receptive_field(target: str, as_json: bool, image_shape: tuple[int, ...], cl
     """
     runtime.select_backend()
     from kerasnorm import tables
-    from kerasnorm.analysis.layers import receptive_field as spatial_rows
-    from kerasnorm.exchange.archive import load_model
+    from kerasnorm.formats.archive import load_model
+    from kerasnorm.inspection.layers import receptive_field as spatial_rows
 
     norms = SETTINGS["norm"].field.metadata["choices"]
     if target in norms:
@@ -94,9 +94,9 @@ def receptive_field(target: str, as_json: bool, image_shape: tuple[int, ...], cl
 
 
 def _open(target: Path, backend: str | None, device: str | None) -> "Artefact | SavedModel":
-    from kerasnorm import console
-    from kerasnorm.exchange.formats import detect
-    from kerasnorm.exchange.opening import needs_keras, open_any
+    from kerasnorm import progress as console
+    from kerasnorm.formats.formats import detect
+    from kerasnorm.formats.opening import needs_keras, open_any
 
     if needs_keras(target):
         runtime.start(backend or "auto", device or "auto")
@@ -115,7 +115,7 @@ def _open(target: Path, backend: str | None, device: str | None) -> "Artefact | 
 
 def images_of(saved: "Artefact | SavedModel", data: str | None, split: str) -> "Split":
     """Returns the images and labels to judge a model on."""
-    from kerasnorm import console
+    from kerasnorm import progress as console
     from kerasnorm.config import DataConfig
     from kerasnorm.data.prepare import prepare
 
@@ -171,7 +171,7 @@ def evaluate(
     """
     saved = _open(target, backend, device)
     images = images_of(saved, data, split)
-    from kerasnorm.analysis.evaluate import score
+    from kerasnorm.inspection.evaluation import score
 
     scores = score(saved.predict(images.images), images.labels)
     if as_json:
@@ -207,9 +207,9 @@ def predict(
     saved = _open(target, backend, device)
     import numpy as np
 
-    from kerasnorm.analysis.evaluate import log_softmax
     from kerasnorm.data.pictures import read_picture
-    from kerasnorm.data.treatment import equalize
+    from kerasnorm.data.preprocessing import equalize
+    from kerasnorm.inspection.evaluation import log_softmax
 
     images = np.stack([read_picture(path, saved.image_shape) for path in pictures])
     if saved.wants_equalized:
@@ -256,7 +256,7 @@ def misclassified(
     from dataclasses import asdict
 
     from kerasnorm import plots
-    from kerasnorm.analysis.evaluate import worst_mistakes
+    from kerasnorm.inspection.evaluation import worst_mistakes
 
     names = saved.class_names
     logits = saved.predict(images.images)

@@ -27,9 +27,10 @@ def plot(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
 
     Example: kerasnorm plot results/runs/shapes-bn-torch-s0 results/runs/shapes-gn-torch-s0
     """
-    from kerasnorm import console, plots
+    from kerasnorm import plots
+    from kerasnorm import progress as console
     from kerasnorm.data.prepare import prepare
-    from kerasnorm.run import Run
+    from kerasnorm.training.run import Run
 
     loaded = [Run.load(path) for path in runs]
     if len(loaded) > 1:
@@ -70,10 +71,12 @@ def inputs(config_file: Path | None, out: Path, train: bool, as_json: bool, **op
         config = config.replace(epochs=SHORT)
     import numpy as np
 
-    from kerasnorm import console, plots, texts
+    from kerasnorm import plots
+    from kerasnorm import progress as console
     from kerasnorm.data.prepare import input_statistics, prepare
-    from kerasnorm.data.treatment import equalize
-    from kerasnorm.understanding.inputs import inputs as ask
+    from kerasnorm.data.preprocessing import equalize
+    from kerasnorm.explain import texts
+    from kerasnorm.explain.inputs import inputs as ask
 
     seed, treatment = config.train.seed, config.data.treatment
     raw = prepare(config.replace(treatment="none").data, seed, console.note).train

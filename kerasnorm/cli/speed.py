@@ -78,8 +78,9 @@ def bench(
             f"batch_size: expected at most --images {images}. Received: {options['batch_size']}"
         )
     runtime.select_backend()  # of this process, which only tabulates
-    from kerasnorm import console, tables
-    from kerasnorm.bench.race import CONTENDERS, MEANINGS, race
+    from kerasnorm import progress as console
+    from kerasnorm import tables
+    from kerasnorm.benchmark.race import CONTENDERS, MEANINGS, race
     from kerasnorm.config import unknown
     from kerasnorm.recipes import resolve
 
@@ -116,8 +117,8 @@ def bench(
 
 def _write(out: Path, document: dict[str, Any], grid: Any, results: list[Any]) -> None:
     from kerasnorm import plots, tables
+    from kerasnorm.benchmark.plots import speed_figure
     from kerasnorm.files import write_bytes, write_json
-    from kerasnorm.plots.speed import speed_figure
 
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / RESULT, document)

@@ -131,8 +131,7 @@ def _conduct(
     quiet: bool,
     **options: Any,
 ) -> None:
-    from kerasnorm import board
-    from kerasnorm.study import folder
+    from kerasnorm.study import board, folder
 
     watcher = board.Board(quiet=quiet)
     if resume is not None:
@@ -149,7 +148,7 @@ def _conduct(
     if dry_run:
         _plan(grid, out, jobs, scheduler, as_json, watcher.note)
         return
-    from kerasnorm import lab
+    from kerasnorm.study import lab
 
     outcome = lab.conduct(grid, out, watcher, jobs=jobs, scheduler=scheduler)
     _print_outcome(outcome, as_json)
@@ -159,7 +158,7 @@ def _conduct(
 
 def _grid(options: dict[str, Any], note: Any) -> Any:
     """Returns the grid of the options, `auto` resolved so that runs can be told by their hash."""
-    from kerasnorm.study.grid import Grid, parse_vary, with_data
+    from kerasnorm.study.plan import Grid, parse_vary, with_data
 
     given = {k: v for k, v in opt.given(options).items() if k in SETTINGS or k == "recipe"}
     given.pop("seed", None)
@@ -205,9 +204,8 @@ def _default_folder(grid: Any) -> Path:
 
 def _plan(grid: Any, out: Path, jobs: int, scheduler: str | None, as_json: bool, note: Any) -> None:
     """Prints the runs of a study and the time that they are expected to take."""
-    from kerasnorm import findings, lab
     from kerasnorm.data.prepare import prepare
-    from kerasnorm.study import cluster, folder
+    from kerasnorm.study import cluster, findings, folder, lab
     from kerasnorm.study.estimate import estimate, makespan
 
     lab.check(grid)
@@ -235,8 +233,7 @@ def _plan(grid: Any, out: Path, jobs: int, scheduler: str | None, as_json: bool,
 
 
 def _print_outcome(outcome: Any, as_json: bool) -> None:
-    from kerasnorm import findings
-    from kerasnorm.study import folder, sheets, summary
+    from kerasnorm.study import findings, folder, sheets, summary
 
     found = outcome.summary
     axes = found.axes if found else ()
@@ -273,9 +270,9 @@ def report(paths: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
 
     Example: kerasnorm report results/best
     """
-    from kerasnorm import console, lab
-    from kerasnorm.run import Run
-    from kerasnorm.study import folder
+    from kerasnorm import progress as console
+    from kerasnorm.study import folder, lab
+    from kerasnorm.training.run import Run
 
     studies = [path for path in paths if folder.is_study(path)]
     if studies == [*paths] and len(paths) == 1 and out is None:

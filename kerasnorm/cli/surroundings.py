@@ -17,9 +17,9 @@ def data(source: str | None, as_json: bool) -> None:
 
     Example: kerasnorm data shapes
     """
-    from kerasnorm import console
     from kerasnorm import data as sources
-    from kerasnorm.data.treatment import channel_statistics
+    from kerasnorm import progress as console
+    from kerasnorm.data.preprocessing import channel_statistics
 
     if source is None:
         cached = sources.describe_cache()

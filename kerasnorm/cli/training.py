@@ -7,8 +7,8 @@ import click
 
 from kerasnorm.cli import options as opt
 from kerasnorm.errors import ConfigError
-from kerasnorm.job import this_job
 from kerasnorm.recipes import to_toml
+from kerasnorm.training.launch import this_job
 
 AUTO = "auto"
 
@@ -66,7 +66,8 @@ def fit(
         else:
             click.echo(to_toml(config), nl=False)
         return
-    from kerasnorm import api, console
+    from kerasnorm import progress as console
+    from kerasnorm.training import api
 
     run = api.fit(
         config,

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from kerasnorm.config import DataConfig
 from kerasnorm.data.dataset import Dataset, Split
+from kerasnorm.data.preprocessing import channel_statistics, equalize
 from kerasnorm.data.sources import load
-from kerasnorm.data.treatment import channel_statistics, equalize
 
 
 def prepare(config: DataConfig, seed: int, notify: Callable[[str], None]) -> Dataset:

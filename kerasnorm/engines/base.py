@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kerasnorm.analysis.evaluate import Scores
+from kerasnorm.inspection.evaluation import Scores
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,15 +6,15 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasnorm.analysis.evaluate import as_logits
-from kerasnorm.analysis.evaluate import predict as stock_predict
 from kerasnorm.config import TrainConfig
 from kerasnorm.data.batches import Batches
 from kerasnorm.engines.base import Engine
-from kerasnorm.engines.portable import PortableEngine
+from kerasnorm.engines.keras_engine import PortableEngine
 from kerasnorm.errors import ConfigError
-from kerasnorm.job import Job
-from kerasnorm.team import Team
+from kerasnorm.inspection.evaluation import as_logits
+from kerasnorm.inspection.evaluation import predict as stock_predict
+from kerasnorm.training.launch import Job
+from kerasnorm.training.process_group import Team
 
 LAUNCHERS = (("torchrun", "torch"), ("TF_CONFIG", "tensorflow"))
 
@@ -37,11 +37,11 @@ def make(
     if team is not None and (team.size > 1 or team.strategy is not None):
         return _make_shared(model, batches, config, team)
     if config.engine == "native" and backend == "torch":
-        from kerasnorm.engines.torch_engine import TorchEngine
+        from kerasnorm.engines.torch.engine import TorchEngine
 
         return TorchEngine(model, batches, config)
     if config.engine == "native" and backend == "tensorflow":
-        from kerasnorm.engines.tensorflow_engine import TensorFlowEngine
+        from kerasnorm.engines.tensorflow.engine import TensorFlowEngine
 
         return TensorFlowEngine(model, batches, config)
     return PortableEngine(model, batches, config)
@@ -54,11 +54,11 @@ def _make_shared(model: keras.Model, batches: Batches, config: TrainConfig, team
             f"Received: engine={config.engine!r}"
         )
     if team.strategy is not None:
-        from kerasnorm.engines.tensorflow_distributed import DistributedEngine as OnTensorFlow
+        from kerasnorm.engines.tensorflow.distributed import DistributedEngine as OnTensorFlow
 
         return OnTensorFlow(model, batches, config, team)
-    from kerasnorm.engines.torch_distributed import DistributedEngine as OnTorch
-    from kerasnorm.engines.torch_team import TorchTeam
+    from kerasnorm.engines.torch.distributed import DistributedEngine as OnTorch
+    from kerasnorm.engines.torch.process_group import TorchTeam
 
     assert isinstance(team, TorchTeam)
     return OnTorch(model, batches, config, team)
@@ -82,11 +82,11 @@ def join(job: Job, devices: int) -> Team:
             f"Received: backend={backend!r}"
         )
     if backend == "torch" and job.size > 1:
-        from kerasnorm.engines.torch_team import TorchTeam
+        from kerasnorm.engines.torch.process_group import TorchTeam
 
         return TorchTeam(job, keras.ops.zeros(()).device)
     if backend == "tensorflow" and (job.size > 1 or devices > 1):
-        from kerasnorm.engines.tensorflow_distributed import TensorFlowTeam
+        from kerasnorm.engines.tensorflow.distributed import TensorFlowTeam
 
         return TensorFlowTeam(job)
     return Team()
@@ -95,11 +95,12 @@ def join(job: Job, devices: int) -> Team:
 def predict(model: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Returns the logits (N, classes) that a Keras model gives for raw images (N, H, W, C).
 
-    As `kerasnorm.analysis.evaluate.predict`, on the native engine where it knows the model.
+    As `kerasnorm.inspection.evaluation.predict`, on the native engine where it knows the model.
     """
     backend = keras.backend.backend()
     if backend == "torch":
-        from kerasnorm.engines import torch_engine, torch_lowering
+        from kerasnorm.engines.torch import engine as torch_engine
+        from kerasnorm.engines.torch import lowering as torch_lowering
 
         try:
             lowered = torch_lowering.LoweredModel(model)
@@ -107,7 +108,7 @@ def predict(model: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
             return stock_predict(model, images)
         return as_logits(model, torch_engine.predict(lowered, images))
     if backend == "tensorflow":
-        from kerasnorm.engines import tensorflow_engine
+        from kerasnorm.engines.tensorflow import engine as tensorflow_engine
 
         forward = tensorflow_engine.inference(model)
         return as_logits(model, tensorflow_engine.predict(forward, images))

@@ -7,8 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasnorm.analysis.graph import functional_graph, nodes
 from kerasnorm.errors import DivergedError
+from kerasnorm.inspection.graph import functional_graph, nodes
 
 
 def diverged(engine: Any, what: str, epoch: int, step: int, place: str) -> DivergedError:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from kerasnorm.analysis.evaluate import Scores
+from kerasnorm.inspection.evaluation import Scores
 
 
 class RunningMeans(Mapping[str, float]):

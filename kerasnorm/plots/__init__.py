@@ -10,17 +10,17 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from kerasnorm.plots.curves import accuracy_figure, learning_rate_figure, loss_figure
-from kerasnorm.plots.images import confusion_figure, misclassified_figure
-from kerasnorm.plots.inputs import (
+from kerasnorm.explain.inputs_plots import (
     augmentation_figure,
     augmented_views,
     draw_inputs,
     histogram_figure,
 )
-from kerasnorm.plots.labels import norm_label, run_labels
+from kerasnorm.plots.curves import accuracy_figure, learning_rate_figure, loss_figure
+from kerasnorm.plots.images import confusion_figure, misclassified_figure
 from kerasnorm.plots.style import NORM_COLORS, save, save_all
-from kerasnorm.run import PLOTS, Run
+from kerasnorm.study.labels import norm_label, run_labels
+from kerasnorm.training.run import PLOTS, Run
 
 __all__ = [
     "NORM_COLORS",

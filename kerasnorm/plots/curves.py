@@ -12,9 +12,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from kerasnorm.engines.schedule import learning_rates
-from kerasnorm.plots.labels import run_labels
 from kerasnorm.plots.style import FAINT, INK, NORM_COLORS, TEXT_SIZE, WIDTH, new_figure, quiet
-from kerasnorm.run import Row, Run
+from kerasnorm.study.labels import run_labels
+from kerasnorm.training.run import Row, Run
 
 PANEL_HEIGHT = 3.3  # inches
 LEGEND_ROW = 0.2  # inches

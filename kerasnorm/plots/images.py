@@ -9,9 +9,9 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from kerasnorm.plots.labels import norm_label
 from kerasnorm.plots.style import FAINT, INK, TEXT_SIZE, new_figure, quiet, small_text, title
-from kerasnorm.run import Run
+from kerasnorm.study.labels import norm_label
+from kerasnorm.training.run import Run
 
 MOST_NAMED_CLASSES = 20
 LONGEST_NAME = 16  # letters that fit beside the matrix and above an image

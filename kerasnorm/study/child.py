@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from kerasnorm import runtime, train
+from kerasnorm import runtime
 from kerasnorm.errors import CorruptFileError, KerasnormError, RunFolderError
 from kerasnorm.study.folder import LOG, start_over, tidy
+from kerasnorm.training import train
 
 ORPHANED = 143  # as after SIGTERM
 POLL = 0.2  # seconds between two looks at a process

@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kerasnorm import runtime
-from kerasnorm.bench.race import race
+from kerasnorm.benchmark.race import race
 from kerasnorm.config import Config
 from kerasnorm.data import Dataset
 from kerasnorm.errors import CorruptFileError
-from kerasnorm.run import HISTORY, Row, read_history
 from kerasnorm.study.folder import Job
-from kerasnorm.study.grid import identity
+from kerasnorm.study.plan import identity
+from kerasnorm.training.run import HISTORY, Row, read_history
 
 PROBE_IMAGES, PROBE_STEPS = 512, 4  # a probe trains so many images, and at least so many steps
 PROBE_ROUNDS = 2  # the faster one counts

@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kerasnorm import run
 from kerasnorm.config import Config
 from kerasnorm.errors import CorruptFileError, RunFolderError
 from kerasnorm.files import run_lock, write_bytes
-from kerasnorm.study import grid as grids
-from kerasnorm.study.grid import Grid, identity, run_name
+from kerasnorm.study import plan as grids
+from kerasnorm.study.plan import Grid, identity, run_name
+from kerasnorm.training import run
 
 RUNS, FIGURES, REPORT = "runs", "figures", "report.html"
 LOG = "log.txt"  # what a run's process said, kept if it failed

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kerasnorm.analysis.statistics import Spread, spread
-from kerasnorm.run import Run
-from kerasnorm.study.grid import OWNED
+from kerasnorm.explain.statistics_measure import Spread, spread
+from kerasnorm.study.plan import OWNED
+from kerasnorm.training.run import Run
 
 
 @dataclass(frozen=True)

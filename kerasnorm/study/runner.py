@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from kerasnorm import run
 from kerasnorm.errors import CorruptFileError
 from kerasnorm.study import folder
 from kerasnorm.study.cluster import STOP
 from kerasnorm.study.folder import LOG, Job
+from kerasnorm.training import run
 
 LOOK = 0.5  # seconds between two looks at the runs
 PATIENCE = 10.0  # seconds for runs that were asked to end
@@ -59,7 +59,7 @@ class Entry:
 
 
 class Watcher(Protocol):
-    """Is told how a study goes on; `kerasnorm.board.Board` shows it to a person."""
+    """Is told how a study goes on; `kerasnorm.study.board.Board` shows it to a person."""
 
     def start(self, entries: Sequence[Entry]) -> None:
         """These are the runs, in the study's order; they change as the study goes on."""

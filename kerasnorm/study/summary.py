@@ -5,14 +5,14 @@ from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from kerasnorm.analysis.statistics import LEVEL, Spread, spread
 from kerasnorm.config import SETTINGS, Config
+from kerasnorm.explain.statistics_measure import LEVEL, Spread, spread
 from kerasnorm.recipes import published, resolve
-from kerasnorm.run import Run
-from kerasnorm.study import levers
-from kerasnorm.study.grid import AXES, OWNED, Grid, field_value, identity
+from kerasnorm.study import ablation as levers
+from kerasnorm.study.ablation import Lever
 from kerasnorm.study.groups import Group
-from kerasnorm.study.levers import Lever
+from kerasnorm.study.plan import AXES, OWNED, Grid, field_value, identity
+from kerasnorm.training.run import Run
 
 MEASURES = (
     "test_accuracy",

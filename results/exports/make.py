@@ -66,10 +66,10 @@ def export_all(backend: str, folder: Path) -> None:
     from kerasnorm import runtime
 
     runtime.start(backend, "cpu")
-    from kerasnorm.exchange.archive import open_model
-    from kerasnorm.exchange.export import Exporter
-    from kerasnorm.exchange.formats import FORMATS
-    from kerasnorm.exchange.helper import Helpers
+    from kerasnorm.formats.archive import open_model
+    from kerasnorm.formats.export import Exporter
+    from kerasnorm.formats.formats import FORMATS
+    from kerasnorm.formats.helper import Helpers
 
     rows: list[dict[str, object]] = []
     with Helpers() as helpers:
@@ -85,7 +85,7 @@ def export_all(backend: str, folder: Path) -> None:
 
 def measure(backend: str) -> None:
     """Trains and exports every norm on one backend, in this process."""
-    from kerasnorm import train
+    from kerasnorm.training import train
 
     with tempfile.TemporaryDirectory() as folder:
         for name, options in VARIANTS.items():

@@ -1,1 +1,0 @@
-"""What a model is and what it does: layers, receptive field, evaluation, loss surface."""

@@ -1,0 +1,80 @@
+"""What a norm costs in this network: parameters, and its share of a training step."""
+
+import statistics
+import time
+from dataclasses import dataclass
+
+from kerasnorm.config import Config
+from kerasnorm.data.shapes import shapes
+from kerasnorm.explain.windows import Deaf
+from kerasnorm.recipes import resolve
+from kerasnorm.training.train import make_engine
+
+STEPS = 2  # a turn
+
+
+@dataclass(frozen=True)
+class NormCost:
+    """Measured here and now; a share is a ratio of the same minutes, seconds are this machine's.
+
+    Attributes:
+        norm_parameters: Of all norm layers, moving statistics included.
+        parameters: Of the whole network.
+        milliseconds: A training step with the norm, median.
+        milliseconds_without: The same network's without it.
+        share: Share of a step that the norm takes, median over the turns; may come out slightly
+            negative where it costs nothing.
+        batch_size: Images a step.
+        backend: What computed.
+        rounds: Turns that were timed.
+    """
+
+    norm_parameters: int
+    parameters: int
+    milliseconds: float
+    milliseconds_without: float
+    share: float
+    batch_size: int
+    backend: str
+    rounds: int
+
+
+def norm_cost(norm: str, backend: str, batch_size: int = 64, rounds: int = 7) -> NormCost:
+    """Trains the network with and without a norm in turns, and compares their times.
+
+    Weight standardization, dropout and augmentation are off in both.
+
+    Args:
+        norm: One of bn, gn, ln, lnc, in, rms.
+        backend: The Keras backend that runs.
+        batch_size: Images a step.
+        rounds: Turns that are timed, after one that is not.
+    """
+    data = shapes(STEPS * batch_size, 10)
+    engines = [make_engine(_config(name, backend, batch_size), data) for name in (norm, "none")]
+    seconds: list[list[float]] = [[], []]
+    for turn in range(rounds + 1):
+        for engine, taken in zip(engines, seconds, strict=True):
+            start = time.perf_counter()
+            engine.train_epoch(turn, Deaf())
+            if turn:
+                taken.append((time.perf_counter() - start) / STEPS)
+    total, plain = (int(engine.model.count_params()) for engine in engines)
+    with_norm, without = (1000 * statistics.median(taken) for taken in seconds)
+    share = statistics.median(1 - b / a for a, b in zip(*seconds, strict=True))
+    return NormCost(total - plain, total, with_norm, without, share, batch_size, backend, rounds)
+
+
+def _config(norm: str, backend: str, batch_size: int) -> Config:
+    return resolve(
+        {
+            "norm": norm,
+            "data": "shapes",
+            "backend": backend,
+            "batch_size": batch_size,
+            "weight_standardization": False,
+            "dropout": 0.0,
+            "alternating_flip": False,
+            "translate": 0,
+        }
+    )

@@ -1,0 +1,242 @@
+"""Commands that bring models out and in: export, import-torch."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kerasnorm import runtime
+from kerasnorm.cli import options as opt
+from kerasnorm.errors import ConfigError
+from kerasnorm.recipes import resolve
+
+if TYPE_CHECKING:
+    from kerasnorm.formats.archive import SavedModel
+    from kerasnorm.formats.export import Export, Quantization
+
+FORMAT_NAMES = ("keras", "saved-model", "onnx", "litert", "torch", "openvino", "state-dict")
+CALIBRATION = 200  # images
+
+
+@click.command()
+@click.argument("target", metavar="RUN-OR-MODEL", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    required=True,
+    type=click.Choice((*FORMAT_NAMES, "all")),
+    help="Format; give it several times for several.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the exports. [default: exports, in the run's folder or beside the file]",
+)
+@click.option(
+    "--quantize",
+    type=click.Choice(("int8",)),
+    help="Write LiteRT in int8 too, and report the accuracy before and after.",
+)
+@opt.data_option
+@opt.backend_option
+@opt.device_option
+@opt.as_json
+def export(
+    target: Path,
+    formats: tuple[str, ...],
+    out: Path | None,
+    quantize: str | None,
+    data: str | None,
+    backend: str | None,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Write a trained model in other formats, each checked in its own runtime.
+
+    Every export takes raw pixels, 0 to 255, and is compared with Keras at batch 1, 7 and 256
+    before it is put in place, with a card (JSON) beside it.
+
+    Example: kerasnorm export results/best/runs/gn-torch-s0 --format onnx --format litert
+    """
+    names = list(FORMAT_NAMES) if "all" in formats else list(dict.fromkeys(formats))
+    if quantize and "litert" not in names:
+        raise ConfigError("--quantize int8 belongs to LiteRT: add --format litert.")
+    runtime.start(backend or "auto", device or "auto")
+    from kerasnorm import progress as console
+    from kerasnorm.formats.archive import open_model
+    from kerasnorm.formats.export import Exporter, check_formats
+
+    check_formats(names)
+    saved = open_model(target)
+    if saved.wants_equalized:
+        console.note(
+            f"{saved.path} takes histogram-equalized images; so do its exports, as their cards say."
+        )
+    folder = out or (target if target.is_dir() else target.parent) / "exports"
+    quantization = _quantization(saved, data) if quantize else None
+    done = []
+    with Exporter(saved, folder, _known_accuracy(saved), console.note) as exporter:
+        for name in names:
+            done.append(exporter.export(name))
+            _show(done[-1], as_json)
+        if quantization is not None:
+            done.append(exporter.quantize(quantization))
+            _show(done[-1], as_json)
+    if as_json:
+        opt.print_json([_plain(entry) for entry in done])
+
+
+def _plain(entry: "Export") -> dict[str, Any]:
+    facts = asdict(entry) | {"path": str(entry.path), "max_difference": entry.max_difference}
+    return facts | {"differences": {str(n): value for n, value in entry.differences.items()}}
+
+
+def _show(entry: "Export", as_json: bool) -> None:
+    if as_json:
+        return
+    differences = " ".join(f"{value:.1e}" for value in entry.differences.values())
+    took = f"   {entry.milliseconds:.2f} ms an image" if entry.milliseconds is not None else ""
+    click.echo(
+        f"{entry.format:<12}{entry.path}   {entry.bytes / 1000:.0f} kB   "
+        f"differs by {differences} at batch 1, 7, 256 in {entry.runtime}{took}"
+    )
+    if entry.quantized_accuracy is not None and entry.accuracy is not None:
+        click.echo(
+            f"{'':<12}accuracy {100 * entry.accuracy:.2f} % before, "
+            f"{100 * entry.quantized_accuracy:.2f} % after quantization"
+        )
+
+
+def _known_accuracy(saved: "SavedModel") -> float | None:
+    """Returns the test accuracy that the model's run reports, None where it is not the file's.
+
+    A run in mixed precision was judged in it; its file is in float32.
+    """
+    from kerasnorm.errors import CorruptFileError
+    from kerasnorm.training.run import MODEL, Run, is_run
+
+    if saved.path.name != MODEL or not is_run(saved.path.parent):
+        return None
+    if saved.config is not None and saved.config.train.precision != "float32":
+        return None
+    try:
+        return float(Run.load(saved.path.parent).metrics["test_accuracy"])
+    except (CorruptFileError, TypeError, ValueError):
+        return None  # a run that goes on has no accuracy yet
+
+
+def _quantization(saved: "SavedModel", data: str | None) -> "Quantization":
+    import numpy as np
+
+    from kerasnorm.cli.models import images_of
+    from kerasnorm.formats.export import Quantization
+
+    train = images_of(saved, data, "train")
+    rng = np.random.Generator(np.random.PCG64(0))
+    chosen = rng.permutation(len(train))[:CALIBRATION]
+    return Quantization(train.take(np.sort(chosen)).images, images_of(saved, data, "test"))
+
+
+class Floats(click.ParamType[tuple[float, ...]]):
+    """Numbers with commas between: 0.49,0.48,0.45."""
+
+    name = "N,N,…"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        """Returns the numbers in a text such as "0.49,0.48,0.45"."""
+        try:
+            return tuple(float(item) for item in value.split(","))
+        except ValueError:
+            self.fail(f"expected numbers with commas between. Received: {value!r}")
+
+
+@click.command("import-torch", cls=opt.ConfigCommand)
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The .keras file to write.",
+)
+@click.option("--image-size", default="32,32", metavar="H,W", type=opt.NumberList(),
+              show_default=True, help="Height and width of the images.")  # fmt: skip
+@click.option("--mean", type=Floats(), help="Mean of each channel in its training, pixels 0 to 1. "
+              "[default: CIFAR-10's for three channels, else 0.5]")  # fmt: skip
+@click.option("--sd", type=Floats(), help="Standard deviation of each channel, likewise. "
+              "[default: CIFAR-10's, else 0.25]")  # fmt: skip
+@click.option("--class-names", help="Names of the classes, with commas between.")
+@opt.backend_option
+@opt.as_json
+@opt.config_options("model")
+def import_torch(
+    file: Path,
+    out: Path,
+    image_size: tuple[int, ...],
+    mean: tuple[float, ...] | None,
+    sd: tuple[float, ...] | None,
+    class_names: str | None,
+    backend: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Make a Keras model of a PyTorch state_dict (.pth, .pt, .safetensors) of this network.
+
+    Tensors are matched by order and shape, whatever their names; widths come from the tensors.
+    A .safetensors file keeps no order: there numbers in the names tell it.
+
+    Example: kerasnorm import-torch weights.pth --norm bn --recipe era8 --out model.keras
+    """
+    if out.suffix != ".keras":
+        raise ConfigError(f"--out: expected a .keras file. Received: {out}")
+    if len(image_size) != 2:
+        raise ConfigError(f"--image-size: expected H,W. Received: {image_size}")
+    given = opt.given(options)
+    if "widths" in given:
+        raise ConfigError("--widths: leave it out; the widths come from the tensors.")
+    runtime.select_backend(backend or "auto")
+    import kerasnorm
+    from kerasnorm import progress as console
+    from kerasnorm.files import sha256
+    from kerasnorm.formats.archive import save_model
+    from kerasnorm.formats.torch_files import read_tensors, sorted_by_words
+    from kerasnorm.formats.torch_import import import_tensors
+
+    tensors = read_tensors(file)
+    guessed = sorted_by_words(file, tensors)
+    if guessed:
+        console.note(
+            f"{file} does not keep the order of its layers; these kernels, alike in shape, were "
+            f"put in the order of their names: {', '.join(guessed)}. If that is not the order in "
+            "which the network runs, import a .pth, or number them."
+        )
+    imported = import_tensors(
+        tensors, given, image_size=(image_size[0], image_size[1]), mean=mean, sd=sd
+    )
+    model = imported.model
+    if resolve(given).model.activation == "leaky_relu":
+        console.note("leaky_relu: Keras's slope is 0.2, that of PyTorch's nn.LeakyReLU() 0.01.")
+    classes = model.output_shape[-1]
+    names = class_names.split(",") if class_names else [str(n) for n in range(classes)]
+    if len(names) != classes:
+        raise ConfigError(f"--class-names: expected {classes} names. Received: {len(names)}")
+    card = {
+        "class_names": names,
+        "imported_from": {"file": file.name, "sha256": sha256(file)},
+        "kerasnorm": kerasnorm.__version__,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_model(model, out, card)
+    if as_json:
+        facts = {"path": str(out), "parameters": model.count_params()}
+        opt.print_json(facts | {"matched": imported.matched, "ignored": imported.ignored})
+        return
+    for weight, tensor in imported.matched.items():
+        click.echo(f"{tensor:<40} {weight}")
+    for tensor in imported.ignored:
+        click.echo(f"{tensor:<40} ignored")
+    click.echo(f"{out}   {model.count_params():,} parameters")
+
+
+COMMANDS = (export, import_torch)

@@ -1,0 +1,90 @@
+"""Norms in training that TensorFlow's own kernels, or fewer passes, compute faster on a CPU.
+
+Keras builds them from general operations, each of which writes its result to memory.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+from keras import layers
+
+Tensor = Any
+
+
+def training_norm(layer: Any) -> Callable[[Tensor], Tensor] | None:
+    """Returns a function of x (N, H, W, C) that does what a norm does in training, or None.
+
+    Args:
+        layer: A built layer; None comes back for any but a usual batch or group norm.
+    """
+    is_usual = (
+        type(layer) in (layers.BatchNormalization, layers.GroupNormalization)
+        and layer.axis in (-1, 3)
+        and layer.trainable
+        and layer.compute_dtype == "float32"
+        and layer.gamma is not None
+        and layer.beta is not None
+    )
+    if not is_usual:
+        return None
+    if isinstance(layer, layers.GroupNormalization):
+        # With one group, Keras's own is as fast.
+        return (lambda x: _group_norm(x, layer)) if layer.groups > 1 else None
+    return None if layer.renorm or layer.synchronized else lambda x: _batch_norm(x, layer)
+
+
+def _batch_norm(x: Tensor, layer: Any) -> Tensor:
+    """Normalizes and updates the moving statistics; Ioffe & Szegedy, arXiv 1502.03167."""
+    y, mean, unbiased = tf.compat.v1.nn.fused_batch_norm(
+        x, layer.gamma.value, layer.beta.value, epsilon=layer.epsilon, is_training=True
+    )
+    count = tf.cast(tf.size(x) // tf.shape(x)[-1], x.dtype)
+    biased = unbiased * ((count - 1) / count)  # as Keras keeps it
+    share = 1 - layer.momentum
+    for moving, batch in ((layer.moving_mean, mean), (layer.moving_variance, biased)):
+        moving.assign(moving.value + share * (tf.stop_gradient(batch) - moving.value))
+    return y
+
+
+def _group_norm(x: Tensor, layer: Any) -> Tensor:
+    """Normalizes over (H, W, C / groups); Wu & He, arXiv 1803.08494.
+
+    The gradient is that of `kerasnorm.engines.torch.kernels`: with y = gamma * d * r + beta,
+    d = x - mean(x), r = 1 / sqrt(mean(d²) + epsilon),
+    dx = r * (gamma * g - mean(gamma * g) - d * r² * mean(gamma * g * d)).
+    """
+    groups, (_, height, width, channels) = layer.groups, x.shape
+    pixels = height * width
+
+    def means(sums: Tensor) -> Tensor:
+        """Means over each group of channels (N, 1, C) of sums over pixels (N, C)."""
+        size = channels // groups
+        grouped = tf.reduce_mean(tf.reshape(sums, (-1, groups, size)), 2) / pixels
+        return tf.repeat(grouped, size, axis=1)[:, None]
+
+    def normalize(x: Tensor, gamma: Tensor, beta: Tensor) -> Any:
+        rows = tf.reshape(x, (-1, pixels, channels))
+        centered = rows - means(_sums(rows))
+        rsd = tf.math.rsqrt(means(_sums(centered * centered)) + layer.epsilon)
+        y = centered * (rsd * gamma) + beta
+
+        def gradient(upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            g = tf.reshape(upstream, (-1, pixels, channels))
+            sums, dots = _sums(g), _sums(g * centered)
+            dx = g * (rsd * gamma) - centered * (rsd**3 * means(dots * gamma))
+            dx -= rsd * means(sums * gamma)
+            slope = tf.reduce_sum(dots * rsd[:, 0], 0)
+            return tf.reshape(dx, tf.shape(x)), slope, tf.reduce_sum(sums, 0)
+
+        return tf.reshape(y, tf.shape(x)), gradient
+
+    return tf.custom_gradient(normalize)(x, layer.gamma.value, layer.beta.value)
+
+
+def _sums(rows: Tensor) -> Tensor:
+    """Sums rows (N, pixels, C) over the pixels, (N, C); 64 at once, since C alone is too short."""
+    _, pixels, channels = rows.shape
+    folded = 64 if pixels % 64 == 0 else 1
+    sums = tf.reduce_sum(tf.reshape(rows, (-1, pixels // folded, folded * channels)), 1)
+    return tf.reduce_sum(tf.reshape(sums, (-1, folded, channels)), 1)

@@ -1,0 +1,149 @@
+"""A functional Keras model as a flat list of plain PyTorch calls on the model's own variables.
+
+Made once, it spares a training step Keras's Python for each layer and its copies between memory
+layouts: images stay (N, C, H, W) in channels-last memory from the first layer to the last. A layer
+that `torch_layers` does not know is called as the Keras layer that it is, on (N, H, W, C).
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import keras
+from torch import Tensor
+
+from kerasnorm.engines.torch.kernels import channels_last
+from kerasnorm.engines.torch.layers import Lowered, Mode, Site, lower_layer
+from kerasnorm.errors import ConfigError
+from kerasnorm.inspection.graph import functional_graph, nodes
+
+
+@dataclass
+class _Step:
+    """One call: what to call, which tensors it reads and writes, and which are read no more."""
+
+    sources: list[int]
+    targets: list[int]
+    lowered: Lowered
+    dead: list[int] = field(default_factory=list)
+
+
+class LoweredModel:
+    """The forward pass of a model with one input and one output.
+
+    Attributes:
+        device: Where the model's variables are.
+        is_whole: Whether no layer is left to Keras.
+
+    Args:
+        model: Functional, or a Sequential that has been built.
+
+    Raises:
+        ConfigError: The model has no graph, or several inputs or outputs.
+    """
+
+    def __init__(self, model: Any) -> None:
+        graph = functional_graph(model)
+        if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+            raise ConfigError(
+                "Expected a model with one input and one output. Received: "
+                f"{len(graph.inputs)} and {len(graph.outputs)}"
+            )
+        self.device = keras.ops.zeros(()).device
+        self.input = id(graph.inputs[0])
+        self.output = id(graph.outputs[0])
+        self.steps = self._plan(graph)
+        self.is_whole = not any(step.lowered.is_foreign for step in self.steps)
+
+    def __call__(self, inputs: Tensor, mode: Mode) -> Tensor:
+        """Returns the model's output for inputs (N, ...), on the model's device."""
+        values = {self.input: _from_keras(inputs)}
+        for step in self.steps:
+            outputs = step.lowered.call(mode, *(values[source] for source in step.sources))
+            if len(step.targets) == 1:
+                values[step.targets[0]] = outputs
+            else:
+                values.update(zip(step.targets, outputs, strict=True))
+            for name in step.dead:
+                del values[name]
+        return _to_keras(values[self.output])
+
+    def _plan(self, graph: Any) -> list[_Step]:
+        calls = [node for node in nodes(graph) if not node.is_input]
+        readers: dict[int, list[Any]] = {self.output: []}
+        for node in calls:
+            for tensor in node.input_tensors:
+                readers.setdefault(id(tensor), []).append(node)
+        # What a layer gives back does not depend on its site, so a first look tells it.
+        bare = Site(self.device)
+        first = {id(node): _lower(node, bare) for node in calls}
+        steps: list[_Step] = []
+        fresh: set[int] = set()
+        for number, node in enumerate(calls):
+            sources = [id(tensor) for tensor in node.input_tensors]
+            targets = [id(tensor) for tensor in node.outputs]
+            behind = readers.get(targets[0], [])
+            site = Site(
+                self.device,
+                number,
+                is_alone=all(name in fresh and len(readers[name]) == 1 for name in sources),
+                owns_gradient=bool(behind) and all(first[id(n)].gives_fresh for n in behind),
+            )
+            step = _Step(sources, targets, _lower(node, site))
+            _fold_dropout(step, steps, site)
+            if step.lowered.is_fresh:
+                fresh.update(targets)
+            steps.append(step)
+        last = {name: step for step in steps for name in (*step.sources, *step.targets)}
+        for name, step in last.items():
+            if name != self.output:
+                step.dead.append(name)
+        return steps
+
+
+def _fold_dropout(step: _Step, before: list[_Step], site: Site) -> None:
+    """Lets the norm before a dropout do its scaling, so that only the zeros are left to write."""
+    if step.lowered.dropping is None or not site.is_alone or not before:
+        return
+    source = next(other for other in before if step.sources[0] in other.targets)
+    if source.lowered.scaled is None:
+        return
+    rate, drop = step.lowered.dropping
+    source.lowered = source.lowered.scaled(1 / (1 - rate))
+    step.lowered = replace(step.lowered, call=drop, is_fresh=True)
+
+
+def _lower(node: Any, site: Site) -> Lowered:
+    layer = node.operation
+    is_images = all(len(tensor.shape) == 4 for tensor in node.input_tensors)
+    lowered = lower_layer(layer, site) if is_images else None
+    return lowered or Lowered(_keras_call(node), is_foreign=True)
+
+
+def _keras_call(node: Any) -> Callable[..., Any]:
+    """Returns a call of the Keras layer or operation itself."""
+    layer = node.operation
+    names = [id(tensor) for tensor in node.input_tensors]
+    takes_training = "training" in inspect.signature(layer.call).parameters
+
+    def call(mode: Mode, *inputs: Tensor) -> Any:
+        tensors = dict(zip(names, map(_to_keras, inputs), strict=True))
+        args, kwargs = node.arguments.fill_in(tensors)
+        if takes_training:
+            kwargs = kwargs | {"training": mode.training}
+        outputs = keras.tree.flatten(layer(*args, **kwargs))
+        outputs = [_from_keras(output) for output in outputs]
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    return call
+
+
+def _from_keras(x: Tensor) -> Tensor:
+    """Turns images (N, H, W, C) into (N, C, H, W) in channels-last memory."""
+    return channels_last(x.permute(0, 3, 1, 2)) if x.dim() == 4 else x
+
+
+def _to_keras(x: Tensor) -> Tensor:
+    """Turns images (N, C, H, W) into (N, H, W, C), a view."""
+    return x.permute(0, 2, 3, 1) if x.dim() == 4 else x

@@ -1,0 +1,198 @@
+"""The optimizers of `portable.make_optimizer`, computed on all variables as one vector.
+
+The Keras optimizer stays the owner of its variables, so checkpoints are the same for every engine;
+the variables become views of the vectors.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kerasnorm.config import TrainConfig
+from kerasnorm.engines.keras_engine import UNDECAYED
+from kerasnorm.engines.optimizers import ConvMuon, is_kernel, step_size
+from kerasnorm.engines.schedule import learning_rates
+
+# Moves weights along a gradient at a rate; both are tensors, the last of one number.
+Rule = Callable[[Tensor, Tensor], None]
+
+
+class FlatOptimizer:
+    """Adam, AdamW, SGD with Nesterov momentum or Muon, as Keras computes them.
+
+    Nothing is read back from the device: step and rate are tensors.
+
+    Attributes:
+        parameters: The variables' tensors, in their order.
+        gradient: What `gather` took, as one vector.
+
+    Args:
+        optimizer: Built on `variables`; its state is kept up to date.
+        variables: The model's trainable variables.
+        config: What the optimizer was made from.
+        steps: Of the whole run.
+    """
+
+    def __init__(
+        self, optimizer: Any, variables: list[Any], config: TrainConfig, steps: int
+    ) -> None:
+        self.parameters = [variable.value for variable in variables]
+        # Kernels come first, for a rule that is theirs alone.
+        self.order = sorted(range(len(variables)), key=lambda i: not is_kernel(variables[i]))
+        self.weights = _flatten(self._sorted(self.parameters))
+        self.gradient = torch.zeros_like(self.weights)
+        self.iterations = optimizer.iterations.value
+        self.steps = steps
+        self.decay = None
+        if optimizer.weight_decay:
+            shares = [
+                torch.full_like(p, 0.0 if v.name in UNDECAYED else optimizer.weight_decay)
+                for v, p in zip(variables, self.parameters, strict=True)
+            ]
+            self.decay = torch.cat([s.detach().reshape(-1) for s in self._sorted(shares)])
+        # A constant rate is a variable, which callbacks may change.
+        is_constant = config.schedule == "constant"
+        self.rate = optimizer.learning_rate.value if is_constant else None
+        self.rates = self._table(learning_rates(config, steps))
+        self.rules = self._rules(optimizer, config)
+
+    def _sorted(self, of_variables: Sequence[Any]) -> list[Any]:
+        return [of_variables[index] for index in self.order]
+
+    def _slot(self, variables: Sequence[Any]) -> Tensor:
+        """Returns a slot of the optimizer as one vector, without the variables that lack it."""
+        return _flatten([v.value for v in self._sorted(variables) if v is not None])
+
+    def _rules(self, optimizer: Any, config: TrainConfig) -> list[tuple[slice, Rule]]:
+        """Returns the parts of the vector, each with its rule."""
+        whole = slice(None)
+        if isinstance(optimizer, keras.optimizers.SGD):
+            velocity = self._slot(optimizer.momentums) if config.momentum else None
+            return [(whole, _sgd(self.weights, velocity, config.momentum))]
+        if not isinstance(optimizer, ConvMuon):
+            slots = self._slot(optimizer._momentums), self._slot(optimizer._velocities)
+            betas = optimizer.beta_1, optimizer.beta_2
+            return [(whole, self._adam(self.weights, slots, betas, optimizer.epsilon))]
+        first = self._slot(optimizer.momentums)
+        shapes = [p.shape for p in self._sorted(self.parameters) if is_kernel(p)]
+        turn = sum(shape.numel() for shape in shapes)
+        rules = [(slice(turn), _muon(self.weights[:turn], first[:turn], shapes, optimizer))]
+        if turn < len(self.weights):
+            slots = first[turn:], self._slot(optimizer.adam_velocities)
+            betas = optimizer.adam_beta_1, optimizer.adam_beta_2
+            adam = self._adam(self.weights[turn:], slots, betas, optimizer.epsilon)
+            rules.append((slice(turn, None), adam))
+        return rules
+
+    def _adam(
+        self,
+        weights: Tensor,
+        slots: tuple[Tensor, Tensor],
+        betas: tuple[float, float],
+        epsilon: float,
+    ) -> Rule:
+        """Kingma & Ba, arXiv 1412.6980, the form before section 2.1."""
+        (first, second), (beta_1, beta_2) = slots, betas
+        t = np.arange(1, self.steps + 1)
+        corrections = self._table(np.sqrt(1 - beta_2**t) / (1 - beta_1**t))
+
+        def move(gradient: Tensor, rate: Tensor) -> None:
+            first.lerp_(gradient, 1 - beta_1)
+            second.lerp_(gradient.square(), 1 - beta_2)
+            size = rate * self._at_step(corrections)
+            weights.sub_(first * size / second.sqrt().add_(epsilon))
+
+        return move
+
+    def _table(self, numbers: NDArray[np.float64]) -> Tensor:
+        return torch.tensor(numbers, dtype=self.weights.dtype, device=self.weights.device)
+
+    def _at_step(self, table: Tensor) -> Tensor:
+        """Returns a table's number for this step; the last one holds beyond its end."""
+        index = self.iterations.clamp(max=len(table) - 1).reshape(1).long()
+        return table.index_select(0, index)
+
+    def gather(self, gradients: Sequence[Tensor]) -> None:
+        """Takes the gradients of the next step, one for each variable, into `gradient`."""
+        with torch.no_grad():
+            torch.cat([g.reshape(-1) for g in self._sorted(gradients)], out=self.gradient)
+
+    def update(self) -> None:
+        """Takes one step along the gradients that were gathered."""
+        with torch.no_grad():
+            rate = self._at_step(self.rates) if self.rate is None else self.rate
+            if self.decay is not None:
+                self.weights.sub_(self.weights * (self.decay * rate))
+            for part, move in self.rules:
+                move(self.gradient[part], rate)
+            self.iterations.add_(1)
+
+
+def _sgd(weights: Tensor, velocity: Tensor | None, momentum: float) -> Rule:
+    """Nesterov momentum as in Sutskever et al. 2013, in the form of Keras."""
+
+    def move(gradient: Tensor, rate: Tensor) -> None:
+        step = gradient * rate
+        if velocity is None:
+            weights.sub_(step)
+        else:
+            velocity.mul_(momentum).sub_(step)
+            weights.add_(velocity, alpha=momentum).sub_(step)
+
+    return move
+
+
+def _muon(
+    weights: Tensor, average: Tensor, shapes: Sequence[torch.Size], optimizer: ConvMuon
+) -> Rule:
+    """See `ConvMuon`; kernels of these shapes (height, width, in, out), one after the other."""
+    sizes = [shape.numel() for shape in shapes]
+    scales = [step_size(tuple(shape), optimizer.rms_rate) for shape in shapes]
+    factors = optimizer.muon_a, optimizer.muon_b, optimizer.muon_c
+    momentum, repeats = optimizer.momentum, optimizer.ns_steps
+
+    def move(gradient: Tensor, rate: Tensor) -> None:
+        average.mul_(momentum).add_(gradient)
+        parts = gradient.add(average, alpha=momentum).split(sizes)
+        steps = [
+            orthogonalize(part.view(-1, shape[-1]), factors, repeats).mul_(scale).view(-1)
+            for part, shape, scale in zip(parts, shapes, scales, strict=True)
+        ]
+        weights.sub_(torch.cat(steps).mul_(rate))
+
+    return move
+
+
+def orthogonalize(matrix: Tensor, factors: tuple[float, float, float], repeats: int) -> Tensor:
+    """Returns about the nearest matrix with orthonormal columns (or rows, where it has fewer).
+
+    X <- a X + (b X Xᵀ + c (X Xᵀ)²) X, repeated; the singular values of the result lie between
+    0.7 and 1.2. Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
+
+    Args:
+        matrix: Shape (rows, columns).
+        factors: a, b, c of the iteration.
+        repeats: Number of iterations.
+    """
+    a, b, c = factors
+    is_tall = len(matrix) > matrix.shape[1]
+    x = matrix.T if is_tall else matrix
+    x = x / (torch.linalg.norm(x) + 1e-7)
+    for _ in range(repeats):
+        square = x @ x.T
+        x = a * x + torch.addmm(square, square, square, beta=b, alpha=c) @ x
+    return x.T if is_tall else x
+
+
+def _flatten(parameters: list[Tensor]) -> Tensor:
+    """Returns tensors as one vector, and makes them views of it."""
+    flat = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
+    sizes = [parameter.numel() for parameter in parameters]
+    for parameter, part in zip(parameters, flat.split(sizes), strict=True):
+        parameter.data = part.view(parameter.shape)
+    return flat

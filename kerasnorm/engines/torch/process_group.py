@@ -1,0 +1,85 @@
+"""Processes that `torchrun` started: gloo between CPUs, NCCL between GPUs."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed.rendezvous import rendezvous
+
+from kerasnorm.errors import KerasnormError, LostProcessError
+from kerasnorm.training.launch import Job
+from kerasnorm.training.process_group import Team
+
+T = TypeVar("T")
+
+
+class TorchTeam(Team):
+    """See `Team`; addresses come from torchrun's environment.
+
+    Args:
+        job: This process's place among them.
+        device: Where tensors lie.
+    """
+
+    def __init__(self, job: Job, device: torch.device) -> None:
+        self.rank, self.size = job.rank, job.size
+        self.device = device
+        with lost():
+            store, rank, size = next(rendezvous("env://"))
+            # torchrun keeps one store over its restarts: addresses of ended processes are in it.
+            store = distributed.PrefixStore(f"start-{job.restarts}", store)
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Replaces a tensor by its sum over all processes."""
+        distributed.all_reduce(tensor)
+        return tensor
+
+    def lead(self, work: Callable[[], T]) -> T | None:
+        """Does `work` in the first process, and returns its result in all.
+
+        Raises:
+            KerasnormError: What `work` raised, in all processes.
+        """
+        box: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                box = [work(), None]
+            except KerasnormError as error:
+                box = [None, (type(error), str(error))]
+        with lost():
+            distributed.broadcast_object_list(box, 0, device=self.device)
+        result, failure = box
+        if failure is not None:
+            kind, text = failure
+            raise kind(text)
+        return result  # type: ignore[no-any-return]
+
+    def barrier(self) -> None:
+        """Waits until all processes are here."""
+        with lost():
+            self.sum_(torch.zeros(1, device=self.device))
+
+    def leave(self) -> None:
+        """Ends the connection to the others."""
+        distributed.destroy_process_group()
+
+
+@contextmanager
+def lost() -> Iterator[None]:
+    """Turns the end of a connection into an error that says what has happened.
+
+    Raises:
+        LostProcessError: Another process has ended or does not answer.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        words = ("gloo", "connection", "nccl", "peer", "socket", "timed out", "store")
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if not any(word in str(error).lower() for word in words):
+            raise
+        raise LostProcessError(text) from error

@@ -1,1 +1,0 @@
-"""Models out and in: writing portable files, and reading files that may be hostile."""

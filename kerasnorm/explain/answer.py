@@ -1,0 +1,110 @@
+"""What every question about normalization gives back, and what the questions share."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from kerasnorm import runtime
+from kerasnorm.data import Split
+from kerasnorm.data.dataset import stratified_sample
+from kerasnorm.errors import ConfigError
+from kerasnorm.plots.style import save_all
+from kerasnorm.training.run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Reporter(Protocol):
+    """Is told how a piece of work goes on; `kerasnorm.progress.Counter` shows it to a person."""
+
+    def __call__(self, done: int, total: int) -> None:
+        """`done` of `total` parts are behind us."""
+
+    def note(self, text: str) -> None:
+        """Something that the person should know, in one line."""
+
+
+class Silence:
+    """A `Reporter` that shows nothing."""
+
+    def __call__(self, done: int, total: int) -> None:
+        """Shows nothing."""
+
+    def note(self, text: str) -> None:
+        """Shows nothing."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a question about normalization gives.
+
+    Attributes:
+        data: The numbers; see the function that returned it.
+        figures: Matplotlib figures by name.
+    """
+
+    data: Any
+    figures: "dict[str, Figure]" = field(repr=False)
+
+    def save(self, folder: Path | str) -> list[Path]:
+        """Writes the figures to `<name>.png` in a folder, made if missing; returns their paths."""
+        return save_all(self.figures, Path(folder))
+
+    def document(self) -> Any:
+        """Returns the numbers as JSON-able lists and dicts; what is not finite becomes None."""
+        return _plain(self.data)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    elif hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def open_runs(runs: Sequence[Run | Path | str]) -> tuple[list[Run], str]:
+    """Loads runs and starts Keras, on the first run's backend where nothing else is decided.
+
+    Returns:
+        The runs, and the backend.
+
+    Raises:
+        ConfigError: There is no run.
+        CorruptFileError: A run is damaged or unfinished.
+    """
+    if not runs:
+        raise ConfigError("runs: expected at least one finished run. Received: none")
+    loaded = [run if isinstance(run, Run) else Run.load(run) for run in runs]
+    return loaded, runtime.start(runtime.preferred(loaded[0].config.train.backend))[0]
+
+
+def some(split: Split, count: int) -> Split:
+    """Returns `count` images with their labels, each class in its share, or all there are."""
+    if count >= len(split):
+        return split
+    return split.take(stratified_sample(split.labels, count, seed=0))
+
+
+def expect(is_right: bool, name: str, expected: str, received: Any) -> None:
+    """Refuses an argument that is out of range.
+
+    Raises:
+        ConfigError: `is_right` is false.
+    """
+    if not is_right:
+        raise ConfigError(f"{name}: expected {expected}. Received: {name}={received}")

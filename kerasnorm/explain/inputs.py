@@ -1,0 +1,104 @@
+"""What input treatments do to images, and to a training."""
+
+import dataclasses
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kerasnorm.config import Config
+from kerasnorm.data.prepare import prepare
+from kerasnorm.errors import DivergedError
+from kerasnorm.explain.answer import Answer, Reporter, Silence
+from kerasnorm.explain.inputs_measure import TREATMENTS, treat
+from kerasnorm.explain.preprocessing_plots import training_figure, treatments_figure
+from kerasnorm.recipes import resolve
+from kerasnorm.training import train as training
+
+TRAINED = 5000  # images of a short training, where no number is given
+SAMPLES = 2000  # images that statistics and histograms are made of
+
+
+@dataclass(frozen=True)
+class InputTreatment:
+    """One input treatment of the training images.
+
+    Attributes:
+        treatment: none, scale, standardize or equalize.
+        mean: Of each channel, after it, (C,).
+        sd: Likewise.
+        history: Rows of a short training, [] where none was asked for or it diverged at once.
+        diverged: Whether that training ended with a loss that is not finite.
+    """
+
+    treatment: str
+    mean: Any
+    sd: Any
+    history: Any = ()
+    diverged: bool = False
+
+
+def inputs(
+    config: Config | None = None,
+    *,
+    train: bool = False,
+    reporter: Reporter | None = None,
+    **overrides: Any,
+) -> Answer:
+    """Treats the training images in each of the four ways, and trains on each if asked.
+
+    standardize: (x - mean) / sd of each channel over the training set, one line for all images;
+    equalize: another, bent curve for each image (Gonzalez & Woods, "Histogram equalization").
+
+    Args:
+        config: A full config; None resolves one from the overrides.
+        train: Train once on each, with nothing else different.
+            Where no `train_size` is given, on at most 5,000 images.
+        reporter: Is told how far it is, and what the user should know.
+        **overrides: Any config field, such as data="shapes".
+
+    Returns:
+        An `Answer` whose data are a list of `InputTreatment`, with the figures `treatments` and,
+        with `train`, `treatments-training`.
+
+    Raises:
+        DataError: The data are missing or damaged.
+    """
+    reporter = reporter or Silence()
+    config = config.replace(**overrides) if config else resolve(overrides)
+    raw = prepare(
+        config.replace(treatment="none").data, config.train.seed, reporter.note
+    ).train.images
+    if train and config.data.train_size == 0 and len(raw) > TRAINED:
+        reporter.note(
+            f"Training on {TRAINED:,} of {len(raw):,} images; --train-size takes another number."
+        )
+        config = config.replace(train_size=TRAINED)
+    some = raw[:SAMPLES]
+    treated = [treat(some, name) for name in TREATMENTS]
+    figures = {"treatments": treatments_figure(treated)}
+    found = [InputTreatment(t.treatment, t.mean, t.sd) for t in treated]
+    if train:
+        for place, treatment in enumerate(TREATMENTS):
+            history, diverged = _short_run(config.replace(treatment=treatment))
+            found[place] = dataclasses.replace(found[place], history=history, diverged=diverged)
+            reporter(place + 1, len(TREATMENTS))
+        images = config.data.train_size or len(raw)
+        title = f"norm {config.model.norm}, {images:,} training images"
+        figures["treatments-training"] = training_figure(found, title)
+    return Answer(found, figures)
+
+
+def _short_run(config: Config) -> tuple[Any, bool]:
+    rows: list[Any] = []
+
+    class Listener(training.Silence):
+        def epoch(self, row: Any) -> None:
+            rows.append(row)
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            training.fit(config, out=Path(folder) / "run", monitor=Listener())
+        except DivergedError:
+            return tuple(rows), True
+    return tuple(rows), False

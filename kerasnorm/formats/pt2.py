@@ -1,0 +1,130 @@
+"""The `.pt2` files of torch.export, cleaned before they are opened.
+
+A `.pt2` is full of places from which code can run: PyTorch evaluates its expressions and guards,
+unpickles tensors and sample inputs, and looks its operations up by name. Here the archive is
+written anew from what is known to be harmless; all else is dropped or refused.
+"""
+
+import io
+import json
+import math
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kerasnorm.errors import CorruptFileError
+from kerasnorm.formats.limits import admitted, check_count, check_file, check_members
+
+OPERATIONS = admitted("torch", "aten")
+_TARGET = re.compile(r"torch\.ops\.aten\.(\w+)\.\w+")
+_SYMBOL = re.compile(r"Symbol\('s\d{1,9}'(, (positive|integer)=True)*\)|s?\d{1,9}")
+_MEMBER = re.compile(
+    r"[^/]+/(archive_format|archive_version|byteorder|\.data/(version|serialization_id)"
+    r"|models/model\.json|data/sample_inputs/model\.pt"
+    r"|data/weights/(weight_\d+|model_weights_config\.json)"
+    r"|data/constants/(tensor_\d+|model_constants_config\.json))"
+)
+_PAYLOAD = re.compile(r"(weight|tensor)_\d+")
+_CONTAINERS = {None, "builtins.tuple", "builtins.list", "builtins.dict"}
+
+
+def clean(path: Path) -> bytes:
+    """Returns the archive written anew, without stack traces, guards and sample inputs.
+
+    Raises:
+        CorruptFileError: It is damaged, too large, or holds what could run code.
+    """
+    check_file(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            check_members(path, archive)
+            members = {name: archive.read(name) for name in archive.namelist()}
+        return _pack({name: _cleaned(path, name, data) for name, data in members.items()})
+    except CorruptFileError:
+        raise
+    except Exception as error:  # zipfile, its decompressors and json raise a dozen types
+        raise CorruptFileError(f"{path} is no .pt2 file, or is damaged: {error}") from None
+
+
+def _pack(members: dict[str, bytes]) -> bytes:
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return target.getvalue()
+
+
+def _cleaned(path: Path, name: str, data: bytes) -> bytes:
+    if not _MEMBER.fullmatch(name):
+        raise _refusal(path, f"a member {name!r}")
+    if name.endswith("/models/model.json"):
+        return _model(path, data)
+    if name.endswith("_config.json"):
+        _check_payloads(path, json.loads(data))
+    return b"" if name.endswith("/sample_inputs/model.pt") else data
+
+
+def _refusal(path: Path, what: str) -> CorruptFileError:
+    return CorruptFileError(
+        f"{path} was refused: it holds {what[:80]}, which an image classifier does not need and "
+        "which could run code of its author."
+    )
+
+
+def _check_payloads(path: Path, document: Any) -> None:
+    weights = 0
+    for entry in document["config"].values():
+        if entry["use_pickle"] is not False or not _PAYLOAD.fullmatch(entry["path_name"]):
+            raise _refusal(path, "a pickle")
+        weights += math.prod(int(size["as_int"]) for size in entry["tensor_meta"]["sizes"])
+    check_count(path, weights)
+
+
+def _model(path: Path, data: bytes) -> bytes:
+    """Checks the program and returns it without guards and metadata."""
+    document = json.loads(data)
+    document["guards_code"] = []
+    module = document["graph_module"]
+    module["metadata"] = {}
+    module["treespec_namedtuple_fields"] = {}
+    for node in module["graph"]["nodes"]:
+        found = _TARGET.fullmatch(node["target"])
+        # With an underscore at its end an operation writes its result into its first tensor.
+        if found is None or not {found[1], found[1].removesuffix("_")} & OPERATIONS:
+            raise _refusal(path, f"the operation {node['target']!r}")
+        node["metadata"] = {}
+    if module["graph"]["custom_obj_values"]:
+        raise _refusal(path, "an object")
+    for key, value in _entries(document):
+        if key == "expr_str" and not (isinstance(value, str) and _SYMBOL.fullmatch(value)):
+            raise _refusal(path, f"the expression {value!r}")
+        if key in ("in_spec", "out_spec") and value:
+            _check_tree(path, json.loads(value))
+        if key == "as_graph":
+            raise _refusal(path, "a graph inside of its graph")
+    for symbol in document["range_constraints"]:
+        if not _SYMBOL.fullmatch(symbol):
+            raise _refusal(path, f"the symbol {symbol!r}")
+    return json.dumps(document).encode()
+
+
+def _check_tree(path: Path, tree: Any) -> None:
+    for key, value in _entries(tree):
+        if key == "type" and value not in _CONTAINERS:
+            raise _refusal(path, f"a container {value!r}")
+        if key == "context" and value not in (None, "null", "[]"):
+            raise _refusal(path, f"a container's context {value!r}")
+
+
+def _entries(document: Any) -> Iterator[tuple[str, Any]]:
+    """Yields every key with its value, at any depth."""
+    pending = [document]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, dict):
+            yield from node.items()
+            pending.extend(node.values())
+        elif isinstance(node, list):
+            pending.extend(node)

@@ -1,0 +1,195 @@
+"""Reads the tensors of PyTorch files, `.pth`, `.pt` and `.safetensors`, with distrust."""
+
+import json
+import math
+import re
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasnorm.errors import CorruptFileError, MissingPackageError
+from kerasnorm.formats.formats import FORMATS
+from kerasnorm.formats.helper import Helper
+from kerasnorm.formats.limits import check_count, check_file, check_members, read_limited
+
+Named = list[tuple[str, NDArray[Any]]]
+PICKLED = (".pth", ".pt")
+# Of safetensors, as NumPy names them; it has none for BF16.
+TYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U8": "u1",
+    "BOOL": "?",
+}
+MAX_TENSORS = 10_000
+MAX_DEPTH = 4  # dicts within dicts
+
+
+def read_tensors(path: Path) -> Named:
+    """Returns the named tensors of a PyTorch file, in its order.
+
+    Raises:
+        CorruptFileError: It is missing, damaged, too large, would run code, or holds no tensors.
+        MissingPackageError: The package that reads it is not installed.
+    """
+    check_file(path)
+    if path.suffix == ".safetensors":
+        return _natural(list(read_safetensors(path)[0].items()))
+    if path.suffix not in PICKLED:
+        raise CorruptFileError(f"Expected a .pth, .pt or .safetensors file. Received: {path}")
+    import importlib.util
+
+    if importlib.util.find_spec("torch") is None:
+        raise MissingPackageError(
+            f"Reading {path.suffix} files needs torch, which is not installed. "
+            "Install it with: pip install 'kerasnorm[torch]'"
+        )
+    with Helper(seconds=120.0) as helper, tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "tensors.npz"
+        names = helper.ask("read_tensors", path, out=str(out))
+        with np.load(out, allow_pickle=False) as arrays:
+            return [(name, arrays[str(place)]) for place, name in enumerate(names)]
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """Returns the tensors and the metadata of a safetensors file.
+
+    Raises:
+        CorruptFileError: It is damaged or too large.
+        MissingPackageError: The package safetensors is not installed.
+    """
+    FORMATS["state-dict"].check_package("safetensors")
+    from safetensors import deserialize
+
+    content = read_limited(path)
+    try:
+        length = int.from_bytes(content[:8], "little")
+        if length > min(len(content), 1 << 24):
+            raise ValueError("its header is longer than the file")
+        header = json.loads(content[8 : 8 + length])
+        metadata = header.pop("__metadata__", {})
+        check_count(path, sum(math.prod(entry["shape"]) for entry in header.values()))
+        read = deserialize(content)  # type: ignore[no-untyped-call]
+        tensors = {name: _array(entry) for name, entry in read}
+    except CorruptFileError:
+        raise
+    except Exception as error:  # the parsers raise a dozen types
+        reason = str(error).splitlines() or [type(error).__name__]
+        raise CorruptFileError(f"{path} is damaged: {reason[0]}") from None
+    _check(path, tensors)
+    return tensors, metadata
+
+
+def _array(entry: dict[str, Any]) -> NDArray[Any]:
+    """Returns a tensor of a safetensors file; floating point as float32."""
+    kind, data = entry["dtype"], entry["data"]
+    if kind == "BF16":  # the upper half of a float32
+        value = (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+    elif kind in TYPES:
+        value = np.frombuffer(data, TYPES[kind])
+    else:
+        raise ValueError(f"tensors of type {kind} are not read")
+    value = value.reshape(entry["shape"])
+    return value.astype(np.float32) if value.dtype.kind == "f" else value
+
+
+def _check(path: Path, tensors: dict[str, NDArray[Any]]) -> None:
+    for name, value in tensors.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise CorruptFileError(f"{path}: the tensor {name} holds NaN or infinity.")
+
+
+def _natural(tensors: Named) -> Named:
+    """Sorts by name, numbers by value: safetensors does not keep the order of the module."""
+
+    def key(item: tuple[str, Any]) -> list[tuple[bool, int, str]]:
+        pieces = re.split(r"(\d+)", item[0])
+        return [(p.isdecimal(), int(p) if p.isdecimal() else 0, p) for p in pieces]
+
+    return sorted(tensors, key=key)
+
+
+def sorted_by_words(path: Path, tensors: Named) -> list[str]:
+    """Returns kernels whose order is a guess: equal shapes, names that differ by more than numbers.
+
+    A safetensors file does not keep the order of the modules; numbers in names tell it.
+    """
+    shapes: dict[tuple[int, ...], dict[str, str]] = {}
+    for name, value in tensors:
+        if value.ndim == 4 and path.suffix == ".safetensors":
+            shapes.setdefault(value.shape, {}).setdefault(re.sub(r"\d+", "", name), name)
+    return [name for names in shapes.values() if len(names) > 1 for name in names.values()]
+
+
+def read_pickled(path: Path, out: Path) -> list[str]:
+    """Writes the tensors of a `.pth` file to `out` (`.npz`) and returns their names.
+
+    In the helper's process; the file's pickle may rebuild tensors and nothing else.
+
+    Raises:
+        CorruptFileError: It is damaged, too large, would run code, or holds no tensors.
+    """
+    import torch
+
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            check_members(path, archive)
+    import pickle
+
+    try:
+        document = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"wants to run {found[1]}" if found else "wants more than tensors"
+        raise CorruptFileError(
+            f"{path} was refused: its pickle {what}, or it is damaged; nothing of it ran. Expected "
+            "a state_dict: torch.save(model.state_dict(), …)."
+        ) from None
+    tensors = _tensors(path, document)
+    check_count(path, sum(value.numel() for value in tensors.values()))
+    arrays = {}
+    for name, value in tensors.items():
+        plain = value.detach().to("cpu")
+        arrays[name] = (plain.float() if plain.is_floating_point() else plain).numpy()
+    _check(path, arrays)
+    np.savez(out, **{str(place): value for place, value in enumerate(arrays.values())})
+    return list(arrays)
+
+
+def _tensors(path: Path, document: Any) -> dict[str, Any]:
+    """Returns the state_dict in what was unpickled: of all dicts, the one with the most tensors."""
+    import torch
+
+    dicts: dict[int, dict[Any, Any]] = {}  # by id: a hostile file may hold one a million times
+    pending = [document]
+    for _ in range(MAX_DEPTH):
+        new = {id(item): item for item in pending if isinstance(item, dict)}
+        new = {key: item for key, item in new.items() if key not in dicts}
+        dicts |= new
+        pending = [value for item in new.values() for value in item.values()]
+    found = [
+        {str(name): value for name, value in item.items() if isinstance(value, torch.Tensor)}
+        for item in dicts.values()
+    ]
+    best = max(found, key=_weights, default={})
+    if _weights(best) == 0:
+        keys = ", ".join(map(str, document)) if isinstance(document, dict) else "no dict"
+        raise CorruptFileError(
+            f"{path} holds no state_dict: no tensors by their names. Received: {keys[:200]}"
+        )
+    if len(best) > MAX_TENSORS:
+        raise CorruptFileError(f"{path} holds more than {MAX_TENSORS:,} tensors.")
+    return best
+
+
+def _weights(tensors: dict[str, Any]) -> int:
+    return sum(value.ndim > 0 for value in tensors.values())

@@ -1,0 +1,219 @@
+"""PyTorch weights of this skeleton become a Keras model, whatever their names.
+
+Kernels are matched by order, kernel size and the chain of channels, norms by order and shape.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+from numpy.typing import NDArray
+
+from kerasnorm.errors import ConfigError
+from kerasnorm.network import build_model
+from kerasnorm.recipes import resolve
+from kerasnorm.skeleton import SKELETON
+
+Tensor = tuple[str, NDArray[Any]]
+Group = list[Tensor]
+
+# Sizes of the kernels in their order; the last is that of C10.
+SIZES = [size for _, count, size in SKELETON for _ in range(count)] + [1]
+# What a norm's tensors are called, by author; each → its place among Keras's weights.
+PLACES = {
+    "weight": 0,
+    "gamma": 0,
+    "scale": 0,
+    "bias": 1,
+    "beta": 1,
+    "running_mean": 2,
+    "moving_mean": 2,
+    "running_var": 3,
+    "moving_variance": 3,
+}
+MAX_KERNELS = 20  # among which the skeleton is looked for
+IGNORED = ("num_batches_tracked",)
+
+
+@dataclass
+class Imported:
+    """A model made from PyTorch tensors.
+
+    Attributes:
+        model: The Keras model.
+        matched: Keras weight → the tensor that it was taken from.
+        ignored: Tensors that hold no weight.
+    """
+
+    model: keras.Model
+    matched: dict[str, str] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+
+
+def import_tensors(
+    tensors: Sequence[Tensor],
+    options: Mapping[str, Any],
+    *,
+    image_size: tuple[int, int] = (32, 32),
+    mean: Sequence[float] | None = None,
+    sd: Sequence[float] | None = None,
+) -> Imported:
+    """Returns the Keras model of a PyTorch state_dict of this skeleton.
+
+    Args:
+        tensors: Name and values of each, in the order of the modules.
+        options: Norm, recipe and other fields of the model's config; widths come from the tensors.
+        image_size: (H, W) of the images; element-affine norms know it themselves.
+        mean: Mean of each channel that the training subtracted, pixels counted 0 to 1.
+        sd: Standard deviation that it divided by.
+
+    Raises:
+        ConfigError: A tensor does not fit; the message names each.
+    """
+    ignored = [name for name, value in tensors if name.endswith(IGNORED) or value.ndim == 0]
+    kept = [(name, value) for name, value in tensors if name not in ignored]
+    kernels = _chain([item for item in kept if item[1].ndim in (2, 4)])
+    norms = [item for item in kept if item[1].ndim not in (2, 4)]
+    options = dict(options)
+    config = resolve(options).model
+    elements = [value for _, value in norms if value.ndim == 3]
+    if elements and config.norm == "ln":
+        options["ln_affine"] = "element"
+        image_size = (elements[0].shape[1], elements[0].shape[2])
+    outputs = [value.shape[0] for _, value in kernels]
+    model = build_model(
+        **options | {"widths": outputs[:-1]},
+        input_shape=(*image_size, kernels[0][1].shape[1]),
+        classes=outputs[-1],
+        mean=mean,
+        sd=sd,
+    )
+    imported = Imported(model, ignored=ignored)
+    _fill(imported, kernels, norms)
+    return imported
+
+
+def _chain(tensors: Group) -> Group:
+    """Returns the kernels in the order of the skeleton.
+
+    The order given is kept where it fits; where it does not (files that sort by name), the first
+    order in which every kernel takes the channels that the one before it gives.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    shaped = [(name, v.reshape(*v.shape, 1, 1) if v.ndim == 2 else v) for name, v in tensors]
+    best: list[int] = []
+
+    def search(chosen: list[int]) -> list[int] | None:
+        nonlocal best
+        if len(chosen) > len(best):
+            best = chosen
+        if len(chosen) == len(SIZES):
+            return chosen
+        size, tried = SIZES[len(chosen)], set[tuple[int, ...]]()
+        for place, (_, value) in enumerate(shaped):
+            takes = shaped[chosen[-1]][1].shape[0] if chosen else value.shape[1]
+            fits = value.shape[1:] == (takes, size, size) and place not in chosen
+            # One of each shape: another of the same would fail the same way.
+            if fits and value.shape not in tried and (found := search([*chosen, place])):
+                return found
+            tried.add(value.shape if fits else ())
+        return None
+
+    found = search([]) if len(shaped) <= MAX_KERNELS else None
+    if found is None or len(shaped) != len(SIZES):
+        raise ConfigError(_kernel_report(shaped, best))
+    return [shaped[place] for place in found]
+
+
+def _kernel_report(tensors: Group, fitting: list[int]) -> str:
+    sizes = " ".join(f"{size}x{size}" for size in SIZES)
+    expected = (
+        f"Expected {len(SIZES)} kernels without bias, {sizes}, each taking the channels that the "
+        f"one before it gives. Received: {len(tensors)}"
+    )
+    lines = [expected]
+    for place, (name, value) in enumerate(tensors):
+        fits = "fits" if place in fitting else "does not fit"
+        lines.append(f"  {name} {tuple(value.shape)}: {fits}")
+    return "\n".join(lines)
+
+
+def _groups(tensors: Group, size: int) -> list[dict[int, Tensor]]:
+    """Returns the tensors of each norm, by their place among Keras's weights.
+
+    Modules are told apart by the names before the last dot; where names say nothing, every `size`
+    tensors are a norm, in PyTorch's order: weight, bias, running mean, running variance.
+    """
+    by_module: dict[str, Group] = defaultdict(list)
+    for name, value in tensors:
+        by_module[name.rpartition(".")[0]].append((name, value))
+    tails = {name.rpartition(".")[2] for name, _ in tensors}
+    if tails <= {*PLACES}:
+        return [
+            {PLACES[name.rpartition(".")[2]]: (name, value) for name, value in group}
+            for group in by_module.values()
+        ]
+    chunks = [tensors[start : start + size] for start in range(0, len(tensors), max(size, 1))]
+    return [dict(enumerate(chunk)) for chunk in chunks]
+
+
+def _as_keras(value: NDArray[Any]) -> NDArray[Any]:
+    """Returns a norm's tensor in Keras's layout: (C,), or (C, H, W) as (H, W, C)."""
+    return value.transpose(1, 2, 0) if value.ndim == 3 else value
+
+
+def _layers(model: keras.Model) -> Iterator[tuple[keras.layers.Layer, bool]]:
+    for layer in model.layers:
+        if layer.weights:
+            yield layer, isinstance(layer, keras.layers.Conv2D)
+
+
+def _fill(imported: Imported, kernels: Group, norms: Group) -> None:
+    """Sets the weights of the model; all that does not fit is reported together."""
+    layers = list(_layers(imported.model))
+    size = max((len(layer.weights) for layer, is_conv in layers if not is_conv), default=0)
+    groups = _groups(norms, size)
+    norm = imported.model.name.removeprefix("kerasnorm_")
+    remaining = iter(kernels)
+    problems = []
+    # PyTorch's InstanceNorm2d has no scale and shift by default: they stay 1 and 0.
+    is_fixed = not norms and norm == "in"
+    for layer, is_conv in layers:
+        if is_conv:
+            name, value = next(remaining)
+            layer.set_weights([value.transpose(2, 3, 1, 0)])
+            imported.matched[layer.weights[0].path] = name
+            continue
+        if is_fixed:
+            continue
+        shape = tuple(layer.weights[0].shape)
+        found = next((group for group in groups if _fits(group, shape, len(layer.weights))), None)
+        if found is None:
+            problems.append(f"  {layer.name} {shape}: no tensors of that shape are left")
+            continue
+        groups.remove(found)
+        values = layer.get_weights()
+        for place, (name, value) in found.items():
+            values[place] = _as_keras(value)
+            imported.matched[layer.weights[place].path] = name
+        layer.set_weights(values)
+    for group in groups:
+        problems += [
+            f"  {name} {tuple(value.shape)}: has no place" for name, value in group.values()
+        ]
+    if problems:
+        raise ConfigError(
+            f"The tensors do not fit norm={norm}; another --norm, --recipe or "
+            "--norm-transitions may (its convolutions have no bias):\n" + "\n".join(problems)
+        )
+
+
+def _fits(group: dict[int, Tensor], shape: tuple[int, ...], count: int) -> bool:
+    # Without scale and shift (affine=False) a batch norm still has its statistics.
+    needed = set(range(count)) - ({0, 1} if count == 4 else set())
+    is_whole = needed <= {*group} <= set(range(count))
+    return is_whole and all(_as_keras(value).shape == shape for _, value in group.values())

@@ -1,0 +1,1 @@
+"""What a model is and how well it does: layers, receptive field, scores."""

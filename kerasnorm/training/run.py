@@ -1,0 +1,241 @@
+"""A run's folder: what it holds, how it is made, and how it is read again."""
+
+import csv
+import io
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kerasnorm.config import Config
+from kerasnorm.errors import CorruptFileError, RunFolderError
+from kerasnorm.files import (
+    LOCK,
+    MANIFEST,
+    check_file,
+    make_folder,
+    run_lock,
+    write_bytes,
+    write_manifest,
+)
+from kerasnorm.recipes import resolve, to_toml
+
+if TYPE_CHECKING:
+    import keras
+
+CONFIG = "config.toml"
+ENVIRONMENT = "environment.json"
+HISTORY = "history.csv"
+METRICS = "metrics.json"
+MODEL = "model.keras"
+CHECKPOINTS = "checkpoints"
+PLOTS = "plots"
+
+COLUMNS = (
+    "epoch",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "lr",
+    "seconds",
+    "images_per_second",
+)
+Row = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, read from its folder.
+
+    Attributes:
+        path: The folder.
+        config: The resolved config.
+        history: A row an epoch; see `COLUMNS`.
+        metrics: The final numbers; see `metrics.json`.
+    """
+
+    path: Path
+    config: Config
+    history: tuple[Row, ...]
+    metrics: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Run":
+        """Reads a run's folder.
+
+        Raises:
+            CorruptFileError: A file is missing or damaged, or the run has not finished.
+        """
+        path = Path(path)
+        config = read_config(path)
+        for name in (ENVIRONMENT, HISTORY, METRICS):
+            if (path / METRICS).is_file():
+                check_file(path / name)
+        history = tuple(read_history(path / HISTORY))
+        try:
+            metrics = json.loads((path / METRICS).read_text(encoding="utf-8"))
+            missing = {"class_names", "confusion", "misclassified", "test_accuracy"} - {*metrics}
+            if missing:
+                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        except FileNotFoundError:
+            raise CorruptFileError(
+                f"The run {path} has not finished; go on with it: kerasnorm fit --resume {path}"
+            ) from None
+        except (OSError, ValueError, TypeError) as error:
+            raise CorruptFileError(f"{path / METRICS} is damaged: {error}") from None
+        return cls(path, config, history, metrics)
+
+    def model(self) -> "keras.Model":
+        """Returns the trained model, in float32 and of stock Keras layers."""
+        from kerasnorm.formats.archive import load_model
+
+        check_file(self.path / MODEL)
+        return load_model(self.path / MODEL)
+
+
+def read_config(path: Path) -> Config:
+    """Returns the config of the run in folder `path`.
+
+    Raises:
+        CorruptFileError: The folder is no run's, or its config is damaged.
+    """
+    try:
+        text = (path / CONFIG).read_text(encoding="utf-8")
+        check_file(path / CONFIG)
+        return resolve(document=tomllib.loads(text))
+    except CorruptFileError:
+        raise
+    except (FileNotFoundError, NotADirectoryError):
+        raise CorruptFileError(f"{path} is no run's folder: it has no {CONFIG}.") from None
+    except (OSError, ValueError) as error:
+        raise CorruptFileError(f"{path / CONFIG} is damaged: {error}") from None
+
+
+def is_run(path: Path) -> bool:
+    """Says whether a folder holds a run."""
+    return (path / CONFIG).is_file()
+
+
+@contextmanager
+def new_folder(out: Path | None, config: Config, data_name: str) -> Iterator[Path]:
+    """Makes the folder of a new run, writes its config, and holds its lock while the block runs.
+
+    Args:
+        out: The folder, which must be new or empty; None takes the default,
+            `results/runs/<data>-<norm>-<backend>-s<seed>`, with a number behind it if taken.
+        config: The resolved config.
+        data_name: Name of the data set.
+
+    Raises:
+        RunFolderError: The folder holds something already, is in use, or cannot be written.
+    """
+    train = config.train
+    name = f"{data_name}-{config.model.norm}-{train.backend}-s{train.seed}"
+    try:
+        path = out if out is not None else _first_free(Path("results/runs"), name)
+        make_folder(path)
+        check_free(path)
+    except OSError as error:
+        if isinstance(error, RunFolderError):
+            raise
+        raise RunFolderError(
+            f"Cannot write the run's folder {out or 'results/runs'}: {error.strerror}. "
+            "Choose another --out."
+        ) from None
+    with run_lock(path):
+        check_free(path)  # again: another process may have been faster
+        write_config(path, config)
+        yield path
+
+
+def has_open_end(config: Config) -> bool:
+    """Says whether more epochs change nothing in those before."""
+    return config.train.schedule == "constant"
+
+
+def lineage(config: Config) -> str:
+    """Returns the hash that a checkpoint bears: the runs that it may go on in share it.
+
+    The number of epochs counts only where the schedule depends on it.
+    """
+    return (config.replace(epochs=1) if has_open_end(config) else config).hash()
+
+
+def create_folder(out: Path | None, config: Config, data_name: str) -> Path:
+    """Makes the folder of a new run, as `new_folder`, and lets go of it."""
+    with new_folder(out, config, data_name) as path:
+        return path
+
+
+def check_free(path: Path) -> None:
+    """Makes sure that a folder can take a new run.
+
+    Raises:
+        RunFolderError: It holds something already.
+    """
+    if path.is_dir() and not all(_is_passing(inner.name) for inner in path.iterdir()):
+        what = "another run" if is_run(path) else "other files"
+        raise RunFolderError(
+            f"{path} already holds {what}. Choose another --out"
+            + (", or go on with that run: --resume." if is_run(path) else ".")
+        )
+
+
+def _is_passing(name: str) -> bool:
+    """Says whether a file is of the lock, or was left by a process that died while writing."""
+    return name == LOCK or (name.startswith(".") and name.endswith(".tmp"))
+
+
+def write_config(path: Path, config: Config) -> None:
+    """Writes `config.toml` and its checksum."""
+    (path / MANIFEST).unlink(missing_ok=True)  # of the config before, if there was one
+    write_bytes(path / CONFIG, to_toml(config).encode(errors="surrogateescape"))
+    write_manifest(path, (CONFIG,))
+
+
+def _first_free(parent: Path, name: str) -> Path:
+    number = 1
+    while True:
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def write_history(path: Path, rows: Sequence[Row]) -> None:
+    """Writes the rows of `history.csv`; a missing value is an empty field."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows([{name: _field(name, row) for name in COLUMNS} for row in rows])
+    write_bytes(path, text.getvalue().encode())
+
+
+def _field(name: str, row: Mapping[str, float | None]) -> str:
+    value = row[name]
+    if value is None:
+        return ""
+    return str(int(value)) if name == "epoch" else repr(float(value))
+
+
+def read_history(path: Path) -> list[Row]:
+    """Reads the rows of a `history.csv`.
+
+    Raises:
+        CorruptFileError: The file is missing or damaged.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            return [{k: float(row[k]) if row[k] else None for k in COLUMNS} for row in reader]
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise CorruptFileError(f"{path} is missing or damaged: {error}") from None

@@ -1,1 +1,0 @@
-"""Normalization explained by measurement: each question gives data and figures."""

@@ -1,0 +1,63 @@
+"""Contenders in processes of their own: rates come back, and a dead one is told of."""
+
+import json
+import os
+import subprocess
+import sys
+
+from helpers import tiny
+
+from kerasnorm.benchmark.plots import NAMES
+from kerasnorm.benchmark.race import CONTENDERS, MEANINGS, paired_ratio, race
+
+
+def bench(*words):
+    return subprocess.run(
+        [sys.executable, "-m", "kerasnorm", "bench", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"KERAS_BACKEND": "torch"},
+    )
+
+
+def test_every_contender_has_a_meaning_and_a_name():
+    assert {name for names in CONTENDERS.values() for name in names} == set(MEANINGS) == set(NAMES)
+
+
+def test_ratios_are_paired_round_by_round():
+    assert paired_ratio([10, 30, 20], [5, 10, 20]) == 2
+
+
+def test_a_race_gives_a_rate_a_round_and_tells_who_gave_up():
+    notes = []
+    config = tiny.config(norm="rms", backend="torch", batch_size=10)
+    results = race(config, ("loop", "native"), 20, 2, notes.append)
+    assert [result.contender for result in results] == ["native"]
+    assert len(results[0].train) == len(results[0].predict) == 2
+    assert min(results[0].train) > 0
+    assert 0 < results[0].first_step < 600
+    assert results[0].peak_mib > 50
+    assert notes == ["The contender loop failed: " + notes[0].partition("failed: ")[2]]
+    assert "rms" in notes[0]
+
+
+def test_bench_writes_table_chart_and_numbers(tmp_path):
+    words = ("--norm", "gn", "--images", "20", "--batch-size", "10", "--rounds", "1", "--json")
+    chosen = ("--backend", "torch", "--contender", "loop-channels-last", "--contender", "native")
+    done = bench(*words, *chosen, "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document == json.loads((tmp_path / "bench.json").read_text())
+    assert [r["contender"] for r in document["results"]] == ["loop-channels-last", "native"]
+    assert document["host"]["cpus"] > 0
+    assert "native/this" in (tmp_path / "bench.txt").read_text()
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bad_input_is_refused():
+    for words in (("--images", "20", "--batch-size", "21"), ("--contender", "nobody")):
+        done = bench(*words)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        assert "Received" in done.stderr or "Unknown contender" in done.stderr

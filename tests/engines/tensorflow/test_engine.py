@@ -1,0 +1,160 @@
+"""The native TensorFlow engine against the portable one, and its dropout against chance."""
+
+from itertools import pairwise
+
+import keras
+import numpy as np
+import pytest
+from helpers import tiny
+
+tf = pytest.importorskip("tensorflow")
+if keras.backend.backend() != "tensorflow":
+    pytest.skip("needs the tensorflow backend", allow_module_level=True)
+
+from keras import layers  # noqa: E402
+
+from kerasnorm.engines.tensorflow.engine import TensorFlowEngine  # noqa: E402
+from kerasnorm.engines.tensorflow.lowering import CLEARED, HASHED, LoweredModel  # noqa: E402
+from kerasnorm.training.train import make_engine  # noqa: E402
+
+
+def pair(norm, recipe, **overrides):
+    """A portable and a native engine in the same state."""
+    options = {"dropout": 0.0, "batch_size": 7, "learning_rate": 1e-3, "groups": 2} | overrides
+    return [
+        make_engine(
+            tiny.config(norm=norm, recipe=recipe, engine=engine, **options), tiny.dataset(64)
+        )
+        for engine in ("keras", "native")
+    ]
+
+
+def assert_ten_steps_are_equal(portable, native):
+    assert isinstance(native, TensorFlowEngine)
+    assert portable.batches.steps == 10  # the last of a single image
+    tiny.assert_same_epoch(portable, native)
+    expected, received = portable.state(), native.state()
+    for name, array in expected.items():
+        if name.startswith("model/"):
+            error = np.abs(array - received[name]).max()
+            assert error <= 1e-3 * np.abs(array).max() + 1e-5, name
+
+
+@pytest.mark.parametrize(
+    ("norm", "recipe", "options"),
+    [
+        ("bn", "era8", {}),
+        ("gn", "best", {}),
+        ("ln", "era8", {"ln_affine": "element", "l1": 1e-4, "l2": 1e-3}),
+        ("rms", "best", {"optimizer": "sgd"}),
+        ("bn", "best", {"optimizer": "muon"}),
+    ],
+)
+def test_ten_optimizer_steps_equal_the_portable_engine(norm, recipe, options):
+    assert_ten_steps_are_equal(*pair(norm, recipe, **options))
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn"])
+def test_steps_compiled_by_xla_equal_the_portable_engine(norm):
+    portable, native = pair(norm, "best")
+    compiled = TensorFlowEngine(native.model, native.batches, native.config, is_compiled=True)
+    assert compiled.whole_steps is not compiled.steps
+    assert_ten_steps_are_equal(portable, compiled)
+
+
+@pytest.mark.parametrize("dropout", [CLEARED, HASHED], ids=["cleared", "hashed"])
+@pytest.mark.parametrize("rate", [0.01, 0.3])
+def test_dropout_takes_each_value_with_its_probability(rate, dropout):
+    count, steps = 20_000, 40
+    taken = np.zeros(count)
+    for step in range(steps):
+        drawn = dropout.draw(np.random.default_rng(step), count, rate)
+        y = dropout.drop(tf.ones([count]), rate, tf.constant(drawn), (0, len(drawn)), 0).numpy()
+        assert np.allclose(y[y != 0], 1 / (1 - rate))
+        taken += y == 0
+    spread = np.sqrt(count * steps * rate * (1 - rate))
+    assert abs(taken.sum() - count * steps * rate) < 5 * spread
+    assert abs(taken[: count // 2].sum() - taken[count // 2 :].sum()) < 5 * spread
+    # Neither neighbors nor steps go together.
+    centered = taken - taken.mean()
+    for lag in (1, 2, 16, 32):
+        assert abs(np.mean(centered[lag:] * centered[:-lag])) < 5 * taken.var() / np.sqrt(count)
+    assert abs(taken.var() / (steps * rate * (1 - rate)) - 1) < 5 * np.sqrt(2 / count) + 0.05
+
+
+def dropout_model(count):
+    x = inputs = keras.Input((4, 5, 3))
+    for _ in range(count):
+        x = layers.Dropout(0.3)(x)
+    return keras.Model(inputs, x)
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_dropout_differs_from_layer_to_layer_and_step_to_step(is_compiled):
+    lowered = LoweredModel(dropout_model(3), is_compiled=is_compiled)
+    keys = [(0, epoch, step) for epoch in (0, 1) for step in (0, 1)]
+    drawn, ends = lowered.draw(keys, 8)
+    parts = {tuple(drawn[a:b]) for row in ends for a, b in pairwise(row)}
+    assert len(parts) == 12
+    alone, bounds = lowered.draw(keys[2:3], 8)
+    assert np.array_equal(alone, drawn[ends[2, 0] : ends[2, -1]])
+    assert np.array_equal(bounds[0], ends[2] - ends[2, 0])
+
+
+@pytest.mark.parametrize("is_hashed", [False, True])
+def test_parts_of_a_batch_drop_what_the_whole_batch_does(is_hashed):
+    lowered = LoweredModel(dropout_model(2), is_compiled=False, is_hashed=is_hashed)
+    drawn, ends = lowered.draw([(0, 0, 0)], 8)
+    x = tf.ones([8, 4, 5, 3])
+    parts = [lowered(x[a:b], drawn, ends[0], tf.constant(a)) for a, b in ((0, 3), (3, 8))]
+    assert np.array_equal(lowered(x, drawn, ends[0]), tf.concat(parts, 0))
+
+
+@pytest.mark.parametrize("dropout", [CLEARED, HASHED], ids=["cleared", "hashed"])
+def test_gradients_pass_where_values_do(dropout):
+    x = tf.ones([10, 100])
+    drawn = tf.constant(dropout.draw(np.random.default_rng(0), 1000, 0.4))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = dropout.drop(x, 0.4, drawn, (0, len(drawn)), 0)
+    assert 0.3 < np.mean(y.numpy() == 0) < 0.5
+    assert np.allclose(tape.gradient(y, x), y)  # of x = 1, both are the mask over 0.6
+
+
+@pytest.mark.parametrize(
+    ("layer", "axes"),
+    [
+        (layers.BatchNormalization(epsilon=1e-5), (0, 1, 2)),
+        (layers.GroupNormalization(groups=1, epsilon=1e-5), (1, 2, 3)),
+        (layers.GroupNormalization(groups=8, epsilon=1e-5), (1, 2)),
+        (layers.LayerNormalization(axis=(1, 2, 3), epsilon=1e-5), (1, 2, 3)),
+    ],
+    ids=["bn", "ln", "in", "ln-element"],
+)
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_a_mean_of_100_and_an_sd_of_one_hundredth_are_normalized_right(layer, axes, is_compiled):
+    inputs = keras.Input((16, 16, 8))
+    lowered = LoweredModel(keras.Model(inputs, layer(inputs)), is_compiled=is_compiled)
+    rng = np.random.default_rng(0)
+    x = (100 + 0.01 * rng.standard_normal((4, 16, 16, 8))).astype(np.float32)
+    upstream = rng.standard_normal(x.shape)
+
+    def slope(function, x, upstream):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = function(x)
+        return y, tape.gradient(y, x, upstream)
+
+    def exact(x):
+        centered = x - tf.reduce_mean(x, axes, keepdims=True)
+        variance = tf.reduce_mean(tf.square(centered), axes, keepdims=True)
+        return centered / tf.sqrt(variance + 1e-5)
+
+    none = tf.zeros([0], tf.int32), tf.zeros([1], tf.int32)
+    run = tf.function(
+        lambda x, g: slope(lambda x: lowered(x, *none), x, g), jit_compile=is_compiled
+    )
+    truth = slope(exact, tf.constant(x, tf.float64), tf.constant(upstream))
+    found = run(tf.constant(x), tf.constant(upstream, tf.float32))
+    for a, b in zip(found, truth, strict=True):
+        assert np.abs(a.numpy() - b.numpy()).max() < 1e-2 * np.abs(b.numpy()).max()

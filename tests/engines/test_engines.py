@@ -1,0 +1,147 @@
+"""The laws that every engine keeps, on whichever backend this process runs."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import tiny
+from helpers.gradients import parameter_gradients
+from keras import ops
+
+from kerasnorm.engines.keras_engine import RateTable, make_optimizer
+from kerasnorm.engines.schedule import learning_rates
+from kerasnorm.errors import DivergedError
+from kerasnorm.training.train import make_engine
+
+# On TensorFlow, where a test takes seconds to trace, equality of the two is enough.
+KINDS = ["native", "keras"] if keras.backend.backend() == "torch" else ["native"]
+
+
+@pytest.fixture(params=KINDS)
+def engine(request):
+    """Makes an engine of a tiny config with some fields changed."""
+    return lambda **overrides: make_engine(
+        tiny.config(engine=request.param, **overrides), tiny.dataset()
+    )
+
+
+def weights(engine):
+    return [ops.convert_to_numpy(variable.value) for variable in engine.model.trainable_variables]
+
+
+def test_every_step_is_told_and_the_last_batch_is_partial(engine):
+    recorder = tiny.Listener()
+    engine().train_epoch(0, recorder)
+    assert recorder.begun == [0, 1, 2, 3]
+    assert recorder.ended == [0, 1, 2, 3]
+
+
+def test_training_lowers_the_loss(engine):
+    trained = engine(epochs=8, learning_rate=0.02, norm="bn")
+    losses = [trained.train_epoch(epoch, tiny.Listener()).loss for epoch in range(8)]
+    assert losses[-1] < losses[0] - 0.2
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "muon"])
+def test_each_optimizer_follows_the_rate_table(optimizer):
+    decay = {"adam": 0.0}.get(optimizer, 0.05)
+    config = tiny.config(optimizer=optimizer, weight_decay=decay)
+    made = make_optimizer(config.train, 40)
+    rates = learning_rates(config.train, 40)
+    for step in (0, 7, 39):
+        made.iterations.assign(step)
+        assert np.isclose(float(ops.convert_to_numpy(made.learning_rate)), rates[step], rtol=1e-6)
+
+
+def test_muon_moves_a_kernel_by_an_orthogonal_matrix_and_a_vector_as_adamw():
+    config = tiny.config(
+        optimizer="muon", weight_decay=0.0, schedule="constant", learning_rate=0.01, momentum=0.9
+    )
+    rng = np.random.default_rng(0)
+    kernel = keras.Variable(rng.standard_normal((3, 3, 4, 8)), name="kernel")
+    gamma = keras.Variable(np.ones(8), name="gamma")
+    optimizer = make_optimizer(config.train, 10)
+    optimizer.build([kernel, gamma])
+    gradients = rng.standard_normal((36, 8)) @ np.diag(np.geomspace(0.01, 100, 8)), np.full(8, 3.0)
+    before = ops.convert_to_numpy(kernel).reshape(36, 8)
+    tensors = [ops.convert_to_tensor(g.reshape(v.shape), "float32")
+               for g, v in zip(gradients, (kernel, gamma), strict=True)]  # fmt: skip
+    optimizer.apply(tensors, [kernel, gamma])
+    moved = (before - ops.convert_to_numpy(kernel).reshape(36, 8)) / (0.01 * 0.2 * 6)
+    values = np.linalg.svd(moved)[1]
+    # Its five iterations lift what is larger than a thousandth of the largest.
+    assert np.all(values[:5] > 0.6)
+    assert values.max() < 1.3
+    assert np.sum(moved * gradients[0]) > 0
+    assert np.allclose(ops.convert_to_numpy(gamma), 1 - 0.01, atol=1e-6)
+
+
+def test_the_rate_table_holds_its_last_rate_and_round_trips():
+    table = RateTable([0.1, 0.2])
+    assert np.isclose(float(ops.convert_to_numpy(table(5))), 0.2)
+    assert RateTable.from_config(table.get_config()).get_config() == table.get_config()
+
+
+def test_one_sgd_step_is_the_formula(engine):
+    # w - rate * (gradient + decay * w): Keras decays first, by rate * decay * w.
+    one = engine(
+        optimizer="sgd", momentum=0.0, schedule="constant", learning_rate=0.1, weight_decay=0.01,
+        epochs=1, batch_size=60, norm="none", residual=False, alternating_flip=False, translate=0,
+    )  # fmt: skip
+    before = weights(one)
+    images, labels = one.batches.batch(0, 0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    gradients = parameter_gradients(
+        lambda: loss(labels, one.model(images, training=True)), one.model.trainable_variables
+    )
+    one.train_epoch(0, tiny.Listener())
+    for start, gradient, end in zip(before, gradients, weights(one), strict=True):
+        assert np.allclose(end, start * (1 - 0.1 * 0.01) - 0.1 * gradient, atol=1e-5)
+
+
+def test_decay_leaves_gamma_and_beta_alone(engine):
+    one = engine(
+        optimizer="sgd", momentum=0.0, schedule="constant", learning_rate=1e-9,
+        weight_decay=1e8, epochs=1, batch_size=60, norm="gn",
+    )  # fmt: skip
+    before = {v.path: ops.convert_to_numpy(v.value) for v in one.model.trainable_variables}
+    one.train_epoch(0, tiny.Listener())
+    for variable in one.model.trainable_variables:
+        change = np.abs(ops.convert_to_numpy(variable.value) - before[variable.path]).max()
+        is_kernel = variable.path.endswith("kernel")
+        assert (change > 1e-3) == is_kernel, variable.path
+
+
+@pytest.mark.parametrize("dropout_kind", ["element", "spatial"])
+def test_a_restored_engine_goes_on_to_the_same_bytes(dropout_kind, engine):
+    options = {"recipe": "era8", "norm": "bn", "dropout": 0.2, "dropout_kind": dropout_kind}
+    straight = engine(**options)
+    straight.train_epoch(0, tiny.Listener())
+    state = straight.state()
+    straight.train_epoch(1, tiny.Listener())
+    resumed = engine(**options)
+    resumed.load_state(state)
+    resumed.train_epoch(1, tiny.Listener())
+    for name, array in straight.state().items():
+        assert array.tobytes() == resumed.state()[name].tobytes(), name
+
+
+def test_an_absurd_rate_ends_in_a_clear_error(engine):
+    hot = engine(
+        optimizer="sgd", learning_rate=1e30, schedule="constant", weight_decay=0.0, norm="none"
+    )
+    with pytest.raises(DivergedError, match="epoch 1, step"):
+        hot.train_epoch(0, tiny.Listener())
+
+
+def test_reported_loss_leaves_regularization_out(engine):
+    plain = engine(l2=0.0, learning_rate=1e-12).train_epoch(0, tiny.Listener())
+    heavy = engine(l2=10.0, learning_rate=1e-12).train_epoch(0, tiny.Listener())
+    assert np.isclose(plain.loss, heavy.loss, rtol=1e-4)
+
+
+def test_prediction_gives_logits_of_all_images(engine):
+    made = engine()
+    images = tiny.dataset().test.images
+    logits = made.predict(images)
+    assert logits.shape == (20, 10)
+    assert np.allclose(logits, ops.convert_to_numpy(made.model(images)), atol=1e-4)

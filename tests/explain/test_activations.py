@@ -1,0 +1,71 @@
+"""Networks from inside."""
+
+import keras
+import numpy as np
+import pytest
+from helpers.tiny import config, dataset
+
+from kerasnorm.explain.activations import Taps, weight_histogram
+from kerasnorm.explain.windows import Deaf
+from kerasnorm.training.train import make_engine
+
+LABELS = ["C1", "C2", "c3", "C3", "C4", "C5", "c6", "C7", "C8", "C9"]
+
+
+def measured(norm, **overrides):
+    engine = make_engine(config(norm=norm, **overrides), dataset())
+    taps = Taps(engine.model)
+    before = {name: array.copy() for name, array in engine.state().items()}
+    rows = taps.measure(dataset().train, 0)
+    after = engine.state()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    return engine, taps, rows
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn", "none"])
+@pytest.mark.parametrize("order", ["conv-norm-act", "conv-act-norm"])
+def test_a_row_for_each_convolution(norm, order):
+    _, _, rows = measured(norm, order=order)
+    assert [row.layer for row in rows] == LABELS
+    assert all(np.isnan(row.update_ratio) for row in rows)
+    assert all(0 <= row.dead_share <= row.zero_share <= 1 for row in rows)
+    assert all(row.gradient_norm >= 0 and row.weight_norm > 0 for row in rows)
+
+
+def test_bn_before_the_activation_gives_it_mean_0_and_sd_1():
+    _, _, rows = measured("bn", order="conv-norm-act")
+    assert np.allclose([row.activation_mean for row in rows], 0, atol=1e-3)
+    assert np.allclose([row.activation_sd for row in rows], 1, atol=0.02)
+    _, _, rows = measured("none")
+    assert max(abs(row.activation_sd - 1) for row in rows) > 0.1
+
+
+def test_a_dead_channel_is_seen():
+    engine, taps, rows = measured("none", residual=False, activation="relu")
+    assert rows[0].dead_share == 0
+    kernel = engine.model.get_layer("convblock1_conv1").kernel
+    array = keras.ops.convert_to_numpy(kernel.value).copy()
+    array[..., 0] = 0
+    kernel.assign(array)
+    assert taps.measure(dataset().train, 0)[0].dead_share == 0.25
+
+
+def test_updates_are_measured_against_the_weights_before():
+    engine, taps, _ = measured("gn")
+    before = taps.weights()
+    engine.train_epoch(0, Deaf())
+    rows = taps.measure(dataset().train, 1, before)
+    moved = [
+        np.linalg.norm(new - old) / np.linalg.norm(old)
+        for new, old in zip(taps.weights(), before, strict=True)
+    ]
+    assert np.allclose([row.update_ratio for row in rows], moved)
+    assert min(moved) > 0
+
+
+def test_a_histogram_counts_every_weight_once():
+    kernels = [np.array([0.0, 1e-9, 0.5, -2.0]), np.array([[0.01, 0.02]])]
+    found = weight_histogram(kernels, 1.0)
+    assert np.isclose(found.share.sum(), 1)
+    assert np.isclose(found.sparsity, 2 / 6)
+    assert np.isclose(found.share[0], 1 / 6)  # the one beyond the edge

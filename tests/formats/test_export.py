@@ -1,0 +1,234 @@
+"""Exports: they agree with Keras in their own runtimes, and say what they are."""
+
+import importlib.util
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+from helpers import exported
+from helpers.exported import IMAGES, NAMES, SHAPE, network, path_of
+
+from kerasnorm.config import NORMS
+from kerasnorm.errors import (
+    ConfigError,
+    CorruptFileError,
+    KerasnormError,
+    MissingPackageError,
+    RunFolderError,
+)
+from kerasnorm.formats import export, formats
+from kerasnorm.formats.archive import open_model, save_model
+from kerasnorm.formats.metadata import card_path
+from kerasnorm.formats.opening import open_any
+
+POSSIBLE = exported.possible()
+NORM_OPTIONS = {norm: {"norm": norm} for norm in NORMS} | {
+    "ln-element": {"norm": "ln", "ln_affine": "element"},
+    "standardized": {"norm": "gn", "weight_standardization": True},
+    "era8": {"norm": "bn", "recipe": "era8"},
+    "gelu": {"norm": "ln", "activation": "gelu"},
+    "elu": {"norm": "in", "activation": "elu"},
+    "silu": {"norm": "rms", "activation": "silu"},
+    "mish": {"norm": "bn", "activation": "mish"},
+    "leaky": {"norm": "none", "activation": "leaky_relu", "order": "conv-act-norm"},
+}
+
+
+def silent(text):
+    pass
+
+
+@pytest.mark.parametrize("name", POSSIBLE)
+def test_an_export_opens_with_the_logits_and_the_card_of_its_model(exports, name):
+    path = path_of(exports, name)
+    card = json.loads(card_path(path).read_text())
+    assert card["classes"] == list(NAMES)
+    assert card["input"]["shape"] == [None, *SHAPE]
+    assert card["input"]["range"] == [0, 255]
+    assert card["accuracy"] == 0.5
+    assert all(value < 1e-3 for value in card["max_difference"].values())
+    assert {*card["max_difference"]} == {"1", "7", "256"}
+    opened = open_any(path)
+    assert opened.class_names == NAMES
+    assert opened.image_shape == SHAPE
+    assert opened.config == exported.config()
+    assert not opened.wants_equalized
+    expected = open_model(exports).predict(IMAGES)
+    for n in (1, 3, 5):  # the batch is free
+        np.testing.assert_allclose(opened.predict(IMAGES[:n]), expected[:n], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in POSSIBLE if name != "keras"])
+def test_a_file_that_is_not_its_cards_is_refused(exports, name, tmp_path):
+    path = path_of(exports, name)
+    shutil.copytree(path.parent, tmp_path / "copy")
+    copy = tmp_path / "copy" / path.name
+    changed = next(copy.rglob("*.pb")) if copy.is_dir() else copy
+    changed.write_bytes(changed.read_bytes() + b" ")
+    with pytest.raises(CorruptFileError, match="checksums differ"):
+        open_any(copy)
+
+
+def test_nothing_but_the_exports_is_left(exports):
+    names = {path.name for path in (exports / "exports").iterdir()}
+    files = {path_of(exports, name).name for name in POSSIBLE}
+    companions = {"model.py", "model.bin"}
+    assert names - companions == files | {f"{name}.json" for name in files}
+
+
+def test_an_export_that_differs_from_keras_is_not_put_in_place(exports, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    pytest.importorskip("safetensors")
+    with (
+        export.Exporter(open_model(exports), tmp_path / "out", None, silent) as exporter,
+        pytest.raises(KerasnormError, match="Nothing was written"),
+    ):
+        exporter.export("state-dict")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_is_no_export_is_not_written_over(tmp_path):
+    pytest.importorskip("safetensors")
+    save_model(network(), tmp_path / "model.keras", {})
+    (tmp_path / "model.py").write_text("mine")
+    saved = open_model(tmp_path)
+    with export.Exporter(saved, tmp_path, None, silent) as exporter:
+        with pytest.raises(RunFolderError, match=r"model\.keras is the model itself"):
+            exporter.export("keras")
+        with pytest.raises(RunFolderError, match=r"model\.py is in the way"):
+            exporter.export("state-dict")
+        (tmp_path / "model.py").unlink()
+        exporter.export("state-dict")
+        exporter.export("state-dict")  # over its own
+    other = tmp_path / "other.keras"
+    other.write_bytes((tmp_path / "model.keras").read_bytes())
+    with (
+        export.Exporter(open_model(other), tmp_path, None, silent) as exporter,
+        pytest.raises(RunFolderError, match="is the model itself"),
+    ):
+        exporter.export("keras")
+
+
+def stock_models():
+    """Models as people write them, of Keras alone: {name: model}."""
+    image = keras.Input(SHAPE)
+    x = keras.layers.Conv2D(4, 3)(image / 255.0)
+    x = keras.layers.GlobalAveragePooling2D()(keras.activations.relu(x))
+    head = [keras.layers.Conv2D(4, 3), keras.layers.GlobalAveragePooling2D()]
+    return {
+        "operations": keras.Model(image, keras.ops.softmax(keras.layers.Dense(3)(x))),
+        "sequential": keras.Sequential([keras.Input(SHAPE), *head, keras.layers.Dense(3)]),
+    }
+
+
+@pytest.mark.parametrize("name", ["operations", "sequential"])
+def test_models_of_stock_keras_are_exported(tmp_path, name):
+    pytest.importorskip("onnxruntime")
+    stock_models()[name].save(tmp_path / "model.keras")
+    saved = open_model(tmp_path)
+    with export.Exporter(saved, tmp_path / "out", None, silent) as exporter:
+        done = exporter.export("onnx")
+    card_path(done.path).unlink()  # what it gives is then seen from what it gives
+    opened = open_any(done.path)
+    assert opened.gives_probabilities == saved.gives_probabilities == (name == "operations")
+    np.testing.assert_allclose(opened.predict(IMAGES), saved.predict(IMAGES), atol=1e-4)
+
+
+def test_a_missing_package_is_named_with_its_pip_command(monkeypatch):
+    find = importlib.util.find_spec
+
+    def without(*absent):
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name: None if name in absent else find(name)
+        )
+
+    without("tensorflow")
+    with pytest.raises(MissingPackageError, match=r"pip install 'kerasnorm\[tensorflow\]'"):
+        export.check_formats(["litert"])
+    without("onnxruntime")
+    with pytest.raises(MissingPackageError, match=r"onnxruntime.*pip install 'kerasnorm\[export"):
+        export.check_formats(["onnx"])
+    with pytest.raises(ConfigError, match="expected one of keras"):
+        export.check_formats(["caffe"])
+
+
+@pytest.mark.parametrize("options", NORM_OPTIONS.values(), ids=NORM_OPTIONS)
+def test_the_written_module_has_the_logits_of_any_norm(options, tmp_path):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("safetensors")
+    from kerasnorm.formats import state_dict
+    from kerasnorm.formats.torch_module import run
+    from kerasnorm.network import portable
+
+    model = portable(network(**options))
+    path = tmp_path / "model.safetensors"
+    state_dict.write(model, path)
+    np.save(tmp_path / "images.npy", IMAGES)
+    expected = np.asarray(model.predict(IMAGES, verbose=0))
+    run(path, tmp_path / "images.npy", tmp_path / "logits.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, rtol=1e-4, atol=1e-4)
+    back = np.asarray(state_dict.read(path).predict(IMAGES, verbose=0))
+    np.testing.assert_allclose(back, expected, rtol=1e-4, atol=1e-4)
+    lines = path.with_suffix(".py").read_text().splitlines()
+    assert [line for line in lines if line.startswith(("import", "from"))] == [
+        "import torch",
+        "from torch import Tensor, nn",
+        "from torch.nn import functional as F",
+    ]
+    assert torch is not None
+
+
+def test_a_layer_that_no_module_is_written_for_is_named():
+    from kerasnorm.formats.torch_module import generate
+
+    image = keras.Input(SHAPE)
+    features = keras.layers.SeparableConv2D(2, 3)(image)
+    answer = keras.layers.Dense(2)(keras.layers.Flatten()(features))
+    with pytest.raises(ConfigError, match=r"SeparableConv2D cannot be written.*--format torch"):
+        generate(keras.Model(image, answer), "model.safetensors")
+
+
+def test_exact_gelu_and_probabilities_are_exported_as_such(tmp_path):
+    pytest.importorskip("onnxruntime")
+    image = keras.Input(SHAPE)
+    scaled = keras.layers.Rescaling(1 / 255)(image)
+    features = keras.layers.Conv2D(4, 3, activation="gelu")(scaled)  # ONNX has no erfc
+    pooled = keras.layers.GlobalAveragePooling2D()(features)
+    model = keras.Model(image, keras.layers.Dense(3, activation="softmax")(pooled))
+    save_model(model, tmp_path / "model.keras", {})
+    saved = open_model(tmp_path)
+    with export.Exporter(saved, tmp_path, None, silent) as exporter:
+        done = exporter.export("onnx")
+    opened = open_any(done.path)
+    assert opened.gives_probabilities
+    np.testing.assert_allclose(opened.predict(IMAGES), saved.predict(IMAGES), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", NORM_OPTIONS.values(), ids=NORM_OPTIONS)
+def test_every_norm_exports_to_every_format(options, tmp_path):
+    save_model(network(**options), tmp_path / "model.keras", {})
+    with export.Exporter(open_model(tmp_path), tmp_path / "out", None, silent) as exporter:
+        for name in POSSIBLE:
+            assert exporter.export(name).max_difference < 1e-3
+
+
+@pytest.mark.slow
+def test_quantized_models_keep_most_of_their_accuracy(tmp_path):
+    pytest.importorskip("tensorflow")
+    from kerasnorm.data.shapes import shapes
+    from kerasnorm.network import build_model
+
+    data = shapes(400, 200)
+    model = build_model("bn", widths=(8,) * 10)
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(data.train.images, data.train.labels, batch_size=20, epochs=4, verbose=0)
+    save_model(model, tmp_path / "model.keras", {})
+    given = export.Quantization(data.train.images[:50], data.test)
+    with export.Exporter(open_model(tmp_path), tmp_path, None, silent) as exporter:
+        done = exporter.quantize(given)
+    assert abs(done.quantized_accuracy - done.accuracy) < 0.05
+    assert open_any(done.path).predict(data.test.images).shape == (200, 10)
+    assert formats.detect(done.path).name == "litert"

@@ -1,0 +1,57 @@
+"""A tiny model in every export format, made once a session."""
+
+import numpy as np
+
+from kerasnorm.config import Config
+from kerasnorm.errors import MissingPackageError
+from kerasnorm.formats import formats
+from kerasnorm.formats.archive import open_model, save_model
+from kerasnorm.formats.export import Exporter, check_formats
+from kerasnorm.network import build_model
+from kerasnorm.recipes import resolve
+
+SHAPE = (8, 8, 3)
+WIDTHS = (4, 4, 4, 8, 8, 8, 4, 8, 8, 8)
+NAMES = tuple("abcdefghij")
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, *SHAPE), dtype=np.uint8)
+
+
+def network(norm="gn", **options):
+    """Returns a tiny model whose norms no longer begin with ones and zeros."""
+    model = build_model(norm, input_shape=SHAPE, widths=WIDTHS, **options)
+    rng = np.random.default_rng(2)
+    for variable in model.weights:
+        if variable.name != "kernel":
+            variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+    return model
+
+
+def config() -> Config:
+    return resolve({"norm": "gn", "widths": WIDTHS, "data": "shapes"})
+
+
+def possible():
+    """Names of the formats whose packages are installed."""
+    found = []
+    for name in formats.FORMATS:
+        try:
+            check_formats([name])
+        except MissingPackageError:
+            continue
+        found.append(name)
+    return found
+
+
+def write(folder):
+    card = {"class_names": list(NAMES), "config": config().to_dict()}
+    save_model(network("gn", weight_standardization=True), folder / "model.keras", card)
+    with Exporter(
+        open_model(folder / "model.keras"), folder / "exports", 0.5, lambda text: None
+    ) as exporter:
+        for name in possible():
+            exporter.export(name)
+    return folder
+
+
+def path_of(folder, name):
+    return folder / "exports" / f"model{formats.FORMATS[name].suffix}"

@@ -1,0 +1,210 @@
+"""The walk over a model's graph: against published numbers, its corners and its refusals."""
+
+from collections.abc import Callable
+
+import keras
+import pytest
+from keras import Sequential, layers
+
+from kerasnorm.config import NORMS
+from kerasnorm.errors import ConfigError
+from kerasnorm.inspection.layers import layer_table, receptive_field
+from kerasnorm.network import build_model
+from kerasnorm.skeleton import LAYER_LABELS
+
+
+def conv(x: object, kernel: object = 3, **options: object) -> object:
+    return layers.Conv2D(2, kernel, **options)(x)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("recipe", ["era8", "best"])
+def test_our_network(recipe: str, norm: str) -> None:
+    rows = receptive_field(build_model(norm, recipe))
+    assert [row.name for row in rows] == list(LAYER_LABELS)
+    found = [row.receptive_field for row in rows]
+    assert found == [3, 5, 5, 6, 10, 14, 18, 18, 20, 28, 36, 44, 72, 72]
+    assert [row.jump for row in rows] == [1, 1, 1, 2, 2, 2, 2, 2, 4, 4, 4, 4, 4, 4]
+    assert [row.after.size for row in rows] == [32] * 3 + [16] * 5 + [8] * 4 + [1] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "size", "jump"),
+    [("VGG16", "block5_pool", 212, 32), ("MobileNet", "conv_pw_13", 315, 32)],
+)
+def test_published_networks(name: str, layer: str, size: int, jump: int) -> None:
+    """Araujo et al., Distill 2019, doi 10.23915/distill.00021, table 2."""
+    model = getattr(keras.applications, name)(
+        weights=None, input_shape=(64, 64, 3), include_top=False
+    )
+    rows = {row.name: row for row in layer_table(model)}
+    assert (rows[layer].receptive_field, rows[layer].jump) == (size, jump)
+    assert sum(row.parameters for row in rows.values()) == model.count_params()
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_ranks(rank: int) -> None:
+    names = ("Conv", "ZeroPadding", "MaxPooling", "Cropping", "SpatialDropout", "GlobalMaxPooling")
+    kind = {name: getattr(layers, f"{name}{rank}D") for name in names}
+    model = Sequential(
+        [
+            keras.Input((16,) * rank + (2,)),
+            kind["Conv"](2, 3, padding="same"),
+            kind["ZeroPadding"](1),
+            kind["MaxPooling"](3, 1),
+            kind["Cropping"](2),
+            kind["SpatialDropout"](0.1),
+            kind["GlobalMaxPooling"](),
+        ]
+    )
+    rows = receptive_field(model)
+    assert [row.receptive_field for row in rows] == [3, 3, 5, 5, 16]
+    assert [row.after.fields[0].start for row in rows] == [-1, -2, -2, 0, 0]
+
+
+def test_causal_padding_looks_back_only() -> None:
+    model = Sequential(
+        [keras.Input((16, 1)), layers.Conv1D(1, 3, padding="causal", dilation_rate=2)]
+    )
+    (row,) = receptive_field(model)
+    assert (row.receptive_field, row.after.fields[0].start) == (5, -4)
+
+
+def test_channels_first_is_read_as_such() -> None:
+    options = {"data_format": "channels_first"}
+    model = Sequential(
+        [
+            keras.Input((2, 16, 12)),
+            layers.Conv2D(2, (3, 5), **options),
+            layers.MaxPooling2D(2, **options),
+            layers.GlobalAveragePooling2D(**options),
+        ]
+    )
+    rows = receptive_field(model)
+    assert [row.after.sizes for row in rows] == [(14, 8), (7, 4), (1, 1)]
+    assert [row.receptive_field for row in rows] == [[3, 5], [4, 6], [16, 12]]
+
+
+def test_dense_over_a_flattened_map_sees_all_of_it() -> None:
+    model = Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Conv2D(2, 3),
+            layers.Flatten(),
+            layers.BatchNormalization(),
+            layers.Dense(4),
+            layers.Dense(2),
+        ]
+    )
+    rows = layer_table(model)
+    assert [row.receptive_field for row in rows] == [1, 3, 3, 3, 8, 8]
+    assert [row.is_spatial for row in rows] == [False, True, False, False, True, False]
+
+
+def test_a_model_of_vectors_has_no_receptive_field() -> None:
+    rows = layer_table(Sequential([keras.Input((8,)), layers.Dense(4), layers.ReLU()]))
+    assert [(row.receptive_field, row.jump, row.is_spatial) for row in rows] == [
+        (None, None, False)
+    ] * 3
+
+
+def test_sizes_that_are_not_fixed() -> None:
+    x = pixels = keras.Input((None, None, 3))
+    rows = layer_table(keras.Model(pixels, conv(conv(x), strides=2, padding="same")))
+    assert [row.output_shape for row in rows][1:] == [(None, None, None, 2)] * 2
+    assert [row.receptive_field for row in rows] == [1, 3, 5]
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class OwnConv2D(layers.Conv2D):
+    pass
+
+
+def test_subclass_of_a_known_layer() -> None:
+    rows = layer_table(Sequential([keras.Input((8, 8, 1)), OwnConv2D(2, 3)]))
+    assert (rows[-1].type, rows[-1].receptive_field) == ("OwnConv2D", 3)
+
+
+def test_names_in_submodels_and_shared_layers_counted_once() -> None:
+    inner = keras.Input((None, None, 2))
+    submodel = keras.Model(inner, layers.Conv2D(2, 3, name="conv")(inner), name="inner")
+    pixels = keras.Input((16, 16, 2), name="pixels")
+    model = keras.Model(pixels, layers.GlobalMaxPooling2D(name="max")(submodel(submodel(pixels))))
+    rows = layer_table(model)
+    assert [(row.name, row.parameters, row.receptive_field) for row in rows] == [
+        ("pixels", 0, 1),
+        ("inner/conv", 38, 3),
+        ("inner/conv", 0, 5),
+        ("max", 0, 16),
+    ]
+    assert model.count_params() == 38
+
+
+def test_frozen_and_non_trainable_parameters() -> None:
+    model = build_model("bn", "era8")
+    model.get_layer("fc1").trainable = False
+    rows = {row.name: row for row in layer_table(model)}
+    assert (rows["fc1"].parameters, rows["fc1"].trainable_parameters) == (320, 0)
+    norm = rows["convblock1_norm1"]
+    assert (norm.parameters, norm.trainable_parameters) == (64, 32)
+
+
+class Unknown(layers.Layer):
+    def call(self, x: object) -> object:
+        return x
+
+
+class Subclassed(keras.Model):
+    def call(self, x: object) -> object:
+        return x
+
+
+def refused(make: Callable[[object], object], size: int | None = 8) -> Callable[[], keras.Model]:
+    def build() -> keras.Model:
+        pixels = keras.Input((size, size, 2))
+        return keras.Model(pixels, make(pixels))
+
+    return build
+
+
+def two_inputs() -> keras.Model:
+    a, b = keras.Input((8, 8, 2), name="a"), keras.Input((8, 8, 2), name="b")
+    return keras.Model([a, b], layers.Add()([a, b]))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (refused(Unknown(name="odd")), "layer 'odd'.*Received: Unknown.*a part of"),
+        (refused(layers.UpSampling2D(2)), "finer.*Received: UpSampling2D"),
+        (refused(layers.Conv2DTranspose(2, 3)), "finer.*Received: Conv2DTranspose"),
+        (refused(layers.Permute((2, 1, 3))), "Received: Permute"),
+        (refused(lambda x: keras.ops.transpose(x, (0, 2, 1, 3))), "Received: Transpose"),
+        (refused(layers.Reshape((16, 4, 2))), r"\[8, 8\] to \[16, 4\]"),
+        (refused(lambda x: layers.Concatenate(1)([x, x])), "concatenate channels.*axis=1"),
+        (refused(layers.AdaptiveMaxPooling2D(2)), r"Received: \[2, 2\]"),
+        (refused(lambda x: x[:, :4]), "Received: GetItem"),
+        (
+            refused(
+                lambda x: layers.Add(name="sum")(
+                    [conv(x, 2, strides=2), conv(conv(x), 3)]  # both 4x4, of jumps 2 and 1
+                )
+            ),
+            r"layer 'sum'.*one jump.*\[1, 2\]",
+        ),
+        (refused(layers.GlobalMaxPooling2D(), None), "fixed input shape"),
+        (
+            refused(lambda x: layers.MaxPooling2D(data_format="channels_first")(conv(x))),
+            "channels_first and channels_last",
+        ),
+        (two_inputs, "one input.*inputs a, b"),
+        (lambda: Sequential([layers.Conv2D(2, 3)]), "has been built.*Received: Sequential"),
+        (Subclassed, "Received: Subclassed"),
+        (refused(Subclassed()), "Received: Subclassed"),
+    ],
+)
+def test_refusals_name_the_layer_and_the_reason(
+    build: Callable[[], keras.Model], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        layer_table(build())

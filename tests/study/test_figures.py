@@ -1,0 +1,144 @@
+"""The pictures of a study: what they show equals the summary's numbers."""
+
+import warnings
+
+import numpy as np
+import pytest
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_hex
+from test_study_summary import RUNS, make_run, star_runs, summarize_star
+
+from kerasnorm.plots import NORM_COLORS, save
+from kerasnorm.study.ablation_figures import levers_figure
+from kerasnorm.study.figures import (
+    against_figure,
+    curves_figure,
+    draw_study,
+    file_name,
+    final_figure,
+    numeric_axes,
+)
+from kerasnorm.study.summary import summarize
+
+
+def sweep(**fields):
+    runs = [
+        make_run(0.5 + 0.01 * np.log2(b) + 0.01 * seed, norm=n, batch_size=b, seed=seed, **fields)
+        for n in ("bn", "gn")
+        for b in (2, 8, 32)
+        for seed in (0, 1)
+    ]
+    return summarize(runs, ("batch_size",))
+
+
+@pytest.mark.parametrize("measure", ["accuracy", "loss"])
+def test_curves_are_means_with_their_sd_shaded(tmp_path, measure):
+    groups = summarize(RUNS).groups
+    figure = curves_figure(groups, measure)
+    axes = figure.axes[1]
+    bn = next(line for line in axes.lines if to_hex(line.get_color()) == NORM_COLORS["bn"].lower())
+    final = np.mean([run.history[-1][f"test_{measure}"] for run in groups[0].runs.values()])
+    assert np.isclose(bn.get_ydata()[-1], final * (100 if measure == "accuracy" else 1))
+    shades = [c for c in axes.collections if isinstance(c, PolyCollection)]
+    assert len(shades) == 3  # the group of one seed has none
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == ["BN (n 3)", "GN (n 3)", "LN, affine element (n 2)", "LN, affine channel (n 1)"]
+    save(figure, tmp_path / "a.png")
+
+
+def test_the_final_figure_has_a_dot_for_every_seed():
+    runs = [make_run(a, norm="bn", epochs=20, seed=s) for s, a in enumerate((0.81, 0.83))]
+    figure = final_figure(summarize(runs))
+    points = sorted(x for line in figure.axes[0].lines if line.get_marker() == "o"
+                    for x in line.get_xdata())  # fmt: skip
+    assert np.allclose(points, [81, 83])
+    diamonds = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() == "D"]
+    assert np.allclose(diamonds, [81.9])
+    assert "published" in figure.axes[0].get_xlabel()
+
+
+def test_error_is_shown_against_the_batch_size():
+    found = sweep()
+    assert numeric_axes(found) == ["batch_size"]
+    axes = against_figure(found, "batch_size").axes[0]
+    assert axes.get_title() == "TEST ERROR AGAINST BATCH SIZE"
+    means = [line for line in axes.lines if len(line.get_xdata()) == 3]
+    assert len(means) == 2
+    assert np.allclose(means[0].get_ydata(), [48.5, 46.5, 44.5])
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["2", "8", "32"]
+
+
+def test_a_norm_that_does_not_read_the_field_is_a_level_line():
+    runs = [make_run(0.5 + g / 100, norm="gn", groups=g) for g in (1, 2, 4, 16)]
+    axes = against_figure(summarize([*runs, make_run(0.6, norm="bn")]), "groups").axes[0]
+    assert axes.get_title() == "TEST ACCURACY AGAINST GROUPS"
+    level = [line for line in axes.lines if to_hex(line.get_color()) == NORM_COLORS["bn"].lower()]
+    assert np.allclose(level[0].get_ydata(), [60, 60])
+    assert np.allclose(level[0].get_xdata(), [1, 16])
+
+
+def test_words_are_no_numeric_axis():
+    assert numeric_axes(summarize(RUNS)) == []
+    runs = [make_run(0.5, norm="bn", residual=r) for r in (True, False)]
+    assert numeric_axes(summarize(runs)) == []
+
+
+def test_a_study_is_drawn_whole(tmp_path):
+    images = np.zeros((5, 8, 8, 3), np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        paths = draw_study(summarize(RUNS), tmp_path / "figures", lambda run: images)
+    assert {path.name for path in paths} == {
+        *("accuracy.png", "loss.png", "final.png"),
+        *(f"{kind}-{name}.png" for kind in ("confusion", "misclassified")
+          for name in ("bn", "gn", "ln-element", "ln-channel")),
+    }  # fmt: skip
+    names = {path.name for path in draw_study(sweep(), tmp_path / "sweep", lambda run: None)}
+    assert "against-batch_size.png" in names
+    assert "misclassified-bn.png" not in names
+    assert file_name(sweep().groups[0], sweep()) == "bn"
+
+
+def test_the_levers_have_a_panel_a_norm_and_a_dot_a_seed(tmp_path):
+    figure = levers_figure(summarize_star())
+    assert [axes.get_title() for axes in figure.axes] == ["BN", "GN"]
+    for axes, norm in zip(figure.axes, ("bn", "gn"), strict=True):
+        data = [line for line in axes.lines if line.get_marker() == "o"]
+        assert {to_hex(line.get_color()) for line in data} == {NORM_COLORS[norm].lower()}
+        assert any(np.allclose(line.get_xdata(), 0) for line in axes.lines)
+    bn = figure.axes[0]
+    assert [text.get_text() for text in bn.get_yticklabels()][3] == "optimizer adamw → sgd"
+    dots = [line for line in bn.lines if line.get_marker() == "o" and line.get_ydata()[0] == 3]
+    assert np.allclose(dots[0].get_xdata(), [-0.4, -0.2, -0.3])
+    assert "-0.30" in [text.get_text() for text in bn.texts]
+    assert "validation accuracy or test accuracy" in figure.axes[1].get_xlabel()
+    save(figure, tmp_path / "a.png")
+
+
+def test_a_ruinous_choice_leaves_the_panel_as_an_arrow():
+    runs = [r for r in star_runs() if r.config.model.norm == "bn" and r.config.train.seed < 1]
+    axes = levers_figure(summarize_star(runs)).axes[0]
+    assert "arrow" not in axes.get_xlabel()
+    assert "interval" not in axes.get_xlabel()  # one seed has none
+    ruined = [r for r in runs if r.config.train.optimizer == "sgd"]
+    ruined[0].metrics["test_accuracy"] = 0.1
+    axes = levers_figure(summarize_star(runs)).axes[0]
+    assert axes.get_xlabel().endswith("arrow: beyond")
+    assert axes.get_xlim()[0] > -5
+    arrows = [line for line in axes.lines if line.get_marker() == "<"]
+    assert [line.get_ydata()[0] for line in arrows] == [0]
+    assert "-70.00" in [text.get_text() for text in axes.texts]
+
+
+def test_of_a_star_only_the_base_has_curves(tmp_path):
+    found = summarize_star()
+    names = {path.name for path in draw_study(found, tmp_path, lambda run: None)}
+    assert names == {
+        *("levers.png", "accuracy.png", "loss.png", "final.png", "against-dropout.png"),
+        *("confusion-bn.png", "confusion-gn.png"),
+    }
+    axes = against_figure(found, "dropout").axes[0]
+    lines = [line for line in axes.lines if len(line.get_xdata()) == 4]
+    assert len(lines) == 2
+    assert np.allclose(lines[0].get_xdata(), [0, 0.1, 0.2, 0.3])
+    assert np.allclose(lines[0].get_ydata(), [81, 80, 80, 80])

@@ -1,0 +1,222 @@
+"""A grid is the product of its values, without runs that would compute the same."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kerasnorm.cli import studies
+from kerasnorm.config import SETTINGS
+from kerasnorm.errors import ConfigError, CorruptFileError
+from kerasnorm.recipes import resolve
+from kerasnorm.study import plan as grids
+from kerasnorm.study.plan import Grid, identity, parse_vary, run_name
+
+
+def make(**changes):
+    values = {
+        "norms": ("bn", "gn", "ln"),
+        "backends": ("torch",),
+        "seeds": (0, 1),
+        "fixed": {"recipe": "era8", "data": "shapes"},
+    }
+    return Grid(**values | changes)
+
+
+def test_a_field_multiplies_only_the_norm_that_reads_it():
+    grid = make(vary={"ln_affine": ("channel", "element"), "groups": (2, 4)})
+    configs = list(grid.configs().values())
+    kinds = [(c.model.norm, c.model.groups, c.model.ln_affine) for c in configs]
+    assert len(configs) == 2 * (1 + 2 + 2)
+    assert sorted(set(kinds)) == [
+        ("bn", 0, "channel"),
+        ("gn", 2, "channel"),
+        ("gn", 4, "channel"),
+        ("ln", 0, "channel"),
+        ("ln", 0, "element"),
+    ]
+
+
+def test_other_fields_multiply_all():
+    assert len(make(vary={"batch_size": (8, 16, 32)}).configs()) == 3 * 3 * 2
+
+
+def test_identity_knows_what_a_run_computes():
+    base = {"norm": "bn", "data": "shapes", "backend": "torch"}
+    plain = identity(resolve(base))
+    for same in ({"device": "cpu"}, {"ln_affine": "element"}, {"groups": 2}, {"group_size": 8}):
+        assert identity(resolve(base | same)) == plain
+    for other in ({"bn_momentum": 0.8}, {"seed": 1}, {"norm": "gn"}, {"backend": "tensorflow"}):
+        assert identity(resolve(base | other)) != plain
+    grouped = {"norm": "gn", "groups": 4}
+    assert identity(resolve(grouped)) == identity(resolve(grouped | {"group_size": 8}))
+
+
+def test_per_norm_values_of_the_recipe_stay():
+    configs = make(fixed={"data": "shapes"}).configs().values()
+    assert {c.model.norm: c.model.weight_standardization for c in configs} == {
+        "bn": False,
+        "gn": True,
+        "ln": True,
+    }
+
+
+def test_a_linear_rate_follows_the_batch_size():
+    grid = make(vary={"batch_size": (16, 64, 128)}, linear_rate=True)
+    rates = {c.train.batch_size: c.train.learning_rate for c in grid.configs().values()}
+    assert rates == {16: 0.0025, 64: 0.01, 128: 0.02}  # era8: 0.01 at 64
+
+
+STAR = {
+    "fixed": {"recipe": "era8", "data": "shapes", "batch_size": 64, "optimizer": "adamw"},
+    "vary": {"optimizer": ("adamw", "sgd", "adam"), "batch_size": (32, 64), "groups": (2,)},
+    "seeds": (0,),
+    "one_at_a_time": True,
+}
+
+
+def test_one_at_a_time_is_a_star_around_the_base():
+    grid = make(norms=("bn", "gn"), **STAR)
+    kinds = [(c.model.norm, c.train.optimizer, c.train.batch_size, c.model.groups)
+             for c in grid.configs().values()]  # fmt: skip
+    assert kinds == [
+        ("bn", "adamw", 64, 0),
+        ("gn", "adamw", 64, 0),
+        ("bn", "sgd", 64, 0),
+        ("gn", "sgd", 64, 0),
+        ("bn", "adam", 64, 0),
+        ("gn", "adam", 64, 0),
+        ("bn", "adamw", 32, 0),
+        ("gn", "adamw", 32, 0),
+        ("gn", "adamw", 64, 2),
+    ]
+    assert list(grid.changes().values())[::2] == [
+        {},
+        {"optimizer": "sgd"},
+        {"optimizer": "adam"},
+        {"batch_size": 32},
+        {"groups": 2},
+    ]
+    assert list(grid.changes()) == list(grid.configs())
+    names = [run_name(config, grid) for config in grid.configs().values()]
+    assert names[:4] == [
+        "bn-torch-s0",
+        "gn-torch-s0",
+        "bn-torch-optimizer-sgd-s0",
+        "gn-torch-optimizer-sgd-s0",
+    ]
+    assert names[-1] == "gn-torch-groups-2-s0"
+
+
+def test_each_norm_has_a_base_of_its_own():
+    grid = make(
+        norms=("bn", "gn"),
+        seeds=(0,),
+        fixed={"recipe": "best", "data": "shapes"},
+        vary={"weight_standardization": (True, False)},
+        one_at_a_time=True,
+    )
+    bases = {norm: resolve({"norm": norm}).model.weight_standardization for norm in grid.norms}
+    assert [run_name(config, grid) for config in grid.configs().values()] == [
+        "bn-torch-s0",
+        "gn-torch-s0",
+        *(f"{norm}-torch-weight_standardization-{value}-s0"
+          for value in (True, False) for norm in grid.norms if bases[norm] != value),
+    ]  # fmt: skip
+
+
+def test_a_star_scales_the_rate_of_a_batch_size_alone():
+    grid = make(norms=("gn",), linear_rate=True, **STAR)
+    rates = {repr(change): config.train.learning_rate for change, config in
+             zip(grid.changes().values(), grid.configs().values(), strict=True)}  # fmt: skip
+    assert rates["{}"] == rates["{'optimizer': 'sgd'}"] == 0.01
+    assert rates["{'batch_size': 32}"] == 0.005
+
+
+def test_only_a_study_without_varied_fields_becomes_a_star():
+    star = make(**STAR)
+    plain = make(**STAR | {"one_at_a_time": False})
+    assert star.conflict(plain) == plain.conflict(star) == "one_at_a_time"
+    assert star.conflict(make(**STAR | {"one_at_a_time": False, "vary": {}})) == ""
+    assert star.conflict(make(**STAR | {"vary": {"dropout": (0.1,)}})) == ""
+
+
+def test_vary_takes_any_field():
+    found = parse_vary(["batch-size=2,4,4", "widths=1,2;3,4", "residual=true,false", "recipe=best"])
+    assert found == {
+        "batch_size": (2, 4),
+        "widths": ((1, 2), (3, 4)),
+        "residual": (True, False),
+        "recipe": ("best",),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("batch_size", "FIELD=VALUE"),
+        ("batch_size=", "FIELD=VALUE"),
+        ("batch_sise=2", "batch_size"),
+        ("batch_size=2,x", "batch_size='x'"),
+        ("residual=maybe", "residual"),
+        ("norm=bn", "--norm"),
+        ("seed=1", "--seeds"),
+        ("recipe=nope", "best"),
+    ],
+)
+def test_a_bad_vary_is_refused(text, named):
+    with pytest.raises(ConfigError, match=named):
+        parse_vary([text])
+    with pytest.raises(ConfigError, match="twice"):
+        parse_vary(["epochs=1", "epochs=2"])
+
+
+NUMBERS = st.lists(st.integers(1, 500), min_size=1, max_size=3, unique=True).map(tuple)
+
+
+@settings(deadline=None, max_examples=20)
+@given(batch=NUMBERS, seeds=NUMBERS, linear=st.booleans(), star=st.booleans())
+def test_study_toml_gives_the_same_grid(tmp_path_factory, batch, seeds, linear, star):
+    path = tmp_path_factory.mktemp("grid") / grids.STUDY
+    fixed = {"recipe": "era8", "data": "shapes", "widths": (4,) * 10, "residual": True}
+    grid = make(
+        seeds=seeds,
+        vary={"batch_size": batch},
+        fixed=fixed,
+        linear_rate=linear,
+        one_at_a_time=star,
+    )
+    path.write_text(grids.to_toml(grid))
+    assert ("one_at_a_time" in path.read_text()) == star  # an older file has no such line
+    assert grids.read(path) == grid
+
+
+@pytest.mark.parametrize("star", [False, True])
+def test_the_command_of_a_grid_parses_to_the_same_grid(star):
+    fixed = {"train_size": 50, "data": "shapes", "residual": False}
+    vary = {"widths": ((4,) * 10, (8,) * 10), "dropout": (0.0, 0.5)}
+    fixed |= {"recipe": "era8"}
+    grid = make(fixed=fixed, vary=vary, linear_rate=True, seeds=(3, 4), one_at_a_time=star)
+    words = grids.command(grid, "out")
+    assert words[:2] == ["kerasnorm", "sweep"]
+    context = studies.sweep.make_context("sweep", words[2:])
+    assert studies._grid(context.params, print) == grid
+
+
+def test_a_damaged_study_is_refused(tmp_path):
+    with pytest.raises(CorruptFileError, match="no study's folder"):
+        grids.read(tmp_path / grids.STUDY)
+    for text in ("norms = ", "norms = ['bn']", "norms=['zz']\nbackends=['torch']\nseeds=[0]\n"):
+        (tmp_path / grids.STUDY).write_text(text)
+        with pytest.raises(CorruptFileError, match="damaged"):
+            grids.read(tmp_path / grids.STUDY)
+
+
+def test_folders_are_named_after_what_tells_runs_apart():
+    grid = make(vary={"batch_size": (8,), "groups": (2,)})
+    names = [run_name(config, grid) for config in grid.configs().values()]
+    assert names[0] == "bn-torch-batch_size-8-s0"
+    assert names[2] == "gn-torch-batch_size-8-groups-2-s0"
+
+
+def test_every_owned_field_is_a_field():
+    assert set(grids.OWNED) <= set(SETTINGS)

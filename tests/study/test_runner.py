@@ -1,0 +1,251 @@
+"""Studies that really train: kept, continued, interrupted, killed; on this machine and on Dask."""
+
+import contextlib
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from test_cli import call
+from test_study_folder import place
+
+from kerasnorm.cli import studies
+from kerasnorm.study import cluster
+from kerasnorm.study.plan import run_name
+
+TINY = (
+    *("--data", "shapes", "--train-size", "60", "--test-size", "20", "--batch-size", "16"),
+    *("--widths", "4,4,4,4,4,4,4,4,4,4", "--backend", "torch"),
+)
+PATIENCE = 240.0  # seconds, on a busy machine
+
+
+def command(*words):
+    return [sys.executable, "-m", "kerasnorm", *map(str, words)]
+
+
+def rows(path):
+    try:
+        with path.open() as file:
+            return list(csv.DictReader(file))
+    except FileNotFoundError:
+        return []
+
+
+def wait_for(condition):
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A study of bn and gn, one seed, with its JSON."""
+    path = tmp_path_factory.mktemp("studies") / "small"
+    words = ("--norm", "bn", "--norm", "gn", "--epochs", "2", "--jobs", "2", "--json")
+    out, err = call("compare", *TINY, *words, "--seeds", "1", "--out", path)
+    return path, words, json.loads(out), err
+
+
+def test_a_study_leaves_runs_tables_figures_and_report(trained):
+    path, _, document, err = trained
+    assert {run["state"] for run in document["runs"]} == {"finished"}
+    assert "bn-torch-s0  done" in err
+    names = {item.name for item in path.iterdir()} - {".lock"}
+    assert names == {"study.toml", "runs", "runs.csv", "summary.csv", "summary.json", "figures",
+                     "report.html"}  # fmt: skip
+    for run in (path / "runs").iterdir():
+        assert {item.name for item in run.iterdir()} - {".lock"} == {
+            "config.toml",
+            "environment.json",
+            "history.csv",
+            "manifest.json",
+            "metrics.json",
+            "model.keras",
+        }
+    figures = {item.name for item in (path / "figures").iterdir()}
+    assert figures >= {"accuracy.png", "loss.png", "final.png", "misclassified-bn.png"}
+    command_line = json.loads((path / "runs/bn-torch-s0/environment.json").read_text())
+    assert command_line["command_line"][:3] == ["kerasnorm", "fit", "--resume"]
+    assert rows(path / "runs.csv")[0]["run"] == "bn-torch-s0"
+
+
+def test_the_same_command_keeps_what_is_finished_and_redoes_what_is_broken(trained):
+    path, words, first, _ = trained
+    kept = path / "runs" / "bn-torch-s0" / "history.csv"
+    before = kept.read_bytes()
+    broken = path / "runs" / "gn-torch-s0"
+    (broken / "metrics.json").unlink()
+    (broken / "history.csv").write_text("nonsense")
+    (broken / "checkpoints" / "epoch-001").mkdir(parents=True)  # with nothing in it
+    out, err = call("compare", *TINY, *words, "--seeds", "1", "--out", path)
+    assert "2 runs, 1 of them finished before" in err
+    assert kept.read_bytes() == before
+    again = json.loads(out)
+    scores = [[run["test_accuracy"] for run in document["runs"]] for document in (first, again)]
+    assert scores[0] == scores[1]
+    out, _ = call("compare", "--resume", path, "--json", "--quiet")
+    assert json.loads(out)["runs"] == again["runs"]
+
+
+def test_a_dry_run_lists_runs_and_their_time_and_trains_nothing(trained):
+    path, words, _, _ = trained
+    words = (*TINY, *words, "--seeds", "2", "--dry-run")
+    plan = json.loads(call("compare", *words, "--out", path)[0])
+    assert [(run["run"], run["finished"], run["rate_from"]) for run in plan["runs"]] == [
+        ("bn-torch-s0", True, ""),
+        ("bn-torch-s1", False, "runs"),
+        ("gn-torch-s0", True, ""),
+        ("gn-torch-s1", False, "runs"),
+    ]
+    assert plan["at_a_time"] == 2
+    assert plan["seconds"] > 0
+    assert len(list((path / "runs").iterdir())) == 2
+    fresh = (*TINY, "--norm", "rms", "--seeds", "1", "--dry-run", "--out", path.parent / "new")
+    assert "measured" in call("compare", *fresh)[0]
+    assert not (path.parent / "new").exists()
+
+
+def test_a_report_is_made_anew(trained):
+    path = trained[0]
+    before = (path / "summary.json").read_text()
+    for name in ("report.html", "summary.json"):
+        (path / name).unlink()
+    assert call("report", path)[0].strip() == str(path / "report.html")
+    assert (path / "summary.json").read_text() == before
+    assert "<!DOCTYPE html>" in (path / "report.html").read_text()[:20]
+    target = path.parent / "one.html"
+    call("report", path / "runs" / "bn-torch-s0", "--out", target)
+    assert "bn-torch-s0" in target.read_text()
+
+
+def test_the_levers_of_a_star_are_told(tmp_path):
+    """Of runs that were trained elsewhere: what is printed, written, drawn and made anew."""
+    path = tmp_path / "star"
+    words = (*TINY, "--recipe", "era8", "--norm", "gn", "--seeds", "2", "--vary", "optimizer=sgd",
+             "--vary", "groups=2", "--one-at-a-time", "--out", str(path))  # fmt: skip
+    context = studies.sweep.make_context("sweep", list(words))
+    star = studies._grid(context.params, print)
+    scores = {"{}": 0.8, "{'optimizer': 'sgd'}": 0.7, "{'groups': 2}": 0.85}
+    for config, change in zip(star.configs().values(), star.changes().values(), strict=True):
+        home = path / "runs" / run_name(config, star)
+        place(home, config)
+        metrics = json.loads((home / "metrics.json").read_text())
+        metrics["test_accuracy"] = scores[repr(change)] + 0.01 * config.train.seed
+        (home / "metrics.json").write_text(json.dumps(metrics))
+    text, err = call("sweep", *words)
+    assert "6 runs, 6 of them finished before" in err
+    assert "Levers" in text
+    assert "Differences" not in text
+    written = (path / "summary.json").read_text()
+    levers = [(item["field"], item["value"], item["n"]) for item in json.loads(written)["levers"]]
+    assert levers == [("optimizer", "sgd", 2), ("groups", 2, 2)]
+    assert json.loads(written)["levers"][0]["mean"] == pytest.approx(-0.1)
+    assert (path / "figures/levers.png").is_file()
+    (path / "summary.json").unlink()
+    call("report", path)
+    assert (path / "summary.json").read_text() == written
+    call("report", path, "--out", tmp_path / "one.html")
+    for html in (path / "report.html", tmp_path / "one.html"):
+        assert "<caption>Levers</caption>" in html.read_text()
+    assert "--one-at-a-time" in (path / "report.html").read_text()
+
+
+def test_a_diverged_run_is_told_of_and_the_others_are_kept(tmp_path):
+    words = (*TINY, "--epochs", "1", "--optimizer", "sgd", "--schedule", "constant",
+             "--vary", "learning_rate=0.01,1e30", "--norm", "none", "--seeds", "1")  # fmt: skip
+    _, err = call("sweep", *words, "--out", tmp_path / "s", code=4)
+    assert "1 of 2 runs failed" in err
+    assert "smaller --learning-rate" in err
+    assert [row["state"] for row in rows(tmp_path / "s/runs.csv")] == ["finished", "failed"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_study_leaves_no_process_and_goes_on(tmp_path, number):
+    words = (*TINY, "--epochs", "300", "--norm", "gn", "--seeds", "1", "--out", tmp_path / "s")
+    history = tmp_path / "s/runs/gn-torch-s0/history.csv"
+    with subprocess.Popen(command("compare", *words), stderr=subprocess.PIPE) as process:
+        wait_for(lambda: len(rows(history)) > 1)
+        process.send_signal(number)
+        process.wait(60)
+    assert process.returncode == (143 if number == signal.SIGTERM else -9)
+    settled = []
+
+    def is_still():  # no child goes on training
+        settled.append(len(rows(history)))
+        time.sleep(1.5)
+        return settled[-1] == len(rows(history))
+
+    wait_for(is_still)
+    assert len(rows(history)) < 300
+    assert (tmp_path / "s/runs/gn-torch-s0/checkpoints").is_dir()
+    assert not (tmp_path / "s/.stop").exists()
+
+
+@contextlib.contextmanager
+def dask_process(kind, folder, *words):
+    """A Dask scheduler or worker in a process of its own; yields the process."""
+    line = [sys.executable, "-m", f"distributed.cli.dask_{kind}", *words,
+            "--scheduler-file", str(folder / "scheduler.json"), "--no-dashboard"]  # fmt: skip
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_another_dask_worker_goes_on_with_the_run_of_a_killed_one(tmp_path):
+    pytest.importorskip("distributed")
+    file = tmp_path / "scheduler.json"
+    one = ("--nworkers", "1", "--nthreads", "1", "--no-nanny", "--resources", "GPU=1")
+    words = (*TINY, "--epochs", "25", "--norm", "gn", "--seeds", "1", "--out", tmp_path / "s")
+    history = tmp_path / "s/runs/gn-torch-s0/history.csv"
+    with dask_process("scheduler", tmp_path, "--port", "0", "--host", "127.0.0.1"):
+        wait_for(lambda: file.exists() and file.read_text())
+        address = json.loads(file.read_text())["address"]
+        with dask_process("worker", tmp_path, *one, "--name", "first") as first:
+            line = command("compare", *words, "--scheduler", address, "--json")
+            with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+                wait_for(lambda: len(rows(history)) > 1)
+                with dask_process("worker", tmp_path, *one, "--name", "second"):
+                    before = rows(history)
+                    first.kill()
+                    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err.decode()
+    assert json.loads(out)["runs"][0]["state"] == "finished"
+    after = rows(history)
+    assert len(after) == 25
+    # Times never repeat: these epochs were not trained again.
+    assert after[: len(before)] == before
+    assert len(before) < 25
+
+
+MISTAKES = [
+    (("sweep",), 2, "--vary"),
+    (("sweep", "--vary", "batch_sise=3"), 2, "batch_size"),
+    (("compare", "--vary", "epochs=1,2", "--epochs", "3"), 2, "either --epochs or --vary"),
+    (("compare", "--one-at-a-time"), 2, "--vary"),
+    (("sweep", "--resume", ".", "--one-at-a-time"), 2, "leave out --one-at-a-time"),
+    (("compare", "--norm", "batch"), 2, "'bn', 'gn'"),
+    (("compare", "--jobs", "0"), 2, "jobs"),
+    (("compare", "--resume", ".", "--seeds", "2"), 2, "leave out --seeds"),
+    (("compare", "--resume", "."), 5, "no study's folder"),
+    (("sweep", "--vary", "groups=3,4", *TINY[:2]), 2, "divisor"),
+    (("compare", *TINY, "--scheduler", "tcp://127.0.0.1:9", "--out", "s"), 2, "scheduler"),
+    (("report", "."), 5, "no run's folder"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "named"), MISTAKES, ids=lambda value: str(value)[:40])
+def test_a_mistake_gets_one_clear_message(tmp_path, monkeypatch, words, code, named):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cluster, "CONNECT", "1s")
+    _, err = call(*words, code=code)
+    assert named in err

@@ -1,0 +1,76 @@
+"""A run's folder: made once, written plainly, read with distrust."""
+
+import pytest
+
+from kerasnorm.errors import CorruptFileError, RunFolderError
+from kerasnorm.recipes import resolve
+from kerasnorm.training import run
+
+ROW = dict.fromkeys(run.COLUMNS, 0.1) | {"epoch": 1, "val_loss": None, "val_accuracy": None}
+CONFIG = resolve({"norm": "bn", "backend": "torch", "seed": 4})
+
+
+def test_history_comes_back_bit_by_bit(tmp_path):
+    path = tmp_path / run.HISTORY
+    rows = [ROW, ROW | {"epoch": 2, "train_loss": 1 / 3}]
+    run.write_history(path, rows)
+    assert run.read_history(path) == rows
+    assert path.read_text().splitlines()[0] == ",".join(run.COLUMNS)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "epoch,lr\n1,0.1\n", ",".join(run.COLUMNS) + "\n1,x,,,,,,,,\n"]
+)
+def test_a_damaged_history_is_refused(tmp_path, text):
+    path = tmp_path / run.HISTORY
+    path.write_text(text)
+    if text:
+        with pytest.raises(CorruptFileError, match=r"history\.csv"):
+            run.read_history(path)
+    else:
+        assert run.read_history(path) == []
+
+
+def test_a_new_folder_holds_the_config(tmp_path):
+    path = run.create_folder(tmp_path / "a b/ü", CONFIG, "shapes")
+    assert run.read_config(path) == CONFIG
+    assert run.is_run(path)
+
+
+def test_default_folders_are_named_and_numbered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [str(run.create_folder(None, CONFIG, "shapes")) for _ in range(3)]
+    base = "results/runs/shapes-bn-torch-s4"
+    assert names == [base, f"{base}-2", f"{base}-3"]
+
+
+def test_a_folder_that_holds_something_is_refused_and_kept(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(RunFolderError, match="other files"):
+        run.create_folder(tmp_path, CONFIG, "shapes")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    taken = run.create_folder(tmp_path / "run", CONFIG, "shapes")
+    with pytest.raises(RunFolderError, match=r"another run.*--resume"):
+        run.create_folder(taken, CONFIG, "shapes")
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match="--out"):
+        run.create_folder(tmp_path / "file" / "run", CONFIG, "shapes")
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(CorruptFileError, match=r"no run's folder"):
+        run.Run.load(tmp_path)
+    path = run.create_folder(tmp_path / "run", CONFIG, "shapes")
+    run.write_history(path / run.HISTORY, [ROW])
+    with pytest.raises(CorruptFileError, match="not finished"):
+        run.Run.load(path)
+    for text in ("[]", "{}", "{"):
+        (path / run.METRICS).write_text(text)
+        with pytest.raises(CorruptFileError, match="damaged"):
+            run.Run.load(path)
+    (path / run.CONFIG).write_text("norm = ")
+    with pytest.raises(CorruptFileError, match="damaged"):
+        run.Run.load(path)

@@ -1,0 +1,322 @@
+"""`fit`: the run's folder, resuming, callbacks, bad input; on whichever backend this runs."""
+
+import csv
+import json
+
+import keras
+import numpy as np
+import pytest
+from helpers import tiny
+
+from kerasnorm.errors import ConfigError, CorruptFileError, DivergedError, RunFolderError
+from kerasnorm.inspection.evaluation import Scores, predict, score
+from kerasnorm.training import checkpoints, run, train
+
+
+def fit(folder, callbacks=(), **overrides):
+    return train.fit(tiny.config(**overrides), out=folder, callbacks=callbacks)
+
+
+def test_a_run_leaves_its_folder(tmp_path):
+    done = fit(tmp_path / "run", norm="bn", validation=20)
+    names = {path.name for path in done.path.iterdir()} - {".lock"}
+    assert names == {
+        "config.toml",
+        "manifest.json",
+        "environment.json",
+        "history.csv",
+        "metrics.json",
+        "model.keras",
+        "checkpoints",
+    }
+    with (done.path / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert all(0 <= float(row["val_accuracy"]) <= 1 for row in rows)
+    metrics = json.loads((done.path / "metrics.json").read_text())
+    assert metrics["images"] == {"train": 40, "validation": 20, "test": 20}
+    assert np.sum(metrics["confusion"]) == 20
+    assert metrics["definitions"].keys() <= metrics.keys()
+    assert done.config.train.backend == keras.backend.backend()
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn"])
+def test_the_saved_model_has_the_reported_test_scores(tmp_path, norm):
+    done = fit(tmp_path / "run", norm=norm)
+    test = tiny.dataset().test
+    scores = score(predict(done.model(), test.images), test.labels)
+    assert scores.accuracy == done.metrics["test_accuracy"] == done.history[-1]["test_accuracy"]
+    assert np.isclose(scores.loss, done.metrics["test_loss"], rtol=1e-4)
+    mistakes = round(20 * (1 - scores.accuracy))
+    assert len(done.metrics["misclassified"]) == min(10, mistakes)
+
+
+def same_numbers(first, second):
+    timed = ("seconds", "images_per_second")
+    return [{k: v for k, v in row.items() if k not in timed} for row in first.history] == [
+        {k: v for k, v in row.items() if k not in timed} for row in second.history
+    ]
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path):
+    first, again = (fit(tmp_path / name, recipe="era8", norm="gn") for name in "ab")
+    other = fit(tmp_path / "c", recipe="era8", norm="gn", seed=1)
+    assert same_numbers(first, again)
+    assert not same_numbers(first, other)
+
+
+class StopAfter(keras.callbacks.Callback):
+    def __init__(self, epoch):
+        super().__init__()
+        self.last = epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch + 1 == self.last:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn", "ln"])
+def test_an_interrupted_and_resumed_run_equals_one_never_interrupted(tmp_path, norm):
+    options = {"recipe": "era8", "norm": norm, "dropout": 0.1, "epochs": 3}
+    straight = fit(tmp_path / "straight", **options)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "broken", callbacks=[StopAfter(2)], **options)
+    resumed = train.fit(resume=tmp_path / "broken")
+    assert same_numbers(straight, resumed)
+    states = [
+        checkpoints.load(checkpoints.checkpoint_folders(done.path / run.CHECKPOINTS)[-1])[0]
+        for done in (straight, resumed)
+    ]
+    assert all(states[0][name].tobytes() == states[1][name].tobytes() for name in states[0])
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_over(tmp_path):
+    class StopAtOnce(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "run", callbacks=[StopAtOnce()])
+    assert len(train.fit(resume=tmp_path / "run").history) == 2
+
+
+@pytest.mark.parametrize("field", [{"norm": "bn"}, {"seed": 5}, {"epochs": 9}, {"batch_size": 8}])
+def test_a_resumed_run_keeps_its_config(tmp_path, field):
+    folder = run.create_folder(tmp_path / "run", tiny.config(norm="gn"), "shapes")
+    with pytest.raises(ConfigError, match=f"^{next(iter(field))}: a resumed run"):
+        train.fit(resume=folder, **field)
+
+
+def test_keras_callbacks_see_every_step_and_standard_logs(tmp_path):
+    class Spy(keras.callbacks.Callback):
+        events, logs = [], []
+
+        def on_train_begin(self, logs=None):
+            self.events.append("begin")
+            assert self.model.optimizer is not None
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.events.append(batch)
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.events.append(f"epoch {epoch}")
+            self.logs.append(logs)
+
+        def on_train_end(self, logs=None):
+            self.events.append("end")
+
+    spy = Spy()
+    fit(tmp_path / "run", callbacks=[spy], validation=20, batch_size=20)
+    assert spy.events == ["begin", 0, 1, "epoch 0", 0, 1, "epoch 1", "end"]
+    expected = {"loss", "accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy"}
+    assert spy.logs[0].keys() == expected | {"learning_rate"}
+
+
+def test_early_stopping_and_model_checkpoint_work(tmp_path):
+    callbacks = [
+        keras.callbacks.EarlyStopping(monitor="loss", patience=0, min_delta=1e9),
+        keras.callbacks.ModelCheckpoint(tmp_path / "each.keras"),
+    ]
+    done = fit(tmp_path / "run", callbacks=callbacks, epochs=5, norm="bn")
+    assert len(done.history) == done.metrics["epochs"] == 2
+    assert (tmp_path / "each.keras").is_file()
+
+
+def test_the_rate_can_be_reduced_by_a_callback_where_it_is_constant(tmp_path):
+    callback = keras.callbacks.ReduceLROnPlateau(
+        monitor="loss", factor=0.1, patience=1, min_delta=1e9, cooldown=0
+    )
+    spy = keras.callbacks.LambdaCallback(
+        on_train_end=lambda logs: rates.append(float(callback.model.optimizer.learning_rate))
+    )
+    rates = []
+    done = fit(tmp_path / "run", callbacks=[callback, spy], schedule="constant", epochs=4)
+    assert rates[0] < 0.01
+    assert done.history[0]["lr"] > done.history[-1]["lr"]
+
+
+def test_a_diverging_run_says_so_and_leaves_no_model(tmp_path):
+    with pytest.raises(DivergedError, match="smaller --learning-rate"):
+        fit(tmp_path / "run", optimizer="sgd", learning_rate=1e30, schedule="constant", norm="none",
+            weight_decay=0.0)  # fmt: skip
+    assert not (tmp_path / "run" / run.MODEL).exists()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [{"batch_size": 61}, {"groups": 3}, {"translate": 32}, {"validation": 55, "batch_size": 16}],
+)
+def test_a_bad_config_leaves_no_folder(tmp_path, override):
+    with pytest.raises((ConfigError, ValueError), match=next(iter(override))):
+        fit(tmp_path / "run", **override)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_taken_folder_is_kept(tmp_path):
+    fit(tmp_path / "run")
+    before = (tmp_path / "run" / run.HISTORY).read_bytes()
+    with pytest.raises(RunFolderError):
+        fit(tmp_path / "run")
+    assert (tmp_path / "run" / run.HISTORY).read_bytes() == before
+
+
+@pytest.mark.parametrize("treatment", ["standardize", "scale", "none", "equalize"])
+def test_every_treatment_trains_and_travels_with_the_model(tmp_path, treatment):
+    done = fit(tmp_path / "run", treatment=treatment, epochs=1)
+    name = done.model().inputs[0].name
+    assert name == ("equalized_pixels" if treatment == "equalize" else "pixels")
+
+
+def test_other_shapes_of_images_train(tmp_path):
+    rng = np.random.Generator(np.random.PCG64(0))
+    arrays = {
+        f"{axis}_{part}": rng.integers(0, high, (30, *shape)).astype(np.uint8)
+        for part in ("train", "test")
+        for axis, high, shape in (("x", 256, (17, 21)), ("y", 3, ()))
+    }
+    np.savez(tmp_path / "gray.npz", **arrays)
+    done = fit(tmp_path / "run", data=str(tmp_path / "gray.npz"), train_size=0, test_size=0)
+    assert done.model().input_shape == (None, 17, 21, 1)
+    assert done.model().output_shape == (None, 3)
+
+
+def test_mixed_precision_trains_and_saves_a_float32_model(tmp_path):
+    done = fit(tmp_path / "run", precision="mixed_bfloat16", norm="gn", epochs=1)
+    assert {layer.compute_dtype for layer in done.model().layers} == {"float32"}
+
+
+def test_restored_weights_are_the_ones_that_are_measured(tmp_path):
+    class Restore(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            self.first = self.model.get_weights()
+
+        def on_train_end(self, logs=None):
+            self.model.set_weights(self.first)
+
+    done = fit(tmp_path / "run", callbacks=[Restore()], norm="gn", learning_rate=0.05)
+    test = tiny.dataset().test
+    scores = score(predict(done.model(), test.images), test.labels)
+    assert np.isclose(done.metrics["test_loss"], scores.loss, rtol=1e-4)
+    assert not np.isclose(done.history[-1]["test_loss"], scores.loss, rtol=1e-4)
+
+
+def test_a_changed_config_file_is_not_resumed(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "run", callbacks=[StopAfter(2)], epochs=3, learning_rate=0.01)
+    path = tmp_path / "run" / run.CONFIG
+    path.write_text(path.read_text().replace("learning_rate = 0.01", "learning_rate = 0.02"))
+    with pytest.raises(CorruptFileError, match=r"config\.toml is damaged or was changed"):
+        train.fit(resume=tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_after_an_epoch_is_a_divergence(tmp_path, monkeypatch):
+    monkeypatch.setattr("kerasnorm.training.loop.score", lambda logits, labels: Scores(np.nan, 0.1))
+    with pytest.raises(DivergedError, match="after epoch 1"):
+        fit(tmp_path / "run", norm="bn")
+    assert list((tmp_path / "run").glob("checkpoints/*")) == []
+
+
+def states_of(*runs):
+    folders = [checkpoints.checkpoint_folders(done.path / run.CHECKPOINTS)[-1] for done in runs]
+    return [{k: v.tobytes() for k, v in checkpoints.load(path)[0].items()} for path in folders]
+
+
+def test_more_epochs_go_on_where_the_schedule_allows_it(tmp_path):
+    options = {"schedule": "constant", "norm": "bn", "dropout": 0.1}
+    straight = fit(tmp_path / "straight", epochs=3, **options)
+    fit(tmp_path / "short", epochs=1, **options)
+    longer = train.fit(resume=tmp_path / "short", epochs=3)
+    assert longer.config.train.epochs == 3
+    assert same_numbers(straight, longer)
+    first, second = states_of(straight, longer)
+    assert first == second
+    with pytest.raises(ConfigError, match=r"^epochs: a resumed run"):
+        train.fit(resume=tmp_path / "short", epochs=2)
+
+
+def test_auto_starts_goes_on_and_finds_it_finished(tmp_path):
+    config, folder = tiny.config(norm="gn", epochs=3), tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train.fit(config, out=folder, resume="auto", callbacks=[StopAfter(2)])
+    resumed = train.fit(config, out=folder, resume="auto")
+    before = (folder / run.MODEL).stat().st_mtime_ns
+    assert train.fit(config, out=folder, resume="auto").history == resumed.history
+    assert (folder / run.MODEL).stat().st_mtime_ns == before
+    with pytest.raises(ConfigError, match=r"^seed: a resumed run"):
+        train.fit(config, out=folder, resume="auto", seed=3)
+    (folder / run.MODEL).write_bytes(b"damaged")
+    assert same_numbers(train.fit(config, out=folder, resume="auto"), resumed)
+    assert resumed.model().count_params() > 0
+
+
+def test_callbacks_go_on_where_they_were(tmp_path):
+    class Own(keras.callbacks.Callback):
+        seen = None
+
+        def on_train_begin(self, logs=None):
+            self.seen = []
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.seen.append((epoch, np.float32(logs["loss"])))
+
+    def callbacks():
+        return [
+            keras.callbacks.EarlyStopping(
+                monitor="loss", patience=3, min_delta=1e9, restore_best_weights=True
+            ),
+            keras.callbacks.ReduceLROnPlateau(monitor="loss", patience=2, min_delta=1e9),
+            Own(),
+        ]
+
+    options = {"schedule": "constant", "epochs": 9, "norm": "bn"}
+    straight = callbacks()
+    first = fit(tmp_path / "straight", callbacks=straight, **options)
+    assert len(first.history) == 4
+    for stop in (1, 2, 3, 4):
+        folder, resumed = tmp_path / f"broken{stop}", callbacks()
+        with pytest.raises(KeyboardInterrupt):
+            fit(folder, callbacks=[*callbacks(), StopAfter(stop + 1 if stop < 4 else 4)], **options)
+        second = train.fit(resume=folder, callbacks=resumed)
+        assert same_numbers(first, second)
+        assert second.metrics["test_loss"] == first.metrics["test_loss"]
+        assert resumed[2].seen == straight[2].seen
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "lost", callbacks=[*callbacks(), StopAfter(2)], **options)
+    with pytest.raises(ConfigError, match="EarlyStopping, which has a state"):
+        train.fit(resume=tmp_path / "lost")
+
+
+def test_a_divergence_names_step_rate_and_layer_and_leaves_the_last_checkpoint(tmp_path):
+    class Poison(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.is_second = epoch == 1
+
+        def on_train_batch_begin(self, batch, logs=None):
+            if self.is_second and batch == 2:
+                kernel = self.model.get_layer("convblock2_conv2").kernel
+                kernel.assign(kernel * np.nan)
+
+    with pytest.raises(DivergedError, match=r"epoch 2, step \d, at a learning rate of 0\.0.*"
+                       r"kernel of layer convblock2_conv2"):  # fmt: skip
+        fit(tmp_path / "run", callbacks=[Poison()], norm="bn", epochs=3)
+    assert checkpoints.load_newest(tmp_path / "run" / run.CHECKPOINTS, print)[1]["epoch"] == 1
