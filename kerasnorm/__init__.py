@@ -42,20 +42,20 @@ __all__ = [
 
 _HOMES = {
     "Config": "config",
-    "Run": "run",
-    "build_model": "model",
-    "explain": "understanding.norm",
-    "fit": "api",
-    "inputs": "understanding.inputs",
-    "landscape": "understanding.landscape",
-    "layer_table": "analysis.layers",
-    "load_model": "exchange.archive",
-    "normalize": "analysis.explain",
-    "receptive_field": "analysis.layers",
+    "Run": "training.run",
+    "build_model": "network",
+    "explain": "explain.norm",
+    "fit": "training.api",
+    "inputs": "explain.inputs",
+    "landscape": "explain.landscape",
+    "layer_table": "inspection.layers",
+    "load_model": "formats.archive",
+    "normalize": "explain.norm_measure",
+    "receptive_field": "inspection.layers",
     "resolve": "recipes",
-    "statistics": "understanding.statistics",
+    "statistics": "explain.statistics",
 }
-_NEED_KERAS = {"model", "analysis.explain", "analysis.layers", "exchange.archive"}
+_NEED_KERAS = {"network", "explain.norm_measure", "inspection.layers", "formats.archive"}
 
 
 def __getattr__(name: str) -> Any:

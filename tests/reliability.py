@@ -26,7 +26,7 @@ FULL = {
 def kills(backend, count, times, *mutation):
     """The figures of `faults.kills`, in a process of its own: it forks, and has one backend."""
     done = subprocess.run(
-        [sys.executable, "-m", "faults.kills", backend, str(count), str(times), *mutation],
+        [sys.executable, "-m", "helpers.faults.kills", backend, str(count), str(times), *mutation],
         cwd=HERE,
         env=os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}"},
         stdout=subprocess.PIPE,

@@ -16,7 +16,7 @@ from helpers.workers import tf_configs
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {
-    "PYTHONPATH": str(HERE.parent),
+    "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}",
     "OMP_NUM_THREADS": "1",
     "TF_NUM_INTRAOP_THREADS": "1",
     "TF_NUM_INTEROP_THREADS": "1",

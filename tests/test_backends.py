@@ -11,18 +11,18 @@ import pytest
 # Tests that use nothing of one backend, but where they say so.
 MODULES = (
     "test_norms.py",
-    "test_model.py",
-    "test_engines.py",
-    "test_engines_tensorflow.py",
-    "test_exchange_torch_import.py",
-    "test_analysis_explain.py",
-    "test_analysis_landscape.py::test_the_middle_of_the_surface_is_what_evaluate_says",
-    "test_analysis_landscape.py::test_the_line_starts_at_the_batchs_loss_and_leaves_the_net_alone",
-    "test_analysis_landscape.py::test_training_in_windows_is_training",
-    "test_analysis_activations.py::test_a_dead_channel_is_seen",
-    "test_train.py::test_an_interrupted_and_resumed_run_equals_one_never_interrupted",
-    "test_train.py::test_keras_callbacks_see_every_step_and_standard_logs",
-    "test_train.py::test_mixed_precision_trains_and_saves_a_float32_model",
+    "test_network.py",
+    "engines/test_engines.py",
+    "engines/tensorflow/test_engine.py",
+    "formats/test_torch_import.py",
+    "explain/test_norm_measure.py",
+    "explain/test_landscape.py::test_the_middle_of_the_surface_is_what_evaluate_says",
+    "explain/test_landscape.py::test_the_line_starts_at_the_batchs_loss_and_leaves_the_net_alone",
+    "explain/test_landscape.py::test_training_in_windows_is_training",
+    "explain/test_activations.py::test_a_dead_channel_is_seen",
+    "training/test_train.py::test_an_interrupted_and_resumed_run_equals_one_never_interrupted",
+    "training/test_train.py::test_keras_callbacks_see_every_step_and_standard_logs",
+    "training/test_train.py::test_mixed_precision_trains_and_saves_a_float32_model",
 )
 
 

@@ -1,92 +1,77 @@
-"""The plan of the house: imports point only downwards, and the light floors stay light."""
+"""The laws of the house: no import cycles, light modules stay light, `--help` answers at once."""
 
 import ast
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import kerasnorm
 
 HOME = Path(kerasnorm.__file__).parent
-FLOORS = (
-    ("errors", "files", "interruptions", "team"),
-    ("config", "job", "receptive", "skeleton"),
-    ("recipes",),
-    ("runtime", "provenance"),
-    ("data", "norms"),
-    ("model",),
-    ("analysis", "engines", "exchange"),
-    ("callback_state", "checkpoints", "run", "loop", "train", "bench"),
-    ("study",),
-    ("tables", "texts", "plots", "console", "board", "findings", "report"),
-    ("api", "lab", "understanding"),
-    ("cli",),
-)
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-HEAVY = {"keras", "tensorflow", "torch", "jax", "numpy", "matplotlib", "PIL", "rich"}
-LIGHT = (
-    "errors",
-    "files",
-    "interruptions",
-    "team",
-    "config",
-    "job",
-    "recipes",
-    "receptive",
-    "skeleton",
-    "runtime",
-    "provenance",
-    "cli",
-    "__init__",
-    "__main__",
-)
+HEAVY = {"keras", "tensorflow", "torch", "jax", "numpy", "matplotlib", "PIL", "rich", "scipy"}
+LIGHT = ("errors", "files", "config", "runtime", "cli", "__init__", "__main__")
 
 
 def modules():
-    return {path.relative_to(HOME): ast.parse(path.read_text()) for path in HOME.rglob("*.py")}
+    """Maps each module's dotted name to its syntax tree."""
+    return {
+        dotted(path): ast.parse(path.read_text(encoding="utf-8")) for path in HOME.rglob("*.py")
+    }
 
 
-def imported(tree, *, top_only=False):
-    nodes = tree.body if top_only else ast.walk(tree)
-    for node in nodes:
+def dotted(path):
+    parts = path.relative_to(HOME.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(tree, *, top_only):
+    """Yields the dotted names that a module imports; `top_only` leaves out those in functions."""
+    for node in _statements(tree) if top_only else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield node.module
-            if node.module == "kerasnorm":
-                yield from (f"kerasnorm.{alias.name}" for alias in node.names)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def room(name):
-    return name.parts[0].removesuffix(".py")
+def _statements(tree):
+    """Yields what runs when the module is imported; blocks for type checkers do not run."""
+    for node in tree.body:
+        is_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        yield from () if is_types else ast.walk(node) if isinstance(node, ast.If) else (node,)
 
 
-def test_every_room_has_a_floor():
-    rooms = {room(name) for name in modules()} - {"__init__", "__main__"}
-    assert rooms == set(FLOOR)
+def cycle(edges):
+    try:
+        TopologicalSorter(edges).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
 
 
-def test_imports_point_only_downwards():
-    upward = [
-        f"{name} imports {target}"
-        for name, tree in modules().items()
-        if room(name) in FLOOR
-        for target in imported(tree)
-        if target.startswith("kerasnorm.") and target.split(".")[1] in FLOOR
-        if FLOOR[target.split(".")[1]] > FLOOR[room(name)]
-    ]
-    assert upward == []
+def test_no_module_imports_itself_through_others():
+    trees = modules()
+    edges = {
+        name: {target for target in imported(tree, top_only=True) if target in trees} - {name}
+        for name, tree in trees.items()
+    }
+    assert cycle(edges) == []
+    assert cycle({"a": {"b"}, "b": {"a"}}) != []
 
 
-def test_the_light_floors_import_nothing_heavy_at_their_top():
+def test_light_modules_import_nothing_heavy_at_their_top():
     heavy = [
         f"{name} imports {target}"
         for name, tree in modules().items()
-        if room(name) in LIGHT
+        if [*name.split("."), "__init__"][1] in LIGHT
         for target in imported(tree, top_only=True)
         if target.partition(".")[0] in HEAVY
     ]
     assert heavy == []
 
 
-def test_no_module_outgrows_its_room():
-    sizes = {str(name): len((HOME / name).read_text().splitlines()) for name in modules()}
-    assert {name: size for name, size in sizes.items() if size > 350} == {}
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, kerasnorm, kerasnorm.cli; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert HEAVY & set(done.stdout.split()) == set()

@@ -11,9 +11,7 @@ from typing import NoReturn
 import click
 
 from kerasnorm import __version__
-from kerasnorm.cli import explain as understanding
-from kerasnorm.cli import formats as exchange
-from kerasnorm.cli import models, pictures, speed, studies, surroundings, training
+from kerasnorm.cli import explain, formats, models, pictures, speed, studies, surroundings, training
 from kerasnorm.errors import KerasnormError, RunFolderError
 from kerasnorm.training.signals import INTERRUPTIONS, SIGNALLED, Terminated
 
@@ -30,7 +28,7 @@ def app(context: click.Context, debug: bool) -> None:
     context.ensure_object(dict)["debug"] = debug
 
 
-ROOMS = (training, studies, pictures, models, exchange, understanding, speed, surroundings)
+ROOMS = (training, studies, pictures, models, formats, explain, speed, surroundings)
 for room in ROOMS:
     for command in room.COMMANDS:
         app.add_command(command)

@@ -77,7 +77,8 @@ def layer_table(model: keras.Model) -> list[LayerRow]:
 def receptive_field(model: keras.Model) -> list[LayerRow]:
     """Returns the rows of `layer_table` whose layers mix or move pixels: convolutions, poolings.
 
-    r += (k_eff - 1) * j with k_eff = d * (k - 1) + 1, then j *= s; see `kerasnorm.inspection.receptive_field`.
+    r += (k_eff - 1) * j with k_eff = d * (k - 1) + 1, then j *= s; see
+    `kerasnorm.inspection.receptive_field`.
 
     Args:
         model: As for `layer_table`.

@@ -52,7 +52,7 @@ def render(report: Report) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    source = (resources.files(__name__) / TEMPLATE).read_text(encoding="utf-8")
+    source = (resources.files("kerasnorm.study") / TEMPLATE).read_text(encoding="utf-8")
     summary = report.summary
     figures = [described(path, summary) for path in report.pictures]
     shown, left_out = _within_budget(figures)

@@ -1,59 +1,19 @@
 """The command line as its users meet it: a subprocess, its streams and its exit codes."""
 
-import contextlib
 import csv
-import io
 import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
-from unittest import mock
 
 import pytest
+from helpers.command import call, run, tiny_fit
 from PIL import Image
 
-from kerasnorm.cli import app, main
+from kerasnorm.cli import app
 from kerasnorm.runtime import installed_backends
 
-TINY = "--train-size 60 --test-size 20 --epochs 2 --batch-size 16 --widths 4,4,4,4,4,4,4,4,4,4"
 COMMANDS = sorted(app.commands)
-
-
-def run(*words, code=0, **environment):
-    """Runs `kerasnorm WORDS…` in a process of its own; returns its stdout and stderr."""
-    done = subprocess.run(
-        [sys.executable, "-m", "kerasnorm", *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **environment},
-    )
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout, done.stderr
-
-
-def call(*words, code=0):
-    """Runs `kerasnorm WORDS…` in this process, where Keras is imported already."""
-    out, err = io.StringIO(), io.StringIO()
-    handler = signal.getsignal(signal.SIGTERM)
-    with (
-        mock.patch.object(sys, "argv", ["kerasnorm", *map(str, words)]),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        pytest.raises(SystemExit) as exit_,
-    ):
-        main()
-    signal.signal(signal.SIGTERM, handler)
-    assert (exit_.value.code or 0) == code, err.getvalue()
-    assert "Traceback" not in err.getvalue()
-    return out.getvalue(), err.getvalue()
-
-
-def tiny_fit(folder, *words):
-    return ["fit", *TINY.split(), "--data", "shapes", "--out", folder, *words]
 
 
 @pytest.fixture(scope="module")

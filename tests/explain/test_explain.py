@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from test_cli import call, tiny_fit
+from helpers.command import call, tiny_fit
 
 import kerasnorm
 from kerasnorm.errors import ConfigError, CorruptFileError

@@ -4,9 +4,9 @@ import warnings
 
 import numpy as np
 import pytest
+from helpers.studies import RUNS, make_run, star_runs, summarize_star
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex
-from test_study_summary import RUNS, make_run, star_runs, summarize_star
 
 from kerasnorm.plots import NORM_COLORS, save
 from kerasnorm.study.ablation_figures import levers_figure

@@ -1,29 +1,16 @@
 """A study's folder: runs are told by their config, whatever their folder is called."""
 
-import json
-
 import pytest
 from helpers import tiny
-from test_study_summary import make_run
+from helpers.studies import place
 
 from kerasnorm.errors import CorruptFileError, RunFolderError
-from kerasnorm.recipes import to_toml
 from kerasnorm.study import folder
 from kerasnorm.study.plan import Grid
 from kerasnorm.training import run
 
 FIXED = {name: value for name, value in tiny.TINY.items() if name != "widths"}
 GRID = Grid(norms=("bn", "gn"), backends=("torch",), seeds=(0, 1), fixed=FIXED)
-
-
-def place(path, config, *, finished=True):
-    """Writes what a finished, or a begun, run leaves behind."""
-    path.mkdir(parents=True)
-    (path / run.CONFIG).write_text(to_toml(config))
-    done = make_run(0.5, norm="bn")
-    run.write_history(path / run.HISTORY, list(done.history))
-    if finished:
-        (path / run.METRICS).write_text(json.dumps(done.metrics))
 
 
 def configs():

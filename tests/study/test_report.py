@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_study_summary import RUNS, make_run, summarize_star
+from helpers.studies import RUNS, make_run, summarize_star
 
 from kerasnorm.study import report
 from kerasnorm.study.figures import draw_study
@@ -134,7 +134,7 @@ def test_a_browser_shows_it_without_an_error_and_without_sideways_scrolling(html
 def test_the_environment_names_each_value_once(tmp_path):
     first, second = RUNS[:2]
     assert report.environment_rows([first, second]) == []
-    home = Path(__file__).parent.parent / "results" / "era8" / "runs" / "gn-s0"
+    home = Path(__file__).parents[2] / "results" / "era8" / "runs" / "gn-s0"
     run = type(first)(home, first.config, first.history, first.metrics)
     rows = dict(report.environment_rows([run, run]))
     assert rows["keras"] == "3.15.1"

@@ -10,8 +10,8 @@ import sys
 import time
 
 import pytest
-from test_cli import call
-from test_study_folder import place
+from helpers.command import call
+from helpers.studies import place
 
 from kerasnorm.cli import studies
 from kerasnorm.study import cluster

@@ -3,54 +3,17 @@
 import csv
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers.studies import RUNS, STAR, make_run, star_runs, summarize_star
 
 from kerasnorm.recipes import published, resolve
 from kerasnorm.study import findings, sheets
 from kerasnorm.study.folder import Job
 from kerasnorm.study.labels import group_label
-from kerasnorm.study.plan import Grid
 from kerasnorm.study.runner import DONE, FAILED, Entry
 from kerasnorm.study.summary import summarize, to_dict
-from kerasnorm.training.run import Run
-
-
-def make_run(accuracy, **fields) -> Run:
-    config = resolve({"data": "cifar10", "backend": "torch", "recipe": "era8"} | fields)
-    rows = [
-        {"epoch": float(e), "lr": 0.01, "seconds": 2.0, "images_per_second": 500.0,
-         "val_loss": None, "val_accuracy": None}
-        | {f"{part}_accuracy": accuracy * e / 3 for part in ("train", "test")}
-        | {f"{part}_loss": 3 - accuracy * e / 3 for part in ("train", "test")}
-        for e in (1, 2, 3)
-    ]  # fmt: skip
-    metrics = {
-        "class_names": ["cat", "dog", "ship"],
-        "confusion": [[8, 1, 1], [0, 10, 0], [0, 0, 10]],
-        "misclassified": [{"index": 1, "true": 0, "predicted": 1, "confidence": 0.9}],
-        "test_accuracy": accuracy,
-        "train_accuracy": accuracy - 0.02,
-        "test_loss": 1 - accuracy,
-        "train_loss": 1.0,
-        "parameters": 123,
-        "steps_per_epoch": 7,
-        "seconds": 6.0,
-        "data": {"name": "cifar10"},
-    }
-    model = config.model
-    path = Path(f"{model.norm}-{model.ln_affine}-s{config.train.seed}")
-    return Run(path, config, tuple(rows), metrics)
-
-
-RUNS = [
-    *(make_run(a, norm="bn", seed=s) for s, a in enumerate((0.80, 0.82, 0.81))),
-    *(make_run(a, norm="gn", seed=s) for s, a in enumerate((0.79, 0.808, 0.80))),
-    *(make_run(a, norm="ln", seed=s, ln_affine="element") for s, a in ((1, 0.78), (2, 0.79))),
-    make_run(0.77, norm="ln", seed=0),
-]
 
 
 def test_groups_differ_in_more_than_the_seed():
@@ -128,39 +91,6 @@ def test_sentences_say_no_more_than_the_intervals():
     assert texts[0].startswith("BN is 1.07 points above GN (95 % interval +0.78 to +1.35, n = 3")
     assert any("one seed, so nothing follows" in text for text in texts)
     assert all("cannot be told apart" in t or "n = 3" in t or "one seed" in t for t in texts)
-
-
-STAR = Grid(
-    norms=("bn", "gn"),
-    backends=("torch",),
-    seeds=(0, 1, 2),
-    fixed={"recipe": "era8", "data": "cifar10", "optimizer": "adamw", "dropout": 0.0},
-    vary={"optimizer": ("adamw", "sgd"), "dropout": (0.1, 0.2, 0.3), "groups": (2,)},
-    one_at_a_time=True,
-)
-
-
-def star_runs():
-    """A star whose bn loses 0.4, 0.2 and 0.3 points by sgd, and gn's runs on validation too."""
-    bases = {"bn": (0.80, 0.82, 0.81), "gn": (0.70, 0.72, 0.71)}
-    losses = {
-        ("bn", "optimizer"): (0.004, 0.002, 0.003),
-        ("bn", "dropout"): (0.0, 0.01, 0.02),
-        ("gn", "optimizer"): (-0.1, -0.1, -0.1),
-        ("gn", "dropout"): (0.02, 0.02, 0.03),
-        ("gn", "groups"): (0.01, 0.01, 0.01),
-    }
-    for config, change in zip(STAR.configs().values(), STAR.changes().values(), strict=True):
-        norm, seed = config.model.norm, config.train.seed
-        loss = losses[norm, *change][seed] if change else 0.0
-        run = make_run(bases[norm][seed] - loss, norm=norm)
-        if norm == "gn":
-            run.metrics["val_accuracy"] = 0.9 - 2 * loss
-        yield replace(run, config=config)
-
-
-def summarize_star(runs=None):
-    return summarize(list(star_runs()) if runs is None else runs, tuple(STAR.vary), STAR)
 
 
 def test_a_lever_is_one_field_against_the_base_seed_by_seed():

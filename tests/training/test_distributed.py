@@ -17,11 +17,14 @@ from kerasnorm.runtime import installed_backends
 from kerasnorm.training import launch as job
 from kerasnorm.training.process_group import part_of
 
-HERE = Path(__file__).parent
-STEPS = str(HERE / "steps.py")
+HERE = Path(__file__).parents[1]
+STEPS = str(HERE / "helpers" / "steps.py")
 NORMS = ("bn", "gn", "ln")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(HERE.parent), "TF_CPP_MIN_LOG_LEVEL": "3"}
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
 
 
 def launch(*words, backend, **environment):

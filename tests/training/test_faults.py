@@ -14,7 +14,7 @@ from helpers.faults import damage, folders, fuzz, harness, kills, writes
 
 from kerasnorm.runtime import installed_backends
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 
 
 def killed(backend, count, *mutation):
@@ -22,7 +22,7 @@ def killed(backend, count, *mutation):
     if backend not in installed_backends():
         pytest.skip(f"{backend} is not installed")
     done = subprocess.run(
-        [sys.executable, "-m", "faults.kills", backend, str(count), "0", *mutation],
+        [sys.executable, "-m", "helpers.faults.kills", backend, str(count), "0", *mutation],
         cwd=HERE,
         env=os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}"},
         stdout=subprocess.PIPE,

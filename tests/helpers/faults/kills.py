@@ -1,7 +1,7 @@
 """Faults 1, 3 and 9: a run killed at any time, or often, ends as one that never was.
 
-Alone: `python -m faults.kills BACKEND RUNS TIMES [MUTATION]` prints JSON; each backend needs a
-process of its own.
+Alone: `python -m helpers.faults.kills BACKEND RUNS TIMES [MUTATION]` prints JSON; each backend
+needs a process of its own.
 """
 
 import json
