@@ -97,7 +97,7 @@ class ModelConfig(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(_Checked):
-    """The images: where they come from, how they are treated and augmented."""
+    """The images: where they come from, how they are preprocessed and augmented."""
 
     data: str = _field(
         "auto",
@@ -113,7 +113,7 @@ class DataConfig(_Checked):
     validation: int = _field(
         0, "Training images to hold out for validation, the same share of each class.", low=0
     )
-    treatment: str = _field(
+    preprocessing: str = _field(
         "standardize",
         "What is done to pixels before the first convolution.",
         choices=("standardize", "scale", "none", "equalize"),

@@ -23,7 +23,7 @@ from kerasnorm.skeleton import SKELETON
 runtime.spare_tensorflow()
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
-CIFAR10_SD = (0.2470, 0.2435, 0.2616)
+CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 PIXELS = "pixels"
 EQUALIZED_PIXELS = "equalized_pixels"
 
@@ -35,7 +35,7 @@ def build_model(
     input_shape: Sequence[int] = (32, 32, 3),
     classes: int = 10,
     mean: Sequence[float] | None = None,
-    sd: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     precision: str = "float32",
     seed: int = 0,
     **overrides: Any,
@@ -51,7 +51,7 @@ def build_model(
         classes: Number of classes.
         mean: Mean of each channel, pixels counted 0 to 1; by default CIFAR-10's for three
             channels, else 0.5.
-        sd: Standard deviation of each channel, likewise; else 0.25.
+        std: Standard deviation of each channel, likewise; else 0.25.
         precision: "float32" or "mixed_bfloat16".
         seed: Seed of the initial weights.
         **overrides: Any field of `kerasnorm.config.ModelConfig`.
@@ -73,7 +73,7 @@ def build_model(
         input_shape=tuple(input_shape),
         classes=classes,
         mean=mean if mean is not None else CIFAR10_MEAN if is_rgb else (0.5,) * channels,
-        sd=sd if sd is not None else CIFAR10_SD if is_rgb else (0.25,) * channels,
+        std=std if std is not None else CIFAR10_STD if is_rgb else (0.25,) * channels,
         precision=config.train.precision,
         seed=config.train.seed,
     )
@@ -85,7 +85,7 @@ def build(
     input_shape: tuple[int, ...],
     classes: int,
     mean: Sequence[float],
-    sd: Sequence[float],
+    std: Sequence[float],
     input_name: str = PIXELS,
     precision: str = "float32",
     seed: int = 0,
@@ -97,7 +97,7 @@ def build(
         input_shape: (H, W, C).
         classes: Number of classes.
         mean: Mean of each channel, pixels counted 0 to 1.
-        sd: Standard deviation of each channel, likewise.
+        std: Standard deviation of each channel, likewise.
         input_name: Name of the input: `PIXELS`, or `EQUALIZED_PIXELS` where the images must be
             histogram-equalized first; so the need travels with the model.
         precision: "float32" or "mixed_bfloat16"; the logits are float32 in both.
@@ -107,9 +107,9 @@ def build(
         ConfigError: The image is too small, or gn's groups do not divide a width.
     """
     _check_shape(input_shape, classes)
-    _check_statistics(mean, sd, input_shape[-1])
-    scale = 1.0 / (255.0 * np.asarray(sd, np.float64))
-    offset = -np.asarray(mean, np.float64) / np.asarray(sd, np.float64)
+    _check_statistics(mean, std, input_shape[-1])
+    scale = 1.0 / (255.0 * np.asarray(std, np.float64))
+    offset = -np.asarray(mean, np.float64) / np.asarray(std, np.float64)
     pixels = keras.Input(input_shape, name=input_name, dtype="float32")
     x = keras.layers.Rescaling(
         scale.tolist(), offset.tolist(), name="input_rescaling", dtype="float32"
@@ -140,12 +140,12 @@ def _check_shape(input_shape: Sequence[int], classes: int) -> None:
         raise ConfigError(f"classes: expected at least 2. Received: classes={classes}")
 
 
-def _check_statistics(mean: Sequence[float], sd: Sequence[float], channels: int) -> None:
-    is_finite = np.isfinite([*mean, *sd]).all()
-    if not is_finite or len(mean) != channels or len(sd) != channels or min(sd) <= 0:
+def _check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+    is_finite = np.isfinite([*mean, *std]).all()
+    if not is_finite or len(mean) != channels or len(std) != channels or min(std) <= 0:
         raise ConfigError(
-            f"mean and sd: expected {channels} finite numbers each, one a channel, sd above 0. "
-            f"Received: mean={tuple(mean)}, sd={tuple(sd)}"
+            f"mean and std: expected {channels} finite numbers each, one a channel, std above 0. "
+            f"Received: mean={tuple(mean)}, std={tuple(std)}"
         )
 
 

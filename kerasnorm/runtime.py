@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 from kerasnorm.config import BACKENDS, SETTINGS
 from kerasnorm.errors import ConfigError, MissingPackageError
-from kerasnorm.training.launch import this_job
+from kerasnorm.training.launch import this_launch
 
 
 @dataclass(frozen=True)
@@ -189,9 +189,9 @@ def _cpu(threads: int) -> Device:
 def _torch_device(device: str) -> Device:
     import torch
 
-    job = this_job()
-    if device in ("auto", "gpu") and torch.cuda.device_count() and job.launcher == "torchrun":
-        device = f"cuda:{job.local_rank}"
+    launch = this_launch()
+    if device in ("auto", "gpu") and torch.cuda.device_count() and launch.launcher == "torchrun":
+        device = f"cuda:{launch.local_rank}"
     if device in ("auto", "gpu") and torch.backends.mps.is_available():
         name, described = "mps", Device("gpu", "Apple GPU (mps)")
     else:

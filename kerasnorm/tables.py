@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from kerasnorm.benchmark.race import MEANINGS, Result, paired_ratio
 from kerasnorm.skeleton import LAYER_LABELS
@@ -39,7 +39,7 @@ PUBLISHED_NOTE = (
 
 
 @dataclass(frozen=True)
-class Grid:
+class Table:
     """A table whose cells are text already.
 
     Attributes:
@@ -57,7 +57,7 @@ class Grid:
     title: str = ""
 
 
-def layer_grid(rows: "Sequence[LayerRow]", title: str = "") -> Grid:
+def summary_table(rows: "Sequence[LayerRow]", title: str = "") -> Table:
     """Returns the table of all layers with the totals of their parameters."""
     cells = [
         (
@@ -73,7 +73,7 @@ def layer_grid(rows: "Sequence[LayerRow]", title: str = "") -> Grid:
     total = sum(row.parameters for row in rows)
     trainable = sum(row.trainable_parameters for row in rows)
     sums = {"total": total, "trainable": trainable, "non-trainable": total - trainable}
-    return Grid(
+    return Table(
         columns=("layer", "type", "output", ">parameters", ">field", ">jump"),
         rows=cells,
         totals=[(name, "", "", f"{count:,}", "", "") for name, count in sums.items()],
@@ -82,7 +82,7 @@ def layer_grid(rows: "Sequence[LayerRow]", title: str = "") -> Grid:
     )
 
 
-def receptive_grid(rows: "Sequence[LayerRow]", title: str = "") -> Grid:
+def receptive_field_table(rows: "Sequence[LayerRow]", title: str = "") -> Table:
     """Returns the table of how each layer changes size, receptive field and jump.
 
     The network of `kerasnorm.network` gets its blocks and short names, and beside its receptive
@@ -109,7 +109,7 @@ def receptive_grid(rows: "Sequence[LayerRow]", title: str = "") -> Grid:
         line += [str(PUBLISHED_FIELDS.get(label, ""))] if is_published else []
         cells.append(tuple(line))
     notes = (FIELD_NOTE, NORM_NOTE, PUBLISHED_NOTE) if is_published else (FIELD_NOTE, NORM_NOTE)
-    return Grid(tuple(columns), cells, notes=notes, title=title)
+    return Table(tuple(columns), cells, notes=notes, title=title)
 
 
 def layers_to_json(rows: "Sequence[LayerRow]") -> list[dict[str, Any]]:
@@ -131,7 +131,7 @@ def layers_to_json(rows: "Sequence[LayerRow]") -> list[dict[str, Any]]:
     ]
 
 
-def bench_grid(results: Sequence[Result]) -> Grid:
+def bench_table(results: Sequence[Result]) -> Table:
     """Returns the table of a race: rates, paired ratios, first step and memory of each."""
     native = {(r.norm, r.backend): r for r in results if r.contender == "native"}
     cells = []
@@ -153,7 +153,7 @@ def bench_grid(results: Sequence[Result]) -> Grid:
     names = (
         "backend norm contender >train >predict >first_step_s >peak_MiB >native/this >in_predict"
     )
-    return Grid(
+    return Table(
         columns=tuple(name.replace("_", " ") for name in names.split()),
         rows=cells,
         notes=(
@@ -175,7 +175,7 @@ def _rates(rates: Sequence[float]) -> str:
     return f"{statistics.median(rates):,.0f} ({min(rates):,.0f}-{max(rates):,.0f})"
 
 
-def to_text(grid: Grid) -> str:
+def to_text(grid: Table) -> str:
     """Returns a grid as plain text of fixed width, with a newline at the end of every line."""
     headings = tuple(column.removeprefix(">") for column in grid.columns)
     lines = [headings, *grid.rows, *grid.totals]
@@ -196,9 +196,9 @@ def to_text(grid: Grid) -> str:
     return "".join(f"{part}\n" for part in parts)
 
 
-def to_rich(grid: Grid) -> Table:
+def to_rich(grid: Table) -> RichTable:
     """Returns a grid as a rich table for the terminal."""
-    table = Table(
+    table = RichTable(
         title=escape(grid.title) or None,
         caption="\n".join(grid.notes) or None,
         caption_justify="left",

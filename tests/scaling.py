@@ -34,40 +34,40 @@ thousands of images before a second node gives more than it costs."""
 
 
 def worker(backend):
-    """Trains in a member of a team; the first prints its rate, a sum's seconds and its bytes."""
+    """Trains in a rank of a group; the first prints its rate, a sum's seconds and its bytes."""
     from kerasnorm import runtime
     from kerasnorm.data.shapes import shapes
     from kerasnorm.recipes import resolve
     from kerasnorm.training import train
-    from kerasnorm.training.launch import this_job
+    from kerasnorm.training.launch import this_launch
 
     runtime.start(backend, "cpu")
     from helpers import tiny
 
     from kerasnorm.engines.choice import join
 
-    team = join(this_job(), 1)
+    group = join(this_launch(), 1)
     config = resolve({"backend": backend, "norm": "gn", "epochs": 2, "batch_size": BATCH})
-    engine = train.make_engine(config, shapes(IMAGES, 20), team)
+    engine = train.make_engine(config, shapes(IMAGES, 20), group)
     engine.train_epoch(0, tiny.Listener())
     start = time.perf_counter()
     engine.train_epoch(1, tiny.Listener())
     rate = IMAGES / (time.perf_counter() - start)
-    is_torch_team = backend == "torch" and team.size > 1
-    seconds, nbytes = time_sum(team, engine.model) if is_torch_team else (0.0, 0)
-    if team.is_first:
+    is_torch_group = backend == "torch" and group.size > 1
+    seconds, nbytes = time_sum(group, engine.model) if is_torch_group else (0.0, 0)
+    if group.is_first:
         print(json.dumps([rate, seconds, nbytes]))
-    team.leave()
+    group.leave()
 
 
-def time_sum(team, model):
+def time_sum(group, model):
     """Returns the seconds that summing a gradient takes, and its bytes."""
     import torch
 
     gradient = torch.zeros(model.count_params())
     start = time.perf_counter()
     for _ in range(100):
-        team.sum_(gradient)
+        group.sum_(gradient)
     return (time.perf_counter() - start) / 100, gradient.nbytes
 
 
@@ -79,22 +79,22 @@ def measure(backend, processes):
         words = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), *words]
     elif processes > 1:
         environments = [{"TF_CONFIG": text} for text in tf_configs(processes)]
-    members = [
+    processes = [
         subprocess.Popen(
             [sys.executable, *words], env=os.environ | ENVIRONMENT | environment,
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )
         for environment in environments
     ]  # fmt: skip
-    said = [member.communicate()[0] for member in members]
-    for member in members:
-        if member.returncode != 0:
-            raise subprocess.CalledProcessError(member.returncode, member.args)
+    said = [rank.communicate()[0] for rank in processes]
+    for rank in processes:
+        if rank.returncode != 0:
+            raise subprocess.CalledProcessError(rank.returncode, rank.args)
     return json.loads(said[0].strip().splitlines()[-1])
 
 
 def estimate(step, size, nbytes):
-    """Seconds of a step of the whole batch on `size` GPUs: a part of the work, and one ring sum."""
+    """Seconds of a step of the whole batch on `size` GPUs: its share of the work, and one ring sum."""
     latency, bandwidth = LINKS[size]
     ring = 2 * (size - 1) * latency + 2 * (size - 1) / size * nbytes / bandwidth
     return step / size, ring
@@ -140,10 +140,10 @@ def main():
     steps[f"{1e3 * BATCH / one:.0f} ms, measured on a core here (torch)"] = BATCH / one
     for name, step in steps.items():
         for size in LINKS:
-            part, ring = estimate(step, size, nbytes)
+            shard, ring = estimate(step, size, nbytes)
             lines.append(
-                f"| {name} | {size} | {1e3 * part:.3f} ms | {1e3 * ring:.3f} ms | "
-                f"{step / (part + ring):.1f} |"
+                f"| {name} | {size} | {1e3 * shard:.3f} ms | {1e3 * ring:.3f} ms | "
+                f"{step / (shard + ring):.1f} |"
             )
     lines += [
         "",

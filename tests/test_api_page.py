@@ -12,7 +12,7 @@ import kerasnorm
 from kerasnorm.benchmark.cost import NormCost
 from kerasnorm.explain.activations import LayerStatistics, WeightHistogram
 from kerasnorm.explain.answer import Answer
-from kerasnorm.explain.inputs import InputTreatment
+from kerasnorm.explain.inputs import InputPreprocessing
 from kerasnorm.explain.landscape import Landscape
 from kerasnorm.explain.landscape_measure import GradientLines, Surface
 from kerasnorm.explain.norm import Explanation
@@ -22,7 +22,7 @@ from kerasnorm.explain.statistics import NetworkStatistics
 PAGE = Path(__file__).parent.parent / "results" / "guide" / "api.md"
 NAMES = sorted(set(kerasnorm.__all__) - {"__version__"}, key=str.lower)
 RESULTS = (
-    *(Answer, Explanation, Worked, BatchOfOne, NormCost, InputTreatment),
+    *(Answer, Explanation, Worked, BatchOfOne, NormCost, InputPreprocessing),
     *(Landscape, GradientLines, Surface, NetworkStatistics, LayerStatistics, WeightHistogram),
 )
 HEAD = """# kerasnorm in Python

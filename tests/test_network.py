@@ -269,20 +269,20 @@ def test_logits_equal_those_of_the_network_written_in_numpy(norm: str, recipe: s
 
 
 def test_the_input_layer_standardizes_raw_pixels() -> None:
-    mean, sd = (0.1, 0.5, 0.7), (0.2, 0.3, 0.9)
-    model = small(mean=mean, sd=sd)
+    mean, std = (0.1, 0.5, 0.7), (0.2, 0.3, 0.9)
+    model = small(mean=mean, std=std)
     x = images(model)
     (found,) = activations(model, ["input_rescaling"], x)
     # x * scale + offset in float32, where the two cancel: 2^-24 of terms up to 4.
-    np.testing.assert_allclose(found, (x / 255 - mean) / sd, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found, (x / 255 - mean) / std, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("channels", "mean", "sd"), [(3, 0.4914, 0.2470), (1, 0.5, 0.25)])
-def test_default_mean_and_sd(channels: int, mean: float, sd: float) -> None:
+@pytest.mark.parametrize(("channels", "mean", "std"), [(3, 0.4914, 0.2470), (1, 0.5, 0.25)])
+def test_default_mean_and_sd(channels: int, mean: float, std: float) -> None:
     model = small(input_shape=(8, 8, channels))
     x = images(model)
     (found,) = activations(model, ["input_rescaling"], x)
-    expected = (x[..., 0] / 255 - mean) / sd
+    expected = (x[..., 0] / 255 - mean) / std
     np.testing.assert_allclose(found[..., 0], expected, rtol=1e-5, atol=1e-6)
 
 
@@ -316,8 +316,8 @@ def test_other_image_shapes_and_class_counts(shape: tuple[int, ...], classes: in
         ({"input_shape": (None, None, 3)}, r"\(H, W, C\)"),
         ({"classes": 1}, "classes: expected at least 2"),
         ({"mean": (0.5,)}, "expected 3 finite numbers each"),
-        ({"sd": (0.2, 0.2, 0.0)}, "sd above 0"),
-        ({"sd": (0.2, 0.2, float("nan"))}, "sd above 0"),
+        ({"std": (0.2, 0.2, 0.0)}, "std above 0"),
+        ({"std": (0.2, 0.2, float("nan"))}, "std above 0"),
         ({"mean": (0.5, 0.5, float("inf"))}, "expected 3 finite numbers each"),
         ({"seed": -1}, "seed: expected a whole number of at least 0"),
         ({"widths": (16, 16)}, "widths: expected 10 numbers"),
@@ -393,7 +393,7 @@ def test_torch_initializer_is_uniform_within_one_over_the_root_of_fan_in() -> No
     for kernel in kernels(ready_made("gn", "era8")):
         bound = 1 / np.sqrt(kernel[..., 0].size)
         assert 0.9 * bound < np.abs(kernel).max() <= bound
-        # A uniform spread has sd bound/sqrt(3); 160 numbers give it to a tenth.
+        # A uniform spread has std bound/sqrt(3); 160 numbers give it to a tenth.
         assert kernel.std() == pytest.approx(bound / np.sqrt(3), rel=0.15)
 
 
@@ -448,7 +448,7 @@ def test_is_an_ordinary_functional_model_that_round_trips_through_its_config() -
 
 
 def test_the_input_says_whether_images_must_be_equalized() -> None:
-    options = {"input_shape": (8, 8, 1), "classes": 2, "mean": (0.5,), "sd": (0.2,)}
+    options = {"input_shape": (8, 8, 1), "classes": 2, "mean": (0.5,), "std": (0.2,)}
     model = build(resolve({"widths": NARROW}).model, **options, input_name=EQUALIZED_PIXELS)
     assert portable(model).inputs[0].name == model.inputs[0].name == EQUALIZED_PIXELS
 

@@ -11,7 +11,14 @@ from rich.console import Console
 
 from kerasnorm.inspection.layers import layer_table, receptive_field
 from kerasnorm.network import build_model
-from kerasnorm.tables import Grid, layer_grid, layers_to_json, receptive_grid, to_rich, to_text
+from kerasnorm.tables import (
+    Grid,
+    layers_to_json,
+    receptive_field_table,
+    summary_table,
+    to_rich,
+    to_text,
+)
 
 Golden = Callable[[str, str], None]
 MODELS = {
@@ -28,7 +35,7 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_summary(name: str, golden: Golden) -> None:
     model = build_model(**MODELS[name])
-    grid = layer_grid(layer_table(model), name)
+    grid = summary_table(layer_table(model), name)
     golden(f"summary-{name}.txt", to_text(grid))
     column = [heading.removeprefix(">") for heading in grid.columns].index("parameters")
     shown = sum(int(row[column].replace(",", "")) for row in grid.rows)
@@ -53,12 +60,12 @@ def test_parameters_of_the_published_solution(name: str, trainable: int, total: 
 
 
 def test_receptive_field_of_our_network(golden: Golden) -> None:
-    golden("receptive-field.txt", to_text(receptive_grid(receptive_field(build_model()))))
+    golden("receptive-field.txt", to_text(receptive_field_table(receptive_field(build_model()))))
 
 
 def test_published_column_is_for_images_of_32_pixels_only() -> None:
     rows = receptive_field(build_model(input_shape=(64, 48, 3)))
-    grid = receptive_grid(rows)
+    grid = receptive_field_table(rows)
     assert grid.columns == ("block", "layer", ">size", ">receptive field", ">jump")
     assert grid.rows[0] == ("convblock1", "C1", "64x48 -> 64x48", "1 -> 3", "1 -> 1")
     assert grid.rows[-1] == ("fc1", "C10", "1 -> 1", "104x88 -> 104x88", "4 -> 4")
@@ -68,10 +75,10 @@ def test_receptive_field_of_another_model() -> None:
     pixels = keras.Input((None, None, 3))
     x = layers.Conv2D(4, (3, 1), strides=(2, 1), padding="same", name="conv")(pixels)
     model = keras.Model(pixels, layers.ReLU()(x))
-    grid = receptive_grid(receptive_field(model), title="other")
+    grid = receptive_field_table(receptive_field(model), title="other")
     assert grid.columns == ("layer", ">size", ">receptive field", ">jump")
     assert grid.rows == [("conv", "- -> -", "1 -> 3x1", "1 -> 2x1")]
-    assert layer_grid(layer_table(model)).rows[1][2] == "?x?x4"
+    assert summary_table(layer_table(model)).rows[1][2] == "?x?x4"
 
 
 def test_json_is_a_list_of_layers() -> None:

@@ -96,7 +96,7 @@ def make_loop(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = model.to(device, memory_format=layout).train()
     optimizer = torch.optim.Adam(model.parameters(), config.train.learning_rate)
-    mean, sd = images.mean(), images.std()
+    mean, std = images.mean(), images.std()
     forward = torch.compile(model) if compiled else model
 
     def epoch(number: int, on_step: Callable[[], None]) -> None:
@@ -104,7 +104,7 @@ def make_loop(
         for step in range(batches.steps):
             raw, labels = batches.batch(number, step, order)
             x = torch.from_numpy(raw).to(device).permute(0, 3, 1, 2).float()
-            x = ((x - mean) / sd).contiguous(memory_format=layout)
+            x = ((x - mean) / std).contiguous(memory_format=layout)
             y = torch.from_numpy(labels).to(device).long()
             optimizer.zero_grad()
             F.cross_entropy(forward(x), y).backward()

@@ -106,7 +106,7 @@ def landscape(
 
     with console.Counter("landscape", quiet=quiet) as counter:
         answer = ask(runs, **sizes, reporter=counter)
-    _show(answer, out, as_json, lambda found: opt.print_grid(texts.landscape_grid(found)))
+    _show(answer, out, as_json, lambda found: opt.print_table(texts.landscape_table(found)))
 
 
 @click.command()
@@ -156,9 +156,9 @@ def statistics(
         answer = ask(runs, **sizes, reporter=counter)
 
     def show(found: Any) -> None:
-        opt.print_grid(texts.statistics_grid(found))
+        opt.print_table(texts.statistics_table(found))
         click.echo()
-        opt.print_grid(texts.weights_grid(found, JUDGED))
+        opt.print_table(texts.weights_table(found, JUDGED))
 
     _show(answer, out, as_json, show)
 

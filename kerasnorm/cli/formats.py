@@ -164,7 +164,7 @@ class Floats(click.ParamType[tuple[float, ...]]):
               show_default=True, help="Height and width of the images.")  # fmt: skip
 @click.option("--mean", type=Floats(), help="Mean of each channel in its training, pixels 0 to 1. "
               "[default: CIFAR-10's for three channels, else 0.5]")  # fmt: skip
-@click.option("--sd", type=Floats(), help="Standard deviation of each channel, likewise. "
+@click.option("--std", type=Floats(), help="Standard deviation of each channel, likewise. "
               "[default: CIFAR-10's, else 0.25]")  # fmt: skip
 @click.option("--class-names", help="Names of the classes, with commas between.")
 @opt.backend_option
@@ -175,7 +175,7 @@ def import_torch(
     out: Path,
     image_size: tuple[int, ...],
     mean: tuple[float, ...] | None,
-    sd: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
     class_names: str | None,
     backend: str | None,
     as_json: bool,
@@ -212,7 +212,7 @@ def import_torch(
             "which the network runs, import a .pth, or number them."
         )
     imported = import_tensors(
-        tensors, given, image_size=(image_size[0], image_size[1]), mean=mean, sd=sd
+        tensors, given, image_size=(image_size[0], image_size[1]), mean=mean, std=std
     )
     model = imported.model
     if resolve(given).model.activation == "leaky_relu":

@@ -60,7 +60,7 @@ def summary(as_json: bool, image_shape: tuple[int, ...], classes: int, **options
         opt.print_json(tables.layers_to_json(rows))
         return
     title = " ".join(f"{name}={value}" for name, value in given.items())
-    opt.print_grid(tables.layer_grid(rows, title))
+    opt.print_table(tables.summary_table(rows, title))
 
 
 @click.command("receptive-field")
@@ -90,7 +90,7 @@ def receptive_field(target: str, as_json: bool, image_shape: tuple[int, ...], cl
     if as_json:
         opt.print_json(tables.layers_to_json(rows))
     else:
-        opt.print_grid(tables.receptive_grid(rows))
+        opt.print_table(tables.receptive_field_table(rows))
 
 
 def _open(target: Path, backend: str | None, device: str | None) -> "Artefact | SavedModel":
@@ -123,8 +123,8 @@ def images_of(saved: "Artefact | SavedModel", data: str | None, split: str) -> "
     if data is not None or saved.config is None:
         if data is None:
             raise ConfigError(f"{saved.path} does not say what it was trained on: give --data.")
-        treatment = "equalize" if saved.wants_equalized else "none"
-        config = DataConfig(data=data, treatment=treatment)
+        preprocessing = "equalize" if saved.wants_equalized else "none"
+        config = DataConfig(data=data, preprocessing=preprocessing)
     else:
         config = saved.config.data
     dataset = prepare(config, seed, console.note)

@@ -12,7 +12,7 @@ from kerasnorm.config import RECIPES, SETTINGS, Setting
 from kerasnorm.recipes import read_toml, resolve
 
 if TYPE_CHECKING:
-    from kerasnorm.tables import Grid
+    from kerasnorm.tables import Table
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 TITLES = {"model": "Model", "data": "Data", "train": "Training"}
@@ -130,7 +130,7 @@ def resolve_options(options: dict[str, Any], file: Path | None) -> Any:
     return resolve(given(options), read_toml(file) if file else None)
 
 
-def print_grid(grid: "Grid") -> None:
+def print_table(grid: "Table") -> None:
     """Prints a table: ruled on a terminal, as plain text elsewhere."""
     from rich.console import Console
 

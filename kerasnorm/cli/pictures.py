@@ -10,7 +10,7 @@ from kerasnorm.errors import DataError
 
 SAMPLES = 2000  # images in a histogram
 ROWS, EPOCHS = 5, 6  # images and epochs in a grid
-SHORT = 3  # epochs of a training on each treatment
+SHORT = 3  # epochs of a training on each preprocessing
 
 
 @click.command()
@@ -55,14 +55,16 @@ def plot(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     show_default=True,
     help="Folder of the pictures.",
 )
-@click.option("--train", is_flag=True, help="Train briefly on each of the four treatments too.")
+@click.option(
+    "--train", is_flag=True, help="Train briefly on each of the four ways of preprocessing too."
+)
 @opt.norm_option
 @opt.as_json
 @opt.config_options("data", "train")
 def inputs(config_file: Path | None, out: Path, train: bool, as_json: bool, **options: Any) -> None:
-    """Draw what the model is fed: input treatments side by side, each augmentation, histograms.
+    """Draw what the model is fed: input preprocessing side by side, each augmentation, histograms.
 
-    With --train, a short training on each treatment, by default of 3 epochs.
+    With --train, a short training on each preprocessing, by default of 3 epochs.
 
     Example: kerasnorm inputs --recipe era8 --out inputs
     """
@@ -78,21 +80,21 @@ def inputs(config_file: Path | None, out: Path, train: bool, as_json: bool, **op
     from kerasnorm.explain import texts
     from kerasnorm.explain.inputs import inputs as ask
 
-    seed, treatment = config.train.seed, config.data.treatment
-    raw = prepare(config.replace(treatment="none").data, seed, console.note).train
-    treated = equalize(raw.images) if treatment == "equalize" else raw.images
-    mean, sd = input_statistics(treatment, treated)
+    seed, preprocessing = config.train.seed, config.data.preprocessing
+    raw = prepare(config.replace(preprocessing="none").data, seed, console.note).train
+    preprocessed = equalize(raw.images) if preprocessing == "equalize" else raw.images
+    mean, std = input_statistics(preprocessing, preprocessed)
     shown = np.arange(min(SAMPLES, len(raw)))
     views = plots.augmented_views(raw, config.data, shown[:ROWS], EPOCHS, seed)
-    pixels = (treated[shown] / 255 - mean) / sd
-    paths = plots.draw_inputs(out, raw.images[shown], views, pixels, treatment)
+    pixels = (preprocessed[shown] / 255 - mean) / std
+    paths = plots.draw_inputs(out, raw.images[shown], views, pixels, preprocessing)
     with console.Counter("trainings") as counter:
         answer = ask(config, train=train, reporter=counter)
     paths += answer.save(out)
     if as_json:
         opt.print_json({"data": answer.document(), "figures": [str(path) for path in paths]})
     else:
-        opt.print_grid(texts.inputs_grid(answer.data))
+        opt.print_table(texts.inputs_table(answer.data))
         _print_paths(paths, as_json)
 
 

@@ -106,13 +106,13 @@ def bench(
         "versions": provenance.versions(),
         "results": [asdict(result) for result in results],
     }
-    grid = tables.bench_grid(results)
+    grid = tables.bench_table(results)
     if out is not None and results:
         _write(out, document, grid, results)
     if as_json:
         opt.print_json(document)
     else:
-        opt.print_grid(grid)
+        opt.print_table(grid)
 
 
 def _write(out: Path, document: dict[str, Any], grid: Any, results: list[Any]) -> None:

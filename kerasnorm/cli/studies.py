@@ -229,7 +229,7 @@ def _plan(grid: Any, out: Path, jobs: int, scheduler: str | None, as_json: bool,
         total = makespan(estimates, lanes)
         opt.print_json({"path": str(out), "at_a_time": lanes, "seconds": total, "runs": runs})
     else:
-        opt.print_grid(findings.plan_grid(estimates, lanes))
+        opt.print_table(findings.plan_table(estimates, lanes))
 
 
 def _print_outcome(outcome: Any, as_json: bool) -> None:
@@ -242,13 +242,13 @@ def _print_outcome(outcome: Any, as_json: bool) -> None:
         document = summary.to_dict(found) if found else {}
         opt.print_json({"path": str(outcome.path), "runs": rows, **document})
     elif found:
-        opt.print_grid(findings.group_grid(found))
+        opt.print_table(findings.group_table(found))
         if found.levers:
-            opt.print_grid(findings.lever_grid(found))
+            opt.print_table(findings.lever_table(found))
         elif found.differences:
-            opt.print_grid(findings.difference_grid(found))
+            opt.print_table(findings.difference_table(found))
         if found.published:
-            opt.print_grid(findings.published_grid(found))
+            opt.print_table(findings.published_table(found))
         click.echo(f"folder  {outcome.path}\nreport  {outcome.path / folder.REPORT}")
 
 

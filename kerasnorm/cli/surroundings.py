@@ -13,7 +13,7 @@ from kerasnorm.config import BACKENDS
 @click.argument("source", required=False)
 @opt.as_json
 def data(source: str | None, as_json: bool) -> None:
-    """Say which data sets are cached; or, of one: shapes, class counts, mean and sd.
+    """Say which data sets are cached; or, of one: shapes, class counts, mean and std.
 
     Example: kerasnorm data shapes
     """
@@ -31,13 +31,13 @@ def data(source: str | None, as_json: bool) -> None:
             click.echo(f"{entry['name']:<16}{entry['state']}")
         return
     dataset = sources.load(source, notify=console.note)
-    mean, sd = channel_statistics(dataset.train.images)
+    mean, std = channel_statistics(dataset.train.images)
     facts = {
         "name": dataset.name,
         "source": dataset.source,
         "image_shape": list(dataset.image_shape),
         "mean": mean.tolist(),
-        "sd": sd.tolist(),
+        "std": std.tolist(),
     }
     counts = dataset.class_counts
     if as_json:
@@ -45,7 +45,7 @@ def data(source: str | None, as_json: bool) -> None:
         opt.print_json(facts | {"class_counts": named})
         return
     for name, value in facts.items():
-        is_measured = name in ("mean", "sd")
+        is_measured = name in ("mean", "std")
         text = " ".join(f"{number:.4f}" for number in value) if is_measured else value
         click.echo(f"{name.replace('_', ' '):<16}{text}")
     click.echo("".join([f"{'class':<16}", *(f"{split:>10}" for split in counts)]))

@@ -8,7 +8,7 @@ import click
 from kerasnorm.cli import options as opt
 from kerasnorm.errors import ConfigError
 from kerasnorm.recipes import to_toml
-from kerasnorm.training.launch import this_job
+from kerasnorm.training.launch import this_launch
 
 AUTO = "auto"
 
@@ -76,7 +76,7 @@ def fit(
         monitor=console.Progress(quiet=quiet),
         **({} if is_new else overrides),
     )
-    if this_job().rank > 0:  # the first process speaks for all
+    if this_launch().rank > 0:  # the first process speaks for all
         return
     if as_json:
         opt.print_json({"path": str(run.path), **run.metrics})

@@ -15,7 +15,7 @@ def prepare(config: DataConfig, seed: int, notify: Callable[[str], None]) -> Dat
     """Returns the data set of a config: loaded, split, and equalized where that is wanted.
 
     Args:
-        config: Source, sizes, validation and treatment.
+        config: Source, sizes, validation and preprocessing.
         seed: Which training images are held out for validation.
         notify: Is told, in a line, what the user should know.
 
@@ -25,13 +25,13 @@ def prepare(config: DataConfig, seed: int, notify: Callable[[str], None]) -> Dat
     dataset = load(
         config.data, train_size=config.train_size, test_size=config.test_size, notify=notify
     ).hold_out(config.validation, seed)
-    return equalized(dataset) if config.treatment == "equalize" else dataset
+    return equalized(dataset) if config.preprocessing == "equalize" else dataset
 
 
 def equalized(dataset: Dataset) -> Dataset:
     """Returns the data set with the histogram of every image and channel equalized."""
 
-    def treat(split: Split) -> Split:
+    def preprocess(split: Split) -> Split:
         return Split(equalize(split.images), split.labels)
 
     held = dataset.validation
@@ -39,25 +39,25 @@ def equalized(dataset: Dataset) -> Dataset:
         dataset.name,
         f"{dataset.source}, histograms equalized",
         dataset.class_names,
-        treat(dataset.train),
-        treat(dataset.test),
-        treat(held) if held is not None else None,
+        preprocess(dataset.train),
+        preprocess(dataset.test),
+        preprocess(held) if held is not None else None,
     )
 
 
 def input_statistics(
-    treatment: str, images: NDArray[np.uint8]
+    preprocessing: str, images: NDArray[np.uint8]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns the mean and sd, (C,) each, pixels counted 0 to 1, that the model's input applies.
+    """Returns the mean and std, (C,) each, pixels counted 0 to 1, that the model's input applies.
 
     `scale` leaves 0 to 1 and `none` leaves 0 to 255; else they are measured on the images.
 
     Args:
-        treatment: One of the data config's treatments.
+        preprocessing: One of the data config's ways of preprocessing.
         images: The training images, (N, H, W, C), already equalized where that is wanted.
     """
     channels = images.shape[-1]
-    if treatment in ("scale", "none"):
-        return np.zeros(channels), np.full(channels, 1.0 if treatment == "scale" else 1 / 255)
-    mean, sd = channel_statistics(images)
-    return mean, np.where(sd > 0, sd, 1.0)
+    if preprocessing in ("scale", "none"):
+        return np.zeros(channels), np.full(channels, 1.0 if preprocessing == "scale" else 1 / 255)
+    mean, std = channel_statistics(images)
+    return mean, np.where(std > 0, std, 1.0)

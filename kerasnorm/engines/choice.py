@@ -13,14 +13,14 @@ from kerasnorm.engines.keras_engine import PortableEngine
 from kerasnorm.errors import ConfigError
 from kerasnorm.inspection.evaluation import as_logits
 from kerasnorm.inspection.evaluation import predict as stock_predict
-from kerasnorm.training.launch import Job
-from kerasnorm.training.process_group import Team
+from kerasnorm.training.launch import Launch
+from kerasnorm.training.process_group import ProcessGroup
 
 LAUNCHERS = (("torchrun", "torch"), ("TF_CONFIG", "tensorflow"))
 
 
 def make(
-    model: keras.Model, batches: Batches, config: TrainConfig, team: Team | None = None
+    model: keras.Model, batches: Batches, config: TrainConfig, group: ProcessGroup | None = None
 ) -> Engine:
     """Returns the engine that a config asks for; native on jax is the portable one.
 
@@ -28,14 +28,14 @@ def make(
         model: What to train.
         batches: On what.
         config: How.
-        team: The processes or devices that do it together, if there are several.
+        group: The processes or devices that do it together, if there are several.
 
     Raises:
         ConfigError: Several are to do it, and this engine cannot.
     """
     backend = keras.backend.backend()
-    if team is not None and (team.size > 1 or team.strategy is not None):
-        return _make_shared(model, batches, config, team)
+    if group is not None and (group.size > 1 or group.strategy is not None):
+        return _make_shared(model, batches, config, group)
     if config.engine == "native" and backend == "torch":
         from kerasnorm.engines.torch.engine import TorchEngine
 
@@ -47,49 +47,51 @@ def make(
     return PortableEngine(model, batches, config)
 
 
-def _make_shared(model: keras.Model, batches: Batches, config: TrainConfig, team: Team) -> Engine:
+def _make_shared(
+    model: keras.Model, batches: Batches, config: TrainConfig, group: ProcessGroup
+) -> Engine:
     if config.engine != "native":
         raise ConfigError(
             "engine: expected native on several processes or devices. "
             f"Received: engine={config.engine!r}"
         )
-    if team.strategy is not None:
+    if group.strategy is not None:
         from kerasnorm.engines.tensorflow.distributed import DistributedEngine as OnTensorFlow
 
-        return OnTensorFlow(model, batches, config, team)
+        return OnTensorFlow(model, batches, config, group)
     from kerasnorm.engines.torch.distributed import DistributedEngine as OnTorch
-    from kerasnorm.engines.torch.process_group import TorchTeam
+    from kerasnorm.engines.torch.process_group import TorchProcessGroup
 
-    assert isinstance(team, TorchTeam)
-    return OnTorch(model, batches, config, team)
+    assert isinstance(group, TorchProcessGroup)
+    return OnTorch(model, batches, config, group)
 
 
-def join(job: Job, devices: int) -> Team:
-    """Returns the team of this process, connected to the others.
+def join(launch: Launch, devices: int) -> ProcessGroup:
+    """Returns the group of this process, connected to the others.
 
     Args:
-        job: What the launcher says.
+        launch: What the launcher says.
         devices: How many devices this process uses.
 
     Raises:
         ConfigError: The launcher is not one of the backend's.
     """
     backend = keras.backend.backend()
-    if job.size > 1 and (job.launcher, backend) not in LAUNCHERS:
+    if launch.size > 1 and (launch.launcher, backend) not in LAUNCHERS:
         raise ConfigError(
-            f"backend: {job.launcher} started {job.size} processes, which work together on "
+            f"backend: {launch.launcher} started {launch.size} processes, which work together on "
             f"{' or '.join(name for _, name in LAUNCHERS)}, each with its own launcher. "
             f"Received: backend={backend!r}"
         )
-    if backend == "torch" and job.size > 1:
-        from kerasnorm.engines.torch.process_group import TorchTeam
+    if backend == "torch" and launch.size > 1:
+        from kerasnorm.engines.torch.process_group import TorchProcessGroup
 
-        return TorchTeam(job, keras.ops.zeros(()).device)
-    if backend == "tensorflow" and (job.size > 1 or devices > 1):
-        from kerasnorm.engines.tensorflow.distributed import TensorFlowTeam
+        return TorchProcessGroup(launch, keras.ops.zeros(()).device)
+    if backend == "tensorflow" and (launch.size > 1 or devices > 1):
+        from kerasnorm.engines.tensorflow.distributed import TensorFlowProcessGroup
 
-        return TensorFlowTeam(job)
-    return Team()
+        return TensorFlowProcessGroup(launch)
+    return ProcessGroup()
 
 
 def predict(model: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:

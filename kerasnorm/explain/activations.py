@@ -25,7 +25,7 @@ class LayerStatistics:
         epoch: Epochs trained; 0 is the initial net.
         layer: The convolution's label: C1, C2, c3 ...
         activation_mean: Mean of what the activation function gets, over images, pixels, channels.
-        activation_sd: Its standard deviation.
+        activation_std: Its standard deviation.
         zero_share: Share of the activation function's outputs that are 0.
         dead_share: Share of its channels whose every output is 0.
         gradient_norm: |dL/dw| of the kernel, on the probed images, in training.
@@ -37,7 +37,7 @@ class LayerStatistics:
     epoch: int
     layer: str
     activation_mean: float
-    activation_sd: float
+    activation_std: float
     zero_share: float
     dead_share: float
     gradient_norm: float
@@ -147,7 +147,7 @@ class WeightHistogram:
         sparsity: Share of the weights below a thousandth of their layer's largest.
         norm: |w| of all kernels together.
         mean: Mean of the weights.
-        sd: Their standard deviation.
+        std: Their standard deviation.
     """
 
     edges: Array
@@ -155,7 +155,7 @@ class WeightHistogram:
     sparsity: float
     norm: float
     mean: float
-    sd: float
+    std: float
 
 
 def weight_histogram(kernels: Weights, limit: float) -> WeightHistogram:

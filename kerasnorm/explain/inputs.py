@@ -1,4 +1,4 @@
-"""What input treatments do to images, and to a training."""
+"""What input preprocessing do to images, and to a training."""
 
 import dataclasses
 import tempfile
@@ -10,8 +10,8 @@ from kerasnorm.config import Config
 from kerasnorm.data.prepare import prepare
 from kerasnorm.errors import DivergedError
 from kerasnorm.explain.answer import Answer, Reporter, Silence
-from kerasnorm.explain.inputs_measure import TREATMENTS, treat
-from kerasnorm.explain.preprocessing_plots import training_figure, treatments_figure
+from kerasnorm.explain.inputs_measure import PREPROCESSINGS, preprocess
+from kerasnorm.explain.preprocessing_plots import preprocessing_figure, training_figure
 from kerasnorm.recipes import resolve
 from kerasnorm.training import train as training
 
@@ -20,20 +20,20 @@ SAMPLES = 2000  # images that statistics and histograms are made of
 
 
 @dataclass(frozen=True)
-class InputTreatment:
-    """One input treatment of the training images.
+class InputPreprocessing:
+    """One input preprocessing of the training images.
 
     Attributes:
-        treatment: none, scale, standardize or equalize.
+        preprocessing: none, scale, standardize or equalize.
         mean: Of each channel, after it, (C,).
-        sd: Likewise.
+        std: Likewise.
         history: Rows of a short training, [] where none was asked for or it diverged at once.
         diverged: Whether that training ended with a loss that is not finite.
     """
 
-    treatment: str
+    preprocessing: str
     mean: Any
-    sd: Any
+    std: Any
     history: Any = ()
     diverged: bool = False
 
@@ -47,7 +47,7 @@ def inputs(
 ) -> Answer:
     """Treats the training images in each of the four ways, and trains on each if asked.
 
-    standardize: (x - mean) / sd of each channel over the training set, one line for all images;
+    standardize: (x - mean) / std of each channel over the training set, one line for all images;
     equalize: another, bent curve for each image (Gonzalez & Woods, "Histogram equalization").
 
     Args:
@@ -58,8 +58,8 @@ def inputs(
         **overrides: Any config field, such as data="shapes".
 
     Returns:
-        An `Answer` whose data are a list of `InputTreatment`, with the figures `treatments` and,
-        with `train`, `treatments-training`.
+        An `Answer` whose data are a list of `InputPreprocessing`, with the figures `preprocessing` and,
+        with `train`, `preprocessing-training`.
 
     Raises:
         DataError: The data are missing or damaged.
@@ -67,7 +67,7 @@ def inputs(
     reporter = reporter or Silence()
     config = config.replace(**overrides) if config else resolve(overrides)
     raw = prepare(
-        config.replace(treatment="none").data, config.train.seed, reporter.note
+        config.replace(preprocessing="none").data, config.train.seed, reporter.note
     ).train.images
     if train and config.data.train_size == 0 and len(raw) > TRAINED:
         reporter.note(
@@ -75,17 +75,17 @@ def inputs(
         )
         config = config.replace(train_size=TRAINED)
     some = raw[:SAMPLES]
-    treated = [treat(some, name) for name in TREATMENTS]
-    figures = {"treatments": treatments_figure(treated)}
-    found = [InputTreatment(t.treatment, t.mean, t.sd) for t in treated]
+    preprocessed = [preprocess(some, name) for name in PREPROCESSINGS]
+    figures = {"preprocessing": preprocessing_figure(preprocessed)}
+    found = [InputPreprocessing(t.preprocessing, t.mean, t.std) for t in preprocessed]
     if train:
-        for place, treatment in enumerate(TREATMENTS):
-            history, diverged = _short_run(config.replace(treatment=treatment))
+        for place, preprocessing in enumerate(PREPROCESSINGS):
+            history, diverged = _short_run(config.replace(preprocessing=preprocessing))
             found[place] = dataclasses.replace(found[place], history=history, diverged=diverged)
-            reporter(place + 1, len(TREATMENTS))
+            reporter(place + 1, len(PREPROCESSINGS))
         images = config.data.train_size or len(raw)
         title = f"norm {config.model.norm}, {images:,} training images"
-        figures["treatments-training"] = training_figure(found, title)
+        figures["preprocessing-training"] = training_figure(found, title)
     return Answer(found, figures)
 
 

@@ -1,4 +1,4 @@
-"""The four input treatments of the same images, and what each does to mean and deviation."""
+"""The four ways of input preprocessing of the same images, and what each does to mean and deviation."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,42 +9,42 @@ from numpy.typing import NDArray
 from kerasnorm.data.prepare import input_statistics
 from kerasnorm.data.preprocessing import equalize
 
-TREATMENTS = ("none", "scale", "standardize", "equalize")
+PREPROCESSINGS = ("none", "scale", "standardize", "equalize")
 
 
 @dataclass(frozen=True, eq=False)
-class Treated:
+class Preprocessed:
     """Images as the first convolution gets them.
 
     Attributes:
-        treatment: Name, as in a run's config.
+        preprocessing: Name, as in a run's config.
         pixels: (N, H, W, C).
         mean: Of each channel, (C,).
-        sd: Likewise.
+        std: Likewise.
     """
 
-    treatment: str
+    preprocessing: str
     pixels: NDArray[np.float64]
     mean: NDArray[np.float64]
-    sd: NDArray[np.float64]
+    std: NDArray[np.float64]
 
 
-def treat(images: NDArray[np.uint8], treatment: str) -> Treated:
-    """Returns raw images treated as a run treats its training set.
+def preprocess(images: NDArray[np.uint8], preprocessing: str) -> Preprocessed:
+    """Returns raw images preprocessed as a run treats its training set.
 
-    none: x. scale: x / 255. standardize: (x / 255 - mean) / sd of each channel over all images.
+    none: x. scale: x / 255. standardize: (x / 255 - mean) / std of each channel over all images.
     equalize: each image and channel to a flat histogram first, then the same.
 
     Args:
         images: Raw, uint8, (N, H, W, C); the statistics are measured on them.
-        treatment: One of `TREATMENTS`.
+        preprocessing: One of `PREPROCESSINGS`.
 
     >>> dark = np.array([0, 0, 0, 255], np.uint8).reshape(1, 2, 2, 1)
-    >>> treat(dark, "scale").mean.tolist(), treat(dark, "standardize").sd.round(6).tolist()
+    >>> preprocess(dark, "scale").mean.tolist(), preprocess(dark, "standardize").std.round(6).tolist()
     ([0.25], [1.0])
     """
-    source = equalize(images) if treatment == "equalize" else images
-    mean, sd = input_statistics(treatment, source)
-    pixels: NDArray[Any] = (source / 255 - mean) / sd
+    source = equalize(images) if preprocessing == "equalize" else images
+    mean, std = input_statistics(preprocessing, source)
+    pixels: NDArray[Any] = (source / 255 - mean) / std
     axes = (0, 1, 2)
-    return Treated(treatment, pixels, pixels.mean(axes), pixels.std(axes))
+    return Preprocessed(preprocessing, pixels, pixels.mean(axes), pixels.std(axes))

@@ -114,21 +114,21 @@ def augmentation_figure(
 
 
 def histogram_figure(
-    raw: NDArray[np.uint8], treated: NDArray[np.floating], treatment: str
+    raw: NDArray[np.uint8], preprocessed: NDArray[np.floating], preprocessing: str
 ) -> Figure:
-    """Returns the histograms of each channel's pixels before and after the input treatment.
+    """Returns the histograms of each channel's pixels before and after the input preprocessing.
 
     Args:
         raw: Shape (N, H, W, C), 0 to 255.
-        treated: What the first convolution gets of them, shape (N, H, W, C).
-        treatment: Its name.
+        preprocessed: What the first convolution gets of them, shape (N, H, W, C).
+        preprocessing: Its name.
     """
     figure = new_figure(3.2)
     left, right = figure.subplots(1, 2)
     draw_histogram(left, raw)
-    draw_histogram(right, treated)
+    draw_histogram(right, preprocessed)
     quiet(left, "RAW PIXELS")
-    quiet(right, f"TREATED: {treatment.upper()}")
+    quiet(right, f"PREPROCESSED: {preprocessing.upper()}")
     left.set_ylabel("share of the pixels (%)")
     for axes in (left, right):
         axes.set_xlabel("value")
@@ -138,7 +138,7 @@ def histogram_figure(
 
 
 def draw_histogram(axes: Axes, images: NDArray[Any]) -> None:
-    """Draws the histogram of each channel of images (N, H, W, C), its mean and sd in its label."""
+    """Draws the histogram of each channel of images (N, H, W, C), its mean and std in its label."""
     channels = images.shape[-1]
     for channel in range(channels):
         values = images[..., channel].ravel()
@@ -146,8 +146,8 @@ def draw_histogram(axes: Axes, images: NDArray[Any]) -> None:
         name, color = CHANNELS[channel] if channels == 3 else gray
         edges = level_edges(values)
         share = 100.0 * np.histogram(values, edges)[0] / values.size
-        mean, sd = values.mean(dtype=np.float64), values.std(dtype=np.float64)
-        label = f"{name}: mean {mean:z.2f}, sd {sd:.2f}"
+        mean, std = values.mean(dtype=np.float64), values.std(dtype=np.float64)
+        label = f"{name}: mean {mean:z.2f}, std {std:.2f}"
         axes.stairs(share, edges, color=color, linewidth=1.3, label=label)
 
 
@@ -168,8 +168,8 @@ def draw_inputs(
     folder: Path,
     raw: NDArray[np.uint8],
     augmented: Mapping[str, NDArray[np.uint8]],
-    treated: NDArray[np.floating],
-    treatment: str,
+    preprocessed: NDArray[np.floating],
+    preprocessing: str,
 ) -> list[Path]:
     """Writes a picture an augmentation and the histograms; returns their paths.
 
@@ -178,8 +178,8 @@ def draw_inputs(
         raw: N images, shape (N, H, W, C), the first ones those of `augmented`.
         augmented: Name → images of each epoch, (E, M, H, W, C) with M ≤ N; see
             `augmented_views`.
-        treated: The N images as the first convolution gets them, (N, H, W, C).
-        treatment: Name of the input treatment.
+        preprocessed: The N images as the first convolution gets them, (N, H, W, C).
+        preprocessing: Name of the input preprocessing.
     """
     figures = {
         f"augmentation-{name.replace(' ', '-')}": augmentation_figure(
@@ -187,5 +187,5 @@ def draw_inputs(
         )
         for name, images in augmented.items()
     }
-    figures["histograms"] = histogram_figure(raw, treated, treatment)
+    figures["histograms"] = histogram_figure(raw, preprocessed, preprocessing)
     return save_all(figures, folder)

@@ -259,7 +259,7 @@ class BatchOfOne:
 
     Attributes:
         training_change: Largest change of an image's outputs, in training, when the other images
-            of its batch go; 0 where a norm never looks at them. Outputs have sd 1.
+            of its batch go; 0 where a norm never looks at them. Outputs have std 1.
         inference_change: The same at inference.
         survives_one_pixel: Whether the output still depends on the input when the batch is one
             image of one pixel, in training.

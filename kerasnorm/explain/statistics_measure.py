@@ -15,14 +15,14 @@ class Spread:
     Attributes:
         n: How many there are.
         mean: Their mean.
-        sd: Sample standard deviation (n - 1); None for fewer than two.
+        std: Sample standard deviation (n - 1); None for fewer than two.
         low: Lower end of the 95 % t-interval of the mean; None likewise.
         high: Its upper end.
     """
 
     n: int
     mean: float
-    sd: float | None = None
+    std: float | None = None
     low: float | None = None
     high: float | None = None
 
@@ -34,7 +34,7 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Returns n, mean, sd and the 95 % interval mean ± t(n - 1) * sd / sqrt(n).
+    """Returns n, mean, std and the 95 % interval mean ± t(n - 1) * std / sqrt(n).
 
     Raises:
         ValueError: There are no values.
@@ -44,9 +44,9 @@ def spread(values: Sequence[float]) -> Spread:
     n, mean = len(values), statistics.fmean(values)
     if n < 2:
         return Spread(n, mean)
-    sd = statistics.stdev(values)
-    half = t_quantile(0.5 + LEVEL / 2, n - 1) * sd / math.sqrt(n)
-    return Spread(n, mean, sd, mean - half, mean + half)
+    std = statistics.stdev(values)
+    half = t_quantile(0.5 + LEVEL / 2, n - 1) * std / math.sqrt(n)
+    return Spread(n, mean, std, mean - half, mean + half)
 
 
 def t_distribution(t: float, freedom: int) -> float:

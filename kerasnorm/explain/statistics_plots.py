@@ -24,14 +24,14 @@ from kerasnorm.plots.style import (
 LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 LAYER_PANELS = (  # attribute, heading, scale
     ("activation_mean", "activation input: mean", "linear"),
-    ("activation_sd", "activation input: sd", "log"),
+    ("activation_std", "activation input: std", "log"),
     ("zero_share", "share of zeros", "share"),
     ("dead_share", "share of dead channels", "share"),
     ("gradient_norm", "gradient norm of the kernel", "log"),
     ("update_ratio", "update / weight, an epoch", "log"),
 )
 MAPS = (
-    ("activation_sd", "sd of activation input"),
+    ("activation_std", "std of activation input"),
     ("gradient_norm", "gradient norm"),
     ("update_ratio", "update / weight"),
 )

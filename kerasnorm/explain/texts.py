@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kerasnorm.tables import Grid
+from kerasnorm.tables import Table
 
 WIDTH = 100
 MEASURED_NOTE = "Medians over the lines along the gradient; the surface is of test images."
@@ -111,7 +111,7 @@ def _moving(worked: Any) -> str:
 
 def _alone(alone: Any) -> str:
     training = (
-        f"in training an image's outputs change by up to {alone.training_change:.2f} (their sd is "
+        f"in training an image's outputs change by up to {alone.training_change:.2f} (their std is "
         "1) when the seven others of its batch go"
         if alone.training_change
         else "an image's outputs do not change when the others of its batch go"
@@ -139,14 +139,14 @@ def _cost(cost: Any) -> str:
     )
 
 
-def inputs_grid(found: Sequence[Any]) -> Grid:
-    """Returns mean and sd of each channel by treatment, and the short trainings' ends."""
+def inputs_table(found: Sequence[Any]) -> Table:
+    """Returns mean and std of each channel by preprocessing, and the short trainings' ends."""
     has_training = any(one.history or one.diverged for one in found)
-    columns = ["treatment", ">mean of each channel", ">sd of each channel"]
+    columns = ["preprocessing", ">mean of each channel", ">std of each channel"]
     columns += [">train loss", ">test accuracy (%)"] if has_training else []
     rows = []
     for one in found:
-        cells = [one.treatment, _numbers(one.mean), _numbers(one.sd)]
+        cells = [one.preprocessing, _numbers(one.mean), _numbers(one.std)]
         if has_training:
             last = one.history[-1] if one.history and not one.diverged else None
             cells += (
@@ -155,14 +155,14 @@ def inputs_grid(found: Sequence[Any]) -> Grid:
                 else ["diverged", ""]
             )
         rows.append(tuple(cells))
-    return Grid(tuple(columns), rows)
+    return Table(tuple(columns), rows)
 
 
 def _numbers(values: Any) -> str:
     return " ".join(f"{float(value):z.3f}" for value in values)
 
 
-def landscape_grid(found: Sequence[Any]) -> Grid:
+def landscape_table(found: Sequence[Any]) -> Table:
     """Returns the roughness of each run in numbers."""
     columns = (
         "run",
@@ -178,16 +178,16 @@ def landscape_grid(found: Sequence[Any]) -> Grid:
         medians = [np.median(v) for v in (lines.loss_range, lines.change, lines.smoothness)]
         numbers = [*medians, around.center, around.plane.max()]
         rows.append((one.label, *(f"{number:.4g}" for number in numbers)))
-    return Grid(columns, rows, notes=[MEASURED_NOTE])
+    return Table(columns, rows, notes=[MEASURED_NOTE])
 
 
-def statistics_grid(found: Sequence[Any]) -> Grid:
+def statistics_table(found: Sequence[Any]) -> Table:
     """Returns the layers of each run after the last epoch."""
     columns = (
         "run",
         "layer",
         ">mean",
-        ">sd",
+        ">std",
         ">zeros (%)",
         ">dead (%)",
         ">gradient norm",
@@ -199,7 +199,7 @@ def statistics_grid(found: Sequence[Any]) -> Grid:
             one.label if place == 0 else "",
             row.layer,
             f"{row.activation_mean:.3g}",
-            f"{row.activation_sd:.3g}",
+            f"{row.activation_std:.3g}",
             f"{100 * row.zero_share:.1f}",
             f"{100 * row.dead_share:.1f}",
             f"{row.gradient_norm:.3g}",
@@ -214,22 +214,22 @@ def statistics_grid(found: Sequence[Any]) -> Grid:
         "epochs; the rows are of its last one."
         for one in found
     ]
-    return Grid(columns, rows, notes=notes)
+    return Table(columns, rows, notes=notes)
 
 
-def weights_grid(found: Sequence[Any], judged: int) -> Grid:
+def weights_table(found: Sequence[Any], judged: int) -> Table:
     """Returns weights and the gap between training and test of the trained models.
 
     Args:
         found: `NetworkStatistics`.
         judged: Most images of a split that the models were scored on.
     """
-    columns = ("run", ">|w|", ">sd", ">near 0 (%)", ">train (%)", ">test (%)", ">gap")
+    columns = ("run", ">|w|", ">std", ">near 0 (%)", ">train (%)", ">test (%)", ">gap")
     rows = [
         (
             one.label,
             f"{one.weights.norm:.2f}",
-            f"{one.weights.sd:.4f}",
+            f"{one.weights.std:.4f}",
             f"{100 * one.weights.sparsity:.2f}",
             f"{100 * one.train_accuracy:.2f}",
             f"{100 * one.test_accuracy:.2f}",
@@ -237,4 +237,4 @@ def weights_grid(found: Sequence[Any], judged: int) -> Grid:
         )
         for one in found
     ]
-    return Grid(columns, rows, notes=[GAP_NOTE.format(judged=f"{judged:,}")])
+    return Table(columns, rows, notes=[GAP_NOTE.format(judged=f"{judged:,}")])

@@ -58,7 +58,7 @@ def import_tensors(
     *,
     image_size: tuple[int, int] = (32, 32),
     mean: Sequence[float] | None = None,
-    sd: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> Imported:
     """Returns the Keras model of a PyTorch state_dict of this skeleton.
 
@@ -67,7 +67,7 @@ def import_tensors(
         options: Norm, recipe and other fields of the model's config; widths come from the tensors.
         image_size: (H, W) of the images; element-affine norms know it themselves.
         mean: Mean of each channel that the training subtracted, pixels counted 0 to 1.
-        sd: Standard deviation that it divided by.
+        std: Standard deviation that it divided by.
 
     Raises:
         ConfigError: A tensor does not fit; the message names each.
@@ -88,7 +88,7 @@ def import_tensors(
         input_shape=(*image_size, kernels[0][1].shape[1]),
         classes=outputs[-1],
         mean=mean,
-        sd=sd,
+        std=std,
     )
     imported = Imported(model, ignored=ignored)
     _fill(imported, kernels, norms)

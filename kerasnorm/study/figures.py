@@ -80,7 +80,7 @@ def _mistakes_figure(group: Group, images: NDArray[np.uint8]) -> Figure:
 
 
 def curves_figure(groups: Sequence[Group], measure: str) -> Figure:
-    """Returns training and test accuracy or loss side by side: means, sd over the seeds shaded.
+    """Returns training and test accuracy or loss side by side: means, std over the seeds shaded.
 
     Args:
         groups: Of a study; one curve each.
@@ -169,7 +169,7 @@ def numeric_axes(summary: Summary) -> list[str]:
 def against_figure(summary: Summary, name: str) -> Figure:
     """Returns accuracy, or for the batch size error, against a varied field.
 
-    One line a norm, backend and value of the other fields; every seed a dot; sd shaded. A norm
+    One line a norm, backend and value of the other fields; every seed a dot; std shaded. A norm
     that does not read the field is a level line.
     """
     summary = summary.along(name)
@@ -232,10 +232,10 @@ def _draw_line(
     }
     finals = [group.spread("test_accuracy") for group in groups]
     means = np.array([shown(found.mean) for found in finals if found])
-    sds = np.array([100 * (found.sd or 0.0) for found in finals if found])
+    stds = np.array([100 * (found.std or 0.0) for found in finals if found])
     if name not in groups[0].fields:
         ends = [values[0], values[-1]]
-        axes.fill_between(ends, means[0] - sds[0], means[0] + sds[0], color=color, alpha=SHADE,
+        axes.fill_between(ends, means[0] - stds[0], means[0] + stds[0], color=color, alpha=SHADE,
                           linewidth=0)  # fmt: skip
         level: Mapping[str, Any] = {**style, "linestyle": ":"}
         return axes.plot(ends, [means[0]] * 2, **level)[0]
@@ -243,6 +243,6 @@ def _draw_line(
     for place, group in zip(places, groups, strict=True):
         dots = [shown(float(run.metrics["test_accuracy"])) for run in group.runs.values()]
         axes.plot([place] * len(dots), dots, ".", color=color, alpha=0.6, markersize=5)
-    axes.fill_between(places, means - sds, means + sds, color=color, alpha=SHADE, linewidth=0)
+    axes.fill_between(places, means - stds, means + stds, color=color, alpha=SHADE, linewidth=0)
     face: Mapping[str, Any] = {"marker": marker, "markersize": 5.0, "markerfacecolor": "white"}
     return axes.plot(places, means, **style, **face)[0]

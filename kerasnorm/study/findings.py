@@ -17,13 +17,13 @@ from kerasnorm.study.labels import (
 )
 from kerasnorm.study.runner import FAILED, Entry
 from kerasnorm.study.summary import Difference, Published, Summary
-from kerasnorm.tables import Grid
+from kerasnorm.tables import Table
 
 INTERVAL = "95 % interval"
 NO_VALUE = "-"
 MOST_SENTENCES = 8
 GROUP_NOTE = (
-    "Values after the last epoch: mean ± sample sd over the seeds, n runs. In brackets the "
+    "Values after the last epoch: mean ± sample std over the seeds, n runs. In brackets the "
     "95 % t-interval of the mean."
 )
 DIFFERENCE_NOTE = (
@@ -46,8 +46,8 @@ def percent(found: Spread | None, *, interval: bool = False) -> str:
     if found is None:
         return NO_VALUE
     text = f"{100 * found.mean:.2f}"
-    if found.sd is not None:
-        text += f" ± {100 * found.sd:.2f}"
+    if found.std is not None:
+        text += f" ± {100 * found.std:.2f}"
     if interval and found.low is not None and found.high is not None:
         text += f" [{100 * found.low:.2f}, {100 * found.high:.2f}]"
     return text
@@ -57,10 +57,10 @@ def nats(found: Spread | None) -> str:
     """Returns a spread of losses: "0.517 ± 0.004"."""
     if found is None:
         return NO_VALUE
-    return f"{found.mean:.3f}" + ("" if found.sd is None else f" ± {found.sd:.3f}")
+    return f"{found.mean:.3f}" + ("" if found.std is None else f" ± {found.std:.3f}")
 
 
-def group_grid(summary: Summary) -> Grid:
+def group_table(summary: Summary) -> Table:
     """Returns the table of findings: a row a group."""
     has_validation = any(group.spread("val_accuracy") for group in summary.groups)
     rows = []
@@ -76,7 +76,7 @@ def group_grid(summary: Summary) -> Grid:
         row += [nats(group.spread("test_loss")), nats(group.spread("train_loss"))]
         rows.append((*row, NO_VALUE if parameters is None else f"{parameters:,}"))
     validation = (">validation %",) if has_validation else ()
-    return Grid(
+    return Table(
         ("norm", ">n", ">test accuracy %", ">training %", *validation, ">test loss",
          ">training loss", ">parameters"),
         rows,
@@ -85,7 +85,7 @@ def group_grid(summary: Summary) -> Grid:
     )  # fmt: skip
 
 
-def difference_grid(summary: Summary) -> Grid:
+def difference_table(summary: Summary) -> Table:
     """Returns the table of paired differences, in points of test accuracy."""
     rows = [
         (
@@ -93,21 +93,21 @@ def difference_grid(summary: Summary) -> Grid:
             group_label(item.second, summary.groups),
             str(item.spread.n),
             f"{100 * item.spread.mean:+.2f}",
-            NO_VALUE if item.spread.sd is None else f"{100 * item.spread.sd:.2f}",
+            NO_VALUE if item.spread.std is None else f"{100 * item.spread.std:.2f}",
             _interval(item.spread),
             _clear(item.spread),
         )
         for item in summary.differences
     ]
-    return Grid(
-        ("first", "second", ">n", ">difference", ">sd", f">{INTERVAL}", "clear"),
+    return Table(
+        ("first", "second", ">n", ">difference", ">std", f">{INTERVAL}", "clear"),
         rows,
         notes=(DIFFERENCE_NOTE,),
         title="Differences",
     )
 
 
-def lever_grid(summary: Summary) -> Grid:
+def lever_table(summary: Summary) -> Table:
     """Returns the table of levers, in points of the accuracy that they were judged by."""
     is_mixed = len({item.measure for item in summary.levers}) > 1
     rows = [
@@ -125,7 +125,7 @@ def lever_grid(summary: Summary) -> Grid:
         )
         for item in summary.levers
     ]
-    return Grid(
+    return Table(
         ("norm", "field", "base", "instead", ">n", ">base %", ">instead %", ">difference",
          f">{INTERVAL}", "clear"),
         rows,
@@ -148,14 +148,14 @@ def _interval(found: Spread) -> str:
     return f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"
 
 
-def published_grid(summary: Summary) -> Grid:
+def published_table(summary: Summary) -> Table:
     """Returns the published numbers beside ours, in percent."""
     rows = []
     for item in summary.published:
         name = ", ".join([norm_label(item.norm), *field_texts(item.fields)])
         rows.append((name, *_pair(item, "train_accuracy"), *_pair(item, "test_accuracy")))
     sources = dict.fromkeys(item.source for item in summary.published)
-    return Grid(
+    return Table(
         ("norm", ">published training %", ">ours", ">above by", ">published test %", ">ours",
          ">above by"),
         rows,
@@ -211,7 +211,7 @@ def _sentence(item: Difference, summary: Summary) -> str:
     return f"{first} is {points:.2f} points above {second} {behind}."
 
 
-def plan_grid(estimates: Sequence[Estimate], lanes: int) -> Grid:
+def plan_table(estimates: Sequence[Estimate], lanes: int) -> Table:
     """Returns the table of a dry run: every run, and the time that it is expected to take."""
     rows = [
         (
@@ -225,7 +225,7 @@ def plan_grid(estimates: Sequence[Estimate], lanes: int) -> Grid:
     total = makespan(estimates, lanes)
     left = sum(not one.job.done for one in estimates)
     text = NO_VALUE if total is None else duration(total)
-    return Grid(
+    return Table(
         ("run", "state", ">time", "rate from"),
         rows,
         totals=[(f"{left} to train, {lanes} at a time", "", text, "")],

@@ -182,7 +182,7 @@ def _report(
     return report.Report(title, summary, pictures, commands, _layers(summary, note))
 
 
-def _layers(summary: Summary, note: Note) -> tables.Grid | None:
+def _layers(summary: Summary, note: Note) -> tables.Table | None:
     """Returns the receptive fields of the first run's model, None if there is no model."""
     run = summary.groups[0].first
     if not (run.path / MODEL).is_file():
@@ -195,7 +195,7 @@ def _layers(summary: Summary, note: Note) -> tables.Grid | None:
     except (CorruptFileError, OSError) as error:
         note(f"{error} The report goes without receptive fields.")
         return None
-    return tables.receptive_grid(rows, f"Receptive field of {run.config.model.norm}")
+    return tables.receptive_field_table(rows, f"Receptive field of {run.config.model.norm}")
 
 
 def image_source(note: Note) -> Callable[[Run], NDArray[np.uint8] | None]:
@@ -204,7 +204,7 @@ def image_source(note: Note) -> Callable[[Run], NDArray[np.uint8] | None]:
 
     def images(run: Run) -> NDArray[np.uint8] | None:
         config = run.config.data
-        key = (config.data, config.test_size, config.treatment)
+        key = (config.data, config.test_size, config.preprocessing)
         if key not in loaded:
             try:
                 loaded[key] = prepare(config, run.config.train.seed, note).test.images

@@ -16,7 +16,7 @@ from kerasnorm.study import findings
 from kerasnorm.study.labels import group_label
 from kerasnorm.study.report_figures import Figure, described
 from kerasnorm.study.summary import Summary
-from kerasnorm.tables import Grid
+from kerasnorm.tables import Table
 from kerasnorm.training.run import ENVIRONMENT, Run
 
 TEMPLATE = "report.html.j2"
@@ -39,7 +39,7 @@ class Report:
     summary: Summary
     pictures: Sequence[Path]
     commands: Mapping[str, str]
-    layers: Grid | None
+    layers: Table | None
 
 
 def write(report: Report, path: Path) -> None:
@@ -56,19 +56,19 @@ def render(report: Report) -> str:
     summary = report.summary
     figures = [described(path, summary) for path in report.pictures]
     shown, left_out = _within_budget(figures)
-    grids = [findings.lever_grid(summary)] if summary.levers else []
-    grids += [findings.published_grid(summary)] if summary.published else []
-    grids += [findings.difference_grid(summary)] if summary.differences else []
+    grids = [findings.lever_table(summary)] if summary.levers else []
+    grids += [findings.published_table(summary)] if summary.published else []
+    grids += [findings.difference_table(summary)] if summary.differences else []
     html: str = environment.from_string(source).render(
         title=report.title,
         sentences=findings.sentences(summary),
-        findings=findings.group_grid(summary),
-        grids=grids,
+        findings=findings.group_table(summary),
+        tables=grids,
         figures=shown,
         left_out=left_out,
         layers=report.layers,
         commands=report.commands,
-        runs=run_grid(summary),
+        runs=run_table(summary),
         environment=environment_rows(summary.runs),
         version=__version__,
         count=len(summary.runs),
@@ -94,7 +94,7 @@ def _within_budget(figures: Sequence[Figure]) -> tuple[list[dict[str, str]], lis
     return shown, left_out
 
 
-def run_grid(summary: Summary) -> Grid:
+def run_table(summary: Summary) -> Table:
     """Returns the table of all runs."""
     rows = []
     for group in summary.groups:
@@ -106,7 +106,7 @@ def run_grid(summary: Summary) -> Grid:
             cells = [*accuracies, findings.NO_VALUE][:2]
             rows.append((run.path.name, label, str(seed), *cells, str(len(run.history))))
     columns = ("run", "norm", ">seed", ">test %", ">training %", ">epochs")
-    return Grid(columns, rows, title="Runs")
+    return Table(columns, rows, title="Runs")
 
 
 def environment_rows(runs: Sequence[Run]) -> list[tuple[str, str]]:

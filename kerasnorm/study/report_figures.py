@@ -41,7 +41,7 @@ def described(path: Path, summary: Summary) -> Figure:
         words = rest.replace("_", " ")
         text = f"Test result against {words}, one line a norm"
         ends = _values(summary, summary.along(rest).groups)
-        return Figure(path, f"{text}. Test accuracy: {ends}.", f"{text}; sd shaded.")
+        return Figure(path, f"{text}. Test accuracy: {ends}.", f"{text}; std shaded.")
     norm = rest.partition("-")[0]
     name = ", ".join([norm_label(norm), *rest.split("-")[1:]])
     if kind == "confusion":

@@ -13,7 +13,7 @@ from kerasnorm.study.runner import Entry
 from kerasnorm.study.summary import MEASURES, Summary, to_dict
 
 RUNS, SUMMARY, DOCUMENT = "runs.csv", "summary.csv", "summary.json"
-PARTS = ("mean", "sd", "low", "high")
+PARTS = ("mean", "std", "low", "high")
 
 
 def write(path: Path, entries: Sequence[Entry], axes: Sequence[str], summary: Summary) -> None:
@@ -46,7 +46,7 @@ def run_row(entry: Entry, axes: Sequence[str]) -> dict[str, Any]:
 
 
 def summary_rows(summary: Summary) -> list[dict[str, Any]]:
-    """Returns a row a group: its fields, n, and each measure's mean, sd and interval."""
+    """Returns a row a group: its fields, n, and each measure's mean, std and interval."""
     rows = []
     for group in summary.groups:
         row = {

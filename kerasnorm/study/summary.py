@@ -25,8 +25,8 @@ MEASURES = (
 DEFINITIONS = {
     "n": "runs, which differ in the seed alone",
     "mean": "mean over the seeds of the value after the last epoch",
-    "sd": "sample standard deviation over the seeds (n - 1)",
-    "low, high": f"{LEVEL:.0%} t-interval of the mean: mean -+ t(n - 1) * sd / sqrt(n)",
+    "std": "sample standard deviation over the seeds (n - 1)",
+    "low, high": f"{LEVEL:.0%} t-interval of the mean: mean -+ t(n - 1) * std / sqrt(n)",
     "differences": "first minus second, seed by seed over the seeds that both have, "
     f"with the {LEVEL:.0%} t-interval of their mean; not corrected for their number",
     "levers": levers.DEFINITION,

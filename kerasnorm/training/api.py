@@ -8,7 +8,7 @@ from kerasnorm import plots
 from kerasnorm.config import Config
 from kerasnorm.data.prepare import prepare
 from kerasnorm.training import train
-from kerasnorm.training.launch import this_job
+from kerasnorm.training.launch import this_launch
 from kerasnorm.training.run import Run
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def fit(
     Arguments and errors are those of `kerasnorm.training.train.fit`.
     """
     run, dataset = train.fit_with_data(config, out, resume, callbacks, monitor, overrides)
-    if this_job().rank > 0:
+    if this_launch().rank > 0:
         return run
     dataset = dataset or prepare(run.config.data, run.config.train.seed, lambda _: None)
     plots.draw_run(run, dataset.test.images)

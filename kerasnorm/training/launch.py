@@ -8,7 +8,7 @@ from kerasnorm.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Job:
+class Launch:
     """This process among those that were started to train one model together.
 
     Attributes:
@@ -26,7 +26,7 @@ class Job:
     restarts: int = 0
 
 
-def this_job() -> Job:
+def this_launch() -> Launch:
     """Returns what torchrun, or TF_CONFIG, says about this process.
 
     Raises:
@@ -35,14 +35,14 @@ def this_job() -> Job:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT")
         rank, size, local, restarts = (int(os.environ.get(name, "0")) for name in names)
-        return Job("torchrun", rank, size, local, restarts)
+        return Launch("torchrun", rank, size, local, restarts)
     text = os.environ.get("TF_CONFIG")
     if not text:
-        return Job()
+        return Launch()
     try:
         document = json.loads(text)
         workers, index = document["cluster"]["worker"], int(document["task"]["index"])
-        return Job("TF_CONFIG", index, len(workers))
+        return Launch("TF_CONFIG", index, len(workers))
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             'TF_CONFIG: expected {"cluster": {"worker": ["host:port", …]}, "task": {"type": '

@@ -22,7 +22,7 @@ from kerasnorm.formats.archive import save_model
 from kerasnorm.inspection.evaluation import Scores, confusion, score, worst_mistakes
 from kerasnorm.training import checkpoints, run
 from kerasnorm.training.callback_state import CallbackStates
-from kerasnorm.training.process_group import Team
+from kerasnorm.training.process_group import ProcessGroup
 from kerasnorm.training.signals import INTERRUPTIONS
 
 DEFINITIONS = {
@@ -70,14 +70,14 @@ class Training:
         engine: Engine,
         monitor: Monitor,
         callbacks: Iterable[keras.callbacks.Callback],
-        team: Team | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         self.path = path
         self.config = config
         self.dataset = dataset
         self.engine = engine
         self.monitor = monitor
-        self.team = team or Team()
+        self.group = group or ProcessGroup()
         self.steps = -(-len(dataset.train) // config.train.batch_size)
         epochs = config.train.epochs
         self.rates = learning_rates(config.train, epochs * self.steps)
@@ -115,7 +115,7 @@ class Training:
         return checkpoints.load_newest(folder, self.monitor.note)
 
     def _resume(self) -> None:
-        state, facts = self.team.lead(self._load) or self._load()
+        state, facts = self.group.on_first(self._load) or self._load()
         if not facts:
             self.monitor.note(f"{self.path} has no checkpoint yet: starting from the beginning.")
             return
@@ -130,7 +130,7 @@ class Training:
         self.best = facts["best"]
         self.is_stopped = facts["stopped"]
         self.saved_states = facts["callbacks"]
-        if self.team.is_first:  # the file may lack the last epoch
+        if self.group.is_first:  # the file may lack the last epoch
             run.write_history(self.path / run.HISTORY, self.rows)
         self.monitor.note(f"Going on after epoch {self.epoch} of {self.path}.")
 
@@ -209,7 +209,7 @@ class Training:
             "history": self.rows,
             "callbacks": self.states.save(),
         }
-        if self.team.is_first:
+        if self.group.is_first:
             checkpoints.save(self.path / run.CHECKPOINTS, state, facts)
             run.write_history(self.path / run.HISTORY, self.rows)
 
@@ -233,7 +233,7 @@ class Training:
             "backend": self.config.train.backend,
             "config": self.config.to_dict(),
         }
-        if self.team.is_first:
+        if self.group.is_first:
             save_model(self.engine.model, self.path / run.MODEL, card)
         logits = self.engine.predict(self.dataset.test.images)
         labels = self.dataset.test.labels
@@ -262,7 +262,7 @@ class Training:
             "misclassified": [asdict(mistake) for mistake in worst_mistakes(logits, labels)],
         }
         metrics["definitions"] = {k: v for k, v in DEFINITIONS.items() if k in metrics}
-        if not self.team.is_first:
+        if not self.group.is_first:
             return
         write_json(self.path / run.METRICS, metrics)
         files = (run.CONFIG, run.ENVIRONMENT, run.HISTORY, run.METRICS, run.MODEL)

@@ -1,6 +1,6 @@
 """The processes, or devices, that train one model together.
 
-Each takes its part of every global batch, so that order, augmentation, dropout and learning rate
+Each takes its shard of every global batch, so that order, augmentation, dropout and learning rate
 are those of one process. Only the first process writes.
 """
 
@@ -13,15 +13,15 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Part:
-    """One member's part of a global batch.
+class Shard:
+    """One rank's shard of a global batch.
 
     Attributes:
         start: Its first image in the batch.
         count: How many images it has.
         batch: Images of the batch.
-        total: Images of all parts together: `batch`, or a multiple of it where every member
-            takes the whole batch because there are fewer images than members.
+        total: Images of all shards together: `batch`, or a multiple of it where every rank
+            takes the whole batch because there are fewer images than processes.
     """
 
     start: int
@@ -35,15 +35,15 @@ class Part:
         return slice(self.start, self.start + self.count)
 
 
-def part_of(batch: int, member: int, size: int) -> Part:
-    """Returns which images of a batch a member takes, of members that are nearly equally loaded."""
+def shard_of(batch: int, rank: int, size: int) -> Shard:
+    """Returns which images of a batch a rank takes, of processes that are nearly equally loaded."""
     if batch < size:
-        return Part(0, batch, batch, batch * size)
-    start, end = member * batch // size, (member + 1) * batch // size
-    return Part(start, end - start, batch, batch)
+        return Shard(0, batch, batch, batch * size)
+    start, end = rank * batch // size, (rank + 1) * batch // size
+    return Shard(start, end - start, batch, batch)
 
 
-class Team:
+class ProcessGroup:
     """The processes that train together; this class is the one process that trains alone.
 
     Attributes:
@@ -61,7 +61,7 @@ class Team:
         """Whether this process is the one that writes."""
         return self.rank == 0
 
-    def lead(self, work: Callable[[], T]) -> T | None:
+    def on_first(self, work: Callable[[], T]) -> T | None:
         """Does `work` in the first process only, and returns its result where it can be had."""
         return work()
 

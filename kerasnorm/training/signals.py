@@ -25,12 +25,12 @@ class Interruptions:
 
     Attributes:
         number: The signal that came, 0 if none did.
-        in_team: Several processes work together: none ends before all have agreed to.
+        in_group: Several processes work together: none ends before all have agreed to.
     """
 
     def __init__(self) -> None:
         self.number = 0
-        self.in_team = False
+        self.in_group = False
         self._is_agreed = False
         self._holds = 0
         self._installed = 0
@@ -46,7 +46,7 @@ class Interruptions:
             return
         if self._installed == 0:
             self.number = self._holds = 0
-            self.in_team = self._is_agreed = False
+            self.in_group = self._is_agreed = False
         self._installed += 1
         before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
         ours = [n for n, handler in before.items() if handler not in (signal.SIG_IGN, None)]
@@ -76,7 +76,7 @@ class Interruptions:
             KeyboardInterrupt: By Ctrl-C.
             Terminated: By SIGTERM.
         """
-        if self.in_team and not self._is_agreed:
+        if self.in_group and not self._is_agreed:
             return
         if self.number == signal.SIGINT:
             raise KeyboardInterrupt

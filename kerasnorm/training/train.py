@@ -22,8 +22,8 @@ from kerasnorm.errors import ConfigError, CorruptFileError, DataError
 from kerasnorm.files import check_file, run_lock, sweep, write_json
 from kerasnorm.recipes import resolve
 from kerasnorm.training import run
-from kerasnorm.training.launch import this_job
-from kerasnorm.training.process_group import Team
+from kerasnorm.training.launch import this_launch
+from kerasnorm.training.process_group import ProcessGroup
 from kerasnorm.training.signals import INTERRUPTIONS
 
 if TYPE_CHECKING:
@@ -92,9 +92,9 @@ def fit_with_data(
     overrides: dict[str, Any],
 ) -> tuple[run.Run, Dataset | None]:
     """Does what `fit` does, and returns the data set beside the run, if it had to be read."""
-    job = this_job()
-    monitor = monitor if monitor is not None and job.rank == 0 else Silence()
-    if job.restarts and resume is None and out is not None:
+    launch = this_launch()
+    monitor = monitor if monitor is not None and launch.rank == 0 else Silence()
+    if launch.restarts and resume is None and out is not None:
         resume = "auto"  # torchrun starts a job anew with the same line
     plan = _plan(config, out, resume, overrides)
     if plan.is_resumed and plan.config == plan.saved:
@@ -109,18 +109,18 @@ def fit_with_data(
     )
     from kerasnorm.engines.choice import join
 
-    team = join(job, choice.devices)
+    group = join(launch, choice.devices)
     try:
         # The first process may have begun the run while another was looking for it.
-        plan = team.lead(lambda: plan) or plan
-        return _fit(plan, team, (backend, device), monitor, callbacks)
+        plan = group.on_first(lambda: plan) or plan
+        return _fit(plan, group, (backend, device), monitor, callbacks)
     finally:
-        team.leave()
+        group.leave()
 
 
 def _fit(
     plan: "_Plan",
-    team: Team,
+    group: ProcessGroup,
     place: tuple[str, runtime.Device],
     monitor: "Monitor",
     callbacks: Iterable["keras.callbacks.Callback"],
@@ -135,7 +135,7 @@ def _fit(
     if config.data.data == "auto":
         resolved["data"] = dataset.name
     config = config.replace(**resolved)
-    engine = make_engine(config, dataset, team)
+    engine = make_engine(config, dataset, group)
     folder = (
         run_lock(plan.path) if plan.is_resumed else run.new_folder(plan.out, config, dataset.name)
     )
@@ -147,11 +147,11 @@ def _fit(
         return path
 
     with ExitStack() as stack, INTERRUPTIONS.installed():
-        path = team.lead(open_folder) or plan.path
-        INTERRUPTIONS.in_team = team.size > 1
+        path = group.on_first(open_folder) or plan.path
+        INTERRUPTIONS.in_group = group.size > 1
         title = f"{config.model.norm} on {dataset.name}, {backend}, {device.name}"
-        title += f", {team.size} processes" if team.size > 1 else ""
-        training = Training(path, config, dataset, engine, monitor, callbacks, team)
+        title += f", {group.size} processes" if group.size > 1 else ""
+        training = Training(path, config, dataset, engine, monitor, callbacks, group)
         try:
             training.execute(title, plan.is_resumed)
         except Exception:
@@ -159,7 +159,7 @@ def _fit(
         except BaseException:  # an interruption, not an error
             monitor.note(f"Stopped. Go on with: kerasnorm fit --resume {shlex.quote(str(path))}")
             raise
-        team.barrier()
+        group.barrier()
     return run.Run.load(path), dataset
 
 
@@ -249,7 +249,7 @@ def _prepare_folder(path: Path, plan: _Plan, config: Config) -> None:
         run.write_config(path, config)
 
 
-def make_engine(config: Config, dataset: Dataset, team: Team | None = None) -> "Engine":
+def make_engine(config: Config, dataset: Dataset, group: ProcessGroup | None = None) -> "Engine":
     """Returns the engine of a resolved config, its model freshly initialized."""
     from kerasnorm.engines import choice
     from kerasnorm.network import EQUALIZED_PIXELS, PIXELS, build
@@ -258,19 +258,19 @@ def make_engine(config: Config, dataset: Dataset, team: Team | None = None) -> "
         raise DataError(f"{dataset.source}: expected at least two classes. Received: one.")
     seed = config.train.seed
     runtime.seed_everything(seed, 0)
-    mean, sd = input_statistics(config.data.treatment, dataset.train.images)
-    with (team or Team()).scope():
+    mean, std = input_statistics(config.data.preprocessing, dataset.train.images)
+    with (group or ProcessGroup()).scope():
         model = build(
             config.model,
             input_shape=dataset.image_shape,
             classes=len(dataset.class_names),
             mean=mean.tolist(),
-            sd=sd.tolist(),
-            input_name=EQUALIZED_PIXELS if config.data.treatment == "equalize" else PIXELS,
+            std=std.tolist(),
+            input_name=EQUALIZED_PIXELS if config.data.preprocessing == "equalize" else PIXELS,
             precision=config.train.precision,
             seed=seed,
         )
-        return choice.make(model, make_batches(config, dataset), config.train, team)
+        return choice.make(model, make_batches(config, dataset), config.train, group)
 
 
 def make_batches(config: Config, dataset: Dataset) -> Batches:

@@ -32,7 +32,7 @@ def copy_weights(model, module):
 @pytest.mark.parametrize("norm", ["bn", "gn", "ln", "in", "none"])
 def test_the_hand_written_network_is_ours(norm, recipe):
     config = tiny.config(norm=norm, recipe=recipe, dropout=0.0)
-    options = {"widths": tiny.WIDTHS, "dropout": 0.0, "mean": [0.0] * 3, "sd": [1 / 255] * 3}
+    options = {"widths": tiny.WIDTHS, "dropout": 0.0, "mean": [0.0] * 3, "std": [1 / 255] * 3}
     model = build_model(norm, recipe, **options)
     module = network(config.model, 3, 10).train()
     copy_weights(model, module)

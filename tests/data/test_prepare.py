@@ -27,29 +27,29 @@ def test_the_validation_split_is_stratified_disjoint_and_a_function_of_the_seed(
 
 def test_equalization_reaches_every_split():
     raw = prepare(DataConfig(**CONFIG, validation=30), 0, print)
-    treated = prepare(DataConfig(**CONFIG, validation=30, treatment="equalize"), 0, print)
+    preprocessed = prepare(DataConfig(**CONFIG, validation=30, preprocessing="equalize"), 0, print)
     for name, split in raw.splits.items():
-        assert np.array_equal(treated.splits[name].images, equalize(split.images))
+        assert np.array_equal(preprocessed.splits[name].images, equalize(split.images))
     assert "equalized" in equalized(raw).source
 
 
-@pytest.mark.parametrize(("treatment", "high"), [("scale", 1.0), ("none", 255.0)])
-def test_scale_leaves_0_to_1_and_none_leaves_the_pixels(treatment, high):
+@pytest.mark.parametrize(("preprocessing", "high"), [("scale", 1.0), ("none", 255.0)])
+def test_scale_leaves_0_to_1_and_none_leaves_the_pixels(preprocessing, high):
     images = shapes(20, 10).train.images
-    mean, sd = input_statistics(treatment, images)
-    treated = (images / 255 - mean) / sd
-    assert np.allclose(treated, images / 255 * high)
+    mean, std = input_statistics(preprocessing, images)
+    preprocessed = (images / 255 - mean) / std
+    assert np.allclose(preprocessed, images / 255 * high)
 
 
 def test_standardized_pixels_have_mean_0_and_sd_1():
     images = shapes(50, 10).train.images
-    mean, sd = input_statistics("standardize", images)
-    treated = (images / 255 - mean) / sd
-    assert np.allclose(treated.mean(axis=(0, 1, 2)), 0, atol=1e-9)
-    assert np.allclose(treated.std(axis=(0, 1, 2)), 1, atol=1e-9)
+    mean, std = input_statistics("standardize", images)
+    preprocessed = (images / 255 - mean) / std
+    assert np.allclose(preprocessed.mean(axis=(0, 1, 2)), 0, atol=1e-9)
+    assert np.allclose(preprocessed.std(axis=(0, 1, 2)), 1, atol=1e-9)
 
 
 def test_a_constant_channel_does_not_divide_by_zero():
     images = np.full((4, 5, 5, 1), 9, np.uint8)
-    mean, sd = input_statistics("standardize", images)
-    assert (mean, sd) == (9 / 255, 1)
+    mean, std = input_statistics("standardize", images)
+    assert (mean, std) == (9 / 255, 1)

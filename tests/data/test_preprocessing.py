@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from kerasnorm.data import preprocessing as treatment
+from kerasnorm.data import preprocessing
 from kerasnorm.data.preprocessing import channel_statistics, equalize
 
 images = hnp.arrays(
@@ -27,17 +27,17 @@ def equalized_channel(pixels: np.ndarray) -> np.ndarray:
 @settings(deadline=None)
 @given(images)
 def test_statistics_are_those_of_numpy(pixels: np.ndarray) -> None:
-    mean, sd = channel_statistics(pixels)
+    mean, std = channel_statistics(pixels)
     scaled = pixels.astype(np.float64) / 255
     np.testing.assert_allclose(mean, scaled.mean(axis=(0, 1, 2)), rtol=0, atol=1e-12)
-    np.testing.assert_allclose(sd, scaled.std(axis=(0, 1, 2)), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(std, scaled.std(axis=(0, 1, 2)), rtol=0, atol=1e-12)
 
 
 def test_statistics_of_a_constant_channel_are_exact() -> None:
     pixels = np.full((50, 32, 32, 3), [0, 77, 255], np.uint8)
-    mean, sd = channel_statistics(pixels)
+    mean, std = channel_statistics(pixels)
     assert mean.tolist() == [0, 77 / 255, 1]
-    assert sd.tolist() == [0, 0, 0]
+    assert std.tolist() == [0, 0, 0]
 
 
 @settings(deadline=None, max_examples=25)
@@ -72,8 +72,8 @@ def test_equalizing_leaves_one_level_alone() -> None:
 def test_chunks_change_nothing(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.Generator(np.random.PCG64([1]))
     pixels = rng.integers(0, 256, (7, 6, 5, 2), dtype=np.uint8)
-    mean, sd = channel_statistics(pixels)
+    mean, std = channel_statistics(pixels)
     whole = equalize(pixels)
-    monkeypatch.setattr(treatment, "_CHUNK", chunk)
+    monkeypatch.setattr(preprocessing, "_CHUNK", chunk)
     assert np.array_equal(equalize(pixels), whole)
-    assert np.array_equal(channel_statistics(pixels), (mean, sd))
+    assert np.array_equal(channel_statistics(pixels), (mean, std))

@@ -54,9 +54,9 @@ def test_no_image_twice(drawn) -> None:
 
 def test_pixels_use_the_range(drawn) -> None:
     mean = drawn.train.images.mean(axis=(0, 1, 2)) / 255
-    sd = drawn.train.images.std(axis=(0, 1, 2)) / 255
+    std = drawn.train.images.std(axis=(0, 1, 2)) / 255
     assert np.all(np.abs(mean - 0.5) < 0.05)
-    assert np.all((sd > 0.15) & (sd < 0.35))
+    assert np.all((std > 0.15) & (std < 0.35))
     assert drawn.train.images.std(axis=(1, 2)).max(axis=1).min() > 2
 
 

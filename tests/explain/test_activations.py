@@ -35,9 +35,9 @@ def test_a_row_for_each_convolution(norm, order):
 def test_bn_before_the_activation_gives_it_mean_0_and_sd_1():
     _, _, rows = measured("bn", order="conv-norm-act")
     assert np.allclose([row.activation_mean for row in rows], 0, atol=1e-3)
-    assert np.allclose([row.activation_sd for row in rows], 1, atol=0.02)
+    assert np.allclose([row.activation_std for row in rows], 1, atol=0.02)
     _, _, rows = measured("none")
-    assert max(abs(row.activation_sd - 1) for row in rows) > 0.1
+    assert max(abs(row.activation_std - 1) for row in rows) > 0.1
 
 
 def test_a_dead_channel_is_seen():

@@ -80,7 +80,7 @@ def test_explain_prints_and_draws(tmp_path):
     assert document["data"]["batch_of_one"]["survives_one_pixel"] is False
 
 
-def test_inputs_trains_on_each_treatment(tmp_path):
+def test_inputs_trains_on_each_preprocessing(tmp_path):
     tiny = [
         "--data",
         "shapes",
@@ -96,7 +96,7 @@ def test_inputs_trains_on_each_treatment(tmp_path):
     out, err = call("inputs", *tiny, "--norm", "rms", "--train", "--out", tmp_path, "--json")
     document = json.loads(out)
     assert [len(one["history"]) for one in document["data"]] == [1] * 4
-    assert (tmp_path / "treatments-training.png").is_file()
+    assert (tmp_path / "preprocessing-training.png").is_file()
     assert "trainings: 4/4" in err
 
 

@@ -1,4 +1,4 @@
-"""The four input treatments, and what they promise."""
+"""The four ways of input preprocessing, and what they promise."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import kerasnorm
 from kerasnorm.data.preprocessing import equalize
 from kerasnorm.explain import texts
-from kerasnorm.explain.inputs_measure import TREATMENTS, treat
+from kerasnorm.explain.inputs_measure import PREPROCESSINGS, preprocess
 from kerasnorm.tables import to_text
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -22,17 +22,17 @@ def images(seed, shape=(3, 16, 16, 2)):
 
 @given(SEEDS)
 def test_standardized_channels_have_mean_0_and_sd_1(seed):
-    treated = treat(images(seed), "standardize")
-    assert np.allclose(treated.mean, 0, atol=1e-12)
-    assert np.allclose(treated.sd, 1, atol=1e-12)
+    preprocessed = preprocess(images(seed), "standardize")
+    assert np.allclose(preprocessed.mean, 0, atol=1e-12)
+    assert np.allclose(preprocessed.std, 1, atol=1e-12)
 
 
 @given(SEEDS)
 def test_standardizing_keeps_the_shape_of_the_histogram_and_equalizing_does_not(seed):
     raw = images(seed).astype(np.float64)
-    standardized = treat(images(seed), "standardize").pixels
+    standardized = preprocess(images(seed), "standardize").pixels
     assert np.isclose(np.corrcoef(raw[..., 0].ravel(), standardized[..., 0].ravel())[0, 1], 1)
-    equalized = treat(images(seed), "equalize").pixels
+    equalized = preprocess(images(seed), "equalize").pixels
     assert np.corrcoef(raw[..., 0].ravel(), equalized[..., 0].ravel())[0, 1] < 0.999
 
 
@@ -56,17 +56,19 @@ def test_where_every_level_occurs_once_equalizing_changes_nothing():
 
 def test_scale_and_none_leave_0_to_1_and_0_to_255():
     raw = images(0)
-    assert np.allclose(treat(raw, "scale").pixels, raw / 255)
-    assert np.allclose(treat(raw, "none").pixels, raw)
+    assert np.allclose(preprocess(raw, "scale").pixels, raw / 255)
+    assert np.allclose(preprocess(raw, "none").pixels, raw)
 
 
 @pytest.mark.parametrize("train", [False, True])
 def test_the_answer_shows_all_four_and_trains_if_asked(train, tmp_path):
     answer = kerasnorm.inputs(**TINY, norm="bn", train=train)
-    assert [one.treatment for one in answer.data] == list(TREATMENTS)
-    assert set(answer.figures) == {"treatments"} | ({"treatments-training"} if train else set())
+    assert [one.preprocessing for one in answer.data] == list(PREPROCESSINGS)
+    assert set(answer.figures) == {"preprocessing"} | (
+        {"preprocessing-training"} if train else set()
+    )
     assert {len(one.history) for one in answer.data} == {2 if train else 0}
-    table = to_text(texts.inputs_grid(answer.data))
+    table = to_text(texts.inputs_table(answer.data))
     assert ("train loss" in table) == train
     assert len(answer.save(tmp_path)) == len(answer.figures)
 
@@ -75,4 +77,4 @@ def test_a_training_that_diverges_is_an_answer_too():
     wild = {"norm": "none", "optimizer": "sgd", "learning_rate": 1e30, "schedule": "constant"}
     answer = kerasnorm.inputs(**TINY, **wild, weight_decay=0.0, train=True)
     assert all(one.diverged for one in answer.data)
-    assert "diverged" in to_text(texts.inputs_grid(answer.data))
+    assert "diverged" in to_text(texts.inputs_table(answer.data))

@@ -31,13 +31,13 @@ def test_a_spread_is_mean_sd_and_interval():
     found = spread([0.81, 0.83])
     assert found.n == 2
     assert math.isclose(found.mean, 0.82)
-    assert math.isclose(found.sd, 0.02 / math.sqrt(2))
+    assert math.isclose(found.std, 0.02 / math.sqrt(2))
     assert math.isclose(found.high - 0.82, 12.7062047 * 0.01, rel_tol=1e-6)
     assert math.isclose(found.high - found.mean, found.mean - found.low)
 
 
 def test_one_value_has_no_spread_and_none_is_an_error():
     alone = spread([0.5])
-    assert (alone.n, alone.mean, alone.sd, alone.low, alone.high) == (1, 0.5, None, None, None)
+    assert (alone.n, alone.mean, alone.std, alone.low, alone.high) == (1, 0.5, None, None, None)
     with pytest.raises(ValueError, match="at least one"):
         spread([])

@@ -21,7 +21,7 @@ from kerasnorm.config import NORMS
 from kerasnorm.errors import CorruptFileError
 from kerasnorm.formats import archive, limits
 from kerasnorm.formats.archive import CARD, load_model, open_model, read_archive, save_model
-from kerasnorm.network import CIFAR10_MEAN, CIFAR10_SD, EQUALIZED_PIXELS, build, build_model
+from kerasnorm.network import CIFAR10_MEAN, CIFAR10_STD, EQUALIZED_PIXELS, build, build_model
 from kerasnorm.recipes import resolve
 
 SHAPE = (8, 8, 3)
@@ -66,7 +66,7 @@ def rewrite(path: Path, **members: bytes) -> Path:
 def test_a_model_comes_back_with_its_card(tmp_path: Path) -> None:
     config = resolve({"norm": "gn", "widths": WIDTHS, "groups": 2, "epochs": 3})
     model = build(
-        config.model, input_shape=SHAPE, classes=3, mean=CIFAR10_MEAN, sd=CIFAR10_SD, seed=4
+        config.model, input_shape=SHAPE, classes=3, mean=CIFAR10_MEAN, std=CIFAR10_STD, seed=4
     )
     names = ["cat", "Hündchen", "鳥"]
     path = tmp_path / "model.keras"
@@ -87,7 +87,7 @@ def test_a_model_comes_back_with_its_card(tmp_path: Path) -> None:
 
 
 def test_a_file_says_that_its_images_must_be_equalized(tmp_path: Path) -> None:
-    options = {"input_shape": SHAPE, "classes": 2, "mean": CIFAR10_MEAN, "sd": CIFAR10_SD}
+    options = {"input_shape": SHAPE, "classes": 2, "mean": CIFAR10_MEAN, "std": CIFAR10_STD}
     model = build(resolve({"widths": WIDTHS}).model, **options, input_name=EQUALIZED_PIXELS)
     save_model(model, tmp_path / "model.keras", {})
     assert open_model(tmp_path).wants_equalized

@@ -12,7 +12,7 @@ from torch import nn  # noqa: E402
 from kerasnorm.errors import ConfigError, CorruptFileError  # noqa: E402
 from kerasnorm.formats.torch_files import read_tensors, sorted_by_words  # noqa: E402
 from kerasnorm.formats.torch_import import import_tensors  # noqa: E402
-from kerasnorm.network import CIFAR10_MEAN, CIFAR10_SD  # noqa: E402
+from kerasnorm.network import CIFAR10_MEAN, CIFAR10_STD  # noqa: E402
 
 SIZE = 8
 WIDTHS = (8, 8, 6, 16, 16, 16, 12, 16, 16, 16)
@@ -86,10 +86,10 @@ def network(kind):
 
 
 def theirs(model, images):
-    mean, sd = (torch.tensor(values).view(1, 3, 1, 1) for values in (CIFAR10_MEAN, CIFAR10_SD))
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (CIFAR10_MEAN, CIFAR10_STD))
     x = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
     with torch.no_grad():
-        return model((x - mean) / sd).numpy()
+        return model((x - mean) / std).numpy()
 
 
 def imported(tensors, kind, **options):

@@ -1,4 +1,4 @@
-"""Trains 20 steps alone, or as a member of a team, and saves losses and weights: for comparison.
+"""Trains 20 steps alone, or as a rank of a group, and saves losses and weights: for comparison.
 
 `python steps.py OUT.npz DEVICES OPTIONS NORM…`, under torchrun or TF_CONFIG too. OPTIONS are fields
 of the config as JSON. DEVICES 0 trains by plain Keras and autograd (torch; SGD without momentum,
@@ -15,8 +15,8 @@ from kerasnorm import runtime
 from kerasnorm.data.shapes import shapes
 from kerasnorm.recipes import resolve
 from kerasnorm.training import train
-from kerasnorm.training.launch import this_job
-from kerasnorm.training.process_group import part_of
+from kerasnorm.training.launch import this_launch
+from kerasnorm.training.process_group import shard_of
 
 STEPS, BATCH = 20, 16
 
@@ -27,8 +27,8 @@ def main():
     from helpers import tiny
     from kerasnorm.engines.choice import join
 
-    team = join(this_job(), max(1, int(devices)))
-    # Three images are left over for a last step, in which each member takes the whole batch if
+    group = join(this_launch(), max(1, int(devices)))
+    # Three images are left over for a last step, in which each rank takes the whole batch if
     # there are more of them.
     data, found = shapes((STEPS - 1) * BATCH + 3, 20), {}
     for norm in norms:
@@ -38,7 +38,7 @@ def main():
             "batch_size": BATCH, "optimizer": "sgd", "learning_rate": 0.001, "device": "cpu",
             "l2": 1e-3, **json.loads(options),
         })  # fmt: skip
-        engine = train.make_engine(config, data, team)
+        engine = train.make_engine(config, data, group)
         listener = tiny.Listener()
         if devices == "0":
             train_in_halves(engine.model, engine.batches, config.train.learning_rate)
@@ -47,9 +47,9 @@ def main():
         found |= {f"{norm}/{name}": array for name, array in engine.state().items()}
         found[f"{norm}/losses"] = np.array(listener.losses)
         found[f"{norm}/logits"] = engine.predict(data.test.images)
-    if team.is_first:
+    if group.is_first:
         np.savez(out, **found)
-    team.leave()
+    group.leave()
 
 
 def train_in_halves(model, batches, rate):
@@ -59,9 +59,9 @@ def train_in_halves(model, batches, rate):
     for step in range(STEPS):
         images, labels = batches.batch(0, step, order)
         gradients = 0
-        for part in (part_of(len(labels), member, 2) for member in range(2)):
-            logits = model(torch.from_numpy(images[part.slice]).float(), training=True)
-            truth = torch.from_numpy(labels[part.slice]).long()
+        for shard in (shard_of(len(labels), rank, 2) for rank in range(2)):
+            logits = model(torch.from_numpy(images[shard.slice]).float(), training=True)
+            truth = torch.from_numpy(labels[shard.slice]).long()
             loss = torch.nn.functional.cross_entropy(logits, truth, reduction="sum") / len(labels)
             values = [variable.value for variable in model.trainable_variables]
             gradients += np.array(torch.autograd.grad(loss, values), dtype=object)

@@ -334,9 +334,9 @@ class TestInputs:
 
     def test_histograms_count_every_pixel(self, written):
         raw = images(50)
-        treated = (raw / np.float32(255) - 0.5) / 0.25
-        figure = plots.histogram_figure(raw, treated, "standardize")
-        for axes, pixels in zip(figure.axes, (raw, treated), strict=True):
+        preprocessed = (raw / np.float32(255) - 0.5) / 0.25
+        figure = plots.histogram_figure(raw, preprocessed, "standardize")
+        for axes, pixels in zip(figure.axes, (raw, preprocessed), strict=True):
             assert len(axes.patches) == 3
             for channel, patch in enumerate(axes.patches):
                 values, edges, _ = patch.get_data()
@@ -347,9 +347,9 @@ class TestInputs:
                     <= pixels[..., channel].max()
                     <= edges[-1]
                 )
-            mean, sd = pixels[..., 0].mean(), pixels[..., 0].std()
+            mean, std = pixels[..., 0].mean(), pixels[..., 0].std()
             text = axes.get_legend().get_texts()[0].get_text()
-            assert text == f"red: mean {mean:.2f}, sd {sd:.2f}"
+            assert text == f"red: mean {mean:.2f}, std {std:.2f}"
         written(figure)
 
     def test_edges_take_whole_levels(self):

@@ -39,7 +39,7 @@ def test_differences_are_paired_over_common_seeds():
     assert math.isclose(bn_gn.spread.mean, (0.01 + 0.012 + 0.01) / 3)
     assert bn_gn.is_clear
     assert pairs["bn", "ln", "element"].seeds == (1, 2)
-    assert pairs["bn", "ln", "channel"].spread.sd is None
+    assert pairs["bn", "ln", "channel"].spread.std is None
     assert ("ln", "ln", "channel") not in pairs  # they have no seed in common
 
 
@@ -74,7 +74,7 @@ def test_published_numbers_stand_beside_the_runs_that_repeat_them():
     assert found["bn", None].group.norm == "bn"
     assert found["gn", None].group is None
     assert found["ln", "element"].group.fields == {"ln_affine": "element"}
-    grid = findings.published_grid(summarize(runs))
+    grid = findings.published_table(summarize(runs))
     assert grid.rows[0] == ("BN", "77.05", "80.00 (n 1)", "+2.95", "81.90", "82.00 (n 1)", "+0.10")
     assert grid.rows[1][2] == "-"
 
@@ -103,7 +103,7 @@ def test_a_lever_is_one_field_against_the_base_seed_by_seed():
     assert (sgd.base_value, sgd.seeds, sgd.measure) == ("adamw", (0, 1, 2), "test_accuracy")
     assert sgd.base is found.groups[0]
     assert sgd.differences == pytest.approx([-0.004, -0.002, -0.003])
-    # sd 0.001 of three, t(2) = 4.303: the interval is -0.003 -+ 4.303 * 0.001 / sqrt(3)
+    # std 0.001 of three, t(2) = 4.303: the interval is -0.003 -+ 4.303 * 0.001 / sqrt(3)
     assert sgd.spread.mean == pytest.approx(-0.003)
     assert sgd.spread.low == pytest.approx(-0.003 - 0.0024842, abs=1e-6)
     assert sgd.spread.high == pytest.approx(-0.003 + 0.0024842, abs=1e-6)
@@ -122,7 +122,7 @@ def test_levers_stand_norm_by_norm_the_largest_first():
         *[("gn", "dropout")] * 3,
         ("gn", "groups"),
     ]
-    grid = findings.lever_grid(found)
+    grid = findings.lever_table(found)
     assert grid.rows[3] == (
         *("BN", "optimizer (test accuracy)", "adamw", "sgd", "3"),
         *("81.00", "80.70", "-0.30", "-0.55 to -0.05", "yes"),
@@ -132,7 +132,7 @@ def test_levers_stand_norm_by_norm_the_largest_first():
         *("90.00", "110.00", "+20.00", "+20.00 to +20.00", "yes"),
     )
     assert "validation accuracy or test accuracy" in grid.notes[0]
-    alone = findings.lever_grid(
+    alone = findings.lever_table(
         summarize_star([r for r in star_runs() if r.config.model.norm == "bn"])
     )
     assert alone.rows[3][1] == "optimizer"

@@ -15,7 +15,7 @@ from helpers.workers import tf_configs
 from kerasnorm.errors import ConfigError
 from kerasnorm.runtime import installed_backends
 from kerasnorm.training import launch as job
-from kerasnorm.training.process_group import part_of
+from kerasnorm.training.process_group import shard_of
 
 HERE = Path(__file__).parents[1]
 STEPS = str(HERE / "helpers" / "steps.py")
@@ -62,9 +62,9 @@ def assert_equal(alone, together):
 @pytest.mark.parametrize("batch", [1, 3, 4, 7, 64])
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
 def test_the_parts_make_up_the_batch(batch, size):
-    parts = [part_of(batch, member, size) for member in range(size)]
-    assert sum(part.count for part in parts) == parts[0].total
-    images = [i for part in parts for i in range(batch)[part.slice]]
+    shards = [shard_of(batch, rank, size) for rank in range(size)]
+    assert sum(shard.count for shard in shards) == shards[0].total
+    images = [i for shard in shards for i in range(batch)[shard.slice]]
     assert images == list(range(batch)) * (size if batch < size else 1)
 
 
@@ -192,7 +192,7 @@ def test_torchrun_starts_a_job_anew_from_its_checkpoint(tmp_path):
 def test_a_damaged_tf_config_is_refused(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", '{"cluster": {}}')
     with pytest.raises(ConfigError, match="TF_CONFIG"):
-        job.this_job()
+        job.this_launch()
 
 
 def test_devices_on_torch_are_refused_with_the_line_that_works():

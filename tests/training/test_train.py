@@ -180,11 +180,11 @@ def test_a_taken_folder_is_kept(tmp_path):
     assert (tmp_path / "run" / run.HISTORY).read_bytes() == before
 
 
-@pytest.mark.parametrize("treatment", ["standardize", "scale", "none", "equalize"])
-def test_every_treatment_trains_and_travels_with_the_model(tmp_path, treatment):
-    done = fit(tmp_path / "run", treatment=treatment, epochs=1)
+@pytest.mark.parametrize("preprocessing", ["standardize", "scale", "none", "equalize"])
+def test_every_preprocessing_trains_and_travels_with_the_model(tmp_path, preprocessing):
+    done = fit(tmp_path / "run", preprocessing=preprocessing, epochs=1)
     name = done.model().inputs[0].name
-    assert name == ("equalized_pixels" if treatment == "equalize" else "pixels")
+    assert name == ("equalized_pixels" if preprocessing == "equalize" else "pixels")
 
 
 def test_other_shapes_of_images_train(tmp_path):

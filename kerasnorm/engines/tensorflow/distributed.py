@@ -1,4 +1,4 @@
-"""The native engine of TensorFlow on several devices, or several workers, each with its part.
+"""The native engine of TensorFlow on several devices, or several workers, each with its shard.
 
 `MirroredStrategy` between the devices of one process, `MultiWorkerMirroredStrategy` between the
 processes that TF_CONFIG names. Steps are plain graphs here: XLA and collectives do not go together.
@@ -21,23 +21,23 @@ from kerasnorm.engines.tensorflow.engine import FINITE, TensorFlowEngine, last_n
 from kerasnorm.engines.totals import RunningMeans
 from kerasnorm.errors import LostProcessError
 from kerasnorm.inspection.evaluation import Scores
-from kerasnorm.training.launch import Job
-from kerasnorm.training.process_group import Team, part_of
+from kerasnorm.training.launch import Launch
+from kerasnorm.training.process_group import ProcessGroup, shard_of
 from kerasnorm.training.signals import INTERRUPTIONS
 
 T = TypeVar("T")
 
 
-class TensorFlowTeam(Team):
-    """Makes the strategy; before any tensor, as TensorFlow wants it. See `Team`."""
+class TensorFlowProcessGroup(ProcessGroup):
+    """Makes the strategy; before any tensor, as TensorFlow wants it. See `ProcessGroup`."""
 
-    def __init__(self, job: Job) -> None:
-        self.rank, self.size = job.rank, job.size
+    def __init__(self, launch: Launch) -> None:
+        self.rank, self.size = launch.rank, launch.size
         kind = tf.distribute
-        several = kind.MultiWorkerMirroredStrategy if job.size > 1 else kind.MirroredStrategy
+        several = kind.MultiWorkerMirroredStrategy if launch.size > 1 else kind.MirroredStrategy
         self.strategy = several()
 
-    def lead(self, work: Callable[[], T]) -> T | None:
+    def on_first(self, work: Callable[[], T]) -> T | None:
         """Does `work` in the first process, before the others go on; they get None."""
         result = work() if self.is_first else None
         self.barrier()
@@ -70,19 +70,19 @@ def _meet() -> Any:
 
 
 class DistributedEngine(TensorFlowEngine):
-    """Trains on a part of every batch on each device; see `kerasnorm.engines.base.Engine`.
+    """Trains on a shard of every batch on each device; see `kerasnorm.engines.base.Engine`.
 
     The model and its optimizer must have been made in the strategy's scope.
     """
 
     def __init__(
-        self, model: keras.Model, batches: Batches, config: TrainConfig, team: Team
+        self, model: keras.Model, batches: Batches, config: TrainConfig, group: ProcessGroup
     ) -> None:
         for layer in model.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.synchronized = config.bn_sync == "on"
         super().__init__(model, batches, config, is_compiled=False)
-        self.strategy = team.strategy
+        self.strategy = group.strategy
         self.shared = tf.function(self._shared, reduce_retracing=True)
 
     def train_epoch(self, epoch: int, listener: BatchListener) -> Scores:
@@ -95,9 +95,9 @@ class DistributedEngine(TensorFlowEngine):
             listener.on_batch_begin(step)
             images, labels = self.batches.batch(epoch, step, order)
             drawn, ends = self.lowered.draw([(self.config.seed, epoch, step)], len(labels))
-            parts = self._parts(images, labels)
+            shards = self._parts(images, labels)
             with lost():
-                told = self.shared(*parts, tf.constant(drawn), tf.constant(ends[0])).numpy()
+                told = self.shared(*shards, tf.constant(drawn), tf.constant(ends[0])).numpy()
             *numbers, stopped = told
             if stopped:
                 INTERRUPTIONS.agree()
@@ -117,14 +117,14 @@ class DistributedEngine(TensorFlowEngine):
         def give(what: Callable[[Any], Any]) -> Any:
             return self.strategy.experimental_distribute_values_from_function(
                 lambda context: tf.constant(
-                    what(part_of(len(labels), context.replica_id_in_sync_group, size))
+                    what(shard_of(len(labels), context.replica_id_in_sync_group, size))
                 )
             )
 
         return (
-            give(lambda part: images[part.slice]),
-            give(lambda part: labels[part.slice]),
-            give(lambda part: np.array([part.start, part.batch, part.total, stop], np.int32)),
+            give(lambda shard: images[shard.slice]),
+            give(lambda shard: labels[shard.slice]),
+            give(lambda shard: np.array([shard.start, shard.batch, shard.total, stop], np.int32)),
         )
 
     def _shared(self, *args: Any) -> Any:

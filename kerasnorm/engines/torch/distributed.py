@@ -1,4 +1,4 @@
-"""The native engine of PyTorch on several processes, each with its part of every batch.
+"""The native engine of PyTorch on several processes, each with its shard of every batch.
 
 Gradients, losses and the wish to stop travel in one sum a step, so that all processes take the same
 step and stop at the same one. The recorded CUDA step of a single GPU is not used here.
@@ -19,28 +19,28 @@ from kerasnorm.data.batches import Batches
 from kerasnorm.engines.base import BatchListener
 from kerasnorm.engines.torch import engine as torch_engine
 from kerasnorm.engines.torch.layers import Mode
-from kerasnorm.engines.torch.process_group import TorchTeam, lost
+from kerasnorm.engines.torch.process_group import TorchProcessGroup, lost
 from kerasnorm.engines.totals import RunningMeans
 from kerasnorm.inspection.evaluation import Scores
-from kerasnorm.training.process_group import Part, part_of
+from kerasnorm.training.process_group import Shard, shard_of
 from kerasnorm.training.signals import INTERRUPTIONS
 
 
 class DistributedEngine(torch_engine.TorchEngine):
-    """Trains on a part of every batch; see `kerasnorm.engines.base.Engine`."""
+    """Trains on a shard of every batch; see `kerasnorm.engines.base.Engine`."""
 
     def __init__(
-        self, model: keras.Model, batches: Batches, config: TrainConfig, team: TorchTeam
+        self, model: keras.Model, batches: Batches, config: TrainConfig, group: TorchProcessGroup
     ) -> None:
         super().__init__(model, batches, config)
-        self.team = team
-        self.sum_ = team.sum_ if config.bn_sync == "on" else None
+        self.group = group
+        self.sum_ = group.sum_ if config.bn_sync == "on" else None
 
     def train_epoch(self, epoch: int, listener: BatchListener) -> Scores:
         """Trains on every batch of an epoch, counted from 0."""
         self.seed(epoch)
         if self.lowered.device.type != "cpu":  # where dropout draws from the device's generator
-            torch.manual_seed(torch.initial_seed() + self.team.rank)
+            torch.manual_seed(torch.initial_seed() + self.group.rank)
         self.model.stop_training = False
         self.sums.zero_()
         order, means = self.batches.order(epoch), RunningMeans(self.sums.tolist, 0)
@@ -48,11 +48,11 @@ class DistributedEngine(torch_engine.TorchEngine):
         for step in range(self.batches.steps):
             listener.on_batch_begin(step)
             batch = min(size, len(order) - step * size)
-            part = part_of(batch, self.team.rank, self.team.size)
-            arrays = self.batches.batch(epoch, step, order, part.slice)
+            shard = shard_of(batch, self.group.rank, self.group.size)
+            arrays = self.batches.batch(epoch, step, order, shard.slice)
             images, labels = (torch.from_numpy(a).to(self.lowered.device) for a in arrays)
             with lost():
-                self.step_part(images, labels, (self.config.seed, epoch, step), part)
+                self.step_part(images, labels, (self.config.seed, epoch, step), shard)
             means = RunningMeans(self.sums.tolist, means.count + batch)
             listener.on_batch_end(step, means)
             if self.model.stop_training:
@@ -62,33 +62,33 @@ class DistributedEngine(torch_engine.TorchEngine):
         return means.scores()
 
     def step_part(
-        self, images: Tensor, labels: Tensor, key: tuple[int, int, int], part: Part
+        self, images: Tensor, labels: Tensor, key: tuple[int, int, int], shard: Shard
     ) -> None:
         """Takes one optimizer step, together with the other processes.
 
         Args:
-            images: uint8, this process's part, (N, H, W, C).
+            images: uint8, this process's shard, (N, H, W, C).
             labels: Class indices, (N,).
             key: (seed, epoch, step), from which dropout is drawn on the CPU.
-            part: Which part it is.
+            shard: Which shard it is.
         """
-        logits = self.lowered(images, Mode(training=True, key=key, part=part, sum_=self.sum_))
+        logits = self.lowered(images, Mode(training=True, key=key, shard=shard, sum_=self.sum_))
         labels = labels.long()
-        entropy = F.cross_entropy(logits, labels, reduction="sum") / part.total
+        entropy = F.cross_entropy(logits, labels, reduction="sum") / shard.total
         penalties = [torch_engine.penalty(variable) for variable in self.regularized]
-        loss = entropy + sum(penalties) * (part.count / part.total)
+        loss = entropy + sum(penalties) * (shard.count / shard.total)
         gradients = torch.autograd.grad(loss, self.optimizer.parameters)
         with torch.no_grad():
-            right = (logits.argmax(1) == labels).sum() * (part.batch / part.total)
+            right = (logits.argmax(1) == labels).sum() * (shard.batch / shard.total)
             stop = loss.new_tensor(float(INTERRUPTIONS.number > 0))
             numbers = torch.stack([loss, entropy, right.to(loss.dtype), stop])
-            summed = self.team.sum_(torch.cat([*(g.reshape(-1) for g in gradients), numbers]))
+            summed = self.group.sum_(torch.cat([*(g.reshape(-1) for g in gradients), numbers]))
             *flat, numbers = summed.split([*(g.numel() for g in gradients), 4])
             gradients = tuple(f.view_as(g) for f, g in zip(flat, gradients, strict=True))
             self.optimizer.gather(gradients)
             self._look(numbers, gradients, key)
             self.optimizer.update()
-            scale = numbers.new_tensor([part.batch, part.batch, 1.0])
+            scale = numbers.new_tensor([shard.batch, shard.batch, 1.0])
             self.sums.add_(numbers[:3] * scale)
 
     def _look(
@@ -106,15 +106,15 @@ class DistributedEngine(torch_engine.TorchEngine):
         with torch.no_grad(), lost():
             for variable in self.model.non_trainable_variables:
                 if variable.value.is_floating_point():
-                    self.team.sum_(variable.value).div_(self.team.size)
+                    self.group.sum_(variable.value).div_(self.group.size)
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Returns the logits (N, classes) of raw images (N, H, W, C), a part from each process."""
-        part = part_of(len(images), self.team.rank, self.team.size)
+        """Returns the logits (N, classes) of raw images (N, H, W, C), a shard from each process."""
+        shard = shard_of(len(images), self.group.rank, self.group.size)
         classes: Any = self.model.output_shape[-1]
         logits = torch.zeros(len(images), classes, device=self.lowered.device)
-        local = super().predict(images[part.slice]) * np.float32(part.batch / part.total)
-        logits[part.slice] = torch.from_numpy(local).to(logits.device)
+        local = super().predict(images[shard.slice]) * np.float32(shard.batch / shard.total)
+        logits[shard.slice] = torch.from_numpy(local).to(logits.device)
         with lost():
-            found: NDArray[np.float32] = self.team.sum_(logits).cpu().numpy()
+            found: NDArray[np.float32] = self.group.sum_(logits).cpu().numpy()
         return found

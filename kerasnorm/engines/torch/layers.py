@@ -21,7 +21,7 @@ from kerasnorm.engines.dropout import dropout_generator, dropped_positions
 from kerasnorm.engines.torch import kernels
 from kerasnorm.engines.torch import sync as torch_sync
 from kerasnorm.skeleton import EPSILON
-from kerasnorm.training.process_group import Part
+from kerasnorm.training.process_group import Shard
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Mode:
     Attributes:
         training: Whether batches are normalized by their own statistics, and dropout drops.
         key: (seed, epoch, step), from which dropout is drawn on the CPU.
-        part: Which images of the batch these are, None for all.
+        shard: Which images of the batch these are, None for all.
         sum_: Sums a tensor over the processes that have the others, None where bn does not ask.
     """
 
     training: bool = False
     key: tuple[int, int, int] = (0, 0, 0)
-    part: Part | None = None
+    shard: Shard | None = None
     sum_: Callable[[Tensor], Tensor] | None = None
 
     def random(self, number: int) -> np.random.Generator:
@@ -46,20 +46,20 @@ class Mode:
 
     def dropped(self, number: int, count: int, rate: float) -> NDArray[np.int64]:
         """Returns which of `count` values a dropout takes, as it does from the whole batch."""
-        if self.part is None:
+        if self.shard is None:
             return dropped_positions(self.random(number), count, rate)
-        each = count // self.part.count  # values an image
-        whole = dropped_positions(self.random(number), each * self.part.batch, rate)
-        first = self.part.start * each
+        each = count // self.shard.count  # values an image
+        whole = dropped_positions(self.random(number), each * self.shard.batch, rate)
+        first = self.shard.start * each
         begin, end = np.searchsorted(whole, [first, first + count])
         return whole[begin:end] - first
 
     def draw(self, number: int, shape: Sequence[int]) -> NDArray[np.float64]:
         """Returns random numbers, 0 to 1, of a shape (N, ...), as drawn for the whole batch."""
-        if self.part is None:
+        if self.shard is None:
             return self.random(number).random(shape)
-        drawn = self.random(number).random((self.part.batch, *shape[1:]))
-        return drawn[self.part.slice]
+        drawn = self.random(number).random((self.shard.batch, *shape[1:]))
+        return drawn[self.shard.slice]
 
 
 @dataclass(frozen=True)

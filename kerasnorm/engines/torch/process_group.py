@@ -9,27 +9,27 @@ from torch import Tensor, distributed
 from torch.distributed.rendezvous import rendezvous
 
 from kerasnorm.errors import KerasnormError, LostProcessError
-from kerasnorm.training.launch import Job
-from kerasnorm.training.process_group import Team
+from kerasnorm.training.launch import Launch
+from kerasnorm.training.process_group import ProcessGroup
 
 T = TypeVar("T")
 
 
-class TorchTeam(Team):
-    """See `Team`; addresses come from torchrun's environment.
+class TorchProcessGroup(ProcessGroup):
+    """See `ProcessGroup`; addresses come from torchrun's environment.
 
     Args:
-        job: This process's place among them.
+        launch: This process's place among them.
         device: Where tensors lie.
     """
 
-    def __init__(self, job: Job, device: torch.device) -> None:
-        self.rank, self.size = job.rank, job.size
+    def __init__(self, launch: Launch, device: torch.device) -> None:
+        self.rank, self.size = launch.rank, launch.size
         self.device = device
         with lost():
             store, rank, size = next(rendezvous("env://"))
             # torchrun keeps one store over its restarts: addresses of ended processes are in it.
-            store = distributed.PrefixStore(f"start-{job.restarts}", store)
+            store = distributed.PrefixStore(f"start-{launch.restarts}", store)
             backend = "nccl" if device.type == "cuda" else "gloo"
             distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
 
@@ -38,7 +38,7 @@ class TorchTeam(Team):
         distributed.all_reduce(tensor)
         return tensor
 
-    def lead(self, work: Callable[[], T]) -> T | None:
+    def on_first(self, work: Callable[[], T]) -> T | None:
         """Does `work` in the first process, and returns its result in all.
 
         Raises:

@@ -46,7 +46,7 @@ def shaken(model, seed=1):
 def network(norm, recipe, **options):
     channels = options.get("input_shape", (32, 32, 3))[-1]
     # Keras rescales with float32 numbers; by these, 1/64 and -2, it does so exactly.
-    exact = {"mean": [128 / 255] * channels, "sd": [64 / 255] * channels}
+    exact = {"mean": [128 / 255] * channels, "std": [64 / 255] * channels}
     given = {"widths": tiny.WIDTHS, "groups": 2, "dropout": 0.0, "weight_standardization": False}
     given |= exact | options
     return shaken(build_model(norm, recipe, **given))
