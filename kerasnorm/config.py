@@ -18,6 +18,8 @@ from kerasnorm.errors import ConfigError
 NORMS = ("bn", "gn", "ln", "lnc", "in", "rms", "none")
 BACKENDS = ("torch", "tensorflow", "jax")
 RECIPES = ("best", "era8")
+# Names of earlier versions: files that hold them are read, callers learn the new name.
+RENAMED = {"treatment": "preprocessing", "sd": "std"}
 LARGEST = 1e300  # of any number; also refuses NaN and infinity
 
 
@@ -305,6 +307,8 @@ def _wrong(name: str, expected: str, received: object) -> ConfigError:
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     """Returns the error for a name that is not known, with the nearest ones that are."""
+    if name in RENAMED:
+        return ConfigError(f"Unknown {kind}: {name!r}. It is called {RENAMED[name]} now.")
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3)
     advice = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(known)}."
@@ -340,7 +344,8 @@ def flatten(document: Mapping[str, Any]) -> dict[str, Any]:
             raise unknown("config section", section, ["recipe", *SECTIONS])
         if not isinstance(values, Mapping):
             raise _wrong(section, "a table of fields", values)
-        for name, value in values.items():
+        for given, value in values.items():
+            name = RENAMED.get(given, given)
             if name not in SETTINGS or SETTINGS[name].section != section:
                 names = [n for n, setting in SETTINGS.items() if setting.section == section]
                 raise unknown(f"field of [{section}]", name, names)

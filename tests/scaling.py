@@ -94,7 +94,7 @@ def measure(backend, processes):
 
 
 def estimate(step, size, nbytes):
-    """Seconds of a step of the whole batch on `size` GPUs: its share of the work, and one ring sum."""
+    """Seconds of a step of the whole batch on `size` GPUs: a share of the work and one ring sum."""
     latency, bandwidth = LINKS[size]
     ring = 2 * (size - 1) * latency + 2 * (size - 1) / size * nbytes / bandwidth
     return step / size, ring

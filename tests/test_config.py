@@ -139,3 +139,10 @@ def test_nor_by_a_files_group_count():
 
 def test_the_device_does_not_change_the_hash():
     assert resolve({"device": "cpu"}).hash() == resolve().hash()
+
+
+def test_a_renamed_field_is_read_from_files_and_named_to_callers():
+    old = {"recipe": "best", "data": {"treatment": "scale"}}
+    assert resolve(document=old).data.preprocessing == "scale"
+    with pytest.raises(ConfigError, match="called preprocessing now"):
+        resolve({"treatment": "scale"})

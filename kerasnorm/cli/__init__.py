@@ -12,6 +12,7 @@ import click
 
 from kerasnorm import __version__
 from kerasnorm.cli import explain, formats, models, pictures, speed, studies, surroundings, training
+from kerasnorm.config import RENAMED
 from kerasnorm.errors import KerasnormError, RunFolderError
 from kerasnorm.training.signals import INTERRUPTIONS, SIGNALLED, Terminated
 
@@ -49,6 +50,10 @@ def _run() -> int:
         code = app(standalone_mode=False, obj=state)
         sys.stdout.flush()
     except click.ClickException as error:
+        if isinstance(error, click.NoSuchOption):
+            old = error.option_name.removeprefix("--").replace("-", "_")
+            if old in RENAMED:
+                error.message = f"No such option: --{old}. It is called --{RENAMED[old]} now."
         error.show()
         code = error.exit_code
     except KerasnormError as error:

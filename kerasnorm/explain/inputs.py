@@ -58,8 +58,8 @@ def inputs(
         **overrides: Any config field, such as data="shapes".
 
     Returns:
-        An `Answer` whose data are a list of `InputPreprocessing`, with the figures `preprocessing` and,
-        with `train`, `preprocessing-training`.
+        An `Answer` whose data are a list of `InputPreprocessing`, with the figures
+        `preprocessing` and, with `train`, `preprocessing-training`.
 
     Raises:
         DataError: The data are missing or damaged.

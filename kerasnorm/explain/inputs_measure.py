@@ -1,4 +1,4 @@
-"""The four ways of input preprocessing of the same images, and what each does to mean and deviation."""
+"""Each way of input preprocessing of the same images, and its mean and standard deviation."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -40,8 +40,10 @@ def preprocess(images: NDArray[np.uint8], preprocessing: str) -> Preprocessed:
         preprocessing: One of `PREPROCESSINGS`.
 
     >>> dark = np.array([0, 0, 0, 255], np.uint8).reshape(1, 2, 2, 1)
-    >>> preprocess(dark, "scale").mean.tolist(), preprocess(dark, "standardize").std.round(6).tolist()
-    ([0.25], [1.0])
+    >>> preprocess(dark, "scale").mean.tolist()
+    [0.25]
+    >>> preprocess(dark, "standardize").std.round(6).tolist()
+    [1.0]
     """
     source = equalize(images) if preprocessing == "equalize" else images
     mean, std = input_statistics(preprocessing, source)

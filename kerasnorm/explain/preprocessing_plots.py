@@ -1,4 +1,4 @@
-"""The four ways of input preprocessing side by side: pixels, histograms, and a short training on each."""
+"""Each way of input preprocessing: pixels, histograms, and a short training, side by side."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -277,3 +277,8 @@ def test_an_interrupted_run_ignores_the_environment_when_it_goes_on(trained, mon
     call("fit", "--resume", trained, "--quiet")
     _, err = call("fit", "--resume", trained, "--recipe", "era8", code=2)
     assert "recipe: a resumed run keeps its config" in err
+
+
+def test_a_renamed_option_names_the_new_one():
+    _, stderr = call("fit", "--treatment", "scale", code=2)
+    assert "--preprocessing" in stderr
