@@ -345,7 +345,7 @@ def flatten(document: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(values, Mapping):
             raise _wrong(section, "a table of fields", values)
         for given, value in values.items():
-            name = RENAMED.get(given, given)
+            name = RENAMED.get(str(given), str(given))
             if name not in SETTINGS or SETTINGS[name].section != section:
                 names = [n for n, setting in SETTINGS.items() if setting.section == section]
                 raise unknown(f"field of [{section}]", name, names)

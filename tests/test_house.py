@@ -9,7 +9,15 @@ from pathlib import Path
 import kerasnorm
 
 HOME = Path(kerasnorm.__file__).parent
+
+
+def dotted(path):
+    parts = path.relative_to(HOME.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
 HEAVY = {"keras", "tensorflow", "torch", "jax", "numpy", "matplotlib", "PIL", "rich", "scipy"}
+NAMES = {dotted(path) for path in HOME.rglob("*.py")}
 LIGHT = ("errors", "files", "config", "runtime", "cli", "__init__", "__main__")
 
 
@@ -20,19 +28,15 @@ def modules():
     }
 
 
-def dotted(path):
-    parts = path.relative_to(HOME.parent).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
 def imported(tree, *, top_only):
     """Yields the dotted names that a module imports; `top_only` leaves out those in functions."""
     for node in _statements(tree) if top_only else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                yield submodule if submodule in NAMES else node.module
 
 
 def _statements(tree):

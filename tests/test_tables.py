@@ -12,7 +12,7 @@ from rich.console import Console
 from kerasnorm.inspection.layers import layer_table, receptive_field
 from kerasnorm.network import build_model
 from kerasnorm.tables import (
-    Grid,
+    Table,
     layers_to_json,
     receptive_field_table,
     summary_table,
@@ -93,7 +93,7 @@ def test_json_is_a_list_of_layers() -> None:
     }
 
 
-GRID = Grid(
+GRID = Table(
     columns=("name", ">n"),
     rows=[("a[b]", "1"), ("[red]", "1,000")],
     totals=[("sum", "1,001")],
@@ -114,7 +114,7 @@ def test_plain_text() -> None:
         "",
         "A note.",
     ]
-    assert to_text(Grid(("name",), [("a",)])) == "name\n----\na\n"
+    assert to_text(Table(("name",), [("a",)])) == "name\n----\na\n"
 
 
 def test_rich_shows_every_cell_and_takes_no_name_for_markup() -> None:

@@ -50,10 +50,9 @@ def _run() -> int:
         code = app(standalone_mode=False, obj=state)
         sys.stdout.flush()
     except click.ClickException as error:
-        if isinstance(error, click.NoSuchOption):
-            old = error.option_name.removeprefix("--").replace("-", "_")
-            if old in RENAMED:
-                error.message = f"No such option: --{old}. It is called --{RENAMED[old]} now."
+        old = getattr(error, "option_name", "").removeprefix("--").replace("-", "_")
+        if old in RENAMED:
+            error = click.UsageError(f"No such option: --{old}. It is --{RENAMED[old]} now.")
         error.show()
         code = error.exit_code
     except KerasnormError as error:

@@ -14,7 +14,7 @@ from kerasnorm.study import report
 from kerasnorm.study.figures import draw_study
 from kerasnorm.study.report import Report
 from kerasnorm.study.summary import summarize
-from kerasnorm.tables import Grid
+from kerasnorm.tables import Table
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
                 None)  # fmt: skip
@@ -57,7 +57,7 @@ def html(tmp_path_factory):
     summary = summarize(runs)
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
     pictures = draw_study(summary, tmp_path_factory.mktemp("figures"), lambda run: images)
-    layers = Grid(("layer", ">field"), [("C1", "3")], title="Receptive field of bn")
+    layers = Table(("layer", ">field"), [("C1", "3")], title="Receptive field of bn")
     commands = {"The study:": "kerasnorm compare --out 'a b'"}
     return report.render(Report(f"study {HOSTILE}", summary, pictures, commands, layers))
 
