@@ -20,6 +20,7 @@ BACKENDS = ("torch", "tensorflow", "jax")
 RECIPES = ("best", "era8")
 # Names of earlier versions: files that hold them are read, callers learn the new name.
 RENAMED = {"treatment": "preprocessing", "sd": "std"}
+RENAMED_ARGUMENTS = {"monitor": "progress", "reporter": "progress"}  # of functions
 LARGEST = 1e300  # of any number; also refuses NaN and infinity
 
 
@@ -307,8 +308,8 @@ def _wrong(name: str, expected: str, received: object) -> ConfigError:
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     """Returns the error for a name that is not known, with the nearest ones that are."""
-    if name in RENAMED:
-        return ConfigError(f"Unknown {kind}: {name!r}. It is called {RENAMED[name]} now.")
+    if new := (RENAMED | RENAMED_ARGUMENTS).get(name):
+        return ConfigError(f"Unknown {kind}: {name!r}. It is called {new} now.")
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3)
     advice = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(known)}."

@@ -1,227 +1,232 @@
-"""The console: progress and notes on stderr, results on stdout.
+"""How far a piece of work is: the protocol that all long work reports to, and its console view.
 
-`rich` is imported only where a live bar is shown, so that this module costs nothing.
+Notes go through `logging`, under the logger "kerasnorm". `rich` is imported only where a live bar
+is shown, so that this module costs nothing.
 """
 
+import dataclasses
+import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
+    from rich.console import Group
+    from rich.live import Live
 
-Row = Mapping[str, float | None]
+    from kerasnorm.tables import Table
+
 REFRESH = 0.125  # seconds between two drawings of the live bar
+MARGIN = 8  # lines of the terminal that a table's rows leave to its frame, the bar and the prompt
+LOGGER = "kerasnorm"
 
 
-class Progress:
-    """Shows how a run goes on: a live bar on a terminal, a line an epoch elsewhere.
+class Progress(Protocol):
+    """Receives how far a piece of work is."""
 
-    Args:
-        quiet: Show nothing at all.
-        stream: Where to write; stderr by default.
-    """
+    def start(self, title: str, total: int, done: int = 0) -> None:
+        """Work of `total` parts begins, `done` of which were done before."""
 
-    def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
-        self._quiet = quiet
-        self._stream = stream if stream is not None else sys.stderr
-        self._bar: Bar | None = None
-        self._epochs = self._steps = self._images = self._first = 0
-        self._begun = self._epoch_begun = self._drawn = 0.0
-        self._test = ""
+    def advance(self, done: int, status: str = "") -> None:
+        """`done` parts are done; the status stands beside the bar."""
 
-    def start(self, title: str, epochs: int, steps: int, images: int, first_epoch: int) -> None:
-        """A run of `epochs` epochs of `steps` steps and `images` images begins.
-
-        Args:
-            title: What is being trained, in one line.
-            epochs: Epochs of the whole run.
-            steps: Steps an epoch.
-            images: Training images an epoch.
-            first_epoch: The epoch to begin with, counted from 0; above 0 in a resumed run.
-        """
-        self._epochs, self._steps, self._images = epochs, steps, images
-        self._first, self._test, self._drawn = first_epoch, "", 0.0
-        self._begun = self._epoch_begun = time.monotonic()
-        self.note(title)
-        if not self._quiet and self._stream.isatty():
-            self._bar = _live_bar(self._stream)
-            self._bar.add_task("", total=steps, status="")
-            self._draw(first_epoch, 0, self._begun)
-            self._bar.start()
-
-    def batch(self, epoch: int, step: int) -> None:
-        """Step `step` of epoch `epoch`, both counted from 0, is done."""
-        if self._bar is None:
-            return
-        now = time.monotonic()
-        if now - self._drawn >= REFRESH or step == self._steps - 1:
-            self._draw(epoch, step + 1, now)
-
-    def epoch(self, row: Row) -> None:
-        """An epoch is done; `row` is its row of the history."""
-        self.note(epoch_line(row, self._epochs))
-        accuracy = row.get("test_accuracy")
-        self._test = "" if accuracy is None else f"test {100 * accuracy:.1f} %"
-        self._epoch_begun = time.monotonic()
-        done = int(row["epoch"] or 0)
-        if self._bar is not None and done < self._epochs:
-            self._draw(done, 0, self._epoch_begun)
-
-    def note(self, text: str) -> None:
-        """Says something in a line of its own."""
-        if self._quiet:
-            return
-        if self._bar is not None:
-            self._bar.console.print(text, soft_wrap=True)
-        else:
-            print(text, file=self._stream, flush=True)
+    def show(self, table: "Table") -> None:
+        """The table describes the present state and replaces the one before."""
 
     def finish(self) -> None:
-        """The run is over, well or not; the bar goes, the lines stay."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-    def _draw(self, epoch: int, done: int, now: float) -> None:
-        """Redraws the bar, with `done` steps of `epoch` behind it."""
-        assert self._bar is not None
-        self._drawn = now
-        parts = []
-        if done and now > self._epoch_begun:
-            rate = done / self._steps * self._images / (now - self._epoch_begun)
-            parts.append(f"{rate:.0f} images/s")
-        run_steps = (epoch - self._first) * self._steps + done
-        if run_steps:
-            left = self._epochs * self._steps - epoch * self._steps - done
-            parts.append(f"{duration((now - self._begun) / run_steps * left)} left")
-        parts += [self._test] if self._test else []
-        task = self._bar.task_ids[0]
-        name = f"epoch {epoch + 1}/{self._epochs}"
-        self._bar.update(task, description=name, completed=done, status="  ".join(parts))
-        self._bar.refresh()
+        """The work is over, whether it went well or not."""
 
 
-def _live_bar(stream: TextIO) -> "Bar":
-    """Returns a bar that is drawn when told to, without a thread that would slow training."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn
-    from rich.progress import Progress as Bar
+class NullProgress:
+    """A `Progress` that shows nothing."""
 
-    console = Console(file=stream, force_terminal=True, markup=False, highlight=False, emoji=False)
-    return Bar(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=30),
-        TextColumn("{task.completed}/{task.total}", markup=False),
-        TextColumn("{task.fields[status]}", markup=False),
-        console=console,
-        auto_refresh=False,
-        transient=True,
-    )
+    def start(self, title: str, total: int, done: int = 0) -> None:
+        """Shows nothing."""
+
+    def advance(self, done: int, status: str = "") -> None:
+        """Shows nothing."""
+
+    def show(self, table: "Table") -> None:
+        """Shows nothing."""
+
+    def finish(self) -> None:
+        """Shows nothing."""
 
 
-class Counter:
-    """Shows how far a piece of work is: a live bar on a terminal, a line each quarter elsewhere.
+class ConsoleProgress:
+    """A `Progress` that draws a live bar, and a table above it, on a terminal.
+
+    A bar disappears at the end; a table stays. Elsewhere than on a terminal nothing is shown, or
+    one line per quarter of the work. Can be used as a context manager, which calls `finish`.
 
     Args:
-        title: What is being done, in a word or two.
         quiet: Show nothing at all.
-        stream: Where to write; stderr by default.
+        quarters: Write one line per quarter of the work where the stream is not a terminal.
+        stream: Where to write; by default stderr.
     """
 
-    def __init__(self, title: str, *, quiet: bool = False, stream: TextIO | None = None) -> None:
-        self._title, self._quiet = title, quiet
+    def __init__(
+        self, *, quiet: bool = False, quarters: bool = False, stream: TextIO | None = None
+    ) -> None:
         self._stream = stream if stream is not None else sys.stderr
-        self._bar: Bar | None = None
-        self._begun, self._told = time.monotonic(), 0
+        self._quiet, self._quarters = quiet, quarters
+        self._live: Live | None = None
+        self._table: Table | None = None
+        self._title = self._status = ""
+        self._total = self._first = self._done = self._quarter = 0
+        self._begun = self._drawn = 0.0
 
-    def __enter__(self) -> "Counter":
-        if not self._quiet and self._stream.isatty():
-            self._bar = _live_bar(self._stream)
-            self._bar.add_task(self._title, total=None, status="")
-            self._bar.start()
+    @property
+    def is_live(self) -> bool:
+        """Whether the progress is redrawn in place."""
+        return not self._quiet and self._stream.isatty()
+
+    def __enter__(self) -> "ConsoleProgress":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        self.finish()
 
-    def note(self, text: str) -> None:
-        """Says something in a line of its own."""
-        if self._bar is not None:
-            self._bar.console.print(text, soft_wrap=True)
-        elif not self._quiet:
-            print(text, file=self._stream, flush=True)
+    def start(self, title: str, total: int, done: int = 0) -> None:
+        """Shows the bar.
 
-    def __call__(self, done: int, total: int) -> None:
-        """`done` of `total` parts of the work are behind us."""
-        passed = time.monotonic() - self._begun
-        status = f"{duration(passed / max(done, 1) * (total - done))} left" if done else ""
-        if self._bar is not None:
-            task = self._bar.task_ids[0]
-            self._bar.update(task, completed=done, total=total, status=status)
-            self._bar.refresh()
+        Args:
+            title: What is being done, in one or two words.
+            total: Parts of the work.
+            done: Parts that were done before; they do not count for the time left.
+        """
+        self.finish()
+        self._title, self._status, self._table = title, "", None
+        self._total, self._first, self._done = total, done, done
+        self._quarter = 4 * done // max(total, 1)
+        self._begun = self._drawn = time.monotonic()
+        if self.is_live:
+            self._live = _live(self._stream)
+            self._live.update(self._view())
+            self._live.start(refresh=True)
+
+    def advance(self, done: int, status: str = "") -> None:
+        """Redraws the bar, at most every `REFRESH` seconds until the work is done."""
+        self._done, self._status = done, status
+        if self._live is not None:
+            self._draw(is_last=done >= self._total)
+        elif self._quarters and not self._quiet:
+            quarter = 4 * done // max(self._total, 1)
+            if quarter > self._quarter:
+                self._quarter = quarter
+                line = f"{self._title}: {done}/{self._total}"
+                left = f", {self._left()}" if done < self._total else ""
+                print(line + left, file=self._stream, flush=True)
+
+    def show(self, table: "Table") -> None:
+        """Redraws the table, cut to the height of the terminal."""
+        self._table = table
+        self._draw()
+
+    def finish(self) -> None:
+        """Takes the bar away, and leaves the table in its last state."""
+        if self._live is None:
             return
-        quarter = 4 * done // max(total, 1)
-        if quarter > self._told:
-            self._told = quarter
-            self.note(f"{self._title}: {done}/{total}" + (f", {status}" if done < total else ""))
+        live, self._live = self._live, None
+        live.transient = self._table is None
+        if self._table is not None:
+            live.update(self._view(live, with_bar=False))
+        live.stop()
+
+    def _draw(self, *, is_last: bool = False) -> None:
+        now = time.monotonic()
+        if self._live is not None and (is_last or now - self._drawn >= REFRESH):
+            self._drawn = now
+            self._live.update(self._view(self._live), refresh=True)
+
+    def _left(self) -> str:
+        """Returns the time left at the rate since the start, "" before the first part is done."""
+        new = self._done - self._first
+        if new <= 0 or self._done >= self._total:
+            return ""
+        seconds = (time.monotonic() - self._begun) / new * (self._total - self._done)
+        return f"{duration(seconds)} left"
+
+    def _view(self, live: "Live | None" = None, *, with_bar: bool = True) -> "Group":
+        """Returns what stands on the terminal now."""
+        from rich.console import Group, RenderableType
+        from rich.progress_bar import ProgressBar
+        from rich.table import Column
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        parts: list[RenderableType] = []
+        if self._table is not None and live is not None:
+            from kerasnorm.tables import to_rich
+
+            rows = self._table.rows[: max(1, live.console.height - MARGIN)]
+            parts.append(to_rich(dataclasses.replace(self._table, rows=rows)))
+        if with_bar:
+            bar = RichTable.grid(*(Column(no_wrap=True) for _ in range(4)), padding=(0, 1))
+            bar.add_row(
+                Text(self._title),
+                ProgressBar(self._total, self._done, width=30),
+                Text(f"{self._done:,}/{self._total:,}"),
+                Text("  ".join(filter(None, (self._left(), self._status)))),
+            )
+            parts.append(bar)
+        return Group(*parts)
 
 
-def epoch_line(row: Row, epochs: int) -> str:
-    """Returns one epoch in a line; what has no value is left out.
+def _live(stream: TextIO) -> "Live":
+    """Returns a display that is drawn when told to, without a thread that would slow training."""
+    from rich.console import Console
+    from rich.live import Live
 
-    Args:
-        row: A row of the history.
-        epochs: Epochs of the whole run.
-    """
-    parts = [f"epoch {row['epoch']:>{len(str(epochs))}.0f}/{epochs}"]
-    for name in ("train", "val", "test"):
-        loss, accuracy = row.get(f"{name}_loss"), row.get(f"{name}_accuracy")
-        if loss is not None and accuracy is not None:
-            parts.append(f"{name} {loss:.3f} {100 * accuracy:4.1f} %")
-    forms = (
-        ("lr", "lr {:#.2g}"),
-        ("seconds", "{:.1f} s"),
-        ("images_per_second", "{:.0f} images/s"),
+    # Lines that others write to stderr appear above the bar, as they are: long ones are not broken.
+    console = Console(
+        file=stream, force_terminal=True, soft_wrap=True, highlight=False, emoji=False
     )
-    for name, form in forms:
-        value = row.get(name)
-        if value is not None:
-            parts.append(form.format(value))
-    return "  ".join(parts)
+    # What is printed to stdout belongs to the bar's console only if both are the same terminal.
+    return Live(console=console, auto_refresh=False, redirect_stdout=sys.stdout.isatty())
 
 
-def results(history: Sequence[Row], folder: Path) -> str:
-    """Returns the end of a run in a few lines: last epoch's scores, time, folder.
+class _NoteHandler(logging.Handler):
+    """Prints each record's message on the stderr of the moment, and each warning only once.
+
+    A live bar replaces `sys.stderr` while it is shown. Several parts of one command may read the
+    same damaged file.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._warnings: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints a record; a stderr that is closed raises, as with `print`."""
+        text = record.getMessage()
+        if record.levelno >= logging.WARNING:
+            if text in self._warnings:
+                return
+            self._warnings.add(text)
+        print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def console_notes(level: int = logging.INFO) -> Iterator[None]:
+    """Prints what the package logs to stderr, one line per record, while the block runs.
 
     Args:
-        history: A row an epoch.
-        folder: The run's folder.
+        level: The lowest level that is printed.
     """
-    lines = []
-    last: Row = history[-1] if history else {}
-    for name, word in (("train", "train"), ("val", "validation"), ("test", "test")):
-        loss, accuracy = last.get(f"{name}_loss"), last.get(f"{name}_accuracy")
-        if loss is not None and accuracy is not None:
-            lines.append(f"{word:<11}accuracy {100 * accuracy:6.2f} %   loss {loss:.4f}")
-    seconds = sum(row.get("seconds") or 0.0 for row in history)
-    lines.append(f"{'trained':<11}{len(history)} epochs in {duration(seconds)}")
-    lines.append(f"{'folder':<11}{folder}")
-    return "\n".join(lines)
-
-
-def print_results(history: Sequence[Row], folder: Path) -> None:
-    """Prints `results` to stdout."""
-    print(results(history, folder))
-
-
-def note(text: str) -> None:
-    """Prints a note to stderr, in a line of its own."""
-    print(text, file=sys.stderr, flush=True)
+    logger, handler = logging.getLogger(LOGGER), _NoteHandler()
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = False  # a handler of the root logger would print each line again
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 def duration(seconds: float) -> str:

@@ -6,6 +6,7 @@ Nothing is computed here but totals.
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,7 @@ class Table:
         totals: Rows below a rule.
         notes: Sentences at the foot.
         title: What the table shows; empty for none.
+        styles: How rich colors each row on a terminal, such as "red"; none by default.
     """
 
     columns: tuple[str, ...]
@@ -55,6 +57,7 @@ class Table:
     totals: Sequence[tuple[str, ...]] = ()
     notes: Sequence[str] = ()
     title: str = ""
+    styles: Sequence[str] = ()
 
 
 def summary_table(rows: "Sequence[LayerRow]", title: str = "") -> Table:
@@ -207,8 +210,8 @@ def to_rich(grid: Table) -> RichTable:
     for column in grid.columns:
         is_number = column.startswith(">")
         table.add_column(column.removeprefix(">"), justify="right" if is_number else "left")
-    for cells in grid.rows:
-        table.add_row(*map(escape, cells))
+    for cells, style in zip_longest(grid.rows, grid.styles[: len(grid.rows)]):
+        table.add_row(*map(escape, cells), style=style)
     table.add_section()
     for cells in grid.totals:
         table.add_row(*map(escape, cells))

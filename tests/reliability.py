@@ -69,7 +69,7 @@ def divergences():
             except DivergedError as error:
                 messages[title] = f"exit {error.exit_code}: {error}"
             if callbacks:
-                epoch = checkpoints.load_newest(folder / run.CHECKPOINTS, print)[1]["epoch"]
+                epoch = checkpoints.load_newest(folder / run.CHECKPOINTS)[1]["epoch"]
                 messages[title] += f" (The checkpoint of epoch {epoch} loads.)"
     return messages
 

@@ -36,7 +36,7 @@ def signature(function):
     """As it stands in the source: `inspect.signature` spells types otherwise on each Python."""
     node = ast.parse(inspect.getsource(function)).body[0]
     text = f"({ast.unparse(node.args)}) -> {ast.unparse(node.returns)}"
-    return re.sub(r"'([A-Z]\w*|\w+(?:\.\w+)+(?: \| None)?|Monitor \| None)'", r"\1", text)
+    return re.sub(r"'([A-Z]\w*|\w+(?:\.\w+)+(?: \| None)?)'", r"\1", text)
 
 
 def entry(name, thing):

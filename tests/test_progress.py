@@ -1,29 +1,21 @@
 """The console: what a person, a log file and a pipe get to read."""
 
+import contextlib
 import io
+import logging
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from kerasnorm import progress as console
-from kerasnorm.progress import Counter
+from kerasnorm.progress import ConsoleProgress, NullProgress, console_notes
+from kerasnorm.tables import Table
 
-ROW = {
-    "epoch": 3.0,
-    "train_loss": 0.8421,
-    "train_accuracy": 0.631,
-    "val_loss": None,
-    "val_accuracy": None,
-    "test_loss": 0.7909,
-    "test_accuracy": 0.719,
-    "lr": 0.008,
-    "seconds": 41.23,
-    "images_per_second": 1212.7,
-}
-LINE = "epoch  3/20  train 0.842 63.1 %  test 0.791 71.9 %  lr 0.0080  41.2 s  1213 images/s"
+TABLE = Table(("name", ">n"), [(f"row-{n}", f"[{n}]") for n in range(40)], notes=("40 rows",))
+LONG = "[/oops] :smile: " + "long " * 60
+logger = logging.getLogger("kerasnorm.somewhere")
 
 
 class Terminal(io.StringIO):
@@ -46,135 +38,196 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def terminal(monkeypatch):
+    """A terminal of 100 columns and 25 lines."""
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("LINES", "25")
     for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
     return Terminal()
 
 
 def drive(progress: console.Progress) -> None:
-    progress.start("gn on shapes, torch, cpu", 20, 4, 500, 2)
-    for step in range(4):
-        progress.batch(2, step)
-    progress.note("a note")
-    progress.epoch(ROW)
-    progress.finish()
+    with console_notes():
+        logger.info("gn on shapes, torch, cpu")
+        progress.start("training", 80, 8)
+        for step in range(9, 13):
+            progress.advance(step, "epoch 3/20  25 images/s")
+        logger.info("a note")
+        progress.finish()
 
 
-def test_elsewhere_an_epoch_is_a_line():
-    stream = io.StringIO()
-    drive(console.Progress(stream=stream))
-    assert stream.getvalue() == f"gn on shapes, torch, cpu\na note\n{LINE}\n"
-
-
-def test_the_stream_is_stderr(capsys):
-    drive(console.Progress())
-    console.note("another")
+def test_elsewhere_only_notes_are_shown(capsys):
+    drive(ConsoleProgress())
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.splitlines() == ["gn on shapes, torch, cpu", "a note", LINE, "another"]
+    assert err.splitlines() == ["gn on shapes, torch, cpu", "a note"]
 
 
 @pytest.mark.parametrize("make", [io.StringIO, Terminal])
-def test_quiet_says_nothing(make):
+def test_quiet_shows_nothing(make):
     stream = make()
-    drive(console.Progress(quiet=True, stream=stream))
+    progress = ConsoleProgress(quiet=True, quarters=True, stream=stream)
+    drive(progress)
+    progress.show(TABLE)
     assert stream.getvalue() == ""
+    assert not progress.is_live
 
 
-def test_a_terminal_gets_the_lines_and_a_bar(terminal):
-    drive(console.Progress(stream=terminal))
+def test_the_null_shows_nothing(capsys):
+    progress = NullProgress()
+    progress.start("training", 2)
+    progress.advance(1, "status")
+    progress.show(TABLE)
+    progress.finish()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_gets_the_notes_and_a_bar(terminal):
+    with contextlib.redirect_stderr(terminal):
+        drive(ConsoleProgress(stream=terminal))
+        assert sys.stderr is terminal
     lines = [line.strip() for line in terminal.text.split("\n")]
-    for expected in ("gn on shapes, torch, cpu", "a note", LINE):
+    for expected in ("gn on shapes, torch, cpu", "a note"):
         assert lines.count(expected) == 1
-    assert any(line.startswith("epoch 3/20 ━") for line in lines)
+    assert any(line.startswith("training ━") for line in lines)
 
 
-def test_the_bar_tells_rate_time_left_and_accuracy(terminal, clock):
-    progress = console.Progress(stream=terminal)
-    progress.start("title", 20, 4, 500, 2)
+def test_the_bar_tells_done_time_left_and_status(terminal, clock):
+    progress = ConsoleProgress(stream=terminal)
+    progress.start("training", 2000, 8)
+    assert "8/2,000" in terminal.text
+    assert "left" not in terminal.text
     clock[0] += 10
-    progress.batch(2, 1)
-    assert "2/4 25 images/s  5:50 left" in terminal.text  # 2 of 72 steps took 10 s
+    progress.advance(10, "epoch 3/20  25 images/s")
+    assert "10/2,000 2:45:50 left  epoch 3/20  25 images/s" in terminal.text  # 2 steps took 10 s
     clock[0] += 10
-    progress.batch(2, 3)
-    progress.epoch(ROW)
-    clock[0] += 5
-    progress.batch(3, 0)
-    assert "epoch 4/20" in terminal.text
-    assert "1/4 25 images/s  5:35 left  test 71.9 %" in terminal.text
+    progress.advance(2000, "test 71.9 %")
+    assert "2,000/2,000 test 71.9 %" in terminal.text
     progress.finish()
 
 
 def test_the_bar_is_drawn_a_few_times_a_second(terminal, clock):
-    progress = console.Progress(stream=terminal)
-    progress.start("title", 1, 10_000, 10_000, 0)
+    progress = ConsoleProgress(stream=terminal)
+    progress.start("title", 10_000)
     for step in range(9_000):
         clock[0] += 0.001
-        progress.batch(0, step)
-    assert 60 < len(re.findall(r"/10000", terminal.text)) < 90
+        progress.advance(step)
+        progress.show(TABLE)
+    assert 60 < len(re.findall(r"/10,000", terminal.text)) < 90
     progress.finish()
 
 
-def test_text_is_taken_literally(terminal):
-    progress = console.Progress(stream=terminal)
-    progress.start("[bold]title[/bold] :smile:", 1, 1, 1, 0)
-    progress.note("[/oops] " + "long " * 60)
-    progress.finish()
+def test_text_is_taken_literally_and_long_lines_are_not_broken(terminal):
+    progress = ConsoleProgress(stream=terminal)
+    with contextlib.redirect_stderr(terminal), console_notes():
+        progress.start("[bold]title[/bold] :smile:", 1)
+        logger.info(LONG)
+        progress.advance(1, "[red]status[/red]")
+        progress.finish()
     assert "[bold]title[/bold] :smile:" in terminal.text
-    assert "[/oops] " + "long " * 60 in terminal.text
+    assert "[red]status[/red]" in terminal.text
+    assert LONG in terminal.text
 
 
 def test_finish_may_come_early_and_twice(terminal):
-    progress = console.Progress(stream=terminal)
+    progress = ConsoleProgress(stream=terminal)
     progress.finish()
-    progress.start("title", 1, 1, 1, 0)
+    progress.start("title", 1)
     progress.finish()
     progress.finish()
     shown, hidden = "\x1b[?25h", "\x1b[?25l"
     assert terminal.getvalue().rindex(shown) > terminal.getvalue().rindex(hidden)  # the cursor
 
 
+def test_an_error_takes_the_bar_away_too(terminal):
+    before = sys.stderr
+    with contextlib.suppress(ValueError), ConsoleProgress(stream=terminal) as progress:
+        progress.start("title", 1)
+        assert sys.stderr is not before
+        raise ValueError
+    assert sys.stderr is before
+
+
 @pytest.mark.parametrize("columns", ["20", "60", "300"])
 def test_any_width(columns, terminal, monkeypatch):
     monkeypatch.setenv("COLUMNS", columns)
-    drive(console.Progress(stream=terminal))
-    assert LINE in terminal.text
+    progress = ConsoleProgress(stream=terminal)
+    with contextlib.redirect_stderr(terminal), console_notes():
+        progress.start("training", 2)
+        progress.show(TABLE)
+        logger.info(LONG)
+        progress.finish()
+    assert LONG in terminal.text
 
 
-class TestEpochLine:
-    def test_validation_is_shown_where_it_exists(self):
-        row = ROW | {"val_loss": 0.81, "val_accuracy": 0.7}
-        assert "  val 0.810 70.0 %  test" in console.epoch_line(row, 20)
+def test_a_table_is_cut_to_the_terminal_and_stays(terminal, clock):
+    progress = ConsoleProgress(stream=terminal)
+    progress.start("epochs", 4)
+    clock[0] += 1
+    progress.show(TABLE)
+    first = terminal.text
+    assert "row-16" in first  # of 25 lines, 17 are rows
+    assert "[16]" in first
+    assert "row-17" not in first
+    assert "40 rows" in first
+    assert "epochs ━" in first
+    end = len(terminal.getvalue())
+    progress.finish()
+    last = terminal.getvalue()[end:]
+    assert "row-0 " in last
+    assert "epochs" not in last
+    assert "\x1b[1A" not in last[last.index("row-0") :]  # nothing erases it
 
-    @pytest.mark.parametrize("lr", [(0.01, "0.010"), (4e-7, "4.0e-07"), (0.0, "0.0")])
-    def test_small_rates_stay_legible(self, lr):
-        assert f"  lr {lr[1]}  " in console.epoch_line(ROW | {"lr": lr[0]}, 20)
 
-    def test_nan_and_missing_values(self):
-        row = dict.fromkeys(ROW, None) | {"epoch": 1.0}
-        assert console.epoch_line(row, 5) == "epoch 1/5"
-        assert "train nan" in console.epoch_line(ROW | {"train_loss": float("nan")}, 5)
+def test_quarters_are_a_line_each_where_there_is_no_terminal(clock):
+    stream = io.StringIO()
+    with ConsoleProgress(quarters=True, stream=stream) as progress:
+        progress.start("work", 8)
+        for done in range(1, 9):
+            clock[0] += 10
+            progress.advance(done)
+    assert stream.getvalue().splitlines() == [
+        "work: 2/8, 1:00 left",
+        "work: 4/8, 0:40 left",
+        "work: 6/8, 0:20 left",
+        "work: 8/8",
+    ]
 
 
-class TestResults:
-    def test_the_last_epoch_counts(self, capsys):
-        first = ROW | {"epoch": 2.0, "test_accuracy": 0.99}
-        console.print_results([first, ROW], Path("results") / "runs")
-        out, err = capsys.readouterr()
-        assert err == ""
-        assert out.splitlines() == [
-            "train      accuracy  63.10 %   loss 0.8421",
-            "test       accuracy  71.90 %   loss 0.7909",
-            "trained    2 epochs in 1:22",
-            f"folder     {Path('results') / 'runs'}",
-        ]
+class TestNotes:
+    def test_they_go_to_the_stderr_of_the_moment_and_stop_at_the_end(self, capsys):
+        package = logging.getLogger("kerasnorm")
+        before = package.level, list(package.handlers), package.propagate
+        with console_notes():
+            logger.debug("too fine")
+            logger.info("100 % literal")
+            logging.getLogger("other").info("not ours")
+        logger.info("too late")
+        assert capsys.readouterr().err == "100 % literal\n"
+        assert (package.level, package.handlers, package.propagate) == before
 
-    def test_validation_and_empty_history(self):
-        row = ROW | {"val_loss": 0.81, "val_accuracy": 1.0}
-        assert "validation accuracy 100.00 %   loss 0.8100" in console.results([row], Path("x"))
-        assert console.results([], Path("x")).splitlines()[0] == "trained    0 epochs in 0:00"
+    def test_a_level_keeps_lower_ones_away(self, capsys):
+        with console_notes(logging.ERROR):
+            logger.warning("a warning")
+            logger.error("an error")
+        assert capsys.readouterr().err == "an error\n"
+
+    def test_a_warning_is_printed_once_and_a_note_each_time(self, capsys):
+        with console_notes():
+            for _ in range(2):
+                logger.warning("a warning")
+                logger.info("a note")
+        assert capsys.readouterr().err == "a warning\na note\na note\n"
+
+    def test_a_library_user_gets_warnings_only(self):
+        code = (
+            "import logging, kerasnorm.progress;"
+            "log = logging.getLogger('kerasnorm.data'); log.info('info'); log.warning('warning')"
+        )
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert (done.stdout, done.stderr) == ("", "warning\n")
 
 
 @pytest.mark.parametrize(
@@ -191,32 +244,3 @@ def test_the_module_costs_nothing():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == ""
-
-
-def test_a_counter_says_each_quarter_once():
-    stream = io.StringIO()
-    with Counter("work", stream=stream) as counter:
-        for done in range(1, 9):
-            counter(done, 8)
-        counter.note("a note")
-    lines = stream.getvalue().splitlines()
-    assert [line.split(",")[0] for line in lines[:4]] == [f"work: {n}/8" for n in (2, 4, 6, 8)]
-    assert lines[4:] == ["a note"]
-
-
-def test_a_counter_draws_a_bar_on_a_terminal_and_takes_it_away():
-    stream = Terminal()
-    with Counter("work", stream=stream) as counter:
-        counter(1, 2)
-        counter.note("a note")
-    assert "1/2" in stream.text
-    assert "left" in stream.text
-    assert "a note" in stream.text
-
-
-def test_a_quiet_counter_is_silent():
-    stream = Terminal()
-    with Counter("work", quiet=True, stream=stream) as counter:
-        counter(1, 1)
-        counter.note("a note")
-    assert stream.getvalue() == ""

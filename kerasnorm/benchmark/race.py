@@ -1,16 +1,18 @@
 """Lets contenders take turns, each in a process of its own, and sums up their rates."""
 
 import json
+import logging
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from kerasnorm.config import Config, flatten
 from kerasnorm.errors import KerasnormError
 
+logger = logging.getLogger(__name__)
 CONTENDERS = {
     "torch": ("stock", "loop", "loop-compiled", "loop-channels-last", "native"),
     "tensorflow": ("stock", "native"),
@@ -102,19 +104,18 @@ def race(
     contenders: Sequence[str],
     images: int,
     rounds: int,
-    note: Callable[[str], None],
     environment: Mapping[str, str] | None = None,
 ) -> list[Result]:
     """Returns a result for each contender on one network.
 
-    All are started and warmed up first; then each takes one turn a round.
+    All are started and warmed up first; then each takes one turn a round. One that fails is left
+    out, and the reason is logged.
 
     Args:
         config: Resolved, its backend named.
         contenders: Keys of `MEANINGS` that the backend has.
         images: An epoch's images; a round is one epoch.
         rounds: How many are timed.
-        note: Is told of contenders that had to give up, and why.
         environment: Of their processes; by default this one's.
     """
     workers: list[tuple[_Worker, Result]] = []
@@ -126,7 +127,7 @@ def race(
                 result.first_step = worker.ask("train")["first_step"]
                 worker.ask("predict")
             except KerasnormError as error:
-                note(str(error))
+                logger.warning(str(error))
                 worker.close()
                 continue
             workers.append((worker, result))

@@ -14,6 +14,7 @@ from kerasnorm import __version__
 from kerasnorm.cli import explain, formats, models, pictures, speed, studies, surroundings, training
 from kerasnorm.config import RENAMED
 from kerasnorm.errors import KerasnormError, RunFolderError
+from kerasnorm.progress import console_notes
 from kerasnorm.training.signals import INTERRUPTIONS, SIGNALLED, Terminated
 
 
@@ -47,7 +48,8 @@ def _run() -> int:
     state = {"debug": False}
     code: int
     try:
-        code = app(standalone_mode=False, obj=state)
+        with console_notes():
+            code = app(standalone_mode=False, obj=state)
         sys.stdout.flush()
     except click.ClickException as error:
         old = getattr(error, "option_name", "").removeprefix("--").replace("-", "_")

@@ -8,6 +8,7 @@ import click
 from kerasnorm import runtime
 from kerasnorm.cli import options as opt
 from kerasnorm.config import NORMS
+from kerasnorm.progress import ConsoleProgress
 
 runs_argument = click.argument(
     "runs", metavar="RUN…", nargs=-1, required=True, type=click.Path(path_type=Path)
@@ -100,12 +101,11 @@ def landscape(
     Example: kerasnorm landscape results/runs/shapes-bn-torch-s0 results/runs/shapes-none-torch-s0
     """
     _start(backend)
-    from kerasnorm import progress as console
     from kerasnorm.explain import texts
     from kerasnorm.explain.landscape import landscape as ask
 
-    with console.Counter("landscape", quiet=quiet) as counter:
-        answer = ask(runs, **sizes, reporter=counter)
+    with ConsoleProgress(quiet=quiet, quarters=True) as progress:
+        answer = ask(runs, **sizes, progress=progress)
     _show(answer, out, as_json, lambda found: opt.print_table(texts.landscape_table(found)))
 
 
@@ -147,13 +147,12 @@ def statistics(
     Example: kerasnorm statistics results/runs/shapes-bn-torch-s0 results/runs/shapes-none-torch-s0
     """
     _start(backend)
-    from kerasnorm import progress as console
     from kerasnorm.explain import texts
     from kerasnorm.explain.statistics import JUDGED
     from kerasnorm.explain.statistics import statistics as ask
 
-    with console.Counter("statistics", quiet=quiet) as counter:
-        answer = ask(runs, **sizes, reporter=counter)
+    with ConsoleProgress(quiet=quiet, quarters=True) as progress:
+        answer = ask(runs, **sizes, progress=progress)
 
     def show(found: Any) -> None:
         opt.print_table(texts.statistics_table(found))

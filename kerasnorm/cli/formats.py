@@ -1,5 +1,6 @@
 """Commands that bring models out and in: export, import-torch."""
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from kerasnorm.formats.archive import SavedModel
     from kerasnorm.formats.export import Export, Quantization
 
+logger = logging.getLogger(__name__)
 FORMAT_NAMES = ("keras", "saved-model", "onnx", "litert", "torch", "openvino", "state-dict")
 CALIBRATION = 200  # images
 
@@ -64,20 +66,19 @@ def export(
     if quantize and "litert" not in names:
         raise ConfigError("--quantize int8 belongs to LiteRT: add --format litert.")
     runtime.start(backend or "auto", device or "auto")
-    from kerasnorm import progress as console
     from kerasnorm.formats.archive import open_model
     from kerasnorm.formats.export import Exporter, check_formats
 
     check_formats(names)
     saved = open_model(target)
     if saved.wants_equalized:
-        console.note(
+        logger.warning(
             f"{saved.path} takes histogram-equalized images; so do its exports, as their cards say."
         )
     folder = out or (target if target.is_dir() else target.parent) / "exports"
     quantization = _quantization(saved, data) if quantize else None
     done = []
-    with Exporter(saved, folder, _known_accuracy(saved), console.note) as exporter:
+    with Exporter(saved, folder, _known_accuracy(saved)) as exporter:
         for name in names:
             done.append(exporter.export(name))
             _show(done[-1], as_json)
@@ -197,7 +198,6 @@ def import_torch(
         raise ConfigError("--widths: leave it out; the widths come from the tensors.")
     runtime.select_backend(backend or "auto")
     import kerasnorm
-    from kerasnorm import progress as console
     from kerasnorm.files import sha256
     from kerasnorm.formats.archive import save_model
     from kerasnorm.formats.torch_files import read_tensors, sorted_by_words
@@ -206,7 +206,7 @@ def import_torch(
     tensors = read_tensors(file)
     guessed = sorted_by_words(file, tensors)
     if guessed:
-        console.note(
+        logger.warning(
             f"{file} does not keep the order of its layers; these kernels, alike in shape, were "
             f"put in the order of their names: {', '.join(guessed)}. If that is not the order in "
             "which the network runs, import a .pth, or number them."
@@ -216,7 +216,7 @@ def import_torch(
     )
     model = imported.model
     if resolve(given).model.activation == "leaky_relu":
-        console.note("leaky_relu: Keras's slope is 0.2, that of PyTorch's nn.LeakyReLU() 0.01.")
+        logger.warning("leaky_relu: Keras's slope is 0.2, that of PyTorch's nn.LeakyReLU() 0.01.")
     classes = model.output_shape[-1]
     names = class_names.split(",") if class_names else [str(n) for n in range(classes)]
     if len(names) != classes:

@@ -1,5 +1,6 @@
 """Commands on models: their layers, their receptive field, their answers."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from kerasnorm.formats.archive import SavedModel
     from kerasnorm.formats.opening import Artefact
 
+logger = logging.getLogger(__name__)
 target_argument = click.argument("target", metavar="RUN-OR-MODEL", type=click.Path(path_type=Path))
 shape_options = [
     click.option(
@@ -94,7 +96,6 @@ def receptive_field(target: str, as_json: bool, image_shape: tuple[int, ...], cl
 
 
 def _open(target: Path, backend: str | None, device: str | None) -> "Artefact | SavedModel":
-    from kerasnorm import progress as console
     from kerasnorm.formats.formats import detect
     from kerasnorm.formats.opening import needs_keras, open_any
 
@@ -109,13 +110,12 @@ def _open(target: Path, backend: str | None, device: str | None) -> "Artefact | 
                 )
     saved = open_any(target)
     if saved.wants_equalized:
-        console.note(f"{saved.path} takes histogram-equalized images; they are equalized for it.")
+        logger.info(f"{saved.path} takes histogram-equalized images; they are equalized for it.")
     return saved
 
 
 def images_of(saved: "Artefact | SavedModel", data: str | None, split: str) -> "Split":
     """Returns the images and labels to judge a model on."""
-    from kerasnorm import progress as console
     from kerasnorm.config import DataConfig
     from kerasnorm.data.prepare import prepare
 
@@ -127,7 +127,7 @@ def images_of(saved: "Artefact | SavedModel", data: str | None, split: str) -> "
         config = DataConfig(data=data, preprocessing=preprocessing)
     else:
         config = saved.config.data
-    dataset = prepare(config, seed, console.note)
+    dataset = prepare(config, seed)
     received = dataset.image_shape, len(dataset.class_names)
     expected = saved.image_shape, len(saved.class_names)
     if received != expected:

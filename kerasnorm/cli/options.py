@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kerasnorm.config import RECIPES, SETTINGS, Setting
+from kerasnorm.progress import LOGGER
 from kerasnorm.recipes import read_toml, resolve
 
 if TYPE_CHECKING:
@@ -95,6 +97,17 @@ def config_options(*sections: str, without: Sequence[str] = ()) -> Decorator:
     return decorate
 
 
+def only_errors(is_wanted: bool) -> None:
+    """Keeps notes and warnings off the console, if wanted, until the command ends."""
+    if is_wanted:
+        logging.getLogger(LOGGER).setLevel(logging.ERROR)
+
+
+def _quiet(context: click.Context, param: click.Parameter, value: bool) -> bool:
+    only_errors(value)
+    return value
+
+
 config_file = click.option(
     "--config",
     "config_file",
@@ -103,7 +116,9 @@ config_file = click.option(
     help="TOML file with any of the fields, such as a run's config.toml.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-quiet = click.option("--quiet", "-q", is_flag=True, help="No progress, only errors.")
+quiet = click.option(
+    "--quiet", "-q", is_flag=True, callback=_quiet, help="No progress, only errors."
+)
 data_option = click.option(
     "--data",
     envvar="KERASNORM_DATA",

@@ -1,5 +1,6 @@
 """Commands that draw: `plot` and `inputs`."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,9 @@ import click
 
 from kerasnorm.cli import options as opt
 from kerasnorm.errors import DataError
+from kerasnorm.progress import ConsoleProgress
 
+logger = logging.getLogger(__name__)
 SAMPLES = 2000  # images in a histogram
 ROWS, EPOCHS = 5, 6  # images and epochs in a grid
 SHORT = 3  # epochs of a training on each preprocessing
@@ -28,7 +31,6 @@ def plot(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     Example: kerasnorm plot results/runs/shapes-bn-torch-s0 results/runs/shapes-gn-torch-s0
     """
     from kerasnorm import plots
-    from kerasnorm import progress as console
     from kerasnorm.data.prepare import prepare
     from kerasnorm.training.run import Run
 
@@ -38,9 +40,9 @@ def plot(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     else:
         config = loaded[0].config
         try:
-            images = prepare(config.data, config.train.seed, console.note).test.images
+            images = prepare(config.data, config.train.seed).test.images
         except DataError as error:
-            console.note(f"{error} misclassified.png is not drawn again.")
+            logger.warning(f"{error} misclassified.png is not drawn again.")
             images = None
         paths = plots.draw_run(loaded[0], images, out)
     _print_paths(paths, as_json)
@@ -74,22 +76,21 @@ def inputs(config_file: Path | None, out: Path, train: bool, as_json: bool, **op
     import numpy as np
 
     from kerasnorm import plots
-    from kerasnorm import progress as console
     from kerasnorm.data.prepare import input_statistics, prepare
     from kerasnorm.data.preprocessing import equalize
     from kerasnorm.explain import texts
     from kerasnorm.explain.inputs import inputs as ask
 
     seed, preprocessing = config.train.seed, config.data.preprocessing
-    raw = prepare(config.replace(preprocessing="none").data, seed, console.note).train
+    raw = prepare(config.replace(preprocessing="none").data, seed).train
     preprocessed = equalize(raw.images) if preprocessing == "equalize" else raw.images
     mean, std = input_statistics(preprocessing, preprocessed)
     shown = np.arange(min(SAMPLES, len(raw)))
     views = plots.augmented_views(raw, config.data, shown[:ROWS], EPOCHS, seed)
     pixels = (preprocessed[shown] / 255 - mean) / std
     paths = plots.draw_inputs(out, raw.images[shown], views, pixels, preprocessing)
-    with console.Counter("trainings") as counter:
-        answer = ask(config, train=train, reporter=counter)
+    with ConsoleProgress(quarters=True) as progress:
+        answer = ask(config, train=train, progress=progress)
     paths += answer.save(out)
     if as_json:
         opt.print_json({"data": answer.document(), "figures": [str(path) for path in paths]})

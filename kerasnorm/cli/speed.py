@@ -1,5 +1,6 @@
 """`kerasnorm bench`."""
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from kerasnorm.cli import options as opt
 from kerasnorm.config import BACKENDS, NORMS, RECIPES
 from kerasnorm.errors import ConfigError
 
+logger = logging.getLogger(__name__)
 RESULT, TABLE, CHART = "bench.json", "bench.txt", "bench.png"
 UNAUGMENTED = {
     "flip": 0.0,
@@ -78,7 +80,6 @@ def bench(
             f"batch_size: expected at most --images {images}. Received: {options['batch_size']}"
         )
     runtime.select_backend()  # of this process, which only tabulates
-    from kerasnorm import progress as console
     from kerasnorm import tables
     from kerasnorm.benchmark.race import CONTENDERS, MEANINGS, race
     from kerasnorm.config import unknown
@@ -94,9 +95,9 @@ def bench(
         runtime.check_installed(backend)
         names = [n for n in CONTENDERS[backend] if not contenders or n in contenders]
         for norm in norms or ("bn", "gn", "ln"):
-            console.note(f"{backend}, {norm}: {', '.join(names)}, {rounds} rounds")
+            logger.info(f"{backend}, {norm}: {', '.join(names)}, {rounds} rounds")
             config = resolve(fields | {"backend": backend, "norm": norm})
-            results += race(config, names, images, rounds, console.note)
+            results += race(config, names, images, rounds)
     document: dict[str, Any] = {
         **opt.given(options),
         "images": images,

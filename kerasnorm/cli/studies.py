@@ -1,5 +1,6 @@
 """Commands on many runs: `compare`, `sweep` and `report`."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from kerasnorm import runtime
 from kerasnorm.cli import options as opt
 from kerasnorm.config import BACKENDS, NORMS, SETTINGS
 from kerasnorm.errors import ConfigError
+from kerasnorm.progress import ConsoleProgress
 
 NORMS_BY_DEFAULT = ("bn", "gn", "ln")
 SEEDS_BY_DEFAULT = 3
@@ -131,9 +133,8 @@ def _conduct(
     quiet: bool,
     **options: Any,
 ) -> None:
-    from kerasnorm.study import board, folder
+    from kerasnorm.study import folder
 
-    watcher = board.Board(quiet=quiet)
     if resume is not None:
         typed = [name for name in (*options, "out") if opt.is_typed(name)]
         if typed:
@@ -143,20 +144,23 @@ def _conduct(
             )
         grid, out = folder.read_grid(resume), resume
     else:
-        grid = _grid(options, watcher.note)
+        grid = _grid(options)
         out = out or _default_folder(grid)
     if dry_run:
-        _plan(grid, out, jobs, scheduler, as_json, watcher.note)
+        _plan(grid, out, jobs, scheduler, as_json)
         return
-    from kerasnorm.study import lab
+    from kerasnorm.study import lab, runner
 
-    outcome = lab.conduct(grid, out, watcher, jobs=jobs, scheduler=scheduler)
+    progress = ConsoleProgress(quiet=quiet)
+    if progress.is_live:  # its table shows every event
+        logging.getLogger(runner.EVENTS).setLevel(logging.WARNING)
+    outcome = lab.conduct(grid, out, progress, jobs=jobs, scheduler=scheduler)
     _print_outcome(outcome, as_json)
     if (error := outcome.failure()) is not None:
         raise error
 
 
-def _grid(options: dict[str, Any], note: Any) -> Any:
+def _grid(options: dict[str, Any]) -> Any:
     """Returns the grid of the options, `auto` resolved so that runs can be told by their hash."""
     from kerasnorm.study.plan import Grid, parse_vary, with_data
 
@@ -185,7 +189,7 @@ def _grid(options: dict[str, Any], note: Any) -> Any:
     if "data" not in vary and given.get("data", "auto") == "auto":
         from kerasnorm.data import load
 
-        grid = with_data(grid, load("auto", notify=note).name)
+        grid = with_data(grid, load("auto").name)
     return grid
 
 
@@ -202,19 +206,19 @@ def _default_folder(grid: Any) -> Path:
     return Path("results/studies") / "-".join([data, *grid.norms, *varied, mark])
 
 
-def _plan(grid: Any, out: Path, jobs: int, scheduler: str | None, as_json: bool, note: Any) -> None:
+def _plan(grid: Any, out: Path, jobs: int, scheduler: str | None, as_json: bool) -> None:
     """Prints the runs of a study and the time that they are expected to take."""
     from kerasnorm.data.prepare import prepare
     from kerasnorm.study import cluster, findings, folder, lab
     from kerasnorm.study.estimate import estimate, makespan
 
     lab.check(grid)
-    found = folder.survey(out, grid, note)
+    found = folder.survey(out, grid)
     lanes = cluster.lanes(scheduler) if scheduler else jobs
     threads = max(1, runtime.cores() // jobs)
     first = found[0].config
-    data = prepare(first.data, first.train.seed, note)
-    estimates = estimate(found, data, threads, note)
+    data = prepare(first.data, first.train.seed)
+    estimates = estimate(found, data, threads)
     if as_json:
         runs = [
             {
@@ -270,22 +274,21 @@ def report(paths: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
 
     Example: kerasnorm report results/best
     """
-    from kerasnorm import progress as console
     from kerasnorm.study import folder, lab
     from kerasnorm.training.run import Run
 
     studies = [path for path in paths if folder.is_study(path)]
     if studies == [*paths] and len(paths) == 1 and out is None:
-        target = lab.renew(paths[0], console.note)
+        target = lab.renew(paths[0])
     else:
         runs: list[Run] = []
         for path in paths:
-            runs += folder.load(path, console.note)[1] if path in studies else [Run.load(path)]
+            runs += folder.load(path)[1] if path in studies else [Run.load(path)]
         study = folder.read_grid(paths[0]) if studies and len(paths) == 1 else None
         alone = paths[0] if len(paths) == 1 else Path("results/plots")
         target = out or alone / folder.REPORT
         target.parent.mkdir(parents=True, exist_ok=True)
-        lab.report_on_runs(runs, target, console.note, study)
+        lab.report_on_runs(runs, target, study)
     if as_json:
         opt.print_json({"report": str(target)})
     else:

@@ -18,7 +18,6 @@ def data(source: str | None, as_json: bool) -> None:
     Example: kerasnorm data shapes
     """
     from kerasnorm import data as sources
-    from kerasnorm import progress as console
     from kerasnorm.data.preprocessing import channel_statistics
 
     if source is None:
@@ -30,7 +29,7 @@ def data(source: str | None, as_json: bool) -> None:
         for entry in cached:
             click.echo(f"{entry['name']:<16}{entry['state']}")
         return
-    dataset = sources.load(source, notify=console.note)
+    dataset = sources.load(source)
     mean, std = channel_statistics(dataset.train.images)
     facts = {
         "name": dataset.name,

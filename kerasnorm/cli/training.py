@@ -1,14 +1,19 @@
 """`kerasnorm fit`."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kerasnorm.cli import options as opt
 from kerasnorm.errors import ConfigError
+from kerasnorm.progress import ConsoleProgress, duration
 from kerasnorm.recipes import to_toml
 from kerasnorm.training.launch import this_launch
+
+if TYPE_CHECKING:
+    from kerasnorm.training.run import Row
 
 AUTO = "auto"
 
@@ -66,22 +71,41 @@ def fit(
         else:
             click.echo(to_toml(config), nl=False)
         return
-    from kerasnorm import progress as console
+    opt.only_errors(this_launch().rank > 0)  # the first process speaks for all
     from kerasnorm.training import api
 
     run = api.fit(
         config,
         out=out,
         resume=resume,
-        monitor=console.Progress(quiet=quiet),
+        progress=ConsoleProgress(quiet=quiet),
         **({} if is_new else overrides),
     )
-    if this_launch().rank > 0:  # the first process speaks for all
+    if this_launch().rank > 0:
         return
     if as_json:
         opt.print_json({"path": str(run.path), **run.metrics})
     else:
-        console.print_results(run.history, run.path)
+        click.echo(results(run.history, run.path))
+
+
+def results(history: "Sequence[Row]", folder: Path) -> str:
+    """Returns the end of a run in a few lines: last epoch's scores, time, folder.
+
+    Args:
+        history: A row an epoch.
+        folder: The run's folder.
+    """
+    lines = []
+    last: Row = history[-1] if history else {}
+    for name, word in (("train", "train"), ("val", "validation"), ("test", "test")):
+        loss, accuracy = last.get(f"{name}_loss"), last.get(f"{name}_accuracy")
+        if loss is not None and accuracy is not None:
+            lines.append(f"{word:<11}accuracy {100 * accuracy:6.2f} %   loss {loss:.4f}")
+    seconds = sum(row.get("seconds") or 0.0 for row in history)
+    lines.append(f"{'trained':<11}{len(history)} epochs in {duration(seconds)}")
+    lines.append(f"{'folder':<11}{folder}")
+    return "\n".join(lines)
 
 
 COMMANDS = (fit,)

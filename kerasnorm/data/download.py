@@ -2,9 +2,9 @@
 
 import hashlib
 import http.client
+import logging
 import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, NamedTuple
 from urllib.error import HTTPError, URLError
@@ -12,7 +12,7 @@ from urllib.error import HTTPError, URLError
 from kerasnorm.errors import DataError
 from kerasnorm.files import atomic_writer
 
-Notify = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 # Seconds without a byte after which a connection counts as dead, and the longest download.
 TIMEOUT = 10.0
@@ -102,7 +102,7 @@ FILES: dict[str, tuple[RemoteFile, ...]] = {
 }
 
 
-def fetch(file: RemoteFile, cache: Path, notify: Notify, timeout: float = TIMEOUT) -> Path:
+def fetch(file: RemoteFile, cache: Path, timeout: float = TIMEOUT) -> Path:
     """Returns the path of a file in the cache, downloaded first if it is not there.
 
     The bytes go to a temporary file that takes its name only when size and checksum are right.
@@ -111,7 +111,6 @@ def fetch(file: RemoteFile, cache: Path, notify: Notify, timeout: float = TIMEOU
     Args:
         file: What to get.
         cache: The cache's folder; made if need be.
-        notify: Gets a line when a download begins, once the server has answered.
         timeout: Seconds without a byte after which an address is given up.
 
     Raises:
@@ -127,19 +126,19 @@ def fetch(file: RemoteFile, cache: Path, notify: Notify, timeout: float = TIMEOU
             if not target.exists():
                 for left in target.parent.glob(f".{target.name}.*.tmp"):
                     left.unlink()  # by a process that was killed: whoever writes holds the lock
-                _download(file, target, notify, timeout)
+                _download(file, target, timeout)
     except OSError as error:
         raise DownloadError(target, str(error)) from error
     return target
 
 
-def _download(file: RemoteFile, target: Path, notify: Notify, timeout: float) -> None:
+def _download(file: RemoteFile, target: Path, timeout: float) -> None:
     """Tries the addresses in order."""
     failures = []
     for url in file.urls:
         try:
             with urllib.request.urlopen(url, timeout=timeout) as response:  # noqa: S310  (constants)
-                notify(f"Downloading {url} ({file.size / 1e6:.1f} MB) to {target.parent}")
+                logger.info(f"Downloading {url} ({file.size / 1e6:.1f} MB) to {target.parent}")
                 with atomic_writer(target) as output:
                     _copy(response, output, file)
                 return

@@ -1,7 +1,5 @@
 """From a data config to the images that a run trains and is judged on."""
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,20 +9,19 @@ from kerasnorm.data.preprocessing import channel_statistics, equalize
 from kerasnorm.data.sources import load
 
 
-def prepare(config: DataConfig, seed: int, notify: Callable[[str], None]) -> Dataset:
+def prepare(config: DataConfig, seed: int) -> Dataset:
     """Returns the data set of a config: loaded, split, and equalized where that is wanted.
 
     Args:
         config: Source, sizes, validation and preprocessing.
         seed: Which training images are held out for validation.
-        notify: Is told, in a line, what the user should know.
 
     Raises:
         DataError: The data are missing, damaged or unfit.
     """
-    dataset = load(
-        config.data, train_size=config.train_size, test_size=config.test_size, notify=notify
-    ).hold_out(config.validation, seed)
+    dataset = load(config.data, train_size=config.train_size, test_size=config.test_size).hold_out(
+        config.validation, seed
+    )
     return equalized(dataset) if config.preprocessing == "equalize" else dataset
 
 

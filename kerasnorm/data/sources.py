@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from kerasnorm.data.checks import check, parsing
 from kerasnorm.data.dataset import Dataset
-from kerasnorm.data.download import FILES, DownloadError, Notify, fetch
+from kerasnorm.data.download import FILES, DownloadError, fetch
 from kerasnorm.data.readers import LAYOUTS, read
 from kerasnorm.data.shapes import shapes
 from kerasnorm.errors import DataError
@@ -16,7 +16,7 @@ from kerasnorm.runtime import cache_folder
 
 SHAPES_TRAIN, SHAPES_TEST = 10_000, 2_000
 
-_log = logging.getLogger("kerasnorm")
+logger = logging.getLogger(__name__)
 
 
 class _Known(NamedTuple):
@@ -60,10 +60,10 @@ _KNOWN = {
 }
 
 
-def load(
-    data: str, *, train_size: int = 0, test_size: int = 0, notify: Notify = _log.warning
-) -> Dataset:
+def load(data: str, *, train_size: int = 0, test_size: int = 0) -> Dataset:
     """Returns a data set, checked.
+
+    Each download is logged, and so is a warning when auto falls back to shapes.
 
     Args:
         data: "cifar10", "cifar100", "fashion_mnist" or "mnist", downloaded unless it is cached;
@@ -72,33 +72,32 @@ def load(
         train_size: Training images; 0 takes all (shapes: 10,000). Fewer than there are come with
             the same share of each class, always the same ones.
         test_size: Test images; 0 takes all (shapes: 2,000).
-        notify: Gets one line for each download, and one when auto falls back to shapes.
 
     Raises:
         DataError: The data is not there, does not download, is damaged or hostile, has fewer
             images than wanted, or is not what a classifier can learn from.
     """
     if data == "auto":
-        return _auto(train_size, test_size, notify)
+        return _auto(train_size, test_size)
     if data == "shapes":
         return check(shapes(train_size or SHAPES_TRAIN, test_size or SHAPES_TEST))
-    dataset = _named(data, notify) if data in _KNOWN else read(_existing(data))
+    dataset = _named(data) if data in _KNOWN else read(_existing(data))
     return dataset.subset(train_size, test_size)
 
 
-def _auto(train_size: int, test_size: int, notify: Notify) -> Dataset:
+def _auto(train_size: int, test_size: int) -> Dataset:
     # Only a failing download leads to shapes: damaged data in the cache is an error.
     try:
-        _path_of("cifar10", notify)
+        _path_of("cifar10")
     except DownloadError as error:
-        notify(
+        logger.warning(
             f"auto: taking the generated data set shapes, for cifar10 is not in {cache_folder()} "
             f"and does not download ({error.reason})."
         )
-        dataset = load("shapes", train_size=train_size, test_size=test_size, notify=notify)
+        dataset = load("shapes", train_size=train_size, test_size=test_size)
         source = f"{dataset.source} (auto: cifar10 is not cached and does not download)"
         return dataclasses.replace(dataset, source=source)
-    return load("cifar10", train_size=train_size, test_size=test_size, notify=notify)
+    return load("cifar10", train_size=train_size, test_size=test_size)
 
 
 def _existing(data: str) -> Path:
@@ -116,18 +115,18 @@ def _existing(data: str) -> Path:
     return path
 
 
-def _named(name: str, notify: Notify) -> Dataset:
-    dataset = read(_path_of(name, notify))
+def _named(name: str) -> Dataset:
+    dataset = read(_path_of(name))
     names = _KNOWN[name].class_names or dataset.class_names
     return check(dataclasses.replace(dataset, name=name, class_names=names))
 
 
-def _path_of(name: str, notify: Notify) -> Path:
+def _path_of(name: str) -> Path:
     """Returns where a known data set lies in the cache, downloaded if need be."""
     if path := _cached_path(name):
         return path
     for file in FILES[name]:
-        fetch(file, cache_folder(), notify)
+        fetch(file, cache_folder())
     path = _cached_path(name)
     assert path is not None
     return path

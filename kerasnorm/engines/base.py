@@ -20,6 +20,16 @@ class BatchListener(Protocol):
         """Step `step` has run."""
 
 
+class NullListener:
+    """A `BatchListener` that does nothing."""
+
+    def on_batch_begin(self, step: int) -> None:
+        """Does nothing."""
+
+    def on_batch_end(self, step: int, logs: Mapping[str, float]) -> None:
+        """Does nothing."""
+
+
 class Engine(Protocol):
     """Trains one `keras.Model` on one `Batches`.
 

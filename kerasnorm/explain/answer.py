@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,26 +18,6 @@ from kerasnorm.training.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-class Reporter(Protocol):
-    """Is told how a piece of work goes on; `kerasnorm.progress.Counter` shows it to a person."""
-
-    def __call__(self, done: int, total: int) -> None:
-        """`done` of `total` parts are behind us."""
-
-    def note(self, text: str) -> None:
-        """Something that the person should know, in one line."""
-
-
-class Silence:
-    """A `Reporter` that shows nothing."""
-
-    def __call__(self, done: int, total: int) -> None:
-        """Shows nothing."""
-
-    def note(self, text: str) -> None:
-        """Shows nothing."""
 
 
 @dataclass(frozen=True)

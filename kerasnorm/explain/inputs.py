@@ -1,20 +1,25 @@
 """What input preprocessing do to images, and to a training."""
 
 import dataclasses
+import logging
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kerasnorm.config import Config
 from kerasnorm.data.prepare import prepare
-from kerasnorm.errors import DivergedError
-from kerasnorm.explain.answer import Answer, Reporter, Silence
+from kerasnorm.errors import CorruptFileError, DivergedError
+from kerasnorm.explain.answer import Answer
 from kerasnorm.explain.inputs_measure import PREPROCESSINGS, preprocess
 from kerasnorm.explain.preprocessing_plots import preprocessing_figure, training_figure
+from kerasnorm.progress import NullProgress, Progress
 from kerasnorm.recipes import resolve
+from kerasnorm.training import run
 from kerasnorm.training import train as training
 
+logger = logging.getLogger(__name__)
 TRAINED = 5000  # images of a short training, where no number is given
 SAMPLES = 2000  # images that statistics and histograms are made of
 
@@ -42,7 +47,7 @@ def inputs(
     config: Config | None = None,
     *,
     train: bool = False,
-    reporter: Reporter | None = None,
+    progress: Progress | None = None,
     **overrides: Any,
 ) -> Answer:
     """Treats the training images in each of the four ways, and trains on each if asked.
@@ -54,7 +59,7 @@ def inputs(
         config: A full config; None resolves one from the overrides.
         train: Train once on each, with nothing else different.
             Where no `train_size` is given, on at most 5,000 images.
-        reporter: Is told how far it is, and what the user should know.
+        progress: Receives how far the work is; by default nothing is shown.
         **overrides: Any config field, such as data="shapes".
 
     Returns:
@@ -64,13 +69,11 @@ def inputs(
     Raises:
         DataError: The data are missing or damaged.
     """
-    reporter = reporter or Silence()
+    progress = progress or NullProgress()
     config = config.replace(**overrides) if config else resolve(overrides)
-    raw = prepare(
-        config.replace(preprocessing="none").data, config.train.seed, reporter.note
-    ).train.images
+    raw = prepare(config.replace(preprocessing="none").data, config.train.seed).train.images
     if train and config.data.train_size == 0 and len(raw) > TRAINED:
-        reporter.note(
+        logger.info(
             f"Training on {TRAINED:,} of {len(raw):,} images; --train-size takes another number."
         )
         config = config.replace(train_size=TRAINED)
@@ -79,26 +82,25 @@ def inputs(
     figures = {"preprocessing": preprocessing_figure(preprocessed)}
     found = [InputPreprocessing(t.preprocessing, t.mean, t.std) for t in preprocessed]
     if train:
+        progress.start("trainings", len(PREPROCESSINGS))
         for place, preprocessing in enumerate(PREPROCESSINGS):
             history, diverged = _short_run(config.replace(preprocessing=preprocessing))
             found[place] = dataclasses.replace(found[place], history=history, diverged=diverged)
-            reporter(place + 1, len(PREPROCESSINGS))
+            progress.advance(place + 1)
         images = config.data.train_size or len(raw)
         title = f"norm {config.model.norm}, {images:,} training images"
         figures["preprocessing-training"] = training_figure(found, title)
     return Answer(found, figures)
 
 
-def _short_run(config: Config) -> tuple[Any, bool]:
-    rows: list[Any] = []
-
-    class Listener(training.Silence):
-        def epoch(self, row: Any) -> None:
-            rows.append(row)
-
+def _short_run(config: Config) -> tuple[Sequence[run.Row], bool]:
+    """Trains once; returns the history, and whether the training diverged."""
     with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run"
         try:
-            training.fit(config, out=Path(folder) / "run", monitor=Listener())
+            return training.fit(config, out=path).history, False
         except DivergedError:
-            return tuple(rows), True
-    return tuple(rows), False
+            try:
+                return run.read_history(path / run.HISTORY), True
+            except CorruptFileError:  # no epoch was finished
+                return (), True

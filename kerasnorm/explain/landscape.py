@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from kerasnorm.data.prepare import prepare
 from kerasnorm.explain import landscape_plots as drawing
-from kerasnorm.explain.answer import Answer, Reporter, Silence, expect, open_runs, some
+from kerasnorm.explain.answer import Answer, expect, open_runs, some
+from kerasnorm.progress import NullProgress, Progress
 from kerasnorm.study.labels import run_labels
 from kerasnorm.training.run import Run
 from kerasnorm.training.train import make_engine
@@ -45,7 +46,7 @@ def landscape(
     points: int = 13,
     radius: float = 1.0,
     images: int = 300,
-    reporter: Reporter | None = None,
+    progress: Progress | None = None,
 ) -> Answer:
     """Measures the loss along the gradient while a run trains, and around its trained model.
 
@@ -63,7 +64,7 @@ def landscape(
         points: Of each axis of the surface; odd.
         radius: The surface reaches from -radius to radius.
         images: Test images that the surface is measured on.
-        reporter: Is told how far it is, and what the user should know.
+        progress: Receives how far the work is; by default nothing is shown.
 
     Returns:
         An `Answer` whose data are a list of `Landscape`, with the figures `gradient`, `line`,
@@ -74,7 +75,7 @@ def landscape(
         CorruptFileError: A run is damaged.
         DivergedError: The repeated training diverges.
     """
-    reporter = reporter or Silence()
+    progress = progress or NullProgress()
     expect(points % 2 == 1 and points >= 3, "points", "an odd number of at least 3", points)
     for name, value in (("steps", steps), ("lines", lines), ("images", images)):
         expect(value >= 1, name, "at least 1", value)
@@ -84,16 +85,17 @@ def landscape(
     from kerasnorm.explain import landscape_measure as analysis
 
     done, total = 0, len(loaded) * (lines + points)
+    progress.start("landscape", total)
 
     def tick() -> None:
         nonlocal done
         done += 1
-        reporter(done, total)
+        progress.advance(done)
 
     found = []
     for run, label in zip(loaded, run_labels(loaded), strict=True):
         config = run.config.replace(backend=backend)
-        dataset = prepare(config.data, config.train.seed, reporter.note)
+        dataset = prepare(config.data, config.train.seed)
         engine = make_engine(config, dataset)
         batches = engine.batches  # type: ignore[attr-defined]
         taken = min(steps, config.train.epochs * batches.steps)
@@ -104,5 +106,5 @@ def landscape(
             run.model(), some(dataset.test, images), points=points, radius=radius, tick=tick
         )
         found.append(Landscape(run.path, label, config.model.norm, walked, around))
-    reporter(total, total)
+    progress.advance(total)
     return Answer(found, drawing.landscape_figures(found))

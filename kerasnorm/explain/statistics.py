@@ -11,9 +11,10 @@ import numpy as np
 from kerasnorm.config import Config
 from kerasnorm.data import Dataset
 from kerasnorm.data.prepare import prepare
+from kerasnorm.engines.base import NullListener
 from kerasnorm.explain import statistics_plots as drawing
-from kerasnorm.explain.answer import Answer, Reporter, Silence, expect, open_runs, some
-from kerasnorm.explain.windows import Deaf
+from kerasnorm.explain.answer import Answer, expect, open_runs, some
+from kerasnorm.progress import NullProgress, Progress
 from kerasnorm.study.labels import run_labels
 from kerasnorm.training.run import Run
 from kerasnorm.training.train import make_engine
@@ -62,7 +63,7 @@ def statistics(
     train_size: int = 2000,
     epochs: int = 0,
     images: int = 128,
-    reporter: Reporter | None = None,
+    progress: Progress | None = None,
 ) -> Answer:
     """Looks into a run's network: activations, gradients, weights and updates, layer by layer.
 
@@ -75,7 +76,7 @@ def statistics(
         train_size: Training images of the repetition; 0 is all, which repeats the run.
         epochs: Epochs of the repetition; 0 is the run's.
         images: Training images that are looked at.
-        reporter: Is told how far it is, and what the user should know.
+        progress: Receives how far the work is; by default nothing is shown.
 
     Returns:
         An `Answer` whose data are a list of `NetworkStatistics`, with the figures `layers`,
@@ -86,7 +87,7 @@ def statistics(
         CorruptFileError: A run is damaged.
         DivergedError: The repeated training diverges.
     """
-    reporter = reporter or Silence()
+    progress = progress or NullProgress()
     for name, value, low in (("train_size", train_size, 0), ("epochs", epochs, 0)):
         expect(value >= low, name, f"at least {low}", value)
     expect(images >= 1, "images", "at least 1", images)
@@ -101,15 +102,16 @@ def statistics(
     )
     total = sum(epochs or run.config.train.epochs for run in loaded)
     done, found = 0, []
+    progress.start("statistics", total)
 
     def tick() -> None:
         nonlocal done
         done += 1
-        reporter(done, total)
+        progress.advance(done)
 
     for run, label, model, own in zip(loaded, run_labels(loaded), models, kernels, strict=True):
         config = run.config.replace(backend=backend)
-        dataset = prepare(config.data, config.train.seed, reporter.note)
+        dataset = prepare(config.data, config.train.seed)
         repetition = _Repetition(config, dataset, train_size, epochs)
         found.append(
             NetworkStatistics(
@@ -158,7 +160,7 @@ class _Repetition:
         rows = taps.measure(looked, 0)
         for epoch in range(self.epochs):
             before = taps.weights()
-            self.engine.train_epoch(epoch, Deaf())
+            self.engine.train_epoch(epoch, NullListener())
             rows += taps.measure(looked, epoch + 1, before)
             tick()
         return rows

@@ -1,6 +1,5 @@
 """A few steps of a run's training, by whichever engine trains it."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,6 +7,7 @@ from numpy.typing import NDArray
 
 from kerasnorm.data.batches import Batches
 from kerasnorm.data.dataset import Split
+from kerasnorm.engines.base import NullListener
 
 
 class Window(Batches):
@@ -45,16 +45,6 @@ class Window(Batches):
         return self.whole.batch(self.epoch, self.first + step, order, part)
 
 
-class Deaf:
-    """A listener that hears nothing."""
-
-    def on_batch_begin(self, step: int) -> None:
-        """Hears nothing."""
-
-    def on_batch_end(self, step: int, logs: Mapping[str, float]) -> None:
-        """Hears nothing."""
-
-
 def advance(engine: Any, batches: Batches, start: int, count: int) -> None:
     """Trains steps `start` to `start + count` of a run, counted over all its epochs.
 
@@ -72,6 +62,6 @@ def advance(engine: Any, batches: Batches, start: int, count: int) -> None:
         epoch, first = divmod(start, batches.steps)
         taken = min(end - start, batches.steps - first)
         engine.batches = Window(batches, epoch, first, taken)
-        engine.train_epoch(start, Deaf())  # the start keys dropout: each window draws anew
+        engine.train_epoch(start, NullListener())  # the start keys dropout: each window draws anew
         start += taken
     engine.batches = batches

@@ -1,9 +1,10 @@
 """Exports a model: made, opened again in its runtime, compared with Keras, then put in place."""
 
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from kerasnorm.inspection.evaluation import from_probabilities, score
 from kerasnorm.network import portable
 from kerasnorm.runtime import installed_backends
 
+logger = logging.getLogger(__name__)
 BATCHES = (1, 7, 256)
 TOLERANCE = 1e-4  # absolute, and relative for logits above 1
 
@@ -96,7 +98,6 @@ class Exporter:
         saved: The model.
         out: Folder of the exports.
         accuracy: Of the model on its test set, where it is known.
-        note: Is told what goes on.
         helpers: Processes to use, of several exporters together; by default its own.
     """
 
@@ -105,10 +106,9 @@ class Exporter:
         saved: SavedModel,
         out: Path,
         accuracy: float | None,
-        note: Callable[[str], None],
         helpers: Helpers | None = None,
     ) -> None:
-        self.saved, self.out, self.accuracy, self.note = saved, out, accuracy, note
+        self.saved, self.out, self.accuracy = saved, out, accuracy
         self._stack = ExitStack()
         self._helpers = helpers or self._stack.enter_context(Helpers())
 
@@ -162,7 +162,7 @@ class Exporter:
         backend = entry.maker()
         made = self._folder / f"{self.saved.path.stem}{entry.suffix}"
         self._check_place(self.out / made.name, entry)
-        self.note(f"{name}: writing{f' on {backend}' if backend else ''} …")
+        logger.info(f"{name}: writing{f' on {backend}' if backend else ''} …")
         if name == "keras":
             shutil.copyfile(self._source, made)
         elif name == "state-dict":
@@ -247,7 +247,7 @@ class Exporter:
         self._check_place(self.out / made.name, entry)
         calibration = self._folder / "calibration.npy"
         np.save(calibration, quantization.calibration)
-        self.note(f"litert int8: writing, from {len(quantization.calibration)} images …")
+        logger.info(f"litert int8: writing, from {len(quantization.calibration)} images …")
         self._on(backend).ask(
             "make", self._source, format="litert", out=str(made), calibration=str(calibration)
         )

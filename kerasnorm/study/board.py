@@ -1,117 +1,94 @@
-"""All runs of a study while they train: one live table on a terminal, a line an event elsewhere."""
+"""How the runs of a study stand while they train: the state of each, as a table and as lines."""
 
-import sys
-import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TextIO
+from dataclasses import dataclass
 
+from kerasnorm.errors import CorruptFileError
 from kerasnorm.progress import duration
-from kerasnorm.study.runner import DONE, FAILED, KEPT, RUNNING, WAITING, Entry
+from kerasnorm.study.folder import LOG, Job
+from kerasnorm.tables import Table
+from kerasnorm.training import run
 
-if TYPE_CHECKING:
-    from rich.live import Live
-    from rich.table import Table
-
+KEPT, WAITING, RUNNING, DONE, FAILED = "kept", "waiting", "running", "done", "failed"
 ORDER = (FAILED, RUNNING, WAITING, DONE, KEPT)  # what a person looks for stands on top
 COLORS = {FAILED: "red", RUNNING: "cyan", DONE: "green", WAITING: "dim", KEPT: "dim green"}
-MARGIN = 8  # lines of the terminal that the table leaves
 
 
-class Board:
-    """Shows how a study goes on; see `kerasnorm.study.runner.Watcher`.
+@dataclass
+class Entry:
+    """How one run of a study stands.
 
-    Args:
-        quiet: Show nothing at all.
-        stream: Where to write; stderr by default.
+    Attributes:
+        job: The run.
+        state: kept (finished before), waiting, running, done or failed.
+        epoch: Epochs done.
+        test_accuracy: After the last of them, None before the first.
+        seconds: Spent training so far, the run's earlier lives included.
+        code: Exit code of its process.
+        words: Last words of a failed run.
     """
 
-    def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
-        self._quiet = quiet
-        self._stream = stream if stream is not None else sys.stderr
-        self._live: Live | None = None
-        self._entries: Sequence[Entry] = ()
-        self._begun = 0.0
-        self._first: dict[str, int] = {}
+    job: Job
+    state: str = WAITING
+    epoch: int = 0
+    test_accuracy: float | None = None
+    seconds: float = 0.0
+    code: int = 0
+    words: str = ""
 
-    def start(self, entries: Sequence[Entry]) -> None:
-        """These are the runs of the study."""
-        self._entries, self._begun = entries, time.monotonic()
-        self._first = {entry.job.name: entry.epoch for entry in entries}
-        kept = sum(entry.state == KEPT for entry in entries)
-        self.note(f"{len(entries)} runs, {kept} of them finished before")
-        if not self._quiet and self._stream.isatty() and kept < len(entries):
-            from rich.console import Console
-            from rich.live import Live
+    @property
+    def epochs_left(self) -> int:
+        """Epochs that are still to be trained; 0 for a run that has ended."""
+        is_open = self.state in (RUNNING, WAITING)
+        return max(0, self.job.config.train.epochs - self.epoch) if is_open else 0
 
-            console = Console(file=self._stream, markup=False, highlight=False, emoji=False)
-            self._live = Live(self.table(), console=console, auto_refresh=False)
-            self._live.start()
+    def look(self) -> bool:
+        """Reads how far the run has come; says whether anything is new."""
+        before = (self.state, self.epoch)
+        if self.state == WAITING and (self.job.path / LOG).exists():
+            self.state = RUNNING
+        try:
+            rows = run.read_history(self.job.path / run.HISTORY)
+        except CorruptFileError:  # not there yet
+            rows = []
+        if rows:
+            self.epoch = len(rows)
+            self.test_accuracy = rows[-1]["test_accuracy"]
+            self.seconds = sum(row["seconds"] or 0.0 for row in rows)
+        return before != (self.state, self.epoch)
 
-    def changed(self, entry: Entry) -> None:
-        """A run began, finished an epoch, or ended."""
-        if self._live is None:
-            self.note(line(entry))
 
-    def tick(self) -> None:
-        """Draws the table anew."""
-        if self._live is not None:
-            self._live.update(self.table(), refresh=True)
+def runs_table(entries: Sequence[Entry], seconds: float) -> Table:
+    """Returns all runs as a table, failed and running ones on top.
 
-    def note(self, text: str) -> None:
-        """Says something in a line of its own."""
-        if self._quiet:
-            return
-        if self._live is not None:
-            self._live.console.print(text, soft_wrap=True)
-        else:
-            print(text, file=self._stream, flush=True)
-
-    def finish(self) -> None:
-        """The study is over; the table stays as it is."""
-        if self._live is not None:
-            self._live.update(self.table(), refresh=True)
-            self._live.stop()
-            self._live = None
-
-    def table(self) -> "Table":
-        """Returns all runs as a table, those that matter now on top, cut to the terminal."""
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=box.SIMPLE_HEAD, caption=self.foot(), caption_justify="left")
-        for name in ("run", "state"):
-            table.add_column(name, overflow="fold")
-        for name in ("epoch", "test %", "trained"):
-            table.add_column(name, justify="right", no_wrap=True)
-        shown = sorted(self._entries, key=lambda entry: ORDER.index(entry.state))
-        room = len(shown) if self._live is None else self._live.console.height - MARGIN
-        for entry in shown[: max(1, room)]:
-            state = entry.state + (f": {entry.words}" if entry.words else "")
-            table.add_row(
-                Text(entry.job.name),
-                Text(state, style=COLORS[entry.state]),
-                f"{entry.epoch}/{entry.job.config.train.epochs}",
-                "" if entry.test_accuracy is None else f"{100 * entry.test_accuracy:.2f}",
-                duration(entry.seconds) if entry.seconds else "",
-            )
-        return table
-
-    def foot(self) -> str:
-        """Returns how many runs are in which state, the time gone by and the time left."""
-        counts = {state: sum(e.state == state for e in self._entries) for state in ORDER}
-        parts = [f"{count} {state}" for state, count in counts.items() if count]
-        gone = time.monotonic() - self._begun
-        parts.append(f"{duration(gone)} gone")
-        done = sum(e.epoch - self._first.get(e.job.name, 0) for e in self._entries)
-        left = sum(
-            e.job.config.train.epochs - e.epoch
-            for e in self._entries
-            if e.state in (RUNNING, WAITING)
+    Args:
+        entries: The runs, in the study's order.
+        seconds: Since the study was started.
+    """
+    shown = sorted(entries, key=lambda entry: ORDER.index(entry.state))
+    rows = [
+        (
+            entry.job.name,
+            entry.state + (f": {entry.words}" if entry.words else ""),
+            f"{entry.epoch}/{entry.job.config.train.epochs}",
+            "" if entry.test_accuracy is None else f"{100 * entry.test_accuracy:.2f}",
+            duration(entry.seconds) if entry.seconds else "",
         )
-        if done and left:
-            parts.append(f"about {duration(gone / done * left)} left")
-        return ", ".join(parts)
+        for entry in shown
+    ]
+    return Table(
+        columns=("run", "state", ">epoch", ">test %", ">trained"),
+        rows=rows,
+        notes=(foot(entries, seconds),),
+        styles=[COLORS[entry.state] for entry in shown],
+    )
+
+
+def foot(entries: Sequence[Entry], seconds: float) -> str:
+    """Returns how many runs are in which state, and the time since the study was started."""
+    counts = {state: sum(entry.state == state for entry in entries) for state in ORDER}
+    parts = [f"{count} {state}" for state, count in counts.items() if count]
+    return ", ".join([*parts, f"{duration(seconds)} gone"])
 
 
 def line(entry: Entry) -> str:

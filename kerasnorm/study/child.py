@@ -4,6 +4,7 @@ It trains what the folder's config.toml says, from its last checkpoint if there 
 when its stdin does, so that no death of its keeper, kill -9 included, leaves it behind.
 """
 
+import logging
 import os
 import subprocess
 import sys
@@ -14,17 +15,14 @@ from pathlib import Path
 
 from kerasnorm import runtime
 from kerasnorm.errors import CorruptFileError, KerasnormError, RunFolderError
+from kerasnorm.progress import console_notes
 from kerasnorm.study.folder import LOG, start_over, tidy
 from kerasnorm.training import train
 
+logger = logging.getLogger("kerasnorm.study.child")  # __name__ is __main__ in the process
 ORPHANED = 143  # as after SIGTERM
 POLL = 0.2  # seconds between two looks at a process
 PATIENCE = 60.0  # seconds for the process of a killed keeper to give its run up
-
-
-class _Notes(train.Silence):
-    def note(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
 
 
 def start(folder: Path, threads: int) -> "subprocess.Popen[bytes]":
@@ -94,16 +92,17 @@ def _watch_keeper() -> None:
 def main(folder: Path) -> int:
     """Trains the run in `folder`; returns the exit code."""
     threading.Thread(target=_watch_keeper, daemon=True).start()
-    try:
+    with console_notes():
         try:
-            train.fit(resume=folder, monitor=_Notes())
-        except CorruptFileError as error:
-            print(f"{error} Starting over.", file=sys.stderr, flush=True)
-            start_over(folder)
-            train.fit(resume=folder, monitor=_Notes())
-    except KerasnormError as error:
-        print(f"kerasnorm: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
+            try:
+                train.fit(resume=folder)
+            except CorruptFileError as error:
+                logger.warning(f"{error} Starting over.")
+                start_over(folder)
+                train.fit(resume=folder)
+        except KerasnormError as error:
+            logger.error(f"kerasnorm: {error}")
+            return error.exit_code
     tidy(folder)
     return 0
 

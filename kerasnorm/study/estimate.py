@@ -1,7 +1,8 @@
 """How long a study will take: from its own runs, else from a short race here."""
 
+import logging
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kerasnorm import runtime
@@ -13,6 +14,7 @@ from kerasnorm.study.folder import Job
 from kerasnorm.study.plan import identity
 from kerasnorm.training.run import HISTORY, Row, read_history
 
+logger = logging.getLogger(__name__)
 PROBE_IMAGES, PROBE_STEPS = 512, 4  # a probe trains so many images, and at least so many steps
 PROBE_ROUNDS = 2  # the faster one counts
 START = 15.0  # seconds for a process to import its backend and build its model
@@ -33,16 +35,13 @@ class Estimate:
     source: str
 
 
-def estimate(
-    jobs: Sequence[Job], data: Dataset, threads: int, note: Callable[[str], None]
-) -> list[Estimate]:
+def estimate(jobs: Sequence[Job], data: Dataset, threads: int) -> list[Estimate]:
     """Returns an estimate for each run; one seed stands for all.
 
     Args:
         jobs: From `folder.survey`.
         data: The data set, as the runs get it.
         threads: That each run may keep busy.
-        note: Is told what is measured.
     """
     rows = {job.path: _rows(job) for job in jobs}
     known: dict[str, tuple[float | None, str]] = {}
@@ -56,8 +55,8 @@ def estimate(
             continue
         kind = _kind(job.config)
         if kind not in known:
-            note(f"measuring {job.name} …")
-            known[kind] = (_measured(job.config, data, threads, note), "measured")
+            logger.info(f"measuring {job.name} …")
+            known[kind] = (_measured(job.config, data, threads), "measured")
         epoch, source = known[kind]
         epochs = max(0, job.config.train.epochs - len(rows[job.path]))
         found.append(Estimate(job, None if epoch is None else START + epoch * epochs, source))
@@ -96,13 +95,11 @@ def _judged(data: Dataset) -> int:
     return len(data.test) + len(data.validation or ())
 
 
-def _measured(
-    config: Config, data: Dataset, threads: int, note: Callable[[str], None]
-) -> float | None:
+def _measured(config: Config, data: Dataset, threads: int) -> float | None:
     contender = "native" if config.train.engine == "native" else "stock"
     images = max(PROBE_IMAGES, PROBE_STEPS * config.train.batch_size)
     environment = runtime.child_environment(threads)
-    results = race(config, [contender], images, PROBE_ROUNDS, note, environment)
+    results = race(config, [contender], images, PROBE_ROUNDS, environment)
     if not results or not results[0].train or not results[0].predict:
         return None
     return len(data.train) / max(results[0].train) + _judged(data) / max(results[0].predict)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from kerasnorm.explain.statistics_measure import Spread
 from kerasnorm.progress import duration
 from kerasnorm.study.ablation import Lever
+from kerasnorm.study.board import FAILED, Entry
 from kerasnorm.study.estimate import Estimate, makespan
 from kerasnorm.study.labels import (
     MEASURES,
@@ -15,7 +16,6 @@ from kerasnorm.study.labels import (
     norm_label,
     value_text,
 )
-from kerasnorm.study.runner import FAILED, Entry
 from kerasnorm.study.summary import Difference, Published, Summary
 from kerasnorm.tables import Table
 

@@ -9,8 +9,9 @@ figures/*.png
 report.html
 """
 
+import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from kerasnorm.study import plan as grids
 from kerasnorm.study.plan import Grid, identity, run_name
 from kerasnorm.training import run
 
+logger = logging.getLogger(__name__)
 RUNS, FIGURES, REPORT = "runs", "figures", "report.html"
 LOG = "log.txt"  # what a run's process said, kept if it failed
 
@@ -93,13 +95,14 @@ def _is_filled(path: Path) -> bool:
     return path.exists() and any(path.iterdir())
 
 
-def survey(path: Path, grid: Grid, note: Callable[[str], None]) -> list[Job]:
+def survey(path: Path, grid: Grid) -> list[Job]:
     """Returns a study's runs in the grid's order: those that are there, and places for the rest.
+
+    A warning is logged for each folder that is passed over.
 
     Args:
         path: The study's folder; it may be missing yet.
         grid: What belongs to it.
-        note: Is told of folders that were passed over.
     """
     wanted = grid.configs()
     found: dict[str, Job] = {}
@@ -109,7 +112,7 @@ def survey(path: Path, grid: Grid, note: Callable[[str], None]) -> list[Job]:
         try:
             job = Job(folder, run.read_config(folder), _finished(folder))
         except CorruptFileError as error:
-            note(f"{error} It is passed over.")
+            logger.warning(f"{error} It is passed over.")
             continue
         key = identity(job.config)
         if key not in wanted:
@@ -117,7 +120,9 @@ def survey(path: Path, grid: Grid, note: Callable[[str], None]) -> list[Job]:
         elif key not in found or (job.done and not found[key].done):
             found[key] = job
     if strangers:
-        note(f"{path}: {strangers} runs are not of this grid; they stay and are left out.")
+        logger.warning(
+            f"{path}: {strangers} runs are not of this grid; they stay and are left out."
+        )
     taken = {folder.name for folder in (path / RUNS).glob("*")}
     jobs = []
     for key, config in wanted.items():
@@ -167,14 +172,14 @@ def tidy(path: Path) -> None:
     (path / LOG).unlink(missing_ok=True)
 
 
-def load(path: Path, note: Callable[[str], None]) -> tuple[Grid, list[run.Run]]:
+def load(path: Path) -> tuple[Grid, list[run.Run]]:
     """Returns the grid and the finished runs of the study in folder `path`.
 
     Raises:
         CorruptFileError: The folder is no study's, or none of its runs has finished.
     """
     grid = read_grid(path)
-    runs = [job.done for job in survey(path, grid, note) if job.done]
+    runs = [job.done for job in survey(path, grid) if job.done]
     if not runs:
         raise CorruptFileError(
             f"No run of the study {path} has finished; go on with it: "

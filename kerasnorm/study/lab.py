@@ -1,5 +1,6 @@
 """A study from the grid to the report: runs trained, tables and figures written."""
 
+import logging
 import shlex
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -13,16 +14,17 @@ from numpy.typing import NDArray
 from kerasnorm import runtime, tables
 from kerasnorm.data.prepare import prepare
 from kerasnorm.errors import CorruptFileError, DataError, KerasnormError
+from kerasnorm.progress import Progress
 from kerasnorm.skeleton import groups_for
 from kerasnorm.study import cluster, folder, report, runner, sheets
 from kerasnorm.study import plan as grid
+from kerasnorm.study.board import FAILED, Entry
 from kerasnorm.study.figures import draw_study
 from kerasnorm.study.plan import Grid
-from kerasnorm.study.runner import FAILED, Entry, Watcher
 from kerasnorm.study.summary import Summary, summarize
 from kerasnorm.training.run import MODEL, Run
 
-Note = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,19 @@ class Outcome:
 
 
 def conduct(
-    study: Grid, out: Path, watcher: Watcher, *, jobs: int = 1, scheduler: str | None = None
+    study: Grid,
+    out: Path,
+    progress: Progress | None = None,
+    *,
+    jobs: int = 1,
+    scheduler: str | None = None,
 ) -> Outcome:
     """Trains what a study still lacks and writes its tables, figures and report.
 
     Args:
         study: The grid.
         out: The study's folder; one that holds a part of the study is gone on with.
-        watcher: Is told how it goes on.
+        progress: Receives how far the study is, counted in epochs, and the table of its runs.
         jobs: Runs at a time on this machine.
         scheduler: Address of a Dask scheduler whose workers train instead.
 
@@ -81,31 +88,31 @@ def conduct(
         out = out.resolve()  # workers may stand elsewhere
     with folder.opened(out, study):
         place = cluster.dask(scheduler) if scheduler else cluster.local(jobs)
-        found = folder.survey(out, study, watcher.note)
-        entries = runner.execute(out, found, place, watcher)
-        summary = _write(out, study, entries, watcher.note)
+        found = folder.survey(out, study)
+        entries = runner.execute(out, found, place, progress)
+        summary = _write(out, study, entries)
     return Outcome(out, entries, summary)
 
 
-def renew(path: Path, note: Note) -> Path:
+def renew(path: Path) -> Path:
     """Writes the tables, figures and report of a study anew; returns the report's path.
 
     Raises:
         CorruptFileError: The folder is no study's, or none of its runs has finished.
         RunFolderError: It is in use.
     """
-    study, _ = folder.load(path, note)
+    study, _ = folder.load(path)
     with folder.opened(path, study):
-        entries = [Entry(job) for job in folder.survey(path, study, lambda _: None)]
+        entries = [Entry(job) for job in folder.survey(path, study)]
         for entry in entries:
             entry.look()
-        _write(path, study, entries, note)
+        _write(path, study, entries)
     return path / folder.REPORT
 
 
-def _write(path: Path, study: Grid, entries: Sequence[Entry], note: Note) -> Summary | None:
+def _write(path: Path, study: Grid, entries: Sequence[Entry]) -> Summary | None:
     """Writes everything about a study's finished runs; returns what they amount to."""
-    again = {job.path: job for job in folder.survey(path, study, lambda _: None)}
+    again = {job.path: job for job in folder.survey(path, study)}
     for entry in entries:
         entry.job = again.get(entry.job.path, entry.job)
     done = [entry.job.done for entry in entries if entry.job.done]
@@ -113,7 +120,7 @@ def _write(path: Path, study: Grid, entries: Sequence[Entry], note: Note) -> Sum
         return None
     summary = _summary(done, study)
     sheets.write(path, entries, summary.axes, summary)
-    write_report(path, study, summary, note)
+    write_report(path, study, summary)
     return summary
 
 
@@ -140,9 +147,9 @@ def check(study: Grid) -> None:
                         groups_for(config.model, width)
 
 
-def write_report(path: Path, study: Grid, summary: Summary, note: Note) -> Path:
+def write_report(path: Path, study: Grid, summary: Summary) -> Path:
     """Writes figures and report into a study's folder; returns the report's path."""
-    pictures = draw_study(summary, path / folder.FIGURES, image_source(note))
+    pictures = draw_study(summary, path / folder.FIGURES, image_source())
     wanted = set(pictures)
     for old in (path / folder.FIGURES).glob("*.png"):
         if old not in wanted:
@@ -154,13 +161,11 @@ def write_report(path: Path, study: Grid, summary: Summary, note: Note) -> Path:
         "This report again:": f"kerasnorm report {path}",
     }
     target = path / folder.REPORT
-    report.write(_report(path.name, summary, pictures, commands, note), target)
+    report.write(_report(path.name, summary, pictures, commands), target)
     return target
 
 
-def report_on_runs(
-    runs: Sequence[Run], target: Path, note: Note, study: Grid | None = None
-) -> None:
+def report_on_runs(runs: Sequence[Run], target: Path, study: Grid | None = None) -> None:
     """Writes a report on some runs to an HTML file; `study` is theirs if they are one's alone."""
     summary = _summary(runs, study) if study else summarize(runs)
     paths = " ".join(shlex.quote(str(run.path)) for run in runs)
@@ -169,20 +174,20 @@ def report_on_runs(
     commands["This report again:"] = f"kerasnorm report {paths} --out {target}"
     title = runs[0].path.name if len(runs) == 1 else f"{len(runs)} runs"
     with tempfile.TemporaryDirectory() as temporary:
-        pictures = draw_study(summary, Path(temporary), image_source(note))
-        report.write(_report(title, summary, pictures, commands, note), target)
+        pictures = draw_study(summary, Path(temporary), image_source())
+        report.write(_report(title, summary, pictures, commands), target)
 
 
 def _report(
-    name: str, summary: Summary, pictures: Sequence[Path], commands: Mapping[str, str], note: Note
+    name: str, summary: Summary, pictures: Sequence[Path], commands: Mapping[str, str]
 ) -> report.Report:
     config = summary.groups[0].first.config
     data = summary.groups[0].first.metrics.get("data", {}).get("name", config.data.data)
     title = f"{name}: normalization compared on {data}, recipe {config.recipe}"
-    return report.Report(title, summary, pictures, commands, _layers(summary, note))
+    return report.Report(title, summary, pictures, commands, _layers(summary))
 
 
-def _layers(summary: Summary, note: Note) -> tables.Table | None:
+def _layers(summary: Summary) -> tables.Table | None:
     """Returns the receptive fields of the first run's model, None if there is no model."""
     run = summary.groups[0].first
     if not (run.path / MODEL).is_file():
@@ -193,12 +198,12 @@ def _layers(summary: Summary, note: Note) -> tables.Table | None:
     try:
         rows = receptive_field(run.model())
     except (CorruptFileError, OSError) as error:
-        note(f"{error} The report goes without receptive fields.")
+        logger.warning(f"{error} The report goes without receptive fields.")
         return None
     return tables.receptive_field_table(rows, f"Receptive field of {run.config.model.norm}")
 
 
-def image_source(note: Note) -> Callable[[Run], NDArray[np.uint8] | None]:
+def image_source() -> Callable[[Run], NDArray[np.uint8] | None]:
     """Returns what gives a run's test images, loaded once a data set, None where it cannot."""
     loaded: dict[Any, NDArray[np.uint8] | None] = {}
 
@@ -207,9 +212,9 @@ def image_source(note: Note) -> Callable[[Run], NDArray[np.uint8] | None]:
         key = (config.data, config.test_size, config.preprocessing)
         if key not in loaded:
             try:
-                loaded[key] = prepare(config, run.config.train.seed, note).test.images
+                loaded[key] = prepare(config, run.config.train.seed).test.images
             except DataError as error:
-                note(f"{error} Misclassified images are not drawn.")
+                logger.warning(f"{error} Misclassified images are not drawn.")
                 loaded[key] = None
         return loaded[key]
 

@@ -1,83 +1,32 @@
-"""Trains the runs of a study that are not finished, and tells how they go on."""
+"""Trains the runs of a study that are not finished, and reports how they go on."""
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Executor, Future, wait
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from kerasnorm.errors import CorruptFileError
-from kerasnorm.study import folder
+from kerasnorm.progress import NullProgress, Progress
+from kerasnorm.study import board, folder
+from kerasnorm.study.board import DONE, FAILED, KEPT, WAITING, Entry
 from kerasnorm.study.cluster import STOP
 from kerasnorm.study.folder import LOG, Job
-from kerasnorm.training import run
+
+logger = logging.getLogger(__name__)
+# One line per event, for those to whom no live table shows it.
+EVENTS = f"{__name__}.events"
+events = logging.getLogger(EVENTS)
 
 LOOK = 0.5  # seconds between two looks at the runs
 PATIENCE = 10.0  # seconds for runs that were asked to end
-KEPT, WAITING, RUNNING, DONE, FAILED = "kept", "waiting", "running", "done", "failed"
 Place = AbstractContextManager[tuple[Executor, Any, tuple[Any, ...]]]
 
 
-@dataclass
-class Entry:
-    """How one run of a study stands.
-
-    Attributes:
-        job: The run.
-        state: kept (finished before), waiting, running, done or failed.
-        epoch: Epochs done.
-        test_accuracy: After the last of them, None before the first.
-        seconds: Spent training so far, the run's earlier lives included.
-        code: Exit code of its process.
-        words: Last words of a failed run.
-    """
-
-    job: Job
-    state: str = WAITING
-    epoch: int = 0
-    test_accuracy: float | None = None
-    seconds: float = 0.0
-    code: int = 0
-    words: str = ""
-
-    def look(self) -> bool:
-        """Reads how far the run has come; says whether anything is new."""
-        before = (self.state, self.epoch)
-        if self.state == WAITING and (self.job.path / LOG).exists():
-            self.state = RUNNING
-        try:
-            rows = run.read_history(self.job.path / run.HISTORY)
-        except CorruptFileError:  # not there yet
-            rows = []
-        if rows:
-            self.epoch = len(rows)
-            self.test_accuracy = rows[-1]["test_accuracy"]
-            self.seconds = sum(row["seconds"] or 0.0 for row in rows)
-        return before != (self.state, self.epoch)
-
-
-class Watcher(Protocol):
-    """Is told how a study goes on; `kerasnorm.study.board.Board` shows it to a person."""
-
-    def start(self, entries: Sequence[Entry]) -> None:
-        """These are the runs, in the study's order; they change as the study goes on."""
-
-    def changed(self, entry: Entry) -> None:
-        """A run began, finished an epoch, or ended."""
-
-    def tick(self) -> None:
-        """Some time has passed."""
-
-    def note(self, text: str) -> None:
-        """Something that the person should know, in one line."""
-
-    def finish(self) -> None:
-        """The study is over, or interrupted."""
-
-
-def execute(path: Path, jobs: Sequence[Job], place: Place, watcher: Watcher) -> list[Entry]:
+def execute(
+    path: Path, jobs: Sequence[Job], place: Place, progress: Progress | None = None
+) -> list[Entry]:
     """Trains what is not finished; returns how every run stands at the end.
 
     An interruption ends the runs, which can be resumed, and is raised again.
@@ -86,20 +35,33 @@ def execute(path: Path, jobs: Sequence[Job], place: Place, watcher: Watcher) -> 
         path: The study's folder, locked by the caller.
         jobs: From `folder.survey`.
         place: From `cluster.local` or `cluster.dask`.
-        watcher: Is told how it goes on.
+        progress: Receives how far the study is, counted in epochs, and the table of its runs.
     """
     entries = [Entry(job, KEPT if job.done else WAITING) for job in jobs]
     for entry in entries:
         entry.look()
-    watcher.start(entries)
+    open_entries = [entry for entry in entries if entry.state != KEPT]
+    kept = len(entries) - len(open_entries)
+    logger.info(f"{len(entries)} runs, {kept} of them finished before")
+    if not open_entries:
+        return entries
+    progress, begun = progress or NullProgress(), time.monotonic()
+    total = sum(entry.epoch + entry.epochs_left for entry in entries)
+
+    def show() -> None:
+        # The epochs of a failed run are no longer to be done.
+        progress.advance(total - sum(entry.epochs_left for entry in entries))
+        progress.show(board.runs_table(entries, time.monotonic() - begun))
+
+    progress.start("epochs", total, sum(entry.epoch for entry in entries))
+    show()
     try:
-        open_entries = [entry for entry in entries if entry.state != KEPT]
-        if open_entries:
-            (path / STOP).unlink(missing_ok=True)
-            with place as (executor, work, arguments):
-                _train(path, open_entries, executor, work, arguments, watcher)
+        (path / STOP).unlink(missing_ok=True)
+        with place as (executor, work, arguments):
+            _train(path, open_entries, executor, work, arguments, show)
     finally:
-        watcher.finish()
+        show()
+        progress.finish()
     return entries
 
 
@@ -109,7 +71,7 @@ def _train(
     executor: Executor,
     work: Any,
     arguments: tuple[Any, ...],
-    watcher: Watcher,
+    show: Callable[[], None],
 ) -> None:
     futures: dict[Future[tuple[int, str]], Entry] = {}
     for entry in entries:
@@ -124,13 +86,13 @@ def _train(
                 if future.done():
                     _settle(entry, future)
                     del futures[future]
-                    watcher.changed(entry)
+                    events.info(board.line(entry))
                 elif entry.look():
-                    watcher.changed(entry)
-            watcher.tick()
+                    events.info(board.line(entry))
+            show()
             time.sleep(LOOK)
     except BaseException:
-        watcher.note(f"Stopping. Go on with: kerasnorm compare --resume {path}")
+        logger.warning(f"Stopping. Go on with: kerasnorm compare --resume {path}")
         _stop(path, futures)
         raise
     finally:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from kerasnorm.files import write_bytes, write_json
+from kerasnorm.study.board import Entry
 from kerasnorm.study.groups import Group
 from kerasnorm.study.plan import OWNED, field_value, identity
-from kerasnorm.study.runner import Entry
 from kerasnorm.study.summary import MEASURES, Summary, to_dict
 
 RUNS, SUMMARY, DOCUMENT = "runs.csv", "summary.csv", "summary.json"

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 from kerasnorm import plots
 from kerasnorm.config import Config
 from kerasnorm.data.prepare import prepare
+from kerasnorm.progress import Progress
 from kerasnorm.training import train
 from kerasnorm.training.launch import this_launch
 from kerasnorm.training.run import Run
 
 if TYPE_CHECKING:
     import keras
-
-    from kerasnorm.training.loop import Monitor
 
 
 def fit(
@@ -23,16 +22,16 @@ def fit(
     out: Path | str | None = None,
     resume: Path | str | None = None,
     callbacks: Iterable["keras.callbacks.Callback"] = (),
-    monitor: "Monitor | None" = None,
+    progress: Progress | None = None,
     **overrides: Any,
 ) -> Run:
     """Trains one model and leaves a run's folder behind, pictures included.
 
     Arguments and errors are those of `kerasnorm.training.train.fit`.
     """
-    run, dataset = train.fit_with_data(config, out, resume, callbacks, monitor, overrides)
+    run, dataset = train.fit_with_data(config, out, resume, callbacks, progress, overrides)
     if this_launch().rank > 0:
         return run
-    dataset = dataset or prepare(run.config.data, run.config.train.seed, lambda _: None)
+    dataset = dataset or prepare(run.config.data, run.config.train.seed)
     plots.draw_run(run, dataset.test.images)
     return run

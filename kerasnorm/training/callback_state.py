@@ -10,13 +10,16 @@ it is passed now. Attributes of other kinds (files, models, generators) start an
 import base64
 import io
 import json
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from kerasnorm.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 # What Keras sets on every callback.
 KERAS_OWN = {"model", "_model", "params", "validation_data"}
@@ -117,12 +120,11 @@ class CallbackStates:
                 f"arrays, or lists and dicts of them. Received: {error}."
             ) from None
 
-    def load(self, saved: Sequence[dict[str, Any]], note: Callable[[str], None]) -> None:
+    def load(self, saved: Sequence[dict[str, Any]]) -> None:
         """Puts back what `save` returned; call it after `on_train_begin`, which resets callbacks.
 
         Args:
             saved: The states.
-            note: Is told which attributes could not be kept.
 
         Raises:
             ConfigError: A callback that has a state is missing now.
@@ -139,21 +141,21 @@ class CallbackStates:
                 )
             if match:
                 left.remove(match[0])
-                _restore(match[0], entry, note)
+                _restore(match[0], entry)
 
 
 def _text(document: Any) -> str:
     return json.dumps(document, default=repr)
 
 
-def _restore(callback: Any, entry: dict[str, Any], note: Callable[[str], None]) -> None:
+def _restore(callback: Any, entry: dict[str, Any]) -> None:
     if "state" in entry:
         callback.set_state(decode(entry["state"]))
         return
     for name, value in entry["changed"].items():
         setattr(callback, name, decode(value))
     if entry["left_out"]:
-        note(
+        logger.warning(
             f"{entry['class']}: {', '.join(entry['left_out'])} could not be kept and start anew; "
             "get_state and set_state would keep them."
         )

@@ -6,9 +6,10 @@ both. It is written beside its place, made durable, and renamed.
 
 import io
 import json
+import logging
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from kerasnorm.files import (
     write_json,
 )
 
+logger = logging.getLogger(__name__)
 STATE = "state.npz"
 FACTS = "facts.json"
 MANIFEST = "manifest.json"
@@ -148,8 +150,8 @@ def load(path: Path) -> tuple[State, dict[str, Any]]:
         return dict(archive), facts
 
 
-def load_newest(folder: Path, note: Callable[[str], None]) -> tuple[State, dict[str, Any]]:
-    """Returns the newest checkpoint that is whole, saying through `note` what was passed over.
+def load_newest(folder: Path) -> tuple[State, dict[str, Any]]:
+    """Returns the newest checkpoint that is whole, and logs which damaged ones were passed over.
 
     Raises:
         CorruptFileError: There is none.
@@ -158,5 +160,5 @@ def load_newest(folder: Path, note: Callable[[str], None]) -> tuple[State, dict[
         try:
             return load(path)
         except CorruptFileError as error:
-            note(f"{error} Trying the one before.")
+            logger.warning(f"{error} Trying the one before.")
     raise CorruptFileError(f"There is no checkpoint to resume from in {folder}.")

@@ -1,11 +1,12 @@
 """The loop over the epochs of one run: train, evaluate, record, save."""
 
+import logging
 import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,11 +21,13 @@ from kerasnorm.errors import CorruptFileError, DivergedError
 from kerasnorm.files import write_json, write_manifest
 from kerasnorm.formats.archive import save_model
 from kerasnorm.inspection.evaluation import Scores, confusion, score, worst_mistakes
+from kerasnorm.progress import Progress
 from kerasnorm.training import checkpoints, run
 from kerasnorm.training.callback_state import CallbackStates
 from kerasnorm.training.process_group import ProcessGroup
 from kerasnorm.training.signals import INTERRUPTIONS
 
+logger = logging.getLogger(__name__)
 DEFINITIONS = {
     "test_accuracy": "share of the test images classified rightly after the last epoch",
     "test_loss": "mean cross-entropy over the test images after the last epoch, in nats",
@@ -40,23 +43,28 @@ DEFINITIONS = {
 }
 
 
-class Monitor(Protocol):
-    """Is told how a run goes on; `kerasnorm.progress.Progress` shows it to a person."""
+def epoch_line(row: run.Row, epochs: int) -> str:
+    """Returns one epoch in a line; what has no value is left out.
 
-    def start(self, title: str, epochs: int, steps: int, images: int, first_epoch: int) -> None:
-        """A run of `epochs` epochs of `steps` steps begins at `first_epoch`, counted from 0."""
-
-    def batch(self, epoch: int, step: int) -> None:
-        """A step is done; both are counted from 0."""
-
-    def epoch(self, row: run.Row) -> None:
-        """An epoch is done; its row of the history."""
-
-    def note(self, text: str) -> None:
-        """Something that the person should know, in one line."""
-
-    def finish(self) -> None:
-        """The run is over, whether it went well or not."""
+    Args:
+        row: A row of the history.
+        epochs: Epochs of the whole run.
+    """
+    parts = [f"epoch {row['epoch']:>{len(str(epochs))}.0f}/{epochs}"]
+    for name in ("train", "val", "test"):
+        loss, accuracy = row.get(f"{name}_loss"), row.get(f"{name}_accuracy")
+        if loss is not None and accuracy is not None:
+            parts.append(f"{name} {loss:.3f} {100 * accuracy:4.1f} %")
+    forms = (
+        ("lr", "lr {:#.2g}"),
+        ("seconds", "{:.1f} s"),
+        ("images_per_second", "{:.0f} images/s"),
+    )
+    for name, form in forms:
+        value = row.get(name)
+        if value is not None:
+            parts.append(form.format(value))
+    return "  ".join(parts)
 
 
 class Training:
@@ -68,7 +76,7 @@ class Training:
         config: Config,
         dataset: Dataset,
         engine: Engine,
-        monitor: Monitor,
+        progress: Progress,
         callbacks: Iterable[keras.callbacks.Callback],
         group: ProcessGroup | None = None,
     ) -> None:
@@ -76,7 +84,7 @@ class Training:
         self.config = config
         self.dataset = dataset
         self.engine = engine
-        self.monitor = monitor
+        self.progress = progress
         self.group = group or ProcessGroup()
         self.steps = -(-len(dataset.train) // config.train.batch_size)
         epochs = config.train.epochs
@@ -90,6 +98,7 @@ class Training:
         self.rows: list[run.Row] = []
         self.best = -1.0
         self.epoch = 0
+        self.epoch_begun = 0.0
         self.is_stopped = False
 
     def execute(self, title: str, is_resumed: bool) -> None:
@@ -97,27 +106,28 @@ class Training:
         if is_resumed:
             self._resume()
         epochs = self.config.train.epochs
-        self.monitor.start(title, epochs, self.steps, len(self.dataset.train), self.epoch)
+        logger.info(title)
+        self.progress.start("training", epochs * self.steps, self.epoch * self.steps)
         try:
             self.callbacks.on_train_begin()
-            self.states.load(self.saved_states, self.monitor.note)
+            self.states.load(self.saved_states)
             while self.epoch < epochs and not self.is_stopped:
                 self._run_epoch()
             self.callbacks.on_train_end()
             self._finish()
         finally:
-            self.monitor.finish()
+            self.progress.finish()
 
     def _load(self) -> tuple[checkpoints.State, dict[str, Any]]:
         folder = self.path / run.CHECKPOINTS
         if not checkpoints.checkpoint_folders(folder):
             return {}, {}
-        return checkpoints.load_newest(folder, self.monitor.note)
+        return checkpoints.load_newest(folder)
 
     def _resume(self) -> None:
         state, facts = self.group.on_first(self._load) or self._load()
         if not facts:
-            self.monitor.note(f"{self.path} has no checkpoint yet: starting from the beginning.")
+            logger.info(f"{self.path} has no checkpoint yet: starting from the beginning.")
             return
         if facts.get("config") != run.lineage(self.config):
             raise CorruptFileError(
@@ -132,24 +142,35 @@ class Training:
         self.saved_states = facts["callbacks"]
         if self.group.is_first:  # the file may lack the last epoch
             run.write_history(self.path / run.HISTORY, self.rows)
-        self.monitor.note(f"Going on after epoch {self.epoch} of {self.path}.")
+        logger.info(f"Going on after epoch {self.epoch} of {self.path}.")
 
     def on_batch_begin(self, step: int) -> None:
         """Hands the event to the Keras callbacks."""
         self.callbacks.on_train_batch_begin(step)
 
     def on_batch_end(self, step: int, logs: Mapping[str, float]) -> None:
-        """Hands the event to the Keras callbacks and the monitor."""
+        """Hands the event to the Keras callbacks and the progress."""
         self.callbacks.on_train_batch_end(step, logs)
-        self.monitor.batch(self.epoch, step)
+        done = self.epoch * self.steps + step + 1
+        self.progress.advance(done, self._status(step + 1))
         INTERRUPTIONS.check()
+
+    def _status(self, done: int) -> str:
+        """Returns the epoch, its images a second so far, and the test accuracy before it."""
+        parts = [f"epoch {self.epoch + 1}/{self.config.train.epochs}"]
+        images = min(done * self.config.train.batch_size, len(self.dataset.train))
+        seconds = time.perf_counter() - self.epoch_begun
+        parts += [f"{images / seconds:,.0f} images/s"] if seconds > 0 else []
+        accuracy = self.rows[-1]["test_accuracy"] if self.rows else None
+        parts += [f"test {100 * accuracy:.1f} %"] if accuracy is not None else []
+        return "  ".join(parts)
 
     def _run_epoch(self) -> None:
         self.callbacks.on_epoch_begin(self.epoch)
-        start = time.perf_counter()
+        self.epoch_begun = time.perf_counter()
         with INTERRUPTIONS.held():
             train = self.engine.train_epoch(self.epoch, self)
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - self.epoch_begun
         row = self._row(train, seconds)
         if not all(math.isfinite(value) for value in row.values() if value is not None):
             raise self._diverged("loss", self.epoch + 1)
@@ -166,7 +187,7 @@ class Training:
         self.epoch += 1
         with INTERRUPTIONS.held():
             self._save()
-            self.monitor.epoch(row)
+            logger.info(epoch_line(row, self.config.train.epochs))
 
     def _row(self, train: Scores, seconds: float) -> run.Row:
         validation = self._score(self.dataset.validation)

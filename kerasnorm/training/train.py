@@ -4,6 +4,7 @@ Keras is imported only after `runtime.start` has chosen its backend; hence the i
 """
 
 import dataclasses
+import logging
 import shlex
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
@@ -20,6 +21,7 @@ from kerasnorm.data.prepare import input_statistics, prepare
 from kerasnorm.data.preprocessing import channel_statistics
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError
 from kerasnorm.files import check_file, run_lock, sweep, write_json
+from kerasnorm.progress import NullProgress, Progress
 from kerasnorm.recipes import resolve
 from kerasnorm.training import run
 from kerasnorm.training.launch import this_launch
@@ -30,26 +32,8 @@ if TYPE_CHECKING:
     import keras
 
     from kerasnorm.engines.base import Engine
-    from kerasnorm.training.loop import Monitor
 
-
-class Silence:
-    """A `Monitor` that shows nothing."""
-
-    def start(self, title: str, epochs: int, steps: int, images: int, first_epoch: int) -> None:
-        """Shows nothing."""
-
-    def batch(self, epoch: int, step: int) -> None:
-        """Shows nothing."""
-
-    def epoch(self, row: run.Row) -> None:
-        """Shows nothing."""
-
-    def note(self, text: str) -> None:
-        """Shows nothing."""
-
-    def finish(self) -> None:
-        """Shows nothing."""
+logger = logging.getLogger(__name__)
 
 
 def fit(
@@ -58,7 +42,7 @@ def fit(
     out: Path | str | None = None,
     resume: Path | str | None = None,
     callbacks: Iterable["keras.callbacks.Callback"] = (),
-    monitor: "Monitor | None" = None,
+    progress: Progress | None = None,
     **overrides: Any,
 ) -> run.Run:
     """Trains one model and leaves a run's folder behind.
@@ -70,7 +54,8 @@ def fit(
             or "auto": start the run in `out`, or go on with it where it was begun.
         callbacks: Keras callbacks; their logs hold loss, accuracy, val_*, test_* and
             learning_rate.
-        monitor: Is told how the run goes on.
+        progress: Receives how far the run is, counted in steps; by default nothing is shown.
+            What the run notes is logged, see `logging`, under the logger "kerasnorm".
         **overrides: Any field of the config, named without its section.
 
     Raises:
@@ -80,7 +65,7 @@ def fit(
         RunFolderError: The folder holds another run, is in use or cannot be written.
         MissingPackageError: The backend is not installed.
     """
-    return fit_with_data(config, out, resume, callbacks, monitor, overrides)[0]
+    return fit_with_data(config, out, resume, callbacks, progress, overrides)[0]
 
 
 def fit_with_data(
@@ -88,12 +73,12 @@ def fit_with_data(
     out: Path | str | None,
     resume: Path | str | None,
     callbacks: Iterable["keras.callbacks.Callback"],
-    monitor: "Monitor | None",
+    progress: Progress | None,
     overrides: dict[str, Any],
 ) -> tuple[run.Run, Dataset | None]:
     """Does what `fit` does, and returns the data set beside the run, if it had to be read."""
     launch = this_launch()
-    monitor = monitor if monitor is not None and launch.rank == 0 else Silence()
+    progress = progress if progress is not None and launch.rank == 0 else NullProgress()
     if launch.restarts and resume is None and out is not None:
         resume = "auto"  # torchrun starts a job anew with the same line
     plan = _plan(config, out, resume, overrides)
@@ -101,7 +86,7 @@ def fit_with_data(
         with suppress(CorruptFileError):  # what is damaged is made again
             done = run.Run.load(plan.path)
             check_file(done.path / run.MODEL)
-            monitor.note(f"{done.path} has finished already.")
+            logger.info(f"{done.path} has finished already.")
             return done, None
     choice = plan.config.train
     backend, device = runtime.start(
@@ -113,7 +98,7 @@ def fit_with_data(
     try:
         # The first process may have begun the run while another was looking for it.
         plan = group.on_first(lambda: plan) or plan
-        return _fit(plan, group, (backend, device), monitor, callbacks)
+        return _fit(plan, group, (backend, device), progress, callbacks)
     finally:
         group.leave()
 
@@ -122,7 +107,7 @@ def _fit(
     plan: "_Plan",
     group: ProcessGroup,
     place: tuple[str, runtime.Device],
-    monitor: "Monitor",
+    progress: Progress,
     callbacks: Iterable["keras.callbacks.Callback"],
 ) -> tuple[run.Run, Dataset]:
     """Does what a plan says, on a backend and device that have been started."""
@@ -130,7 +115,7 @@ def _fit(
 
     backend, device = place
     config = plan.config
-    dataset = prepare(config.data, config.train.seed, monitor.note)
+    dataset = prepare(config.data, config.train.seed)
     resolved = {"backend": backend}
     if config.data.data == "auto":
         resolved["data"] = dataset.name
@@ -151,13 +136,13 @@ def _fit(
         INTERRUPTIONS.in_group = group.size > 1
         title = f"{config.model.norm} on {dataset.name}, {backend}, {device.name}"
         title += f", {group.size} processes" if group.size > 1 else ""
-        training = Training(path, config, dataset, engine, monitor, callbacks, group)
+        training = Training(path, config, dataset, engine, progress, callbacks, group)
         try:
             training.execute(title, plan.is_resumed)
         except Exception:
             raise
         except BaseException:  # an interruption, not an error
-            monitor.note(f"Stopped. Go on with: kerasnorm fit --resume {shlex.quote(str(path))}")
+            logger.warning(f"Stopped. Go on with: kerasnorm fit --resume {shlex.quote(str(path))}")
             raise
         group.barrier()
     return run.Run.load(path), dataset

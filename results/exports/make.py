@@ -70,12 +70,13 @@ def export_all(backend: str, folder: Path) -> None:
     from kerasnorm.formats.export import Exporter
     from kerasnorm.formats.formats import FORMATS
     from kerasnorm.formats.helper import Helpers
+    from kerasnorm.progress import console_notes
 
     rows: list[dict[str, object]] = []
-    with Helpers() as helpers:
+    with console_notes(), Helpers() as helpers:
         for name in VARIANTS:
             saved = open_model(folder / name)
-            with Exporter(saved, folder / name / "exports", None, print, helpers) as exporter:
+            with Exporter(saved, folder / name / "exports", None, helpers) as exporter:
                 for format_name in FORMATS:
                     done = exporter.export(format_name)
                     facts = {column: getattr(done, column, "") for column in COLUMNS}

@@ -12,9 +12,7 @@ CONFIG = {"data": "shapes", "train_size": 100, "test_size": 20}
 
 
 def test_the_validation_split_is_stratified_disjoint_and_a_function_of_the_seed():
-    first, again, other = (
-        prepare(DataConfig(**CONFIG, validation=30), seed, print) for seed in (0, 0, 1)
-    )
+    first, again, other = (prepare(DataConfig(**CONFIG, validation=30), seed) for seed in (0, 0, 1))
     assert len(first.train) == 70
     assert np.bincount(first.validation.labels).tolist() == [3] * 10
     assert np.array_equal(first.validation.images, again.validation.images)
@@ -26,8 +24,8 @@ def test_the_validation_split_is_stratified_disjoint_and_a_function_of_the_seed(
 
 
 def test_equalization_reaches_every_split():
-    raw = prepare(DataConfig(**CONFIG, validation=30), 0, print)
-    preprocessed = prepare(DataConfig(**CONFIG, validation=30, preprocessing="equalize"), 0, print)
+    raw = prepare(DataConfig(**CONFIG, validation=30), 0)
+    preprocessed = prepare(DataConfig(**CONFIG, validation=30, preprocessing="equalize"), 0)
     for name, split in raw.splits.items():
         assert np.array_equal(preprocessed.splits[name].images, equalize(split.images))
     assert "equalized" in equalized(raw).source

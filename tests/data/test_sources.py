@@ -156,9 +156,12 @@ def test_neither_name_nor_path(data: str, advice: str, cache: Path) -> None:
     assert advice in str(caught.value)
 
 
-def test_auto_offline_takes_shapes_and_says_so_in_one_line(cache: Path) -> None:
-    lines: list[str] = []
-    dataset = load("auto", train_size=20, test_size=10, notify=lines.append)
+def test_auto_offline_takes_shapes_and_says_so_in_one_line(
+    cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "kerasnorm")
+    dataset = load("auto", train_size=20, test_size=10)
+    lines = caplog.messages
     assert dataset.name == "shapes"
     assert len(dataset.train) == 20
     assert dataset.source.endswith("(auto: cifar10 is not cached and does not download)")
@@ -176,28 +179,31 @@ def test_auto_speaks_through_logging_by_default(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-def test_auto_takes_what_is_cached(cache: Path) -> None:
+def test_auto_takes_what_is_cached(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "kerasnorm")
     cifar10_folder(cache / "cifar-10-batches-py")
-    lines: list[str] = []
-    dataset = load("auto", test_size=4, notify=lines.append)
-    assert (dataset.name, len(dataset.test), lines) == ("cifar10", 4, [])
+    dataset = load("auto", test_size=4)
+    assert (dataset.name, len(dataset.test), caplog.messages) == ("cifar10", 4, [])
 
 
 def test_auto_downloads_and_later_needs_no_network(
-    cache: Path, site: tuple[Path, ThreadingHTTPServer], monkeypatch: pytest.MonkeyPatch
+    cache: Path,
+    site: tuple[Path, ThreadingHTTPServer],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", "kerasnorm")
     cifar10_archive(site[0] / "cifar-10-python.tar.gz")
     serve("cifar10", site, monkeypatch)
-    lines: list[str] = []
-    first = load("auto", notify=lines.append)
+    first = load("auto")
     assert first.source == str(cache / "cifar-10-python.tar.gz")
-    assert [line.split()[0] for line in lines] == ["Downloading"]
+    assert [line.split()[0] for line in caplog.messages] == ["Downloading"]
 
     (site[0] / "cifar-10-python.tar.gz").unlink()
     for data in ("auto", "cifar10"):
-        again = load(data, notify=lines.append)
+        again = load(data)
         assert np.array_equal(again.train.images, first.train.images)
-    assert len(lines) == 1
+    assert len(caplog.messages) == 1
 
 
 def test_auto_does_not_hide_damage_in_the_cache(cache: Path) -> None:
@@ -229,8 +235,12 @@ def idx(values: np.ndarray) -> bytes:
 
 
 def test_fashion_mnist_file_by_file(
-    cache: Path, site: tuple[Path, ThreadingHTTPServer], monkeypatch: pytest.MonkeyPatch
+    cache: Path,
+    site: tuple[Path, ThreadingHTTPServer],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", "kerasnorm")
     for half in ("train", "t10k"):
         images = np.arange(20 * 28 * 28).astype(np.uint8).reshape(20, 28, 28)
         (site[0] / f"{half}-images-idx3-ubyte.gz").write_bytes(idx(images))
@@ -240,14 +250,13 @@ def test_fashion_mnist_file_by_file(
     last = site[0] / "t10k-labels-idx1-ubyte.gz"
     content = last.read_bytes()
     last.unlink()
-    lines: list[str] = []
     with pytest.raises(DownloadError, match="404"):
-        load("fashion_mnist", notify=lines.append)
+        load("fashion_mnist")
     assert describe_cache()[2]["path"] is None
 
     last.write_bytes(content)
-    dataset = load("fashion_mnist", notify=lines.append)
-    assert len(lines) == 4  # each file once: the second try went on where the first ended
+    dataset = load("fashion_mnist")
+    assert len(caplog.messages) == 4  # each file once: the second try went on where the first ended
     assert dataset.name == "fashion_mnist"
     assert dataset.image_shape == (28, 28, 1)
     assert dataset.class_names[0] == "T-shirt/top"
@@ -262,7 +271,7 @@ def test_mnist_is_an_npz(
     path = site[0] / "mnist.npz"
     np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
     serve("mnist", site, monkeypatch)
-    dataset = load("mnist", notify=str)
+    dataset = load("mnist")
     assert dataset.name == "mnist"
     assert dataset.class_names == tuple("0123456789")
 

@@ -6,6 +6,7 @@ import pytest
 from helpers.tiny import config, dataset
 
 from kerasnorm.data.dataset import Split
+from kerasnorm.engines.base import NullListener
 from kerasnorm.explain.landscape_measure import (
     filter_direction,
     gradient_line,
@@ -13,7 +14,7 @@ from kerasnorm.explain.landscape_measure import (
     surface,
 )
 from kerasnorm.explain.probe import Probe
-from kerasnorm.explain.windows import Deaf, advance
+from kerasnorm.explain.windows import advance
 from kerasnorm.inspection.evaluation import predict, score
 from kerasnorm.training.train import make_engine
 
@@ -39,7 +40,7 @@ def same(a, b):
 @pytest.mark.parametrize("norm", NORMS if keras.backend.backend() == "torch" else ("bn", "gn"))
 def test_the_middle_of_the_surface_is_what_evaluate_says(norm):
     trained = engine(norm)
-    trained.train_epoch(0, Deaf())
+    trained.train_epoch(0, NullListener())
     before = state(trained)
     test = dataset().test
     around = surface(trained.model, test, points=3, radius=0.5, tick=nothing)
@@ -103,7 +104,7 @@ def test_a_probe_puts_moving_statistics_back():
 def test_training_in_windows_is_training(norm):
     whole, parts = engine(norm), engine(norm)
     for epoch in (0, 1):
-        whole.train_epoch(epoch, Deaf())
+        whole.train_epoch(epoch, NullListener())
     for start, count in ((0, 3), (3, 2), (5, 3)):  # four steps an epoch
         advance(parts, parts.batches, start, count)
     a, b = whole.state(), parts.state()

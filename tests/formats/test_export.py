@@ -36,10 +36,6 @@ NORM_OPTIONS = {norm: {"norm": norm} for norm in NORMS} | {
 }
 
 
-def silent(text):
-    pass
-
-
 @pytest.mark.parametrize("name", POSSIBLE)
 def test_an_export_opens_with_the_logits_and_the_card_of_its_model(exports, name):
     path = path_of(exports, name)
@@ -82,7 +78,7 @@ def test_an_export_that_differs_from_keras_is_not_put_in_place(exports, tmp_path
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     pytest.importorskip("safetensors")
     with (
-        export.Exporter(open_model(exports), tmp_path / "out", None, silent) as exporter,
+        export.Exporter(open_model(exports), tmp_path / "out", None) as exporter,
         pytest.raises(KerasnormError, match="Nothing was written"),
     ):
         exporter.export("state-dict")
@@ -94,7 +90,7 @@ def test_what_is_no_export_is_not_written_over(tmp_path):
     save_model(network(), tmp_path / "model.keras", {})
     (tmp_path / "model.py").write_text("mine")
     saved = open_model(tmp_path)
-    with export.Exporter(saved, tmp_path, None, silent) as exporter:
+    with export.Exporter(saved, tmp_path, None) as exporter:
         with pytest.raises(RunFolderError, match=r"model\.keras is the model itself"):
             exporter.export("keras")
         with pytest.raises(RunFolderError, match=r"model\.py is in the way"):
@@ -105,7 +101,7 @@ def test_what_is_no_export_is_not_written_over(tmp_path):
     other = tmp_path / "other.keras"
     other.write_bytes((tmp_path / "model.keras").read_bytes())
     with (
-        export.Exporter(open_model(other), tmp_path, None, silent) as exporter,
+        export.Exporter(open_model(other), tmp_path, None) as exporter,
         pytest.raises(RunFolderError, match="is the model itself"),
     ):
         exporter.export("keras")
@@ -128,7 +124,7 @@ def test_models_of_stock_keras_are_exported(tmp_path, name):
     pytest.importorskip("onnxruntime")
     stock_models()[name].save(tmp_path / "model.keras")
     saved = open_model(tmp_path)
-    with export.Exporter(saved, tmp_path / "out", None, silent) as exporter:
+    with export.Exporter(saved, tmp_path / "out", None) as exporter:
         done = exporter.export("onnx")
     card_path(done.path).unlink()  # what it gives is then seen from what it gives
     opened = open_any(done.path)
@@ -199,7 +195,7 @@ def test_exact_gelu_and_probabilities_are_exported_as_such(tmp_path):
     model = keras.Model(image, keras.layers.Dense(3, activation="softmax")(pooled))
     save_model(model, tmp_path / "model.keras", {})
     saved = open_model(tmp_path)
-    with export.Exporter(saved, tmp_path, None, silent) as exporter:
+    with export.Exporter(saved, tmp_path, None) as exporter:
         done = exporter.export("onnx")
     opened = open_any(done.path)
     assert opened.gives_probabilities
@@ -210,7 +206,7 @@ def test_exact_gelu_and_probabilities_are_exported_as_such(tmp_path):
 @pytest.mark.parametrize("options", NORM_OPTIONS.values(), ids=NORM_OPTIONS)
 def test_every_norm_exports_to_every_format(options, tmp_path):
     save_model(network(**options), tmp_path / "model.keras", {})
-    with export.Exporter(open_model(tmp_path), tmp_path / "out", None, silent) as exporter:
+    with export.Exporter(open_model(tmp_path), tmp_path / "out", None) as exporter:
         for name in POSSIBLE:
             assert exporter.export(name).max_difference < 1e-3
 
@@ -227,7 +223,7 @@ def test_quantized_models_keep_most_of_their_accuracy(tmp_path):
     model.fit(data.train.images, data.train.labels, batch_size=20, epochs=4, verbose=0)
     save_model(model, tmp_path / "model.keras", {})
     given = export.Quantization(data.train.images[:50], data.test)
-    with export.Exporter(open_model(tmp_path), tmp_path, None, silent) as exporter:
+    with export.Exporter(open_model(tmp_path), tmp_path, None) as exporter:
         done = exporter.quantize(given)
     assert abs(done.quantized_accuracy - done.accuracy) < 0.05
     assert open_any(done.path).predict(data.test.images).shape == (200, 10)

@@ -45,9 +45,7 @@ def possible():
 def write(folder):
     card = {"class_names": list(NAMES), "config": config().to_dict()}
     save_model(network("gn", weight_standardization=True), folder / "model.keras", card)
-    with Exporter(
-        open_model(folder / "model.keras"), folder / "exports", 0.5, lambda text: None
-    ) as exporter:
+    with Exporter(open_model(folder / "model.keras"), folder / "exports", 0.5) as exporter:
         for name in possible():
             exporter.export(name)
     return folder

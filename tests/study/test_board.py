@@ -1,76 +1,108 @@
 """The table of a study's runs: what matters stands on top, and nothing is taken for markup."""
 
+import contextlib
 import io
+import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rich.console import Console
 
+from kerasnorm.progress import ConsoleProgress, console_notes
 from kerasnorm.recipes import resolve
-from kerasnorm.study.board import Board, line
+from kerasnorm.study import folder, runner
+from kerasnorm.study.board import DONE, FAILED, KEPT, RUNNING, WAITING, Entry, line, runs_table
 from kerasnorm.study.folder import Job
-from kerasnorm.study.runner import DONE, FAILED, KEPT, RUNNING, WAITING, Entry
+from kerasnorm.study.plan import Grid
+from kerasnorm.tables import to_rich
+
+STATES = (KEPT, WAITING, RUNNING, DONE, FAILED)
 
 
 def entries():
     config = resolve({"epochs": 10, "backend": "torch", "data": "shapes"})
-    states = (KEPT, WAITING, RUNNING, DONE, FAILED)
-    found = [Entry(Job(Path(f"run-{state}"), config, None), state) for state in states]
+    found = [Entry(Job(Path(f"run-{state}"), config, None), state) for state in STATES]
     found[2].epoch, found[2].test_accuracy, found[2].seconds = 4, 0.5, 62.0
     found[4].words = "a [bold] loss"
     return found
 
 
-def board(**options):
-    stream = io.StringIO()
-    return Board(stream=stream, **options), stream
-
-
 def test_the_table_orders_runs_by_what_matters():
-    shown, _ = board()
-    shown.start(entries())
     out = io.StringIO()
-    Console(file=out, width=100).print(shown.table())
+    Console(file=out, width=100).print(to_rich(runs_table(entries(), 75.0)))
     lines = [text.split()[0] for text in out.getvalue().splitlines() if "run-" in text]
     assert lines == ["run-failed", "run-running", "run-waiting", "run-done", "run-kept"]
     assert "a [bold] loss" in out.getvalue()
     assert "4/10" in out.getvalue()
     assert "50.00" in out.getvalue()
     assert "1:02" in out.getvalue()
-    assert "1 failed, 1 running, 1 waiting, 1 done, 1 kept" in out.getvalue()
+    assert "1 failed, 1 running, 1 waiting, 1 done, 1 kept, 1:15 gone" in out.getvalue()
 
 
-def test_elsewhere_than_on_a_terminal_each_event_is_a_line():
-    shown, stream = board()
+def test_failed_runs_are_red():
+    out = io.StringIO()
+    console = Console(file=out, width=100, force_terminal=True, color_system="standard")
+    console.print(to_rich(runs_table(entries(), 0.0)))
+    (failed,) = [text for text in out.getvalue().splitlines() if "run-failed" in text]
+    assert "\x1b[31m" in failed
+
+
+def test_an_event_is_a_line():
     found = entries()
-    shown.start(found)
-    shown.changed(found[2])
-    shown.tick()
-    shown.finish()
-    assert stream.getvalue().splitlines() == [
-        "5 runs, 1 of them finished before",
-        "run-running  running  epoch 4/10  test 50.00 %",
-    ]
+    assert line(found[2]) == "run-running  running  epoch 4/10  test 50.00 %"
     assert line(found[4]) == "run-failed  failed  a [bold] loss"
 
 
-def test_a_terminal_gets_one_live_table():
-    shown, stream = board()
+def test_only_open_runs_have_epochs_left():
+    assert [entry.epochs_left for entry in entries()] == [0, 10, 6, 0, 0]
+
+
+@contextlib.contextmanager
+def place():
+    """A machine on which the run of the first seed works, and the others fail."""
+
+    def work(path):
+        return (0, "") if path.name.endswith("s0") else (1, "a [bold] loss")
+
+    with ThreadPoolExecutor(1) as executor:
+        yield executor, work, ()
+
+
+def execute(path, stream, monkeypatch, **options):
+    monkeypatch.setattr(runner, "LOOK", 0.01)
+    monkeypatch.setenv("COLUMNS", "100")
+    grid = Grid(norms=("gn",), backends=("torch",), seeds=(0, 1), fixed={"data": "shapes"})
+    progress = ConsoleProgress(stream=stream, **options)
+    with contextlib.redirect_stderr(stream), console_notes():
+        found = runner.execute(path, folder.survey(path, grid), place(), progress)
+    assert [entry.state for entry in found] == [DONE, FAILED]
+    return stream.getvalue()
+
+
+def test_elsewhere_than_on_a_terminal_each_event_is_a_line(tmp_path, monkeypatch):
+    assert execute(tmp_path, io.StringIO(), monkeypatch).splitlines() == [
+        "2 runs, 0 of them finished before",
+        "gn-torch-s0  done",
+        "gn-torch-s1  failed  a [bold] loss",
+    ]
+
+
+def test_a_terminal_gets_one_live_table(tmp_path, monkeypatch):
+    stream = io.StringIO()
     stream.isatty = lambda: True
-    found = entries()
-    shown.start(found)
-    found[1].state = RUNNING
-    shown.changed(found[1])
-    shown.tick()
-    shown.note("something")
-    shown.finish()
-    assert "2 running" in stream.getvalue()
-    assert "something" in stream.getvalue()
+    events = logging.getLogger(runner.EVENTS)
+    events.setLevel(logging.WARNING)  # as the command does on a terminal
+    try:
+        shown = execute(tmp_path, stream, monkeypatch)
+    finally:
+        events.setLevel(logging.NOTSET)
+    assert "2 runs, 0 of them finished before" in shown
+    assert "1 failed, 1 done" in shown
+    assert "failed: a [bold] loss" in shown
+    assert "gn-torch-s1  failed  a [bold] loss" not in shown  # the line of the event
 
 
-def test_quiet_is_silent():
-    shown, stream = board(quiet=True)
-    shown.start(entries())
-    shown.changed(entries()[0])
-    shown.note("something")
-    shown.finish()
-    assert stream.getvalue() == ""
+def test_quiet_shows_no_table(tmp_path, monkeypatch):
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    assert "gone" not in execute(tmp_path, stream, monkeypatch, quiet=True)

@@ -199,7 +199,7 @@ def test_the_command_of_a_grid_parses_to_the_same_grid(star):
     words = grids.command(grid, "out")
     assert words[:2] == ["kerasnorm", "sweep"]
     context = studies.sweep.make_context("sweep", words[2:])
-    assert studies._grid(context.params, print) == grid
+    assert studies._grid(context.params) == grid
 
 
 def test_a_damaged_study_is_refused(tmp_path):

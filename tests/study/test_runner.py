@@ -130,7 +130,7 @@ def test_the_levers_of_a_star_are_told(tmp_path):
     words = (*TINY, "--recipe", "era8", "--norm", "gn", "--seeds", "2", "--vary", "optimizer=sgd",
              "--vary", "groups=2", "--one-at-a-time", "--out", str(path))  # fmt: skip
     context = studies.sweep.make_context("sweep", list(words))
-    star = studies._grid(context.params, print)
+    star = studies._grid(context.params)
     scores = {"{}": 0.8, "{'optimizer': 'sgd'}": 0.7, "{'groups': 2}": 0.85}
     for config, change in zip(star.configs().values(), star.changes().values(), strict=True):
         home = path / "runs" / run_name(config, star)

@@ -10,9 +10,9 @@ from helpers.studies import RUNS, STAR, make_run, star_runs, summarize_star
 
 from kerasnorm.recipes import published, resolve
 from kerasnorm.study import findings, sheets
+from kerasnorm.study.board import DONE, FAILED, Entry
 from kerasnorm.study.folder import Job
 from kerasnorm.study.labels import group_label
-from kerasnorm.study.runner import DONE, FAILED, Entry
 from kerasnorm.study.summary import summarize, to_dict
 
 

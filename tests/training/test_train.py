@@ -319,4 +319,4 @@ def test_a_divergence_names_step_rate_and_layer_and_leaves_the_last_checkpoint(t
     with pytest.raises(DivergedError, match=r"epoch 2, step \d, at a learning rate of 0\.0.*"
                        r"kernel of layer convblock2_conv2"):  # fmt: skip
         fit(tmp_path / "run", callbacks=[Poison()], norm="bn", epochs=3)
-    assert checkpoints.load_newest(tmp_path / "run" / run.CHECKPOINTS, print)[1]["epoch"] == 1
+    assert checkpoints.load_newest(tmp_path / "run" / run.CHECKPOINTS)[1]["epoch"] == 1

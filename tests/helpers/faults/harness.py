@@ -36,7 +36,7 @@ def fit(folder, wanted):
 
 def result(folder):
     """What a finished run computed: weights, optimizer and statistics, history, final numbers."""
-    state, facts = checkpoints.load_newest(folder / run.CHECKPOINTS, print)
+    state, facts = checkpoints.load_newest(folder / run.CHECKPOINTS)
     done = run.Run.load(folder)
     timeless = [{k: v for k, v in row.items() if k not in TIMED} for row in done.history]
     numbers = {k: v for k, v in done.metrics.items() if k not in TIMED}

@@ -45,7 +45,7 @@ def check_left(folder, newest):
         except CorruptFileError:
             wrong.append(f"{path.name} is damaged")
     try:
-        if checkpoints.load_newest(folder, lambda _: None)[1]["epoch"] < newest:
+        if checkpoints.load_newest(folder)[1]["epoch"] < newest:
             wrong.append("an older checkpoint than there was")
     except CorruptFileError:
         wrong.append("no checkpoint")

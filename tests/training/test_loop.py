@@ -1,0 +1,81 @@
+"""What a run reports while it goes on: an epoch in a line, and steps to a progress."""
+
+import pytest
+from helpers import tiny
+
+from kerasnorm.training import train
+from kerasnorm.training.loop import epoch_line
+
+ROW = {
+    "epoch": 3.0,
+    "train_loss": 0.8421,
+    "train_accuracy": 0.631,
+    "val_loss": None,
+    "val_accuracy": None,
+    "test_loss": 0.7909,
+    "test_accuracy": 0.719,
+    "lr": 0.008,
+    "seconds": 41.23,
+    "images_per_second": 1212.7,
+}
+LINE = "epoch  3/20  train 0.842 63.1 %  test 0.791 71.9 %  lr 0.0080  41.2 s  1213 images/s"
+
+
+class Recorder:
+    """A progress that remembers what it received."""
+
+    def __init__(self):
+        self.calls = []
+
+    def start(self, title, total, done=0):
+        self.calls.append(("start", title, total, done))
+
+    def advance(self, done, status=""):
+        self.calls.append(("advance", done, status))
+
+    def show(self, table):
+        raise AssertionError("a run has no table")
+
+    def finish(self):
+        self.calls.append(("finish",))
+
+
+class TestEpochLine:
+    def test_the_whole_line(self):
+        assert epoch_line(ROW, 20) == LINE
+
+    def test_validation_is_shown_where_it_exists(self):
+        row = ROW | {"val_loss": 0.81, "val_accuracy": 0.7}
+        assert "  val 0.810 70.0 %  test" in epoch_line(row, 20)
+
+    @pytest.mark.parametrize("lr", [(0.01, "0.010"), (4e-7, "4.0e-07"), (0.0, "0.0")])
+    def test_small_rates_stay_legible(self, lr):
+        assert f"  lr {lr[1]}  " in epoch_line(ROW | {"lr": lr[0]}, 20)
+
+    def test_nan_and_missing_values(self):
+        row = dict.fromkeys(ROW, None) | {"epoch": 1.0}
+        assert epoch_line(row, 5) == "epoch 1/5"
+        assert "train nan" in epoch_line(ROW | {"train_loss": float("nan")}, 5)
+
+
+def test_a_run_reports_each_step_and_logs_its_title_and_epochs(tmp_path, caplog):
+    caplog.set_level("INFO", "kerasnorm")
+    progress = Recorder()
+    config = tiny.config(schedule="constant", epochs=2)
+    done = train.fit(config, out=tmp_path / "run", progress=progress)
+    steps = done.metrics["steps_per_epoch"]
+    first, *advances, last = progress.calls
+    assert (first, last) == (("start", "training", 2 * steps, 0), ("finish",))
+    assert [call[1] for call in advances] == list(range(1, 2 * steps + 1))
+    accuracy = f"  test {100 * done.history[0]['test_accuracy']:.1f} %"
+    for _, count, status in advances:
+        assert status.startswith("epoch 1/2  " if count <= steps else "epoch 2/2  ")
+        assert " images/s" in status
+        assert status.endswith(accuracy) == (count > steps)
+    assert caplog.messages[0].startswith(f"{config.model.norm} on shapes, ")
+    assert caplog.messages[1:] == [epoch_line(row, 2) for row in done.history]
+
+    resumed = Recorder()
+    train.fit(resume=tmp_path / "run", epochs=3, progress=resumed)
+    assert resumed.calls[0] == ("start", "training", 3 * steps, 2 * steps)
+    assert [call[1] for call in resumed.calls[1:-1]] == list(range(2 * steps + 1, 3 * steps + 1))
