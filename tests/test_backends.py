@@ -14,6 +14,7 @@ MODULES = (
     "test_model.py",
     "test_engines.py",
     "test_engines_tensorflow.py",
+    "test_engines_training.py",
     "test_exchange_torch_import.py",
     "test_analysis_explain.py",
     "test_analysis_landscape.py::test_the_middle_of_the_surface_is_what_evaluate_says",
