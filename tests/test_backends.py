@@ -14,6 +14,7 @@ MODULES = (
     "test_network.py",
     "engines/test_engines.py",
     "engines/tensorflow/test_engine.py",
+    "engines/test_training_pass.py",
     "formats/test_torch_import.py",
     "explain/test_norm_measure.py",
     "explain/test_landscape.py::test_the_middle_of_the_surface_is_what_evaluate_says",

@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from kerasnorm.errors import DivergedError
-from kerasnorm.inspection.graph import functional_graph, nodes
+from kerasnorm.inspection.graph import call_node, functional_graph, nodes
 
 
 def diverged(engine: Any, what: str, epoch: int, step: int, place: str) -> DivergedError:
@@ -45,10 +45,7 @@ def first_nonfinite(model: Any, images: Any) -> str | None:
             layer = node.operation
             if bad := _bad_variable(getattr(layer, "variables", ())):
                 return f"{bad} of layer {layer.name}"
-            args, kwargs = node.arguments.fill_in(values)
-            if getattr(layer, "_call_has_training_arg", False):
-                kwargs = kwargs | {"training": True}
-            outputs = keras.tree.flatten(layer(*args, **kwargs))
+            outputs = call_node(node, values, training=True)
             values.update((id(t), y) for t, y in zip(node.outputs, outputs, strict=True))
             if not all(_is_finite(output) for output in outputs):
                 return f"the output of layer {layer.name}"

@@ -1,4 +1,4 @@
-"""Which values elementwise dropout takes on a CPU, the same in every native engine."""
+"""Which values and channels dropout drops on a CPU, the same in every native engine."""
 
 import math
 
@@ -35,3 +35,14 @@ def dropped_positions(rng: np.random.Generator, count: int, rate: float) -> NDAr
         end = parts[-1][-1]
     positions = np.concatenate(parts)
     return positions[: np.searchsorted(positions, count)].astype(np.int64)
+
+
+def dropped_channels(rng: np.random.Generator, count: int, rate: float) -> NDArray[np.int64]:
+    """Returns which of `count` channels a spatial dropout of probability `rate` drops, ascending.
+
+    Args:
+        rng: From `dropout_generator`.
+        count: Images times channels; the channels of an image stand side by side.
+        rate: Between 0 and 1.
+    """
+    return np.flatnonzero(rng.random(count) < rate)

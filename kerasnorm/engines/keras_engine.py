@@ -22,6 +22,7 @@ from kerasnorm.inspection.evaluation import Scores, predict
 from kerasnorm.runtime import seed_everything
 
 EPSILON = 1e-8  # of Adam; PyTorch's default
+SEED_STATE = "seed_generator_state"  # what Keras calls the variable of a SeedGenerator
 UNDECAYED = ["gamma", "beta", "scale"]  # the norms' variables; decay is for kernels
 
 
@@ -109,16 +110,17 @@ class PortableEngine:
         return Scores(float(history["entropy"][-1]), float(history["accuracy"][-1]))
 
     def seed(self, epoch: int) -> None:
-        """Makes dropout a function of (seed, epoch), as order and augmentation are."""
+        """Makes dropout and all that a layer draws a function of (seed, epoch), as order is."""
         if keras.backend.backend() != "tensorflow":
             # There, a new seed makes TensorFlow forget its compiled functions, two seconds an
             # epoch; and all that Keras draws comes from the generators below.
             seed_everything(self.config.seed, epoch)
         for index, layer in enumerate(self.model.layers):
-            seeds = getattr(layer, "seed_generator", None)
-            if seeds is not None:
-                key = np.random.SeedSequence([self.config.seed, epoch, index])
-                seeds.state.assign(key.generate_state(2).astype(seeds.state.dtype))
+            # Those of the layers inside a wrapper or a nested model too.
+            states = [v for v in layer.variables if v.name == SEED_STATE]
+            for number, state in enumerate(states):
+                key = np.random.SeedSequence([self.config.seed, epoch, index, number])
+                state.assign(key.generate_state(2).astype(state.dtype))
 
     def rate(self, epoch: int, step: int) -> float:
         """Returns the learning rate of a step, both counted from 0."""

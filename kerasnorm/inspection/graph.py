@@ -1,7 +1,9 @@
 """The graph of a functional Keras model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+import keras
 
 from kerasnorm.errors import ConfigError
 
@@ -26,3 +28,23 @@ def nodes(graph: Any) -> Iterator[Any]:
     """Yields the calls of a functional graph, Keras's `Node`s, in topological order."""
     for depth in sorted(graph._nodes_by_depth, reverse=True):
         yield from graph._nodes_by_depth[depth]
+
+
+def call_node(node: Any, values: Mapping[int, Any], training: bool) -> list[Any]:
+    """Returns the outputs of one call of a graph, one for each of `node.outputs`.
+
+    As in Keras's own pass through a graph, `training` overrides what the call recorded when the
+    graph was built: Keras records `training=False` for every layer whose `call` has that default,
+    such as SpatialDropout2D. A layer whose `call` does not take the argument receives it too,
+    because Keras hands it on to the layers inside.
+
+    Args:
+        node: A call, from `nodes`.
+        values: The tensors computed so far, by the identity of their symbolic tensor.
+        training: Whether the graph is in training.
+    """
+    args, kwargs = node.arguments.fill_in(values)
+    if isinstance(node.operation, keras.Layer):
+        kwargs = kwargs | {"training": training}
+    outputs: list[Any] = keras.tree.flatten(node.operation(*args, **kwargs))
+    return outputs

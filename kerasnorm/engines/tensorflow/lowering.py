@@ -1,26 +1,23 @@
 """The training pass of a functional Keras model on TensorFlow.
 
-Every layer is called as the Keras layer that it is, but for elementwise dropout, whose random
-numbers would cost more than the rest of the network, and for the norms that `tensorflow_kernels`
-computes faster.
+Every layer is called as the Keras layer that it is, but for dropout of values or channels, which is
+drawn by NumPy from (seed, epoch, step), so that several devices drop what one does and random
+numbers cost little, and for the norms that `tensorflow_kernels` computes faster.
 """
 
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
 from numpy.typing import NDArray
 
-from kerasnorm.engines.dropout import dropout_generator, dropped_positions
+from kerasnorm.engines.dropout import dropout_generator, dropped_channels, dropped_positions
 from kerasnorm.engines.tensorflow.kernels import training_norm
-from kerasnorm.inspection.graph import functional_graph, nodes
+from kerasnorm.inspection.graph import call_node, functional_graph, nodes
 
 Tensor = Any
 
@@ -39,6 +36,30 @@ class Dropout:
     drop: Callable[[Tensor, float, Tensor, tuple[Tensor, Tensor], Tensor | int], Tensor]
 
 
+@dataclass(frozen=True)
+class _Drop:
+    """One dropout of a graph that NumPy draws.
+
+    Attributes:
+        layer: A Dropout or SpatialDropout2D.
+        shape: Of what is drawn for an image: its own, or (1, 1, channels).
+        dropout: How values are dropped.
+    """
+
+    layer: Any
+    shape: tuple[int, ...]
+    dropout: Dropout
+
+    def __call__(
+        self, x: Tensor, drawn: Tensor, bounds: tuple[Tensor, Tensor], first: Tensor | int
+    ) -> Tensor:
+        x = tf.cast(x, self.layer.compute_dtype)
+        if self.shape == tuple(x.shape[1:]):
+            return self.dropout.drop(x, self.layer.rate, drawn, bounds, first)
+        ones = tf.ones_like(x[:, :1, :1])
+        return x * self.dropout.drop(ones, self.layer.rate, drawn, bounds, first)
+
+
 class LoweredModel:
     """The training pass of a model with one input and one output.
 
@@ -50,11 +71,11 @@ class LoweredModel:
 
     def __init__(self, model: Any, *, is_compiled: bool, is_hashed: bool = False) -> None:
         graph = functional_graph(model)
-        self.dropout = HASHED if is_hashed or is_compiled else CLEARED
         self.input, self.output = id(graph.inputs[0]), id(graph.outputs[0])
         self.calls = [node for node in nodes(graph) if not node.is_input]
-        self.drops = [n for n, node in enumerate(self.calls) if _is_dropout(node)]
-        self.layers = [_training_call(node, is_compiled) for node in self.calls]
+        drops = {n: _drop(node, is_hashed or is_compiled) for n, node in enumerate(self.calls)}
+        self.drops = {number: drop for number, drop in drops.items() if drop is not None}
+        self.norms = {} if is_compiled else _training_norms(self.calls)
 
     def draw(
         self, keys: list[tuple[int, int, int]], images: int
@@ -70,11 +91,9 @@ class LoweredModel:
         """
         parts = [np.zeros(0, np.int32)]
         for key in keys:
-            for number in self.drops:
-                node = self.calls[number]
-                count = images * math.prod(node.input_tensors[0].shape[1:])
-                random, rate = dropout_generator(key, number), node.operation.rate
-                parts.append(self.dropout.draw(random, count, rate))
+            for number, drop in self.drops.items():
+                count, random = images * math.prod(drop.shape), dropout_generator(key, number)
+                parts.append(drop.dropout.draw(random, count, drop.layer.rate))
         ends = np.cumsum([len(part) for part in parts], dtype=np.int32)
         places = np.arange(len(keys))[:, None] * len(self.drops) + np.arange(len(self.drops) + 1)
         return np.concatenate(parts), ends[places]
@@ -89,40 +108,52 @@ class LoweredModel:
             first: Number of x's first image in the batch that was drawn for.
         """
         values = {self.input: x}
+        bounds = {number: (ends[at], ends[at + 1]) for at, number in enumerate(self.drops)}
         for number, node in enumerate(self.calls):
-            args, kwargs = node.arguments.fill_in(values)
             if number in self.drops:
-                at, rate = self.drops.index(number), node.operation.rate
-                bounds = ends[at], ends[at + 1]
-                output = self.dropout.drop(args[0], rate, drawn, bounds, first)
+                source = values[id(node.input_tensors[0])]
+                outputs = [self.drops[number](source, drawn, bounds[number], first)]
+            elif number in self.norms:
+                outputs = [self.norms[number](values[id(node.input_tensors[0])])]
             else:
-                output = self.layers[number](*args, **kwargs)
-            for target, value in zip(node.outputs, keras.tree.flatten(output), strict=True):
+                outputs = call_node(node, values, training=True)
+            for target, value in zip(node.outputs, outputs, strict=True):
                 values[id(target)] = value
         return values[self.output]
 
 
-def _training_call(node: Any, is_compiled: bool) -> Callable[..., Any]:
-    """Returns what computes a node in training."""
-    layer = node.operation
-    shapes = [tensor.shape for tensor in node.input_tensors]
-    is_image = len(shapes) == 1 and len(shapes[0]) == 4 and None not in shapes[0][1:]
-    norm = training_norm(layer) if is_image and not is_compiled else None
-    if norm is not None:
-        return lambda x, **_: norm(x)  # images have no mask
-    takes_training = "training" in inspect.signature(layer.call).parameters
-    return partial(layer, training=True) if takes_training else layer
+def _training_norms(calls: list[Any]) -> dict[int, Callable[[Tensor], Tensor]]:
+    """Returns the norms that are computed by other means than Keras's, by number of their call."""
+    found = {}
+    for number, node in enumerate(calls):
+        shapes = [tensor.shape for tensor in node.input_tensors]
+        is_image = len(shapes) == 1 and len(shapes[0]) == 4 and None not in shapes[0][1:]
+        norm = training_norm(node.operation) if is_image else None
+        if norm is not None:
+            found[number] = norm
+    return found
 
 
-def _is_dropout(node: Any) -> bool:
+def _drop(node: Any, is_hashed: bool) -> _Drop | None:
+    """Returns the dropout that a call is, or None where it is none or is left to Keras."""
     layer = node.operation
-    if type(layer) is not layers.Dropout or layer.noise_shape is not None or layer.rate == 0:
-        return False
-    return None not in node.input_tensors[0].shape[1:]
+    if type(layer) is layers.Dropout and layer.noise_shape is None:
+        shape, cleared = tuple(node.input_tensors[0].shape[1:]), CLEARED
+    elif type(layer) is layers.SpatialDropout2D and layer.data_format == "channels_last":
+        shape, cleared = (1, 1, node.input_tensors[0].shape[-1]), CLEARED_CHANNELS
+    else:
+        return None
+    if not 0 < layer.rate < 1 or None in shape:
+        return None
+    return _Drop(layer, shape, HASHED if is_hashed else cleared)
 
 
 def _draw_places(rng: np.random.Generator, count: int, rate: float) -> NDArray[np.int32]:
     return dropped_positions(rng, count, rate).astype(np.int32)
+
+
+def _draw_channels(rng: np.random.Generator, count: int, rate: float) -> NDArray[np.int32]:
+    return dropped_channels(rng, count, rate).astype(np.int32)
 
 
 def _clear(
@@ -172,4 +203,5 @@ def _mix(x: Tensor, shift: int, factor: int) -> Tensor:
 
 
 CLEARED = Dropout(_draw_places, _clear)  # the places are drawn: little work at small rates
+CLEARED_CHANNELS = Dropout(_draw_channels, _clear)
 HASHED = Dropout(_draw_key, _hash)  # for XLA, which wants fixed shapes

@@ -5,7 +5,6 @@ layouts: images stay (N, C, H, W) in channels-last memory from the first layer t
 that `torch_layers` does not know is called as the Keras layer that it is, on (N, H, W, C).
 """
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor
 from kerasnorm.engines.torch.kernels import channels_last
 from kerasnorm.engines.torch.layers import Lowered, Mode, Site, lower_layer
 from kerasnorm.errors import ConfigError
-from kerasnorm.inspection.graph import functional_graph, nodes
+from kerasnorm.inspection.graph import call_node, functional_graph, nodes
 
 
 @dataclass
@@ -123,17 +122,11 @@ def _lower(node: Any, site: Site) -> Lowered:
 
 def _keras_call(node: Any) -> Callable[..., Any]:
     """Returns a call of the Keras layer or operation itself."""
-    layer = node.operation
     names = [id(tensor) for tensor in node.input_tensors]
-    takes_training = "training" in inspect.signature(layer.call).parameters
 
     def call(mode: Mode, *inputs: Tensor) -> Any:
         tensors = dict(zip(names, map(_to_keras, inputs), strict=True))
-        args, kwargs = node.arguments.fill_in(tensors)
-        if takes_training:
-            kwargs = kwargs | {"training": mode.training}
-        outputs = keras.tree.flatten(layer(*args, **kwargs))
-        outputs = [_from_keras(output) for output in outputs]
+        outputs = [_from_keras(output) for output in call_node(node, tensors, mode.training)]
         return outputs[0] if len(outputs) == 1 else outputs
 
     return call
