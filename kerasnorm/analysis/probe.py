@@ -7,7 +7,8 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasnorm.analysis.evaluate import Scores, as_logits, score
+from kerasnorm.analysis.evaluate import Scores, score
+from kerasnorm.analysis.output_graph import model_logits
 from kerasnorm.errors import ConfigError
 
 Weights = list[NDArray[np.float32]]
@@ -67,7 +68,7 @@ class Probe:
 
     def score(self, images: NDArray[np.uint8], labels: NDArray[np.int32]) -> Scores:
         """Returns loss and accuracy of an inference pass, as `kerasnorm evaluate` measures them."""
-        return score(as_logits(self.model, self._predict(images)), labels)
+        return score(model_logits(self.model, self._predict, images), labels)
 
 
 LossAndGradient = Callable[[NDArray[Any], NDArray[Any]], tuple[float, Weights]]

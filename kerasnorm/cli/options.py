@@ -1,6 +1,5 @@
 """Options made from the config's own table, and those that several commands share."""
 
-import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kerasnorm.config import RECIPES, SETTINGS, Setting
+from kerasnorm.files import plain
 from kerasnorm.recipes import read_toml, resolve
 
 if TYPE_CHECKING:
@@ -144,5 +144,5 @@ def print_grid(grid: "Grid") -> None:
 
 
 def print_json(document: Any) -> None:
-    """Prints one JSON document on stdout."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=dataclasses.asdict))
+    """Prints one JSON document on stdout; numbers that are not finite become null."""
+    click.echo(json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False))

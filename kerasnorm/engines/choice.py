@@ -6,8 +6,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasnorm.analysis.evaluate import as_logits
-from kerasnorm.analysis.evaluate import predict as stock_predict
+from kerasnorm.analysis import evaluate
 from kerasnorm.config import TrainConfig
 from kerasnorm.data.batches import Batches
 from kerasnorm.engines.base import Engine
@@ -93,7 +92,7 @@ def join(job: Job, devices: int) -> Team:
 
 
 def predict(model: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Returns the logits (N, classes) that a Keras model gives for raw images (N, H, W, C).
+    """Returns the outputs (N, classes) that a Keras model gives for raw images (N, H, W, C).
 
     As `kerasnorm.analysis.evaluate.predict`, on the native engine where it knows the model.
     """
@@ -104,11 +103,11 @@ def predict(model: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         try:
             lowered = torch_lowering.LoweredModel(model)
         except ConfigError:  # a subclassed model has no graph to lower
-            return stock_predict(model, images)
-        return as_logits(model, torch_engine.predict(lowered, images))
+            return evaluate.predict(model, images)
+        return torch_engine.predict(lowered, images)
     if backend == "tensorflow":
         from kerasnorm.engines import tensorflow_engine
 
         forward = tensorflow_engine.inference(model)
-        return as_logits(model, tensorflow_engine.predict(forward, images))
-    return stock_predict(model, images)
+        return tensorflow_engine.predict(forward, images)
+    return evaluate.predict(model, images)

@@ -9,6 +9,7 @@ import json
 import math
 import zipfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasnorm.analysis.evaluate import ends_in_softmax
+from kerasnorm.analysis import output_graph, outputs
 from kerasnorm.config import Config
 from kerasnorm.engines import choice
 from kerasnorm.errors import ConfigError, CorruptFileError
@@ -93,14 +94,24 @@ class SavedModel:
         """Whether its images must be histogram-equalized first."""
         return bool(self.model.inputs[0].name == EQUALIZED_PIXELS)
 
-    @property
-    def gives_probabilities(self) -> bool:
-        """Whether it ends in a softmax."""
-        return ends_in_softmax(self.model)
+    @cached_property
+    def kind(self) -> outputs.Kind:
+        """What it gives; see `kerasnorm.analysis.outputs`."""
+        return output_graph.model_kind(self.model, self._forward)
+
+    def _forward(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return choice.predict(self.model, images)
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Returns the logits (N, classes) for raw images (N, H, W, C)."""
-        return choice.predict(self.model, images)
+        """Returns the logits (N, classes) for raw images (N, H, W, C).
+
+        Raises:
+            CorruptFileError: It gives neither logits nor probabilities, or values not finite.
+        """
+        found = self._forward(images)
+        outputs.check_finite(found, self.path)
+        kind = output_graph.model_kind(self.model, self._forward, found)
+        return outputs.as_logits(found, kind, self.path)
 
 
 def open_model(target: Path) -> SavedModel:
