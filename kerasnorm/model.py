@@ -26,6 +26,7 @@ CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_SD = (0.2470, 0.2435, 0.2616)
 PIXELS = "pixels"
 EQUALIZED_PIXELS = "equalized_pixels"
+LAYOUT = "channels_last"  # whatever image_data_format the user's keras.json sets
 
 
 def build_model(
@@ -122,11 +123,14 @@ def build(
             suffix = "" if is_transition else str(index)
             x = units(x, next(widths), size, block, suffix)
         if is_transition:
-            x = keras.layers.MaxPooling2D(2, name=f"{block}_pool", dtype=precision)(x)
-    x = keras.layers.GlobalAveragePooling2D(keepdims=True, name="gap", dtype="float32")(x)
-    x = keras.layers.Conv2D(classes, 1, name="fc1", dtype="float32", **units.kernel_options())(x)
-    logits = keras.layers.Flatten(name="logits", dtype="float32")(x)
-    return keras.Model(pixels, logits, name=f"kerasnorm_{config.norm}")
+            x = keras.layers.MaxPooling2D(
+                2, data_format=LAYOUT, name=f"{block}_pool", dtype=precision
+            )(x)
+    full = {"data_format": LAYOUT, "dtype": "float32"}
+    x = keras.layers.GlobalAveragePooling2D(keepdims=True, name="gap", **full)(x)
+    x = keras.layers.Conv2D(classes, 1, name="fc1", **full, **units.kernel_options())(x)
+    logits = keras.layers.Flatten(name="logits", **full)(x)
+    return runtime.stock_keras(keras.Model)(pixels, logits, name=f"kerasnorm_{config.norm}")
 
 
 def _check_shape(input_shape: Sequence[int], classes: int) -> None:
@@ -184,6 +188,7 @@ class _Units:
             filters,
             size,
             padding="same",
+            data_format=LAYOUT,
             name=f"{block}_conv{suffix}",
             dtype=self.precision,
             **self.kernel_options(),
@@ -211,8 +216,11 @@ class _Units:
         config = self.config
         if config.dropout == 0:
             return y
-        kind = {"element": keras.layers.Dropout, "spatial": keras.layers.SpatialDropout2D}
-        return kind[config.dropout_kind](config.dropout, name=name, dtype=self.precision)(y)
+        common = {"name": name, "dtype": self.precision}
+        if config.dropout_kind == "spatial":
+            layer = keras.layers.SpatialDropout2D(config.dropout, data_format=LAYOUT, **common)
+            return layer(y)
+        return keras.layers.Dropout(config.dropout, **common)(y)
 
 
 def _initializer(name: str, seed: int) -> keras.initializers.Initializer:
@@ -223,6 +231,7 @@ def _initializer(name: str, seed: int) -> keras.initializers.Initializer:
     return keras.initializers.get(config)
 
 
+@runtime.stock_keras
 def portable(model: keras.Model) -> keras.Model:
     """Returns a float32 copy made of stock Keras layers only, for saving and exporting.
 

@@ -11,7 +11,9 @@ import pytest
 # Tests that use nothing of one backend, but where they say so.
 MODULES = (
     "test_norms.py",
+    "test_analysis_outputs.py",
     "test_model.py",
+    "test_settings.py",
     "test_engines.py",
     "test_engines_tensorflow.py",
     "test_exchange_torch_import.py",

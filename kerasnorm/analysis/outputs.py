@@ -10,11 +10,11 @@ values alone cannot:
 - The graph shows a linear layer (Dense, convolution), and behind it only operations that give
   unbounded numbers again (scaling, sums, pooling, ReLU, norms): logits, whatever the values. Small
   positive logits may look like probabilities on a few images.
-- Otherwise, and where a file has neither a Keras graph nor metadata that say it, values decide, those of a few images of noise
-  included: a row that sums to 1 by chance does not do so on all of them. Rows that sum to 1 are
-  probabilities. Values that all lie between 0 and 1 with another sum are neither: sigmoids of
-  several labels, or a softmax that was scaled afterwards; such a model is refused when it is
-  judged, since it has no cross-entropy. All else are logits.
+- Otherwise, and where a file has neither a Keras graph nor metadata that say it, values decide,
+  those of a few images of noise included: a row that sums to 1 by chance does not do so on all of
+  them. Rows that sum to 1 are probabilities. Values that all lie between 0 and 1 with another sum
+  are neither: sigmoids of several labels, or a softmax that was scaled afterwards. Such a model has
+  no cross-entropy, so it is refused when it is judged. All else are logits.
 """
 
 from collections.abc import Callable, Sequence

@@ -19,7 +19,7 @@ from kerasnorm.engines.diagnosis import diverged, first_nonfinite
 from kerasnorm.engines.muon import ConvMuon
 from kerasnorm.engines.schedule import learning_rates
 from kerasnorm.errors import CorruptFileError, DivergedError
-from kerasnorm.runtime import seed_everything
+from kerasnorm.runtime import seed_everything, stock_keras
 
 EPSILON = 1e-8  # of Adam; PyTorch's default
 UNDECAYED = ["gamma", "beta", "scale"]  # the norms' variables; decay is for kernels
@@ -42,6 +42,7 @@ class RateTable(keras.optimizers.schedules.LearningRateSchedule):
         return {"rates": self.rates.tolist()}
 
 
+@stock_keras
 def make_optimizer(config: TrainConfig, total_steps: int) -> keras.Optimizer:
     """Returns the Keras optimizer with its schedule; only kernels are decayed.
 
@@ -86,12 +87,15 @@ class PortableEngine:
         optimizer.build(model.trainable_variables)
         model.compile(
             optimizer=optimizer,
-            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype="float32"),
             metrics=[
                 # Keras's own "loss" includes the regularization terms.
-                keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="entropy"),
-                keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
+                keras.metrics.SparseCategoricalCrossentropy(
+                    "entropy", dtype="float32", from_logits=True
+                ),
+                keras.metrics.SparseCategoricalAccuracy("accuracy", dtype="float32"),
             ],
+            auto_scale_loss=False,  # bfloat16 and float32 need no scale
             # torch.compile breaks often and gains nothing on CPU; elsewhere Keras decides.
             jit_compile=False if keras.backend.backend() == "torch" else "auto",
         )

@@ -25,6 +25,7 @@ from kerasnorm.exchange import limits
 from kerasnorm.files import as_json, check_file, unwritable, write_bytes
 from kerasnorm.model import EQUALIZED_PIXELS, portable
 from kerasnorm.recipes import resolve
+from kerasnorm.runtime import stock_keras
 
 CARD = "kerasnorm.json"
 WEIGHTS = "model.weights.h5"
@@ -99,6 +100,7 @@ class SavedModel:
         """What it gives; see `kerasnorm.analysis.outputs`."""
         return output_graph.model_kind(self.model, self._forward)
 
+    @stock_keras
     def _forward(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return choice.predict(self.model, images)
 
@@ -171,6 +173,7 @@ def _model_file(target: Path) -> Path:
     return target / "model.keras" if target.is_dir() else target
 
 
+@stock_keras
 def read_archive(path: Path) -> tuple[keras.Model, dict[str, Any]]:
     """Returns the model of a `.keras` file, uncompiled, and its card ({} where it has none).
 
@@ -191,6 +194,7 @@ def read_archive(path: Path) -> tuple[keras.Model, dict[str, Any]]:
     return model, card
 
 
+@stock_keras
 def model_from_config(path: Path, config: dict[str, Any]) -> keras.Model:
     """Returns the model of a Keras config read from `path`, checked, its weights fresh.
 
