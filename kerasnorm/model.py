@@ -80,6 +80,7 @@ def build_model(
     )
 
 
+@runtime.stock_keras
 def build(
     config: ModelConfig,
     *,
@@ -112,6 +113,8 @@ def build(
     scale = 1.0 / (255.0 * np.asarray(sd, np.float64))
     offset = -np.asarray(mean, np.float64) / np.asarray(sd, np.float64)
     pixels = keras.Input(input_shape, name=input_name, dtype="float32")
+    # Of shape (1, 1, C): those of shape (C,) would follow Keras's image_data_format at each call.
+    scale, offset = scale[None, None], offset[None, None]
     x = keras.layers.Rescaling(
         scale.tolist(), offset.tolist(), name="input_rescaling", dtype="float32"
     )(pixels)
@@ -130,7 +133,7 @@ def build(
     x = keras.layers.GlobalAveragePooling2D(keepdims=True, name="gap", **full)(x)
     x = keras.layers.Conv2D(classes, 1, name="fc1", **full, **units.kernel_options())(x)
     logits = keras.layers.Flatten(name="logits", **full)(x)
-    return runtime.stock_keras(keras.Model)(pixels, logits, name=f"kerasnorm_{config.norm}")
+    return keras.Model(pixels, logits, name=f"kerasnorm_{config.norm}")
 
 
 def _check_shape(input_shape: Sequence[int], classes: int) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from kerasnorm.analysis.evaluate import Scores, score
 from kerasnorm.analysis.output_graph import model_logits
 from kerasnorm.errors import ConfigError
+from kerasnorm.runtime import stock_keras
 
 Weights = list[NDArray[np.float32]]
 
@@ -48,6 +49,7 @@ class Probe:
         for variable, array in zip(self.model.trainable_variables, weights, strict=True):
             variable.assign(array)
 
+    @stock_keras
     def gradient(
         self, images: NDArray[np.uint8], labels: NDArray[np.int32]
     ) -> tuple[float, Weights]:
@@ -66,6 +68,7 @@ class Probe:
             variable.assign(array)
         return loss, gradients
 
+    @stock_keras
     def score(self, images: NDArray[np.uint8], labels: NDArray[np.int32]) -> Scores:
         """Returns loss and accuracy of an inference pass, as `kerasnorm evaluate` measures them."""
         return score(model_logits(self.model, self._predict, images), labels)

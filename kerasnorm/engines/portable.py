@@ -79,6 +79,7 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> keras.Optimizer:
 class PortableEngine:
     """Trains with `model.fit`; see `kerasnorm.engines.base.Engine`."""
 
+    @stock_keras  # Keras's own mean of the loss has the type of floats at `compile`
     def __init__(self, model: keras.Model, batches: Batches, config: TrainConfig) -> None:
         self.model = model
         self.batches = batches
@@ -100,6 +101,7 @@ class PortableEngine:
             jit_compile=False if keras.backend.backend() == "torch" else "auto",
         )
 
+    @stock_keras
     def train_epoch(self, epoch: int, listener: BatchListener) -> Scores:
         """Trains on every batch of an epoch, counted from 0."""
         history = self.model.fit(
@@ -139,6 +141,7 @@ class PortableEngine:
         place = first_nonfinite(self.model, images) or "the loss, or the way back from it"
         return diverged(self, what, epoch, step, place)
 
+    @stock_keras
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Returns the logits (N, classes) of raw images (N, H, W, C)."""
         return predict(self.model, images)

@@ -23,6 +23,7 @@ from kerasnorm.engines.totals import RunningMeans
 from kerasnorm.errors import LostProcessError
 from kerasnorm.interruptions import INTERRUPTIONS
 from kerasnorm.job import Job
+from kerasnorm.runtime import stock_keras
 from kerasnorm.team import Team, part_of
 
 T = TypeVar("T")
@@ -85,6 +86,7 @@ class DistributedEngine(TensorFlowEngine):
         self.strategy = team.strategy
         self.shared = tf.function(self._shared, reduce_retracing=True)
 
+    @stock_keras
     def train_epoch(self, epoch: int, listener: BatchListener) -> Scores:
         """Trains on every batch of an epoch, counted from 0."""
         self.seed(epoch)

@@ -26,7 +26,7 @@ from kerasnorm.exchange.helper import Helper, Helpers
 from kerasnorm.exchange.opening import run
 from kerasnorm.files import write_json
 from kerasnorm.model import portable
-from kerasnorm.runtime import installed_backends
+from kerasnorm.runtime import installed_backends, stock_keras
 
 BATCHES = (1, 7, 256)
 TOLERANCE = 1e-4  # absolute, and relative for logits above 1
@@ -133,6 +133,7 @@ class Exporter:
         self._stack.close()
 
     @staticmethod
+    @stock_keras
     def _predict(model: keras.Model, images: Images) -> Outputs:
         outputs = model.predict(images, batch_size=len(images), verbose=0)
         return np.asarray(outputs, np.float32)

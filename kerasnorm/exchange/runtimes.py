@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kerasnorm.analysis.outputs import check_finite
 from kerasnorm.errors import CorruptFileError
+from kerasnorm.runtime import stock_keras
 
 BATCH = 256
 MAX_VALUES = 1 << 24  # of one image
@@ -212,6 +213,7 @@ def open_keras(path: Path) -> Opened:
 
     model = load_model(path)
 
+    @stock_keras
     def call(batch: NDArray[Any]) -> NDArray[Any]:
         return np.asarray(model.predict_on_batch(batch))  # compiled, where the backend compiles
 
