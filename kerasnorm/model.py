@@ -16,6 +16,7 @@ import numpy as np
 from kerasnorm import runtime
 from kerasnorm.config import ModelConfig, unknown
 from kerasnorm.errors import ConfigError
+from kerasnorm.keras_settings import stock_keras
 from kerasnorm.norms import StandardizedConv2D, normalization, standardize_kernel
 from kerasnorm.recipes import resolve
 from kerasnorm.skeleton import SKELETON
@@ -80,7 +81,7 @@ def build_model(
     )
 
 
-@runtime.stock_keras
+@stock_keras
 def build(
     config: ModelConfig,
     *,
@@ -234,7 +235,7 @@ def _initializer(name: str, seed: int) -> keras.initializers.Initializer:
     return keras.initializers.get(config)
 
 
-@runtime.stock_keras
+@stock_keras
 def portable(model: keras.Model) -> keras.Model:
     """Returns a float32 copy made of stock Keras layers only, for saving and exporting.
 

@@ -7,7 +7,7 @@ import kerasnorm
 
 HOME = Path(kerasnorm.__file__).parent
 FLOORS = (
-    ("errors", "files", "interruptions", "team"),
+    ("errors", "files", "interruptions", "keras_settings", "team"),
     ("config", "job", "receptive", "skeleton"),
     ("recipes",),
     ("runtime", "provenance"),

@@ -17,46 +17,39 @@ from kerasnorm.exchange.archive import open_model, save_model
 from kerasnorm.model import build_model
 
 SETTINGS = {
-    "floatx": ("float64", "float16"),
-    "dtype_policy": ("mixed_float16", "mixed_bfloat16", "float64"),
-    "image_data_format": ("channels_first",),
-    "epsilon": (1e-2,),
+    "float64": {"floatx": "float64", "epsilon": 1e-2},
+    "half": {"floatx": "float16", "dtype_policy": "mixed_float16"},
+    "brain": {"dtype_policy": "mixed_bfloat16", "image_data_format": "channels_first"},
 }
-CASES = [(name, value) for name, values in SETTINGS.items() for value in values]
-OPTIMIZERS = {"adam": "constant", "muon": "onecycle"}
 
 
 @contextlib.contextmanager
-def setting(name, value):
-    """Sets one of Keras's settings for the block, as a user's program would."""
-    get, put = getattr(keras.config, name), getattr(keras.config, f"set_{name}")
-    before = keras.config.floatx(), keras.config.dtype_policy(), get()
-    put(value)
+def settings(name):
+    """Sets some of Keras's settings for the block, as a user's program would."""
+    wanted = {"dtype_policy": "float32", **SETTINGS[name]}
+    before = {key: getattr(keras.config, key)() for key in wanted}
+    for key, value in wanted.items():
+        getattr(keras.config, f"set_{key}")(value)
     try:
         yield
-        assert getattr(get(), "name", get()) == value  # it is still the user's
+        now = {key: getattr(keras.config, key)() for key in wanted}
+        now["dtype_policy"] = now["dtype_policy"].name
+        assert now == wanted  # they are still the user's
     finally:
-        put(before[2])
-        keras.config.set_dtype_policy(before[1])
+        for key, value in before.items():
+            getattr(keras.config, f"set_{key}")(value)
 
 
 def results(engine, folder):
-    """Returns losses, weights and the saved model's logits of a tiny training of each optimizer."""
-    found = []
-    for optimizer, schedule in OPTIMIZERS.items():
-        config = tiny.config(
-            engine=engine, optimizer=optimizer, schedule=schedule, learning_rate=0.003
-        )
-        data = tiny.dataset()
-        model = build_model("bn", widths=tiny.WIDTHS, dropout=0.1, dropout_kind="spatial", l2=1e-3)
-        batches = Batches(data.train, 16, 0)
-        made = choice.make(model, batches, config.train)
-        listener = tiny.Listener()
-        found += [*made.train_epoch(0, listener), listener.losses]
-        found += model.get_weights()
-        save_model(model, folder / "model.keras", {})
-        found.append(open_model(folder / "model.keras").predict(data.test.images))
-    return found
+    """Returns losses, weights and the saved model's logits of a tiny training."""
+    config = tiny.config(engine=engine, optimizer="muon", schedule="constant", learning_rate=0.003)
+    data = tiny.dataset()
+    model = build_model("bn", widths=tiny.WIDTHS, dropout=0.1, dropout_kind="spatial", l2=1e-3)
+    made = choice.make(model, Batches(data.train, 16, 0), config.train)
+    listener = tiny.Listener()
+    found = [*made.train_epoch(0, listener), listener.losses, *model.get_weights()]
+    save_model(model, folder / "model.keras", {})
+    return [*found, open_model(folder / "model.keras").predict(data.test.images)]
 
 
 @pytest.fixture(scope="module", params=["native", "keras"])
@@ -64,10 +57,10 @@ def stock(request, tmp_path_factory):
     return request.param, results(request.param, tmp_path_factory.mktemp("stock"))
 
 
-@pytest.mark.parametrize(("name", "value"), CASES)
-def test_settings_change_no_digit_of_a_training(name, value, stock, tmp_path):
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_change_no_digit_of_a_training(name, stock, tmp_path):
     engine, expected = stock
-    with setting(name, value):
+    with settings(name):
         found = results(engine, tmp_path)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -86,24 +79,24 @@ def user_model():
     return keras.Model(image, 2.0 * inside(x))
 
 
-@pytest.mark.parametrize(("name", "value"), CASES)
-def test_settings_change_no_digit_of_a_model_of_others(name, value, tmp_path):
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_change_no_digit_of_a_model_of_others(name, tmp_path):
     user_model().save(tmp_path / "model.keras")
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
     expected = open_model(tmp_path / "model.keras").predict(images)
-    with setting(name, value):
+    with settings(name):
         found = open_model(tmp_path / "model.keras").predict(images)
     np.testing.assert_array_equal(found, expected)
 
 
 def test_a_keras_json_of_other_settings_stops_no_command(tmp_path):
-    settings = {
+    file = {
         "floatx": "float16",
         "epsilon": 1e-2,
         "backend": keras.backend.backend(),
         "image_data_format": "channels_first",
     }
-    (tmp_path / "keras.json").write_text(json.dumps(settings))
+    (tmp_path / "keras.json").write_text(json.dumps(file))
     run = tmp_path / "run"
     options = "--data shapes --train-size 60 --test-size 20 --epochs 1 --batch-size 16"
     widths = ["--widths", ",".join(map(str, tiny.WIDTHS))]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from kerasnorm.analysis.probe import Probe, Weights
 from kerasnorm.data.dataset import Split
-from kerasnorm.runtime import stock_keras
+from kerasnorm.keras_settings import stock_keras
 from kerasnorm.skeleton import LAYER_LABELS
 
 Array = NDArray[np.float64]

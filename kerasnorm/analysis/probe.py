@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from kerasnorm.analysis.evaluate import Scores, score
 from kerasnorm.analysis.output_graph import model_logits
 from kerasnorm.errors import ConfigError
-from kerasnorm.runtime import stock_keras
+from kerasnorm.keras_settings import stock_keras
 
 Weights = list[NDArray[np.float32]]
 

@@ -9,7 +9,7 @@ from keras import ops
 
 from kerasnorm.analysis.graph import functional_graph, nodes
 from kerasnorm.errors import DivergedError
-from kerasnorm.runtime import stock_keras
+from kerasnorm.keras_settings import stock_keras
 
 
 def diverged(engine: Any, what: str, epoch: int, step: int, place: str) -> DivergedError:

@@ -19,7 +19,8 @@ from kerasnorm.engines.diagnosis import diverged, first_nonfinite
 from kerasnorm.engines.muon import ConvMuon
 from kerasnorm.engines.schedule import learning_rates
 from kerasnorm.errors import CorruptFileError, DivergedError
-from kerasnorm.runtime import seed_everything, stock_keras
+from kerasnorm.keras_settings import stock_keras
+from kerasnorm.runtime import seed_everything
 
 EPSILON = 1e-8  # of Adam; PyTorch's default
 UNDECAYED = ["gamma", "beta", "scale"]  # the norms' variables; decay is for kernels

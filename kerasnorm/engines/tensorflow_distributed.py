@@ -23,7 +23,7 @@ from kerasnorm.engines.totals import RunningMeans
 from kerasnorm.errors import LostProcessError
 from kerasnorm.interruptions import INTERRUPTIONS
 from kerasnorm.job import Job
-from kerasnorm.runtime import stock_keras
+from kerasnorm.keras_settings import stock_keras
 from kerasnorm.team import Team, part_of
 
 T = TypeVar("T")

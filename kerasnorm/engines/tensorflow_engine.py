@@ -18,7 +18,7 @@ from kerasnorm.engines.portable import PortableEngine
 from kerasnorm.engines.tensorflow_lowering import LoweredModel
 from kerasnorm.engines.totals import RunningMeans
 from kerasnorm.errors import DivergedError
-from kerasnorm.runtime import stock_keras
+from kerasnorm.keras_settings import stock_keras
 
 STEPS_PER_CALL = 8
 PREDICT_BATCH = 250

@@ -23,9 +23,9 @@ from kerasnorm.engines import choice
 from kerasnorm.errors import ConfigError, CorruptFileError
 from kerasnorm.exchange import limits
 from kerasnorm.files import as_json, check_file, unwritable, write_bytes
+from kerasnorm.keras_settings import stock_keras
 from kerasnorm.model import EQUALIZED_PIXELS, portable
 from kerasnorm.recipes import resolve
-from kerasnorm.runtime import stock_keras
 
 CARD = "kerasnorm.json"
 WEIGHTS = "model.weights.h5"

@@ -25,8 +25,9 @@ from kerasnorm.exchange.formats import FORMATS, Format
 from kerasnorm.exchange.helper import Helper, Helpers
 from kerasnorm.exchange.opening import run
 from kerasnorm.files import write_json
+from kerasnorm.keras_settings import stock_keras
 from kerasnorm.model import portable
-from kerasnorm.runtime import installed_backends, stock_keras
+from kerasnorm.runtime import installed_backends
 
 BATCHES = (1, 7, 256)
 TOLERANCE = 1e-4  # absolute, and relative for logits above 1

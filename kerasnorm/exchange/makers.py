@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from kerasnorm.exchange.archive import load_model
-from kerasnorm.runtime import stock_keras
+from kerasnorm.keras_settings import stock_keras
 
 
 @stock_keras

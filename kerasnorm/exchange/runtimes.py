@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kerasnorm.analysis.outputs import check_finite
 from kerasnorm.errors import CorruptFileError
-from kerasnorm.runtime import stock_keras
+from kerasnorm.keras_settings import stock_keras
 
 BATCH = 256
 MAX_VALUES = 1 << 24  # of one image
