@@ -1,7 +1,9 @@
 """Atomic writes, checksums and the run lock."""
 
+import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -74,6 +76,26 @@ def unwritable(path: Path, error: OSError, need: int) -> RunFolderError:
     with suppress(OSError):
         text += f"; {shutil.disk_usage(path.parent).free:,} are free there"
     return RunFolderError(f"{text}. What was written before is whole.")
+
+
+def plain(value: Any) -> Any:
+    """Returns a document as JSON-able lists, dicts and scalars; what is not finite becomes None.
+
+    It takes dataclasses, named tuples, paths, and arrays and scalars of NumPy.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    elif hasattr(value, "_asdict"):
+        value = value._asdict()
+    elif hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(name): plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
 
 
 def as_json(document: Any) -> bytes:

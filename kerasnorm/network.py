@@ -16,6 +16,7 @@ import numpy as np
 from kerasnorm import runtime
 from kerasnorm.config import ModelConfig, unknown
 from kerasnorm.errors import ConfigError
+from kerasnorm.keras_settings import stock_keras
 from kerasnorm.norms import StandardizedConv2D, normalization, standardize_kernel
 from kerasnorm.recipes import resolve
 from kerasnorm.skeleton import SKELETON
@@ -26,6 +27,7 @@ CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 PIXELS = "pixels"
 EQUALIZED_PIXELS = "equalized_pixels"
+LAYOUT = "channels_last"  # whatever image_data_format the user's keras.json sets
 
 
 def build_model(
@@ -79,6 +81,7 @@ def build_model(
     )
 
 
+@stock_keras
 def build(
     config: ModelConfig,
     *,
@@ -111,6 +114,8 @@ def build(
     scale = 1.0 / (255.0 * np.asarray(std, np.float64))
     offset = -np.asarray(mean, np.float64) / np.asarray(std, np.float64)
     pixels = keras.Input(input_shape, name=input_name, dtype="float32")
+    # Of shape (1, 1, C): those of shape (C,) would follow Keras's image_data_format at each call.
+    scale, offset = scale[None, None], offset[None, None]
     x = keras.layers.Rescaling(
         scale.tolist(), offset.tolist(), name="input_rescaling", dtype="float32"
     )(pixels)
@@ -122,10 +127,13 @@ def build(
             suffix = "" if is_transition else str(index)
             x = units(x, next(widths), size, block, suffix)
         if is_transition:
-            x = keras.layers.MaxPooling2D(2, name=f"{block}_pool", dtype=precision)(x)
-    x = keras.layers.GlobalAveragePooling2D(keepdims=True, name="gap", dtype="float32")(x)
-    x = keras.layers.Conv2D(classes, 1, name="fc1", dtype="float32", **units.kernel_options())(x)
-    logits = keras.layers.Flatten(name="logits", dtype="float32")(x)
+            x = keras.layers.MaxPooling2D(
+                2, data_format=LAYOUT, name=f"{block}_pool", dtype=precision
+            )(x)
+    full = {"data_format": LAYOUT, "dtype": "float32"}
+    x = keras.layers.GlobalAveragePooling2D(keepdims=True, name="gap", **full)(x)
+    x = keras.layers.Conv2D(classes, 1, name="fc1", **full, **units.kernel_options())(x)
+    logits = keras.layers.Flatten(name="logits", **full)(x)
     return keras.Model(pixels, logits, name=f"kerasnorm_{config.norm}")
 
 
@@ -184,6 +192,7 @@ class _Units:
             filters,
             size,
             padding="same",
+            data_format=LAYOUT,
             name=f"{block}_conv{suffix}",
             dtype=self.precision,
             **self.kernel_options(),
@@ -211,8 +220,11 @@ class _Units:
         config = self.config
         if config.dropout == 0:
             return y
-        kind = {"element": keras.layers.Dropout, "spatial": keras.layers.SpatialDropout2D}
-        return kind[config.dropout_kind](config.dropout, name=name, dtype=self.precision)(y)
+        common = {"name": name, "dtype": self.precision}
+        if config.dropout_kind == "spatial":
+            layer = keras.layers.SpatialDropout2D(config.dropout, data_format=LAYOUT, **common)
+            return layer(y)
+        return keras.layers.Dropout(config.dropout, **common)(y)
 
 
 def _initializer(name: str, seed: int) -> keras.initializers.Initializer:
@@ -223,6 +235,7 @@ def _initializer(name: str, seed: int) -> keras.initializers.Initializer:
     return keras.initializers.get(config)
 
 
+@stock_keras
 def portable(model: keras.Model) -> keras.Model:
     """Returns a float32 copy made of stock Keras layers only, for saving and exporting.
 

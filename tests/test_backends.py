@@ -15,6 +15,8 @@ MODULES = (
     "engines/test_engines.py",
     "engines/tensorflow/test_engine.py",
     "engines/test_training_pass.py",
+    "inspection/test_outputs.py",
+    "test_settings.py",
     "formats/test_torch_import.py",
     "explain/test_norm_measure.py",
     "explain/test_landscape.py::test_the_middle_of_the_surface_is_what_evaluate_says",

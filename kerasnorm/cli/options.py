@@ -1,6 +1,5 @@
 """Options made from the config's own table, and those that several commands share."""
 
-import dataclasses
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kerasnorm.config import RECIPES, SETTINGS, Setting
+from kerasnorm.files import plain
 from kerasnorm.progress import LOGGER
 from kerasnorm.recipes import read_toml, resolve
 
@@ -159,5 +159,5 @@ def print_table(grid: "Table") -> None:
 
 
 def print_json(document: Any) -> None:
-    """Prints one JSON document on stdout."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=dataclasses.asdict))
+    """Prints one JSON document on stdout; numbers that are not finite become null."""
+    click.echo(json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False))

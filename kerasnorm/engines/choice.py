@@ -11,8 +11,7 @@ from kerasnorm.data.batches import Batches
 from kerasnorm.engines.base import Engine
 from kerasnorm.engines.keras_engine import PortableEngine
 from kerasnorm.errors import ConfigError
-from kerasnorm.inspection.evaluation import as_logits
-from kerasnorm.inspection.evaluation import predict as stock_predict
+from kerasnorm.inspection import evaluation
 from kerasnorm.training.launch import Launch
 from kerasnorm.training.process_group import ProcessGroup
 
@@ -95,7 +94,7 @@ def join(launch: Launch, devices: int) -> ProcessGroup:
 
 
 def predict(model: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Returns the logits (N, classes) that a Keras model gives for raw images (N, H, W, C).
+    """Returns the outputs (N, classes) that a Keras model gives for raw images (N, H, W, C).
 
     As `kerasnorm.inspection.evaluation.predict`, on the native engine where it knows the model.
     """
@@ -107,11 +106,11 @@ def predict(model: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         try:
             lowered = torch_lowering.LoweredModel(model)
         except ConfigError:  # a subclassed model has no graph to lower
-            return stock_predict(model, images)
-        return as_logits(model, torch_engine.predict(lowered, images))
+            return evaluation.predict(model, images)
+        return torch_engine.predict(lowered, images)
     if backend == "tensorflow":
         from kerasnorm.engines.tensorflow import engine as tensorflow_engine
 
         forward = tensorflow_engine.inference(model)
-        return as_logits(model, tensorflow_engine.predict(forward, images))
-    return stock_predict(model, images)
+        return tensorflow_engine.predict(forward, images)
+    return evaluation.predict(model, images)

@@ -9,6 +9,7 @@ from keras import ops
 
 from kerasnorm.errors import DivergedError
 from kerasnorm.inspection.graph import call_node, functional_graph, nodes
+from kerasnorm.keras_settings import stock_keras
 
 
 def diverged(engine: Any, what: str, epoch: int, step: int, place: str) -> DivergedError:
@@ -29,6 +30,7 @@ def diverged(engine: Any, what: str, epoch: int, step: int, place: str) -> Diver
     )
 
 
+@stock_keras
 def first_nonfinite(model: Any, images: Any) -> str | None:
     """Returns what is first not finite on the way from images to logits, None if nothing is.
 

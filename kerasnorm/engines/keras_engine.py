@@ -19,6 +19,7 @@ from kerasnorm.engines.optimizers import ConvMuon
 from kerasnorm.engines.schedule import learning_rates
 from kerasnorm.errors import CorruptFileError, DivergedError
 from kerasnorm.inspection.evaluation import Scores, predict
+from kerasnorm.keras_settings import stock_keras
 from kerasnorm.runtime import seed_everything
 
 EPSILON = 1e-8  # of Adam; PyTorch's default
@@ -43,6 +44,7 @@ class RateTable(keras.optimizers.schedules.LearningRateSchedule):
         return {"rates": self.rates.tolist()}
 
 
+@stock_keras
 def make_optimizer(config: TrainConfig, total_steps: int) -> keras.Optimizer:
     """Returns the Keras optimizer with its schedule; only kernels are decayed.
 
@@ -79,6 +81,7 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> keras.Optimizer:
 class PortableEngine:
     """Trains with `model.fit`; see `kerasnorm.engines.base.Engine`."""
 
+    @stock_keras  # Keras's own mean of the loss has the type of floats at `compile`
     def __init__(self, model: keras.Model, batches: Batches, config: TrainConfig) -> None:
         self.model = model
         self.batches = batches
@@ -87,16 +90,20 @@ class PortableEngine:
         optimizer.build(model.trainable_variables)
         model.compile(
             optimizer=optimizer,
-            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype="float32"),
             metrics=[
                 # Keras's own "loss" includes the regularization terms.
-                keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="entropy"),
-                keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
+                keras.metrics.SparseCategoricalCrossentropy(
+                    "entropy", dtype="float32", from_logits=True
+                ),
+                keras.metrics.SparseCategoricalAccuracy("accuracy", dtype="float32"),
             ],
+            auto_scale_loss=False,  # bfloat16 and float32 need no scale
             # torch.compile breaks often and gains nothing on CPU; elsewhere Keras decides.
             jit_compile=False if keras.backend.backend() == "torch" else "auto",
         )
 
+    @stock_keras
     def train_epoch(self, epoch: int, listener: BatchListener) -> Scores:
         """Trains on every batch of an epoch, counted from 0."""
         history = self.model.fit(
@@ -137,6 +144,7 @@ class PortableEngine:
         place = first_nonfinite(self.model, images) or "the loss, or the way back from it"
         return diverged(self, what, epoch, step, place)
 
+    @stock_keras
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Returns the logits (N, classes) of raw images (N, H, W, C)."""
         return predict(self.model, images)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from kerasnorm.data.dataset import Split
 from kerasnorm.explain.probe import Probe, Weights
+from kerasnorm.keras_settings import stock_keras
 from kerasnorm.skeleton import LAYER_LABELS
 
 Array = NDArray[np.float64]
@@ -71,6 +72,7 @@ class Taps:
             keras.ops.convert_to_numpy(layer.kernel.value).copy() for layer in self.kernels.values()
         ]
 
+    @stock_keras
     def measure(
         self, split: Split, epoch: int, before: Weights | None = None
     ) -> list[LayerStatistics]:

@@ -1,18 +1,15 @@
 """What every question about normalization gives back, and what the questions share."""
 
-import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from kerasnorm import runtime
 from kerasnorm.data import Split
 from kerasnorm.data.dataset import stratified_sample
 from kerasnorm.errors import ConfigError
+from kerasnorm.files import plain
 from kerasnorm.plots.style import save_all
 from kerasnorm.training.run import Run
 
@@ -38,23 +35,7 @@ class Answer:
 
     def document(self) -> Any:
         """Returns the numbers as JSON-able lists and dicts; what is not finite becomes None."""
-        return _plain(self.data)
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    elif hasattr(value, "_asdict"):
-        value = value._asdict()
-    if isinstance(value, dict):
-        return {str(name): _plain(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    if isinstance(value, (np.ndarray, np.generic)):
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
+        return plain(self.data)
 
 
 def open_runs(runs: Sequence[Run | Path | str]) -> tuple[list[Run], str]:

@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasnorm.errors import ConfigError
-from kerasnorm.inspection.evaluation import Scores, as_logits, score
+from kerasnorm.inspection.evaluation import Scores, score
+from kerasnorm.inspection.output_graph import model_logits
+from kerasnorm.keras_settings import stock_keras
 
 Weights = list[NDArray[np.float32]]
 
@@ -47,6 +49,7 @@ class Probe:
         for variable, array in zip(self.model.trainable_variables, weights, strict=True):
             variable.assign(array)
 
+    @stock_keras
     def gradient(
         self, images: NDArray[np.uint8], labels: NDArray[np.int32]
     ) -> tuple[float, Weights]:
@@ -65,9 +68,10 @@ class Probe:
             variable.assign(array)
         return loss, gradients
 
+    @stock_keras
     def score(self, images: NDArray[np.uint8], labels: NDArray[np.int32]) -> Scores:
         """Returns loss and accuracy of an inference pass, as `kerasnorm evaluate` measures them."""
-        return score(as_logits(self.model, self._predict(images)), labels)
+        return score(model_logits(self.model, self._predict, images), labels)
 
 
 LossAndGradient = Callable[[NDArray[Any], NDArray[Any]], tuple[float, Weights]]

@@ -9,6 +9,7 @@ import json
 import math
 import zipfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from kerasnorm.engines import choice
 from kerasnorm.errors import ConfigError, CorruptFileError
 from kerasnorm.files import as_json, check_file, unwritable, write_bytes
 from kerasnorm.formats import limits
-from kerasnorm.inspection.evaluation import ends_in_softmax
+from kerasnorm.inspection import output_graph, outputs
+from kerasnorm.keras_settings import stock_keras
 from kerasnorm.network import EQUALIZED_PIXELS, portable
 from kerasnorm.recipes import resolve
 
@@ -93,14 +95,25 @@ class SavedModel:
         """Whether its images must be histogram-equalized first."""
         return bool(self.model.inputs[0].name == EQUALIZED_PIXELS)
 
-    @property
-    def gives_probabilities(self) -> bool:
-        """Whether it ends in a softmax."""
-        return ends_in_softmax(self.model)
+    @cached_property
+    def kind(self) -> outputs.Kind:
+        """What it gives; see `kerasnorm.inspection.outputs`."""
+        return output_graph.model_kind(self.model, self._forward)
+
+    @stock_keras
+    def _forward(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return choice.predict(self.model, images)
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Returns the logits (N, classes) for raw images (N, H, W, C)."""
-        return choice.predict(self.model, images)
+        """Returns the logits (N, classes) for raw images (N, H, W, C).
+
+        Raises:
+            CorruptFileError: It gives neither logits nor probabilities, or values not finite.
+        """
+        found = self._forward(images)
+        outputs.check_finite(found, self.path)
+        kind = output_graph.model_kind(self.model, self._forward, found)
+        return outputs.as_logits(found, kind, self.path)
 
 
 def open_model(target: Path) -> SavedModel:
@@ -160,6 +173,7 @@ def _model_file(target: Path) -> Path:
     return target / "model.keras" if target.is_dir() else target
 
 
+@stock_keras
 def read_archive(path: Path) -> tuple[keras.Model, dict[str, Any]]:
     """Returns the model of a `.keras` file, uncompiled, and its card ({} where it has none).
 
@@ -180,6 +194,7 @@ def read_archive(path: Path) -> tuple[keras.Model, dict[str, Any]]:
     return model, card
 
 
+@stock_keras
 def model_from_config(path: Path, config: dict[str, Any]) -> keras.Model:
     """Returns the model of a Keras config read from `path`, checked, its weights fresh.
 

@@ -24,7 +24,9 @@ from kerasnorm.formats.formats import FORMATS, Format
 from kerasnorm.formats.helper import Helper, Helpers
 from kerasnorm.formats.metadata import card_path, checksums, parts
 from kerasnorm.formats.opening import run
-from kerasnorm.inspection.evaluation import from_probabilities, score
+from kerasnorm.inspection.evaluation import score
+from kerasnorm.inspection.outputs import as_logits, check_finite, probe_images
+from kerasnorm.keras_settings import stock_keras
 from kerasnorm.network import portable
 from kerasnorm.runtime import installed_backends
 
@@ -81,16 +83,6 @@ class Export:
         return max(self.differences.values())
 
 
-def probe_images(shape: tuple[int, ...]) -> Images:
-    """Returns images to compare on, (256, H, W, C): noise of any brightness and contrast."""
-    rng = np.random.Generator(np.random.PCG64(7))
-    size = (BATCHES[-1], *shape)
-    middle = rng.uniform(0, 255, (size[0], 1, 1, size[-1]))
-    spread = rng.uniform(0, 128, (size[0], 1, 1, 1))
-    noise = middle + spread * rng.standard_normal(size)
-    return np.clip(noise, 0, 255).astype(np.uint8)
-
-
 class Exporter:
     """Exports one model to several formats; use it in a `with` block.
 
@@ -133,13 +125,16 @@ class Exporter:
         self._source = self._folder / "source.keras"
         model = portable(self.saved.model)
         save_model(model, self._source, self._keras_card())
-        self._images = probe_images(self.saved.image_shape)
+        self._images = probe_images(self.saved.image_shape, BATCHES[-1])
         self._expected = {n: self._predict(model, self._images[:n]) for n in BATCHES}
+        for outputs in self._expected.values():
+            check_finite(outputs, self.saved.path)
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     @staticmethod
+    @stock_keras
     def _predict(model: keras.Model, images: Images) -> Outputs:
         outputs = model.predict(images, batch_size=len(images), verbose=0)
         return np.asarray(outputs, np.float32)
@@ -260,8 +255,8 @@ class Exporter:
             done.differences[n] = float(np.max(np.abs(outputs - self._expected[n])))
         outputs, _ = run(helper, "run", made, test.images)
         done.milliseconds = helper.ask("latency", made)
-        if self.saved.gives_probabilities:
-            outputs = from_probabilities(outputs)
+        check_finite(outputs, done.path.name)
+        outputs = as_logits(outputs, self.saved.kind, done.path.name)
         done.quantized_accuracy = score(outputs, test.labels).accuracy
         done.accuracy = score(self.saved.predict(test.images), test.labels).accuracy
         return self._place(done, entry, facts)
@@ -300,7 +295,6 @@ class Exporter:
     def _card(self, done: Export, entry: Format, facts: dict[str, Any]) -> dict[str, Any]:
         saved = self.saved
         is_int8 = done.quantized_accuracy is not None
-        kind = "probabilities" if saved.gives_probabilities else "logits"
         card = {
             "format": done.format,
             "runtime": done.runtime,
@@ -314,7 +308,7 @@ class Exporter:
                 "equalized": saved.wants_equalized,
                 "quantization": facts.get("quantization"),
             },
-            "output": {"shape": [None, len(saved.class_names)], "kind": kind},
+            "output": {"shape": [None, len(saved.class_names)], "kind": saved.kind},
             "parameters": saved.model.count_params(),
             "accuracy": done.quantized_accuracy if is_int8 else done.accuracy,
             "max_difference": {str(n): value for n, value in done.differences.items()},

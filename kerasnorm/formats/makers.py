@@ -13,8 +13,10 @@ import keras
 import numpy as np
 
 from kerasnorm.formats.archive import load_model
+from kerasnorm.keras_settings import stock_keras
 
 
+@stock_keras
 def make(path: Path, name: str, out: Path, calibration: str | None = None) -> None:
     """Writes the Keras model at `path` to `out` in the format `name`.
 

@@ -3,8 +3,9 @@
 import atexit
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from kerasnorm.errors import ConfigError, CorruptFileError
 from kerasnorm.formats.formats import Format, detect
 from kerasnorm.formats.helper import Helper
 from kerasnorm.formats.metadata import read_card
-from kerasnorm.inspection.evaluation import from_probabilities
+from kerasnorm.inspection.outputs import Kind, as_logits, check_finite, output_kind, probe_images
 from kerasnorm.recipes import resolve
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Artefact:
         config: The config of the run that trained it, None where that is not known.
         image_shape: (H, W, C).
         wants_equalized: Whether its images must be histogram-equalized first.
-        gives_probabilities: Whether it ends in a softmax: by its card, else by what it gives.
+        stated: What its card says that it gives; None where it says nothing.
         helper: The process.
     """
 
@@ -44,7 +45,7 @@ class Artefact:
     config: Config | None
     image_shape: tuple[int, int, int]
     wants_equalized: bool
-    gives_probabilities: bool
+    stated: Kind | None
     helper: Helper
 
     def outputs(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -52,9 +53,24 @@ class Artefact:
         return run(self.helper, "run", self.path, images)[0]
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Returns the logits (N, classes) for raw images (N, H, W, C)."""
-        outputs = self.outputs(images)
-        return from_probabilities(outputs) if self.gives_probabilities else outputs
+        """Returns the logits (N, classes) for raw images (N, H, W, C).
+
+        Raises:
+            CorruptFileError: It gives neither logits nor probabilities, or values not finite.
+        """
+        found = self.outputs(images)
+        check_finite(found, self.path)
+        kind = self.stated or output_kind(np.concatenate([found, self._probed]), None)
+        return as_logits(found, kind, self.path)
+
+    @property
+    def kind(self) -> Kind:
+        """What it gives; see `kerasnorm.inspection.outputs`."""
+        return self.stated or output_kind(self._probed, None)
+
+    @cached_property
+    def _probed(self) -> NDArray[np.float32]:
+        return self.outputs(probe_images(self.image_shape))
 
 
 def run(
@@ -91,8 +107,7 @@ def open_artefact(path: Path) -> Artefact:
     names = card.get("classes")
     if not isinstance(names, list) or len(names) != facts["classes"]:
         names = range(facts["classes"])
-    found_kind = "probabilities" if facts["gives_probabilities"] else "logits"
-    described, given = (_table(card, name) for name in ("input", "output"))
+    described, stated = _table(card, "input"), _table(card, "output").get("kind")
     return Artefact(
         path=path,
         format=found,
@@ -101,7 +116,7 @@ def open_artefact(path: Path) -> Artefact:
         image_shape=tuple(facts["image_shape"]),
         wants_equalized=bool(described.get("equalized"))
         or facts["input_name"].startswith(EQUALIZED),
-        gives_probabilities=given.get("kind", found_kind) == "probabilities",
+        stated=stated if stated in get_args(Kind) else None,
         helper=helper,
     )
 

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasnorm.errors import CorruptFileError
+from kerasnorm.inspection.outputs import check_finite
+from kerasnorm.keras_settings import stock_keras
 
 BATCH = 256
 MAX_VALUES = 1 << 24  # of one image
@@ -31,7 +33,6 @@ class Opened:
         input_name: Of the input; says whether images must be equalized.
         quantization: Scale and zero point of a quantized input, else None.
         classes: Known once a first batch has run.
-        gives_probabilities: Whether that batch's outputs were all at least 0 and summed to 1.
     """
 
     call: Call
@@ -40,7 +41,6 @@ class Opened:
     input_name: str
     quantization: tuple[float, int] | None = None
     classes: int = 0
-    gives_probabilities: bool = False
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Returns the outputs (N, classes) for raw images (N, H, W, C)."""
@@ -80,12 +80,8 @@ def open_file(path: Path, name: str) -> Opened:
             f"{path}: expected outputs (N, classes) of two classes or more. "
             f"Received: {outputs.shape} for two images"
         )
-    if not np.isfinite(outputs).all():
-        raise CorruptFileError(f"{path} gives NaN or infinity: its weights are damaged.")
+    check_finite(outputs, path)
     opened.classes = outputs.shape[1]
-    opened.gives_probabilities = bool(
-        (outputs >= 0).all() and np.allclose(outputs.sum(axis=1), 1, atol=1e-2)
-    )
     return opened
 
 
@@ -217,6 +213,7 @@ def open_keras(path: Path) -> Opened:
 
     model = load_model(path)
 
+    @stock_keras
     def call(batch: NDArray[Any]) -> NDArray[Any]:
         return np.asarray(model.predict_on_batch(batch))  # compiled, where the backend compiles
 

@@ -128,7 +128,7 @@ class _Writer:
     def rescaling(self, layer: Any, inputs: list[str], node: Any) -> Emitted:
         """Per-channel scale and offset, as constants of the source."""
         for name in ("scale", "offset"):
-            values = np.atleast_1d(np.asarray(getattr(layer, name), np.float32)).tolist()
+            values = np.ravel(np.asarray(getattr(layer, name), np.float32)).tolist()
             tensor = f"torch.tensor({values}).view(1, -1, 1, 1)"
             self.layers.append(f'self.register_buffer("{name}", {tensor}, persistent=False)')
         return f"{inputs[0]} * self.scale + self.offset", ""

@@ -53,7 +53,6 @@ def open_file(path: Path, format: str) -> dict[str, Any]:  # noqa: A002
         "dtype": opened.dtype,
         "input_name": opened.input_name,
         "quantization": opened.quantization,
-        "gives_probabilities": opened.gives_probabilities,
     }
 
 

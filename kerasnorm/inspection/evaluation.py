@@ -1,4 +1,4 @@
-"""Logits of images, and their scores against labels: loss, accuracy, confusion, mistakes."""
+"""Outputs of images, and their scores against labels: loss, accuracy, confusion, mistakes."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -34,38 +34,8 @@ class Mistake:
 
 
 def predict(model: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Returns the logits (N, classes) that a Keras model gives for raw images (N, H, W, C)."""
-    outputs = np.asarray(model.predict(images, batch_size=PREDICT_BATCH, verbose=0), np.float32)
-    return as_logits(model, outputs)
-
-
-def as_logits(model: Any, outputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Returns a model's outputs (N, classes) as logits.
-
-    A model that ends in a softmax gives log-probabilities, which are logits of the same softmax.
-    """
-    return from_probabilities(outputs) if ends_in_softmax(model) else outputs
-
-
-def from_probabilities(outputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Returns the logarithms of probabilities (N, classes), zero taken for the smallest number."""
-    logits: NDArray[np.float32] = np.log(np.maximum(outputs, np.finfo(np.float32).tiny))
-    return logits
-
-
-def ends_in_softmax(model: Any) -> bool:
-    """Says whether a model gives probabilities, not logits."""
-    tensor, passing = model.outputs[0], ("Dropout", "Flatten", "Identity", "Reshape")
-    while True:
-        last, place, _ = tensor._keras_history
-        name = type(last).__name__
-        if hasattr(last, "outputs"):
-            return ends_in_softmax(last)  # a model within the model
-        if name not in passing:
-            break
-        tensor = last._inbound_nodes[place].input_tensors[0]
-    activation = getattr(getattr(last, "activation", None), "__name__", "")
-    return activation == "softmax" or name == "Softmax"
+    """Returns the outputs (N, classes) that a Keras model gives for raw images (N, H, W, C)."""
+    return np.asarray(model.predict(images, batch_size=PREDICT_BATCH, verbose=0), np.float32)
 
 
 def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:

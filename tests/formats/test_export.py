@@ -128,7 +128,7 @@ def test_models_of_stock_keras_are_exported(tmp_path, name):
         done = exporter.export("onnx")
     card_path(done.path).unlink()  # what it gives is then seen from what it gives
     opened = open_any(done.path)
-    assert opened.gives_probabilities == saved.gives_probabilities == (name == "operations")
+    assert opened.kind == saved.kind == ("probabilities" if name == "operations" else "logits")
     np.testing.assert_allclose(opened.predict(IMAGES), saved.predict(IMAGES), atol=1e-4)
 
 
@@ -198,7 +198,7 @@ def test_exact_gelu_and_probabilities_are_exported_as_such(tmp_path):
     with export.Exporter(saved, tmp_path, None) as exporter:
         done = exporter.export("onnx")
     opened = open_any(done.path)
-    assert opened.gives_probabilities
+    assert opened.kind == "probabilities"
     np.testing.assert_allclose(opened.predict(IMAGES), saved.predict(IMAGES), atol=1e-4)
 
 

@@ -21,6 +21,7 @@ from kerasnorm.engines.tensorflow.engine import FINITE, TensorFlowEngine, last_n
 from kerasnorm.engines.totals import RunningMeans
 from kerasnorm.errors import LostProcessError
 from kerasnorm.inspection.evaluation import Scores
+from kerasnorm.keras_settings import stock_keras
 from kerasnorm.training.launch import Launch
 from kerasnorm.training.process_group import ProcessGroup, shard_of
 from kerasnorm.training.signals import INTERRUPTIONS
@@ -85,6 +86,7 @@ class DistributedEngine(TensorFlowEngine):
         self.strategy = group.strategy
         self.shared = tf.function(self._shared, reduce_retracing=True)
 
+    @stock_keras
     def train_epoch(self, epoch: int, listener: BatchListener) -> Scores:
         """Trains on every batch of an epoch, counted from 0."""
         self.seed(epoch)

@@ -18,6 +18,7 @@ from kerasnorm.engines.tensorflow.lowering import LoweredModel
 from kerasnorm.engines.totals import RunningMeans
 from kerasnorm.errors import DivergedError
 from kerasnorm.inspection.evaluation import Scores
+from kerasnorm.keras_settings import stock_keras
 
 STEPS_PER_CALL = 8
 PREDICT_BATCH = 250
@@ -72,6 +73,7 @@ class TensorFlowEngine(PortableEngine):
         self.whole_steps = repeated(compiled) if compiled else self.steps
         self.forward = inference(model)
 
+    @stock_keras
     def train_epoch(self, epoch: int, listener: BatchListener) -> Scores:
         """Trains on every batch of an epoch, counted from 0."""
         self.seed(epoch)
@@ -157,6 +159,7 @@ class TensorFlowEngine(PortableEngine):
         numbers = [loss * count, entropy * count, right, tf.cast(bad, loss.dtype)]
         return tf.cast(tf.stack(numbers), tf.float32)
 
+    @stock_keras
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Returns the logits (N, classes) of raw images (N, H, W, C)."""
         return predict(self.forward, images)

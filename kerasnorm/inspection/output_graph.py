@@ -1,0 +1,185 @@
+"""What the graph of a Keras model says about its outputs; the rule is in `outputs`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+from numpy.typing import NDArray
+
+from kerasnorm.errors import ConfigError
+from kerasnorm.inspection.graph import functional_graph, nodes
+from kerasnorm.inspection.outputs import (
+    Forward,
+    Kind,
+    Outputs,
+    as_logits,
+    output_kind,
+    probe_images,
+)
+
+
+def model_kind(model: Any, forward: Forward, outputs: Outputs | None = None) -> Kind:
+    """Returns what a Keras model's outputs are.
+
+    Args:
+        model: From images (N, H, W, C) to (N, classes).
+        forward: Computes its outputs.
+        outputs: Those of the images that are judged, if there are any.
+    """
+    graph = kind_by_graph(model)
+    judged = [] if outputs is None else [outputs]
+    if graph is None or not judged:
+        judged.append(forward(probe_images(model.input_shape[1:])))
+    return output_kind(np.concatenate(judged), graph)
+
+
+def model_logits(model: Any, forward: Forward, images: NDArray[np.uint8]) -> Outputs:
+    """Returns the logits (N, classes) of a Keras model whose outputs `forward` computes.
+
+    Raises:
+        CorruptFileError: Its outputs are neither logits nor probabilities.
+    """
+    outputs = forward(images)
+    return as_logits(outputs, model_kind(model, forward, outputs))
+
+
+def kind_by_graph(model: Any) -> Kind | None:
+    """Returns what the outputs of a Keras model are by its graph, None where it does not tell."""
+    try:
+        graph = functional_graph(model)
+    except ConfigError:
+        return None
+    return _kinds(graph, [None] * len(graph.inputs))[0]
+
+
+# Layers and operations, by name; Keras names an operation as the layer that does the same.
+IDENTITIES = {  # in inference
+    "ActivityRegularization",
+    "AlphaDropout",
+    "Dropout",
+    "GaussianDropout",
+    "GaussianNoise",
+    "Identity",
+    "SpatialDropout1D",
+    "SpatialDropout2D",
+    "SpatialDropout3D",
+    "StopGradient",
+}
+RESHAPES = {"ExpandDims", "Flatten", "Reshape", "Squeeze"}
+AVERAGES = {
+    "AveragePooling1D",
+    "AveragePooling2D",
+    "AveragePooling3D",
+    "GlobalAveragePooling1D",
+    "GlobalAveragePooling2D",
+    "GlobalAveragePooling3D",
+}
+LINEAR = (
+    layers.Conv1D,
+    layers.Conv2D,
+    layers.Conv2DTranspose,
+    layers.Conv3D,
+    layers.Dense,
+    layers.DepthwiseConv2D,
+    layers.EinsumDense,
+    layers.SeparableConv2D,
+)
+# What is computed of logits alone gives logits.
+UNBOUNDED = {
+    "Activation",
+    "Add",
+    "Average",
+    "AveragePooling1D",
+    "AveragePooling2D",
+    "BatchNormalization",
+    "Concatenate",
+    "GlobalMaxPooling1D",
+    "GlobalMaxPooling2D",
+    "LayerNormalization",
+    "LeakyReLU",
+    "LeakyRelu",
+    "Maximum",
+    "MaxPooling1D",
+    "MaxPooling2D",
+    "Mean",
+    "Minimum",
+    "Multiply",
+    "PReLU",
+    "ReLU",
+    "Relu",
+    "Rescaling",
+    "Subtract",
+    "TrueDivide",
+    *AVERAGES,
+    *IDENTITIES,
+    *RESHAPES,
+}
+UNBOUNDED_ACTIVATIONS = {"elu", "gelu", "leaky_relu", "linear", "relu", "selu", "silu", "softplus"}
+
+
+def _kinds(graph: Any, given: Sequence[Kind | None]) -> list[Kind | None]:
+    """Returns the kinds of a graph's outputs, by those of its inputs, along their last axes."""
+    kinds = dict(zip(map(id, graph.inputs), given, strict=True))
+    for node in nodes(graph):
+        if node.is_input:
+            continue
+        sources = [kinds[id(tensor)] for tensor in node.input_tensors]
+        if isinstance(node.operation, keras.Model):
+            found = _nested(node.operation, sources)
+        else:
+            found = [_kind(node, sources)]
+        found = found if len(found) == len(node.outputs) else [None] * len(node.outputs)
+        kinds.update(zip(map(id, node.outputs), found, strict=True))
+    return [kinds[id(tensor)] for tensor in graph.outputs]
+
+
+def _nested(model: keras.Model, sources: list[Kind | None]) -> list[Kind | None]:
+    try:
+        graph = functional_graph(model)
+    except ConfigError:
+        return []
+    return _kinds(graph, sources) if len(graph.inputs) == len(sources) else []
+
+
+def _kind(node: Any, sources: list[Kind | None]) -> Kind | None:
+    """Returns the kind of what an operation computes of tensors of these kinds."""
+    operation, target = node.operation, node.outputs[0]
+    activation = getattr(operation, "activation", None)
+    if _is_softmax(operation, activation, target):
+        return "probabilities"
+    activated = getattr(activation, "__name__", "linear")
+    kind = sources[0] if len(set(sources)) == 1 else None
+    if kind == "probabilities":  # a linear layer may mix them to others, or to logits
+        is_kept = _keeps_sums(operation, activated, node.input_tensors[0], target)
+        return kind if is_kept else None
+    if activated not in UNBOUNDED_ACTIVATIONS:
+        return None
+    if isinstance(operation, LINEAR):
+        return "logits"
+    return kind if type(operation).__name__ in UNBOUNDED else None
+
+
+def _is_softmax(operation: Any, activation: Any, tensor: Any) -> bool:
+    """Says whether an operation ends in a softmax over the last axis."""
+    if type(operation).__name__ == "Softmax":
+        axes = np.atleast_1d(operation.axis) % len(tensor.shape)
+        return bool(axes.tolist() == [len(tensor.shape) - 1])
+    return activation is keras.activations.softmax
+
+
+def _keeps_sums(operation: Any, activated: str, source: Any, target: Any) -> bool:
+    """Says whether an operation on rows that sum to 1, along the last axis, gives such rows."""
+    name, last = type(operation).__name__, len(source.shape) - 1
+    if name == "Activation":
+        return activated == "linear"
+    if name in RESHAPES:  # row-major: rows of the same length stay rows
+        return None not in target.shape[1:] and source.shape[last] == target.shape[-1]
+    if name in AVERAGES:  # zeros of a padding would count in the mean
+        is_padded = getattr(operation, "padding", "valid") != "valid"
+        return operation.data_format == "channels_last" and not is_padded
+    if name == "Mean":
+        axes = range(last + 1) if operation.axis is None else np.atleast_1d(operation.axis)
+        return last not in [axis % (last + 1) for axis in axes]
+    return name in IDENTITIES or isinstance(operation, layers.Average)

@@ -1,0 +1,121 @@
+"""Keras settings of the whole process change no result: they are the user's, for other models."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from helpers import tiny
+
+from kerasnorm.data.batches import Batches
+from kerasnorm.engines import choice
+from kerasnorm.formats.archive import open_model, save_model
+from kerasnorm.network import build_model
+
+SETTINGS = {
+    "float64": {"floatx": "float64", "epsilon": 1e-2},
+    "half": {"floatx": "float16", "dtype_policy": "mixed_float16"},
+    "brain": {"dtype_policy": "mixed_bfloat16", "image_data_format": "channels_first"},
+}
+
+
+@contextlib.contextmanager
+def settings(name):
+    """Sets some of Keras's settings for the block, as a user's program would."""
+    wanted = {"dtype_policy": "float32", **SETTINGS[name]}
+    before = {key: getattr(keras.config, key)() for key in wanted}
+    for key, value in wanted.items():
+        getattr(keras.config, f"set_{key}")(value)
+    try:
+        yield
+        now = {key: getattr(keras.config, key)() for key in wanted}
+        now["dtype_policy"] = now["dtype_policy"].name
+        assert now == wanted  # they are still the user's
+    finally:
+        for key, value in before.items():
+            getattr(keras.config, f"set_{key}")(value)
+
+
+def results(engine, folder):
+    """Returns losses, weights and the saved model's logits of a tiny training."""
+    config = tiny.config(engine=engine, optimizer="muon", schedule="constant", learning_rate=0.003)
+    data = tiny.dataset()
+    model = build_model("bn", widths=tiny.WIDTHS, dropout=0.1, dropout_kind="spatial", l2=1e-3)
+    made = choice.make(model, Batches(data.train, 16, 0), config.train)
+    listener = tiny.Listener()
+    found = [*made.train_epoch(0, listener), listener.losses, *model.get_weights()]
+    save_model(model, folder / "model.keras", {})
+    return [*found, open_model(folder / "model.keras").predict(data.test.images)]
+
+
+@pytest.fixture(scope="module", params=["native", "keras"])
+def stock(request, tmp_path_factory):
+    return request.param, results(request.param, tmp_path_factory.mktemp("stock"))
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_change_no_digit_of_a_training(name, stock, tmp_path):
+    engine, expected = stock
+    with settings(name):
+        found = results(engine, tmp_path)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def user_model():
+    """A model as people write them; its operations read the layout and the types at each call."""
+    image = keras.Input((8, 8, 3), dtype="float32")
+    x = keras.layers.Conv2D(4, 3, kernel_initializer=keras.initializers.Ones())(image / 255.0)
+    x = keras.ops.max_pool(x, 2)
+    x = keras.layers.LayerNormalization()(keras.layers.BatchNormalization()(x))
+    ends = keras.initializers.RandomNormal(seed=0)
+    inside = keras.Sequential(
+        [keras.Input(x.shape[1:]), keras.layers.Flatten(), keras.layers.Dense(3, None, True, ends)]
+    )
+    return keras.Model(image, 2.0 * inside(x))
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_change_no_digit_of_a_model_of_others(name, tmp_path):
+    user_model().save(tmp_path / "model.keras")
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+    expected = open_model(tmp_path / "model.keras").predict(images)
+    with settings(name):
+        found = open_model(tmp_path / "model.keras").predict(images)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_keras_json_of_other_settings_stops_no_command(tmp_path):
+    file = {
+        "floatx": "float16",
+        "epsilon": 1e-2,
+        "backend": keras.backend.backend(),
+        "image_data_format": "channels_first",
+    }
+    (tmp_path / "keras.json").write_text(json.dumps(file))
+    run = tmp_path / "run"
+    options = "--data shapes --train-size 60 --test-size 20 --epochs 1 --batch-size 16"
+    widths = ["--widths", ",".join(map(str, tiny.WIDTHS))]
+
+    def command(*words, **environment):
+        done = subprocess.run(
+            [sys.executable, "-m", "kerasnorm", *map(str, words)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | environment,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    command("fit", *options.split(), *widths, "--out", run, KERAS_HOME=str(tmp_path))
+    measured = json.loads((run / "metrics.json").read_text())
+    words = ("evaluate", run, "--json")
+    other = json.loads(command(*words, KERAS_HOME=str(tmp_path)))
+    assert other == json.loads(command(*words))
+    assert other["loss"] == measured["test_loss"]
+    assert other["accuracy"] == measured["test_accuracy"]
