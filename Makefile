@@ -23,7 +23,7 @@ golden:
 	pytest tests/test_tables.py --update-golden
 
 exports:
-	python results/exports/make.py all
+	python scripts/exports.py all
 
 docs:
 	pytest tests/test_api_page.py --update-golden

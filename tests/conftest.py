@@ -1,4 +1,4 @@
-"""What all tests share: the backend, and golden files.
+"""What all tests share: the backend, hypothesis's settings, golden files and exported models.
 
 `pytest --update-golden` writes the golden files anew; look at the difference before you keep it.
 """
@@ -13,9 +13,18 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # Tests train tiny nets, which threads only slow down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
+from filelock import FileLock
 
+BACKEND = os.environ["KERAS_BACKEND"]
 GOLDEN = Path(__file__).parent / "golden"
+
+# The first call of an operation is slow, and every call is on a busy machine.
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,6 +33,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="Write the golden files anew.",
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips the tests of other backends, and puts the longest test first."""
+    for item in items:
+        marker = item.get_closest_marker("backend")
+        if marker is not None and not {"any", BACKEND} & set(marker.args):
+            item.add_marker(pytest.mark.skip(reason=f"needs the {marker.args[0]} backend"))
+    # One process runs all of TensorFlow's tests while the other begins with the rest.
+    items.sort(key=lambda item: item.path.name != "test_backends.py")
 
 
 @pytest.fixture
@@ -42,8 +61,18 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 
 
 @pytest.fixture(scope="session")
-def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model, model.keras, exported to every format that can be made here."""
+def exports(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder with a tiny model, model.keras, exported to every format that can be made here.
+
+    The processes of one session share it; no test writes to it.
+    """
     from helpers import exported
 
-    return exported.write(tmp_path_factory.mktemp("exports"))
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "exports"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            unfinished = folder.with_name("unfinished-exports")
+            unfinished.mkdir()
+            exported.write(unfinished).rename(folder)
+    return folder

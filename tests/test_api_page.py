@@ -1,4 +1,4 @@
-"""results/guide/api.md is made of the docstrings: `make docs` writes it, this test compares."""
+"""docs/api.md is made of the docstrings: `make docs` writes it, this test compares."""
 
 import ast
 import dataclasses
@@ -19,7 +19,7 @@ from kerasnorm.explain.norm import Explanation
 from kerasnorm.explain.norm_measure import BatchOfOne, Worked
 from kerasnorm.explain.statistics import NetworkStatistics
 
-PAGE = Path(__file__).parent.parent / "results" / "guide" / "api.md"
+PAGE = Path(__file__).parent.parent / "docs" / "api.md"
 NAMES = sorted(set(kerasnorm.__all__) - {"__version__"}, key=str.lower)
 RESULTS = (
     *(Answer, Explanation, Worked, BatchOfOne, NormCost, InputPreprocessing),

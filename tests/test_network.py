@@ -15,6 +15,8 @@ from kerasnorm.network import EQUALIZED_PIXELS, build, build_model, portable
 from kerasnorm.norms import StandardizedConv2D
 from kerasnorm.recipes import resolve
 
+pytestmark = pytest.mark.backend("any")
+
 NARROW = (4, 4, 4, 8, 8, 8, 4, 8, 8, 8)
 ERA8_LAYERS = """
 pixels input_rescaling

@@ -19,9 +19,7 @@ EPSILON = 1e-5
 SHAPE = (3, 4, 5, 8)
 GROUPS = 2
 
-needs_torch = pytest.mark.skipif(
-    keras.backend.backend() != "torch", reason="compares with torch.nn.functional"
-)
+pytestmark = pytest.mark.backend("any")
 
 
 class Case(NamedTuple):
@@ -159,7 +157,7 @@ def test_output_and_gradients_equal_the_definition(name: str, precision: str) ->
         np.testing.assert_allclose(ours, theirs, **TOLERANCE[precision])
 
 
-@needs_torch
+@pytest.mark.backend("torch")
 @pytest.mark.parametrize("name", CASES)
 def test_output_and_gradients_equal_pytorch(name: str) -> None:
     import torch

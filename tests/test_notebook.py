@@ -1,4 +1,4 @@
-"""results/guide/kerasnorm.ipynb runs from top to bottom, shortened, on both backends."""
+"""docs/kerasnorm.ipynb runs from top to bottom, shortened, on both backends."""
 
 import re
 import sys
@@ -9,7 +9,7 @@ import pytest
 
 from kerasnorm.runtime import installed_backends
 
-NOTEBOOK = Path(__file__).parent.parent / "results" / "guide" / "kerasnorm.ipynb"
+NOTEBOOK = Path(__file__).parent.parent / "docs" / "kerasnorm.ipynb"
 SHORT = "DATA = 'shapes'\nIMAGES, TESTED, EPOCHS = 200, 40, 1\nSTEPS, POINTS, ROUNDS = 1, 3, 1\n"
 
 

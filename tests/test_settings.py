@@ -16,6 +16,8 @@ from kerasnorm.engines import choice
 from kerasnorm.formats.archive import open_model, save_model
 from kerasnorm.network import build_model
 
+pytestmark = pytest.mark.backend("any")
+
 SETTINGS = {
     "float64": {"floatx": "float64", "epsilon": 1e-2},
     "half": {"floatx": "float16", "dtype_policy": "mixed_float16"},

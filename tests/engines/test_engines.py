@@ -12,6 +12,8 @@ from kerasnorm.engines.schedule import learning_rates
 from kerasnorm.errors import DivergedError
 from kerasnorm.training.train import make_engine
 
+pytestmark = pytest.mark.backend("any")
+
 # On TensorFlow, where a test takes seconds to trace, equality of the two is enough.
 KINDS = ["native", "keras"] if keras.backend.backend() == "torch" else ["native"]
 

@@ -20,6 +20,8 @@ from kerasnorm.engines import choice
 from kerasnorm.runtime import seed_everything
 from kerasnorm.training.train import make_batches, make_engine
 
+pytestmark = pytest.mark.backend("any")
+
 BACKEND = keras.backend.backend()
 RATE = 0.3
 KEY = (0, 0, 0)  # (seed, epoch, step)
@@ -162,7 +164,7 @@ def test_spatial_dropout_drops_the_same_channels_in_every_native_engine():
     assert np.array_equal((y == 0).all((1, 2)), drawn < RATE)
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="needs XLA")
+@pytest.mark.backend("tensorflow")  # which has XLA
 @pytest.mark.parametrize("name", ["Dropout", "SpatialDropout2D"])
 def test_dropout_compiled_by_xla_keeps_its_rate(name):
     model, x, y, _ = apply(name)
@@ -361,7 +363,7 @@ CASES = [
     ("train_size", {"batch_size": 16}, (16, 24)),
     ("test_size", {}, (8, 12)),
     ("validation", {"train_size": 30, "batch_size": 20}, (0, 10)),
-    ("treatment", {}, choices("treatment")),
+    ("preprocessing", {}, choices("preprocessing")),
     ("flip", {}, (0.0, 1.0)),
     ("alternating_flip", {}, (False, True)),
     ("translate", {}, (0, 4)),

@@ -40,6 +40,7 @@ def test_bn_before_the_activation_gives_it_mean_0_and_sd_1():
     assert max(abs(row.activation_std - 1) for row in rows) > 0.1
 
 
+@pytest.mark.backend("any")
 def test_a_dead_channel_is_seen():
     engine, taps, rows = measured("none", residual=False, activation="relu")
     assert rows[0].dead_share == 0

@@ -37,6 +37,7 @@ def same(a, b):
     return all(np.array_equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.backend("any")
 @pytest.mark.parametrize("norm", NORMS if keras.backend.backend() == "torch" else ("bn", "gn"))
 def test_the_middle_of_the_surface_is_what_evaluate_says(norm):
     trained = engine(norm)
@@ -73,6 +74,7 @@ def test_scaling_a_filter_before_a_norm_does_not_change_the_surface():
     assert np.allclose(surface(net, split, **options).plane, first.plane, rtol=1e-3)
 
 
+@pytest.mark.backend("any")
 @pytest.mark.parametrize("norm", ["bn", "gn", "none"])
 def test_the_line_starts_at_the_batchs_loss_and_leaves_the_net_alone(norm):
     fresh = engine(norm)
@@ -100,6 +102,7 @@ def test_a_probe_puts_moving_statistics_back():
     assert same(state(fresh), before)
 
 
+@pytest.mark.backend("any")
 @pytest.mark.parametrize("norm", ["bn", "gn"] if keras.backend.backend() == "torch" else ["bn"])
 def test_training_in_windows_is_training(norm):
     whole, parts = engine(norm), engine(norm)

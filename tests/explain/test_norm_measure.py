@@ -21,6 +21,8 @@ from kerasnorm.explain.norm_measure import (
     worked_example,
 )
 
+pytestmark = pytest.mark.backend("any")
+
 EXPLAINED = tuple(STATISTICS_AXES)
 PLACES = [(0, 0, 0, 0), (1, 1, 2, 5), (2, 0, 1, 7)]
 # Of a tensor (N, H, W, C) = (3, 2, 3, 8), in two groups where there are groups.

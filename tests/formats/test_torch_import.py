@@ -14,6 +14,8 @@ from kerasnorm.formats.torch_files import read_tensors, sorted_by_words  # noqa:
 from kerasnorm.formats.torch_import import import_tensors  # noqa: E402
 from kerasnorm.network import CIFAR10_MEAN, CIFAR10_STD  # noqa: E402
 
+pytestmark = pytest.mark.backend("any")
+
 SIZE = 8
 WIDTHS = (8, 8, 6, 16, 16, 16, 12, 16, 16, 16)
 

@@ -18,6 +18,8 @@ from kerasnorm.inspection.evaluation import predict
 from kerasnorm.inspection.output_graph import kind_by_graph, model_kind
 from kerasnorm.inspection.outputs import as_logits, kind_by_values, output_kind
 
+pytestmark = pytest.mark.backend("any")
+
 SHAPE = (8, 8, 3)
 CLASSES = ("a", "b", "c")
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, *SHAPE), np.uint8)

@@ -13,9 +13,7 @@ from keras import Sequential, layers
 from kerasnorm.inspection.layers import LayerRow, layer_table, receptive_field
 from kerasnorm.network import build_model
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "torch", reason="takes gradients with torch.autograd"
-)
+pytestmark = pytest.mark.backend("torch")  # gradients by torch.autograd
 
 
 Extent = list[tuple[int, int]]

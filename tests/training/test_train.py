@@ -75,6 +75,7 @@ class StopAfter(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.backend("any")
 @pytest.mark.parametrize("norm", ["bn", "gn", "ln"])
 def test_an_interrupted_and_resumed_run_equals_one_never_interrupted(tmp_path, norm):
     options = {"recipe": "era8", "norm": norm, "dropout": 0.1, "epochs": 3}
@@ -107,6 +108,7 @@ def test_a_resumed_run_keeps_its_config(tmp_path, field):
         train.fit(resume=folder, **field)
 
 
+@pytest.mark.backend("any")
 def test_keras_callbacks_see_every_step_and_standard_logs(tmp_path):
     class Spy(keras.callbacks.Callback):
         events, logs = [], []
@@ -200,6 +202,7 @@ def test_other_shapes_of_images_train(tmp_path):
     assert done.model().output_shape == (None, 3)
 
 
+@pytest.mark.backend("any")
 def test_mixed_precision_trains_and_saves_a_float32_model(tmp_path):
     done = fit(tmp_path / "run", precision="mixed_bfloat16", norm="gn", epochs=1)
     assert {layer.compute_dtype for layer in done.model().layers} == {"float32"}

@@ -17,6 +17,8 @@ from kerasnorm.engines.tensorflow.engine import TensorFlowEngine  # noqa: E402
 from kerasnorm.engines.tensorflow.lowering import CLEARED, HASHED, LoweredModel  # noqa: E402
 from kerasnorm.training.train import make_engine  # noqa: E402
 
+pytestmark = pytest.mark.backend("tensorflow")
+
 
 def pair(norm, recipe, **overrides):
     """A portable and a native engine in the same state."""

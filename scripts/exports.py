@@ -1,7 +1,7 @@
-"""Writes the tables of this folder: `make exports`, or `python results/exports/make.py`.
+"""Writes the tables of results/exports: `make exports`, or `python scripts/exports.py all`.
 
-Trains every norm for a moment on each backend, exports it to every format, and notes the largest
-difference from Keras, the size and the time of an image. Then exports the gn model of
+Trains every norm for a moment on each backend, exports it to every format, and records the largest
+difference from Keras, the size of the file and the time per image. Then exports the gn model of
 `results/best` and measures each format on the CIFAR-10 test set, with `kerasnorm evaluate`.
 """
 
@@ -16,7 +16,8 @@ from pathlib import Path
 
 from kerasnorm.recipes import resolve
 
-HERE = Path(__file__).parent
+RESULTS = Path(__file__).parent.parent / "results"
+TABLES = RESULTS / "exports"
 COLUMNS = (
     "trained_on",
     "norm",
@@ -51,7 +52,7 @@ VARIANTS: dict[str, dict[str, object]] = {
 
 def kerasnorm(*words: str) -> str:
     """Runs a command of kerasnorm and returns its stdout."""
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         [sys.executable, "-m", "kerasnorm", *words],
         stdout=subprocess.PIPE,
         text=True,
@@ -61,8 +62,7 @@ def kerasnorm(*words: str) -> str:
 
 
 def export_all(backend: str, folder: Path) -> None:
-    """Exports the models of `folder` in this process, whose backend they were trained on."""
-
+    """Exports the models in `folder`; this process must run the backend that trained them."""
     from kerasnorm import runtime
 
     runtime.start(backend, "cpu")
@@ -81,7 +81,9 @@ def export_all(backend: str, folder: Path) -> None:
                     done = exporter.export(format_name)
                     facts = {column: getattr(done, column, "") for column in COLUMNS}
                     rows.append(facts | {"trained_on": backend, "norm": name})
-            write_csv(HERE / f"{backend}.csv", rows)  # at once: all of them take long
+            write_csv(
+                TABLES / f"{backend}.csv", rows
+            )  # after each norm, because all of them take long
 
 
 def measure(backend: str) -> None:
@@ -96,8 +98,8 @@ def measure(backend: str) -> None:
 
 
 def accuracies() -> None:
-    """Measures every export of a trained model on the CIFAR-10 test set."""
-    run = str(HERE.parent / "best" / "runs" / "gn-torch-s0")
+    """Writes the accuracy of every export of a trained model on the CIFAR-10 test set."""
+    run = str(RESULTS / "best" / "runs" / "gn-torch-s0")
     with tempfile.TemporaryDirectory() as folder:
         words = ["--format", "all", "--quantize", "int8", "--data", "cifar10", "--out", folder]
         done = json.loads(kerasnorm("export", run, *words, "--json"))
@@ -106,11 +108,11 @@ def accuracies() -> None:
         for entry in done:
             scores = kerasnorm("evaluate", entry["path"], "--data", "cifar10", "--json")
             rows.append({"format": entry["format"]} | json.loads(scores))
-            write_csv(HERE / "accuracy.csv", rows)
+            write_csv(TABLES / "accuracy.csv", rows)
 
 
 def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
-    """Writes rows with a header."""
+    """Writes a CSV file with a header; the first row's keys are the columns."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -118,7 +120,7 @@ def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
 
 
 def machine() -> None:
-    """Notes the machine and the versions beside the tables."""
+    """Records the machine and the versions beside the tables."""
     from importlib import metadata
 
     from kerasnorm import provenance
@@ -127,18 +129,18 @@ def machine() -> None:
     versions = provenance.versions() | {name: metadata.version(name) for name in packages}
     facts = {"host": provenance.host(), "threads": os.environ.get("OMP_NUM_THREADS", "all")}
     text = json.dumps(facts | {"versions": versions}, indent=2)
-    (HERE / "machine.json").write_text(text + "\n", encoding="utf-8")
+    (TABLES / "machine.json").write_text(text + "\n", encoding="utf-8")
 
 
 def main() -> None:
-    """Writes what is asked for."""
+    """Runs the part that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("torch", "tensorflow", "accuracy", "all"))
     what = parser.parse_args().what
     if what == "all":
         for part in ("torch", "tensorflow", "accuracy"):
             command = [sys.executable, __file__, part]  # a process holds one backend
-            subprocess.run(command, check=True)  # noqa: S603
+            subprocess.run(command, check=True)
     elif what == "accuracy":
         accuracies()
     else:
