@@ -18,7 +18,7 @@ MODULES = (
     "inspection/test_outputs.py",
     "test_settings.py",
     "formats/test_torch_import.py",
-    "explain/test_norm_measure.py",
+    "explain/test_norm.py",
     "explain/test_landscape.py::test_the_middle_of_the_surface_is_what_evaluate_says",
     "explain/test_landscape.py::test_the_line_starts_at_the_batchs_loss_and_leaves_the_net_alone",
     "explain/test_landscape.py::test_training_in_windows_is_training",

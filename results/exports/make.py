@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from kerasnorm.recipes import resolve
+from kerasnorm.config import resolve
 
 HERE = Path(__file__).parent
 COLUMNS = (
