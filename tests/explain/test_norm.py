@@ -7,14 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kerasnorm.explain.norm_measure import (
-    CUBE,
-    batch_of_one,
-    normalize,
-    shared_by_definition,
-    shared_by_perturbation,
-    worked_example,
-)
 
 import kerasnorm
 from kerasnorm.errors import ConfigError
