@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import kerasnorm
 from kerasnorm.errors import ConfigError
 from kerasnorm.explain.norm import (
     CUBE,
     batch_of_one,
+    explain,
     explanation_text,
     normalize,
     shared_by_definition,
@@ -94,7 +94,7 @@ def test_mistakes_are_named():
 @pytest.mark.parametrize("norm", EXPLAINED)
 def test_an_explanation_has_text_numbers_and_a_figure(norm, tmp_path):
     has_cost = norm == "bn"
-    answer = kerasnorm.explain(norm, cost=has_cost, batch_size=4, rounds=1)
+    answer = explain(norm, cost=has_cost, batch_size=4, rounds=1)
     text = explanation_text(answer.data)
     assert NORMS[norm].facts.formula in text
     assert ("parameters" in text) == has_cost
