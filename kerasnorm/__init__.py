@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from kerasnorm.config import Config
+    from kerasnorm.config import Config, resolve
     from kerasnorm.explain.inputs import inputs
     from kerasnorm.explain.landscape import landscape
-    from kerasnorm.explain.norm import explain
-    from kerasnorm.explain.norm_measure import normalize
+    from kerasnorm.explain.norm import explain, normalize
     from kerasnorm.explain.statistics import statistics
     from kerasnorm.formats.archive import load_model
     from kerasnorm.inspection.layers import layer_table, receptive_field
     from kerasnorm.network import build_model
-    from kerasnorm.recipes import resolve
     from kerasnorm.training.api import fit
     from kerasnorm.training.run import Run
 
@@ -50,12 +48,12 @@ _HOMES = {
     "landscape": "explain.landscape",
     "layer_table": "inspection.layers",
     "load_model": "formats.archive",
-    "normalize": "explain.norm_measure",
+    "normalize": "explain.norm",
     "receptive_field": "inspection.layers",
-    "resolve": "recipes",
+    "resolve": "config",
     "statistics": "explain.statistics",
 }
-_NEED_KERAS = {"network", "explain.norm_measure", "inspection.layers", "formats.archive"}
+_NEED_KERAS = {"network", "inspection.layers", "formats.archive"}
 
 
 def __getattr__(name: str) -> Any:

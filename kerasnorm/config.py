@@ -1,34 +1,64 @@
-"""What a run is made of: frozen dataclasses whose fields describe themselves.
+"""The config of a run: the table of its fields, and how recipe, file and overrides become one.
 
-Each field carries its own help, choices and range, so that the command line, the environment
-variables (`KERASNORM_<FIELD>`), the config file and the checks all come from this one table.
-Field names are unique across the sections: `batch_size` is enough to say which field is meant.
+Each field carries its own help, choices and range: the command line, the environment variables
+(`KERASNORM_<FIELD>`), the config file and the checks all derive from this table. Field names are
+unique across the sections, so that `batch_size` alone identifies a field. A recipe is a TOML file
+under `recipes/`: sections as in the config, and under `norms` values for one norm only.
 """
 
 import dataclasses
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import tomllib
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from kerasnorm.errors import ConfigError
+from kerasnorm.norms import NORMS
 
-NORMS = ("bn", "gn", "ln", "lnc", "in", "rms", "none")
 BACKENDS = ("torch", "tensorflow", "jax")
 RECIPES = ("best", "era8")
+# Blocks of the network: name, number of convolutions and their kernel size. A pooling ends each
+# block of 1x1 convolutions.
+SKELETON = (
+    ("convblock1", 2, 3),
+    ("transblock1", 1, 1),
+    ("convblock2", 3, 3),
+    ("transblock2", 1, 1),
+    ("convblock3", 3, 3),
+)
+LAYER_LABELS = {
+    "convblock1_conv1": "C1",
+    "convblock1_conv2": "C2",
+    "transblock1_conv": "c3",
+    "transblock1_pool": "P1",
+    "convblock2_conv1": "C3",
+    "convblock2_conv2": "C4",
+    "convblock2_conv3": "C5",
+    "transblock2_conv": "c6",
+    "transblock2_pool": "P2",
+    "convblock3_conv1": "C7",
+    "convblock3_conv2": "C8",
+    "convblock3_conv3": "C9",
+    "gap": "GAP",
+    "fc1": "C10",
+}
+CONVOLUTIONS = "C1 C2 c3 C3 C4 C5 c6 C7 C8 C9"  # those that `widths` lists
 # Names of earlier versions: files that hold them are read, callers learn the new name.
 RENAMED = {"treatment": "preprocessing", "sd": "std"}
 RENAMED_ARGUMENTS = {"monitor": "progress", "reporter": "progress"}  # of functions
-LARGEST = 1e300  # of any number; also refuses NaN and infinity
+LARGEST = 1e300  # largest absolute value of a number; NaN and infinity are refused too
 
 
 def _field(
     default: Any,
-    help: str,  # noqa: A002  (the word that click and argparse use)
+    help: str,  # noqa: A002  (click and argparse call it so)
     *,
-    choices: tuple[str, ...] = (),
+    choices: Collection[str] = (),
     low: float | None = None,
     high: float | None = None,
 ) -> Any:
@@ -47,20 +77,20 @@ class _Checked:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(_Checked):
-    """The network: norm, widths and everything that stands between two convolutions."""
+    """The network: norm, widths and everything else between two convolutions."""
 
     norm: str = _field("gn", "Normalization layer.", choices=NORMS)
     groups: int = _field(0, "Groups of gn; 0 takes channels / group-size.", low=0)
-    group_size: int = _field(4, "Channels a group of gn, where --groups is 0.", low=1)
+    group_size: int = _field(4, "Channels per group of gn, where --groups is 0.", low=1)
     ln_affine: str = _field(
         "channel",
-        "Scale and shift of ln: one a channel, or one an element (H*W*C).",
+        "Scale and shift of ln: one per channel, or one per element (H*W*C).",
         choices=("channel", "element"),
     )
     weight_standardization: bool = _field(False, "Standardize the kernels of the convolutions.")
     widths: tuple[int, ...] = _field(
         (16, 16, 12, 32, 32, 32, 16, 32, 32, 32),
-        "Channels of C1 C2 c3 C3 C4 C5 c6 C7 C8 C9.",
+        f"Channels of {CONVOLUTIONS}.",
         low=1,
         high=65536,
     )
@@ -85,7 +115,7 @@ class ModelConfig(_Checked):
     )
     initializer: str = _field(
         "he_normal",
-        "How kernels start; torch is PyTorch's default (Kaiming uniform, a = sqrt 5).",
+        "Initializer of the kernels; torch is PyTorch's default (Kaiming uniform, a = sqrt 5).",
         choices=("he_normal", "he_uniform", "glorot_uniform", "torch"),
     )
 
@@ -93,9 +123,16 @@ class ModelConfig(_Checked):
         super().__post_init__()
         if len(self.widths) != 10:
             raise ConfigError(
-                "widths: expected 10 numbers, the channels of C1 C2 c3 C3 C4 C5 c6 C7 C8 C9. "
+                f"widths: expected 10 numbers, the channels of {CONVOLUTIONS}. "
                 f"Received: widths={list(self.widths)}"
             )
+
+    @property
+    def normalized_widths(self) -> tuple[int, ...]:
+        """Channels of the convolutions that a norm follows."""
+        sizes = [size for _, count, size in SKELETON for _ in range(count)]
+        pairs = zip(self.widths, sizes, strict=True)
+        return tuple(width for width, size in pairs if size > 1 or self.norm_transitions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,11 +151,11 @@ class DataConfig(_Checked):
         0, "Test images to use; 0 is all of them (shapes: 2,000).", low=0, high=10_000_000
     )
     validation: int = _field(
-        0, "Training images to hold out for validation, the same share of each class.", low=0
+        0, "Training images to hold out for validation, an equal share of each class.", low=0
     )
     preprocessing: str = _field(
         "standardize",
-        "What is done to pixels before the first convolution.",
+        "How pixels are transformed before the first convolution.",
         choices=("standardize", "scale", "none", "equalize"),
     )
     flip: float = _field(0.0, "Probability of a horizontal flip.", low=0.0, high=1.0)
@@ -131,8 +168,8 @@ class DataConfig(_Checked):
         high=1.0,
     )
     cutout: float = _field(0.0, "Probability of a square hole of the mean color.", low=0, high=1)
-    cutout_size: int = _field(16, "Side of that hole in pixels.", low=1)
-    gray: float = _field(0.0, "Probability of a change to gray.", low=0.0, high=1.0)
+    cutout_size: int = _field(16, "Side of the cutout hole in pixels.", low=1)
+    gray: float = _field(0.0, "Probability that an image becomes gray.", low=0.0, high=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,44 +185,53 @@ class TrainConfig(_Checked):
         "keras), keras is model.fit.",
         choices=("native", "keras"),
     )
-    device: str = _field("auto", "auto, cpu, gpu, or one by number: cuda:1.")
+    device: str = _field("auto", "Device: auto, cpu, gpu, or one by number such as cuda:1.")
     devices: int = _field(
         1, "Devices of this machine to train on (tensorflow; for torch see torchrun).", low=1
     )
     bn_sync: str = _field(
         "on",
-        "On several devices, bn's statistics are those of the whole batch (on) or of each "
-        "device's part (off).",
+        "Whether bn on several devices takes its statistics over the whole batch (on) or over "
+        "each device's shard (off).",
         choices=("on", "off"),
     )
     precision: str = _field(
-        "float32", "Arithmetic of the layers.", choices=("float32", "mixed_bfloat16")
+        "float32",
+        "Number types of the layers.",
+        choices=("float32", "mixed_bfloat16"),
     )
     deterministic: bool = _field(
-        False, "The same bits in every run on a GPU too, for some speed; on a CPU they always are."
+        False,
+        "Give the same bits in every run on a GPU too, more slowly; a CPU always does.",
     )
     seed: int = _field(
-        0, "Seed of order, augmentation, dropout and weights.", low=0, high=2**31 - 1
+        0,
+        "Seed of image order, augmentation, dropout and initial weights.",
+        low=0,
+        high=2**31 - 1,
     )
     epochs: int = _field(20, "Passes over the training images.", low=1, high=100_000)
-    batch_size: int = _field(128, "Images a step.", low=1)
+    batch_size: int = _field(128, "Images per step.", low=1)
     optimizer: str = _field(
         "adamw",
-        "Optimizer; sgd has Nesterov momentum, muon is for kernels and leaves vectors to adamw.",
+        "Optimizer; sgd has Nesterov momentum, muon trains kernels and leaves vectors to adamw.",
         choices=("adam", "adamw", "sgd", "muon"),
     )
     learning_rate: float = _field(0.01, "Peak learning rate.", low=0.0)
     momentum: float = _field(0.9, "Nesterov momentum of sgd and muon.", low=0.0, high=1.0)
     weight_decay: float = _field(
-        0.05, "Decoupled decay of the kernels, times the rate; all but adam.", low=0.0
+        0.05, "Decoupled decay of the kernels, times the learning rate; adam has none.", low=0.0
     )
     schedule: str = _field(
         "triangular",
-        "Learning rate, step by step.",
+        "Course of the learning rate over the steps.",
         choices=("triangular", "onecycle", "cosine", "constant"),
     )
     warmup: float = _field(
-        0.25, "Share of the steps before the peak; constant has none.", low=0.0, high=1.0
+        0.25,
+        "Share of the steps before the peak rate; constant has none.",
+        low=0.0,
+        high=1.0,
     )
 
     def __post_init__(self) -> None:
@@ -208,13 +254,13 @@ class TrainConfig(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything that decides what a run computes; `kerasnorm.recipes.resolve` makes it.
+    """Everything that decides what a run computes; `resolve` makes it.
 
     Attributes:
-        recipe: Name of the recipe that it started from.
-        model: The network.
-        data: The images.
-        train: The training.
+        recipe: Name of the recipe whose values it started from.
+        model: Fields of the network.
+        data: Fields of the images.
+        train: Fields of the training.
     """
 
     recipe: str
@@ -249,7 +295,7 @@ SECTIONS: dict[str, type] = {"model": ModelConfig, "data": DataConfig, "train": 
 
 
 class Setting(NamedTuple):
-    """One field of the config and the section that it lives in."""
+    """One field of the config and the section that holds it."""
 
     section: str
     field: "dataclasses.Field[Any]"
@@ -307,7 +353,7 @@ def _wrong(name: str, expected: str, received: object) -> ConfigError:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
-    """Returns the error for a name that is not known, with the nearest ones that are."""
+    """Returns the error for an unknown name; it suggests the nearest known names."""
     if new := (RENAMED | RENAMED_ARGUMENTS).get(name):
         return ConfigError(f"Unknown {kind}: {name!r}. It is called {new} now.")
     known = list(known)
@@ -317,7 +363,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
 
 
 def build_config(recipe: str, values: Mapping[str, Any]) -> Config:
-    """Returns the config of these fields, named without their section; others have defaults.
+    """Returns the config with these fields, named without their section, and defaults elsewhere.
 
     Raises:
         ConfigError: A name is unknown or a value is out of range.
@@ -332,10 +378,10 @@ def build_config(recipe: str, values: Mapping[str, Any]) -> Config:
 
 
 def flatten(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields of all sections in one dict, the recipe's name left out.
+    """Returns the fields of all sections in one dict, without the recipe's name.
 
     Raises:
-        ConfigError: A section is unknown or no table, or a field is not of its section.
+        ConfigError: A section is unknown or no table, or it holds a field that is not its own.
     """
     flat: dict[str, Any] = {}
     for section, values in document.items():
@@ -352,3 +398,80 @@ def flatten(document: Mapping[str, Any]) -> dict[str, Any]:
                 raise unknown(f"field of [{section}]", name, names)
             flat[name] = value
     return flat
+
+
+def _recipe_document(name: str) -> dict[str, Any]:
+    path = resources.files("kerasnorm") / "recipes" / f"{name}.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def published(recipe: str, data: str) -> dict[str, Any]:
+    """Returns what others published for a recipe on a data set; see `recipes/published.toml`.
+
+    Returns:
+        `source`, `epochs`, and for each norm a dict of its measures and fields; empty where
+        nothing was published.
+    """
+    found: dict[str, Any] = _recipe_document("published").get(recipe, {}).get(data, {})
+    return found
+
+
+def resolve(
+    overrides: Mapping[str, Any] | None = None, document: Mapping[str, Any] | None = None
+) -> Config:
+    """Returns the full config: the recipe's values, then those of the file, then the overrides.
+
+    A recipe has some values for one norm only. A value from a file or an override holds for every
+    norm: a run's `config.toml` holds every field, so that overriding `norm` changes only the norm.
+
+    Args:
+        overrides: Field name → value, without sections; `recipe` may be among them.
+        document: Contents of a config file: `recipe` and the sections, each optional.
+
+    Raises:
+        ConfigError: A name is unknown or a value is out of range.
+    """
+    chosen, document = dict(overrides or {}), document or {}
+    written = document.get("recipe", chosen.get("recipe", "best"))
+    recipe = chosen.pop("recipe", written)
+    if recipe != written:
+        raise ConfigError(
+            f"recipe: the config file holds the values of recipe={written!r}. "
+            f"Received: recipe={recipe!r}. Leave one of the two out."
+        )
+    if recipe not in RECIPES:
+        raise unknown("recipe", str(recipe), RECIPES)
+    given = flatten(document) | chosen
+    plan = _recipe_document(recipe)
+    values = flatten({k: v for k, v in plan.items() if k != "norms"})
+    norm = given.get("norm", values.get("norm", "gn"))
+    if isinstance(norm, str):
+        values |= flatten(plan.get("norms", {}).get(norm, {}))
+    if given.get("optimizer") == "adam":
+        values["weight_decay"] = 0.0  # the recipe's decay is for its own optimizer
+    if "group_size" in given:
+        values["groups"] = 0  # a group count would override the size
+    if "group_size" in chosen and "groups" not in chosen:
+        given["groups"] = 0  # and so would a file's
+    return build_config(recipe, values | given)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Returns the contents of a TOML config file.
+
+    Raises:
+        ConfigError: The file cannot be read or is not valid TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"Cannot read the config {path}: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The config {path} is not valid TOML: {error}.") from None
+
+
+def to_toml(config: Config) -> str:
+    """Returns the config as TOML, from which `resolve(document=...)` makes the same config."""
+    import tomli_w
+
+    return tomli_w.dumps(config.to_dict())

@@ -12,16 +12,12 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
-from kerasnorm import runtime
-from kerasnorm.config import ModelConfig, unknown
+from kerasnorm.config import SKELETON, ModelConfig, resolve, unknown
 from kerasnorm.errors import ConfigError
 from kerasnorm.keras_settings import stock_keras
-from kerasnorm.norms import StandardizedConv2D, normalization, standardize_kernel
-from kerasnorm.recipes import resolve
-from kerasnorm.skeleton import SKELETON
-
-runtime.spare_tensorflow()
+from kerasnorm.norms import EPSILON, normalization
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
@@ -47,13 +43,14 @@ def build_model(
     It maps raw pixels (N, H, W, C), 0 to 255, to logits (N, classes).
 
     Args:
-        norm: One of bn, gn, ln, lnc, in, rms, none.
+        norm: Name of a norm, see `kerasnorm.norms.NORMS`.
         recipe: "best" or "era8".
-        input_shape: (H, W, C) of an image; H and W at least 4.
+        input_shape: Shape (H, W, C) of an image, with H and W of at least 4.
         classes: Number of classes.
-        mean: Mean of each channel, pixels counted 0 to 1; by default CIFAR-10's for three
-            channels, else 0.5.
-        std: Standard deviation of each channel, likewise; else 0.25.
+        mean: Mean of each channel for pixels from 0 to 1; by default CIFAR-10's for three
+            channels, otherwise 0.5.
+        std: Standard deviation of each channel for pixels from 0 to 1; by default CIFAR-10's for
+            three channels, otherwise 0.25.
         precision: "float32" or "mixed_bfloat16".
         seed: Seed of the initial weights.
         **overrides: Any field of `kerasnorm.config.ModelConfig`.
@@ -96,18 +93,18 @@ def build(
     """Returns the network of a resolved model config; see `build_model`.
 
     Args:
-        config: Widths, norm and all else of the network.
-        input_shape: (H, W, C).
+        config: Fields of the network.
+        input_shape: Shape (H, W, C) of an image.
         classes: Number of classes.
-        mean: Mean of each channel, pixels counted 0 to 1.
-        std: Standard deviation of each channel, likewise.
-        input_name: Name of the input: `PIXELS`, or `EQUALIZED_PIXELS` where the images must be
-            histogram-equalized first; so the need travels with the model.
+        mean: Mean of each channel for pixels from 0 to 1.
+        std: Standard deviation of each channel for pixels from 0 to 1.
+        input_name: Name of the input: `PIXELS`, or `EQUALIZED_PIXELS` where images must be
+            histogram-equalized first, so that a saved model says so.
         precision: "float32" or "mixed_bfloat16"; the logits are float32 in both.
         seed: Seed of the initial weights.
 
     Raises:
-        ConfigError: The image is too small, or gn's groups do not divide a width.
+        ConfigError: The image is too small, or the norm's groups do not divide a width.
     """
     _check_shape(input_shape, classes)
     _check_statistics(mean, std, input_shape[-1])
@@ -152,13 +149,13 @@ def _check_statistics(mean: Sequence[float], std: Sequence[float], channels: int
     is_finite = np.isfinite([*mean, *std]).all()
     if not is_finite or len(mean) != channels or len(std) != channels or min(std) <= 0:
         raise ConfigError(
-            f"mean and std: expected {channels} finite numbers each, one a channel, std above 0. "
+            f"mean and std: expected {channels} finite numbers each, one per channel, std above 0. "
             f"Received: mean={tuple(mean)}, std={tuple(std)}"
         )
 
 
 class _Units:
-    """Makes the units of one network: convolution, norm, activation, dropout, identity add."""
+    """Builds the units of one network: convolution, norm, activation, dropout, identity add."""
 
     def __init__(self, config: ModelConfig, precision: str, seed: int) -> None:
         self.config = config
@@ -166,7 +163,7 @@ class _Units:
         self.seeds = np.random.Generator(np.random.PCG64([seed, 0x1417]))
 
     def kernel_options(self) -> dict[str, Any]:
-        """Options of the next convolution: no bias, its own initializer, the regularizers."""
+        """Returns the options of the next convolution: no bias, own initializer, regularizers."""
         config = self.config
         seed = int(self.seeds.integers(2**31))
         is_regularized = config.l1 > 0 or config.l2 > 0
@@ -235,24 +232,54 @@ def _initializer(name: str, seed: int) -> keras.initializers.Initializer:
     return keras.initializers.get(config)
 
 
+def standardize_kernel(kernel: Any) -> Any:
+    """Returns a kernel with mean 0 and variance 1/fan-in for each output channel.
+
+    w' = (w - mean(w)) / sqrt(var(w) * fan_in + epsilon), statistics over (height, width, in).
+    Source: Qiao et al., "Weight Standardization", arXiv 1903.10520, with the 1/fan-in of Brock et
+    al., arXiv 2101.08692.
+
+    Args:
+        kernel: Kernel of shape (height, width, in, out).
+    """
+    height, width, inputs, _ = kernel.shape
+    full = ops.cast(kernel, "float32")
+    centered = full - ops.mean(full, axis=(0, 1, 2), keepdims=True)
+    variance = ops.mean(ops.square(centered), axis=(0, 1, 2), keepdims=True)
+    standardized = centered * ops.rsqrt(variance * (height * width * inputs) + EPSILON)
+    return ops.cast(standardized, kernel.dtype)
+
+
+@keras.saving.register_keras_serializable(package="kerasnorm")
+class StandardizedConv2D(keras.layers.Conv2D):
+    """A Conv2D that convolves with its standardized kernel (see `standardize_kernel`).
+
+    It exists only in training: saving a model folds it into a stock Conv2D.
+    """
+
+    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
+        """Convolves `inputs` (N, H, W, C) with the standardized kernel."""
+        return super().convolution_op(inputs, standardize_kernel(kernel))
+
+
 @stock_keras
 def portable(model: keras.Model) -> keras.Model:
-    """Returns a float32 copy made of stock Keras layers only, for saving and exporting.
+    """Returns a float32 copy for saving and exporting, without layers that only training needs.
 
     Standardized kernels are folded into stock convolutions; layers trained in mixed precision
-    become float32. The copy gives the same logits (float32: to rounding).
+    become float32. The copy gives the same logits, to rounding.
     """
 
     def stock(layer: Any) -> Any:
         if not isinstance(layer, keras.layers.Layer):
-            return layer  # an operation, such as a division of tensors: no weights, no precision
+            return layer  # an operation such as a division: it has no weights and no precision
         config = layer.get_config() | {"dtype": "float32"}
         if config.get("synchronized"):
-            config["synchronized"] = False  # a matter of training; torch refuses to load it
+            config["synchronized"] = False  # it matters in training only; torch refuses to load it
         is_folded = isinstance(layer, StandardizedConv2D)
         return (keras.layers.Conv2D if is_folded else type(layer)).from_config(config)
 
-    # A model without the compile state of the one in training, which a clone would inherit.
+    # A clone would inherit the compile state of the model in training; this one has none.
     plain = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     copy = keras.models.clone_model(plain, clone_function=stock)
     for source, target in zip(plain.layers, copy.layers, strict=True):

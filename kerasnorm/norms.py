@@ -1,101 +1,327 @@
-"""The normalization layers, each a stock Keras layer, and weight standardization.
+"""The normalization layers, one record each; all that the package knows of a norm is derived here.
 
-All normalize x (N, H, W, C) as y = gamma * (x - mean) / sqrt(variance + epsilon) + beta, with the
-biased variance; they differ in the axes that share a mean and a variance, and in the shape of gamma
-and beta. See `NORMS`.
+A norm is y = gamma * (x - mean) / sqrt(variance + epsilon) + beta with the biased variance, x of
+shape (N, H, W, C). Norms differ in the values that share a mean and a variance, in the shape of
+gamma and beta, and in the terms that they leave out. To add a norm, add its record to `NORMS`.
 """
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import keras
-from keras import ops
+from kerasnorm.errors import ConfigError
 
-from kerasnorm.config import ModelConfig
-from kerasnorm.skeleton import EPSILON, groups_for
+if TYPE_CHECKING:
+    import keras
+    from numpy.typing import NDArray
 
+    from kerasnorm.config import ModelConfig
 
-def _batch(config: ModelConfig, channels: int, **common: Any) -> keras.layers.Layer:
-    return keras.layers.BatchNormalization(momentum=config.bn_momentum, epsilon=EPSILON, **common)
-
-
-def _group(config: ModelConfig, channels: int, **common: Any) -> keras.layers.Layer:
-    return keras.layers.GroupNormalization(
-        groups=groups_for(config, channels), epsilon=EPSILON, **common
-    )
+EPSILON = 1e-5  # of every norm, and of weight standardization
+COMPARED = ("bn", "gn", "ln")  # what studies and benchmarks compare by default
+CENTERED = "y = gamma * (x - mean) / sqrt(variance + epsilon) + beta"
 
 
-def _layer(config: ModelConfig, channels: int, **common: Any) -> keras.layers.Layer:
+@dataclass(frozen=True)
+class FinalStep:
+    """What a norm does to its scaled and shifted values, with one more learned variable.
+
+    Attributes:
+        name: What the values are afterwards, such as "thresholded".
+        variable: Name of the layer's variable, which has one value per channel.
+        apply: Takes the scaled and shifted values (N, H, W, C) and the variable (C,) as NumPy
+            arrays and returns the output of the norm.
+        neutral: Value of the variable at which the step changes nothing.
+    """
+
+    name: str
+    variable: str
+    apply: "Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]"
+    neutral: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormFacts:
+    """What is known about a norm, in words.
+
+    Attributes:
+        name: Full name.
+        over: What shares statistics.
+        formula: Formula in plain text.
+        source: Paper that introduced it.
+        users: Who uses it today and why, each with its source.
+        caution: What popular accounts get wrong, or where it fails.
+    """
+
+    name: str
+    over: str
+    formula: str = CENTERED
+    source: str
+    users: tuple[str, ...] = ()
+    caution: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm:
+    """A norm: how its layer is made and what it computes.
+
+    Attributes:
+        name: Short name, which `--norm` takes.
+        layer: Takes the network's config, the number of channels and the common arguments of a
+            Keras layer, and returns the layer; None where nothing is normalized.
+        color: Color of its curves and points, as #RRGGBB.
+        facts: What is known about it; None where there is nothing to explain.
+        groups: Takes the network's config and the number of channels and returns the number of
+            groups of channels.
+        axes: Axes that share statistics, of x seen as (N, H, W, groups, C / groups).
+        is_centered: Whether the mean is subtracted; otherwise the statistic is the mean square.
+        scale: Name of the layer's variable gamma.
+        shift: Name of the layer's variable beta, None where there is none.
+        final: Step after scale and shift, None where there is none.
+        fields: Config fields that no other norm reads.
+    """
+
+    name: str
+    layer: "Callable[..., keras.layers.Layer] | None"
+    color: str
+    facts: NormFacts | None = None
+    groups: "Callable[[ModelConfig, int], int]" = lambda config, channels: 1
+    axes: tuple[int, ...] = ()
+    is_centered: bool = True
+    scale: str = "gamma"
+    shift: str | None = "beta"
+    final: FinalStep | None = None
+    fields: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Name in figures and tables: "BN" for bn."""
+        return self.name.upper() if self.layer else "no norm"
+
+
+def _one_per_channel(config: "ModelConfig", channels: int) -> int:
+    return channels
+
+
+def _groups(config: "ModelConfig", channels: int) -> int:
+    """Returns the number of groups of gn.
+
+    Raises:
+        ConfigError: The groups do not divide the channels; the message lists the counts that do.
+    """
+    if config.groups:
+        name, value, groups = "groups", config.groups, config.groups
+    else:
+        name, value, groups = "group_size", config.group_size, channels // config.group_size
+    if groups < 1 or channels % groups or (not config.groups and channels % config.group_size):
+        fitting = [n for n in range(1, channels + 1) if channels % n == 0]
+        raise ConfigError(
+            f"{name}: expected a divisor of {channels}, the channels of a layer that gn "
+            f"normalizes: {', '.join(map(str, fitting))}. Received: {name}={value}"
+        )
+    return groups
+
+
+def _batch(config: "ModelConfig", channels: int, **common: Any) -> "keras.layers.Layer":
+    from keras import layers
+
+    return layers.BatchNormalization(momentum=config.bn_momentum, epsilon=EPSILON, **common)
+
+
+def _grouped(config: "ModelConfig", channels: int, **common: Any) -> "keras.layers.Layer":
+    from keras import layers
+
+    groups = NORMS[config.norm].groups(config, channels)
+    return layers.GroupNormalization(groups=groups, epsilon=EPSILON, **common)
+
+
+def _layer(config: "ModelConfig", channels: int, **common: Any) -> "keras.layers.Layer":
+    from keras import layers
+
     if config.ln_affine == "element":
-        return keras.layers.LayerNormalization(axis=(1, 2, 3), epsilon=EPSILON, **common)
-    return keras.layers.GroupNormalization(groups=1, epsilon=EPSILON, **common)
+        return layers.LayerNormalization(axis=(1, 2, 3), epsilon=EPSILON, **common)
+    return _grouped(config, channels, **common)
 
 
-def _layer_per_pixel(config: ModelConfig, channels: int, **common: Any) -> keras.layers.Layer:
-    return keras.layers.LayerNormalization(axis=-1, epsilon=EPSILON, **common)
+def _layer_per_pixel(config: "ModelConfig", channels: int, **common: Any) -> "keras.layers.Layer":
+    from keras import layers
+
+    return layers.LayerNormalization(axis=-1, epsilon=EPSILON, **common)
 
 
-def _instance(config: ModelConfig, channels: int, **common: Any) -> keras.layers.Layer:
-    return keras.layers.GroupNormalization(groups=channels, epsilon=EPSILON, **common)
+def _root_mean_square(config: "ModelConfig", channels: int, **common: Any) -> "keras.layers.Layer":
+    from keras import layers
+
+    return layers.RMSNormalization(axis=-1, epsilon=EPSILON, **common)
 
 
-def _root_mean_square(config: ModelConfig, channels: int, **common: Any) -> keras.layers.Layer:
-    return keras.layers.RMSNormalization(axis=-1, epsilon=EPSILON, **common)
+# The colors are Okabe & Ito's palette, which color-blind readers can tell apart; its yellow is too
+# faint on white.
+BUILT_IN = (
+    Norm(
+        name="bn",
+        layer=_batch,
+        color="#0072B2",
+        groups=_one_per_channel,
+        axes=(0, 1, 2, 4),
+        fields=("bn_momentum", "bn_sync"),
+        facts=NormFacts(
+            name="Batch Normalization",
+            over="N, H, W: one mean and variance per channel, shared by the whole batch",
+            source="Ioffe & Szegedy 2015, arXiv 1502.03167",
+            users=(
+                "ResNet (arXiv 1512.03385) and EfficientNet (arXiv 1905.11946).",
+                "At inference it is a fixed scale and shift, which folds into a convolution: free.",
+            ),
+            caution="Its benefit is not less 'internal covariate shift': with noise injected "
+            "behind it, which shifts the distributions again, it still trains as well; it makes "
+            "the loss smoother (Santurkar et al. 2018, arXiv 1805.11604). With few images per "
+            "batch its statistics are noise (Wu & He, arXiv 1803.08494, figure 1).",
+        ),
+    ),
+    Norm(
+        name="gn",
+        layer=_grouped,
+        color="#D55E00",
+        groups=_groups,
+        axes=(1, 2, 4),
+        fields=("groups", "group_size"),
+        facts=NormFacts(
+            name="Group Normalization",
+            over="H, W and the channels of a group: one mean and variance per image and group",
+            source="Wu & He 2018, arXiv 1803.08494",
+            users=(
+                "BiT (arXiv 1912.11370), with weight standardization, at any batch size.",
+                "Diffusion U-Nets (DDPM, arXiv 2006.11239): few large images per device.",
+            ),
+            caution="One group is ln over H, W, C; as many groups as channels is instance "
+            "normalization.",
+        ),
+    ),
+    Norm(
+        name="ln",
+        layer=_layer,
+        color="#009E73",
+        axes=(1, 2, 4),
+        fields=("ln_affine",),
+        facts=NormFacts(
+            name="Layer Normalization over H, W, C",
+            over="H, W, C: one mean and variance per image",
+            source="Ba et al. 2016, arXiv 1607.06450",
+            users=("PoolFormer (arXiv 2111.11418), as Group Normalization with one group.",),
+            caution="Three different things are called layer norm of images: over H, W, C with a "
+            "scale and shift per element (PyTorch's LayerNorm((C, H, W)); ties the model to one "
+            "image size), the same with one per channel (GroupNorm with one group), and over C at "
+            "each pixel (lnc).",
+        ),
+    ),
+    Norm(
+        name="lnc",
+        layer=_layer_per_pixel,
+        color="#CC79A7",
+        axes=(4,),
+        facts=NormFacts(
+            name="Layer Normalization over channels",
+            over="C: one mean and variance per pixel",
+            source="Ba et al. 2016, arXiv 1607.06450; on images as in ConvNeXt, arXiv 2201.03545",
+            users=(
+                "ConvNeXt (arXiv 2201.03545): it depends on neither the batch nor the image size.",
+                "Vision and Swin Transformers (arXiv 2010.11929, 2103.14030); a pixel is a token.",
+            ),
+            caution="It is what 'layer norm' means in transformers, not what it means in PyTorch "
+            "examples for images; see ln.",
+        ),
+    ),
+    Norm(
+        name="in",
+        layer=_grouped,
+        color="#E69F00",
+        groups=_one_per_channel,
+        axes=(1, 2, 4),
+        facts=NormFacts(
+            name="Instance Normalization",
+            over="H, W: one mean and variance per image and channel",
+            source="Ulyanov et al. 2016, arXiv 1607.08022",
+            users=(
+                "Style transfer (AdaIN, arXiv 1703.06868): mean and variance are the style.",
+                "Medical segmentation (nnU-Net, arXiv 1904.08128): batches of two volumes.",
+            ),
+            caution="It removes each channel's strength from each image, which a classifier may "
+            "need; on a map of one pixel it erases everything.",
+        ),
+    ),
+    Norm(
+        name="rms",
+        layer=_root_mean_square,
+        color="#56B4E9",
+        axes=(4,),
+        is_centered=False,
+        scale="scale",
+        shift=None,
+        facts=NormFacts(
+            name="Root Mean Square Normalization",
+            over="C, no mean: one mean square per pixel",
+            formula="y = gamma * x / sqrt(mean(x^2) + epsilon)",
+            source="Zhang & Sennrich 2019, arXiv 1910.07467",
+            users=("Language models (T5, arXiv 1910.10683; LLaMA, 2302.13971): cheaper than lnc.",),
+            caution="It does not center: a constant added to all channels changes the direction of "
+            "the output.",
+        ),
+    ),
+    Norm(name="none", layer=None, color="#000000"),
+)
+NORMS = {norm.name: norm for norm in BUILT_IN}
 
 
-Factory = Callable[..., keras.layers.Layer]
+def register(norm: Norm) -> None:
+    """Adds a norm to `NORMS`; from then on every function of this process accepts its name.
 
-NORMS: dict[str, Factory | None] = {
-    "bn": _batch,  # statistics over N, H, W; Ioffe & Szegedy, arXiv 1502.03167
-    "gn": _group,  # over H, W, C/groups; Wu & He, arXiv 1803.08494
-    "ln": _layer,  # over H, W, C; Ba et al., arXiv 1607.06450
-    "lnc": _layer_per_pixel,  # over C, at each pixel; as in ConvNeXt, arXiv 2201.03545
-    "in": _instance,  # over H, W; Ulyanov et al., arXiv 1607.08022
-    "rms": _root_mean_square,  # over C, no mean, no beta; Zhang & Sennrich, arXiv 1910.07467
-    "none": None,
-}
+    Raises:
+        ConfigError: The name is taken.
+    """
+    if norm.name in NORMS:
+        raise ConfigError(f"norm: expected a name that is not taken. Received: {norm.name!r}")
+    NORMS[norm.name] = norm
 
 
-def normalization(config: ModelConfig, channels: int, **common: Any) -> keras.layers.Layer | None:
+def normalization(
+    config: "ModelConfig", channels: int, **common: Any
+) -> "keras.layers.Layer | None":
     """Returns the Keras layer that normalizes a (N, H, W, C) tensor, or None for norm="none".
 
     Args:
-        config: Which norm, and its settings.
-        channels: C.
-        **common: `name` and `dtype` of the layer.
+        config: Norm and its settings.
+        channels: Number of channels C.
+        **common: Common arguments of Keras layers, such as `name` and `dtype`.
 
     Raises:
-        ConfigError: gn's groups do not divide the channels.
+        ConfigError: The groups do not divide the channels.
     """
-    factory = NORMS[config.norm]
-    return factory(config, channels, **common) if factory else None
+    make = NORMS[config.norm].layer
+    return make(config, channels, **common) if make else None
 
 
-def standardize_kernel(kernel: Any) -> Any:
-    """Returns a kernel with mean 0 and variance 1/fan-in for each output channel.
-
-    w' = (w - mean(w)) / sqrt(var(w) * fan_in + epsilon), statistics over (height, width, in).
-    Source: Qiao et al., "Weight Standardization", arXiv 1903.10520, with the 1/fan-in of Brock et
-    al., arXiv 2101.08692.
-
-    Args:
-        kernel: Shape (height, width, in, out).
-    """
-    height, width, inputs, _ = kernel.shape
-    full = ops.cast(kernel, "float32")
-    centered = full - ops.mean(full, axis=(0, 1, 2), keepdims=True)
-    variance = ops.mean(ops.square(centered), axis=(0, 1, 2), keepdims=True)
-    standardized = centered * ops.rsqrt(variance * (height * width * inputs) + EPSILON)
-    return ops.cast(standardized, kernel.dtype)
+def owner(field: str) -> str | None:
+    """Returns the norm that alone reads a config field, None for a field that all norms read."""
+    return next((norm.name for norm in NORMS.values() if field in norm.fields), None)
 
 
-@keras.saving.register_keras_serializable(package="kerasnorm")
-class StandardizedConv2D(keras.layers.Conv2D):
-    """A Conv2D that convolves with its standardized kernel (see `standardize_kernel`).
+def is_read(field: str, norm: str) -> bool:
+    """Says whether a config field changes what a network with this norm computes."""
+    return owner(field) in (None, norm)
 
-    It exists in training only: saving a model folds it into a stock Conv2D.
-    """
 
-    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
-        """Convolves `inputs` (N, H, W, C) with the standardized kernel."""
-        return super().convolution_op(inputs, standardize_kernel(kernel))
+def custom_layers() -> "dict[str, type[keras.layers.Layer]]":
+    """Returns the norms' layers that are not Keras's own, by the names that Keras saves."""
+    import keras
+
+    from kerasnorm.config import ModelConfig
+
+    configs = [ModelConfig(norm=name) for name in NORMS]
+    made = [normalization(config, config.group_size) for config in configs]
+    kinds = {type(layer) for layer in made if layer is not None}
+    return {
+        keras.saving.get_registered_name(kind): kind
+        for kind in kinds
+        if kind.__module__.partition(".")[0] != "keras"
+    }

@@ -111,6 +111,8 @@ def start(
         devices: How many devices this process uses, above 1 on tensorflow only.
         deterministic: Whether the backend keeps to operations that give the same bits each time.
 
+    It also keeps Keras from importing TensorFlow on another backend (`spare_tensorflow`).
+
     Raises:
         MissingPackageError: The backend is not installed.
         ConfigError: The device is not there, or keras was imported before with another choice.
@@ -129,8 +131,7 @@ def start(
     else:
         kinds = {"torch": _torch_device, "tensorflow": _tensorflow_device, "jax": _jax_device}
         chosen = kinds[backend](device)
-    import keras  # noqa: F401  (after the choice, not before)
-
+    spare_tensorflow()  # imports keras: after the choice, not before
     return backend, chosen
 
 

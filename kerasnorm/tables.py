@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from kerasnorm.benchmark.race import MEANINGS, Result, paired_ratio
-from kerasnorm.skeleton import LAYER_LABELS
+from kerasnorm.config import LAYER_LABELS
 
 if TYPE_CHECKING:
     from kerasnorm.inspection.layers import LayerRow

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from kerasnorm.recipes import resolve
+from kerasnorm.config import resolve
 
 RESULTS = Path(__file__).parent.parent / "results"
 TABLES = RESULTS / "exports"

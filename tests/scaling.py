@@ -36,8 +36,8 @@ thousands of images before a second node gives more than it costs."""
 def worker(backend):
     """Trains in a rank of a group; the first prints its rate, a sum's seconds and its bytes."""
     from kerasnorm import runtime
+    from kerasnorm.config import resolve
     from kerasnorm.data.shapes import shapes
-    from kerasnorm.recipes import resolve
     from kerasnorm.training import train
     from kerasnorm.training.launch import this_launch
 

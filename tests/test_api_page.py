@@ -15,14 +15,14 @@ from kerasnorm.explain.answer import Answer
 from kerasnorm.explain.inputs import InputPreprocessing
 from kerasnorm.explain.landscape import Landscape
 from kerasnorm.explain.landscape_measure import GradientLines, Surface
-from kerasnorm.explain.norm import Explanation
-from kerasnorm.explain.norm_measure import BatchOfOne, Worked
+from kerasnorm.explain.norm import BatchOfOne, Explanation, Worked
 from kerasnorm.explain.statistics import NetworkStatistics
+from kerasnorm.norms import NormFacts
 
 PAGE = Path(__file__).parent.parent / "docs" / "api.md"
 NAMES = sorted(set(kerasnorm.__all__) - {"__version__"}, key=str.lower)
 RESULTS = (
-    *(Answer, Explanation, Worked, BatchOfOne, NormCost, InputPreprocessing),
+    *(Answer, Explanation, NormFacts, Worked, BatchOfOne, NormCost, InputPreprocessing),
     *(Landscape, GradientLines, Surface, NetworkStatistics, LayerStatistics, WeightHistogram),
 )
 HEAD = """# kerasnorm in Python

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kerasnorm.config import NORMS, RECIPES, SECTIONS, SETTINGS
+from kerasnorm.config import RECIPES, SECTIONS, SETTINGS, resolve, to_toml
 from kerasnorm.errors import ConfigError
-from kerasnorm.recipes import resolve, to_toml
+from kerasnorm.norms import NORMS
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -7,7 +7,7 @@ import click
 import pytest
 
 from kerasnorm.cli import app
-from kerasnorm.config import NORMS
+from kerasnorm.norms import NORMS
 
 FOLDER = Path(__file__).parent.parent / "docs" / "guide"
 GUIDE = (FOLDER / "README.md").read_text(encoding="utf-8")

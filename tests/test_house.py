@@ -18,7 +18,7 @@ def dotted(path):
 
 HEAVY = {"keras", "tensorflow", "torch", "jax", "numpy", "matplotlib", "PIL", "rich", "scipy"}
 NAMES = {dotted(path) for path in HOME.rglob("*.py")}
-LIGHT = ("errors", "files", "config", "runtime", "cli", "__init__", "__main__")
+LIGHT = ("errors", "files", "config", "norms", "runtime", "cli", "__init__", "__main__")
 
 
 def modules():

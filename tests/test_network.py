@@ -9,11 +9,16 @@ import pytest
 from keras import ops
 
 from kerasnorm import runtime
-from kerasnorm.config import NORMS
+from kerasnorm.config import resolve
 from kerasnorm.errors import ConfigError
-from kerasnorm.network import EQUALIZED_PIXELS, build, build_model, portable
-from kerasnorm.norms import StandardizedConv2D
-from kerasnorm.recipes import resolve
+from kerasnorm.network import (
+    EQUALIZED_PIXELS,
+    StandardizedConv2D,
+    build,
+    build_model,
+    portable,
+)
+from kerasnorm.norms import NORMS
 
 pytestmark = pytest.mark.backend("any")
 

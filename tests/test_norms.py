@@ -13,7 +13,8 @@ from keras import ops
 
 from kerasnorm.config import ModelConfig
 from kerasnorm.errors import ConfigError
-from kerasnorm.norms import StandardizedConv2D, normalization, standardize_kernel
+from kerasnorm.network import StandardizedConv2D, standardize_kernel
+from kerasnorm.norms import normalization
 
 EPSILON = 1e-5
 SHAPE = (3, 4, 5, 8)

@@ -4,10 +4,9 @@ import statistics
 import time
 from dataclasses import dataclass
 
-from kerasnorm.config import Config
+from kerasnorm.config import Config, resolve
 from kerasnorm.data.shapes import shapes
 from kerasnorm.engines.base import NullListener
-from kerasnorm.recipes import resolve
 from kerasnorm.training.train import make_engine
 
 STEPS = 2  # a turn
@@ -45,7 +44,7 @@ def norm_cost(norm: str, backend: str, batch_size: int = 64, rounds: int = 7) ->
     Weight standardization, dropout and augmentation are off in both.
 
     Args:
-        norm: One of bn, gn, ln, lnc, in, rms.
+        norm: Name of a norm, see `kerasnorm.norms.NORMS`.
         backend: The Keras backend that runs.
         batch_size: Images a step.
         rounds: Turns that are timed, after one that is not.

@@ -7,12 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  (its usual name)
 
-from kerasnorm.config import Config, ModelConfig
+from kerasnorm.config import SKELETON, Config, ModelConfig
 from kerasnorm.data.batches import Batches
 from kerasnorm.errors import ConfigError
-from kerasnorm.skeleton import EPSILON, SKELETON, groups_for
+from kerasnorm.norms import EPSILON, NORMS
 
-NORMS = ("bn", "gn", "ln", "in", "none")
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "elu": nn.ELU}
 
 
@@ -51,13 +50,21 @@ class Unit(nn.Module):
         return x + self.steps(x) if self.is_added else self.steps(x)
 
 
-def _norm(config: ModelConfig, channels: int) -> Any:
-    if config.norm == "bn":
-        return nn.BatchNorm2d(channels, EPSILON, 1 - config.bn_momentum)
-    if config.norm == "none":
+def _norm(config: ModelConfig, channels: int) -> nn.Module:
+    """Returns PyTorch's layer for a norm, by the norm's definition: this process has no Keras."""
+    norm = NORMS[config.norm]
+    if norm.layer is None:
         return nn.Identity()
-    groups = {"gn": groups_for(config, channels) if config.norm == "gn" else 1, "in": channels}
-    return nn.GroupNorm(groups.get(config.norm, 1), channels, EPSILON)
+    is_usual = norm.is_centered and norm.shift is not None and norm.final is None
+    is_per_channel = "ln_affine" not in norm.fields or config.ln_affine == "channel"
+    if is_usual and is_per_channel and norm.axes == (1, 2, 4):
+        return nn.GroupNorm(norm.groups(config, channels), channels, EPSILON)
+    if is_usual and norm.axes == (0, 1, 2, 4):
+        return nn.BatchNorm2d(channels, EPSILON, 1 - config.bn_momentum)
+    raise ConfigError(
+        "The hand-written loop has PyTorch's BatchNorm2d and GroupNorm, with one scale and shift "
+        f"per channel, which do not compute norm={config.norm!r}."
+    )
 
 
 def network(config: ModelConfig, channels: int, classes: int) -> Any:
@@ -66,10 +73,10 @@ def network(config: ModelConfig, channels: int, classes: int) -> Any:
     Raises:
         ConfigError: The norm or activation has no layer in PyTorch that does the same.
     """
-    if config.norm not in NORMS or config.activation not in ACTIVATIONS:
+    if config.activation not in ACTIVATIONS:
         raise ConfigError(
-            f"The hand-written loop knows the norms {', '.join(NORMS)} and the activations "
-            f"{', '.join(ACTIVATIONS)}. Received: {config.norm}, {config.activation}"
+            f"The hand-written loop knows the activations {', '.join(ACTIVATIONS)}. "
+            f"Received: {config.activation}"
         )
     widths, inputs = iter(config.widths), channels
     parts: list[Any] = []

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from kerasnorm.benchmark.race import Result
-from kerasnorm.plots.style import INK, NORM_COLORS, TEXT_SIZE, new_figure, quiet, title
+from kerasnorm.norms import NORMS
+from kerasnorm.plots.style import INK, TEXT_SIZE, new_figure, quiet, title
 
 BAR = 0.26  # inches, with the space around it
 NAMES = {
@@ -40,7 +41,7 @@ def speed_figure(results: Sequence[Result], heading: str) -> Figure:
                 place,
                 rate,
                 xerr=spread,
-                color=NORM_COLORS[row.norm],
+                color=NORMS[row.norm].color,
                 alpha=1.0 if is_ours else 0.4,
                 error_kw={"ecolor": INK, "elinewidth": 0.8},
             )

@@ -12,10 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 from kerasnorm import runtime
-from kerasnorm.config import Config
+from kerasnorm.config import Config, resolve
 from kerasnorm.data import Dataset
 from kerasnorm.data.batches import Batches
-from kerasnorm.recipes import resolve
 from kerasnorm.training.train import make_batches, make_engine
 
 MEBIBYTE = 2**20

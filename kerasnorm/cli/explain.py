@@ -7,9 +7,10 @@ import click
 
 from kerasnorm import runtime
 from kerasnorm.cli import options as opt
-from kerasnorm.config import NORMS
+from kerasnorm.norms import NORMS
 from kerasnorm.progress import ConsoleProgress
 
+EXPLAINED = tuple(name for name, norm in NORMS.items() if norm.facts)
 runs_argument = click.argument(
     "runs", metavar="RUN…", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
@@ -26,7 +27,7 @@ def _out(default: str) -> opt.Decorator:
 
 
 @click.command()
-@click.argument("norm", metavar="|".join(NORMS[:-1]), type=click.Choice(NORMS[:-1]))
+@click.argument("norm", metavar="|".join(EXPLAINED), type=click.Choice(EXPLAINED))
 @click.option("--cost/--no-cost", default=True, show_default=True, help="Measure what it costs.")
 @click.option(
     "--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Of a timed step."
@@ -49,11 +50,11 @@ def explain(
     Example: kerasnorm explain gn
     """
     _start(backend)
-    from kerasnorm.explain import texts
     from kerasnorm.explain.norm import explain as ask
+    from kerasnorm.explain.norm import explanation_text
 
     answer = ask(norm, cost=cost, batch_size=batch_size, rounds=rounds)
-    _show(answer, out, as_json, lambda found: click.echo(texts.explanation_text(found)))
+    _show(answer, out, as_json, lambda found: click.echo(explanation_text(found)))
 
 
 @click.command()

@@ -9,8 +9,8 @@ import click
 
 from kerasnorm import runtime
 from kerasnorm.cli import options as opt
+from kerasnorm.config import resolve
 from kerasnorm.errors import ConfigError
-from kerasnorm.recipes import resolve
 
 if TYPE_CHECKING:
     from kerasnorm.formats.archive import SavedModel
@@ -196,7 +196,7 @@ def import_torch(
     given = opt.given(options)
     if "widths" in given:
         raise ConfigError("--widths: leave it out; the widths come from the tensors.")
-    runtime.select_backend(backend or "auto")
+    runtime.start(backend or "auto")
     import kerasnorm
     from kerasnorm.files import sha256
     from kerasnorm.formats.archive import save_model

@@ -8,8 +8,9 @@ import click
 
 from kerasnorm import runtime
 from kerasnorm.cli import options as opt
-from kerasnorm.config import SETTINGS, unknown
+from kerasnorm.config import unknown
 from kerasnorm.errors import ConfigError, DataError
+from kerasnorm.norms import NORMS
 
 if TYPE_CHECKING:
     from kerasnorm.data import Split
@@ -81,11 +82,10 @@ def receptive_field(target: str, as_json: bool, image_shape: tuple[int, ...], cl
     from kerasnorm.formats.archive import load_model
     from kerasnorm.inspection.layers import receptive_field as spatial_rows
 
-    norms = SETTINGS["norm"].field.metadata["choices"]
-    if target in norms:
+    if target in NORMS:
         model = _build({"norm": target}, image_shape, classes)
     elif "." not in target and not Path(target).exists():
-        raise unknown("norm", target, norms)
+        raise unknown("norm", target, NORMS)
     else:
         model = load_model(target)
     rows = spatial_rows(model)

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kerasnorm.config import RECIPES, SETTINGS, Setting
+from kerasnorm.config import RECIPES, SETTINGS, Setting, read_toml, resolve
 from kerasnorm.files import plain
 from kerasnorm.progress import LOGGER
-from kerasnorm.recipes import read_toml, resolve
 
 if TYPE_CHECKING:
     from kerasnorm.tables import Table

@@ -9,8 +9,9 @@ import click
 
 from kerasnorm import provenance, runtime
 from kerasnorm.cli import options as opt
-from kerasnorm.config import BACKENDS, NORMS, RECIPES
+from kerasnorm.config import BACKENDS, RECIPES
 from kerasnorm.errors import ConfigError
+from kerasnorm.norms import COMPARED, NORMS
 
 logger = logging.getLogger(__name__)
 RESULT, TABLE, CHART = "bench.json", "bench.txt", "bench.png"
@@ -37,7 +38,7 @@ UNAUGMENTED = {
     "norms",
     multiple=True,
     type=click.Choice(NORMS),
-    help="Norm, likewise. By default bn, gn and ln.",
+    help=f"Norm; more than one may be given. By default {', '.join(COMPARED)}.",
 )
 @click.option(
     "--recipe", type=click.Choice(RECIPES), default="era8", show_default=True, help="Of the net."
@@ -82,8 +83,7 @@ def bench(
     runtime.select_backend()  # of this process, which only tabulates
     from kerasnorm import tables
     from kerasnorm.benchmark.race import CONTENDERS, MEANINGS, race
-    from kerasnorm.config import unknown
-    from kerasnorm.recipes import resolve
+    from kerasnorm.config import resolve, unknown
 
     for name in contenders:
         if name not in MEANINGS:
@@ -94,7 +94,7 @@ def bench(
     for backend in backends or tuple(b for b in ("torch", "tensorflow") if b in installed):
         runtime.check_installed(backend)
         names = [n for n in CONTENDERS[backend] if not contenders or n in contenders]
-        for norm in norms or ("bn", "gn", "ln"):
+        for norm in norms or COMPARED:
             logger.info(f"{backend}, {norm}: {', '.join(names)}, {rounds} rounds")
             config = resolve(fields | {"backend": backend, "norm": norm})
             results += race(config, names, images, rounds)

@@ -8,11 +8,11 @@ import click
 
 from kerasnorm import runtime
 from kerasnorm.cli import options as opt
-from kerasnorm.config import BACKENDS, NORMS, SETTINGS
+from kerasnorm.config import BACKENDS, SETTINGS
 from kerasnorm.errors import ConfigError
+from kerasnorm.norms import COMPARED, NORMS
 from kerasnorm.progress import ConsoleProgress
 
-NORMS_BY_DEFAULT = ("bn", "gn", "ln")
 SEEDS_BY_DEFAULT = 3
 
 
@@ -22,7 +22,7 @@ STUDY_OPTIONS: tuple[opt.Decorator, ...] = (
         "norms",
         multiple=True,
         type=click.Choice(NORMS),
-        help="Norm; more than one may be given. By default bn, gn and ln.",
+        help=f"Norm; more than one may be given. By default {', '.join(COMPARED)}.",
     ),
     click.option(
         "--backend",
@@ -177,7 +177,7 @@ def _grid(options: dict[str, Any]) -> Any:
     for backend in backends:
         runtime.check_installed(backend)
     grid = Grid(
-        norms=tuple(dict.fromkeys(options["norms"])) or NORMS_BY_DEFAULT,
+        norms=tuple(dict.fromkeys(options["norms"])) or COMPARED,
         backends=backends,
         seeds=tuple(range(first, first + count)),
         vary=vary,

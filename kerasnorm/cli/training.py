@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kerasnorm.cli import options as opt
+from kerasnorm.config import to_toml
 from kerasnorm.errors import ConfigError
 from kerasnorm.progress import ConsoleProgress, duration
-from kerasnorm.recipes import to_toml
 from kerasnorm.training.launch import this_launch
 
 if TYPE_CHECKING:

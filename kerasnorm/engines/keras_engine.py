@@ -24,7 +24,7 @@ from kerasnorm.runtime import seed_everything
 
 EPSILON = 1e-8  # of Adam; PyTorch's default
 SEED_STATE = "seed_generator_state"  # what Keras calls the variable of a SeedGenerator
-UNDECAYED = ["gamma", "beta", "scale"]  # the norms' variables; decay is for kernels
+ALL_BUT_KERNELS = r"^(?!kernel$)"  # names of the variables that are not decayed
 
 
 @keras.saving.register_keras_serializable(package="kerasnorm")
@@ -74,7 +74,7 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> keras.Optimizer:
     else:
         optimizer = keras.optimizers.Adam(rate, epsilon=EPSILON)
     if decay:
-        optimizer.exclude_from_weight_decay(var_names=UNDECAYED)
+        optimizer.exclude_from_weight_decay(var_names=[ALL_BUT_KERNELS])
     return optimizer
 
 

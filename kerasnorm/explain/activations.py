@@ -7,10 +7,10 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from kerasnorm.config import LAYER_LABELS
 from kerasnorm.data.dataset import Split
 from kerasnorm.explain.probe import Probe, Weights
 from kerasnorm.keras_settings import stock_keras
-from kerasnorm.skeleton import LAYER_LABELS
 
 Array = NDArray[np.float64]
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kerasnorm.config import Config
+from kerasnorm.config import Config, resolve
 from kerasnorm.data.prepare import prepare
 from kerasnorm.errors import CorruptFileError, DivergedError
 from kerasnorm.explain.answer import Answer
 from kerasnorm.explain.inputs_measure import PREPROCESSINGS, preprocess
 from kerasnorm.explain.preprocessing_plots import preprocessing_figure, training_figure
 from kerasnorm.progress import NullProgress, Progress
-from kerasnorm.recipes import resolve
 from kerasnorm.training import run
 from kerasnorm.training import train as training
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from kerasnorm.config import DataConfig
 from kerasnorm.data.augment import Augmentation
 from kerasnorm.data.dataset import Split
+from kerasnorm.norms import NORMS
 from kerasnorm.plots.images import show_image
 from kerasnorm.plots.style import (
     FAINT,
     INK,
-    NORM_COLORS,
     TEXT_SIZE,
     WIDTH,
     new_figure,
@@ -28,9 +28,9 @@ from kerasnorm.plots.style import (
 
 AUGMENTATIONS = ("flip", "alternating_flip", "translate", "shift_scale_rotate", "cutout", "gray")
 CHANNELS = (  # names and colors of three channels
-    ("red", NORM_COLORS["gn"]),
-    ("green", NORM_COLORS["ln"]),
-    ("blue", NORM_COLORS["bn"]),
+    ("red", NORMS["gn"].color),
+    ("green", NORMS["ln"].color),
+    ("blue", NORMS["bn"].color),
 )
 BINS = 64  # at most
 MARGIN, HEADINGS = 0.08, 0.55  # inches: around a grid of images, and above it

@@ -1,15 +1,102 @@
-"""What a norm computes, costs and is used for."""
+"""A norm explained by what its Keras layer does: measured, in words, and in a figure.
 
+The definition, `normalize`, is a few lines of NumPy. The layer is observed from outside: one of its
+inputs changes, or a small tensor passes through it, and its outputs must agree with the definition.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kerasnorm import runtime
+from kerasnorm.config import ModelConfig, unknown
 from kerasnorm.explain.answer import Answer
+from kerasnorm.norms import EPSILON, NORMS, Norm, NormFacts, normalization
+from kerasnorm.plots.style import FAINT, INK, TEXT_SIZE, new_figure, small_text, title
 
 if TYPE_CHECKING:
+    import keras
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
     from kerasnorm.benchmark.cost import NormCost
-    from kerasnorm.explain.norm_facts import NormFacts
-    from kerasnorm.explain.norm_measure import BatchOfOne, Worked
+
+Array = NDArray[Any]
+Index = tuple[int, int, int, int]
+
+CUBE = (3, 2, 3, 8)  # (N, H, W, C) of the tensor of which one value changes
+SMALL = (2, 1, 2, 4)  # (N, H, W, C) of the worked example
+GROUPS = 2  # of gn in both
+MOVED = 1e-6  # smallest change of an output that counts; rounding of float32 is 1e-7
+BATCHES = 3  # batches after which the moving statistics are shown
+TOLERANCE = 1e-4  # of the layer in float32 against the definition in float64
+WIDTH = 100  # letters per line of text
+FIGURE_WIDTH = 52  # letters per line beside the cube
+REST = "#f2f2f2"  # color of values that do not move
+PERTURBED = "#333333"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a worked example.
+
+    Attributes:
+        name: Name of the step's result.
+        values: Result of the step, broadcast to (N, H, W, C).
+    """
+
+    name: str
+    values: Array
+
+
+@dataclass(frozen=True)
+class Worked:
+    """A small tensor that passes through a norm step by step.
+
+    Attributes:
+        training: Input, mean and variance (or mean square), normalized, scaled and shifted, and
+            the norm's final step if it has one.
+        inference: The same steps at inference; they differ only for a norm with moving statistics.
+        layer_training: Output of the Keras layer in training, which the last step equals.
+        layer_inference: Output of the Keras layer at inference.
+        gamma: Scale, (C,).
+        beta: Shift, (C,); zeros for a norm without one.
+        moving: Moving mean and variance, (2, C), at the start and after each batch; empty for a
+            norm without them.
+        momentum: Share of the old value in a moving statistic.
+        final: Variable of the norm's final step, (C,); None where there is no such step.
+    """
+
+    training: tuple[Step, ...]
+    inference: tuple[Step, ...]
+    layer_training: Array
+    layer_inference: Array
+    gamma: Array
+    beta: Array
+    moving: tuple[Array, ...]
+    momentum: float
+    final: Array | None = None
+
+
+@dataclass(frozen=True)
+class BatchOfOne:
+    """How an image alone in its batch fares, measured on the Keras layer.
+
+    Attributes:
+        training_change: Largest change of an image's outputs in training when the other images
+            leave its batch; 0 for a norm that does not depend on them. Outputs have std 1.
+        inference_change: The same at inference.
+        survives_one_pixel: Whether the output in training still depends on the input when the
+            batch is one image of one pixel.
+    """
+
+    training_change: float
+    inference_change: float
+    survives_one_pixel: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,35 +104,35 @@ class Explanation:
     """A norm, explained.
 
     Attributes:
-        norm: Its short name.
-        facts: Formula, sources, users.
-        index: (n, h, w, c) of the value that was perturbed.
-        shared: Outputs of the real layer that moved, bool (N, H, W, C).
-        worked: A small tensor taken through it.
-        batch_of_one: What becomes of an image alone in its batch.
+        norm: Short name of the norm.
+        facts: Formula, sources and users.
+        index: Index (n, h, w, c) of the input that changed.
+        shared: Which outputs of the Keras layer changed with it, bool (N, H, W, C).
+        worked: A small tensor that passes through the norm.
+        batch_of_one: How an image alone in its batch fares.
         cost: Parameters and share of a training step; None where not measured.
     """
 
     norm: str
-    facts: "NormFacts"
-    index: tuple[int, ...]
-    shared: Any
-    worked: "Worked"
-    batch_of_one: "BatchOfOne"
+    facts: NormFacts
+    index: Index
+    shared: NDArray[np.bool_]
+    worked: Worked
+    batch_of_one: BatchOfOne
     cost: "NormCost | None"
 
 
 def explain(norm: str, *, cost: bool = True, batch_size: int = 64, rounds: int = 7) -> Answer:
-    """Explains a norm by what the real Keras layer does.
+    """Explains a norm by what its Keras layer does.
 
-    y = gamma * (x - mean) / sqrt(variance + epsilon) + beta, x (N, H, W, C); the norms differ in
-    the axes that share a mean and a variance. Sources: `kerasnorm.explain.norm_facts`.
+    y = gamma * (x - mean) / sqrt(variance + epsilon) + beta, x (N, H, W, C); norms differ in the
+    axes that share a mean and a variance. Sources: `kerasnorm.norms`.
 
     Args:
-        norm: One of bn, gn, ln, lnc, in, rms.
-        cost: Measure what it costs in this network, some ten seconds.
-        batch_size: Images a step of that measurement.
-        rounds: Turns with and without the norm of that measurement.
+        norm: Name of a norm, see `kerasnorm.norms.NORMS`.
+        cost: Whether to measure what the norm costs in this network, which takes ten seconds.
+        batch_size: Number of images per step of that measurement.
+        rounds: Number of times that the network is timed with and without the norm.
 
     Returns:
         An `Answer` whose data are an `Explanation`, with a figure named after the norm.
@@ -53,22 +140,456 @@ def explain(norm: str, *, cost: bool = True, batch_size: int = 64, rounds: int =
     Raises:
         ConfigError: The norm is unknown.
     """
+    record = _record(norm)
+    assert record.facts is not None
     backend, _ = runtime.start()
     from kerasnorm.benchmark.cost import norm_cost
-    from kerasnorm.explain import norm_measure as analysis
-    from kerasnorm.explain.norm_facts import NORM_FACTS
-    from kerasnorm.explain.norm_plots import explain_figure
 
-    analysis.check_norm(norm)
     index = (0, 0, 0, 0)
     found = Explanation(
         norm,
-        NORM_FACTS[norm],
+        record.facts,
         index,
-        analysis.shared_by_perturbation(norm, analysis.CUBE, index),
-        analysis.worked_example(norm),
-        analysis.batch_of_one(norm),
+        shared_by_perturbation(norm, CUBE, index),
+        worked_example(norm),
+        batch_of_one(norm),
         norm_cost(norm, backend, batch_size, rounds) if cost else None,
     )
-    figure = explain_figure(norm, found.facts, found.shared, index, found.worked)
-    return Answer(found, {norm: figure})
+    return Answer(found, {norm: explain_figure(found)})
+
+
+def _record(norm: str) -> Norm:
+    """Returns the record of a norm.
+
+    Raises:
+        ConfigError: The norm is unknown, or there is nothing to explain about it.
+    """
+    known = [name for name, record in NORMS.items() if record.facts]
+    if norm not in known:
+        raise unknown("norm to explain", norm, known)
+    return NORMS[norm]
+
+
+# Definition
+
+
+def normalize(x: Array, norm: str, groups: int = 1, epsilon: float = EPSILON) -> Array:
+    """Returns x normalized by definition, before scale and shift, in float64.
+
+    y = (x - mean) / sqrt(variance + epsilon), with mean and variance as in `moments`.
+
+    Args:
+        x: Array of shape (N, H, W, C).
+        norm: Name of a norm, see `kerasnorm.norms.NORMS`.
+        groups: Number of groups of gn; other norms ignore it.
+        epsilon: Added to the variance.
+
+    Raises:
+        ConfigError: The norm is unknown, or the groups do not divide C.
+
+    >>> y = normalize(np.array([1.0, 3.0, 10.0, 30.0]).reshape(1, 1, 2, 2), "lnc")
+    >>> y.round(3).ravel().tolist()
+    [-1.0, 1.0, -1.0, 1.0]
+    """
+    mean, variance = moments(x, norm, groups)
+    result: Array = (x - mean) / np.sqrt(variance + epsilon)
+    return result
+
+
+def moments(x: Array, norm: str, groups: int = 1) -> tuple[Array, Array]:
+    """Returns the mean and the variance that normalize each value of x.
+
+    The variance is the biased one, E[(x - mean)²]. For a norm that does not subtract the mean, the
+    mean is 0 and the variance is the mean square E[x²].
+
+    Args:
+        x: Array of shape (N, H, W, C).
+        norm: Name of a norm, see `kerasnorm.norms.NORMS`.
+        groups: Number of groups of gn; other norms ignore it.
+
+    Returns:
+        Two arrays of shape (N, H, W, C).
+
+    >>> mean, variance = moments(np.arange(4.0).reshape(1, 1, 2, 2), "bn")
+    >>> mean[0, 0, 0].tolist(), variance[0, 0, 0].tolist()
+    ([1.0, 2.0], [1.0, 1.0])
+    """
+    record = _record(norm)
+    split = x.astype(np.float64).reshape(_split(record, x.shape, groups))
+    mean = split.mean(record.axes, keepdims=True) if record.is_centered else np.zeros(())
+    variance = np.square(split - mean).mean(record.axes, keepdims=True)
+    full = [np.broadcast_to(part, split.shape).reshape(x.shape) for part in (mean, variance)]
+    return full[0], full[1]
+
+
+def _split(norm: Norm, shape: Sequence[int], groups: int) -> tuple[int, ...]:
+    """Returns the shape (N, H, W, groups, C / groups) that a norm's axes refer to."""
+    count = norm.groups(ModelConfig(norm=norm.name, groups=groups), shape[-1])
+    return (*shape[:3], count, shape[-1] // count)
+
+
+def shared_by_definition(
+    norm: str, shape: Index, index: Index, groups: int = GROUPS
+) -> NDArray[np.bool_]:
+    """Returns which values share their statistics with the one at `index`, by the norm's axes.
+
+    Args:
+        norm: Name of a norm, see `kerasnorm.norms.NORMS`.
+        shape: Shape (N, H, W, C).
+        index: Index (n, h, w, c).
+        groups: Number of groups of gn; other norms ignore it.
+
+    Returns:
+        An array of shape (N, H, W, C).
+
+    >>> shared_by_definition("in", (2, 1, 2, 3), (0, 0, 1, 2)).sum()
+    np.int64(2)
+    """
+    record = _record(norm)
+    split = _split(record, shape, groups)
+    places = np.indices(split)
+    here = np.unravel_index(np.ravel_multi_index(index, shape), split)
+    apart = [axis for axis in range(5) if axis not in record.axes]
+    same: NDArray[np.bool_] = np.all([places[a] == here[a] for a in apart], axis=0)
+    return same.reshape(shape)
+
+
+# The Keras layer, observed
+
+
+def make_layer(norm: str, channels: int, groups: int = GROUPS) -> "keras.layers.Layer":
+    """Returns a built layer of a norm for `channels` channels; its final step changes nothing.
+
+    Raises:
+        ConfigError: The norm is unknown, or the groups do not divide the channels.
+    """
+    record = _record(norm)
+    layer = normalization(ModelConfig(norm=norm, groups=groups), channels)
+    assert layer is not None
+    layer.build((None, None, None, channels))
+    if record.final:
+        _assign(layer, {record.final.variable: np.full(channels, record.final.neutral)})
+    return layer
+
+
+def _assign(layer: "keras.layers.Layer", values: Mapping[str, Array]) -> None:
+    """Sets variables of a layer, by their names."""
+    for variable in layer.variables:
+        if variable.name in values:
+            array = values[variable.name].astype(np.float32)
+            variable.assign(array.reshape(tuple(variable.shape)))
+
+
+def _call(layer: "keras.layers.Layer", x: Array, training: bool) -> Array:
+    import keras
+
+    outputs = layer(keras.ops.convert_to_tensor(x), training=training)
+    result: Array = keras.ops.convert_to_numpy(outputs)
+    return result
+
+
+def shared_by_perturbation(
+    norm: str, shape: Index, index: Index, groups: int = GROUPS
+) -> NDArray[np.bool_]:
+    """Returns which outputs of the Keras layer in training change when its input at `index` does.
+
+    The layer is the one that the network has. Arguments and returned shape are those of
+    `shared_by_definition`, with which it must agree.
+    """
+    x = np.random.Generator(np.random.PCG64(0)).normal(size=shape).astype(np.float32)
+    moved = x.copy()
+    moved[index] += 1.0
+    layer = make_layer(norm, shape[-1], groups)
+    change = np.abs(_call(layer, moved, True) - _call(layer, x, True))
+    has_moved: NDArray[np.bool_] = change > MOVED
+    return has_moved
+
+
+def worked_example(norm: str, x: Array | None = None, groups: int = GROUPS) -> Worked:
+    """Passes a small tensor through a norm step by step, and checks it against the Keras layer.
+
+    Args:
+        norm: Name of a norm, see `kerasnorm.norms.NORMS`.
+        x: Array of shape (N, H, W, C); by default 16 whole numbers.
+        groups: Number of groups of gn; other norms ignore it.
+
+    Raises:
+        AssertionError: The last step is not what the layer gives, so the definition is wrong.
+        ConfigError: The norm is unknown, or the groups do not divide C.
+    """
+    if x is None:
+        rng = np.random.Generator(np.random.PCG64(7))
+        x = rng.integers(0, 10, SMALL).astype(np.float32)
+    record, channels = _record(norm), x.shape[-1]
+    gamma = 1 + 0.5 * np.arange(channels)
+    beta = np.arange(channels) - 1.0 if record.shift else np.zeros(channels)
+    final = 0.5 * np.arange(channels) - 1 if record.final else None
+    layer = make_layer(norm, channels, groups)
+    values = {record.scale: gamma}
+    values |= {record.shift: beta} if record.shift else {}
+    values |= {record.final.variable: final} if record.final and final is not None else {}
+    _assign(layer, values)
+    training = _steps(record, x, moments(x, norm, groups), gamma, beta, final)
+    from_layer = _call(layer, x, True)
+    _agree(training[-1].values, from_layer)
+    moving: list[Array] = []
+    momentum = float(getattr(layer, "momentum", 0.0))
+    if hasattr(layer, "moving_mean"):
+        moving.append(np.stack([np.zeros(channels), np.ones(channels)]))
+        for number in range(BATCHES):
+            batch = x + number  # each batch is brighter than the one before by 1
+            if number:
+                _call(layer, batch, True)
+            measured = np.stack([part[0, 0, 0] for part in moments(batch, norm)])
+            moving.append(momentum * moving[-1] + (1 - momentum) * measured)
+            kept = [layer.moving_mean, layer.moving_variance]
+            _agree(moving[-1], np.stack([np.asarray(variable) for variable in kept]))
+    is_moving = bool(moving)
+    inference = _steps(record, x, tuple(moving[-1]), gamma, beta, final) if is_moving else training
+    at_inference = _call(layer, x, False)
+    _agree(inference[-1].values, at_inference)
+    return Worked(
+        training, inference, from_layer, at_inference, gamma, beta, tuple(moving), momentum, final
+    )
+
+
+def _steps(
+    norm: Norm,
+    x: Array,
+    statistics: tuple[Array, ...],
+    gamma: Array,
+    beta: Array,
+    final: Array | None,
+) -> tuple[Step, ...]:
+    mean, variance = (np.broadcast_to(part, x.shape) for part in statistics)
+    normalized = (x - mean) / np.sqrt(variance + EPSILON)
+    scaled = gamma * normalized + beta
+    steps = {"input": x}
+    steps |= {"mean": mean, "variance": variance} if norm.is_centered else {"mean square": variance}
+    steps |= {"normalized": normalized, "scaled and shifted" if norm.shift else "scaled": scaled}
+    if norm.final and final is not None:
+        steps[norm.final.name] = norm.final.apply(scaled, final)
+    return tuple(Step(name, values) for name, values in steps.items())
+
+
+def _agree(ours: Array, layers: Array) -> None:
+    assert np.allclose(ours, layers, rtol=TOLERANCE, atol=TOLERANCE), (
+        f"The definition gives {ours.ravel()[:4]}, the Keras layer {layers.ravel()[:4]}."
+    )
+
+
+def batch_of_one(norm: str, groups: int = GROUPS) -> BatchOfOne:
+    """Calls the Keras layer on an image in a batch of eight, alone, and reduced to one pixel."""
+    rng = np.random.Generator(np.random.PCG64(1))
+    batch = rng.normal(size=(8, 4, 4, 8)).astype(np.float32)
+    changes = []
+    for is_training in (True, False):
+        together, alone = (
+            _call(make_layer(norm, 8, groups), images, is_training)[0]
+            for images in (batch, batch[:1])
+        )
+        changes.append(float(np.abs(together - alone).max()))
+    layer = make_layer(norm, 8, groups)
+    pixels = [_call(layer, batch[i : i + 1, :1, :1], True) for i in (0, 1)]
+    survives = bool(np.abs(pixels[0] - pixels[1]).max() > MOVED)
+    training, inference = (change if change > MOVED else 0.0 for change in changes)
+    return BatchOfOne(training, inference, survives)
+
+
+# In words
+
+
+def explanation_text(found: Explanation) -> str:
+    """Returns an explanation as text for a terminal."""
+    facts, worked = found.facts, found.worked
+    parts = [
+        f"{found.norm}: {facts.name}",
+        f"formula      {facts.formula}",
+        _entry("statistics", f"over {facts.over}"),
+        _entry("source", facts.source),
+        "",
+        _shared_text(found),
+        "",
+        _worked_text(NORMS[found.norm], worked),
+    ]
+    if worked.moving:
+        parts += ["", _moving_text(worked)]
+    parts += ["", _entry("batch of 1", _alone_text(found.batch_of_one))]
+    if found.cost is not None:
+        parts.append(_entry("cost", _cost_text(found.cost)))
+    parts += [_entry("" if place else "used by", user) for place, user in enumerate(facts.users)]
+    parts += [_entry("caution", facts.caution)] if facts.caution else []
+    return "\n".join(parts)
+
+
+def _entry(name: str, text: str) -> str:
+    return fill(text, WIDTH, initial_indent=f"{name:<13}", subsequent_indent=" " * 13)
+
+
+def _shared_text(found: Explanation) -> str:
+    """Draws the cube as one map per image: channels downwards, pixels to the right."""
+    count, height, width, channels = found.shared.shape
+    n, h, w, c = found.index
+    lines = [
+        "Input X of the Keras layer was changed; outputs # changed with it, outputs . did not.",
+        "   ".join(f"{f'image {i}':<{height * width + 3}}" for i in range(count)).rstrip(),
+    ]
+    for channel in reversed(range(channels)):
+        row = []
+        for image in range(count):
+            marks = ["#" if m else "." for m in found.shared[image, :, :, channel].ravel()]
+            if (image, channel) == (n, c):
+                marks[h * width + w] = "X"
+            row.append(f"C{channel} {''.join(marks)}")
+        lines.append("   ".join(row))
+    return "\n".join(lines)
+
+
+def _worked_text(norm: Norm, worked: Worked) -> str:
+    lines = ["A small tensor, step by step: images of two pixels (between bars) of four channels."]
+    same = all(
+        np.array_equal(a.values, b.values)
+        for a, b in zip(worked.training, worked.inference, strict=True)
+    )
+    phases = [("training and inference" if same else "training", worked.training)]
+    phases += [] if same else [("inference, by the moving statistics", worked.inference)]
+    for phase, steps in phases:
+        lines.append(f"  {phase}")
+        for image in range(len(steps[0].values)):
+            lines.append(f"    image {image}")
+            lines += [f"      {step.name:<20}{_cells(step.values[image])}" for step in steps]
+    variables = f"gamma {_row(worked.gamma)}"
+    variables += f", beta {_row(worked.beta)}" if norm.shift else ""
+    if norm.final and worked.final is not None:
+        variables += f", {norm.final.variable} {_row(worked.final)}"
+    lines.append(f"  {variables}. The last step equals the Keras layer's output.")
+    return "\n".join(lines)
+
+
+def _cells(image: Array) -> str:
+    pixels = np.asarray(image, np.float64).reshape(-1, image.shape[-1])
+    return " | ".join(" ".join(f"{value:z6.2f}" for value in pixel) for pixel in pixels)
+
+
+def _row(values: Array) -> str:
+    return " ".join(f"{value:g}" for value in values)
+
+
+def _moving_text(worked: Worked) -> str:
+    lines = [
+        f"Moving average: new = {worked.momentum:g} * old + {1 - worked.momentum:g} * the batch's",
+        "  after  mean of each channel          variance of each channel",
+    ]
+    for number, (mean, variance) in enumerate(worked.moving):
+        lines.append(
+            f"  {number or 'start':>5}  {' '.join(f'{v:6.3f}' for v in mean):<30}"
+            f"{' '.join(f'{v:6.3f}' for v in variance)}"
+        )
+    return "\n".join(lines)
+
+
+def _alone_text(alone: BatchOfOne) -> str:
+    if alone.training_change:
+        inference = (
+            f"at inference by {alone.inference_change:.2f}"
+            if alone.inference_change
+            else "at inference they do not"
+        )
+        change = (
+            f"in training an image's outputs change by up to {alone.training_change:.2f} (their "
+            f"std is 1) when the seven other images leave its batch; {inference}"
+        )
+    else:
+        change = (
+            "an image's outputs do not change when the other images leave its batch, in training "
+            "or at inference"
+        )
+    verb = "still depends" if alone.survives_one_pixel else "does not depend"
+    return f"{change}. On one image of one pixel, the output {verb} on the input."
+
+
+def _cost_text(cost: "NormCost") -> str:
+    return (
+        f"{cost.norm_parameters:,} of {cost.parameters:,} parameters; {100 * cost.share:.0f} % of "
+        f"a training step of {cost.batch_size} images ({cost.milliseconds:.0f} ms, without it "
+        f"{cost.milliseconds_without:.0f} ms), {cost.backend}, median of {cost.rounds} rounds on "
+        "this machine"
+    )
+
+
+# In a figure
+
+
+def explain_figure(found: Explanation) -> "Figure":
+    """Returns the cube of values that share statistics, above the worked example."""
+    record, facts = NORMS[found.norm], found.facts
+    figure = new_figure(6.4)
+    figure.set_layout_engine("none")  # a 3-D view leaves too much room, so axes are placed by hand
+    title(figure, f"{record.label}: {facts.name}")
+    cube = figure.add_axes((0.5, 0.4, 0.48, 0.56), projection="3d")
+    _draw_cube(cube, found.shared, found.index, record.color)
+    changed, others = found.shared.sum() - 1, found.shared.size - 1
+    texts = (
+        facts.formula,
+        fill(f"Statistics over {facts.over}.", FIGURE_WIDTH),
+        "Dark: the input of the Keras layer that was changed.",
+        f"Color: the other outputs that changed, {changed} of {others}.",
+        "Below: a small tensor step by step; the last step\nequals the layer's output.",
+    )
+    height = 0.9
+    for text in texts:
+        figure.text(0.03, height, text, fontsize=TEXT_SIZE, color=INK, va="top", parse_math=False)
+        height -= 0.05 + 0.032 * (text.count("\n") + 1)
+    steps = found.worked.training
+    pitch = 0.91 / max(5, len(steps))
+    for place, step in enumerate(steps):
+        axes = figure.add_axes((0.085 + pitch * place, 0.085, pitch - 0.012, 0.25))
+        _heatmap(axes, step.values, step.name)
+        if place == 0:
+            axes.set_ylabel("image, pixel", fontsize=TEXT_SIZE, color=INK)
+        axes.set_xlabel("channel", fontsize=TEXT_SIZE, color=INK)
+    return figure
+
+
+def _draw_cube(axes: Any, shared: NDArray[np.bool_], index: Index, color: str) -> None:
+    count, height, width, channels = shared.shape
+    # Voxels are (H·W, N, C): pixels to the right, images into depth, channels upwards.
+    pixels = shared.reshape(count, height * width, channels).transpose(1, 0, 2)
+    colors = np.where(pixels, color, REST)
+    colors[index[1] * width + index[2], index[0], index[3]] = PERTURBED
+    axes.voxels(
+        np.ones_like(pixels), facecolors=colors, edgecolor="#bbbbbb", linewidth=0.5, shade=False
+    )
+    axes.set_box_aspect((height * width, 1.6 * count, channels), zoom=0.95)
+    axes.view_init(elev=22, azim=-58)
+    for axis, size, name in (
+        (axes.xaxis, height * width, "H·W (pixel)"),
+        (axes.yaxis, count, "N (image)"),
+        (axes.zaxis, channels, "C (channel)"),
+    ):
+        axis.set_ticks(np.arange(size) + 0.5, [str(number) for number in range(size)])
+        axis.set_label_text(name)
+        axis.labelpad = -2
+        axis.pane.set_visible(False)
+        axis.line.set_color(FAINT)
+        axis.label.set_fontsize(TEXT_SIZE)
+        axis.label.set_color(INK)
+    axes.tick_params(labelsize=TEXT_SIZE - 1.5, labelcolor=INK, pad=-2)
+    axes.grid(visible=False)
+
+
+def _heatmap(axes: "Axes", values: Array, name: str) -> None:
+    count, height, width, channels = values.shape
+    rows = np.asarray(values, np.float64).reshape(-1, channels)
+    limit = max(float(np.abs(rows).max()), 1e-9)
+    axes.imshow(rows, cmap="RdBu_r", vmin=-1.6 * limit, vmax=1.6 * limit, aspect="auto")
+    for (row, column), value in np.ndenumerate(rows):
+        text = f"{value:.0f}" if name == "input" else f"{value:z.2f}"
+        axes.text(column, row, text, ha="center", va="center", fontsize=6.8, color=INK)
+    axes.axhline(height * width - 0.5, color="white", linewidth=2.5)
+    axes.set_title(name, fontsize=TEXT_SIZE, color=INK)
+    places = [f"{n}, {p}" for n in range(count) for p in range(height * width)]
+    axes.set_yticks(range(len(places)), places if name == "input" else [""] * len(places))
+    axes.set_xticks(range(channels))
+    axes.spines[:].set_visible(False)
+    small_text(axes)

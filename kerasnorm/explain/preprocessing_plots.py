@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from kerasnorm.explain.inputs_measure import Preprocessed
 from kerasnorm.explain.inputs_plots import draw_histogram
+from kerasnorm.norms import NORMS
 from kerasnorm.plots.images import show_image
-from kerasnorm.plots.style import INK, NORM_COLORS, TEXT_SIZE, new_figure, quiet, title
+from kerasnorm.plots.style import INK, TEXT_SIZE, new_figure, quiet, title
 
 IMAGES = 4  # samples of each preprocessing
 SPREAD = 10  # of losses; more goes on a logarithmic axis
@@ -22,10 +23,10 @@ NAMES = {
     "equalize": "equalized, then standardized",
 }
 STYLES = {
-    "none": (NORM_COLORS["none"], ":"),
-    "scale": (NORM_COLORS["in"], "--"),
-    "standardize": (NORM_COLORS["bn"], "-"),
-    "equalize": (NORM_COLORS["gn"], "-."),
+    "none": (NORMS["none"].color, ":"),
+    "scale": (NORMS["in"].color, "--"),
+    "standardize": (NORMS["bn"].color, "-"),
+    "equalize": (NORMS["gn"].color, "-."),
 }
 
 

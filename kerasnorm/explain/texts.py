@@ -1,142 +1,18 @@
-"""What understanding commands print: norms explained in words, and tables of measurements."""
+"""Tables of what the questions about inputs, landscapes and statistics measure."""
 
 from collections.abc import Sequence
-from textwrap import fill
 from typing import Any
 
 import numpy as np
 
 from kerasnorm.tables import Table
 
-WIDTH = 100
 MEASURED_NOTE = "Medians over the lines along the gradient; the surface is of test images."
 GAP_NOTE = (
     "|w| and near 0 are of all kernels of the trained model; near 0 is below a thousandth of the "
     "layer's largest. Accuracies are of that model on images as they are, {judged} of a split at "
     "most; the gap is train minus test, in points."
 )
-
-
-def explanation_text(found: Any) -> str:
-    """Returns an `Explanation` as text for a terminal."""
-    facts, alone = found.facts, found.batch_of_one
-    parts = [
-        f"{found.norm}: {facts.name}",
-        f"formula      {facts.formula}",
-        _entry("statistics", f"over {facts.over}"),
-        _entry("source", facts.source),
-        "",
-        _shared(found),
-        "",
-        _worked(found.worked),
-    ]
-    if found.worked.moving:
-        parts += ["", _moving(found.worked)]
-    parts += ["", _entry("batch of 1", _alone(alone))]
-    if found.cost is not None:
-        parts.append(_entry("cost", _cost(found.cost)))
-    parts += [
-        _entry("used by" if place == 0 else "", user) for place, user in enumerate(facts.users)
-    ]
-    parts.append(_entry("mind", facts.caution))
-    return "\n".join(parts)
-
-
-def _entry(name: str, text: str) -> str:
-    return fill(text, WIDTH, initial_indent=f"{name:<13}", subsequent_indent=" " * 13)
-
-
-def _shared(found: Any) -> str:
-    """Draws the cube as one map an image: channels down, pixels to the right."""
-    count, height, width, channels = found.shared.shape
-    pixels = height * width
-    n, h, w, c = found.index
-    lines = [
-        "Input X of the real layer was moved; outputs # moved with it, outputs . did not.",
-        "   ".join(f"{f'image {i}':<{pixels + 3}}" for i in range(count)).rstrip(),
-    ]
-    for channel in reversed(range(channels)):
-        row = []
-        for image in range(count):
-            marks = ["#" if m else "." for m in found.shared[image, :, :, channel].ravel()]
-            if (image, channel) == (n, c):
-                marks[h * width + w] = "X"
-            row.append(f"C{channel} {''.join(marks)}")
-        lines.append("   ".join(row))
-    return "\n".join(lines)
-
-
-def _worked(worked: Any) -> str:
-    lines = ["A small tensor, step by step: images of two pixels (between bars) of four channels."]
-    same = all(
-        np.array_equal(a.values, b.values)
-        for a, b in zip(worked.training, worked.inference, strict=True)
-    )
-    phases = [("training and inference" if same else "training", worked.training)]
-    phases += [] if same else [("inference, by the moving statistics", worked.inference)]
-    for phase, steps in phases:
-        lines.append(f"  {phase}")
-        for image in range(len(steps[0].values)):
-            lines.append(f"    image {image}")
-            lines += [f"      {step.name:<20}{_cells(step.values[image])}" for step in steps]
-    shift = f", beta {_row(worked.beta)}" if worked.beta.any() else ""  # rms has none
-    lines.append(
-        f"  gamma {_row(worked.gamma)}{shift}. The last step equals the Keras layer's output."
-    )
-    return "\n".join(lines)
-
-
-def _cells(image: Any) -> str:
-    pixels = np.asarray(image, np.float64).reshape(-1, image.shape[-1])
-    return " | ".join(" ".join(f"{value:z6.2f}" for value in pixel) for pixel in pixels)
-
-
-def _row(values: Any) -> str:
-    return " ".join(f"{value:g}" for value in values)
-
-
-def _moving(worked: Any) -> str:
-    lines = [
-        f"Moving average: new = {worked.momentum:g} * old + {1 - worked.momentum:g} * the batch's",
-        "  after  mean of each channel          variance of each channel",
-    ]
-    for number, (mean, variance) in enumerate(worked.moving):
-        name = f"{number}" if number else "start"
-        lines.append(
-            f"  {name:>5}  {' '.join(f'{v:6.3f}' for v in mean):<30}"
-            f"{' '.join(f'{v:6.3f}' for v in variance)}"
-        )
-    return "\n".join(lines)
-
-
-def _alone(alone: Any) -> str:
-    training = (
-        f"in training an image's outputs change by up to {alone.training_change:.2f} (their std is "
-        "1) when the seven others of its batch go"
-        if alone.training_change
-        else "an image's outputs do not change when the others of its batch go"
-    )
-    inference = (
-        f"at inference by {alone.inference_change:.2f}"
-        if alone.inference_change
-        else "at inference they do not"
-        if alone.training_change
-        else "in training or at inference"
-    )
-    joined = f"{training}; {inference}" if alone.training_change else f"{training}, {inference}"
-    one = (
-        "still depends on the input" if alone.survives_one_pixel else "does not depend on the input"
-    )
-    return f"{joined}. On one image of one pixel, the output {one}."
-
-
-def _cost(cost: Any) -> str:
-    return (
-        f"{cost.norm_parameters:,} of {cost.parameters:,} parameters; {100 * cost.share:.0f} % of "
-        f"a training step of {cost.batch_size} images ({cost.milliseconds:.0f} ms, without it "
-        f"{cost.milliseconds_without:.0f} ms), {cost.backend}, median of {cost.rounds} turns here "
-        "and now"
-    )
 
 
 def inputs_table(found: Sequence[Any]) -> Table:

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasnorm.config import Config
+from kerasnorm.config import Config, resolve
 from kerasnorm.engines import choice
 from kerasnorm.errors import ConfigError, CorruptFileError
 from kerasnorm.files import as_json, check_file, unwritable, write_bytes
@@ -25,7 +25,7 @@ from kerasnorm.formats import limits
 from kerasnorm.inspection import output_graph, outputs
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.network import EQUALIZED_PIXELS, portable
-from kerasnorm.recipes import resolve
+from kerasnorm.norms import custom_layers
 
 CARD = "kerasnorm.json"
 WEIGHTS = "model.weights.h5"
@@ -183,7 +183,7 @@ def read_archive(path: Path) -> tuple[keras.Model, dict[str, Any]]:
     config, card = _inspect(path)
     _check_config(path, config)
     try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        model = keras.saving.load_model(path, custom_layers(), compile=False, safe_mode=True)
     except Exception as error:  # Keras raises nearly every type on damaged files
         raise _damaged(path, error) from error
     _check_model(path, model)
@@ -205,7 +205,7 @@ def model_from_config(path: Path, config: dict[str, Any]) -> keras.Model:
         raise CorruptFileError(f"{path} is damaged: its config is no object.")
     _check_config(path, config)
     try:
-        model = keras.saving.deserialize_keras_object(config, safe_mode=True)
+        model = keras.saving.deserialize_keras_object(config, custom_layers(), safe_mode=True)
     except Exception as error:
         raise _damaged(path, error) from error
     _check_model(path, model)
@@ -230,7 +230,9 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
     with keras.StatelessScope(initialize_variables=False):
         try:
             # Of a copy: Keras takes configs apart.
-            outline = keras.saving.deserialize_keras_object(copy.deepcopy(config), safe_mode=True)
+            outline = keras.saving.deserialize_keras_object(
+                copy.deepcopy(config), custom_layers(), safe_mode=True
+            )
         except Exception as error:
             raise _damaged(path, error) from error
         finally:
@@ -302,6 +304,7 @@ def _check_weights(path: Path, archive: zipfile.ZipFile) -> None:
 def _foreign_classes(config: dict[str, Any]) -> set[str]:
     """Names of the classes in a Keras config that are not Keras's own, or that run code."""
     found = set()
+    norms = [(kind.__name__, name) for name, kind in custom_layers().items()]
     pending: list[Any] = [config]  # no recursion: a hostile config may be nested deeply
     while pending:
         node = pending.pop()
@@ -309,7 +312,8 @@ def _foreign_classes(config: dict[str, Any]) -> set[str]:
             pending.extend(node)
         elif isinstance(node, dict):
             pending.extend(node.values())
-            if "class_name" in node and _is_foreign(node):
+            is_norm = (node.get("class_name"), node.get("registered_name")) in norms
+            if "class_name" in node and not is_norm and _is_foreign(node):
                 found.add(f"{node.get('module') or 'custom'}.{node['class_name']}")
             if any(isinstance(node.get(name), int) and node[name] > MAX_UNITS for name in SIZES):
                 found.add(f"a layer of more than {MAX_UNITS} units")

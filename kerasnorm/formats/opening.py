@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasnorm.config import Config
+from kerasnorm.config import Config, resolve
 from kerasnorm.errors import ConfigError, CorruptFileError
 from kerasnorm.formats.formats import Format, detect
 from kerasnorm.formats.helper import Helper
 from kerasnorm.formats.metadata import read_card
 from kerasnorm.inspection.outputs import Kind, as_logits, check_finite, output_kind, probe_images
-from kerasnorm.recipes import resolve
 
 if TYPE_CHECKING:
     from kerasnorm.formats.archive import SavedModel

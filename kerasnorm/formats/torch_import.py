@@ -11,10 +11,10 @@ from typing import Any
 import keras
 from numpy.typing import NDArray
 
+from kerasnorm.config import SKELETON, resolve
 from kerasnorm.errors import ConfigError
 from kerasnorm.network import build_model
-from kerasnorm.recipes import resolve
-from kerasnorm.skeleton import SKELETON
+from kerasnorm.norms import NORMS
 
 Tensor = tuple[str, NDArray[Any]]
 Group = list[Tensor]
@@ -79,7 +79,7 @@ def import_tensors(
     options = dict(options)
     config = resolve(options).model
     elements = [value for _, value in norms if value.ndim == 3]
-    if elements and config.norm == "ln":
+    if elements and "ln_affine" in NORMS[config.norm].fields:
         options["ln_affine"] = "element"
         image_size = (elements[0].shape[1], elements[0].shape[2])
     outputs = [value.shape[0] for _, value in kernels]
@@ -91,7 +91,7 @@ def import_tensors(
         std=std,
     )
     imported = Imported(model, ignored=ignored)
-    _fill(imported, kernels, norms)
+    _fill(imported, kernels, norms, config.norm)
     return imported
 
 
@@ -172,24 +172,21 @@ def _layers(model: keras.Model) -> Iterator[tuple[keras.layers.Layer, bool]]:
             yield layer, isinstance(layer, keras.layers.Conv2D)
 
 
-def _fill(imported: Imported, kernels: Group, norms: Group) -> None:
+def _fill(imported: Imported, kernels: Group, norms: Group, norm: str) -> None:
     """Sets the weights of the model; all that does not fit is reported together."""
     layers = list(_layers(imported.model))
     size = max((len(layer.weights) for layer, is_conv in layers if not is_conv), default=0)
     groups = _groups(norms, size)
-    norm = imported.model.name.removeprefix("kerasnorm_")
     remaining = iter(kernels)
     problems = []
-    # PyTorch's InstanceNorm2d has no scale and shift by default: they stay 1 and 0.
-    is_fixed = not norms and norm == "in"
     for layer, is_conv in layers:
         if is_conv:
             name, value = next(remaining)
             layer.set_weights([value.transpose(2, 3, 1, 0)])
             imported.matched[layer.weights[0].path] = name
             continue
-        if is_fixed:
-            continue
+        if not norms and _is_instance_norm(layer):
+            continue  # PyTorch's has no scale and shift by default: they stay 1 and 0.
         shape = tuple(layer.weights[0].shape)
         found = next((group for group in groups if _fits(group, shape, len(layer.weights))), None)
         if found is None:
@@ -210,6 +207,11 @@ def _fill(imported: Imported, kernels: Group, norms: Group) -> None:
             f"The tensors do not fit norm={norm}; another --norm, --recipe or "
             "--norm-transitions may (its convolutions have no bias):\n" + "\n".join(problems)
         )
+
+
+def _is_instance_norm(layer: keras.layers.Layer) -> bool:
+    is_grouped = isinstance(layer, keras.layers.GroupNormalization)
+    return is_grouped and layer.groups in (-1, layer.gamma.shape[0])
 
 
 def _fits(group: dict[int, Tensor], shape: tuple[int, ...], count: int) -> bool:

@@ -16,6 +16,7 @@ from keras import layers
 from kerasnorm.errors import ConfigError
 from kerasnorm.inspection.graph import functional_graph, nodes
 from kerasnorm.inspection.receptive_field import FeatureMap, Field, merge, same_padding, window
+from kerasnorm.norms import custom_layers
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,8 @@ def _rule(operation: Any) -> Rule:
     kind = type(operation).__name__
     if not isinstance(operation, layers.Layer) and kind in ELEMENTWISE_OPERATIONS:
         return _elementwise
+    if isinstance(operation, tuple(custom_layers().values())):
+        return _elementwise  # a norm, whose units keep their field like those of all norms
     reason = "kerasnorm does not know what its units see"
     if isinstance(operation, REFINEMENTS):
         reason = "it makes a map finer, so that neighboring units see windows of different sizes"

@@ -18,12 +18,11 @@ from kerasnorm.explain.inputs_plots import (
 )
 from kerasnorm.plots.curves import accuracy_figure, learning_rate_figure, loss_figure
 from kerasnorm.plots.images import confusion_figure, misclassified_figure
-from kerasnorm.plots.style import NORM_COLORS, save, save_all
+from kerasnorm.plots.style import save, save_all
 from kerasnorm.study.labels import norm_label, run_labels
 from kerasnorm.training.run import PLOTS, Run
 
 __all__ = [
-    "NORM_COLORS",
     "accuracy_figure",
     "augmentation_figure",
     "augmented_views",

@@ -12,7 +12,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from kerasnorm.engines.schedule import learning_rates
-from kerasnorm.plots.style import FAINT, INK, NORM_COLORS, TEXT_SIZE, WIDTH, new_figure, quiet
+from kerasnorm.norms import NORMS
+from kerasnorm.plots.style import FAINT, INK, TEXT_SIZE, WIDTH, new_figure, quiet
 from kerasnorm.study.labels import run_labels
 from kerasnorm.training.run import Row, Run
 
@@ -126,12 +127,12 @@ def _styles(runs: Sequence[Run]) -> list[dict[str, Any]]:
         alpha = max(0.35, 1.0 - 0.3 * (turn // len(MARKERS)))
         styles.append(
             {
-                "color": NORM_COLORS[norm],
+                "color": NORMS[norm].color,
                 "linewidth": 1.6,
                 "alpha": alpha,
                 "marker": marker,
                 "markersize": 8.0 if marker == "." else 4.0,
-                "markerfacecolor": NORM_COLORS[norm] if marker == "." else "white",
+                "markerfacecolor": NORMS[norm].color if marker == "." else "white",
                 "markevery": max(1, len(run.history) // 20),
             }
         )
@@ -147,7 +148,7 @@ def _shade(
 ) -> None:
     if half:
         middle, height = measure.factor * column(run, name), measure.factor * _values(half, name)
-        color = NORM_COLORS[run.config.model.norm]
+        color = NORMS[run.config.model.norm].color
         low, high = middle - height, middle + height
         axes.fill_between(column(run, "epoch"), low, high, color=color, alpha=alpha, linewidth=0)
 
@@ -191,7 +192,7 @@ def _annotate_ends(axes: Axes, runs: Sequence[Run], name: str, measure: _Measure
         values = measure.factor * column(run, name)
         if values.size and np.isfinite(values[-1]):
             text = f"{values[-1]:.{measure.digits}f}"
-            ends[text, NORM_COLORS[run.config.model.norm]] = float(values[-1])
+            ends[text, NORMS[run.config.model.norm].color] = float(values[-1])
     texts = sorted(ends, key=lambda key: ends[key])
     heights = spread([ends[key] for key in texts], LINE_HEIGHT * (high - low), low, high)
     for (text, color), height in zip(texts, heights, strict=True):

@@ -6,8 +6,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from kerasnorm.norms import NORMS
 from kerasnorm.plots.curves import MARKERS, draw_legend
-from kerasnorm.plots.style import NORM_COLORS
 
 
 def turns(found: Sequence[Any]) -> list[int]:
@@ -19,7 +19,7 @@ def turns(found: Sequence[Any]) -> list[int]:
 def styles(found: Sequence[Any]) -> list[dict[str, Any]]:
     """Returns a color a norm, and a marker for each further run of the same norm."""
     return [
-        {"color": NORM_COLORS[one.norm], "marker": MARKERS[turn % len(MARKERS)], "markersize": 3.5}
+        {"color": NORMS[one.norm].color, "marker": MARKERS[turn % len(MARKERS)], "markersize": 3.5}
         for one, turn in zip(found, turns(found), strict=True)
     ]
 

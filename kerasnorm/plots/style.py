@@ -21,17 +21,6 @@ INK = "#333333"
 FAINT = "#8a8a8a"
 GRID = "#e8e8e8"
 
-# Okabe & Ito's palette, told apart by color-blind eyes too; its yellow is too faint on white.
-NORM_COLORS = {
-    "bn": "#0072B2",
-    "gn": "#D55E00",
-    "ln": "#009E73",
-    "lnc": "#CC79A7",
-    "in": "#E69F00",
-    "rms": "#56B4E9",
-    "none": "#000000",
-}
-
 
 def new_figure(height: float) -> Figure:
     """Returns an empty figure of the common width that belongs to no window.

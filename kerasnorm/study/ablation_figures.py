@@ -7,7 +7,8 @@ from statistics import median
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kerasnorm.plots.style import FAINT, INK, NORM_COLORS, TEXT_SIZE, new_figure, quiet, title
+from kerasnorm.norms import NORMS
+from kerasnorm.plots.style import FAINT, INK, TEXT_SIZE, new_figure, quiet, title
 from kerasnorm.study.ablation import Lever
 from kerasnorm.study.labels import change_text, group_label, measure_text
 from kerasnorm.study.summary import Summary
@@ -72,7 +73,7 @@ def _limits(levers: Sequence[Lever]) -> tuple[float, float]:
 
 
 def _draw(axes: Axes, lever: Lever, place: int, limits: tuple[float, float]) -> None:
-    color = NORM_COLORS[lever.norm]
+    color = NORMS[lever.norm].color
     found = lever.spread
     if found.low is not None and found.high is not None:
         ends = [100 * found.low, 100 * found.high]

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
+from kerasnorm.norms import NORMS
 from kerasnorm.plots.curves import (
     LEGEND_ROW,
     MARKERS,
@@ -21,7 +22,7 @@ from kerasnorm.plots.curves import (
     loss_figure,
 )
 from kerasnorm.plots.images import confusion_figure, misclassified_figure
-from kerasnorm.plots.style import INK, NORM_COLORS, TEXT_SIZE, new_figure, quiet, save_all
+from kerasnorm.plots.style import INK, TEXT_SIZE, new_figure, quiet, save_all
 from kerasnorm.study.ablation_figures import levers_figure
 from kerasnorm.study.groups import Group
 from kerasnorm.study.labels import field_texts, group_label, norm_label
@@ -141,7 +142,7 @@ def _dot_limits(summary: Summary) -> tuple[float, float]:
 
 
 def _draw_final(axes: Axes, group: Group, place: int) -> None:
-    color = NORM_COLORS[group.norm]
+    color = NORMS[group.norm].color
     values = [100 * float(run.metrics["test_accuracy"]) for run in group.runs.values()]
     found = group.spread("test_accuracy")
     assert found is not None  # every run has a test accuracy
@@ -223,7 +224,7 @@ def _draw_line(
     def shown(share: float) -> float:
         return 100 * (1 - share if is_error else share)
 
-    color = NORM_COLORS[groups[0].norm]
+    color = NORMS[groups[0].norm].color
     marker = MARKERS[1:][turn % (len(MARKERS) - 1)]
     style: Mapping[str, Any] = {
         "color": color,

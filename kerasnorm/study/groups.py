@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kerasnorm.explain.statistics_measure import Spread, spread
-from kerasnorm.study.plan import OWNED
+from kerasnorm.norms import owner
 from kerasnorm.training.run import Run
 
 
@@ -34,12 +34,12 @@ class Group:
     @property
     def own(self) -> dict[str, Any]:
         """The fields that only its norm reads."""
-        return {name: value for name, value in self.fields.items() if name in OWNED}
+        return {name: value for name, value in self.fields.items() if owner(name)}
 
     @property
     def shared(self) -> dict[str, Any]:
         """The fields that any norm reads, and the backend not among them."""
-        return {name: value for name, value in self.fields.items() if name not in OWNED}
+        return {name: value for name, value in self.fields.items() if not owner(name)}
 
     def spread(self, measure: str) -> Spread | None:
         """Returns a measure over the seeds, None where a run lacks it."""

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from kerasnorm import runtime, tables
 from kerasnorm.data.prepare import prepare
-from kerasnorm.errors import CorruptFileError, DataError, KerasnormError
+from kerasnorm.errors import ConfigError, CorruptFileError, DataError, KerasnormError
+from kerasnorm.norms import BUILT_IN, NORMS
 from kerasnorm.progress import Progress
-from kerasnorm.skeleton import groups_for
 from kerasnorm.study import cluster, folder, report, runner, sheets
 from kerasnorm.study import plan as grid
 from kerasnorm.study.board import FAILED, Entry
@@ -129,22 +129,25 @@ def _summary(runs: Sequence[Run], study: Grid) -> Summary:
 
 
 def check(study: Grid) -> None:
-    """Makes sure that a study's backends are installed and gn's groups fit the widths.
+    """Makes sure that a study's backends are installed and its norms fit the widths.
 
     Raises:
-        ConfigError: A group count does not divide a width.
+        ConfigError: A group count does not divide a width, or the runs, which are processes of
+            their own, would not know a norm.
         MissingPackageError: A backend is not installed.
     """
     for backend in study.backends:
         runtime.check_installed(backend)
-    if "groups" in study.vary or "group_size" in study.vary:
-        for config in study.configs().values():
-            if config.model.norm == "gn":
-                widths = config.model.widths
-                is_bare = not config.model.norm_transitions
-                for place, width in enumerate(widths):
-                    if not (is_bare and place in grid.TRANSITIONS):
-                        groups_for(config.model, width)
+    for config in study.configs().values():
+        norm = NORMS[config.model.norm]
+        if norm not in BUILT_IN:
+            raise ConfigError(
+                f"norm: expected a norm of kerasnorm.norms, which the processes of a study's runs "
+                f"know. Received: norm={norm.name!r}, registered in this process only. Add its "
+                "record to BUILT_IN, or train with kerasnorm.fit and report on the runs."
+            )
+        for width in config.model.normalized_widths:
+            norm.groups(config.model, width)
 
 
 def write_report(path: Path, study: Grid, summary: Summary) -> Path:

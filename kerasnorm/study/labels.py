@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from kerasnorm.config import SETTINGS, Config
+from kerasnorm.norms import NORMS, owner
 from kerasnorm.study.ablation import Lever
 from kerasnorm.study.groups import Group
-from kerasnorm.study.plan import OWNED
 from kerasnorm.training.run import Run
 
 MEASURES = {"val_accuracy": "validation accuracy", "test_accuracy": "test accuracy"}
@@ -23,7 +23,7 @@ HEADLINES: dict[str, Callable[[Config], str]] = {
 
 def norm_label(norm: str) -> str:
     """Returns what a norm is called in a figure: "BN" for "bn"."""
-    return "no norm" if norm == "none" else norm.upper()
+    return NORMS[norm].label
 
 
 def run_labels(runs: Sequence[Run]) -> list[str]:
@@ -65,7 +65,7 @@ def group_label(group: Group, groups: Iterable[Group], *, without: str = "") -> 
 def field_texts(fields: Mapping[str, Any], without: str = "") -> list[str]:
     """Returns each field and its value in words: "batch size 8", "affine element"."""
     return [
-        _text(name.removeprefix(f"{OWNED.get(name)}_"), value)
+        _text(name.removeprefix(f"{owner(name)}_"), value)
         for name, value in fields.items()
         if name != without
     ]

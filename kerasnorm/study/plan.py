@@ -7,15 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kerasnorm.config import RECIPES, SETTINGS, Config, unknown
+from kerasnorm.config import RECIPES, SETTINGS, Config, resolve, unknown
 from kerasnorm.errors import ConfigError, CorruptFileError
-from kerasnorm.recipes import resolve
+from kerasnorm.norms import is_read
 
 STUDY = "study.toml"
 AXES = {"norm": "--norm", "backend": "--backend", "seed": "--seeds"}  # have options of their own
-# A field that only one norm reads; its value in another's config says nothing.
-OWNED = {"ln_affine": "ln", "groups": "gn", "group_size": "gn", "bn_momentum": "bn"}
-TRANSITIONS = (2, 6)  # places of c3 and c6 among the widths
 TRUTH = {"true": True, "false": False}
 
 
@@ -65,7 +62,7 @@ class Grid:
         found: dict[str, tuple[Config, dict[str, Any]]] = {}
         for values in self._choices():
             for norm, backend, seed in itertools.product(self.norms, self.backends, self.seeds):
-                chosen = {k: v for k, v in values.items() if OWNED.get(k, norm) == norm}
+                chosen = {k: v for k, v in values.items() if is_read(k, norm)}
                 config = self._config(norm, chosen, {"backend": backend, "seed": seed})
                 found.setdefault(identity(config), (config, chosen))
         return found
@@ -120,7 +117,7 @@ def _plain(value: Any) -> Any:
 def identity(config: Config) -> str:
     """Returns the hash of what a run computes: no device, no field that its norm does not read."""
     model = config.model
-    strange = {name for name, norm in OWNED.items() if norm != model.norm}
+    strange = {name for name in SETTINGS if not is_read(name, model.norm)}
     if model.groups:
         strange.add("group_size")
     neutral = {name: SETTINGS[name].field.default for name in strange}
@@ -135,7 +132,7 @@ def run_name(config: Config, grid: Grid) -> str:
     parts = [config.model.norm, config.train.backend]
     base = grid.base(config) if grid.one_at_a_time else None
     for name in grid.vary:
-        if OWNED.get(name, config.model.norm) == config.model.norm:
+        if is_read(name, config.model.norm):
             value = field_value(config, name)
             if base and value == field_value(base, name):
                 continue

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from kerasnorm.files import write_bytes, write_json
+from kerasnorm.norms import is_read
 from kerasnorm.study.board import Entry
 from kerasnorm.study.groups import Group
-from kerasnorm.study.plan import OWNED, field_value, identity
+from kerasnorm.study.plan import field_value, identity
 from kerasnorm.study.summary import MEASURES, Summary, to_dict
 
 RUNS, SUMMARY, DOCUMENT = "runs.csv", "summary.csv", "summary.json"
@@ -64,8 +65,9 @@ def summary_rows(summary: Summary) -> list[dict[str, Any]]:
 
 
 def _field(group: Group, name: str) -> Any:
-    is_read = OWNED.get(name, group.norm) == group.norm
-    return _text(field_value(group.first.config, name)) if is_read else ""
+    if not is_read(name, group.norm):
+        return ""
+    return _text(field_value(group.first.config, name))
 
 
 def _text(value: Any) -> Any:

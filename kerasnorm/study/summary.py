@@ -5,13 +5,13 @@ from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from kerasnorm.config import SETTINGS, Config
+from kerasnorm.config import SETTINGS, Config, published, resolve
 from kerasnorm.explain.statistics_measure import LEVEL, Spread, spread
-from kerasnorm.recipes import published, resolve
+from kerasnorm.norms import is_read
 from kerasnorm.study import ablation as levers
 from kerasnorm.study.ablation import Lever
 from kerasnorm.study.groups import Group
-from kerasnorm.study.plan import AXES, OWNED, Grid, field_value, identity
+from kerasnorm.study.plan import AXES, Grid, field_value, identity
 from kerasnorm.training.run import Run
 
 MEASURES = (
@@ -164,7 +164,7 @@ def _axes(configs: Sequence[Config], vary: Sequence[str]) -> tuple[str, ...]:
         seen: dict[str, set[str]] = {}
         for config in configs:
             norm = config.model.norm
-            if OWNED.get(name, norm) == norm:
+            if is_read(name, norm):
                 key = repr((norm, _fields(config, axes)))
                 seen.setdefault(key, set()).add(repr(field_value(config, name)))
         if any(len(values) > 1 for values in seen.values()):
@@ -174,7 +174,7 @@ def _axes(configs: Sequence[Config], vary: Sequence[str]) -> tuple[str, ...]:
 
 def _fields(config: Config, axes: Iterable[str]) -> dict[str, Any]:
     norm = config.model.norm
-    return {name: field_value(config, name) for name in axes if OWNED.get(name, norm) == norm}
+    return {name: field_value(config, name) for name in axes if is_read(name, norm)}
 
 
 def _differences(groups: Sequence[Group], *, alike: bool) -> list[Difference]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kerasnorm.config import Config
+from kerasnorm.config import Config, resolve, to_toml
 from kerasnorm.errors import CorruptFileError, RunFolderError
 from kerasnorm.files import (
     LOCK,
@@ -21,7 +21,6 @@ from kerasnorm.files import (
     write_bytes,
     write_manifest,
 )
-from kerasnorm.recipes import resolve, to_toml
 
 if TYPE_CHECKING:
     import keras

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kerasnorm import provenance, runtime
-from kerasnorm.config import Config, flatten
+from kerasnorm.config import Config, flatten, resolve
 from kerasnorm.data import Dataset
 from kerasnorm.data.augment import Augmentation
 from kerasnorm.data.batches import Batches
@@ -22,7 +22,6 @@ from kerasnorm.data.preprocessing import channel_statistics
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError
 from kerasnorm.files import check_file, run_lock, sweep, write_json
 from kerasnorm.progress import NullProgress, Progress
-from kerasnorm.recipes import resolve
 from kerasnorm.training import run
 from kerasnorm.training.launch import this_launch
 from kerasnorm.training.process_group import ProcessGroup

@@ -5,10 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kerasnorm.config import DataConfig
+from kerasnorm.config import DataConfig, resolve
 from kerasnorm.data.augment import Augmentation, generator, reflect, to_gray
 from kerasnorm.errors import ConfigError
-from kerasnorm.recipes import resolve
 
 SHAPE = (12, 10, 3)
 FILL = np.array([10.0, 20.0, 30.4])

@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
 
-from kerasnorm.config import NORMS
+from kerasnorm.config import resolve
 from kerasnorm.errors import CorruptFileError
 from kerasnorm.formats import archive, limits
 from kerasnorm.formats.archive import CARD, load_model, open_model, read_archive, save_model
 from kerasnorm.network import CIFAR10_MEAN, CIFAR10_STD, EQUALIZED_PIXELS, build, build_model
-from kerasnorm.recipes import resolve
+from kerasnorm.norms import NORMS
 
 SHAPE = (8, 8, 3)
 WIDTHS = (4, 4, 4, 8, 8, 8, 4, 8, 8, 8)

@@ -10,7 +10,6 @@ import pytest
 from helpers import exported
 from helpers.exported import IMAGES, NAMES, SHAPE, network, path_of
 
-from kerasnorm.config import NORMS
 from kerasnorm.errors import (
     ConfigError,
     CorruptFileError,
@@ -22,6 +21,7 @@ from kerasnorm.formats import export, formats
 from kerasnorm.formats.archive import open_model, save_model
 from kerasnorm.formats.metadata import card_path
 from kerasnorm.formats.opening import open_any
+from kerasnorm.norms import NORMS
 
 POSSIBLE = exported.possible()
 NORM_OPTIONS = {norm: {"norm": norm} for norm in NORMS} | {

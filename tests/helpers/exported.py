@@ -2,13 +2,12 @@
 
 import numpy as np
 
-from kerasnorm.config import Config
+from kerasnorm.config import Config, resolve
 from kerasnorm.errors import MissingPackageError
 from kerasnorm.formats import formats
 from kerasnorm.formats.archive import open_model, save_model
 from kerasnorm.formats.export import Exporter, check_formats
 from kerasnorm.network import build_model
-from kerasnorm.recipes import resolve
 
 SHAPE = (8, 8, 3)
 WIDTHS = (4, 4, 4, 8, 8, 8, 4, 8, 8, 8)

@@ -12,8 +12,8 @@ import sys
 import numpy as np
 
 from kerasnorm import runtime
+from kerasnorm.config import resolve
 from kerasnorm.data.shapes import shapes
-from kerasnorm.recipes import resolve
 from kerasnorm.training import train
 from kerasnorm.training.launch import this_launch
 from kerasnorm.training.process_group import shard_of

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from kerasnorm.recipes import resolve, to_toml
+from kerasnorm.config import resolve, to_toml
 from kerasnorm.study.plan import Grid
 from kerasnorm.study.summary import summarize
 from kerasnorm.training import run as runs

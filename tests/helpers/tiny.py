@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 
+from kerasnorm.config import resolve
 from kerasnorm.data.shapes import shapes
-from kerasnorm.recipes import resolve
 
 WIDTHS = [4] * 10
 TINY = {

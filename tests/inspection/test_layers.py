@@ -6,11 +6,11 @@ import keras
 import pytest
 from keras import Sequential, layers
 
-from kerasnorm.config import NORMS
+from kerasnorm.config import LAYER_LABELS
 from kerasnorm.errors import ConfigError
 from kerasnorm.inspection.layers import layer_table, receptive_field
 from kerasnorm.network import build_model
-from kerasnorm.skeleton import LAYER_LABELS
+from kerasnorm.norms import NORMS
 
 
 def conv(x: object, kernel: object = 3, **options: object) -> object:

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.colors import to_hex
+from matplotlib.colors import is_color_like
 from matplotlib.figure import Figure
 from PIL import Image
 
 from kerasnorm import plots
-from kerasnorm.config import NORMS, DataConfig
+from kerasnorm.config import DataConfig, resolve
 from kerasnorm.data.dataset import Split
 from kerasnorm.engines.schedule import learning_rates
 from kerasnorm.explain.inputs_plots import level_edges
+from kerasnorm.norms import NORMS
 from kerasnorm.plots.curves import spread
-from kerasnorm.recipes import resolve
 from kerasnorm.training.run import Run
 
 NAMES = ["cat", "dog", "ship"]
@@ -94,7 +94,7 @@ def test_curves_are_the_history(measure, written):
             expected = [factor * row[f"{part}_{measure}"] for row in run.history]
             np.testing.assert_allclose(line.get_ydata(), expected)
             np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3, 4, 5])
-            assert line.get_color() == plots.NORM_COLORS[run.config.model.norm]
+            assert line.get_color() == NORMS[run.config.model.norm].color
             assert low <= min(expected) <= max(expected) <= high
     assert legend_texts(figure) == ["BN", "GN"]
     assert written(figure).width == 1200
@@ -104,8 +104,8 @@ def test_the_last_values_stand_beside_the_curves():
     figure = plots.accuracy_figure([make_run("bn"), make_run("gn", level=0.1)])
     assert [text.get_text() for text in figure.axes[1].texts] == ["67.0", "77.0"]
     assert [text.get_color() for text in figure.axes[1].texts] == [
-        plots.NORM_COLORS["bn"],
-        plots.NORM_COLORS["gn"],
+        NORMS["bn"].color,
+        NORMS["gn"].color,
     ]
     figure = plots.loss_figure([make_run("bn"), make_run("gn")])
     assert [text.get_text() for text in figure.axes[0].texts] == ["1.350", "1.350"]
@@ -120,21 +120,21 @@ def test_validation_is_dashed_in_the_test_panel_only():
     assert all(np.isnan(line.get_ydata()).all() for line in dashed[1:])
     expected = [100 * row["val_accuracy"] for row in run.history]
     np.testing.assert_allclose(dashed[0].get_ydata(), expected)
-    assert dashed[0].get_color() == plots.NORM_COLORS["gn"]
+    assert dashed[0].get_color() == NORMS["gn"].color
     assert legend_texts(figure) == ["GN", "BN", "validation"]
 
 
 def test_runs_of_one_norm_share_the_color_and_differ_otherwise():
     runs = [make_run("bn", seed=seed) for seed in range(20)]
     lines = plots.accuracy_figure(runs).axes[0].lines
-    assert {line.get_color() for line in lines} == {plots.NORM_COLORS["bn"]}
+    assert {line.get_color() for line in lines} == {NORMS["bn"].color}
     looks = {(line.get_marker(), line.get_alpha()) for line in lines}
     assert len(looks) == len(runs)
 
 
 def test_every_norm_has_its_own_color():
-    assert set(plots.NORM_COLORS) == set(NORMS)
-    assert len({to_hex(color) for color in plots.NORM_COLORS.values()}) == len(NORMS)
+    assert all(is_color_like(norm.color) for norm in NORMS.values())
+    assert len({norm.color for norm in NORMS.values()}) == len(NORMS)
 
 
 @pytest.mark.parametrize("count", [1, 3, 36])
@@ -235,7 +235,7 @@ class TestLearningRate:
         figure = plots.learning_rate_figure([run])
         (line,) = figure.axes[0].lines
         np.testing.assert_array_equal(line.get_ydata(), learning_rates(run.config.train, 35))
-        assert line.get_color() == plots.NORM_COLORS["bn"]
+        assert line.get_color() == NORMS["bn"].color
         assert 0 < line.get_xdata()[0] < line.get_xdata()[-1] < 5
         written(figure)
 
@@ -245,7 +245,7 @@ class TestLearningRate:
         figure = plots.learning_rate_figure(runs)
         assert len(figure.axes[0].lines) == 2
         assert legend_texts(figure) == ["BN · GN", "LN"]
-        assert figure.axes[0].lines[1].get_color() == plots.NORM_COLORS["ln"]
+        assert figure.axes[0].lines[1].get_color() == NORMS["ln"].color
 
 
 class TestConfusion:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from kerasnorm.config import resolve
 from kerasnorm.progress import ConsoleProgress, console_notes
-from kerasnorm.recipes import resolve
 from kerasnorm.study import folder, runner
 from kerasnorm.study.board import DONE, FAILED, KEPT, RUNNING, WAITING, Entry, line, runs_table
 from kerasnorm.study.folder import Job

@@ -8,7 +8,8 @@ from helpers.studies import RUNS, make_run, star_runs, summarize_star
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex
 
-from kerasnorm.plots import NORM_COLORS, save
+from kerasnorm.norms import NORMS
+from kerasnorm.plots import save
 from kerasnorm.study.ablation_figures import levers_figure
 from kerasnorm.study.figures import (
     against_figure,
@@ -36,7 +37,7 @@ def test_curves_are_means_with_their_sd_shaded(tmp_path, measure):
     groups = summarize(RUNS).groups
     figure = curves_figure(groups, measure)
     axes = figure.axes[1]
-    bn = next(line for line in axes.lines if to_hex(line.get_color()) == NORM_COLORS["bn"].lower())
+    bn = next(line for line in axes.lines if to_hex(line.get_color()) == NORMS["bn"].color.lower())
     final = np.mean([run.history[-1][f"test_{measure}"] for run in groups[0].runs.values()])
     assert np.isclose(bn.get_ydata()[-1], final * (100 if measure == "accuracy" else 1))
     shades = [c for c in axes.collections if isinstance(c, PolyCollection)]
@@ -72,7 +73,7 @@ def test_a_norm_that_does_not_read_the_field_is_a_level_line():
     runs = [make_run(0.5 + g / 100, norm="gn", groups=g) for g in (1, 2, 4, 16)]
     axes = against_figure(summarize([*runs, make_run(0.6, norm="bn")]), "groups").axes[0]
     assert axes.get_title() == "TEST ACCURACY AGAINST GROUPS"
-    level = [line for line in axes.lines if to_hex(line.get_color()) == NORM_COLORS["bn"].lower()]
+    level = [line for line in axes.lines if to_hex(line.get_color()) == NORMS["bn"].color.lower()]
     assert np.allclose(level[0].get_ydata(), [60, 60])
     assert np.allclose(level[0].get_xdata(), [1, 16])
 
@@ -104,7 +105,7 @@ def test_the_levers_have_a_panel_a_norm_and_a_dot_a_seed(tmp_path):
     assert [axes.get_title() for axes in figure.axes] == ["BN", "GN"]
     for axes, norm in zip(figure.axes, ("bn", "gn"), strict=True):
         data = [line for line in axes.lines if line.get_marker() == "o"]
-        assert {to_hex(line.get_color()) for line in data} == {NORM_COLORS[norm].lower()}
+        assert {to_hex(line.get_color()) for line in data} == {NORMS[norm].color.lower()}
         assert any(np.allclose(line.get_xdata(), 0) for line in axes.lines)
     bn = figure.axes[0]
     assert [text.get_text() for text in bn.get_yticklabels()][3] == "optimizer adamw → sgd"

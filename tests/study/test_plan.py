@@ -5,9 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kerasnorm.cli import studies
-from kerasnorm.config import SETTINGS
+from kerasnorm.config import SETTINGS, resolve
 from kerasnorm.errors import ConfigError, CorruptFileError
-from kerasnorm.recipes import resolve
 from kerasnorm.study import plan as grids
 from kerasnorm.study.plan import Grid, identity, parse_vary, run_name
 

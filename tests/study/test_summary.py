@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from helpers.studies import RUNS, STAR, make_run, star_runs, summarize_star
 
-from kerasnorm.recipes import published, resolve
+from kerasnorm.config import published, resolve
 from kerasnorm.study import findings, sheets
 from kerasnorm.study.board import DONE, FAILED, Entry
 from kerasnorm.study.folder import Job

@@ -2,8 +2,8 @@
 
 import pytest
 
+from kerasnorm.config import resolve
 from kerasnorm.errors import CorruptFileError, RunFolderError
-from kerasnorm.recipes import resolve
 from kerasnorm.training import run
 
 ROW = dict.fromkeys(run.COLUMNS, 0.1) | {"epoch": 1, "val_loss": None, "val_accuracy": None}

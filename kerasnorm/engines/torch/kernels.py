@@ -220,7 +220,7 @@ def _normalize_batch(
 
 
 def standardize_kernel(kernel: Tensor, epsilon: float) -> Tensor:
-    """As `kerasnorm.norms.standardize_kernel`, for a kernel (out, in, height, width)."""
+    """As `kerasnorm.network.standardize_kernel`, for a kernel (out, in, height, width)."""
     fan_in = kernel[0].numel()
     centered = kernel - kernel.mean((1, 2, 3), keepdim=True)
     variance = centered.square().mean((1, 2, 3), keepdim=True)

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (its usual name)
 
-from kerasnorm import norms
 from kerasnorm.engines.dropout import dropout_generator, dropped_positions
 from kerasnorm.engines.torch import kernels
 from kerasnorm.engines.torch import sync as torch_sync
-from kerasnorm.skeleton import EPSILON
+from kerasnorm.network import StandardizedConv2D
+from kerasnorm.norms import EPSILON
 from kerasnorm.training.process_group import Shard
 
 
@@ -137,7 +137,7 @@ def _conv(layer: Any, _: Site) -> Lowered | None:
         return None  # Keras pads the two sides differently.
     padding = [n // 2 if is_same else 0 for n in reach]
     kernel, bias, dtype = _value(layer.kernel), _value(layer.bias), _dtype(layer)
-    is_standardized = isinstance(layer, norms.StandardizedConv2D)
+    is_standardized = isinstance(layer, StandardizedConv2D)
     is_linear = layer.activation is keras.activations.linear
 
     def call(mode: Mode, x: Tensor) -> Tensor:
@@ -306,7 +306,7 @@ def _flatten(layer: Any, _: Site) -> Lowered:
 RULES: dict[type, Callable[[Any, Site], Lowered | None]] = {
     layers.Rescaling: _rescaling,
     layers.Conv2D: _conv,
-    norms.StandardizedConv2D: _conv,
+    StandardizedConv2D: _conv,
     layers.BatchNormalization: _batch_norm,
     layers.GroupNormalization: _group_norm,
     layers.LayerNormalization: _layer_norm,

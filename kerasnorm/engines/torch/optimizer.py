@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kerasnorm.config import TrainConfig
-from kerasnorm.engines.keras_engine import UNDECAYED
 from kerasnorm.engines.optimizers import ConvMuon, is_kernel, step_size
 from kerasnorm.engines.schedule import learning_rates
 
@@ -51,7 +50,7 @@ class FlatOptimizer:
         self.decay = None
         if optimizer.weight_decay:
             shares = [
-                torch.full_like(p, 0.0 if v.name in UNDECAYED else optimizer.weight_decay)
+                torch.full_like(p, optimizer.weight_decay if is_kernel(v) else 0.0)
                 for v, p in zip(variables, self.parameters, strict=True)
             ]
             self.decay = torch.cat([s.detach().reshape(-1) for s in self._sorted(shares)])

@@ -12,9 +12,9 @@ from pathlib import Path
 from unittest import mock
 
 from helpers.faults import harness
+from kerasnorm.config import resolve
 from kerasnorm.errors import RunFolderError
 from kerasnorm.files import run_lock
-from kerasnorm.recipes import resolve
 from kerasnorm.training import run
 
 NOBODY = 65534

@@ -1,5 +1,6 @@
 """Each norm is what its definition says, on the backend that runs."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,30 +8,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import kerasnorm
-from kerasnorm.config import NORMS
 from kerasnorm.errors import ConfigError
-from kerasnorm.explain import texts
-from kerasnorm.explain.norm_facts import NORM_FACTS, STATISTICS_AXES
-from kerasnorm.explain.norm_measure import (
+from kerasnorm.explain.norm import (
     CUBE,
     batch_of_one,
+    explain,
+    explanation_text,
     normalize,
     shared_by_definition,
     shared_by_perturbation,
     worked_example,
 )
+from kerasnorm.norms import NORMS
 
 pytestmark = pytest.mark.backend("any")
 
-EXPLAINED = tuple(STATISTICS_AXES)
+EXPLAINED = tuple(name for name, norm in NORMS.items() if norm.facts)
 PLACES = [(0, 0, 0, 0), (1, 1, 2, 5), (2, 0, 1, 7)]
 # Of a tensor (N, H, W, C) = (3, 2, 3, 8), in two groups where there are groups.
 SHARERS = {"bn": 18, "gn": 24, "ln": 48, "lnc": 8, "in": 6, "rms": 8}
 
 
 def test_every_norm_but_none_is_explained():
-    assert {*EXPLAINED} == {*NORM_FACTS} == {*SHARERS} == {*NORMS} - {"none"}
+    assert {*EXPLAINED} == {*SHARERS} == {*NORMS} - {"none"}
 
 
 @pytest.mark.parametrize("norm", EXPLAINED)
@@ -66,7 +66,7 @@ def test_rms_shows_no_mean_and_no_shift():
 
 
 def test_a_wrong_definition_does_not_pass(monkeypatch):
-    monkeypatch.setitem(STATISTICS_AXES, "ln", (1, 2))
+    monkeypatch.setitem(NORMS, "ln", dataclasses.replace(NORMS["ln"], axes=(1, 2)))
     with pytest.raises(AssertionError, match="definition"):
         worked_example("ln")
 
@@ -96,9 +96,9 @@ def test_mistakes_are_named():
 @pytest.mark.parametrize("norm", EXPLAINED)
 def test_an_explanation_has_text_numbers_and_a_figure(norm, tmp_path):
     has_cost = norm == "bn"
-    answer = kerasnorm.explain(norm, cost=has_cost, batch_size=4, rounds=1)
-    text = texts.explanation_text(answer.data)
-    assert NORM_FACTS[norm].formula in text
+    answer = explain(norm, cost=has_cost, batch_size=4, rounds=1)
+    text = explanation_text(answer.data)
+    assert NORMS[norm].facts.formula in text
     assert ("parameters" in text) == has_cost
     assert ("Moving average" in text) == (norm == "bn")
     document = json.loads(json.dumps(answer.document(), allow_nan=False))
