@@ -15,8 +15,8 @@ from kerasnorm.data.batches import Batches  # noqa: E402
 from kerasnorm.engines.dropout import dropped_positions  # noqa: E402
 from kerasnorm.engines.portable import PortableEngine  # noqa: E402
 from kerasnorm.engines.torch_engine import TorchEngine, predict  # noqa: E402
-from kerasnorm.engines.torch_layers import Mode  # noqa: E402
 from kerasnorm.engines.torch_lowering import LoweredModel  # noqa: E402
+from kerasnorm.engines.torch_mode import Mode  # noqa: E402
 from kerasnorm.model import build_model  # noqa: E402
 
 NORMS = ("bn", "gn", "ln", "lnc", "in", "rms", "none")

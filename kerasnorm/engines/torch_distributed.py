@@ -19,7 +19,7 @@ from kerasnorm.config import TrainConfig
 from kerasnorm.data.batches import Batches
 from kerasnorm.engines import torch_engine
 from kerasnorm.engines.base import BatchListener
-from kerasnorm.engines.torch_layers import Mode
+from kerasnorm.engines.torch_mode import Mode
 from kerasnorm.engines.torch_team import TorchTeam, lost
 from kerasnorm.engines.totals import RunningMeans
 from kerasnorm.interruptions import INTERRUPTIONS

@@ -18,8 +18,8 @@ from kerasnorm.engines.base import BatchListener
 from kerasnorm.engines.diagnosis import bad_gradient, diverged
 from kerasnorm.engines.memory import keep_freed_memory
 from kerasnorm.engines.portable import PortableEngine
-from kerasnorm.engines.torch_layers import Mode
 from kerasnorm.engines.torch_lowering import LoweredModel
+from kerasnorm.engines.torch_mode import Mode
 from kerasnorm.engines.torch_optimizer import FlatOptimizer
 from kerasnorm.engines.torch_resident import RecordedStep, ResidentData
 from kerasnorm.engines.totals import RunningMeans
