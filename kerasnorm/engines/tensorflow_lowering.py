@@ -52,6 +52,7 @@ class LoweredModel:
         graph = functional_graph(model)
         self.dropout = HASHED if is_hashed or is_compiled else CLEARED
         self.input, self.output = id(graph.inputs[0]), id(graph.outputs[0])
+        self.input_dtype = graph.inputs[0].dtype
         self.calls = [node for node in nodes(graph) if not node.is_input]
         self.drops = [n for n, node in enumerate(self.calls) if _is_dropout(node)]
         self.layers = [_training_call(node, is_compiled) for node in self.calls]
@@ -83,12 +84,12 @@ class LoweredModel:
         """Returns the output for a training batch x (N, ...), and updates moving statistics.
 
         Args:
-            x: The batch.
+            x: The batch; it is cast to the type of the model's input, as Keras casts it.
             drawn: From `draw`.
             ends: A row of what `draw` returned.
             first: Number of x's first image in the batch that was drawn for.
         """
-        values = {self.input: x}
+        values = {self.input: tf.cast(x, self.input_dtype)}
         for number, node in enumerate(self.calls):
             args, kwargs = node.arguments.fill_in(values)
             if number in self.drops:
