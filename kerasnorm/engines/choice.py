@@ -1,5 +1,7 @@
-"""Which engine trains a model and which one answers for it, by backend and config."""
+"""Which engine trains a model and which one answers for it, by backend, model and config."""
 
+import logging
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -16,26 +18,49 @@ from kerasnorm.errors import ConfigError
 from kerasnorm.job import Job
 from kerasnorm.team import Team
 
+Notify = Callable[[str], None]
+
+_log = logging.getLogger("kerasnorm")
+
 LAUNCHERS = (("torchrun", "torch"), ("TF_CONFIG", "tensorflow"))
 
 
 def make(
-    model: keras.Model, batches: Batches, config: TrainConfig, team: Team | None = None
+    model: keras.Model,
+    batches: Batches,
+    config: TrainConfig,
+    team: Team | None = None,
+    notify: Notify = _log.warning,
 ) -> Engine:
-    """Returns the engine that a config asks for; native on jax is the portable one.
+    """Returns the engine that a config asks for.
+
+    The portable one takes the place of the native one on jax, and for a model that the native one
+    would train wrongly.
 
     Args:
         model: What to train.
         batches: On what.
         config: How.
         team: The processes or devices that do it together, if there are several.
+        notify: Receives a sentence if the native engine cannot train the model.
 
     Raises:
         ConfigError: Several are to do it, and this engine cannot.
     """
     backend = keras.backend.backend()
+    reason = None
+    if config.engine == "native" and backend in ("torch", "tensorflow"):
+        reason = not_native(model, batches)
     if team is not None and (team.size > 1 or team.strategy is not None):
+        if reason is not None:
+            raise ConfigError(
+                f"engine: the native engine cannot train this model: {reason}. Expected a model "
+                "without that on several processes or devices, or one device with engine='keras'."
+            )
         return _make_shared(model, batches, config, team)
+    if reason is not None:
+        notify(f"Keras's own engine trains, since the native one cannot train this model: {reason}")
+        return PortableEngine(model, batches, config)
     if config.engine == "native" and backend == "torch":
         from kerasnorm.engines.torch_engine import TorchEngine
 
@@ -45,6 +70,25 @@ def make(
 
         return TensorFlowEngine(model, batches, config)
     return PortableEngine(model, batches, config)
+
+
+def not_native(model: keras.Model, batches: Batches) -> str | None:
+    """Returns why this backend's native engine would train a model wrongly, None if it would not.
+
+    Args:
+        model: What to train.
+        batches: On what; the model is called on one of its images, and is left as it is.
+    """
+    for variable in model.trainable_variables:
+        # On TensorFlow the Keras optimizer itself takes the step, and applies these.
+        if keras.backend.backend() == "torch" and variable.constraint is not None:
+            return f"{variable.path} has a constraint"
+    image = keras.ops.convert_to_tensor(batches.split.images[:1])
+    with keras.StatelessScope(collect_losses=True) as scope:
+        model(image, training=True)
+    if scope.losses:
+        return "a layer adds a loss of its own, by activity_regularizer or add_loss"
+    return None
 
 
 def _make_shared(model: keras.Model, batches: Batches, config: TrainConfig, team: Team) -> Engine:
