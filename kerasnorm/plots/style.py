@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -20,6 +21,44 @@ SHORT_RANGE = 30  # of a logarithmic axis, highest over lowest: ticks between po
 INK = "#333333"
 FAINT = "#8a8a8a"
 GRID = "#e8e8e8"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure and the words that go with it.
+
+    Attributes:
+        name: Name of its PNG file, without the ending.
+        figure: The figure itself.
+        title: Heading for the place where it is shown, such as "Test accuracy".
+        caption: One or two full sentences that say how to read it.
+        alt: Alternative text, for those who cannot see it.
+    """
+
+    name: str
+    figure: Figure
+    title: str
+    caption: str
+    alt: str
+
+    def save(self, folder: Path) -> Path:
+        """Writes the figure to `<name>.png` in a folder, made if it is missing.
+
+        The file is written atomically, and the same figure gives the same bytes.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            OSError: The folder cannot be made or written.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.name}.png"
+        with atomic_writer(path) as file, warnings.catch_warnings():
+            # A class may be named in a script that the font lacks; a box stands for it.
+            warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
+            self.figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
+        return path
 
 
 def new_figure(height: float) -> Figure:
