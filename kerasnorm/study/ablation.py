@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kerasnorm.explain.statistics_measure import Spread, spread
 from kerasnorm.study.groups import Group
+from kerasnorm.study.interval import Interval, interval
 from kerasnorm.study.plan import field_value
 from kerasnorm.training.run import Run
 
@@ -44,7 +44,7 @@ class Lever:
     changed: Group
     seeds: tuple[int, ...]
     measure: str
-    spread: Spread
+    spread: Interval
 
     @property
     def is_clear(self) -> bool:
@@ -58,7 +58,7 @@ class Lever:
 
     def mean(self, group: Group) -> float:
         """Returns the mean of the measure over the common seeds of `base` or `changed`."""
-        return spread([_score(group.runs[seed], self.measure) for seed in self.seeds]).mean
+        return interval([_score(group.runs[seed], self.measure) for seed in self.seeds]).mean
 
 
 def find(groups: Sequence[Group]) -> tuple[Lever, ...]:
@@ -101,7 +101,7 @@ def _lever(base: Group, changed: Group, seeds: tuple[int, ...]) -> Lever:
         changed=changed,
         seeds=seeds,
         measure=measure,
-        spread=spread(_differences(base, changed, seeds, measure)),
+        spread=interval(_differences(base, changed, seeds, measure)),
     )
 
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from kerasnorm.explain.statistics_measure import Spread
 from kerasnorm.progress import duration
 from kerasnorm.study.ablation import Lever
 from kerasnorm.study.board import FAILED, Entry
 from kerasnorm.study.estimate import Estimate, makespan
+from kerasnorm.study.interval import Interval
 from kerasnorm.study.labels import (
     MEASURES,
     change_text,
@@ -41,7 +41,7 @@ PLAN_NOTE = (
 )
 
 
-def percent(found: Spread | None, *, interval: bool = False) -> str:
+def percent(found: Interval | None, *, interval: bool = False) -> str:
     """Returns a spread of shares in percent: "81.90 ± 0.21 [80.00, 83.80]"."""
     if found is None:
         return NO_VALUE
@@ -53,7 +53,7 @@ def percent(found: Spread | None, *, interval: bool = False) -> str:
     return text
 
 
-def nats(found: Spread | None) -> str:
+def nats(found: Interval | None) -> str:
     """Returns a spread of losses: "0.517 ± 0.004"."""
     if found is None:
         return NO_VALUE
@@ -134,15 +134,15 @@ def lever_table(summary: Summary) -> Table:
     )  # fmt: skip
 
 
-def _behind(found: Spread) -> str:
+def _behind(found: Interval) -> str:
     return f"({INTERVAL} {_interval(found)}, n = {found.n} common seeds)"
 
 
-def _clear(found: Spread) -> str:
+def _clear(found: Interval) -> str:
     return NO_VALUE if found.low is None else "yes" if found.is_clear else "no"
 
 
-def _interval(found: Spread) -> str:
+def _interval(found: Interval) -> str:
     if found.low is None or found.high is None:
         return NO_VALUE
     return f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kerasnorm.explain.statistics_measure import Spread, spread
 from kerasnorm.norms import owner
+from kerasnorm.study.interval import Interval, interval
 from kerasnorm.training.run import Run
 
 
@@ -41,8 +41,8 @@ class Group:
         """The fields that any norm reads, and the backend not among them."""
         return {name: value for name, value in self.fields.items() if not owner(name)}
 
-    def spread(self, measure: str) -> Spread | None:
+    def spread(self, measure: str) -> Interval | None:
         """Returns a measure over the seeds, None where a run lacks it."""
         values = [run.metrics.get(measure) for run in self.runs.values()]
         known = [float(value) for value in values if value is not None]
-        return spread(known) if known and len(known) == len(values) else None
+        return interval(known) if known and len(known) == len(values) else None

@@ -6,11 +6,11 @@ from itertools import combinations
 from typing import Any
 
 from kerasnorm.config import SETTINGS, Config, published, resolve
-from kerasnorm.explain.statistics_measure import LEVEL, Spread, spread
 from kerasnorm.norms import is_read
 from kerasnorm.study import ablation as levers
 from kerasnorm.study.ablation import Lever
 from kerasnorm.study.groups import Group
+from kerasnorm.study.interval import LEVEL, Interval, interval
 from kerasnorm.study.plan import AXES, Grid, field_value, identity
 from kerasnorm.training.run import Run
 
@@ -47,7 +47,7 @@ class Difference:
     first: Group
     second: Group
     seeds: tuple[int, ...]
-    spread: Spread
+    spread: Interval
 
     @property
     def is_clear(self) -> bool:
@@ -190,7 +190,7 @@ def _differences(groups: Sequence[Group], *, alike: bool) -> list[Difference]:
         seeds = tuple(sorted({*first.runs} & {*second.runs}))
         if seeds:
             values = [_accuracy(first, seed) - _accuracy(second, seed) for seed in seeds]
-            found.append(Difference(first, second, seeds, spread(values)))
+            found.append(Difference(first, second, seeds, interval(values)))
     return found
 
 

@@ -1,23 +1,23 @@
-"""Mean, spread and Student's t over a handful of seeds."""
+"""The mean over a handful of seeds and its 95 % interval by Student's t."""
 
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-LEVEL = 0.95  # of every interval
+LEVEL = 0.95  # confidence level of every interval
 
 
 @dataclass(frozen=True)
-class Spread:
-    """What a handful of measurements amounts to.
+class Interval:
+    """The mean of a handful of measurements and its 95 % interval.
 
     Attributes:
-        n: How many there are.
-        mean: Their mean.
-        std: Sample standard deviation (n - 1); None for fewer than two.
-        low: Lower end of the 95 % t-interval of the mean; None likewise.
-        high: Its upper end.
+        n: Number of measurements.
+        mean: Mean of the measurements.
+        std: Sample standard deviation (n - 1); None for one measurement.
+        low: Lower end of the 95 % t-interval of the mean; None for one measurement.
+        high: Upper end of that interval; None for one measurement.
     """
 
     n: int
@@ -28,25 +28,25 @@ class Spread:
 
     @property
     def is_clear(self) -> bool:
-        """Whether there is an interval and it leaves out zero."""
+        """Whether there is an interval that does not contain zero."""
         low, high = self.low, self.high
         return low is not None and high is not None and (low > 0 or high < 0)
 
 
-def spread(values: Sequence[float]) -> Spread:
+def interval(values: Sequence[float]) -> Interval:
     """Returns n, mean, std and the 95 % interval mean ± t(n - 1) * std / sqrt(n).
 
     Raises:
         ValueError: There are no values.
     """
     if not values:
-        raise ValueError("spread: expected at least one value. Received: none")
+        raise ValueError("interval: expected at least one value. Received: none")
     n, mean = len(values), statistics.fmean(values)
     if n < 2:
-        return Spread(n, mean)
+        return Interval(n, mean)
     std = statistics.stdev(values)
     half = t_quantile(0.5 + LEVEL / 2, n - 1) * std / math.sqrt(n)
-    return Spread(n, mean, std, mean - half, mean + half)
+    return Interval(n, mean, std, mean - half, mean + half)
 
 
 def t_distribution(t: float, freedom: int) -> float:
