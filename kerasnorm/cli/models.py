@@ -1,4 +1,4 @@
-"""Commands on models: their layers, their receptive field, their answers."""
+"""Commands on models and runs: layers, receptive field, scores, predictions, pictures."""
 
 import logging
 from pathlib import Path
@@ -262,9 +262,9 @@ def misclassified(
     logits = saved.predict(images.images)
     mistakes = [asdict(mistake) for mistake in worst_mistakes(logits, images.labels)]
     if out is not None:
-        figure = plots.misclassified_figure(images.images, mistakes, names, target.name)
+        picture = plots.misclassified_figure(images.images, mistakes, names, target.name)
         out.parent.mkdir(parents=True, exist_ok=True)
-        plots.save(figure, out)
+        plots.save(picture.figure, out)
     if as_json:
         opt.print_json(mistakes)
         return
@@ -275,4 +275,40 @@ def misclassified(
         )
 
 
-COMMANDS = (summary, receptive_field, evaluate, predict, misclassified)
+@click.command()
+@click.argument("runs", metavar="RUN…", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the pictures; by default the run's own plots/, or for several runs "
+    "results/plots.",
+)
+@opt.as_json
+def plot(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Redraw the pictures of a run, or overlay the curves of several.
+
+    Example: kerasnorm plot results/runs/shapes-bn-torch-s0 results/runs/shapes-gn-torch-s0
+    """
+    from kerasnorm import plots
+    from kerasnorm.data.prepare import prepare
+    from kerasnorm.training.run import Run
+
+    loaded = [Run.load(path) for path in runs]
+    if len(loaded) > 1:
+        paths = plots.draw_runs(loaded, out or Path("results/plots"))
+    else:
+        config = loaded[0].config
+        try:
+            images = prepare(config.data, config.train.seed).test.images
+        except DataError as error:
+            logger.warning(f"{error} misclassified.png is not drawn again.")
+            images = None
+        paths = plots.draw_run(loaded[0], images, out)
+    if as_json:
+        opt.print_json([str(path) for path in paths])
+        return
+    for path in paths:
+        click.echo(path)
+
+
+COMMANDS = (summary, receptive_field, evaluate, predict, misclassified, plot)

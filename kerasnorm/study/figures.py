@@ -11,18 +11,19 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
 from kerasnorm.norms import NORMS
-from kerasnorm.plots.curves import (
+from kerasnorm.plots.curves import PANEL_HEIGHT, SHADE, accuracy_figure, loss_figure
+from kerasnorm.plots.images import confusion_figure, misclassified_figure
+from kerasnorm.plots.style import (
+    INK,
     LEGEND_ROW,
     MARKERS,
-    PANEL_HEIGHT,
-    SHADE,
-    accuracy_figure,
+    TEXT_SIZE,
     draw_legend,
     legend_shape,
-    loss_figure,
+    new_figure,
+    quiet,
+    save,
 )
-from kerasnorm.plots.images import confusion_figure, misclassified_figure
-from kerasnorm.plots.style import INK, TEXT_SIZE, new_figure, quiet, save_all
 from kerasnorm.study.ablation_figures import levers_figure
 from kerasnorm.study.groups import Group
 from kerasnorm.study.labels import field_texts, group_label, norm_label
@@ -58,10 +59,13 @@ def draw_study(
         figures[f"against-{name}"] = against_figure(summary, name)
     for group in summary.arms[:MOST_ARMS]:
         name = file_name(group, summary)
-        figures[f"confusion-{name}"] = confusion_figure(group.first)
+        figures[f"confusion-{name}"] = confusion_figure(group.first).figure
         if (images := test_images(group.first)) is not None:
             figures[f"misclassified-{name}"] = _mistakes_figure(group, images)
-    return save_all(figures, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        save(figure, folder / f"{name}.png")
+    return [folder / f"{name}.png" for name in figures]
 
 
 def file_name(group: Group, summary: Summary) -> str:
@@ -77,7 +81,7 @@ def _mistakes_figure(group: Group, images: NDArray[np.uint8]) -> Figure:
     heading = f"MISCLASSIFIED: {label}, seed {run.config.train.seed}, {right:.2f} % right"
     return misclassified_figure(
         images, run.metrics["misclassified"], run.metrics["class_names"], heading
-    )
+    ).figure
 
 
 def curves_figure(groups: Sequence[Group], measure: str) -> Figure:
@@ -91,7 +95,7 @@ def curves_figure(groups: Sequence[Group], measure: str) -> Figure:
     labels = [f"{group_label(group, groups)} (n {len(group.runs)})" for group in groups]
     spreads = [_rows(group, np.std, ddof=1) if len(group.runs) > 1 else () for group in groups]
     draw = accuracy_figure if measure == "accuracy" else loss_figure
-    return draw(means, labels=labels, spreads=spreads)
+    return draw(means, labels=labels, spreads=spreads).figure
 
 
 def _mean_run(group: Group) -> Run:

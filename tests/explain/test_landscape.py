@@ -7,14 +7,14 @@ from helpers.tiny import config, dataset
 
 from kerasnorm.data.dataset import Split
 from kerasnorm.engines.base import NullListener
-from kerasnorm.explain.landscape_measure import (
+from kerasnorm.explain.landscape import (
+    advance,
     filter_direction,
     gradient_line,
     gradient_lines,
     surface,
 )
 from kerasnorm.explain.probe import Probe
-from kerasnorm.explain.windows import advance
 from kerasnorm.inspection.evaluation import predict, score
 from kerasnorm.training.train import make_engine
 
