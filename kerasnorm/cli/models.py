@@ -54,16 +54,15 @@ def summary(as_json: bool, image_shape: tuple[int, ...], classes: int, **options
     Example: kerasnorm summary --norm bn --recipe era8
     """
     runtime.select_backend()
-    from kerasnorm import tables
-    from kerasnorm.inspection.layers import layer_table
+    from kerasnorm.inspection.layers import layer_table, layers_to_json, summary_table
 
     given = opt.given(options)
     rows = layer_table(_build(given, image_shape, classes))
     if as_json:
-        opt.print_json(tables.layers_to_json(rows))
+        opt.print_json(layers_to_json(rows))
         return
     title = " ".join(f"{name}={value}" for name, value in given.items())
-    opt.print_table(tables.summary_table(rows, title))
+    opt.print_table(summary_table(rows, title))
 
 
 @click.command("receptive-field")
@@ -78,8 +77,8 @@ def receptive_field(target: str, as_json: bool, image_shape: tuple[int, ...], cl
     Example: kerasnorm receptive-field gn
     """
     runtime.select_backend()
-    from kerasnorm import tables
     from kerasnorm.formats.archive import load_model
+    from kerasnorm.inspection.layers import layers_to_json, receptive_field_table
     from kerasnorm.inspection.layers import receptive_field as spatial_rows
 
     if target in NORMS:
@@ -90,9 +89,9 @@ def receptive_field(target: str, as_json: bool, image_shape: tuple[int, ...], cl
         model = load_model(target)
     rows = spatial_rows(model)
     if as_json:
-        opt.print_json(tables.layers_to_json(rows))
+        opt.print_json(layers_to_json(rows))
     else:
-        opt.print_table(tables.receptive_field_table(rows))
+        opt.print_table(receptive_field_table(rows))
 
 
 def _open(target: Path, backend: str | None, device: str | None) -> "Artefact | SavedModel":

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasnorm import runtime, tables
+from kerasnorm import runtime
 from kerasnorm.data.prepare import prepare
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError, KerasnormError
 from kerasnorm.norms import BUILT_IN, NORMS
@@ -22,6 +22,7 @@ from kerasnorm.study.board import FAILED, Entry
 from kerasnorm.study.figures import draw_study
 from kerasnorm.study.plan import Grid
 from kerasnorm.study.summary import Summary, summarize
+from kerasnorm.tables import Table
 from kerasnorm.training.run import MODEL, Run
 
 logger = logging.getLogger(__name__)
@@ -190,20 +191,20 @@ def _report(
     return report.Report(title, summary, pictures, commands, _layers(summary))
 
 
-def _layers(summary: Summary) -> tables.Table | None:
+def _layers(summary: Summary) -> Table | None:
     """Returns the receptive fields of the first run's model, None if there is no model."""
     run = summary.groups[0].first
     if not (run.path / MODEL).is_file():
         return None
     runtime.select_backend()
-    from kerasnorm.inspection.layers import receptive_field
+    from kerasnorm.inspection.layers import receptive_field, receptive_field_table
 
     try:
         rows = receptive_field(run.model())
     except (CorruptFileError, OSError) as error:
         logger.warning(f"{error} The report goes without receptive fields.")
         return None
-    return tables.receptive_field_table(rows, f"Receptive field of {run.config.model.norm}")
+    return receptive_field_table(rows, f"Receptive field of {run.config.model.norm}")
 
 
 def image_source() -> Callable[[Run], NDArray[np.uint8] | None]:
