@@ -12,8 +12,8 @@ from kerasnorm.norms import NORMS
 from kerasnorm.progress import ConsoleProgress
 
 if TYPE_CHECKING:
-    from kerasnorm.explain.answer import Answer
-    from kerasnorm.explain.statistics import NetworkStatistics
+    from kerasnorm.analysis.answer import Answer
+    from kerasnorm.analysis.statistics import NetworkStatistics
 
 Data = TypeVar("Data")
 SHORT = 3  # epochs of a training on each preprocessing
@@ -68,8 +68,8 @@ def explain(
     Example: kerasnorm explain gn
     """
     _start(backend)
-    from kerasnorm.explain.norm import explain as ask
-    from kerasnorm.explain.norm import explanation_text
+    from kerasnorm.analysis.norm import explain as ask
+    from kerasnorm.analysis.norm import explanation_text
 
     answer = ask(norm, cost=cost, batch_size=batch_size, rounds=rounds)
     _show(answer, out, as_json, lambda found: click.echo(explanation_text(found)))
@@ -94,8 +94,8 @@ def inputs(config_file: Path | None, out: Path, train: bool, as_json: bool, **op
     config = opt.resolve_options(options, config_file)
     if train and config_file is None and options["epochs"] is None:
         config = config.replace(epochs=SHORT)
-    from kerasnorm.explain.inputs import input_figures, inputs_table
-    from kerasnorm.explain.inputs import inputs as ask
+    from kerasnorm.analysis.inputs import input_figures, inputs_table
+    from kerasnorm.analysis.inputs import inputs as ask
 
     drawn = [picture.save(out) for picture in input_figures(config)]
     with ConsoleProgress(quarters=True) as progress:
@@ -128,8 +128,8 @@ def landscape(
     Example: kerasnorm landscape results/runs/shapes-bn-torch-s0 results/runs/shapes-none-torch-s0
     """
     _start(backend)
-    from kerasnorm.explain.landscape import landscape as ask
-    from kerasnorm.explain.landscape import landscape_table
+    from kerasnorm.analysis.landscape import landscape as ask
+    from kerasnorm.analysis.landscape import landscape_table
 
     with ConsoleProgress(quiet=quiet, quarters=True) as progress:
         answer = ask(runs, **sizes, progress=progress)
@@ -160,8 +160,8 @@ def statistics(
     Example: kerasnorm statistics results/runs/shapes-bn-torch-s0 results/runs/shapes-none-torch-s0
     """
     _start(backend)
-    from kerasnorm.explain.statistics import statistics as ask
-    from kerasnorm.explain.statistics import statistics_table, weights_table
+    from kerasnorm.analysis.statistics import statistics as ask
+    from kerasnorm.analysis.statistics import statistics_table, weights_table
 
     with ConsoleProgress(quiet=quiet, quarters=True) as progress:
         answer = ask(runs, **sizes, progress=progress)

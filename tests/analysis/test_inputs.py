@@ -8,10 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kerasnorm
-from kerasnorm.config import DataConfig
-from kerasnorm.data.dataset import Split
-from kerasnorm.data.preprocessing import equalize
-from kerasnorm.explain.inputs import (
+from kerasnorm.analysis.inputs import (
     PREPROCESSINGS,
     augmentation_figure,
     augmented_views,
@@ -21,6 +18,9 @@ from kerasnorm.explain.inputs import (
     level_edges,
     preprocess,
 )
+from kerasnorm.config import DataConfig
+from kerasnorm.data.dataset import Split
+from kerasnorm.data.preprocessing import equalize
 from kerasnorm.tables import to_text
 
 SEEDS = st.integers(0, 2**32 - 1)

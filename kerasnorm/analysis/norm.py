@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasnorm import runtime
+from kerasnorm.analysis.answer import Answer
 from kerasnorm.config import ModelConfig, unknown
-from kerasnorm.explain.answer import Answer
 from kerasnorm.norms import EPSILON, NORMS, Norm, NormFacts, normalization
 from kerasnorm.plots.style import FAINT, INK, TEXT_SIZE, Picture, new_figure, small_text, title
 

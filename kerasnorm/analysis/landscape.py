@@ -15,11 +15,11 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from kerasnorm.analysis.answer import Answer, counter, expect, open_runs, some
 from kerasnorm.data.batches import Batches
 from kerasnorm.data.dataset import Split
 from kerasnorm.data.prepare import prepare
 from kerasnorm.engines.base import NullListener
-from kerasnorm.explain.answer import Answer, counter, expect, open_runs, some
 from kerasnorm.plots.style import (
     INK,
     TEXT_SIZE,
@@ -42,7 +42,7 @@ from kerasnorm.training.train import make_engine
 if TYPE_CHECKING:
     import keras
 
-    from kerasnorm.explain.probe import Probe, Weights
+    from kerasnorm.analysis.probe import Probe, Weights
 
 Array = NDArray[np.float64]
 FACTORS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)  # of the rate; the range of Santurkar et al., 1/2 to 4
@@ -219,7 +219,7 @@ def gradient_lines(
     Raises:
         DivergedError: Training diverges.
     """
-    from kerasnorm.explain.probe import Probe
+    from kerasnorm.analysis.probe import Probe
 
     probe = Probe(engine.model)
     distances = np.array([0.0, *FACTORS]) * rate
@@ -365,7 +365,7 @@ def surface(
         radius: The axes run from -radius to radius.
         tick: Called after each row.
     """
-    from kerasnorm.explain.probe import Probe
+    from kerasnorm.analysis.probe import Probe
 
     probe = Probe(model)
     start = probe.weights()

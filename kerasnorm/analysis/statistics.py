@@ -14,12 +14,12 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from kerasnorm.analysis.answer import Answer, counter, expect, open_runs, some
 from kerasnorm.config import LAYER_LABELS, Config
 from kerasnorm.data import Dataset
 from kerasnorm.data.dataset import Split
 from kerasnorm.data.prepare import prepare
 from kerasnorm.engines.base import NullListener
-from kerasnorm.explain.answer import Answer, counter, expect, open_runs, some
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.plots.style import (
     GRID,
@@ -46,7 +46,7 @@ from kerasnorm.training.train import make_engine
 if TYPE_CHECKING:
     import keras
 
-    from kerasnorm.explain.probe import Weights
+    from kerasnorm.analysis.probe import Weights
 
 Array = NDArray[np.float64]
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -234,7 +234,7 @@ def statistics(
 
 def _scores(model: "keras.Model", dataset: Dataset) -> dict[str, float]:
     """Returns a trained model's accuracy and loss on both splits."""
-    from kerasnorm.explain.probe import Probe
+    from kerasnorm.analysis.probe import Probe
 
     probe = Probe(model)
     scores: dict[str, float] = {}
@@ -271,7 +271,7 @@ class Taps:
     def __init__(self, model: "keras.Model") -> None:
         import keras
 
-        from kerasnorm.explain.probe import Probe
+        from kerasnorm.analysis.probe import Probe
 
         self.model = model
         self.probe = Probe(model)
