@@ -21,6 +21,7 @@ from kerasnorm.data.dataset import Split
 from kerasnorm.data.prepare import prepare
 from kerasnorm.engines.base import NullListener
 from kerasnorm.keras_settings import stock_keras
+from kerasnorm.plots.labels import run_labels
 from kerasnorm.plots.style import (
     GRID,
     INK,
@@ -38,7 +39,6 @@ from kerasnorm.plots.style import (
     title,
 )
 from kerasnorm.progress import Progress
-from kerasnorm.study.labels import run_labels
 from kerasnorm.tables import Table
 from kerasnorm.training.run import Run
 from kerasnorm.training.train import make_engine

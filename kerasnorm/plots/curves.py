@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from kerasnorm.engines.schedule import learning_rates
 from kerasnorm.norms import NORMS
+from kerasnorm.plots.labels import run_labels
 from kerasnorm.plots.style import (
     FAINT,
     INK,
@@ -25,7 +26,6 @@ from kerasnorm.plots.style import (
     quiet,
     repeats,
 )
-from kerasnorm.study.labels import run_labels
 from kerasnorm.training.run import Row, Run
 
 PANEL_HEIGHT = 3.3  # inches

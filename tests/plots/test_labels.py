@@ -4,7 +4,7 @@ import pytest
 from helpers.drawn import make_run, written
 
 from kerasnorm.plots.curves import loss_figure
-from kerasnorm.study.labels import run_labels
+from kerasnorm.plots.labels import run_labels
 
 
 class TestLabels:
