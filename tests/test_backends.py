@@ -11,6 +11,7 @@ import pytest
 # Tests that use nothing of one backend, but where they say so.
 MODULES = (
     "test_norms.py",
+    "test_norm_record.py",
     "test_network.py",
     "engines/test_engines.py",
     "engines/tensorflow/test_engine.py",

@@ -139,7 +139,7 @@ def test_every_norm_has_its_own_color():
 
 @pytest.mark.parametrize("count", [1, 3, 36])
 def test_any_number_of_runs_can_be_drawn(count, written):
-    runs = [make_run(NORMS[i % 3], seed=i, epochs=1 + i % 4) for i in range(count)]
+    runs = [make_run([*NORMS][i % 3], seed=i, epochs=1 + i % 4) for i in range(count)]
     figure = plots.accuracy_figure(runs)
     assert written(figure).width == 1200
     assert written(plots.learning_rate_figure(runs)).width == 1200
