@@ -20,7 +20,7 @@ format:
 	ruff format .
 
 golden:
-	pytest tests/test_tables.py --update-golden
+	pytest tests/inspection/test_layers.py --update-golden
 
 exports:
 	python scripts/exports.py all

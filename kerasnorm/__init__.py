@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from kerasnorm.analysis.inputs import inputs
+    from kerasnorm.analysis.landscape import landscape
+    from kerasnorm.analysis.norm import explain, normalize
+    from kerasnorm.analysis.statistics import statistics
     from kerasnorm.config import Config, resolve
-    from kerasnorm.explain.inputs import inputs
-    from kerasnorm.explain.landscape import landscape
-    from kerasnorm.explain.norm import explain, normalize
-    from kerasnorm.explain.statistics import statistics
     from kerasnorm.formats.archive import load_model
     from kerasnorm.inspection.layers import layer_table, receptive_field
     from kerasnorm.network import build_model
@@ -42,16 +42,16 @@ _HOMES = {
     "Config": "config",
     "Run": "training.run",
     "build_model": "network",
-    "explain": "explain.norm",
+    "explain": "analysis.norm",
     "fit": "training.api",
-    "inputs": "explain.inputs",
-    "landscape": "explain.landscape",
+    "inputs": "analysis.inputs",
+    "landscape": "analysis.landscape",
     "layer_table": "inspection.layers",
     "load_model": "formats.archive",
-    "normalize": "explain.norm",
+    "normalize": "analysis.norm",
     "receptive_field": "inspection.layers",
     "resolve": "config",
-    "statistics": "explain.statistics",
+    "statistics": "analysis.statistics",
 }
 _NEED_KERAS = {"network", "inspection.layers", "formats.archive"}
 

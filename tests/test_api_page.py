@@ -9,14 +9,12 @@ import textwrap
 from pathlib import Path
 
 import kerasnorm
+from kerasnorm.analysis.answer import Answer
+from kerasnorm.analysis.inputs import InputPreprocessing
+from kerasnorm.analysis.landscape import GradientLines, Landscape, Surface
+from kerasnorm.analysis.norm import BatchOfOne, Explanation, Worked
+from kerasnorm.analysis.statistics import LayerStatistics, NetworkStatistics, WeightHistogram
 from kerasnorm.benchmark.cost import NormCost
-from kerasnorm.explain.activations import LayerStatistics, WeightHistogram
-from kerasnorm.explain.answer import Answer
-from kerasnorm.explain.inputs import InputPreprocessing
-from kerasnorm.explain.landscape import Landscape
-from kerasnorm.explain.landscape_measure import GradientLines, Surface
-from kerasnorm.explain.norm import BatchOfOne, Explanation, Worked
-from kerasnorm.explain.statistics import NetworkStatistics
 from kerasnorm.norms import NormFacts
 
 PAGE = Path(__file__).parent.parent / "docs" / "api.md"

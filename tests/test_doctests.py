@@ -18,7 +18,7 @@ MODULES = sorted(
 
 
 def test_there_are_examples():
-    assert "kerasnorm.explain.norm" in MODULES
+    assert "kerasnorm.analysis.norm" in MODULES
 
 
 @pytest.mark.parametrize("name", MODULES)

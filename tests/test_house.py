@@ -79,3 +79,10 @@ def test_importing_the_package_imports_nothing_heavy():
     code = "import sys, kerasnorm, kerasnorm.cli; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert HEAVY & set(done.stdout.split()) == set()
+
+
+def test_no_module_hides_a_public_name():
+    """Importing a submodule sets its name on the package, where it would replace a function."""
+    children = {name.split(".")[1] for name in NAMES if "." in name}
+    assert "analysis" in children
+    assert children & set(kerasnorm.__all__) == set()

@@ -11,7 +11,7 @@ from typing import NoReturn
 import click
 
 from kerasnorm import __version__
-from kerasnorm.cli import explain, formats, models, pictures, speed, studies, surroundings, training
+from kerasnorm.cli import explain, formats, models, speed, studies, surroundings, training
 from kerasnorm.config import RENAMED
 from kerasnorm.errors import KerasnormError, RunFolderError
 from kerasnorm.progress import console_notes
@@ -30,7 +30,7 @@ def app(context: click.Context, debug: bool) -> None:
     context.ensure_object(dict)["debug"] = debug
 
 
-ROOMS = (training, studies, pictures, models, formats, explain, speed, surroundings)
+ROOMS = (training, studies, models, formats, explain, speed, surroundings)
 for room in ROOMS:
     for command in room.COMMANDS:
         app.add_command(command)

@@ -1,7 +1,8 @@
-"""Commands that explain: `explain`, `landscape` and `statistics`."""
+"""Commands that explain: `explain`, `inputs`, `landscape` and `statistics`."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -10,6 +11,12 @@ from kerasnorm.cli import options as opt
 from kerasnorm.norms import NORMS
 from kerasnorm.progress import ConsoleProgress
 
+if TYPE_CHECKING:
+    from kerasnorm.analysis.answer import Answer
+    from kerasnorm.analysis.statistics import NetworkStatistics
+
+Data = TypeVar("Data")
+SHORT = 3  # epochs of a training on each preprocessing
 EXPLAINED = tuple(name for name, norm in NORMS.items() if norm.facts)
 runs_argument = click.argument(
     "runs", metavar="RUN…", nargs=-1, required=True, type=click.Path(path_type=Path)
@@ -26,13 +33,24 @@ def _out(default: str) -> opt.Decorator:
     )
 
 
+def _count(flag: str, default: int, text: str, *, low: int = 1) -> opt.Decorator:
+    """Returns an option that takes a whole number of at least `low`."""
+    return click.option(
+        flag, default=default, show_default=True, type=click.IntRange(low), help=text
+    )
+
+
+def _positive(flag: str, default: float, text: str) -> opt.Decorator:
+    """Returns an option that takes a number above 0."""
+    kind = click.FloatRange(0, min_open=True)
+    return click.option(flag, default=default, show_default=True, type=kind, help=text)
+
+
 @click.command()
 @click.argument("norm", metavar="|".join(EXPLAINED), type=click.Choice(EXPLAINED))
 @click.option("--cost/--no-cost", default=True, show_default=True, help="Measure what it costs.")
-@click.option(
-    "--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Of a timed step."
-)
-@click.option("--rounds", default=7, show_default=True, type=click.IntRange(1), help="Timed turns.")
+@_count("--batch-size", 64, "Images in a timed training step.")
+@_count("--rounds", 7, "Rounds that are timed with and without the norm.")
 @opt.backend_option
 @_out("results/explain")
 @opt.as_json
@@ -45,46 +63,54 @@ def explain(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Explain a norm by what its real layer does: who shares statistics, step by step, cost.
+    """Explain a norm by its real layer: what shares statistics, each step in numbers, the cost.
 
     Example: kerasnorm explain gn
     """
     _start(backend)
-    from kerasnorm.explain.norm import explain as ask
-    from kerasnorm.explain.norm import explanation_text
+    from kerasnorm.analysis.norm import explain as ask
+    from kerasnorm.analysis.norm import explanation_text
 
     answer = ask(norm, cost=cost, batch_size=batch_size, rounds=rounds)
     _show(answer, out, as_json, lambda found: click.echo(explanation_text(found)))
 
 
+@click.command(cls=opt.ConfigCommand)
+@opt.config_file
+@_out("results/inputs")
+@click.option(
+    "--train", is_flag=True, help="Also train briefly on each of the four ways of preprocessing."
+)
+@opt.norm_option
+@opt.as_json
+@opt.config_options("data", "train")
+def inputs(config_file: Path | None, out: Path, train: bool, as_json: bool, **options: Any) -> None:
+    """Draw the model's input: each preprocessing, each augmentation, histograms of the pixels.
+
+    With --train, a short training on each preprocessing, by default of 3 epochs.
+
+    Example: kerasnorm inputs --recipe era8 --out inputs
+    """
+    config = opt.resolve_options(options, config_file)
+    if train and config_file is None and options["epochs"] is None:
+        config = config.replace(epochs=SHORT)
+    from kerasnorm.analysis.inputs import input_figures, inputs_table
+    from kerasnorm.analysis.inputs import inputs as ask
+
+    drawn = [picture.save(out) for picture in input_figures(config)]
+    with ConsoleProgress(quarters=True) as progress:
+        answer = ask(config, train=train, progress=progress)
+    _show(answer, out, as_json, lambda found: opt.print_table(inputs_table(found)), drawn)
+
+
 @click.command()
 @runs_argument
-@click.option(
-    "--steps", default=100, show_default=True, type=click.IntRange(1), help="Steps to train again."
-)
-@click.option(
-    "--lines", default=10, show_default=True, type=click.IntRange(1), help="Looks along the way."
-)
-@click.option(
-    "--rate",
-    default=0.1,
-    show_default=True,
-    type=click.FloatRange(0, min_open=True),
-    help="Step along the gradient; each look goes from 1/2 to 4 of it.",
-)
-@click.option(
-    "--points", default=13, show_default=True, type=click.IntRange(3), help="A side; odd."
-)
-@click.option(
-    "--radius",
-    default=1.0,
-    show_default=True,
-    type=click.FloatRange(0, min_open=True),
-    help="Of the surface, in lengths of each filter.",
-)
-@click.option(
-    "--images", default=300, show_default=True, type=click.IntRange(1), help="Test images."
-)
+@_count("--steps", 100, "Training steps to repeat.")
+@_count("--lines", 10, "Lines along the gradient, spread over these steps.")
+@_positive("--rate", 0.1, "Step along the gradient; a line reaches from 1/2 to 4 of it.")
+@_count("--points", 13, "Points on each side of the surface; odd.", low=3)
+@_positive("--radius", 1.0, "Radius of the surface, in lengths of each filter.")
+@_count("--images", 300, "Test images that the surface is measured on.")
 @opt.backend_option
 @_out("results/landscape")
 @opt.quiet
@@ -102,33 +128,19 @@ def landscape(
     Example: kerasnorm landscape results/runs/shapes-bn-torch-s0 results/runs/shapes-none-torch-s0
     """
     _start(backend)
-    from kerasnorm.explain import texts
-    from kerasnorm.explain.landscape import landscape as ask
+    from kerasnorm.analysis.landscape import landscape as ask
+    from kerasnorm.analysis.landscape import landscape_table
 
     with ConsoleProgress(quiet=quiet, quarters=True) as progress:
         answer = ask(runs, **sizes, progress=progress)
-    _show(answer, out, as_json, lambda found: opt.print_table(texts.landscape_table(found)))
+    _show(answer, out, as_json, lambda found: opt.print_table(landscape_table(found)))
 
 
 @click.command()
 @runs_argument
-@click.option(
-    "--train-size",
-    default=2000,
-    show_default=True,
-    type=click.IntRange(0),
-    help="Training images of the repetition; 0 is all, which repeats the run.",
-)
-@click.option(
-    "--epochs",
-    default=0,
-    show_default=True,
-    type=click.IntRange(0),
-    help="Epochs of the repetition; 0 is the run's.",
-)
-@click.option(
-    "--images", default=128, show_default=True, type=click.IntRange(1), help="Images looked at."
-)
+@_count("--train-size", 2000, "Training images to repeat the training on; 0 is all.", low=0)
+@_count("--epochs", 0, "Epochs of the repeated training; 0 is the run's.", low=0)
+@_count("--images", 128, "Training images that the layers are measured on.")
 @opt.backend_option
 @_out("results/statistics")
 @opt.quiet
@@ -141,36 +153,42 @@ def statistics(
     as_json: bool,
     **sizes: Any,
 ) -> None:
-    """Look into networks: activations, gradients, weights, updates, by layer and epoch.
+    """Measure activations, gradients, weights and updates of runs, by layer and epoch.
 
     Give it runs with and without norm, or a sweep of --l1, --l2 or --dropout.
 
     Example: kerasnorm statistics results/runs/shapes-bn-torch-s0 results/runs/shapes-none-torch-s0
     """
     _start(backend)
-    from kerasnorm.explain import texts
-    from kerasnorm.explain.statistics import JUDGED
-    from kerasnorm.explain.statistics import statistics as ask
+    from kerasnorm.analysis.statistics import statistics as ask
+    from kerasnorm.analysis.statistics import statistics_table, weights_table
 
     with ConsoleProgress(quiet=quiet, quarters=True) as progress:
         answer = ask(runs, **sizes, progress=progress)
 
-    def show(found: Any) -> None:
-        opt.print_table(texts.statistics_table(found))
+    def show(found: "list[NetworkStatistics]") -> None:
+        opt.print_table(statistics_table(found))
         click.echo()
-        opt.print_table(texts.weights_table(found, JUDGED))
+        opt.print_table(weights_table(found))
 
     _show(answer, out, as_json, show)
 
 
 def _start(backend: str | None) -> None:
-    """Starts Keras on a backend that was asked for; otherwise it starts when the runs are read."""
+    """Starts Keras on a requested backend; without one it starts when the runs are read."""
     if backend is not None:
         runtime.start(backend)
 
 
-def _show(answer: Any, out: Path, as_json: bool, show: Any) -> None:
-    paths = [str(path) for path in answer.save(out)]
+def _show(
+    answer: "Answer[Data]",
+    out: Path,
+    as_json: bool,
+    show: Callable[[Data], None],
+    drawn: Sequence[Path] = (),
+) -> None:
+    """Saves the pictures of an answer; prints its data and the paths of all pictures."""
+    paths = [str(path) for path in (*drawn, *answer.save(out))]
     if as_json:
         opt.print_json({"data": answer.document(), "figures": paths})
         return
@@ -179,4 +197,4 @@ def _show(answer: Any, out: Path, as_json: bool, show: Any) -> None:
         click.echo(path)
 
 
-COMMANDS = (explain, landscape, statistics)
+COMMANDS = (explain, inputs, landscape, statistics)

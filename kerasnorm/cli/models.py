@@ -1,4 +1,4 @@
-"""Commands on models: their layers, their receptive field, their answers."""
+"""Commands on models and runs: layers, receptive field, scores, predictions, pictures."""
 
 import logging
 from pathlib import Path
@@ -54,16 +54,15 @@ def summary(as_json: bool, image_shape: tuple[int, ...], classes: int, **options
     Example: kerasnorm summary --norm bn --recipe era8
     """
     runtime.select_backend()
-    from kerasnorm import tables
-    from kerasnorm.inspection.layers import layer_table
+    from kerasnorm.inspection.layers import layer_table, layers_to_json, summary_table
 
     given = opt.given(options)
     rows = layer_table(_build(given, image_shape, classes))
     if as_json:
-        opt.print_json(tables.layers_to_json(rows))
+        opt.print_json(layers_to_json(rows))
         return
     title = " ".join(f"{name}={value}" for name, value in given.items())
-    opt.print_table(tables.summary_table(rows, title))
+    opt.print_table(summary_table(rows, title))
 
 
 @click.command("receptive-field")
@@ -78,8 +77,8 @@ def receptive_field(target: str, as_json: bool, image_shape: tuple[int, ...], cl
     Example: kerasnorm receptive-field gn
     """
     runtime.select_backend()
-    from kerasnorm import tables
     from kerasnorm.formats.archive import load_model
+    from kerasnorm.inspection.layers import layers_to_json, receptive_field_table
     from kerasnorm.inspection.layers import receptive_field as spatial_rows
 
     if target in NORMS:
@@ -90,9 +89,9 @@ def receptive_field(target: str, as_json: bool, image_shape: tuple[int, ...], cl
         model = load_model(target)
     rows = spatial_rows(model)
     if as_json:
-        opt.print_json(tables.layers_to_json(rows))
+        opt.print_json(layers_to_json(rows))
     else:
-        opt.print_table(tables.receptive_field_table(rows))
+        opt.print_table(receptive_field_table(rows))
 
 
 def _open(target: Path, backend: str | None, device: str | None) -> "Artefact | SavedModel":
@@ -262,9 +261,9 @@ def misclassified(
     logits = saved.predict(images.images)
     mistakes = [asdict(mistake) for mistake in worst_mistakes(logits, images.labels)]
     if out is not None:
-        figure = plots.misclassified_figure(images.images, mistakes, names, target.name)
+        picture = plots.misclassified_figure(images.images, mistakes, names, target.name)
         out.parent.mkdir(parents=True, exist_ok=True)
-        plots.save(figure, out)
+        plots.save(picture.figure, out)
     if as_json:
         opt.print_json(mistakes)
         return
@@ -275,4 +274,40 @@ def misclassified(
         )
 
 
-COMMANDS = (summary, receptive_field, evaluate, predict, misclassified)
+@click.command()
+@click.argument("runs", metavar="RUN…", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the pictures; by default the run's own plots/, or for several runs "
+    "results/plots.",
+)
+@opt.as_json
+def plot(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Redraw the pictures of a run, or overlay the curves of several.
+
+    Example: kerasnorm plot results/runs/shapes-bn-torch-s0 results/runs/shapes-gn-torch-s0
+    """
+    from kerasnorm import plots
+    from kerasnorm.data.prepare import prepare
+    from kerasnorm.training.run import Run
+
+    loaded = [Run.load(path) for path in runs]
+    if len(loaded) > 1:
+        paths = plots.draw_runs(loaded, out or Path("results/plots"))
+    else:
+        config = loaded[0].config
+        try:
+            images = prepare(config.data, config.train.seed).test.images
+        except DataError as error:
+            logger.warning(f"{error} misclassified.png is not drawn again.")
+            images = None
+        paths = plots.draw_run(loaded[0], images, out)
+    if as_json:
+        opt.print_json([str(path) for path in paths])
+        return
+    for path in paths:
+        click.echo(path)
+
+
+COMMANDS = (summary, receptive_field, evaluate, predict, misclassified, plot)

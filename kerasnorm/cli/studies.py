@@ -1,8 +1,11 @@
 """Commands on many runs: `compare`, `sweep` and `report`."""
 
+import hashlib
+import json
 import logging
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,8 +16,11 @@ from kerasnorm.errors import ConfigError
 from kerasnorm.norms import COMPARED, NORMS
 from kerasnorm.progress import ConsoleProgress
 
-SEEDS_BY_DEFAULT = 3
+if TYPE_CHECKING:
+    from kerasnorm.study.plan import StudyPlan
+    from kerasnorm.study.study import Outcome
 
+SEEDS_BY_DEFAULT = 3
 
 STUDY_OPTIONS: tuple[opt.Decorator, ...] = (
     click.option(
@@ -22,37 +28,37 @@ STUDY_OPTIONS: tuple[opt.Decorator, ...] = (
         "norms",
         multiple=True,
         type=click.Choice(NORMS),
-        help=f"Norm; more than one may be given. By default {', '.join(COMPARED)}.",
+        help=f"Norm; may be repeated. By default {', '.join(COMPARED)}.",
     ),
     click.option(
         "--backend",
         "backends",
         multiple=True,
         type=click.Choice(BACKENDS),
-        help="Keras backend, likewise. By default the first installed.",
+        help="Keras backend; may be repeated. By default the first installed.",
     ),
     click.option(
         "--seeds",
         type=click.IntRange(1),
-        help=f"How many seeds. By default {SEEDS_BY_DEFAULT}.",
+        help=f"Number of seeds. By default {SEEDS_BY_DEFAULT}.",
     ),
     click.option(
         "--seed",
         type=click.IntRange(0),
-        help="The first seed, by default 0; others follow.",
+        help="First seed, by default 0; the others count up from it.",
     ),
     click.option(
         "--vary",
         multiple=True,
         metavar="FIELD=V,V,…",
-        help="Values of a config field, such as batch_size=8,32; more than one may be "
-        "given. A field that a norm does not read does not multiply its runs.",
+        help="Values of a config field, such as batch_size=8,32; may be repeated. A field that "
+        "a norm does not read does not multiply its runs.",
     ),
     click.option(
         "--one-at-a-time",
         is_flag=True,
-        help="Train each value of --vary alone, beside the base that the other options say, "
-        "and tell what each does: an ablation. By default all combinations.",
+        help="Train each value of --vary alone, beside a base without them, and report what each "
+        "does: an ablation. By default all combinations are trained.",
     ),
     click.option(
         "--linear-rate",
@@ -62,13 +68,13 @@ STUDY_OPTIONS: tuple[opt.Decorator, ...] = (
     click.option(
         "--out",
         type=click.Path(path_type=Path, file_okay=False),
-        help="The study's folder; one that holds a part of the study is gone on with. "
-        "By default one under results/studies.",
+        help="Folder of the study; one that holds a part of it is resumed. By default one under "
+        "results/studies.",
     ),
     click.option(
         "--resume",
         type=click.Path(path_type=Path, exists=True, file_okay=False),
-        help="Go on with the study in this folder, as its study.toml says.",
+        help="Resume the study in this folder, with the plan in its study.toml.",
     ),
     click.option(
         "--jobs",
@@ -76,12 +82,12 @@ STUDY_OPTIONS: tuple[opt.Decorator, ...] = (
         default=1,
         show_default=True,
         type=click.IntRange(1),
-        help="Runs at a time on this machine; they share its cores.",
+        help="Number of runs at a time on this machine; they share its cores.",
     ),
     click.option(
         "--scheduler",
         metavar="ADDRESS",
-        help="Let the workers of this Dask scheduler train: tcp://host:8786.",
+        help="Train on the workers of this Dask scheduler, such as tcp://host:8786.",
     ),
     click.option("--dry-run", is_flag=True, help="List the runs, estimate their time, and stop."),
     opt.as_json,
@@ -102,11 +108,11 @@ def _study_options(function: Any) -> Any:
 def compare(**options: Any) -> None:
     """Train several norms on several seeds and compare them in one study folder.
 
-    The same command again goes on where it stopped: finished runs are kept.
+    The same command resumes an interrupted study: finished runs are kept.
 
     Example: kerasnorm compare --norm bn --norm gn --norm ln --backend torch --seeds 3
     """
-    _conduct(**options)
+    _run(**options)
 
 
 @click.command(cls=opt.ConfigCommand)
@@ -114,16 +120,16 @@ def compare(**options: Any) -> None:
 def sweep(**options: Any) -> None:
     """Vary any fields of the config, over several norms and seeds, in one study folder.
 
-    With --one-at-a-time each value is trained alone, beside the base: what does it do by itself?
+    With --one-at-a-time each value is trained alone, beside a base: what does it do by itself?
 
     Example: kerasnorm sweep --vary batch_size=2,4,8,16,32 --norm bn --norm gn
     """
     if not options["vary"] and options["resume"] is None:
         raise ConfigError("sweep: expected --vary FIELD=VALUE,VALUE. Received: none.")
-    _conduct(**options)
+    _run(**options)
 
 
-def _conduct(
+def _run(
     resume: Path | None,
     out: Path | None,
     jobs: int,
@@ -133,36 +139,34 @@ def _conduct(
     quiet: bool,
     **options: Any,
 ) -> None:
-    from kerasnorm.study import folder
+    from kerasnorm.study import execution, folder, study
 
     if resume is not None:
         typed = [name for name in (*options, "out") if opt.is_typed(name)]
         if typed:
             flag = {"norms": "norm", "backends": "backend"}.get(typed[0], typed[0])
             raise ConfigError(
-                f"--resume takes the study's own grid: leave out --{flag.replace('_', '-')}."
+                f"--resume takes the plan of the study: leave out --{flag.replace('_', '-')}."
             )
-        grid, out = folder.read_grid(resume), resume
+        plan, out = folder.read_plan(resume), resume
     else:
-        grid = _grid(options)
-        out = out or _default_folder(grid)
+        plan = _plan(options)
+        out = out or _default_folder(plan)
     if dry_run:
-        _plan(grid, out, jobs, scheduler, as_json)
+        _dry_run(plan, out, jobs, scheduler, as_json)
         return
-    from kerasnorm.study import lab, runner
-
     progress = ConsoleProgress(quiet=quiet)
     if progress.is_live:  # its table shows every event
-        logging.getLogger(runner.EVENTS).setLevel(logging.WARNING)
-    outcome = lab.conduct(grid, out, progress, jobs=jobs, scheduler=scheduler)
+        logging.getLogger(execution.EVENTS).setLevel(logging.WARNING)
+    outcome = study.run_study(plan, out, progress, jobs=jobs, scheduler=scheduler)
     _print_outcome(outcome, as_json)
     if (error := outcome.failure()) is not None:
         raise error
 
 
-def _grid(options: dict[str, Any]) -> Any:
-    """Returns the grid of the options, `auto` resolved so that runs can be told by their hash."""
-    from kerasnorm.study.plan import Grid, parse_vary, with_data
+def _plan(options: dict[str, Any]) -> "StudyPlan":
+    """Returns the plan of the options, `auto` resolved so that runs are known by their hash."""
+    from kerasnorm.study.plan import StudyPlan, parse_vary
 
     given = {k: v for k, v in opt.given(options).items() if k in SETTINGS or k == "recipe"}
     given.pop("seed", None)
@@ -176,7 +180,7 @@ def _grid(options: dict[str, Any]) -> Any:
     backends = tuple(dict.fromkeys(options["backends"])) or (runtime.select_backend(),)
     for backend in backends:
         runtime.check_installed(backend)
-    grid = Grid(
+    plan = StudyPlan(
         norms=tuple(dict.fromkeys(options["norms"])) or COMPARED,
         backends=backends,
         seeds=tuple(range(first, first + count)),
@@ -185,74 +189,67 @@ def _grid(options: dict[str, Any]) -> Any:
         linear_rate=options["linear_rate"],
         one_at_a_time=options["one_at_a_time"],
     )
-    grid.configs()  # refuses a value that is out of range before any data are read
+    plan.configs()  # refuses a value that is out of range before any data are read
     if "data" not in vary and given.get("data", "auto") == "auto":
         from kerasnorm.data import load
 
-        grid = with_data(grid, load("auto").name)
-    return grid
+        plan = replace(plan, fixed={**given, "data": load("auto").name})
+    return plan
 
 
-def _default_folder(grid: Any) -> Path:
+def _default_folder(plan: "StudyPlan") -> Path:
     """Returns a folder named after what all runs share, so that more seeds go to the same."""
-    import hashlib
-    import json
-    from dataclasses import replace
-
-    plain = replace(grid, seeds=()).to_dict()
-    mark = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:6]
-    data = Path(str(grid.fixed.get("data", "data"))).name
-    varied = ["one-at-a-time"] if grid.one_at_a_time else [*grid.vary]  # many would be too long
-    return Path("results/studies") / "-".join([data, *grid.norms, *varied, mark])
+    plain = replace(plan, seeds=()).to_dict()
+    suffix = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:6]
+    data = Path(str(plan.fixed.get("data", "data"))).name
+    varied = ["one-at-a-time"] if plan.one_at_a_time else [*plan.vary]  # many would be too long
+    return Path("results/studies") / "-".join([data, *plan.norms, *varied, suffix])
 
 
-def _plan(grid: Any, out: Path, jobs: int, scheduler: str | None, as_json: bool) -> None:
+def _dry_run(plan: "StudyPlan", out: Path, jobs: int, scheduler: str | None, as_json: bool) -> None:
     """Prints the runs of a study and the time that they are expected to take."""
     from kerasnorm.data.prepare import prepare
-    from kerasnorm.study import cluster, findings, folder, lab
-    from kerasnorm.study.estimate import estimate, makespan
+    from kerasnorm.study import execution, folder, study, tables
 
-    lab.check(grid)
-    found = folder.survey(out, grid)
-    lanes = cluster.lanes(scheduler) if scheduler else jobs
-    threads = max(1, runtime.cores() // jobs)
-    first = found[0].config
+    study.check(plan)
+    runs = folder.survey(out, plan)
+    lanes = execution.lanes(scheduler) if scheduler else jobs
+    first = runs[0].config
     data = prepare(first.data, first.train.seed)
-    estimates = estimate(found, data, threads)
-    if as_json:
-        runs = [
-            {
-                "run": one.job.name,
-                "config": one.job.config.to_dict(),
-                "finished": one.job.done is not None,
-                "seconds": one.seconds,
-                "rate_from": one.source,
-            }
-            for one in estimates
-        ]
-        total = makespan(estimates, lanes)
-        opt.print_json({"path": str(out), "at_a_time": lanes, "seconds": total, "runs": runs})
-    else:
-        opt.print_table(findings.plan_table(estimates, lanes))
+    estimates = execution.estimate(runs, data, threads=max(1, runtime.cores() // jobs))
+    if not as_json:
+        opt.print_table(tables.plan_table(estimates, lanes))
+        return
+    rows = [
+        {
+            "run": one.run.name,
+            "config": one.run.config.to_dict(),
+            "finished": one.run.finished is not None,
+            "seconds": one.seconds,
+            "rate_from": one.source,
+        }
+        for one in estimates
+    ]
+    total = execution.makespan(estimates, lanes)
+    opt.print_json({"path": str(out), "at_a_time": lanes, "seconds": total, "runs": rows})
 
 
-def _print_outcome(outcome: Any, as_json: bool) -> None:
-    from kerasnorm.study import findings, folder, sheets, summary
+def _print_outcome(outcome: "Outcome", as_json: bool) -> None:
+    from kerasnorm.study import folder, tables
 
     found = outcome.summary
-    axes = found.axes if found else ()
     if as_json:
-        rows = [sheets.run_row(entry, axes) for entry in outcome.entries]
-        document = summary.to_dict(found) if found else {}
+        rows = [tables.run_row(run, found.axes if found else ()) for run in outcome.runs]
+        document = found.to_dict() if found else {}
         opt.print_json({"path": str(outcome.path), "runs": rows, **document})
     elif found:
-        opt.print_table(findings.group_table(found))
-        if found.levers:
-            opt.print_table(findings.lever_table(found))
+        opt.print_table(tables.group_table(found))
+        if found.effects:
+            opt.print_table(tables.effect_table(found))
         elif found.differences:
-            opt.print_table(findings.difference_table(found))
+            opt.print_table(tables.difference_table(found))
         if found.published:
-            opt.print_table(findings.published_table(found))
+            opt.print_table(tables.published_table(found))
         click.echo(f"folder  {outcome.path}\nreport  {outcome.path / folder.REPORT}")
 
 
@@ -263,32 +260,32 @@ def _print_outcome(outcome: Any, as_json: bool) -> None:
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The HTML file; by default report.html in a study or run, for several runs in "
-    "results/plots.",
+    help="HTML file to write. By default report.html in the folder of the study or run; in "
+    "results/plots for several runs.",
 )
 @opt.as_json
 def report(paths: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     """Write one HTML file with the findings, figures and commands of a study or of runs.
 
-    A study's tables and figures are made anew from its finished runs.
+    The tables and figures of a study are written again from its finished runs.
 
     Example: kerasnorm report results/best
     """
-    from kerasnorm.study import folder, lab
+    from kerasnorm.study import folder, study
     from kerasnorm.training.run import Run
 
-    studies = [path for path in paths if folder.is_study(path)]
-    if studies == [*paths] and len(paths) == 1 and out is None:
-        target = lab.renew(paths[0])
+    if len(paths) == 1 and folder.is_study(paths[0]) and out is None:
+        target = study.rebuild_report(paths[0])
     else:
         runs: list[Run] = []
         for path in paths:
-            runs += folder.load(path)[1] if path in studies else [Run.load(path)]
-        study = folder.read_grid(paths[0]) if studies and len(paths) == 1 else None
-        alone = paths[0] if len(paths) == 1 else Path("results/plots")
-        target = out or alone / folder.REPORT
+            runs += folder.load(path)[1] if folder.is_study(path) else [Run.load(path)]
+        is_one_study = len(paths) == 1 and folder.is_study(paths[0])
+        plan = folder.read_plan(paths[0]) if is_one_study else None
+        parent = paths[0] if len(paths) == 1 else Path("results/plots")
+        target = out or parent / folder.REPORT
         target.parent.mkdir(parents=True, exist_ok=True)
-        lab.report_on_runs(runs, target, study)
+        study.report_on_runs(runs, target, plan)
     if as_json:
         opt.print_json({"report": str(target)})
     else:

@@ -1,1 +1,1 @@
-"""What a model is and how well it does: layers, receptive field, scores."""
+"""Inspection of models: layers, receptive fields, graphs, kinds of outputs, scores."""

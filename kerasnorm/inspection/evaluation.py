@@ -1,10 +1,13 @@
-"""Outputs of images, and their scores against labels: loss, accuracy, confusion, mistakes."""
+"""Outputs of a model, and their scores against labels: loss, accuracy, confusion, mistakes."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import keras
 
 PREDICT_BATCH = 500
 
@@ -21,9 +24,9 @@ class Mistake:
     """An image that was classified wrongly.
 
     Attributes:
-        index: Its place in the test set.
-        true: Its class.
-        predicted: The class that it was taken for.
+        index: Index of the image in the test set.
+        true: Index of its true class.
+        predicted: Index of the predicted class.
         confidence: Softmax probability of the predicted class, 0 to 1.
     """
 
@@ -33,8 +36,8 @@ class Mistake:
     confidence: float
 
 
-def predict(model: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Returns the outputs (N, classes) that a Keras model gives for raw images (N, H, W, C)."""
+def predict(model: "keras.Model", images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Returns the outputs (N, classes) of a Keras model for raw images (N, H, W, C)."""
     return np.asarray(model.predict(images, batch_size=PREDICT_BATCH, verbose=0), np.float32)
 
 
@@ -68,12 +71,12 @@ def confusion(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> NDAr
 def worst_mistakes(
     logits: NDArray[np.floating], labels: NDArray[np.integer], count: int = 10
 ) -> list[Mistake]:
-    """Returns the mistakes made with the highest confidence, the worst first.
+    """Returns the mistakes of highest confidence, the worst first.
 
     Args:
         logits: Shape (N, classes).
         labels: Class indices, shape (N,).
-        count: How many at most.
+        count: Number of mistakes, at most.
     """
     predicted = logits.argmax(axis=1)
     confidence = np.exp(log_softmax(logits).max(axis=1))

@@ -8,11 +8,11 @@ import keras
 from kerasnorm.errors import ConfigError
 
 
-def functional_graph(model: Any) -> Any:
-    """Returns the functional graph of a model; Keras keeps that of a Sequential inside of it.
+def functional_graph(model: keras.Model) -> Any:
+    """Returns the functional graph of a model; a Sequential holds one inside of it.
 
     Raises:
-        ConfigError: The model is subclassed, or a Sequential that has not been built.
+        ConfigError: The model is subclassed, or is a Sequential that has not been built.
     """
     graph = getattr(model, "_functional", None) or model
     if not hasattr(graph, "_nodes_by_depth"):
@@ -40,7 +40,7 @@ def call_node(node: Any, values: Mapping[int, Any], training: bool) -> list[Any]
 
     Args:
         node: A call, from `nodes`.
-        values: The tensors computed so far, by the identity of their symbolic tensor.
+        values: The tensors computed so far, by the `id` of their symbolic tensor.
         training: Whether the graph is in training.
     """
     args, kwargs = node.arguments.fill_in(values)

@@ -1,8 +1,8 @@
-"""The layers of a Keras model with their shapes, parameters and receptive fields.
+"""The layers of a Keras model with their shapes, parameters and receptive fields, and their tables.
 
-All is read from the model's own graph; nothing is typed in. Element-wise layers pass the receptive
-field through. So do normalization and softmax layers, by convention and as in published tables,
-although one whose statistics are taken over space strictly sees the whole image.
+Everything is computed from the model's own graph. Element-wise layers leave the receptive field as
+it is. So do normalization and softmax layers, by convention and as in published tables, although a
+layer whose statistics are taken over space strictly sees the whole image.
 """
 
 import math
@@ -13,10 +13,29 @@ from typing import Any, NamedTuple
 import keras
 from keras import layers
 
+from kerasnorm.config import LAYER_LABELS
 from kerasnorm.errors import ConfigError
 from kerasnorm.inspection.graph import functional_graph, nodes
 from kerasnorm.inspection.receptive_field import FeatureMap, Field, merge, same_padding, window
 from kerasnorm.norms import custom_layers
+from kerasnorm.tables import Table
+
+FIELD_NOTE = (
+    "Receptive field r and jump j in input pixels: r += (k_eff - 1) * j, then j *= stride. "
+    "Global pooling over n units adds (n - 1) * j and leaves the jump as it was."
+)
+NORM_NOTE = (
+    "Normalization layers leave the receptive field as it is, by convention; a layer whose "
+    "statistics are taken over space strictly sees the whole image."
+)
+# The published table of this network, C1 to GAP, for an image of 32x32.
+PUBLISHED_FIELDS = dict(
+    zip(LAYER_LABELS.values(), (3, 5, 5, 6, 10, 14, 18, 18, 20, 24, 28, 32, 60), strict=False)
+)
+PUBLISHED_NOTE = (
+    "The published table adds 4 per convolution in the third block, where a 3x3 convolution at "
+    "jump 4 adds 8: an arithmetic slip."
+)
 
 
 @dataclass(frozen=True)
@@ -24,15 +43,15 @@ class LayerRow:
     """One call of one layer.
 
     Attributes:
-        name: The layer's name, behind those of the submodels it lies in: "backbone/conv1".
-        type: The layer's class.
-        output_shape: With the batch axis, None where not fixed: (None, H, W, C).
-        parameters: All weights; 0 where the layer was called before, so that sums come true.
-        trainable_parameters: Those that training changes.
-        before: What the units of the (first) input see of the image.
-        after: What the units of the output see.
-        is_spatial: Whether the layer mixes or moves pixels: convolutions (1x1 too), poolings,
-            paddings, croppings, and a dense layer over a whole map.
+        name: Name of the layer, after those of the submodels that hold it: "backbone/conv1".
+        type: Name of the layer's class.
+        output_shape: Shape with the batch axis, None where it is not fixed: (None, H, W, C).
+        parameters: Number of weights; 0 if the layer was called before, so that sums are right.
+        trainable_parameters: Number of weights that training changes.
+        before: Receptive fields of the units of the (first) input.
+        after: Receptive fields of the units of the output.
+        is_spatial: Whether the layer mixes or moves pixels: a convolution (1x1 too), a pooling, a
+            padding, a cropping, or a dense layer over a whole map.
     """
 
     name: str
@@ -46,25 +65,25 @@ class LayerRow:
 
     @property
     def receptive_field(self) -> int | list[int] | None:
-        """Pixels: a number where H and W agree, else [h, w]; None for a model without space."""
+        """Pixels: a number if H and W agree, else [h, w]; None for a model without space."""
         return self.after.receptive_field
 
     @property
     def jump(self) -> int | list[int] | None:
-        """Pixels between the fields of two neighbors, likewise."""
+        """Pixels between the fields of two neighbors, in the same form."""
         return self.after.jump
 
 
 def layer_table(model: keras.Model) -> list[LayerRow]:
-    """Returns a row for each layer of a model, inputs first, in topological order.
+    """Returns one row per layer of a model, inputs first, in topological order.
 
     Args:
-        model: Functional, or Sequential that has been built, with one input (N, H, W, C), or
-            (N, C, H, W), (N, L, C) and so on. Submodels are walked too.
+        model: Functional model, or built Sequential, with one input (N, H, W, C), (N, C, H, W),
+            (N, L, C) and so on. The layers of submodels have rows too.
 
     Raises:
         ConfigError: The model is subclassed or not built, has several inputs, holds a layer whose
-            receptive field is not known, or merges maps that do not fit.
+            receptive field is not known, or merges maps of different sizes.
     """
     graph = functional_graph(model)
     if len(graph.inputs) != 1:
@@ -76,22 +95,22 @@ def layer_table(model: keras.Model) -> list[LayerRow]:
 
 
 def receptive_field(model: keras.Model) -> list[LayerRow]:
-    """Returns the rows of `layer_table` whose layers mix or move pixels: convolutions, poolings.
+    """Returns the rows of `layer_table` whose layers mix or move pixels, such as convolutions.
 
     r += (k_eff - 1) * j with k_eff = d * (k - 1) + 1, then j *= s; see
     `kerasnorm.inspection.receptive_field`.
 
     Args:
-        model: As for `layer_table`.
+        model: The same models as for `layer_table`.
 
     Raises:
-        ConfigError: As for `layer_table`.
+        ConfigError: The same errors as of `layer_table`.
     """
     return [row for row in layer_table(model) if row.is_spatial]
 
 
 class _Call(NamedTuple):
-    """One call of a layer: its inputs' maps, its output's shape and units along each axis."""
+    """One call of a layer: maps of its inputs, shape of its output, units along each axis."""
 
     layer: Any
     inputs: Sequence[FeatureMap]
@@ -144,7 +163,7 @@ def _adaptive(call: _Call) -> FeatureMap:
 
 
 def _dense(call: _Call) -> FeatureMap:
-    """A vector is seen whole; on a map, dense works unit by unit."""
+    """Returns the output of a dense layer, which sees a flat map whole and others unit by unit."""
     source = call.inputs[0]
     return source.pooled() if len(call.shape) == 2 and source.sizes else source
 
@@ -160,7 +179,7 @@ def _reshaped(call: _Call) -> FeatureMap:
 
 
 def _of(names: str, ranks: Sequence[int] = (1, 2, 3)) -> tuple[type, ...]:
-    """Returns the Keras layers of these names, "#" standing for each of the ranks."""
+    """Returns the Keras layers of these names, in which "#" stands for each of the ranks."""
     spelled = {name.replace("#", str(rank)): None for name in names.split() for rank in ranks}
     return tuple(getattr(layers, name) for name in spelled)
 
@@ -177,7 +196,7 @@ ELEMENTWISE = (
     + _of("ActivityRegularization Rescaling Normalization")
     + _of("Add Subtract Multiply Average Maximum Minimum")
 )
-# They do nothing at inference.
+# These layers do nothing at inference.
 AUGMENTATIONS = _of("RandomFlip RandomRotation RandomTranslation RandomZoom") + _of(
     "RandomBrightness RandomContrast"
 )
@@ -192,7 +211,7 @@ RULES: tuple[tuple[tuple[type, ...], Rule], ...] = (
     (ELEMENTWISE + AUGMENTATIONS, _elementwise),
 )
 SPATIAL_RULES = (_windowed, _shifted, _pooled, _adaptive)
-# Operations without a layer, such as x + y or keras.ops.relu(x), go by the name of their class.
+# Operations without a layer, such as x + y or keras.ops.relu(x), have the name of their class.
 ELEMENTWISE_OPERATIONS = {
     *("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Negative", "Maximum", "Minimum"),
     *("Relu", "Relu6", "LeakyRelu", "Elu", "Gelu", "Silu", "HardSilu", "Sigmoid", "HardSigmoid"),
@@ -220,7 +239,7 @@ def _rule(operation: Any) -> Rule:
 
 
 class _Walk:
-    """Walks the graph of a model and of its submodels, and gathers the rows."""
+    """Walks the graph of a model and of its submodels, and collects the rows."""
 
     def __init__(self, data_format: str) -> None:
         self.data_format = data_format
@@ -255,7 +274,7 @@ class _Walk:
         return [maps[id(tensor)] for tensor in graph.outputs]
 
     def _resized(self, source: FeatureMap, shape: tuple[int | None, ...]) -> FeatureMap:
-        """A submodel may have been made for any size; its output here often has one."""
+        """Returns the output of a submodel with the sizes that it has in the outer model."""
         sizes = self.spatial(shape)
         return replace(source, sizes=sizes) if len(sizes) == len(source.sizes) else source
 
@@ -282,7 +301,7 @@ class _Walk:
 
 
 def _data_format(graph: Any) -> str:
-    """Returns where the channels stand, as the layers of a graph that care about it agree."""
+    """Returns the data format that all layers of a graph agree on."""
     found = sorted({layer.data_format for layer in _layers(graph)})
     if len(found) > 1:
         raise ConfigError(
@@ -292,10 +311,82 @@ def _data_format(graph: Any) -> str:
 
 
 def _layers(graph: Any) -> Iterator[Any]:
-    """Yields the calls of layers whose data format says where height and width stand."""
+    """Yields the layers of a graph that have a data format, once per call."""
     for node in nodes(graph):
         layer = node.operation
         if isinstance(layer, keras.Model):
             yield from _layers(functional_graph(layer))
         elif hasattr(layer, "data_format") and not isinstance(layer, layers.Flatten):
             yield layer
+
+
+def summary_table(rows: Sequence[LayerRow], title: str = "") -> Table:
+    """Returns the table of all layers, with the totals of their parameters."""
+    cells = [
+        (
+            row.name,
+            row.type,
+            _text(row.output_shape[1:]),
+            f"{row.parameters:,}",
+            _text(row.receptive_field),
+            _text(row.jump),
+        )
+        for row in rows
+    ]
+    total = sum(row.parameters for row in rows)
+    trainable = sum(row.trainable_parameters for row in rows)
+    sums = {"total": total, "trainable": trainable, "non-trainable": total - trainable}
+    return Table(
+        columns=("layer", "type", "output", ">parameters", ">field", ">jump"),
+        rows=cells,
+        totals=[(name, "", "", f"{count:,}", "", "") for name, count in sums.items()],
+        notes=(FIELD_NOTE, NORM_NOTE),
+        title=title,
+    )
+
+
+def receptive_field_table(rows: Sequence[LayerRow], title: str = "") -> Table:
+    """Returns the table of how each layer changes size, receptive field and jump.
+
+    The table of the network of `kerasnorm.network` has its blocks and short names and, for images
+    of 32x32, a column of published receptive fields. Any other model has the names of its layers.
+
+    Args:
+        rows: Rows of `receptive_field`.
+        title: Heading of the table.
+    """
+    is_ours = [row.name for row in rows] == list(LAYER_LABELS)
+    is_published = is_ours and rows[0].before.sizes == (32, 32)
+    columns = ["block", "layer"] if is_ours else ["layer"]
+    columns += [">size", ">receptive field", ">jump"]
+    columns += [">published field"] if is_published else []
+    cells = []
+    for row in rows:
+        label = LAYER_LABELS.get(row.name, row.name)
+        line = [row.name.partition("_")[0], label] if is_ours else [row.name]
+        line += [
+            f"{_text(row.before.size)} -> {_text(row.after.size)}",
+            f"{_text(row.before.receptive_field)} -> {_text(row.after.receptive_field)}",
+            f"{_text(row.before.jump)} -> {_text(row.after.jump)}",
+        ]
+        line += [str(PUBLISHED_FIELDS.get(label, ""))] if is_published else []
+        cells.append(tuple(line))
+    notes = (FIELD_NOTE, NORM_NOTE, PUBLISHED_NOTE) if is_published else (FIELD_NOTE, NORM_NOTE)
+    return Table(tuple(columns), cells, notes=notes, title=title)
+
+
+def layers_to_json(rows: Sequence[LayerRow]) -> list[dict[str, Any]]:
+    """Returns one dict per layer, ready for JSON.
+
+    Keys: name, type, output_shape (null where a size is not fixed), parameters, receptive_field
+    and jump (a number if height and width agree, else [h, w]; null for a model without space).
+    """
+    keys = ("name", "type", "output_shape", "parameters", "receptive_field", "jump")
+    return [{key: getattr(row, key) for key in keys} for row in rows]
+
+
+def _text(value: int | Sequence[int | None] | None) -> str:
+    """Returns "32" or "32x30", with "?" for a size that is not fixed; "-" for None."""
+    if isinstance(value, Sequence):
+        return "x".join("?" if size is None else str(size) for size in value)
+    return "-" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""What the graph of a Keras model says about its outputs; the rule is in `outputs`."""
+"""The kind of a Keras model's outputs by its graph, as `kerasnorm.inspection.outputs` describes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,13 +20,13 @@ from kerasnorm.inspection.outputs import (
 )
 
 
-def model_kind(model: Any, forward: Forward, outputs: Outputs | None = None) -> Kind:
-    """Returns what a Keras model's outputs are.
+def model_kind(model: keras.Model, forward: Forward, outputs: Outputs | None = None) -> Kind:
+    """Returns the kind of a Keras model's outputs.
 
     Args:
-        model: From images (N, H, W, C) to (N, classes).
-        forward: Computes its outputs.
-        outputs: Those of the images that are judged, if there are any.
+        model: Model from images (N, H, W, C) to (N, classes).
+        forward: Computes the outputs of images.
+        outputs: Outputs of the images that are evaluated; None if there are none.
     """
     graph = kind_by_graph(model)
     judged = [] if outputs is None else [outputs]
@@ -35,18 +35,18 @@ def model_kind(model: Any, forward: Forward, outputs: Outputs | None = None) -> 
     return output_kind(np.concatenate(judged), graph)
 
 
-def model_logits(model: Any, forward: Forward, images: NDArray[np.uint8]) -> Outputs:
+def model_logits(model: keras.Model, forward: Forward, images: NDArray[np.uint8]) -> Outputs:
     """Returns the logits (N, classes) of a Keras model whose outputs `forward` computes.
 
     Raises:
-        CorruptFileError: Its outputs are neither logits nor probabilities.
+        CorruptFileError: The outputs are neither logits nor probabilities.
     """
     outputs = forward(images)
     return as_logits(outputs, model_kind(model, forward, outputs))
 
 
-def kind_by_graph(model: Any) -> Kind | None:
-    """Returns what the outputs of a Keras model are by its graph, None where it does not tell."""
+def kind_by_graph(model: keras.Model) -> Kind | None:
+    """Returns the kind of a Keras model's outputs by its graph, None if it does not decide."""
     try:
         graph = functional_graph(model)
     except ConfigError:
@@ -54,8 +54,8 @@ def kind_by_graph(model: Any) -> Kind | None:
     return _kinds(graph, [None] * len(graph.inputs))[0]
 
 
-# Layers and operations, by name; Keras names an operation as the layer that does the same.
-IDENTITIES = {  # in inference
+# Layers and operations, by name; Keras gives an operation the name of the layer that does the same.
+IDENTITIES = {  # at inference
     "ActivityRegularization",
     "AlphaDropout",
     "Dropout",
@@ -86,7 +86,7 @@ LINEAR = (
     layers.EinsumDense,
     layers.SeparableConv2D,
 )
-# What is computed of logits alone gives logits.
+# These layers and operations turn logits into logits.
 UNBOUNDED = {
     "Activation",
     "Add",
@@ -120,7 +120,7 @@ UNBOUNDED_ACTIVATIONS = {"elu", "gelu", "leaky_relu", "linear", "relu", "selu", 
 
 
 def _kinds(graph: Any, given: Sequence[Kind | None]) -> list[Kind | None]:
-    """Returns the kinds of a graph's outputs, by those of its inputs, along their last axes."""
+    """Returns the kinds of a graph's outputs, given those of its inputs, along their last axes."""
     kinds = dict(zip(map(id, graph.inputs), given, strict=True))
     for node in nodes(graph):
         if node.is_input:
@@ -144,14 +144,14 @@ def _nested(model: keras.Model, sources: list[Kind | None]) -> list[Kind | None]
 
 
 def _kind(node: Any, sources: list[Kind | None]) -> Kind | None:
-    """Returns the kind of what an operation computes of tensors of these kinds."""
+    """Returns the kind of an operation's output, given the kinds of its inputs."""
     operation, target = node.operation, node.outputs[0]
     activation = getattr(operation, "activation", None)
     if _is_softmax(operation, activation, target):
         return "probabilities"
     activated = getattr(activation, "__name__", "linear")
     kind = sources[0] if len(set(sources)) == 1 else None
-    if kind == "probabilities":  # a linear layer may mix them to others, or to logits
+    if kind == "probabilities":  # a linear layer may turn them into logits
         is_kept = _keeps_sums(operation, activated, node.input_tensors[0], target)
         return kind if is_kept else None
     if activated not in UNBOUNDED_ACTIVATIONS:
@@ -162,7 +162,7 @@ def _kind(node: Any, sources: list[Kind | None]) -> Kind | None:
 
 
 def _is_softmax(operation: Any, activation: Any, tensor: Any) -> bool:
-    """Says whether an operation ends in a softmax over the last axis."""
+    """Returns whether an operation ends in a softmax over the last axis."""
     if type(operation).__name__ == "Softmax":
         axes = np.atleast_1d(operation.axis) % len(tensor.shape)
         return bool(axes.tolist() == [len(tensor.shape) - 1])
@@ -170,13 +170,13 @@ def _is_softmax(operation: Any, activation: Any, tensor: Any) -> bool:
 
 
 def _keeps_sums(operation: Any, activated: str, source: Any, target: Any) -> bool:
-    """Says whether an operation on rows that sum to 1, along the last axis, gives such rows."""
+    """Returns whether an operation keeps the sum of rows, along the last axis, that sum to 1."""
     name, last = type(operation).__name__, len(source.shape) - 1
     if name == "Activation":
         return activated == "linear"
-    if name in RESHAPES:  # row-major: rows of the same length stay rows
+    if name in RESHAPES:  # in row-major order, rows of the same length stay rows
         return None not in target.shape[1:] and source.shape[last] == target.shape[-1]
-    if name in AVERAGES:  # zeros of a padding would count in the mean
+    if name in AVERAGES:  # the zeros of a padding would count in the mean
         is_padded = getattr(operation, "padding", "valid") != "valid"
         return operation.data_format == "channels_last" and not is_padded
     if name == "Mean":

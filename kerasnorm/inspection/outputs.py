@@ -1,20 +1,20 @@
-"""What a classifier gives: logits, probabilities, or neither; one rule for every format.
+"""The kind of a classifier's outputs: logits, probabilities, or neither; one rule for every format.
 
-Outputs are probabilities where every row is non-negative and sums to 1. That is a property of their
-values, and it is tested on the images that are judged. The graph of a Keras model then settles what
-values alone cannot:
+Outputs are probabilities if every row is non-negative and sums to 1. That is a property of their
+values, which is tested on the images that are evaluated. The graph of a Keras model then decides
+what values alone cannot:
 
-- The graph shows a softmax over the last axis, and behind it only operations that keep rows
-  non-negative with a sum of 1 (identity, dropout, reshaping, averages over pixels or models):
-  probabilities, if the values agree.
-- The graph shows a linear layer (Dense, convolution), and behind it only operations that give
-  unbounded numbers again (scaling, sums, pooling, ReLU, norms): logits, whatever the values. Small
-  positive logits may look like probabilities on a few images.
-- Otherwise, and where a file has neither a Keras graph nor metadata that say it, values decide,
-  those of a few images of noise included: a row that sums to 1 by chance does not do so on all of
-  them. Rows that sum to 1 are probabilities. Values that all lie between 0 and 1 with another sum
-  are neither: sigmoids of several labels, or a softmax that was scaled afterwards. Such a model has
-  no cross-entropy, so it is refused when it is judged. All else are logits.
+- The graph has a softmax over the last axis, followed only by operations that keep rows
+  non-negative with a sum of 1 (identity, dropout, reshaping, averages over pixels or models): the
+  outputs are probabilities, if the values agree.
+- The graph has a linear layer (Dense, convolution), followed only by operations whose results are
+  unbounded too (scaling, sums, pooling, ReLU, norms): the outputs are logits, whatever their values
+  are. Small positive logits may look like probabilities on a few images.
+- Otherwise, and for a file with neither a Keras graph nor metadata that name the kind, the values
+  decide, together with those of a few images of noise, because a row that sums to 1 by chance does
+  not do so on all of them. Rows that sum to 1 are probabilities. Values that are all between 0 and
+  1 with another sum are neither: sigmoids of several labels, or a softmax that was scaled
+  afterwards. Such a model has no cross-entropy, so it cannot be evaluated. All others are logits.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,12 +29,12 @@ Kind = Literal["logits", "probabilities", "other"]
 Outputs = NDArray[np.float32]
 Forward = Callable[[NDArray[np.uint8]], Outputs]
 
-TOLERANCE = 1e-2  # of a sum of probabilities; a softmax in bfloat16 is off by up to 2e-3
-PROBES = 16
+TOLERANCE = 1e-2  # of a sum of probabilities; the error of a softmax in bfloat16 is up to 2e-3
+PROBES = 16  # images of noise
 
 
 def probe_images(shape: Sequence[int], count: int = PROBES) -> NDArray[np.uint8]:
-    """Returns images (count, H, W, C) of noise of any brightness and contrast."""
+    """Returns images (count, H, W, C) of noise of random brightness and contrast."""
     rng = np.random.Generator(np.random.PCG64(7))
     middle = rng.uniform(0, 255, (count, 1, 1, shape[-1]))
     spread = rng.uniform(0, 128, (count, 1, 1, 1))
@@ -43,11 +43,11 @@ def probe_images(shape: Sequence[int], count: int = PROBES) -> NDArray[np.uint8]
 
 
 def check_finite(outputs: Outputs, name: object) -> None:
-    """Makes sure that a model's outputs (N, classes) are numbers.
+    """Makes sure that a model's outputs (N, classes) are finite.
 
     Args:
-        outputs: Of the images that are judged.
-        name: Of the model, for the message.
+        outputs: Outputs of the images that are evaluated.
+        name: Name of the model, for the message.
 
     Raises:
         CorruptFileError: An output is NaN or infinite.
@@ -62,7 +62,7 @@ def check_finite(outputs: Outputs, name: object) -> None:
 
 
 def kind_by_values(outputs: Outputs) -> Kind:
-    """Returns what outputs (N, classes) are by their values alone.
+    """Returns the kind of outputs (N, classes) by their values alone.
 
     >>> kind_by_values(np.array([[0.25, 0.75], [1.0, 0.0]], np.float32))
     'probabilities'
@@ -71,7 +71,7 @@ def kind_by_values(outputs: Outputs) -> Kind:
     >>> kind_by_values(np.array([[0.25, -0.25]], np.float32))
     'logits'
     """
-    if not (outputs >= 0).all():  # NaN is not, either
+    if not (outputs >= 0).all():  # NaN is not at least 0 either
         return "logits"
     sums = outputs.sum(axis=1, dtype=np.float64)
     if np.allclose(sums, 1, rtol=0, atol=TOLERANCE):
@@ -80,16 +80,16 @@ def kind_by_values(outputs: Outputs) -> Kind:
 
 
 def output_kind(outputs: Outputs, graph: Kind | None) -> Kind:
-    """Returns what outputs (N, classes) are.
+    """Returns the kind of outputs (N, classes).
 
     Args:
-        outputs: Of the images that are judged, and of probes where `graph` is None.
-        graph: What the model's graph says; None where it does not tell, or there is none.
+        outputs: Outputs of the images that are evaluated and, if `graph` is None, of probes.
+        graph: Kind by the model's graph; None if the graph does not decide, or there is none.
     """
     if graph != "probabilities":
         return graph or kind_by_values(outputs)
     found = kind_by_values(outputs)
-    # Outputs that are not finite are left to `check_finite`, and to the loop of a training.
+    # `check_finite`, or the training loop, reports outputs that are not finite.
     return found if found == "probabilities" or not np.isfinite(outputs).all() else "other"
 
 
@@ -97,12 +97,12 @@ def as_logits(outputs: Outputs, kind: Kind, name: object = "The model") -> Outpu
     """Returns outputs (N, classes) as logits: log-probabilities are logits of the same softmax.
 
     Args:
-        outputs: What the model gives.
-        kind: What they are.
-        name: Of the model, for the message.
+        outputs: Outputs of the model.
+        kind: Kind of the outputs.
+        name: Name of the model, for the message.
 
     Raises:
-        CorruptFileError: They are neither logits nor probabilities.
+        CorruptFileError: The outputs are neither logits nor probabilities.
     """
     if kind == "other":
         sums = outputs.sum(axis=1, dtype=np.float64)

@@ -1,15 +1,15 @@
-"""Receptive fields: which pixels of the input the units of a feature map see.
+"""Receptive fields: the pixels of the input that the units of a feature map see.
 
-Along one axis, unit i of a map sees the `size` input pixels from start + i * jump on. A layer says
-the same of its own input: a convolution of kernel k, stride s, dilation d and p units of padding
-before the first one is the field of size k_eff = d * (k - 1) + 1, jump s and start -p. So fields
-compose (`Field.then`): size r += (k_eff - 1) * j, jump j *= s. Padding moves the start and leaves
-the size. Global pooling over n units is a window of n: r += (n - 1) * j; the jump of the one unit
-that is left has no meaning, and by convention stays what it was.
+Along one axis, unit i of a map sees the `size` input pixels that begin at start + i * jump. A layer
+has such a field in its own input: that of a convolution of kernel k, stride s, dilation d and p
+units of padding before the first one has size k_eff = d * (k - 1) + 1, jump s and start -p. Fields
+compose (`Field.then`): size r += (k_eff - 1) * j, jump j *= s. Padding changes only the start.
+Global pooling over n units is a window of n: r += (n - 1) * j; the jump of the single remaining
+unit has no meaning, and by convention stays what it was.
 
 Source: Araujo, Norris, Sim, "Computing Receptive Fields of Convolutional Neural Networks", Distill
-2019, doi 10.23915/distill.00021. Sizes are those of an image large enough; at a border part of the
-field lies outside of it.
+2019, doi 10.23915/distill.00021. Sizes are those of a large image; at its border, part of the
+field is outside of it.
 """
 
 from collections.abc import Sequence
@@ -23,14 +23,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Field:
-    """What the units of a feature map see along one axis; by default, of the input itself.
+    """Receptive field of the units of a feature map along one axis; by default that of the input.
 
     Attributes:
-        size: Receptive field, in input pixels.
-        jump: Distance of the fields of two neighbors, in input pixels.
-        start: First pixel that unit 0 sees; negative where that lies in the padding.
-        is_shared: Every unit sees the same pixels, those of unit 0; so the units that a
-            squeeze-and-excitation branch has scaled.
+        size: Number of input pixels that a unit sees.
+        jump: Distance between the fields of two neighboring units, in input pixels.
+        start: First pixel that unit 0 sees; negative if it is in the padding.
+        is_shared: Whether every unit sees the same pixels, those of unit 0, as after the scaling
+            by a squeeze-and-excitation branch.
     """
 
     size: int = 1
@@ -47,7 +47,7 @@ class Field:
 
     @property
     def center(self) -> float:
-        """The middle of unit 0's field, in input pixels."""
+        """Middle of the field of unit 0, in input pixels."""
         return self.start + (self.size - 1) / 2
 
     def then(self, layer: "Field") -> "Field":
@@ -68,10 +68,10 @@ def window(kernel: int, stride: int = 1, dilation: int = 1, padding: int = 0) ->
     """Returns the field of a convolution or pooling in its own input.
 
     Args:
-        kernel: Taps.
+        kernel: Number of taps.
         stride: Step of the window, in units.
-        dilation: Distance of two taps, in units.
-        padding: Units added before the first one; negative where a layer crops.
+        dilation: Distance between two taps, in units.
+        padding: Number of units added before the first one; negative for a cropping.
 
     Raises:
         ConfigError: Kernel, stride or dilation is below 1.
@@ -88,10 +88,10 @@ def same_padding(units: int | None, kernel: int, stride: int = 1, dilation: int 
     """Returns the units that padding="same" adds before the first one: the smaller half.
 
     Args:
-        units: Units of the input; None, not known, counts as a multiple of the stride.
-        kernel: Taps.
-        stride: Step of the window.
-        dilation: Distance of two taps.
+        units: Number of units of the input; None, unknown, counts as a multiple of the stride.
+        kernel: Number of taps.
+        stride: Step of the window, in units.
+        dilation: Distance between two taps, in units.
     """
     last = stride if units is None or units % stride == 0 else units % stride
     return max(dilation * (kernel - 1) + 1 - last, 0) // 2
@@ -102,16 +102,16 @@ def hull(fields: Sequence[Field], units: int | None = None) -> Field:
 
     Args:
         fields: The field of each map.
-        units: Units of the merged map, None if not known; needed where a field is shared.
+        units: Number of units of the merged map, None if unknown; needed if a field is shared.
 
     Raises:
-        ConfigError: The jumps differ, so that the maps do not lie upon each other; or `units` is
-            needed and not known.
+        ConfigError: The jumps differ, so that the maps do not match; or `units` is needed and
+            unknown.
     """
     own = {field.jump for field in fields if not field.is_shared}
     if len(own) > 1 and units != 1:
         raise ConfigError(
-            "Expected branches of one jump: maps of different strides do not lie upon each other. "
+            "Expected branches of one jump, because maps of different strides do not match. "
             f"Received: jumps {sorted(own)}"
         )
     jump = max(own or {field.jump for field in fields})
@@ -134,11 +134,11 @@ def _over_all(field: Field, units: int | None) -> Field:
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """A feature map as the receptive field knows it, one entry an axis: (H, W), (L,) or ().
+    """Size and receptive field of a feature map, one entry per axis: (H, W), (L,) or ().
 
     Attributes:
-        sizes: Units along each axis, None where not known. A flattened map keeps those it had.
-        fields: What the units see along each axis.
+        sizes: Number of units along each axis, None if unknown. Flattening keeps them.
+        fields: Field of the units along each axis.
     """
 
     sizes: tuple[int | None, ...]
@@ -146,53 +146,53 @@ class FeatureMap:
 
     @classmethod
     def of_input(cls, sizes: Sequence[int | None]) -> "FeatureMap":
-        """Returns the input itself, where a unit is a pixel."""
+        """Returns the map of the input itself, whose units are pixels."""
         return cls(tuple(sizes), (Field(),) * len(sizes))
 
     @property
     def size(self) -> int | list[int | None] | None:
-        """Units: one number if the axes agree, else one an axis; None if there are none."""
+        """Units: one number if the axes agree, else one per axis; None if there are none."""
         return _one_or_all(self.sizes)
 
     @property
     def receptive_field(self) -> int | list[int] | None:
-        """Pixels: one number if the axes agree, else one an axis; None if there are none."""
+        """Pixels: one number if the axes agree, else one per axis; None if there are none."""
         return _one_or_all([field.size for field in self.fields])
 
     @property
     def jump(self) -> int | list[int] | None:
-        """Pixels: one number if the axes agree, else one an axis; None if there are none."""
+        """Pixels: one number if the axes agree, else one per axis; None if there are none."""
         return _one_or_all([field.jump for field in self.fields])
 
     def through(self, layer: Sequence[Field], sizes: Sequence[int | None]) -> "FeatureMap":
-        """Returns the output of a layer.
+        """Returns the map of a layer's output.
 
         Args:
-            layer: The layer's field in its own input, along each axis.
-            sizes: Units of the output along each axis.
+            layer: Field of the layer in its own input, along each axis.
+            sizes: Number of units of the output along each axis.
         """
         fields = (field.then(own) for field, own in zip(self.fields, layer, strict=True))
         return FeatureMap(tuple(sizes), tuple(fields))
 
     def pooled(self) -> "FeatureMap":
-        """Returns the single unit that sees the whole map: global pooling, or a dense layer.
+        """Returns the map of one unit that sees this whole map: global pooling, or a dense layer.
 
         Raises:
-            ConfigError: The size of the map is not known.
+            ConfigError: The size of the map is unknown.
         """
         pairs = zip(self.fields, self.sizes, strict=True)
         return FeatureMap((1,) * len(self.sizes), tuple(_over_all(*pair) for pair in pairs))
 
 
 def merge(maps: Sequence[FeatureMap]) -> FeatureMap:
-    """Returns the map that an element-wise layer makes of several; sizes of 1 are broadcast.
+    """Returns the output map of an element-wise layer of several maps; sizes of 1 are broadcast.
 
     Raises:
-        ConfigError: Axes, sizes or jumps do not fit together.
+        ConfigError: Axes, sizes or jumps differ.
     """
     if len({len(m.fields) for m in maps}) > 1:
         raise ConfigError(
-            "Expected branches of as many axes. "
+            "Expected branches with the same number of axes. "
             f"Received: sizes {' and '.join(str(list(m.sizes)) for m in maps)}"
         )
     axes = range(len(maps[0].fields))

@@ -1,43 +1,27 @@
-"""The pictures: pure functions from runs and arrays to Matplotlib figures, and their PNG files.
-
-Figures are made without pyplot: no window, no global state.
-"""
+"""Pictures of runs: functions from runs and arrays to a `Picture`, and what writes the files."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from kerasnorm.explain.inputs_plots import (
-    augmentation_figure,
-    augmented_views,
-    draw_inputs,
-    histogram_figure,
-)
+from kerasnorm.norms import NORMS
 from kerasnorm.plots.curves import accuracy_figure, learning_rate_figure, loss_figure
 from kerasnorm.plots.images import confusion_figure, misclassified_figure
-from kerasnorm.plots.style import save, save_all
-from kerasnorm.study.labels import norm_label, run_labels
+from kerasnorm.plots.style import Picture, save
 from kerasnorm.training.run import PLOTS, Run
 
 __all__ = [
+    "Picture",
     "accuracy_figure",
-    "augmentation_figure",
-    "augmented_views",
     "confusion_figure",
-    "draw_inputs",
     "draw_run",
     "draw_runs",
-    "histogram_figure",
     "learning_rate_figure",
     "loss_figure",
     "misclassified_figure",
-    "norm_label",
-    "run_labels",
     "save",
-    "save_all",
 ]
 
 
@@ -47,32 +31,23 @@ def draw_run(
     """Writes the pictures of one run; returns their paths.
 
     Args:
-        run: The run.
+        run: A finished run.
         test_images: The test images, raw, shape (N, H, W, C); without them the misclassified
-            ones are not drawn.
-        folder: Where to, made if it is missing; by default the run's own `plots`.
+            images are not drawn.
+        folder: Folder to write to, made if it is missing; by default the run's own `plots`.
     """
-    metrics = run.metrics
-    figures = _curves([run]) | {"confusion": confusion_figure(run)}
+    folder = run.path / PLOTS if folder is None else folder
+    pictures = [confusion_figure(run)]
     if test_images is not None:
-        norm, accuracy = norm_label(run.config.model.norm), 100 * metrics["test_accuracy"]
-        figures["misclassified"] = misclassified_figure(
-            test_images,
-            metrics["misclassified"],
-            metrics["class_names"],
-            f"MISCLASSIFIED: {norm}, {accuracy:.2f} % right; the surest mistakes",
-        )
-    return save_all(figures, run.path / PLOTS if folder is None else folder)
+        metrics = run.metrics
+        norm, accuracy = NORMS[run.config.model.norm].label, 100 * metrics["test_accuracy"]
+        heading = f"MISCLASSIFIED: {norm}, {accuracy:.2f} % right; the surest mistakes"
+        entries, names = metrics["misclassified"], metrics["class_names"]
+        pictures.append(misclassified_figure(test_images, entries, names, heading))
+    return [*draw_runs([run], folder), *(picture.save(folder) for picture in pictures)]
 
 
 def draw_runs(runs: Sequence[Run], folder: Path) -> list[Path]:
     """Writes the curves of several runs, overlaid, into a folder; returns their paths."""
-    return save_all(_curves(runs), folder)
-
-
-def _curves(runs: Sequence[Run]) -> dict[str, Figure]:
-    return {
-        "accuracy": accuracy_figure(runs),
-        "loss": loss_figure(runs),
-        "learning_rate": learning_rate_figure(runs),
-    }
+    draws = (accuracy_figure, loss_figure, learning_rate_figure)
+    return [draw(runs).save(folder) for draw in draws]

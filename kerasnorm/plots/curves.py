@@ -6,25 +6,35 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from kerasnorm.engines.schedule import learning_rates
 from kerasnorm.norms import NORMS
-from kerasnorm.plots.style import FAINT, INK, TEXT_SIZE, WIDTH, new_figure, quiet
-from kerasnorm.study.labels import run_labels
+from kerasnorm.plots.labels import run_labels
+from kerasnorm.plots.style import (
+    FAINT,
+    INK,
+    LEGEND_ROW,
+    MARKERS,
+    TEXT_SIZE,
+    Picture,
+    draw_legend,
+    first_texts,
+    legend_shape,
+    new_figure,
+    quiet,
+    repeats,
+)
 from kerasnorm.training.run import Row, Run
 
 PANEL_HEIGHT = 3.3  # inches
-LEGEND_ROW = 0.2  # inches
-SHADE = 0.16  # opacity of a spread
-MARKERS = ("", "o", "s", "^", "D", "v", "P", "X")
+SHADE = 0.16  # opacity of the band around a curve
 MOST_FINAL_VALUES = 14  # more of them would not fit beside the axes
-LINE_HEIGHT = 0.052  # of the axes' height, for one of them
-# Losses above this many times the median are spikes; they leave the panel, not squeeze the rest.
+LINE_HEIGHT = 0.052  # height of one final value, as a share of the axes' height
+# Losses above this many times the median leave the panel, so that they do not squeeze the rest.
 SPIKE = 4.0
+DASHES = (0, (3, 2))  # line style of validation curves
 
 
 @dataclass(frozen=True)
@@ -32,13 +42,14 @@ class _Measure:
     """A column of the history and how it is shown."""
 
     name: str
+    unit: str
     axis: str
     factor: float
     digits: int
 
 
-_ACCURACY = _Measure("accuracy", "accuracy (%)", 100.0, 1)
-_LOSS = _Measure("loss", "cross-entropy (nats)", 1.0, 3)
+_ACCURACY = _Measure("accuracy", "%", "accuracy (%)", 100.0, 1)
+_LOSS = _Measure("loss", "nats", "cross-entropy (nats)", 1.0, 3)
 
 
 def accuracy_figure(
@@ -46,15 +57,15 @@ def accuracy_figure(
     *,
     labels: Sequence[str] = (),
     spreads: Sequence[Sequence[Row]] = (),
-) -> Figure:
-    """Returns training and test accuracy side by side, one curve a run.
+) -> Picture:
+    """Returns training and test accuracy side by side, one curve per run.
 
-    Validation accuracy, where a run has it, is dashed beside its test accuracy.
+    The validation accuracy of a run that has one is dashed beside its test accuracy.
 
     Args:
-        runs: One curve each.
-        labels: One a run; by default what tells the runs apart.
-        spreads: For each run a history of half-heights, shaded around its curves; or nothing.
+        runs: Runs to draw.
+        labels: One label per run; by default the shortest ones that tell the runs apart.
+        spreads: For each run a history of half-heights, shaded around its curves; empty for none.
     """
     return _pair(runs, _ACCURACY, labels or run_labels(runs), spreads)
 
@@ -64,17 +75,13 @@ def loss_figure(
     *,
     labels: Sequence[str] = (),
     spreads: Sequence[Sequence[Row]] = (),
-) -> Figure:
+) -> Picture:
     """Returns training and test loss side by side, as `accuracy_figure` does accuracy."""
     return _pair(runs, _LOSS, labels or run_labels(runs), spreads)
 
 
-def column(run: Run, name: str) -> NDArray[np.float64]:
-    """Returns a column of the run's history, shape (epochs,), NaN where it has no value."""
-    return _values(run.history, name)
-
-
 def _values(history: Sequence[Row], name: str) -> NDArray[np.float64]:
+    """Returns a column of a history, shape (epochs,), NaN where it has no value."""
     values = [row.get(name) for row in history]
     return np.array([np.nan if value is None else value for value in values], np.float64)
 
@@ -84,52 +91,76 @@ def _pair(
     measure: _Measure,
     labels: Sequence[str],
     spreads: Sequence[Sequence[Row]],
-) -> Figure:
+) -> Picture:
+    name, factor = measure.name, measure.factor
     styles = _styles(runs)
-    has_validation = any(np.isfinite(column(run, f"val_{measure.name}")).any() for run in runs)
-    handles = _handles(styles, has_validation)
-    labels = [*labels, "validation"] if has_validation else labels
-    columns, rows = legend_shape(labels)
+    has_validation = any(np.isfinite(_values(run.history, f"val_{name}")).any() for run in runs)
+    handles, shown = list(styles), list(labels)
+    if has_validation:
+        handles.append({"color": FAINT, "linewidth": 1.1, "linestyle": DASHES})
+        shown.append("validation")
+    columns, rows = legend_shape(shown)
     figure = new_figure(PANEL_HEIGHT + LEGEND_ROW * rows)
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+    alpha = SHADE * min(1.0, 4 / max(len(runs), 1))  # many shades would hide the curves
     for axes, part, word in ((left, "train", "TRAINING"), (right, "test", "TEST")):
-        quiet(axes, f"{word} {measure.name.upper()}")
+        quiet(axes, f"{word} {name.upper()}")
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(_whole_epochs())
         for run, style in zip(runs, styles, strict=True):
-            _draw(axes, run, f"{part}_{measure.name}", measure, style)
-        for run, spread_ in zip(runs, spreads, strict=False):
-            alpha = SHADE * min(1.0, 4 / len(runs))  # many shades would hide the curves
-            _shade(axes, run, spread_, f"{part}_{measure.name}", measure, alpha)
-    if has_validation:
-        for run, style in zip(runs, styles, strict=True):
-            dashed = style | {"linestyle": (0, (3, 2)), "linewidth": 1.1, "marker": ""}
-            _draw(right, run, f"val_{measure.name}", measure, dashed)
+            epochs = _values(run.history, "epoch")
+            axes.plot(epochs, factor * _values(run.history, f"{part}_{name}"), **style)
+            if has_validation and part == "test":
+                dashed = style | {"linestyle": DASHES, "linewidth": 1.1, "marker": ""}
+                axes.plot(epochs, factor * _values(run.history, f"val_{name}"), **dashed)
+        for run, half in zip(runs, spreads, strict=False):
+            if half:
+                low, high = (factor * end for end in _band(run, half, f"{part}_{name}"))
+                color = NORMS[run.config.model.norm].color
+                epochs = _values(run.history, "epoch")
+                axes.fill_between(epochs, low, high, color=color, alpha=alpha, linewidth=0)
     left.set_ylabel(measure.axis)
-    left.set_xlim(*_epoch_limits(runs))
+    last = max((run.history[-1]["epoch"] or 1 for run in runs if run.history), default=1)
+    left.set_xlim(*((1.0, last) if last > 1 else (0.5, 1.5)))
     left.set_ylim(*_limits(runs, measure, spreads))
     if len(runs) <= MOST_FINAL_VALUES:
-        _annotate_ends(left, runs, f"train_{measure.name}", measure)
-        _annotate_ends(right, runs, f"test_{measure.name}", measure)
-    draw_legend(figure, handles, labels, columns)
-    return figure
+        _annotate_ends(left, runs, f"train_{name}", measure)
+        _annotate_ends(right, runs, f"test_{name}", measure)
+    draw_legend(figure, handles, shown, columns)
+    ends = [_values(run.history[-1:], f"test_{name}") for run in runs]
+    texts = [
+        f"{label} {factor * end[0]:.{measure.digits}f} {measure.unit}"
+        for label, end in zip(labels, ends, strict=True)
+        if end.size
+    ]
+    text = f"Training and test {name} over the epochs, side by side"
+    return Picture(
+        name,
+        figure,
+        f"Training and test {name}",
+        f"{text}, one curve per run{'; validation is dashed' if has_validation else ''}.",
+        f"{text}. Test {name} after the last epoch: {first_texts(texts) or 'none'}.",
+    )
+
+
+def _band(run: Run, half: Sequence[Row], name: str) -> tuple[NDArray[np.float64], ...]:
+    """Returns the lower and the upper edge of the band around a curve."""
+    middle, height = _values(run.history, name), _values(half, name)
+    return middle - height, middle + height
 
 
 def _styles(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Returns line properties: a color a norm; a marker, then an alpha, a run of that norm."""
-    seen: dict[str, int] = {}
+    """Returns line properties: a color per norm; per run of a norm a marker, then an alpha."""
     styles: list[dict[str, Any]] = []
-    for run in runs:
-        norm = run.config.model.norm
-        turn = seen[norm] = seen.get(norm, -1) + 1
+    norms = [run.config.model.norm for run in runs]
+    for run, norm, repeat in zip(runs, norms, repeats(norms), strict=True):
         is_short = len(run.history) == 1  # a line of one point needs a marker to be seen
-        marker = MARKERS[turn % len(MARKERS)] or ("." if is_short else "")
-        alpha = max(0.35, 1.0 - 0.3 * (turn // len(MARKERS)))
+        marker = MARKERS[repeat % len(MARKERS)] or ("." if is_short else "")
         styles.append(
             {
                 "color": NORMS[norm].color,
                 "linewidth": 1.6,
-                "alpha": alpha,
+                "alpha": max(0.35, 1.0 - 0.3 * (repeat // len(MARKERS))),
                 "marker": marker,
                 "markersize": 8.0 if marker == "." else 4.0,
                 "markerfacecolor": NORMS[norm].color if marker == "." else "white",
@@ -139,40 +170,20 @@ def _styles(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return styles
 
 
-def _draw(axes: Axes, run: Run, name: str, measure: _Measure, style: dict[str, Any]) -> None:
-    axes.plot(column(run, "epoch"), measure.factor * column(run, name), **style)
-
-
-def _shade(
-    axes: Axes, run: Run, half: Sequence[Row], name: str, measure: _Measure, alpha: float
-) -> None:
-    if half:
-        middle, height = measure.factor * column(run, name), measure.factor * _values(half, name)
-        color = NORMS[run.config.model.norm].color
-        low, high = middle - height, middle + height
-        axes.fill_between(column(run, "epoch"), low, high, color=color, alpha=alpha, linewidth=0)
-
-
 def _whole_epochs() -> MaxNLocator:
     return MaxNLocator(8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
-
-
-def _epoch_limits(runs: Sequence[Run]) -> tuple[float, float]:
-    last = max((len(run.history) and column(run, "epoch")[-1] for run in runs), default=1)
-    return (1.0, float(last)) if last > 1 else (0.5, 1.5)
 
 
 def _limits(
     runs: Sequence[Run], measure: _Measure, spreads: Sequence[Sequence[Row]]
 ) -> tuple[float, float]:
-    """Returns the range of all curves and shades, with room; multiples of 5 in percent."""
+    """Returns the range of all curves and bands, with room; multiples of 5 in percent."""
     names = [f"{part}_{measure.name}" for part in ("train", "val", "test")]
-    columns = [column(run, name) for run in runs for name in names]
+    shown = [_values(run.history, name) for run in runs for name in names]
     for run, half in zip(runs, spreads, strict=False):
         for name in names if half else ():
-            middle, height = column(run, name), _values(half, name)
-            columns += [middle - height, middle + height]
-    values = measure.factor * np.concatenate([np.empty(0), *columns])
+            shown += _band(run, half, name)
+    values = measure.factor * np.concatenate([np.empty(0), *shown])
     values = values[np.isfinite(values)]
     if not values.size:
         return 0.0, 100.0 if measure is _ACCURACY else 1.0
@@ -187,14 +198,14 @@ def _limits(
 def _annotate_ends(axes: Axes, runs: Sequence[Run], name: str, measure: _Measure) -> None:
     """Writes each curve's last value to the right of the axes, apart from one another."""
     low, high = axes.get_ylim()
-    ends: dict[tuple[str, str], float] = {}  # text and color, so that none comes twice
+    ends: dict[tuple[str, str], float] = {}  # text and color → height, so that none comes twice
     for run in runs:
-        values = measure.factor * column(run, name)
+        values = measure.factor * _values(run.history, name)
         if values.size and np.isfinite(values[-1]):
             text = f"{values[-1]:.{measure.digits}f}"
             ends[text, NORMS[run.config.model.norm].color] = float(values[-1])
     texts = sorted(ends, key=lambda key: ends[key])
-    heights = spread([ends[key] for key in texts], LINE_HEIGHT * (high - low), low, high)
+    heights = spread_labels([ends[key] for key in texts], LINE_HEIGHT * (high - low), low, high)
     for (text, color), height in zip(texts, heights, strict=True):
         axes.annotate(
             text,
@@ -208,7 +219,7 @@ def _annotate_ends(axes: Axes, runs: Sequence[Run], name: str, measure: _Measure
         )
 
 
-def spread(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def spread_labels(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Moves sorted values to stand at least `gap` apart and, where they fit, in `low` to `high`.
 
     Values that would touch become a stack centered on their mean; stacks that touch are merged.
@@ -227,7 +238,7 @@ def spread(values: Sequence[float], gap: float, low: float, high: float) -> list
     return [bottom(stack) + gap * place for stack in stacks for place in range(len(stack))]
 
 
-def learning_rate_figure(runs: Sequence[Run]) -> Figure:
+def learning_rate_figure(runs: Sequence[Run]) -> Picture:
     """Returns the learning rate over the epochs, one curve for all runs that share a schedule."""
     groups: dict[tuple[int, bytes], list[int]] = {}
     rates: list[NDArray[np.float64]] = []
@@ -253,7 +264,13 @@ def learning_rate_figure(runs: Sequence[Run]) -> Figure:
     axes.set_xlim(0, max((run.config.train.epochs for run in runs), default=1))
     axes.set_ylim(bottom=0)
     draw_legend(figure, list(axes.lines), labels, columns)
-    return figure
+    highest = [
+        f"{label} {rates[members[0]].max():g}"
+        for label, members in zip(labels, groups.values(), strict=True)
+    ]
+    text = "Learning rate over the epochs, one curve per schedule"
+    alt = f"{text}. Highest rate: {first_texts(highest) or 'none'}."
+    return Picture("learning_rate", figure, "Learning rate", f"{text}.", alt)
 
 
 def _group_labels(labels: Sequence[str], groups: Sequence[Sequence[int]]) -> list[str]:
@@ -261,37 +278,3 @@ def _group_labels(labels: Sequence[str], groups: Sequence[Sequence[int]]) -> lis
         return ["all runs"]
     texts = (dict.fromkeys(labels[index] for index in members) for members in groups)
     return [" · ".join(list(text)[:3]) + (" · …" if len(text) > 3 else "") for text in texts]
-
-
-def _handles(styles: Sequence[dict[str, Any]], has_validation: bool) -> list[Line2D]:
-    handles = [Line2D([], [], **style) for style in styles]
-    if has_validation:
-        handles.append(Line2D([], [], color=FAINT, linewidth=1.1, linestyle=(0, (3, 2))))
-    return handles
-
-
-def legend_shape(labels: Sequence[str]) -> tuple[int, int]:
-    """Returns the columns and rows of a legend as wide as the figure."""
-    if not labels:
-        return 1, 0
-    inches = 0.55 + 0.075 * max(map(len, labels))  # the sample line, then the letters
-    columns = max(1, min(len(labels), int(WIDTH / inches)))
-    return columns, -(-len(labels) // columns)
-
-
-def draw_legend(
-    figure: Figure, handles: Sequence[Line2D], labels: Sequence[str], columns: int
-) -> None:
-    """Puts a legend below the figure."""
-    legend = figure.legend(
-        list(handles),
-        list(labels),
-        loc="outside lower center",
-        ncols=columns,
-        frameon=False,
-        borderaxespad=0.2,
-        fontsize=TEXT_SIZE,
-        labelcolor=INK,
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)

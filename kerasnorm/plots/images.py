@@ -1,4 +1,4 @@
-"""Pictures of what a model got wrong: the confusion matrix and the misclassified images."""
+"""The confusion matrix of a run, and the images that a model misclassified."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,30 +6,40 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from kerasnorm.plots.style import FAINT, INK, TEXT_SIZE, new_figure, quiet, small_text, title
-from kerasnorm.study.labels import norm_label
+from kerasnorm.norms import NORMS
+from kerasnorm.plots.style import (
+    FAINT,
+    INK,
+    TEXT_SIZE,
+    Picture,
+    new_figure,
+    quiet,
+    small_text,
+    title,
+)
 from kerasnorm.training.run import Run
 
 MOST_NAMED_CLASSES = 20
 LONGEST_NAME = 16  # letters that fit beside the matrix and above an image
-COLUMNS = 5
+COLUMNS = 5  # images in a row
+NO_MISTAKE = "No test image was misclassified."
 
 
-def confusion_figure(run: Run) -> Figure:
-    """Returns the confusion matrix over the test set: color is the share of the true class.
+def confusion_figure(run: Run) -> Picture:
+    """Returns the confusion matrix over the test set, colored by the share of the true class.
 
-    Up to 20 classes are named and every cell holds its count.
+    With up to 20 classes, the classes are named and every cell holds its count.
     """
     counts = np.asarray(run.metrics["confusion"], np.int64)
     totals = np.maximum(counts.sum(axis=1, keepdims=True), 1)
     percent = 100.0 * counts / totals
     figure = new_figure(6.4)
     axes = figure.subplots()
-    heading = f"CONFUSION ON THE TEST SET: {norm_label(run.config.model.norm)}"
-    quiet(axes, f"{heading}, {100 * run.metrics['test_accuracy']:.2f} % right")
+    name = NORMS[run.config.model.norm].label
+    right = f"{100 * run.metrics['test_accuracy']:.2f} % right"
+    quiet(axes, f"CONFUSION ON THE TEST SET: {name}, {right}")
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     # The square root of the share keeps the mistakes, a few percent each, visible.
@@ -45,7 +55,14 @@ def confusion_figure(run: Run) -> Figure:
     bar.set_label("share of the true class (%)")
     bar.outline.set_visible(False)
     small_text(bar.ax)
-    return figure
+    text = f"Confusion matrix of {name} on the test set"
+    return Picture(
+        "confusion",
+        figure,
+        text,
+        f"{text}: the color is the share of the true class.",
+        f"{text}, {right}: rows are true classes, columns predicted ones.",
+    )
 
 
 def _name_classes(axes: Axes, class_names: Sequence[str]) -> None:
@@ -69,15 +86,15 @@ def misclassified_figure(
     entries: Sequence[Mapping[str, Any]],
     class_names: Sequence[str],
     heading: str = "",
-) -> Figure:
+) -> Picture:
     """Returns misclassified images in rows of five, each with its true and predicted class.
 
     Args:
         images: The test images, raw, uint8, shape (N, H, W, C).
-        entries: One mapping an image to show: `index` into `images`, `true` and `predicted`
+        entries: One mapping per image to show: `index` into `images`, `true` and `predicted`
             class index, `confidence` from 0 to 1.
-        class_names: One name a class.
-        heading: Title of the figure.
+        class_names: One name per class.
+        heading: Heading inside the figure.
 
     Raises:
         IndexError: An entry points outside `images`.
@@ -85,11 +102,17 @@ def misclassified_figure(
     rows = max(1, -(-len(entries) // COLUMNS))
     figure = new_figure((0.4 if heading else 0.1) + 1.9 * rows if entries else 1.2)
     title(figure, heading)
+    text = f"{len(entries)} misclassified test images" if entries else NO_MISTAKE
+    picture = Picture(
+        "misclassified",
+        figure,
+        "Misclassified test images",
+        f"{text}: the mistakes of highest confidence." if entries else text,
+        f"{text} in rows of five, each with its true and its predicted class." if entries else text,
+    )
     if not entries:
-        figure.text(
-            0.5, 0.4, "No test image was misclassified.", ha="center", color=INK, fontsize=TEXT_SIZE
-        )
-        return figure
+        figure.text(0.5, 0.4, NO_MISTAKE, ha="center", color=INK, fontsize=TEXT_SIZE)
+        return picture
     grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
@@ -98,15 +121,15 @@ def misclassified_figure(
         caption = f"true {true}\n→ {predicted} {100 * entry['confidence']:.0f} %"
         axes.set_title(caption, fontsize=TEXT_SIZE, color=INK, pad=4, parse_math=False)
         show_image(axes, images[int(entry["index"])])
-    return figure
+    return picture
 
 
 def show_image(axes: Axes, image: NDArray[np.uint8]) -> None:
-    """Shows one image (H, W, C), pixel by pixel; fewer than three channels show the first, gray."""
+    """Shows one image (H, W, C) pixel by pixel; of one or two channels the first, in gray."""
     pixels = image[..., :3] if image.shape[-1] >= 3 else image[..., 0]
     axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
 
 
 def shorten(name: str) -> str:
-    """Returns a class name, cut where it is too long for a figure."""
+    """Returns a class name, shortened if it is too long for a figure."""
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"

@@ -1,1 +1,1 @@
-"""Many runs as one study: the grid, its folder, who trains them, and what they amount to."""
+"""Studies: many runs of one plan, their execution, summary, tables, figures and report."""

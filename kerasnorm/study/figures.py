@@ -1,97 +1,124 @@
-"""Pictures of a study: means over seeds with their spread, and every seed as a dot."""
+"""Pictures of a study: means over the seeds with their intervals, and every seed as a dot."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
 from kerasnorm.norms import NORMS
-from kerasnorm.plots.curves import (
+from kerasnorm.plots.curves import PANEL_HEIGHT, SHADE, accuracy_figure, loss_figure
+from kerasnorm.plots.images import confusion_figure, misclassified_figure
+from kerasnorm.plots.labels import field_texts
+from kerasnorm.plots.style import (
+    FAINT,
+    INK,
     LEGEND_ROW,
     MARKERS,
-    PANEL_HEIGHT,
-    SHADE,
-    accuracy_figure,
+    TEXT_SIZE,
+    Picture,
     draw_legend,
+    first_texts,
     legend_shape,
-    loss_figure,
+    new_figure,
+    quiet,
+    title,
 )
-from kerasnorm.plots.images import confusion_figure, misclassified_figure
-from kerasnorm.plots.style import INK, TEXT_SIZE, new_figure, quiet, save_all
-from kerasnorm.study.ablation_figures import levers_figure
-from kerasnorm.study.groups import Group
-from kerasnorm.study.labels import field_texts, group_label, norm_label
-from kerasnorm.study.summary import Summary
+from kerasnorm.study.summary import Group, Interval, Summary
+from kerasnorm.study.tables import change_text, group_label, measure_text, nats, percent
 from kerasnorm.training.run import COLUMNS, Row, Run
 
-ROW = 0.34  # inches of a group in the figure of final accuracies
-MOST_ARMS = 8  # norms of which mistakes and confusion are drawn
+GROUP_ROW = 0.34  # inches of a group in the figure of final accuracies
+EFFECT_ROW = 0.27  # inches of an effect in the figure of ablation effects
+PANEL_HEADING = 0.42  # inches of the heading of a norm's panel in that figure
+MARGIN = 0.9  # inches of its title and axis
+# A difference beyond this many times the median one, and a point, leaves the panel as an arrow:
+# one choice that ruins the training must not squeeze the others together.
+FAR = 20.0
+MOST_NORM_GROUPS = 8  # groups whose mistakes and confusion are drawn
 LOG_FROM = 8  # a field whose values span this factor gets a logarithmic axis
-STAR_VALUES = 3  # of a field of a star from which a line says more than its levers
+LEAST_VALUES = 3  # of an ablation's field for which a line says more than its effects
 # Fields against which the error is shown, as the papers do.
 AS_ERROR = ("batch_size",)
+Images = Callable[[Run], NDArray[np.uint8] | None]
 
 
-def draw_study(
-    summary: Summary, folder: Path, test_images: Callable[[Run], NDArray[np.uint8] | None]
-) -> list[Path]:
-    """Writes the pictures of a study; returns their paths.
+def draw_study(summary: Summary, folder: Path, test_images: Images) -> dict[Path, Picture]:
+    """Writes the pictures of a study; returns them by the path of their PNG files.
 
     Args:
-        summary: Of its runs.
-        folder: Where to, made if it is missing.
-        test_images: Returns a run's test images, raw, shape (N, H, W, C); where it returns None
-            the misclassified ones are not drawn.
+        summary: Summary of the study.
+        folder: Where to write, made if it is missing.
+        test_images: Returns the raw test images of a run, shape (N, H, W, C); where it returns
+            None the misclassified ones are not drawn.
     """
-    figures = {"levers": levers_figure(summary)} if summary.levers else {}
-    figures |= {
-        "accuracy": curves_figure(summary.bases, "accuracy"),
-        "loss": curves_figure(summary.bases, "loss"),
-        "final": final_figure(summary),
-    }
-    for name in numeric_axes(summary):
-        figures[f"against-{name}"] = against_figure(summary, name)
-    for group in summary.arms[:MOST_ARMS]:
-        name = file_name(group, summary)
-        figures[f"confusion-{name}"] = confusion_figure(group.first)
-        if (images := test_images(group.first)) is not None:
-            figures[f"misclassified-{name}"] = _mistakes_figure(group, images)
-    return save_all(figures, folder)
+    pictures = [effects_figure(summary)] if summary.effects else []
+    pictures += [curves_figure(summary, measure) for measure in ("accuracy", "loss")]
+    pictures.append(final_figure(summary))
+    pictures += [against_figure(summary, name) for name in numeric_axes(summary)]
+    for group in summary.norm_groups[:MOST_NORM_GROUPS]:
+        pictures += _mistakes(group, summary, test_images(group.first))
+    return {picture.save(folder): picture for picture in pictures}
 
 
 def file_name(group: Group, summary: Summary) -> str:
-    """Returns what a norm's pictures are called: "ln-element" where ln has several groups."""
+    """Returns a norm's part of file names: "ln-element" where ln has several groups."""
     values = [str(value) for name, value in group.own.items() if name in summary.axes]
     return "-".join([group.norm, *values])
 
 
-def _mistakes_figure(group: Group, images: NDArray[np.uint8]) -> Figure:
-    run = group.first
-    label = ", ".join([norm_label(group.norm), *field_texts(group.own)])
-    right = 100 * run.metrics["test_accuracy"]
-    heading = f"MISCLASSIFIED: {label}, seed {run.config.train.seed}, {right:.2f} % right"
-    return misclassified_figure(
-        images, run.metrics["misclassified"], run.metrics["class_names"], heading
-    )
+def _mistakes(group: Group, summary: Summary, images: NDArray[np.uint8] | None) -> list[Picture]:
+    """Returns the confusion matrix and, with the test images, the misclassified ones."""
+    metrics, seed = group.first.metrics, group.first.config.train.seed
+    label = ", ".join([NORMS[group.norm].label, *field_texts(group.own)])
+    found = [
+        replace(
+            confusion_figure(group.first),
+            title=f"Confusion matrix of {label} on the test set",
+            caption=f"The color is the share of the true class; run of seed {seed}.",
+        )
+    ]
+    if images is not None:
+        right = f"{100 * metrics['test_accuracy']:.2f} % right"
+        heading = f"MISCLASSIFIED: {label}, seed {seed}, {right}"
+        entries, names = metrics["misclassified"], metrics["class_names"]
+        found.append(
+            replace(
+                misclassified_figure(images, entries, names, heading),
+                title=f"Misclassified test images of {label}",
+                caption=f"The mistakes of highest confidence; run of seed {seed}.",
+            )
+        )
+    name = file_name(group, summary)
+    return [replace(picture, name=f"{picture.name}-{name}") for picture in found]
 
 
-def curves_figure(groups: Sequence[Group], measure: str) -> Figure:
-    """Returns training and test accuracy or loss side by side: means, std over the seeds shaded.
+def curves_figure(summary: Summary, measure: str) -> Picture:
+    """Returns training and test accuracy or loss side by side: means over the seeds, std shaded.
 
     Args:
-        groups: Of a study; one curve each.
+        summary: Summary of a study; one curve per base group.
         measure: "accuracy" or "loss".
     """
+    groups = summary.bases
     means = [_mean_run(group) for group in groups]
     labels = [f"{group_label(group, groups)} (n {len(group.runs)})" for group in groups]
-    spreads = [_rows(group, np.std, ddof=1) if len(group.runs) > 1 else () for group in groups]
+    stds = [_rows(group, np.std, ddof=1) if len(group.runs) > 1 else () for group in groups]
     draw = accuracy_figure if measure == "accuracy" else loss_figure
-    return draw(means, labels=labels, spreads=spreads)
+    text = f"Training and test {measure} over the epochs, side by side"
+    values = _values(summary, groups, f"test_{measure}")
+    return replace(
+        draw(means, labels=labels, spreads=stds),
+        caption="Means over the seeds, one standard deviation shaded.",
+        alt=f"{text}. Test {measure} after the last epoch: {values}.",
+    )
 
 
 def _mean_run(group: Group) -> Run:
@@ -101,39 +128,57 @@ def _mean_run(group: Group) -> Run:
 
 def _rows(group: Group, statistic: Any, **options: Any) -> tuple[Row, ...]:
     """Returns a history of a statistic over the seeds, as long as the shortest history."""
-    histories = [run.history for run in group.runs.values()]
     rows: list[Row] = []
-    for same in zip(*histories, strict=False):
+    for same in zip(*(run.history for run in group.runs.values()), strict=False):
         row: Row = {"epoch": same[0]["epoch"]}
         for name in COLUMNS[1:]:
-            values = [entry.get(name) for entry in same]
-            known = [value for value in values if value is not None]
+            known = [value for entry in same if (value := entry.get(name)) is not None]
             row[name] = float(statistic(known, **options)) if len(known) == len(same) else None
         rows.append(row)
     return tuple(rows)
 
 
-def final_figure(summary: Summary) -> Figure:
-    """Returns the last epoch's test accuracy of each group: every seed a dot, mean, interval."""
+def _values(summary: Summary, groups: Sequence[Group], measure: str = "test_accuracy") -> str:
+    def text(group: Group) -> str:
+        found = group.interval(measure)
+        value = nats(found) if measure.endswith("loss") else f"{percent(found)} %"
+        return f"{group_label(group, summary.groups)} {value}"
+
+    return first_texts([text(group) for group in groups])
+
+
+def final_figure(summary: Summary) -> Picture:
+    """Returns each group's test accuracy after the last epoch: every seed, mean and interval."""
     groups = summary.groups
-    figure = new_figure(1.2 + ROW * len(groups))
+    figure = new_figure(1.2 + GROUP_ROW * len(groups))
     axes = figure.subplots()
     quiet(axes, "TEST ACCURACY AFTER THE LAST EPOCH")
     for place, group in enumerate(groups):
-        _draw_final(axes, group, place)
-    theirs = [(item, groups.index(item.group)) for item in summary.published if item.group]
-    for item, place in theirs:
+        values = [100 * float(run.metrics["test_accuracy"]) for run in group.runs.values()]
+        color = NORMS[group.norm].color
+        found = Interval.of(values)
+        _draw_row(axes, place, values, found, color)
+        _annotate(axes, place, f"{found.mean:.2f}", color)
+    published = [(item, groups.index(item.group)) for item in summary.published if item.group]
+    for item, place in published:
         value = 100 * item.values["test_accuracy"]
         axes.plot(value, place, marker="D", color="white", markeredgecolor=INK, markersize=6)
     axes.set_yticks(range(len(groups)), [group_label(group, groups) for group in groups])
     axes.set_ylim(len(groups) - 0.5, -0.5)
-    axes.set_xlim(*_dot_limits(summary))
-    words = "test accuracy (%): a dot a seed, the bar their mean, the line its 95 % interval"
-    axes.set_xlabel(words + ("; diamond: published" if theirs else ""))
-    return figure
+    axes.set_xlim(*_final_limits(summary))
+    words = "test accuracy (%): one dot per seed, the bar is their mean, the line its 95 % interval"
+    axes.set_xlabel(words + ("; diamond: published" if published else ""))
+    text = "Test accuracy after the last epoch"
+    return Picture(
+        "final",
+        figure,
+        text,
+        "One dot per seed.",
+        f"{text}, one dot per seed. Means: {_values(summary, groups)}.",
+    )
 
 
-def _dot_limits(summary: Summary) -> tuple[float, float]:
+def _final_limits(summary: Summary) -> tuple[float, float]:
     """Returns the range of all seeds with room; an interval of two seeds may leave it."""
     values = [100 * float(run.metrics["test_accuracy"]) for run in summary.runs]
     values += [100 * item.values["test_accuracy"] for item in summary.published if item.group]
@@ -141,37 +186,96 @@ def _dot_limits(summary: Summary) -> tuple[float, float]:
     return max(0.0, min(values) - room), min(100.0, max(values) + room)
 
 
-def _draw_final(axes: Axes, group: Group, place: int) -> None:
-    color = NORMS[group.norm].color
-    values = [100 * float(run.metrics["test_accuracy"]) for run in group.runs.values()]
-    found = group.spread("test_accuracy")
-    assert found is not None  # every run has a test accuracy
+def _draw_row(axes: Axes, place: int, values: Sequence[float], found: Interval, color: str) -> None:
+    """Draws one row of dots with their mean and its interval."""
     if found.low is not None and found.high is not None:
-        ends = [100 * found.low, 100 * found.high]
+        ends = [found.low, found.high]
         axes.plot(ends, [place, place], color=color, linewidth=1.2, alpha=0.6)
-    axes.plot([100 * found.mean] * 2, [place - 0.3, place + 0.3], color=color, linewidth=2.2)
+    axes.plot([found.mean] * 2, [place - 0.3, place + 0.3], color=color, linewidth=2.2)
     axes.plot(values, [place] * len(values), "o", color=color, markersize=5, alpha=0.75)
-    text = f"{100 * found.mean:.2f}"
+
+
+def _annotate(axes: Axes, place: int, text: str, color: str) -> None:
     axes.annotate(text, (1.01, place), xycoords=("axes fraction", "data"), va="center",
                   fontsize=TEXT_SIZE, color=color, annotation_clip=False)  # fmt: skip
 
 
+def effects_figure(summary: Summary) -> Picture:
+    """Returns the ablation effects: one panel per norm, one row per effect, one dot per seed.
+
+    Args:
+        summary: Summary of a one-factor-at-a-time study with at least one effect.
+    """
+    effects, measure = summary.effects, measure_text(summary.effects)
+    panels = [list(items) for _, items in groupby(effects, lambda i: (i.base.norm, i.base.backend))]
+    figure = new_figure(MARGIN + PANEL_HEADING * len(panels) + EFFECT_ROW * len(effects))
+    title(figure, "ONE CHOICE CHANGED ALONE, AGAINST THE BASE")
+    column = figure.subplots(
+        len(panels),
+        sharex=True,
+        squeeze=False,
+        gridspec_kw={"height_ratios": [len(items) for items in panels]},
+    )[:, 0]
+    far = max(1.0, FAR * median(abs(100 * item.interval.mean) for item in effects))
+    points = [100 * value for item in effects for value in item.values]
+    near = [0.0, *(point for point in points if abs(point) <= far)]
+    room = max(0.1, 0.06 * (max(near) - min(near)))
+    left, right = min(near) - room, max(near) + room
+    for axes, items in zip(column, panels, strict=True):
+        quiet(axes, group_label(items[0].base, summary.groups))
+        axes.grid(visible=False, axis="y")
+        axes.axvline(0.0, color=FAINT, linewidth=1.2)
+        for place, item in enumerate(items):
+            values, color = [100 * value for value in item.values], NORMS[item.base.norm].color
+            found = Interval.of(values)
+            _draw_row(axes, place, values, found, color)
+            _annotate(axes, place, f"{found.mean:+.2f}", INK)
+            for end, marker, is_beyond in (
+                (left, "<", min(values) < left),
+                (right, ">", max(values) > right),
+            ):
+                if is_beyond:
+                    axes.plot(end, place, marker, color=color, markersize=7, clip_on=False)
+        axes.set_yticks(range(len(items)), [change_text(item) for item in items])
+        axes.set_ylim(len(items) - 0.5, -0.5)
+        axes.set_xlim(left, right)
+    words = f"difference in {measure} (points)\none dot per seed, the bar is their mean"
+    if any(item.interval.low is not None for item in effects):
+        words += ", the line its 95 % interval"
+    is_cut = min(points) < left or max(points) > right
+    column[-1].set_xlabel(words + ("; arrow: beyond" if is_cut else ""))
+    text = f"What one choice changed alone does to {measure}"
+    means = [
+        f"{group_label(item.base, summary.groups)} {change_text(item)} "
+        f"{100 * item.interval.mean:+.2f}"
+        for item in effects
+    ]
+    return Picture(
+        "ablation",
+        figure,
+        text,
+        "One row per choice, one dot per seed: variant minus base, paired by seed.",
+        f"{text}, one row per choice, one dot per seed. Mean differences in points: "
+        f"{first_texts(means)}.",
+    )
+
+
 def numeric_axes(summary: Summary) -> list[str]:
-    """Returns the varied fields whose values are numbers; of a star those of three at least."""
+    """Returns the varied fields with numbers as values; in an ablation with at least three."""
     found = []
     for name in summary.axes:
         values = {g.fields[name] for g in summary.along(name).groups if name in g.fields}
         are_numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
-        if are_numbers and len(values) >= (STAR_VALUES if summary.is_star else 1):
+        if are_numbers and len(values) >= (LEAST_VALUES if summary.one_at_a_time else 1):
             found.append(name)
     return found
 
 
-def against_figure(summary: Summary, name: str) -> Figure:
-    """Returns accuracy, or for the batch size error, against a varied field.
+def against_figure(summary: Summary, name: str) -> Picture:
+    """Returns accuracy, or error, against a varied field; one dot per seed, std shaded.
 
-    One line a norm, backend and value of the other fields; every seed a dot; std shaded. A norm
-    that does not read the field is a level line.
+    There is one line per norm, backend and value of the other fields. A norm that does not read
+    the field is a horizontal line.
     """
     summary = summary.along(name)
     lines = _lines(summary, name)
@@ -179,20 +283,27 @@ def against_figure(summary: Summary, name: str) -> Figure:
     columns, rows = legend_shape(labels)
     figure = new_figure(PANEL_HEIGHT + LEGEND_ROW * rows)
     axes = figure.subplots()
-    is_error = name in AS_ERROR
+    measure = "error" if name in AS_ERROR else "accuracy"
     words = name.replace("_", " ")
-    quiet(axes, f"TEST {'ERROR' if is_error else 'ACCURACY'} AGAINST {words.upper()}")
+    quiet(axes, f"TEST {measure.upper()} AGAINST {words.upper()}")
     values = sorted({float(g.fields[name]) for g in summary.groups if name in g.fields})
     _scale(axes, values)
     turns: dict[str, int] = {}
     handles = []
     for groups in lines:
         turn = turns[groups[0].norm] = turns.get(groups[0].norm, -1) + 1
-        handles.append(_draw_line(axes, groups, name, is_error, turn, values))
+        handles.append(_draw_line(axes, groups, name, turn, values))
     axes.set_xlabel(words)
-    axes.set_ylabel(f"test {'error' if is_error else 'accuracy'} (%)")
+    axes.set_ylabel(f"test {measure} (%)")
     draw_legend(figure, handles, labels, columns)
-    return figure
+    text = f"Test {measure} against {words}"
+    return Picture(
+        f"against-{name}",
+        figure,
+        text,
+        "One line per norm, one standard deviation shaded.",
+        f"{text}, one line per norm. Test accuracy: {_values(summary, summary.groups)}.",
+    )
 
 
 def _lines(summary: Summary, name: str) -> list[list[Group]]:
@@ -214,36 +325,31 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _draw_line(
-    axes: Axes,
-    groups: Sequence[Group],
-    name: str,
-    is_error: bool,
-    turn: int,
-    values: Sequence[float],
-) -> Any:
-    def shown(share: float) -> float:
-        return 100 * (1 - share if is_error else share)
+    axes: Axes, groups: Sequence[Group], name: str, turn: int, values: Sequence[float]
+) -> Line2D:
+    """Draws one line of `against_figure`; returns it for the legend."""
+
+    def percents(group: Group) -> list[float]:
+        shares = [float(run.metrics["test_accuracy"]) for run in group.runs.values()]
+        return [100 * (1 - share if name in AS_ERROR else share) for share in shares]
 
     color = NORMS[groups[0].norm].color
-    marker = MARKERS[1:][turn % (len(MARKERS) - 1)]
-    style: Mapping[str, Any] = {
-        "color": color,
-        "linewidth": 1.6,
-        "linestyle": "--" if turn else "-",
-    }
-    finals = [group.spread("test_accuracy") for group in groups]
-    means = np.array([shown(found.mean) for found in finals if found])
-    stds = np.array([100 * (found.std or 0.0) for found in finals if found])
-    if name not in groups[0].fields:
-        ends = [values[0], values[-1]]
-        axes.fill_between(ends, means[0] - stds[0], means[0] + stds[0], color=color, alpha=SHADE,
-                          linewidth=0)  # fmt: skip
-        level: Mapping[str, Any] = {**style, "linestyle": ":"}
-        return axes.plot(ends, [means[0]] * 2, **level)[0]
-    places = [float(group.fields[name]) for group in groups]
-    for place, group in zip(places, groups, strict=True):
-        dots = [shown(float(run.metrics["test_accuracy"])) for run in group.runs.values()]
-        axes.plot([place] * len(dots), dots, ".", color=color, alpha=0.6, markersize=5)
+    dots = [percents(group) for group in groups]
+    is_level = name not in groups[0].fields  # the norm does not read the field
+    if is_level:
+        places = [values[0], values[-1]]
+        found = [Interval.of(dots[0])] * 2
+    else:
+        places = [float(group.fields[name]) for group in groups]
+        found = [Interval.of(seeds) for seeds in dots]
+        for place, seeds in zip(places, dots, strict=True):
+            axes.plot([place] * len(seeds), seeds, ".", color=color, alpha=0.6, markersize=5)
+    means = np.array([one.mean for one in found])
+    stds = np.array([one.std or 0.0 for one in found])
     axes.fill_between(places, means - stds, means + stds, color=color, alpha=SHADE, linewidth=0)
-    face: Mapping[str, Any] = {"marker": marker, "markersize": 5.0, "markerfacecolor": "white"}
-    return axes.plot(places, means, **style, **face)[0]
+    (line,) = axes.plot(places, means, color=color, linewidth=1.6)
+    line.set_linestyle(":" if is_level else "--" if turn else "-")
+    if not is_level:
+        line.set(marker=MARKERS[1 + turn % (len(MARKERS) - 1)], markersize=5.0)
+        line.set_markerfacecolor("white")
+    return line

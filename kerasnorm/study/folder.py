@@ -1,10 +1,10 @@
-"""A study's folder: which of its runs are there, finished, begun or missing.
+"""The folder of a study: which of its runs are finished, which have begun, which are missing.
 
-study.toml     the grid
-runs/*/        a run's folder each, of any name: what it holds is told by its own config.toml
-runs.csv       a row a run
-summary.csv    a row a group of runs that differ in the seed alone
-summary.json   the same, with the differences between norms
+study.toml     the plan
+runs/*/        one folder per run, of any name; its config.toml says which run of the plan it is
+runs.csv       one row per run
+summary.csv    one row per group of runs that differ in the seed alone
+summary.json   the same, with the differences between groups
 figures/*.png
 report.html
 """
@@ -14,125 +14,176 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from kerasnorm.config import Config
 from kerasnorm.errors import CorruptFileError, RunFolderError
 from kerasnorm.files import run_lock, write_bytes
-from kerasnorm.study import plan as grids
-from kerasnorm.study.plan import Grid, identity, run_name
+from kerasnorm.study import plan as plans
+from kerasnorm.study.plan import StudyPlan, identity, run_name
 from kerasnorm.training import run
 
 logger = logging.getLogger(__name__)
 RUNS, FIGURES, REPORT = "runs", "figures", "report.html"
-LOG = "log.txt"  # what a run's process said, kept if it failed
+LOG = "log.txt"  # output of a run's process, kept if it failed
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run of a study.
+class State(StrEnum):
+    """State of a run; those that need attention come first."""
+
+    FAILED = "failed"
+    RUNNING = "running"
+    WAITING = "waiting"
+    DONE = "done"
+    KEPT = "kept"
+
+
+@dataclass
+class PlannedRun:
+    """One run of a study: what it trains and how far it is.
 
     Attributes:
-        path: Its folder.
-        config: What it trains.
-        done: The finished run, None before.
+        path: Folder of the run.
+        config: Config that it trains.
+        finished: The run as read from its folder once it has finished, else None.
+        state: State in the present call; KEPT if it had finished before.
+        epoch: Number of epochs that are trained.
+        test_accuracy: Test accuracy after the last of them; None before the first.
+        seconds: Training time so far in seconds, that before an interruption included.
+        exit_code: Exit code of its process.
+        message: Last line that the process of a failed run wrote.
     """
 
     path: Path
     config: Config
-    done: run.Run | None
+    finished: run.Run | None = None
+    state: State = State.WAITING
+    epoch: int = 0
+    test_accuracy: float | None = None
+    seconds: float = 0.0
+    exit_code: int = 0
+    message: str = ""
 
     @property
     def name(self) -> str:
-        """The name of its folder."""
+        """Name of its folder."""
         return self.path.name
+
+    @property
+    def epochs_left(self) -> int:
+        """Number of epochs still to train; 0 for a run that has ended."""
+        is_open = self.state in (State.RUNNING, State.WAITING)
+        return max(0, self.config.train.epochs - self.epoch) if is_open else 0
+
+    def refresh(self) -> bool:
+        """Reads from the folder how far the run is; returns whether anything is new."""
+        before = (self.state, self.epoch)
+        if self.state == State.WAITING and (self.path / LOG).exists():
+            self.state = State.RUNNING
+        try:
+            rows = run.read_history(self.path / run.HISTORY)
+        except CorruptFileError:  # not there yet
+            rows = []
+        if rows:
+            self.epoch = len(rows)
+            self.test_accuracy = rows[-1]["test_accuracy"]
+            self.seconds = sum(row["seconds"] or 0.0 for row in rows)
+        return before != (self.state, self.epoch)
+
+    def load(self) -> None:
+        """Sets `finished` if the run has trained all epochs and its files are whole."""
+        try:
+            found = run.Run.load(self.path)
+        except CorruptFileError:
+            return
+        epochs = len(found.history)
+        if epochs and found.metrics.get("epochs", epochs) == epochs:
+            self.finished = found
 
 
 def is_study(path: Path) -> bool:
-    """Says whether a folder holds a study."""
-    return (path / grids.STUDY).is_file()
+    """Returns whether a folder holds a study."""
+    return (path / plans.STUDY).is_file()
 
 
-def read_grid(path: Path) -> Grid:
-    """Returns the grid of the study in folder `path`.
+def read_plan(path: Path) -> StudyPlan:
+    """Returns the plan of the study in folder `path`.
 
     Raises:
-        CorruptFileError: The folder is no study's, or its grid is damaged.
+        CorruptFileError: The folder holds no study, or its plan is damaged.
     """
-    return grids.read(path / grids.STUDY)
+    return plans.read(path / plans.STUDY)
 
 
 @contextmanager
-def opened(path: Path, grid: Grid) -> Iterator[None]:
-    """Holds a study's folder, made if need be, with `grid` written into it.
+def opened(path: Path, plan: StudyPlan) -> Iterator[None]:
+    """Holds the lock of a study's folder, made if it is missing, and writes `plan` into it.
 
-    A study may grow: more seeds, norms, backends or values. Its fixed settings stay.
+    A study may be extended by seeds, norms, backends and values. Its fixed settings stay.
 
     Raises:
-        RunFolderError: It is in use, holds another study, or cannot be written.
+        RunFolderError: The folder is in use, holds another study, or cannot be written.
     """
     try:
-        if not is_study(path) and not (path / RUNS).is_dir() and _is_filled(path):
-            raise RunFolderError(f"{path} already holds other files. Choose another --out.")
-        (path / RUNS).mkdir(parents=True, exist_ok=True)
-    except RunFolderError:
-        raise
+        is_known = is_study(path) or (path / RUNS).is_dir()
+        is_free = is_known or not path.exists() or not any(path.iterdir())
+        if is_free:
+            (path / RUNS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunFolderError(
             f"Cannot write the study's folder {path}: {error.strerror}. Choose another --out."
         ) from None
+    if not is_free:
+        raise RunFolderError(f"{path} already holds other files. Choose another --out.")
     with run_lock(path):
-        if is_study(path) and (name := grid.conflict(read_grid(path))):
+        if is_study(path) and (name := plan.conflict(read_plan(path))):
             raise RunFolderError(
-                f"{path} holds another study, whose {name} is not the one given. "
-                "Choose another --out, or go on with that study: --resume."
+                f"{path} holds another study, whose {name} differs from the one given. "
+                "Choose another --out, or resume that study with --resume."
             )
-        write_bytes(path / grids.STUDY, grids.to_toml(grid).encode())
+        write_bytes(path / plans.STUDY, plans.to_toml(plan).encode())
         yield
 
 
-def _is_filled(path: Path) -> bool:
-    return path.exists() and any(path.iterdir())
+def survey(path: Path, plan: StudyPlan) -> list[PlannedRun]:
+    """Returns the runs of a study in the plan's order, missing ones with the folder they will get.
 
-
-def survey(path: Path, grid: Grid) -> list[Job]:
-    """Returns a study's runs in the grid's order: those that are there, and places for the rest.
-
-    A warning is logged for each folder that is passed over.
+    A warning is logged for each folder that is ignored.
 
     Args:
-        path: The study's folder; it may be missing yet.
-        grid: What belongs to it.
+        path: Folder of the study; it may be missing.
+        plan: Plan that says which runs belong to the study.
     """
-    wanted = grid.configs()
-    found: dict[str, Job] = {}
-    strangers = 0
-    folders = sorted(item for item in (path / RUNS).glob("*") if run.is_run(item))
-    for folder in folders:
+    wanted, changes = plan.configs(), plan.changes()
+    found: dict[str, PlannedRun] = {}
+    others = 0
+    for folder in sorted(item for item in (path / RUNS).glob("*") if run.is_run(item)):
         try:
-            job = Job(folder, run.read_config(folder), _finished(folder))
+            planned = PlannedRun(folder, run.read_config(folder))
         except CorruptFileError as error:
-            logger.warning(f"{error} It is passed over.")
+            logger.warning(f"{error} It is ignored.")
             continue
-        key = identity(job.config)
+        key = identity(planned.config)
         if key not in wanted:
-            strangers += 1
-        elif key not in found or (job.done and not found[key].done):
-            found[key] = job
-    if strangers:
-        logger.warning(
-            f"{path}: {strangers} runs are not of this grid; they stay and are left out."
-        )
-    taken = {folder.name for folder in (path / RUNS).glob("*")}
-    jobs = []
-    for key, config in wanted.items():
-        if key in found:
-            jobs.append(found[key])
+            others += 1
             continue
-        name = _free(run_name(config, grid), taken)
-        taken.add(name)
-        jobs.append(Job(path / RUNS / name, config, None))
-    return jobs
+        planned.load()
+        if key not in found or (planned.finished and not found[key].finished):
+            found[key] = planned
+    if others:
+        logger.warning(f"{path}: {others} runs are not part of this plan; they are left alone.")
+    taken = {folder.name for folder in (path / RUNS).glob("*")}
+    for key, config in wanted.items():
+        if key not in found:
+            name = _free(run_name(config, changes[key]), taken)
+            taken.add(name)
+            found[key] = PlannedRun(path / RUNS / name, config)
+    runs = [found[key] for key in wanted]
+    for planned in runs:
+        planned.refresh()
+        planned.state = State.KEPT if planned.finished else State.WAITING
+    return runs
 
 
 def _free(name: str, taken: set[str]) -> str:
@@ -143,46 +194,30 @@ def _free(name: str, taken: set[str]) -> str:
     return free
 
 
-def _finished(folder: Path) -> run.Run | None:
-    """Returns the run in a folder if it has come to its end and can be read."""
-    try:
-        done = run.Run.load(folder)
-    except CorruptFileError:
-        return None
-    rows = len(done.history)
-    return done if rows and done.metrics.get("epochs", rows) == rows else None
-
-
-def begin(job: Job) -> None:
-    """Makes the folder of a run that is not there yet, so that it can be resumed from nothing."""
-    if not run.is_run(job.path):
-        run.create_folder(job.path, job.config, job.config.data.data)
-
-
 def start_over(path: Path) -> None:
-    """Removes what a broken run has computed; its config stays."""
+    """Removes the results of a damaged run and keeps its config."""
     shutil.rmtree(path / run.CHECKPOINTS, ignore_errors=True)
     for name in (run.METRICS, run.HISTORY, run.MODEL):
         (path / name).unlink(missing_ok=True)
 
 
 def tidy(path: Path) -> None:
-    """Removes from a finished run what a study does not need: checkpoints and log."""
+    """Removes checkpoints and log from a finished run: a study does not need them."""
     shutil.rmtree(path / run.CHECKPOINTS, ignore_errors=True)
     (path / LOG).unlink(missing_ok=True)
 
 
-def load(path: Path) -> tuple[Grid, list[run.Run]]:
-    """Returns the grid and the finished runs of the study in folder `path`.
+def load(path: Path) -> tuple[StudyPlan, list[run.Run]]:
+    """Returns the plan and the finished runs of the study in folder `path`.
 
     Raises:
-        CorruptFileError: The folder is no study's, or none of its runs has finished.
+        CorruptFileError: The folder holds no study, or none of its runs has finished.
     """
-    grid = read_grid(path)
-    runs = [job.done for job in survey(path, grid) if job.done]
+    plan = read_plan(path)
+    runs = [planned.finished for planned in survey(path, plan) if planned.finished]
     if not runs:
         raise CorruptFileError(
-            f"No run of the study {path} has finished; go on with it: "
+            f"No run of the study {path} has finished; resume it with: "
             f"kerasnorm compare --resume {path}"
         )
-    return grid, runs
+    return plan, runs

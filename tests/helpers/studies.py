@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from kerasnorm.config import resolve, to_toml
-from kerasnorm.study.plan import Grid
+from kerasnorm.study.plan import StudyPlan
 from kerasnorm.study.summary import summarize
 from kerasnorm.training import run as runs
 from kerasnorm.training.run import Run
 
-STAR = Grid(
+ABLATION = StudyPlan(
     norms=("bn", "gn"),
     backends=("torch",),
     seeds=(0, 1, 2),
@@ -55,8 +55,8 @@ RUNS = [
 ]
 
 
-def star_runs():
-    """A star whose bn loses 0.4, 0.2 and 0.3 points by sgd, and gn's runs on validation too."""
+def ablation_runs():
+    """Runs of `ABLATION`: bn loses 0.4, 0.2 and 0.3 points by sgd; gn has validation scores too."""
     bases = {"bn": (0.80, 0.82, 0.81), "gn": (0.70, 0.72, 0.71)}
     losses = {
         ("bn", "optimizer"): (0.004, 0.002, 0.003),
@@ -65,7 +65,9 @@ def star_runs():
         ("gn", "dropout"): (0.02, 0.02, 0.03),
         ("gn", "groups"): (0.01, 0.01, 0.01),
     }
-    for config, change in zip(STAR.configs().values(), STAR.changes().values(), strict=True):
+    for config, change in zip(
+        ABLATION.configs().values(), ABLATION.changes().values(), strict=True
+    ):
         norm, seed = config.model.norm, config.train.seed
         loss = losses[norm, *change][seed] if change else 0.0
         run = make_run(bases[norm][seed] - loss, norm=norm)
@@ -74,8 +76,10 @@ def star_runs():
         yield replace(run, config=config)
 
 
-def summarize_star(runs=None):
-    return summarize(list(star_runs()) if runs is None else runs, tuple(STAR.vary), STAR)
+def summarize_ablation(runs=None):
+    return summarize(
+        list(ablation_runs()) if runs is None else runs, tuple(ABLATION.vary), ABLATION
+    )
 
 
 def place(path, config, *, finished=True):

@@ -4,17 +4,16 @@ import warnings
 
 import numpy as np
 import pytest
-from helpers.studies import RUNS, make_run, star_runs, summarize_star
+from helpers.studies import RUNS, ablation_runs, make_run, summarize_ablation
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex
 
 from kerasnorm.norms import NORMS
-from kerasnorm.plots import save
-from kerasnorm.study.ablation_figures import levers_figure
 from kerasnorm.study.figures import (
     against_figure,
     curves_figure,
     draw_study,
+    effects_figure,
     file_name,
     final_figure,
     numeric_axes,
@@ -33,9 +32,10 @@ def sweep(**fields):
 
 
 @pytest.mark.parametrize("measure", ["accuracy", "loss"])
-def test_curves_are_means_with_their_sd_shaded(tmp_path, measure):
-    groups = summarize(RUNS).groups
-    figure = curves_figure(groups, measure)
+def test_curves_are_means_with_their_std_shaded(tmp_path, measure):
+    summary = summarize(RUNS)
+    groups, picture = summary.groups, curves_figure(summary, measure)
+    figure = picture.figure
     axes = figure.axes[1]
     bn = next(line for line in axes.lines if to_hex(line.get_color()) == NORMS["bn"].color.lower())
     final = np.mean([run.history[-1][f"test_{measure}"] for run in groups[0].runs.values()])
@@ -44,12 +44,12 @@ def test_curves_are_means_with_their_sd_shaded(tmp_path, measure):
     assert len(shades) == 3  # the group of one seed has none
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts == ["BN (n 3)", "GN (n 3)", "LN, affine element (n 2)", "LN, affine channel (n 1)"]
-    save(figure, tmp_path / "a.png")
+    assert picture.save(tmp_path) == tmp_path / f"{measure}.png"
 
 
 def test_the_final_figure_has_a_dot_for_every_seed():
     runs = [make_run(a, norm="bn", epochs=20, seed=s) for s, a in enumerate((0.81, 0.83))]
-    figure = final_figure(summarize(runs))
+    figure = final_figure(summarize(runs)).figure
     points = sorted(x for line in figure.axes[0].lines if line.get_marker() == "o"
                     for x in line.get_xdata())  # fmt: skip
     assert np.allclose(points, [81, 83])
@@ -61,7 +61,7 @@ def test_the_final_figure_has_a_dot_for_every_seed():
 def test_error_is_shown_against_the_batch_size():
     found = sweep()
     assert numeric_axes(found) == ["batch_size"]
-    axes = against_figure(found, "batch_size").axes[0]
+    axes = against_figure(found, "batch_size").figure.axes[0]
     assert axes.get_title() == "TEST ERROR AGAINST BATCH SIZE"
     means = [line for line in axes.lines if len(line.get_xdata()) == 3]
     assert len(means) == 2
@@ -71,7 +71,7 @@ def test_error_is_shown_against_the_batch_size():
 
 def test_a_norm_that_does_not_read_the_field_is_a_level_line():
     runs = [make_run(0.5 + g / 100, norm="gn", groups=g) for g in (1, 2, 4, 16)]
-    axes = against_figure(summarize([*runs, make_run(0.6, norm="bn")]), "groups").axes[0]
+    axes = against_figure(summarize([*runs, make_run(0.6, norm="bn")]), "groups").figure.axes[0]
     assert axes.get_title() == "TEST ACCURACY AGAINST GROUPS"
     level = [line for line in axes.lines if to_hex(line.get_color()) == NORMS["bn"].color.lower()]
     assert np.allclose(level[0].get_ydata(), [60, 60])
@@ -100,8 +100,9 @@ def test_a_study_is_drawn_whole(tmp_path):
     assert file_name(sweep().groups[0], sweep()) == "bn"
 
 
-def test_the_levers_have_a_panel_a_norm_and_a_dot_a_seed(tmp_path):
-    figure = levers_figure(summarize_star())
+def test_ablation_effects_have_a_panel_per_norm_and_a_dot_per_seed(tmp_path):
+    picture = effects_figure(summarize_ablation())
+    figure = picture.figure
     assert [axes.get_title() for axes in figure.axes] == ["BN", "GN"]
     for axes, norm in zip(figure.axes, ("bn", "gn"), strict=True):
         data = [line for line in axes.lines if line.get_marker() == "o"]
@@ -113,17 +114,17 @@ def test_the_levers_have_a_panel_a_norm_and_a_dot_a_seed(tmp_path):
     assert np.allclose(dots[0].get_xdata(), [-0.4, -0.2, -0.3])
     assert "-0.30" in [text.get_text() for text in bn.texts]
     assert "validation accuracy or test accuracy" in figure.axes[1].get_xlabel()
-    save(figure, tmp_path / "a.png")
+    assert picture.save(tmp_path).is_file()
 
 
 def test_a_ruinous_choice_leaves_the_panel_as_an_arrow():
-    runs = [r for r in star_runs() if r.config.model.norm == "bn" and r.config.train.seed < 1]
-    axes = levers_figure(summarize_star(runs)).axes[0]
+    runs = [r for r in ablation_runs() if r.config.model.norm == "bn" and r.config.train.seed < 1]
+    axes = effects_figure(summarize_ablation(runs)).figure.axes[0]
     assert "arrow" not in axes.get_xlabel()
     assert "interval" not in axes.get_xlabel()  # one seed has none
     ruined = [r for r in runs if r.config.train.optimizer == "sgd"]
     ruined[0].metrics["test_accuracy"] = 0.1
-    axes = levers_figure(summarize_star(runs)).axes[0]
+    axes = effects_figure(summarize_ablation(runs)).figure.axes[0]
     assert axes.get_xlabel().endswith("arrow: beyond")
     assert axes.get_xlim()[0] > -5
     arrows = [line for line in axes.lines if line.get_marker() == "<"]
@@ -131,14 +132,14 @@ def test_a_ruinous_choice_leaves_the_panel_as_an_arrow():
     assert "-70.00" in [text.get_text() for text in axes.texts]
 
 
-def test_of_a_star_only_the_base_has_curves(tmp_path):
-    found = summarize_star()
+def test_in_an_ablation_only_the_base_has_curves(tmp_path):
+    found = summarize_ablation()
     names = {path.name for path in draw_study(found, tmp_path, lambda run: None)}
     assert names == {
-        *("levers.png", "accuracy.png", "loss.png", "final.png", "against-dropout.png"),
+        *("ablation.png", "accuracy.png", "loss.png", "final.png", "against-dropout.png"),
         *("confusion-bn.png", "confusion-gn.png"),
     }
-    axes = against_figure(found, "dropout").axes[0]
+    axes = against_figure(found, "dropout").figure.axes[0]
     lines = [line for line in axes.lines if len(line.get_xdata()) == 4]
     assert len(lines) == 2
     assert np.allclose(lines[0].get_xdata(), [0, 0.1, 0.2, 0.3])

@@ -1,4 +1,4 @@
-"""A study's folder: runs are told by their config, whatever their folder is called."""
+"""A study's folder: runs are known by their config, whatever their folder is called."""
 
 import pytest
 from helpers import tiny
@@ -6,105 +6,105 @@ from helpers.studies import place
 
 from kerasnorm.errors import CorruptFileError, RunFolderError
 from kerasnorm.study import folder
-from kerasnorm.study.plan import Grid
-from kerasnorm.training import run
+from kerasnorm.study.plan import StudyPlan
+from kerasnorm.training import run as runs
 
 FIXED = {name: value for name, value in tiny.TINY.items() if name != "widths"}
-GRID = Grid(norms=("bn", "gn"), backends=("torch",), seeds=(0, 1), fixed=FIXED)
+PLAN = StudyPlan(norms=("bn", "gn"), backends=("torch",), seeds=(0, 1), fixed=FIXED)
 
 
 def configs():
-    return list(GRID.configs().values())
+    return list(PLAN.configs().values())
 
 
 def test_an_empty_study_has_a_place_for_every_run(tmp_path, caplog):
-    jobs = folder.survey(tmp_path / "study", GRID)
-    assert [job.name for job in jobs] == [
+    found = folder.survey(tmp_path / "study", PLAN)
+    assert [run.name for run in found] == [
         "bn-torch-s0",
         "bn-torch-s1",
         "gn-torch-s0",
         "gn-torch-s1",
     ]
-    assert not any(job.done for job in jobs)
+    assert not any(run.finished for run in found)
     assert caplog.messages == []
 
 
 def test_runs_from_elsewhere_are_adopted_by_what_they_compute(tmp_path, caplog):
     bn0, bn1, gn0, _ = configs()
-    runs = tmp_path / "runs"
-    place(runs / "mine", bn0.replace(device="auto", ln_affine="element"))
-    place(runs / "gn-torch-s0", bn1)  # a name that says something else
-    place(runs / "other", gn0.replace(dropout=0.3))
-    jobs = folder.survey(tmp_path, GRID)
-    assert [job.name for job in jobs] == ["mine", "gn-torch-s0", "gn-torch-s0-2", "gn-torch-s1"]
-    assert [bool(job.done) for job in jobs] == [True, True, False, False]
-    assert "1 runs are not of this grid" in caplog.messages[0]
+    home = tmp_path / "runs"
+    place(home / "mine", bn0.replace(device="auto", ln_affine="element"))
+    place(home / "gn-torch-s0", bn1)  # a name that says something else
+    place(home / "other", gn0.replace(dropout=0.3))
+    found = folder.survey(tmp_path, PLAN)
+    assert [run.name for run in found] == ["mine", "gn-torch-s0", "gn-torch-s0-2", "gn-torch-s1"]
+    assert [bool(run.finished) for run in found] == [True, True, False, False]
+    assert "1 runs are not part of this plan" in caplog.messages[0]
 
 
 def test_of_two_equal_runs_the_finished_one_counts(tmp_path, caplog):
     place(tmp_path / "runs" / "a", configs()[0], finished=False)
     place(tmp_path / "runs" / "b", configs()[0])
-    assert folder.survey(tmp_path, GRID)[0].name == "b"
+    assert folder.survey(tmp_path, PLAN)[0].name == "b"
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize("damage", [run.METRICS, run.HISTORY])
+@pytest.mark.parametrize("damage", [runs.METRICS, runs.HISTORY])
 def test_a_damaged_run_is_not_finished(tmp_path, damage, caplog):
     place(tmp_path / "runs" / "a", configs()[0])
     (tmp_path / "runs" / "a" / damage).write_text("{")
-    assert folder.survey(tmp_path, GRID)[0].done is None
+    assert folder.survey(tmp_path, PLAN)[0].finished is None
     assert caplog.messages == []
 
 
-def test_a_damaged_config_is_passed_over(tmp_path, caplog):
+def test_a_damaged_config_is_ignored(tmp_path, caplog):
     place(tmp_path / "runs" / "bn-torch-s0", configs()[0])
-    (tmp_path / "runs" / "bn-torch-s0" / run.CONFIG).write_text("norm = ")
-    jobs = folder.survey(tmp_path, GRID)
-    assert jobs[0].name == "bn-torch-s0-2"
-    assert "passed over" in caplog.messages[0]
+    (tmp_path / "runs" / "bn-torch-s0" / runs.CONFIG).write_text("norm = ")
+    found = folder.survey(tmp_path, PLAN)
+    assert found[0].name == "bn-torch-s0-2"
+    assert "ignored" in caplog.messages[0]
 
 
 def test_a_study_may_grow_but_not_change(tmp_path):
-    with folder.opened(tmp_path / "study", GRID):
+    with folder.opened(tmp_path / "study", PLAN):
         pass
-    more = Grid(**{**vars(GRID), "seeds": (0, 1, 2), "norms": ("bn", "gn", "ln")})
+    more = StudyPlan(**{**vars(PLAN), "seeds": (0, 1, 2), "norms": ("bn", "gn", "ln")})
     with folder.opened(tmp_path / "study", more):
-        assert folder.read_grid(tmp_path / "study") == more
-    other = Grid(**{**vars(GRID), "fixed": FIXED | {"epochs": 7}})
+        assert folder.read_plan(tmp_path / "study") == more
+    other = StudyPlan(**{**vars(PLAN), "fixed": FIXED | {"epochs": 7}})
     with (
         pytest.raises(RunFolderError, match="whose epochs"),
         folder.opened(tmp_path / "study", other),
     ):
         pass
-    assert folder.read_grid(tmp_path / "study") == more
+    assert folder.read_plan(tmp_path / "study") == more
 
 
 def test_runs_dropped_into_a_new_folder_make_it_a_study(tmp_path):
     place(tmp_path / "study" / "runs" / "a", configs()[0])
-    with folder.opened(tmp_path / "study", GRID):
+    with folder.opened(tmp_path / "study", PLAN):
         assert folder.is_study(tmp_path / "study")
 
 
 def test_a_folder_with_other_files_is_refused_and_kept(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(RunFolderError, match="other files"), folder.opened(tmp_path, GRID):
+    with pytest.raises(RunFolderError, match="other files"), folder.opened(tmp_path, PLAN):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_two_commands_cannot_hold_one_study(tmp_path):
     with (
-        folder.opened(tmp_path / "study", GRID),
+        folder.opened(tmp_path / "study", PLAN),
         pytest.raises(RunFolderError, match="in use"),
-        folder.opened(tmp_path / "study", GRID),
+        folder.opened(tmp_path / "study", PLAN),
     ):
         pass
 
 
 def test_loading_needs_a_study_and_a_finished_run(tmp_path):
-    with pytest.raises(CorruptFileError, match="no study's folder"):
+    with pytest.raises(CorruptFileError, match="not the folder of a study"):
         folder.load(tmp_path)
-    with folder.opened(tmp_path / "study", GRID):
+    with folder.opened(tmp_path / "study", PLAN):
         pass
     with pytest.raises(CorruptFileError, match=r"No run .* has finished"):
         folder.load(tmp_path / "study")
@@ -112,10 +112,10 @@ def test_loading_needs_a_study_and_a_finished_run(tmp_path):
 
 def test_tidying_keeps_what_a_study_is_made_of(tmp_path):
     place(tmp_path / "a", configs()[0])
-    (tmp_path / "a" / run.CHECKPOINTS / "epoch-001").mkdir(parents=True)
+    (tmp_path / "a" / runs.CHECKPOINTS / "epoch-001").mkdir(parents=True)
     (tmp_path / "a" / folder.LOG).write_text("words")
     folder.tidy(tmp_path / "a")
     names = {path.name for path in (tmp_path / "a").iterdir()}
-    assert names == {run.CONFIG, run.HISTORY, run.METRICS}
+    assert names == {runs.CONFIG, runs.HISTORY, runs.METRICS}
     folder.start_over(tmp_path / "a")
-    assert {path.name for path in (tmp_path / "a").iterdir()} == {run.CONFIG}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {runs.CONFIG}

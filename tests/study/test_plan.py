@@ -1,4 +1,4 @@
-"""A grid is the product of its values, without runs that would compute the same."""
+"""A plan is the product of its values, without runs that would compute the same."""
 
 import pytest
 from hypothesis import given, settings
@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from kerasnorm.cli import studies
 from kerasnorm.config import SETTINGS, resolve
 from kerasnorm.errors import ConfigError, CorruptFileError
-from kerasnorm.study import plan as grids
-from kerasnorm.study.plan import Grid, identity, parse_vary, run_name
+from kerasnorm.norms import NORMS
+from kerasnorm.study import plan as plans
+from kerasnorm.study.plan import StudyPlan, identity, parse_vary, run_name
 
 
 def make(**changes):
@@ -18,12 +19,16 @@ def make(**changes):
         "seeds": (0, 1),
         "fixed": {"recipe": "era8", "data": "shapes"},
     }
-    return Grid(**values | changes)
+    return StudyPlan(**values | changes)
+
+
+def run_names(plan):
+    return list(map(run_name, plan.configs().values(), plan.changes().values()))
 
 
 def test_a_field_multiplies_only_the_norm_that_reads_it():
-    grid = make(vary={"ln_affine": ("channel", "element"), "groups": (2, 4)})
-    configs = list(grid.configs().values())
+    plan = make(vary={"ln_affine": ("channel", "element"), "groups": (2, 4)})
+    configs = list(plan.configs().values())
     kinds = [(c.model.norm, c.model.groups, c.model.ln_affine) for c in configs]
     assert len(configs) == 2 * (1 + 2 + 2)
     assert sorted(set(kinds)) == [
@@ -60,12 +65,12 @@ def test_per_norm_values_of_the_recipe_stay():
 
 
 def test_a_linear_rate_follows_the_batch_size():
-    grid = make(vary={"batch_size": (16, 64, 128)}, linear_rate=True)
-    rates = {c.train.batch_size: c.train.learning_rate for c in grid.configs().values()}
+    plan = make(vary={"batch_size": (16, 64, 128)}, linear_rate=True)
+    rates = {c.train.batch_size: c.train.learning_rate for c in plan.configs().values()}
     assert rates == {16: 0.0025, 64: 0.01, 128: 0.02}  # era8: 0.01 at 64
 
 
-STAR = {
+ABLATION = {
     "fixed": {"recipe": "era8", "data": "shapes", "batch_size": 64, "optimizer": "adamw"},
     "vary": {"optimizer": ("adamw", "sgd", "adam"), "batch_size": (32, 64), "groups": (2,)},
     "seeds": (0,),
@@ -73,10 +78,10 @@ STAR = {
 }
 
 
-def test_one_at_a_time_is_a_star_around_the_base():
-    grid = make(norms=("bn", "gn"), **STAR)
+def test_one_at_a_time_is_the_base_and_single_changes():
+    plan = make(norms=("bn", "gn"), **ABLATION)
     kinds = [(c.model.norm, c.train.optimizer, c.train.batch_size, c.model.groups)
-             for c in grid.configs().values()]  # fmt: skip
+             for c in plan.configs().values()]  # fmt: skip
     assert kinds == [
         ("bn", "adamw", 64, 0),
         ("gn", "adamw", 64, 0),
@@ -88,15 +93,15 @@ def test_one_at_a_time_is_a_star_around_the_base():
         ("gn", "adamw", 32, 0),
         ("gn", "adamw", 64, 2),
     ]
-    assert list(grid.changes().values())[::2] == [
+    assert list(plan.changes().values())[::2] == [
         {},
         {"optimizer": "sgd"},
         {"optimizer": "adam"},
         {"batch_size": 32},
         {"groups": 2},
     ]
-    assert list(grid.changes()) == list(grid.configs())
-    names = [run_name(config, grid) for config in grid.configs().values()]
+    assert list(plan.changes()) == list(plan.configs())
+    names = run_names(plan)
     assert names[:4] == [
         "bn-torch-s0",
         "gn-torch-s0",
@@ -107,36 +112,36 @@ def test_one_at_a_time_is_a_star_around_the_base():
 
 
 def test_each_norm_has_a_base_of_its_own():
-    grid = make(
+    plan = make(
         norms=("bn", "gn"),
         seeds=(0,),
         fixed={"recipe": "best", "data": "shapes"},
         vary={"weight_standardization": (True, False)},
         one_at_a_time=True,
     )
-    bases = {norm: resolve({"norm": norm}).model.weight_standardization for norm in grid.norms}
-    assert [run_name(config, grid) for config in grid.configs().values()] == [
+    bases = {norm: resolve({"norm": norm}).model.weight_standardization for norm in plan.norms}
+    assert run_names(plan) == [
         "bn-torch-s0",
         "gn-torch-s0",
         *(f"{norm}-torch-weight_standardization-{value}-s0"
-          for value in (True, False) for norm in grid.norms if bases[norm] != value),
+          for value in (True, False) for norm in plan.norms if bases[norm] != value),
     ]  # fmt: skip
 
 
-def test_a_star_scales_the_rate_of_a_batch_size_alone():
-    grid = make(norms=("gn",), linear_rate=True, **STAR)
+def test_one_at_a_time_scales_the_rate_of_a_batch_size_alone():
+    plan = make(norms=("gn",), linear_rate=True, **ABLATION)
     rates = {repr(change): config.train.learning_rate for change, config in
-             zip(grid.changes().values(), grid.configs().values(), strict=True)}  # fmt: skip
+             zip(plan.changes().values(), plan.configs().values(), strict=True)}  # fmt: skip
     assert rates["{}"] == rates["{'optimizer': 'sgd'}"] == 0.01
     assert rates["{'batch_size': 32}"] == 0.005
 
 
-def test_only_a_study_without_varied_fields_becomes_a_star():
-    star = make(**STAR)
-    plain = make(**STAR | {"one_at_a_time": False})
-    assert star.conflict(plain) == plain.conflict(star) == "one_at_a_time"
-    assert star.conflict(make(**STAR | {"one_at_a_time": False, "vary": {}})) == ""
-    assert star.conflict(make(**STAR | {"vary": {"dropout": (0.1,)}})) == ""
+def test_only_a_study_without_varied_fields_becomes_one_at_a_time():
+    one_at_a_time = make(**ABLATION)
+    plain = make(**ABLATION | {"one_at_a_time": False})
+    assert one_at_a_time.conflict(plain) == plain.conflict(one_at_a_time) == "one_at_a_time"
+    assert one_at_a_time.conflict(make(**ABLATION | {"one_at_a_time": False, "vary": {}})) == ""
+    assert one_at_a_time.conflict(make(**ABLATION | {"vary": {"dropout": (0.1,)}})) == ""
 
 
 def test_vary_takes_any_field():
@@ -173,49 +178,64 @@ NUMBERS = st.lists(st.integers(1, 500), min_size=1, max_size=3, unique=True).map
 
 
 @settings(deadline=None, max_examples=20)
-@given(batch=NUMBERS, seeds=NUMBERS, linear=st.booleans(), star=st.booleans())
-def test_study_toml_gives_the_same_grid(tmp_path_factory, batch, seeds, linear, star):
-    path = tmp_path_factory.mktemp("grid") / grids.STUDY
+@given(batch=NUMBERS, seeds=NUMBERS, linear=st.booleans(), one_at_a_time=st.booleans())
+def test_study_toml_gives_the_same_plan(tmp_path_factory, batch, seeds, linear, one_at_a_time):
+    path = tmp_path_factory.mktemp("plan") / plans.STUDY
     fixed = {"recipe": "era8", "data": "shapes", "widths": (4,) * 10, "residual": True}
-    grid = make(
+    plan = make(
         seeds=seeds,
         vary={"batch_size": batch},
         fixed=fixed,
         linear_rate=linear,
-        one_at_a_time=star,
+        one_at_a_time=one_at_a_time,
     )
-    path.write_text(grids.to_toml(grid))
-    assert ("one_at_a_time" in path.read_text()) == star  # an older file has no such line
-    assert grids.read(path) == grid
+    path.write_text(plans.to_toml(plan))
+    assert ("one_at_a_time" in path.read_text()) == one_at_a_time  # an older file has no such line
+    assert plans.read(path) == plan
 
 
-@pytest.mark.parametrize("star", [False, True])
-def test_the_command_of_a_grid_parses_to_the_same_grid(star):
+@pytest.mark.parametrize("one_at_a_time", [False, True])
+def test_the_command_of_a_plan_parses_to_the_same_plan(one_at_a_time):
     fixed = {"train_size": 50, "data": "shapes", "residual": False}
     vary = {"widths": ((4,) * 10, (8,) * 10), "dropout": (0.0, 0.5)}
     fixed |= {"recipe": "era8"}
-    grid = make(fixed=fixed, vary=vary, linear_rate=True, seeds=(3, 4), one_at_a_time=star)
-    words = grids.command(grid, "out")
+    plan = make(fixed=fixed, vary=vary, linear_rate=True, seeds=(3, 4), one_at_a_time=one_at_a_time)
+    words = plans.command(plan, "out")
     assert words[:2] == ["kerasnorm", "sweep"]
     context = studies.sweep.make_context("sweep", words[2:])
-    assert studies._grid(context.params) == grid
+    assert studies._plan(context.params) == plan
 
 
 def test_a_damaged_study_is_refused(tmp_path):
-    with pytest.raises(CorruptFileError, match="no study's folder"):
-        grids.read(tmp_path / grids.STUDY)
+    with pytest.raises(CorruptFileError, match="not the folder of a study"):
+        plans.read(tmp_path / plans.STUDY)
     for text in ("norms = ", "norms = ['bn']", "norms=['zz']\nbackends=['torch']\nseeds=[0]\n"):
-        (tmp_path / grids.STUDY).write_text(text)
+        (tmp_path / plans.STUDY).write_text(text)
         with pytest.raises(CorruptFileError, match="damaged"):
-            grids.read(tmp_path / grids.STUDY)
+            plans.read(tmp_path / plans.STUDY)
+
+
+def test_a_study_of_an_earlier_version_is_read(tmp_path):
+    """Its fields have earlier names, and it says nothing of what came later."""
+    (tmp_path / plans.STUDY).write_text(
+        "norms = ['bn']\nbackends = ['torch']\nseeds = [0]\n"
+        "[fixed]\ndata = 'shapes'\nwidths = [4, 4, 4, 4, 4, 4, 4, 4, 4, 4]\n"
+        "[vary]\ntreatment = ['scale', 'standardize']\n"
+    )
+    plan = plans.read(tmp_path / plans.STUDY)
+    assert plan.fixed == {"data": "shapes", "widths": (4,) * 10}
+    assert plan.vary == {"preprocessing": ("scale", "standardize")}
+    assert not plan.linear_rate
+    assert not plan.one_at_a_time
 
 
 def test_folders_are_named_after_what_tells_runs_apart():
-    grid = make(vary={"batch_size": (8,), "groups": (2,)})
-    names = [run_name(config, grid) for config in grid.configs().values()]
+    plan = make(vary={"batch_size": (8,), "groups": (2,)})
+    names = run_names(plan)
     assert names[0] == "bn-torch-batch_size-8-s0"
     assert names[2] == "gn-torch-batch_size-8-groups-2-s0"
 
 
 def test_every_owned_field_is_a_field():
-    assert set(grids.OWNED) <= set(SETTINGS)
+    owned = {name for norm in NORMS.values() for name in norm.fields}
+    assert {"groups", "ln_affine"} <= owned <= set(SETTINGS)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.studies import RUNS, make_run, summarize_star
+from helpers.studies import RUNS, make_run, summarize_ablation
 
 from kerasnorm.study import report
 from kerasnorm.study.figures import draw_study
-from kerasnorm.study.report import Report
 from kerasnorm.study.summary import summarize
+from kerasnorm.study.tables import environment_rows
 from kerasnorm.tables import Table
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
@@ -30,7 +30,7 @@ FLAGS = [
     "--disable-sync",
     "--hide-scrollbars",
 ]
-HOSTILE = '<script>document.title = "broken into"</script>'
+UNTRUSTED = '<script>document.title = "broken into"</script>'
 
 
 class Page(HTMLParser):
@@ -52,14 +52,14 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def html(tmp_path_factory):
-    """The report of a study with published numbers and a hostile title."""
+    """The report of a study with published numbers and an untrusted title."""
     runs = [*RUNS, *(make_run(0.81, norm="bn", seed=s) for s in (7, 8))]
     summary = summarize(runs)
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
     pictures = draw_study(summary, tmp_path_factory.mktemp("figures"), lambda run: images)
     layers = Table(("layer", ">field"), [("C1", "3")], title="Receptive field of bn")
     commands = {"The study:": "kerasnorm compare --out 'a b'"}
-    return report.render(Report(f"study {HOSTILE}", summary, pictures, commands, layers))
+    return report.render(f"study {UNTRUSTED}", summary, pictures, commands, layers)
 
 
 def test_it_holds_everything_in_one_file(html):
@@ -82,11 +82,11 @@ def test_every_picture_is_told_in_words(html):
     assert "BN 81.00 ± 0.71 %" in images[0]["alt"]
 
 
-def test_levers_are_a_table_and_a_picture_in_words(tmp_path):
-    summary = summarize_star()
+def test_ablation_effects_are_a_table_and_a_picture_in_words(tmp_path):
+    summary = summarize_ablation()
     pictures = draw_study(summary, tmp_path, lambda run: None)
-    text = report.render(Report("a star", summary, pictures, {}, None))
-    assert "<caption>Levers</caption>" in text
+    text = report.render("an ablation", summary, pictures, {}, None)
+    assert "<caption>Ablation effects</caption>" in text
     assert "One field changed alone" in text
     first = Page(text).images[0]["alt"]
     assert first.startswith("What one choice changed alone does to")
@@ -94,7 +94,7 @@ def test_levers_are_a_table_and_a_picture_in_words(tmp_path):
 
 
 def test_what_comes_from_outside_is_escaped(html):
-    assert HOSTILE not in html
+    assert UNTRUSTED not in html
     assert "&lt;script&gt;" in html
 
 
@@ -102,7 +102,7 @@ def test_pictures_beyond_the_budget_are_named(html, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "MOST_BYTES", 150_000)
     summary = summarize(RUNS)
     pictures = draw_study(summary, tmp_path, lambda run: None)
-    text = report.render(Report("small", summary, pictures, {}, None))
+    text = report.render("small", summary, pictures, {}, None)
     assert "Left out to keep this file small" in text
     assert len(Page(text).images) < len(pictures)
 
@@ -133,9 +133,9 @@ def test_a_browser_shows_it_without_an_error_and_without_sideways_scrolling(html
 
 def test_the_environment_names_each_value_once(tmp_path):
     first, second = RUNS[:2]
-    assert report.environment_rows([first, second]) == []
+    assert environment_rows([first, second]) == []
     home = Path(__file__).parents[2] / "results" / "era8" / "runs" / "gn-s0"
     run = type(first)(home, first.config, first.history, first.metrics)
-    rows = dict(report.environment_rows([run, run]))
+    rows = dict(environment_rows([run, run]))
     assert rows["keras"] == "3.15.1"
     assert rows["device"] == "CPU, 1 thread"

@@ -1,4 +1,4 @@
-"""Studies that really train: kept, continued, interrupted, killed; on this machine and on Dask."""
+"""Studies that really train: kept, resumed, interrupted, killed; on this machine and on Dask."""
 
 import contextlib
 import csv
@@ -14,7 +14,7 @@ from helpers.command import call
 from helpers.studies import place
 
 from kerasnorm.cli import studies
-from kerasnorm.study import cluster
+from kerasnorm.study import execution
 from kerasnorm.study.plan import run_name
 
 TINY = (
@@ -111,7 +111,7 @@ def test_a_dry_run_lists_runs_and_their_time_and_trains_nothing(trained):
     assert not (path.parent / "new").exists()
 
 
-def test_a_report_is_made_anew(trained):
+def test_a_report_is_rebuilt(trained):
     path = trained[0]
     before = (path / "summary.json").read_text()
     for name in ("report.html", "summary.json"):
@@ -124,39 +124,40 @@ def test_a_report_is_made_anew(trained):
     assert "bn-torch-s0" in target.read_text()
 
 
-def test_the_levers_of_a_star_are_told(tmp_path):
-    """Of runs that were trained elsewhere: what is printed, written, drawn and made anew."""
-    path = tmp_path / "star"
+def test_the_effects_of_an_ablation_are_reported(tmp_path):
+    """Of runs that were trained elsewhere: what is printed, written, drawn and rebuilt."""
+    path = tmp_path / "ablation"
     words = (*TINY, "--recipe", "era8", "--norm", "gn", "--seeds", "2", "--vary", "optimizer=sgd",
              "--vary", "groups=2", "--one-at-a-time", "--out", str(path))  # fmt: skip
     context = studies.sweep.make_context("sweep", list(words))
-    star = studies._grid(context.params)
+    plan = studies._plan(context.params)
     scores = {"{}": 0.8, "{'optimizer': 'sgd'}": 0.7, "{'groups': 2}": 0.85}
-    for config, change in zip(star.configs().values(), star.changes().values(), strict=True):
-        home = path / "runs" / run_name(config, star)
+    for config, change in zip(plan.configs().values(), plan.changes().values(), strict=True):
+        home = path / "runs" / run_name(config, change)
         place(home, config)
         metrics = json.loads((home / "metrics.json").read_text())
         metrics["test_accuracy"] = scores[repr(change)] + 0.01 * config.train.seed
         (home / "metrics.json").write_text(json.dumps(metrics))
     text, err = call("sweep", *words)
     assert "6 runs, 6 of them finished before" in err
-    assert "Levers" in text
+    assert "Ablation effects" in text
     assert "Differences" not in text
     written = (path / "summary.json").read_text()
-    levers = [(item["field"], item["value"], item["n"]) for item in json.loads(written)["levers"]]
-    assert levers == [("optimizer", "sgd", 2), ("groups", 2, 2)]
-    assert json.loads(written)["levers"][0]["mean"] == pytest.approx(-0.1)
-    assert (path / "figures/levers.png").is_file()
+    effects = json.loads(written)["ablation_effects"]
+    found = [(item["field"], item["value"], item["n"]) for item in effects]
+    assert found == [("optimizer", "sgd", 2), ("groups", 2, 2)]
+    assert effects[0]["mean"] == pytest.approx(-0.1)
+    assert (path / "figures/ablation.png").is_file()
     (path / "summary.json").unlink()
     call("report", path)
     assert (path / "summary.json").read_text() == written
     call("report", path, "--out", tmp_path / "one.html")
     for html in (path / "report.html", tmp_path / "one.html"):
-        assert "<caption>Levers</caption>" in html.read_text()
+        assert "<caption>Ablation effects</caption>" in html.read_text()
     assert "--one-at-a-time" in (path / "report.html").read_text()
 
 
-def test_a_diverged_run_is_told_of_and_the_others_are_kept(tmp_path):
+def test_a_diverged_run_is_reported_and_the_others_are_kept(tmp_path):
     words = (*TINY, "--epochs", "1", "--optimizer", "sgd", "--schedule", "constant",
              "--vary", "learning_rate=0.01,1e30", "--norm", "none", "--seeds", "1")  # fmt: skip
     _, err = call("sweep", *words, "--out", tmp_path / "s", code=4)
@@ -167,7 +168,7 @@ def test_a_diverged_run_is_told_of_and_the_others_are_kept(tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_study_leaves_no_process_and_goes_on(tmp_path, number):
+def test_a_stopped_study_leaves_no_process(tmp_path, number):
     words = (*TINY, "--epochs", "300", "--norm", "gn", "--seeds", "1", "--out", tmp_path / "s")
     history = tmp_path / "s/runs/gn-torch-s0/history.csv"
     with subprocess.Popen(command("compare", *words), stderr=subprocess.PIPE) as process:
@@ -177,7 +178,7 @@ def test_a_stopped_study_leaves_no_process_and_goes_on(tmp_path, number):
     assert process.returncode == (143 if number == signal.SIGTERM else -9)
     settled = []
 
-    def is_still():  # no child goes on training
+    def is_still():  # no run process continues to train
         settled.append(len(rows(history)))
         time.sleep(1.5)
         return settled[-1] == len(rows(history))
@@ -201,7 +202,7 @@ def dask_process(kind, folder, *words):
         process.wait()
 
 
-def test_another_dask_worker_goes_on_with_the_run_of_a_killed_one(tmp_path):
+def test_another_dask_worker_resumes_the_run_of_a_killed_one(tmp_path):
     pytest.importorskip("distributed")
     file = tmp_path / "scheduler.json"
     one = ("--nworkers", "1", "--nthreads", "1", "--no-nanny", "--resources", "GPU=1")
@@ -236,7 +237,7 @@ MISTAKES = [
     (("compare", "--norm", "batch"), 2, "'bn', 'gn'"),
     (("compare", "--jobs", "0"), 2, "jobs"),
     (("compare", "--resume", ".", "--seeds", "2"), 2, "leave out --seeds"),
-    (("compare", "--resume", "."), 5, "no study's folder"),
+    (("compare", "--resume", "."), 5, "not the folder of a study"),
     (("sweep", "--vary", "groups=3,4", *TINY[:2]), 2, "divisor"),
     (("compare", *TINY, "--scheduler", "tcp://127.0.0.1:9", "--out", "s"), 2, "scheduler"),
     (("report", "."), 5, "no run's folder"),
@@ -246,6 +247,6 @@ MISTAKES = [
 @pytest.mark.parametrize(("words", "code", "named"), MISTAKES, ids=lambda value: str(value)[:40])
 def test_a_mistake_gets_one_clear_message(tmp_path, monkeypatch, words, code, named):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cluster, "CONNECT", "1s")
+    monkeypatch.setattr(execution, "CONNECT_TIMEOUT", "1s")
     _, err = call(*words, code=code)
     assert named in err

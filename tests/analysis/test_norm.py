@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kerasnorm.errors import ConfigError
-from kerasnorm.explain.norm import (
+from kerasnorm.analysis.norm import (
     CUBE,
     batch_of_one,
     explain,
@@ -19,6 +18,7 @@ from kerasnorm.explain.norm import (
     shared_by_perturbation,
     worked_example,
 )
+from kerasnorm.errors import ConfigError
 from kerasnorm.norms import NORMS
 
 pytestmark = pytest.mark.backend("any")

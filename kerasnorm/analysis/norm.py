@@ -13,15 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasnorm import runtime
+from kerasnorm.analysis.answer import Answer
 from kerasnorm.config import ModelConfig, unknown
-from kerasnorm.explain.answer import Answer
 from kerasnorm.norms import EPSILON, NORMS, Norm, NormFacts, normalization
-from kerasnorm.plots.style import FAINT, INK, TEXT_SIZE, new_figure, small_text, title
+from kerasnorm.plots.style import FAINT, INK, TEXT_SIZE, Picture, new_figure, small_text, title
 
 if TYPE_CHECKING:
     import keras
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from kerasnorm.benchmark.cost import NormCost
 
@@ -122,7 +121,9 @@ class Explanation:
     cost: "NormCost | None"
 
 
-def explain(norm: str, *, cost: bool = True, batch_size: int = 64, rounds: int = 7) -> Answer:
+def explain(
+    norm: str, *, cost: bool = True, batch_size: int = 64, rounds: int = 7
+) -> Answer[Explanation]:
     """Explains a norm by what its Keras layer does.
 
     y = gamma * (x - mean) / sqrt(variance + epsilon) + beta, x (N, H, W, C); norms differ in the
@@ -155,7 +156,7 @@ def explain(norm: str, *, cost: bool = True, batch_size: int = 64, rounds: int =
         batch_of_one(norm),
         norm_cost(norm, backend, batch_size, rounds) if cost else None,
     )
-    return Answer(found, {norm: explain_figure(found)})
+    return Answer(found, [explain_figure(found)])
 
 
 def _record(norm: str) -> Norm:
@@ -520,7 +521,7 @@ def _cost_text(cost: "NormCost") -> str:
 # In a figure
 
 
-def explain_figure(found: Explanation) -> "Figure":
+def explain_figure(found: Explanation) -> Picture:
     """Returns the cube of values that share statistics, above the worked example."""
     record, facts = NORMS[found.norm], found.facts
     figure = new_figure(6.4)
@@ -548,7 +549,10 @@ def explain_figure(found: Explanation) -> "Figure":
         if place == 0:
             axes.set_ylabel("image, pixel", fontsize=TEXT_SIZE, color=INK)
         axes.set_xlabel("channel", fontsize=TEXT_SIZE, color=INK)
-    return figure
+    text = f"What {record.label} computes: statistics over {facts.over}"
+    caption = f"{text}; below, a small tensor step by step."
+    alt = f"{text}. One input changes {changed} of the {others} other outputs."
+    return Picture(found.norm, figure, f"{record.label}: {facts.name}", caption, alt)
 
 
 def _draw_cube(axes: Any, shared: NDArray[np.bool_], index: Index, color: str) -> None:

@@ -1,37 +1,46 @@
-"""What every question about normalization gives back, and what the questions share."""
+"""`Answer`, which every question about normalization returns, and what the questions share."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from kerasnorm import runtime
 from kerasnorm.data import Split
 from kerasnorm.data.dataset import stratified_sample
 from kerasnorm.errors import ConfigError
 from kerasnorm.files import plain
-from kerasnorm.plots.style import save_all
+from kerasnorm.plots.style import Picture
+from kerasnorm.progress import NullProgress, Progress
 from kerasnorm.training.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Data = TypeVar("Data")
+
 
 @dataclass(frozen=True)
-class Answer:
-    """What a question about normalization gives.
+class Answer(Generic[Data]):
+    """The answer to a question about normalization.
 
     Attributes:
-        data: The numbers; see the function that returned it.
-        figures: Matplotlib figures by name.
+        data: The numbers; see the function that returned the answer.
+        pictures: What the numbers look like, each with title, caption and alternative text.
     """
 
-    data: Any
-    figures: "dict[str, Figure]" = field(repr=False)
+    data: Data
+    pictures: Sequence[Picture] = field(repr=False)
+
+    @property
+    def figures(self) -> "dict[str, Figure]":
+        """The Matplotlib figures of the pictures by name."""
+        return {picture.name: picture.figure for picture in self.pictures}
 
     def save(self, folder: Path | str) -> list[Path]:
-        """Writes the figures to `<name>.png` in a folder, made if missing; returns their paths."""
-        return save_all(self.figures, Path(folder))
+        """Writes each picture to `<name>.png` in a folder, made if missing; returns the paths."""
+        return [picture.save(Path(folder)) for picture in self.pictures]
 
     def document(self) -> Any:
         """Returns the numbers as JSON-able lists and dicts; what is not finite becomes None."""
@@ -39,10 +48,10 @@ class Answer:
 
 
 def open_runs(runs: Sequence[Run | Path | str]) -> tuple[list[Run], str]:
-    """Loads runs and starts Keras, on the first run's backend where nothing else is decided.
+    """Loads runs and starts Keras, on the first run's backend unless one is chosen already.
 
     Returns:
-        The runs, and the backend.
+        The runs, and the name of the backend.
 
     Raises:
         ConfigError: There is no run.
@@ -52,6 +61,14 @@ def open_runs(runs: Sequence[Run | Path | str]) -> tuple[list[Run], str]:
         raise ConfigError("runs: expected at least one finished run. Received: none")
     loaded = [run if isinstance(run, Run) else Run.load(run) for run in runs]
     return loaded, runtime.start(runtime.preferred(loaded[0].config.train.backend))[0]
+
+
+def counter(progress: Progress | None, title: str, total: int) -> Callable[[], None]:
+    """Starts work of `total` parts; returns a function to call after each part."""
+    progress = progress or NullProgress()
+    progress.start(title, total)
+    done = itertools.count(1)
+    return lambda: progress.advance(next(done))
 
 
 def some(split: Split, count: int) -> Split:

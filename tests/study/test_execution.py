@@ -1,4 +1,4 @@
-"""The table of a study's runs: what matters stands on top, and nothing is taken for markup."""
+"""Runs while they are trained: the table puts what matters first and takes nothing for markup."""
 
 import contextlib
 import io
@@ -10,51 +10,51 @@ from rich.console import Console
 
 from kerasnorm.config import resolve
 from kerasnorm.progress import ConsoleProgress, console_notes
-from kerasnorm.study import folder, runner
-from kerasnorm.study.board import DONE, FAILED, KEPT, RUNNING, WAITING, Entry, line, runs_table
-from kerasnorm.study.folder import Job
-from kerasnorm.study.plan import Grid
+from kerasnorm.study import execution, folder
+from kerasnorm.study.execution import event_line, runs_table
+from kerasnorm.study.folder import PlannedRun, State
+from kerasnorm.study.plan import StudyPlan
 from kerasnorm.tables import to_rich
 
-STATES = (KEPT, WAITING, RUNNING, DONE, FAILED)
+STATES = (State.KEPT, State.WAITING, State.RUNNING, State.DONE, State.FAILED)
 
 
-def entries():
+def planned_runs():
     config = resolve({"epochs": 10, "backend": "torch", "data": "shapes"})
-    found = [Entry(Job(Path(f"run-{state}"), config, None), state) for state in STATES]
+    found = [PlannedRun(Path(f"run-{state}"), config, state=state) for state in STATES]
     found[2].epoch, found[2].test_accuracy, found[2].seconds = 4, 0.5, 62.0
-    found[4].words = "a [bold] loss"
+    found[4].message = "a [bold] loss"
     return found
 
 
 def test_the_table_orders_runs_by_what_matters():
     out = io.StringIO()
-    Console(file=out, width=100).print(to_rich(runs_table(entries(), 75.0)))
+    Console(file=out, width=100).print(to_rich(runs_table(planned_runs(), 75.0)))
     lines = [text.split()[0] for text in out.getvalue().splitlines() if "run-" in text]
     assert lines == ["run-failed", "run-running", "run-waiting", "run-done", "run-kept"]
     assert "a [bold] loss" in out.getvalue()
     assert "4/10" in out.getvalue()
     assert "50.00" in out.getvalue()
     assert "1:02" in out.getvalue()
-    assert "1 failed, 1 running, 1 waiting, 1 done, 1 kept, 1:15 gone" in out.getvalue()
+    assert "1 failed, 1 running, 1 waiting, 1 done, 1 kept, 1:15 elapsed" in out.getvalue()
 
 
 def test_failed_runs_are_red():
     out = io.StringIO()
     console = Console(file=out, width=100, force_terminal=True, color_system="standard")
-    console.print(to_rich(runs_table(entries(), 0.0)))
+    console.print(to_rich(runs_table(planned_runs(), 0.0)))
     (failed,) = [text for text in out.getvalue().splitlines() if "run-failed" in text]
     assert "\x1b[31m" in failed
 
 
 def test_an_event_is_a_line():
-    found = entries()
-    assert line(found[2]) == "run-running  running  epoch 4/10  test 50.00 %"
-    assert line(found[4]) == "run-failed  failed  a [bold] loss"
+    found = planned_runs()
+    assert event_line(found[2]) == "run-running  running  epoch 4/10  test 50.00 %"
+    assert event_line(found[4]) == "run-failed  failed  a [bold] loss"
 
 
 def test_only_open_runs_have_epochs_left():
-    assert [entry.epochs_left for entry in entries()] == [0, 10, 6, 0, 0]
+    assert [run.epochs_left for run in planned_runs()] == [0, 10, 6, 0, 0]
 
 
 @contextlib.contextmanager
@@ -65,17 +65,18 @@ def place():
         return (0, "") if path.name.endswith("s0") else (1, "a [bold] loss")
 
     with ThreadPoolExecutor(1) as executor:
-        yield executor, work, ()
+        yield lambda folder: executor.submit(work, folder)
 
 
 def execute(path, stream, monkeypatch, **options):
-    monkeypatch.setattr(runner, "LOOK", 0.01)
+    monkeypatch.setattr(execution, "REFRESH", 0.01)
     monkeypatch.setenv("COLUMNS", "100")
-    grid = Grid(norms=("gn",), backends=("torch",), seeds=(0, 1), fixed={"data": "shapes"})
+    plan = StudyPlan(norms=("gn",), backends=("torch",), seeds=(0, 1), fixed={"data": "shapes"})
     progress = ConsoleProgress(stream=stream, **options)
     with contextlib.redirect_stderr(stream), console_notes():
-        found = runner.execute(path, folder.survey(path, grid), place(), progress)
-    assert [entry.state for entry in found] == [DONE, FAILED]
+        runs = folder.survey(path, plan)
+        execution.execute(path, runs, place(), progress)
+    assert [run.state for run in runs] == [State.DONE, State.FAILED]
     return stream.getvalue()
 
 
@@ -90,7 +91,7 @@ def test_elsewhere_than_on_a_terminal_each_event_is_a_line(tmp_path, monkeypatch
 def test_a_terminal_gets_one_live_table(tmp_path, monkeypatch):
     stream = io.StringIO()
     stream.isatty = lambda: True
-    events = logging.getLogger(runner.EVENTS)
+    events = logging.getLogger(execution.EVENTS)
     events.setLevel(logging.WARNING)  # as the command does on a terminal
     try:
         shown = execute(tmp_path, stream, monkeypatch)
@@ -105,4 +106,4 @@ def test_a_terminal_gets_one_live_table(tmp_path, monkeypatch):
 def test_quiet_shows_no_table(tmp_path, monkeypatch):
     stream = io.StringIO()
     stream.isatty = lambda: True
-    assert "gone" not in execute(tmp_path, stream, monkeypatch, quiet=True)
+    assert "elapsed" not in execute(tmp_path, stream, monkeypatch, quiet=True)

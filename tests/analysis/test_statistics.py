@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from helpers.tiny import config, dataset
 
+from kerasnorm.analysis.statistics import Taps, weight_histogram
 from kerasnorm.engines.base import NullListener
-from kerasnorm.explain.activations import Taps, weight_histogram
 from kerasnorm.training.train import make_engine
 
 LABELS = ["C1", "C2", "c3", "C3", "C4", "C5", "c6", "C7", "C8", "C9"]
@@ -32,7 +32,7 @@ def test_a_row_for_each_convolution(norm, order):
     assert all(row.gradient_norm >= 0 and row.weight_norm > 0 for row in rows)
 
 
-def test_bn_before_the_activation_gives_it_mean_0_and_sd_1():
+def test_bn_before_the_activation_gives_it_mean_0_and_std_1():
     _, _, rows = measured("bn", order="conv-norm-act")
     assert np.allclose([row.activation_mean for row in rows], 0, atol=1e-3)
     assert np.allclose([row.activation_std for row in rows], 1, atol=0.02)

@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 from helpers.tiny import config, dataset
 
-from kerasnorm.data.dataset import Split
-from kerasnorm.engines.base import NullListener
-from kerasnorm.explain.landscape_measure import (
+from kerasnorm.analysis.landscape import (
+    advance,
     filter_direction,
     gradient_line,
     gradient_lines,
     surface,
 )
-from kerasnorm.explain.probe import Probe
-from kerasnorm.explain.windows import advance
+from kerasnorm.analysis.probe import Probe
+from kerasnorm.data.dataset import Split
+from kerasnorm.engines.base import NullListener
 from kerasnorm.inspection.evaluation import predict, score
 from kerasnorm.training.train import make_engine
 

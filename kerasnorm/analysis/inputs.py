@@ -1,0 +1,407 @@
+"""The input of the network: preprocessing and augmentation, and how they change a training."""
+
+import dataclasses
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from kerasnorm.analysis.answer import Answer, counter
+from kerasnorm.config import Config, DataConfig, resolve
+from kerasnorm.data.augment import Augmentation
+from kerasnorm.data.dataset import Split
+from kerasnorm.data.prepare import input_statistics, prepare
+from kerasnorm.data.preprocessing import equalize
+from kerasnorm.errors import CorruptFileError, DivergedError
+from kerasnorm.plots.images import show_image
+from kerasnorm.plots.style import (
+    BLUE,
+    FAINT,
+    GREEN,
+    INK,
+    ORANGE,
+    TEXT_SIZE,
+    VERMILION,
+    WIDTH,
+    Picture,
+    new_figure,
+    quiet,
+    title,
+)
+from kerasnorm.progress import Progress
+from kerasnorm.tables import Table
+from kerasnorm.training import run
+from kerasnorm.training import train as training
+
+logger = logging.getLogger(__name__)
+TRAINED = 5000  # images of a short training where no number is given
+SAMPLES = 2000  # images that statistics and histograms are made of
+ROWS, EPOCHS = 5, 6  # images and epochs that an augmentation is shown for
+IMAGES = 4  # samples shown of each preprocessing
+LOG_FROM = 10  # losses whose highest is this many times the lowest get a logarithmic axis
+BINS = 64  # bins of a histogram, at most
+MARGIN, HEADINGS = 0.08, 0.55  # inches: around a grid of images, and above it
+GAP = 0.05  # between images of a grid, as a share of an image's width
+AUGMENTATIONS = ("flip", "alternating_flip", "translate", "shift_scale_rotate", "cutout", "gray")
+CHANNELS = (  # names and colors of three channels
+    ("red", VERMILION),
+    ("green", GREEN),
+    ("blue", BLUE),
+)
+PREPROCESSINGS = {  # name → title, color and line style
+    "none": ("raw", "black", ":"),
+    "scale": ("scaled: x / 255", ORANGE, "--"),
+    "standardize": ("standardized: (x - mean) / std", BLUE, "-"),
+    "equalize": ("equalized, then standardized", VERMILION, "-."),
+}
+
+
+@dataclass(frozen=True)
+class InputPreprocessing:
+    """One input preprocessing of the training images.
+
+    Attributes:
+        preprocessing: Name, as in a run's config: none, scale, standardize or equalize.
+        mean: Mean of each channel after preprocessing, (C,).
+        std: Standard deviation of each channel after preprocessing, (C,).
+        history: Rows of a short training; empty if none was asked for or it diverged at once.
+        diverged: Whether that training ended with a loss that is not finite.
+    """
+
+    preprocessing: str
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+    history: Sequence[run.Row] = ()
+    diverged: bool = False
+
+
+def inputs(
+    config: Config | None = None,
+    *,
+    train: bool = False,
+    progress: Progress | None = None,
+    **overrides: Any,
+) -> Answer[list[InputPreprocessing]]:
+    """Preprocesses the training images in each of the four ways, and trains on each if asked.
+
+    standardize: (x - mean) / std of each channel over the training set, one line for all images;
+    equalize: a curve of its own for each image, which makes its histogram flat (Gonzalez & Woods,
+    "Histogram equalization"), then the same.
+
+    Args:
+        config: A full config; None resolves one from the overrides.
+        train: Train once on each preprocessing, with nothing else different.
+            Where no `train_size` is given, on at most 5,000 images.
+        progress: Receives how far the work is; by default nothing is shown.
+        **overrides: Any config field, such as data="shapes".
+
+    Returns:
+        An `Answer` whose data are a list of `InputPreprocessing`, with the figures
+        `preprocessing` and, with `train`, `preprocessing-training`.
+
+    Raises:
+        DataError: The data are missing or damaged.
+    """
+    config = config.replace(**overrides) if config else resolve(overrides)
+    raw = prepare(config.replace(preprocessing="none").data, config.train.seed).train.images
+    if train and config.data.train_size == 0 and len(raw) > TRAINED:
+        logger.info(
+            f"Training on {TRAINED:,} of {len(raw):,} images; --train-size takes another number."
+        )
+        config = config.replace(train_size=TRAINED)
+    pixels = {name: preprocess(raw[:SAMPLES], name) for name in PREPROCESSINGS}
+    pictures = [preprocessing_figure(pixels)]
+    axes = (0, 1, 2)
+    found = [InputPreprocessing(name, x.mean(axes), x.std(axes)) for name, x in pixels.items()]
+    if train:
+        tick = counter(progress, "trainings", len(found))
+        for place, one in enumerate(found):
+            history, diverged = _short_run(config.replace(preprocessing=one.preprocessing))
+            found[place] = dataclasses.replace(one, history=history, diverged=diverged)
+            tick()
+        images = config.data.train_size or len(raw)
+        heading = f"norm {config.model.norm}, {images:,} training images"
+        pictures.append(training_figure(found, heading))
+    return Answer(found, pictures)
+
+
+def preprocess(
+    images: NDArray[np.uint8], preprocessing: str, count: int | None = None
+) -> NDArray[np.float64]:
+    """Returns raw images preprocessed as a run does with its training set, (N, H, W, C).
+
+    none: x. scale: x / 255. standardize: (x / 255 - mean) / std of each channel over all images.
+    equalize: each image and channel to a flat histogram first, then as standardize.
+
+    Args:
+        images: Raw, uint8, (N, H, W, C); the statistics are measured on all of them.
+        preprocessing: One of `PREPROCESSINGS`.
+        count: Number of images to return, the first ones; None for all.
+
+    >>> dark = np.array([0, 0, 0, 255], np.uint8).reshape(1, 2, 2, 1)
+    >>> float(preprocess(dark, "scale").mean())
+    0.25
+    >>> float(preprocess(dark, "standardize").std().round(6))
+    1.0
+    """
+    source = equalize(images) if preprocessing == "equalize" else images
+    mean, std = input_statistics(preprocessing, source)
+    pixels: NDArray[np.float64] = (source[:count] / 255 - mean) / std
+    return pixels
+
+
+def _short_run(config: Config) -> tuple[Sequence[run.Row], bool]:
+    """Trains once; returns the history, and whether the training diverged."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run"
+        try:
+            return training.fit(config, out=path).history, False
+        except DivergedError:
+            try:
+                return run.read_history(path / run.HISTORY), True
+            except CorruptFileError:  # no epoch was finished
+                return (), True
+
+
+def inputs_table(found: Sequence[InputPreprocessing]) -> Table:
+    """Returns mean and std of each channel by preprocessing, and how the short trainings ended."""
+    has_training = any(one.history or one.diverged for one in found)
+    columns = ["preprocessing", ">mean of each channel", ">std of each channel"]
+    columns += [">train loss", ">test accuracy (%)"] if has_training else []
+    rows = []
+    for one in found:
+        numbers = (" ".join(f"{value:z.3f}" for value in part) for part in (one.mean, one.std))
+        cells = [one.preprocessing, *numbers]
+        if has_training and one.history and not one.diverged:
+            loss, accuracy = _column(one, "train_loss"), _column(one, "test_accuracy")
+            cells += [f"{loss[-1]:.3f}", f"{accuracy[-1]:.2f}"]
+        elif has_training:
+            cells += ["diverged", ""]
+        rows.append(tuple(cells))
+    return Table(tuple(columns), rows)
+
+
+def _column(one: InputPreprocessing, name: str) -> NDArray[np.float64]:
+    """Returns a column of a short training's history, accuracies in percent."""
+    factor = 100.0 if name.endswith("accuracy") else 1.0
+    return factor * np.array([row[name] for row in one.history], np.float64)
+
+
+def preprocessing_figure(pixels: Mapping[str, NDArray[np.float64]]) -> Picture:
+    """Returns one row per preprocessing: samples, and the histogram of each channel.
+
+    Samples show each channel from its lowest value (black) to its highest (white), so that only
+    a change of the order or of the spacing of the values is visible.
+
+    Args:
+        pixels: Name of a preprocessing → images after it, (N, H, W, C).
+    """
+    figure = new_figure(1.75 * len(pixels))
+    ratios = [1] * IMAGES + [3.2]
+    grid = figure.subplots(len(pixels), IMAGES + 1, squeeze=False, width_ratios=ratios)
+    title(figure, "INPUT PREPROCESSINGS")
+    for row, (name, images) in zip(grid, pixels.items(), strict=True):
+        for axes, image in zip(row, _visible(images)[:IMAGES], strict=False):
+            show_image(axes, image)
+        for axes in row[:-1]:
+            axes.set_axis_off()
+        _draw_histogram(row[-1], images)
+        quiet(row[-1], PREPROCESSINGS[name][0])
+        row[-1].set_ylim(0, 2.2 * row[-1].get_ylim()[1])  # room for the legend
+        row[-1].legend(frameon=False, fontsize=7, labelcolor=INK, loc="upper left")
+        row[-1].set_ylabel("share (%)")
+    grid[-1, -1].set_xlabel("value")
+    text = "Training images after each preprocessing, beside the histogram of each channel"
+    caption = f"{text}. Every channel is drawn from its lowest value to its highest."
+    alt = f"{text}: {', '.join(PREPROCESSINGS[name][0] for name in pixels)}."
+    return Picture("preprocessing", figure, "Input preprocessing", caption, alt)
+
+
+def _visible(pixels: NDArray[np.float64]) -> NDArray[np.uint8]:
+    low = pixels.min(axis=(0, 1, 2))
+    span = np.maximum(pixels.max(axis=(0, 1, 2)) - low, 1e-9)
+    levels: NDArray[np.uint8] = np.round(255 * (pixels - low) / span).astype(np.uint8)
+    return levels
+
+
+def training_figure(found: Sequence[InputPreprocessing], heading: str) -> Picture:
+    """Returns loss and accuracy of a training on each preprocessing, side by side.
+
+    Args:
+        found: Preprocessings, each with its history.
+        heading: Norm and data of the trainings.
+    """
+    figure = new_figure(3.4)
+    title(figure, f"TRAINING ON EACH PREPROCESSING: {heading}")
+    panels = figure.subplots(1, 2)
+    names = (("train_loss", "training loss (nats)"), ("test_accuracy", "test accuracy (%)"))
+    for axes, (column, name) in zip(panels, names, strict=True):
+        for one in found:
+            label, color, line = PREPROCESSINGS[one.preprocessing]
+            label += ", diverged" if one.diverged else ""
+            epochs = [row["epoch"] for row in one.history]
+            style = {"color": color, "linestyle": line, "marker": "o", "markersize": 3}
+            axes.plot(epochs, _column(one, column), **style, label=label)
+        values = np.concatenate([_column(one, column) for one in found])
+        if column == "train_loss" and values.size and values.max() > LOG_FROM * values.min():
+            axes.set_yscale("log")
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        quiet(axes)
+    panels[0].legend(frameon=False, fontsize=TEXT_SIZE - 1, labelcolor=INK)
+    ends = [
+        f"{one.preprocessing} "
+        + ("diverged" if one.diverged else f"{_column(one, 'test_accuracy')[-1]:.2f} %")
+        for one in found
+    ]
+    text = f"Training loss and test accuracy on each input preprocessing, {heading}"
+    alt = f"{text}. Test accuracy after the last epoch: {'; '.join(ends)}."
+    heading = "Training on each preprocessing"
+    return Picture("preprocessing-training", figure, heading, f"{text}.", alt)
+
+
+def input_figures(config: Config) -> list[Picture]:
+    """Returns what a run's network receives: each augmentation, and histograms of the pixels.
+
+    Args:
+        config: A full config; its data, augmentation, preprocessing and seed are used.
+
+    Raises:
+        DataError: The data are missing or damaged.
+    """
+    seed, name = config.train.seed, config.data.preprocessing
+    split = prepare(config.replace(preprocessing="none").data, seed).train
+    raw = split.images[:SAMPLES]
+    views = augmented_views(split, config.data, np.arange(len(raw[:ROWS])), EPOCHS, seed)
+    pictures = [augmentation_figure(raw[:ROWS], images, key) for key, images in views.items()]
+    return [*pictures, histogram_figure(raw, preprocess(split.images, name, SAMPLES), name)]
+
+
+def augmented_views(
+    split: Split, config: DataConfig, indices: NDArray[np.int64], epochs: int, seed: int
+) -> dict[str, NDArray[np.uint8]]:
+    """Returns some training images as augmentation changes them, epoch by epoch.
+
+    Args:
+        split: The training images.
+        config: The augmentation.
+        indices: Places of the images in the split, shape (N,).
+        epochs: E, number of epochs.
+        seed: Seed of the draws.
+
+    Returns:
+        For each augmentation that is on, by its name and value, and for all of them together,
+        as "recipe", the images of each epoch, (E, N, H, W, C).
+    """
+    plans = {}
+    for name in AUGMENTATIONS:
+        if value := getattr(config, name):
+            key = name.replace("_", " ") + ("" if value is True else f" {value:g}")
+            plans[key] = DataConfig(**{"cutout_size": config.cutout_size, name: value})
+    height, width, channels = split.images.shape[1:]
+    fill = split.images.mean(axis=(0, 1, 2), dtype=np.float64)
+    images = split.images[indices]
+    views: dict[str, NDArray[np.uint8]] = {}
+    for key, plan in (plans | {"recipe": config}).items():
+        augmentation = Augmentation(plan, (height, width, channels), fill, len(split), seed)
+        draws = [augmentation.draw(indices, epoch, 0) for epoch in range(epochs)]
+        views[key] = np.stack([augmentation.apply(images, draw) for draw in draws])
+    return views
+
+
+def augmentation_figure(raw: NDArray[np.uint8], augmented: NDArray[np.uint8], name: str) -> Picture:
+    """Returns a grid with one row per image: first as it is, then as it is in each epoch.
+
+    Args:
+        raw: Images as they are, shape (N, H, W, C).
+        augmented: The same images in each epoch, shape (E, N, H, W, C).
+        name: Name and value of the augmentation, such as "translate 2".
+    """
+    count, height, width = raw.shape[:3]
+    columns = [raw, *augmented]
+    side = (WIDTH - 2 * MARGIN) / len(columns)
+    total = HEADINGS + MARGIN + count * side * height / width
+    figure = new_figure(total)
+    figure.set_layout_engine("none")  # placed by hand: equal gaps between rows and columns
+    title(figure, f"AUGMENTATION: {name}")
+    places = {
+        "left": MARGIN / WIDTH,
+        "right": 1 - MARGIN / WIDTH,
+        "bottom": MARGIN / total,
+        "top": 1 - HEADINGS / total,
+        "wspace": GAP,
+        "hspace": GAP * width / height,
+    }
+    grid = figure.subplots(count, len(columns), squeeze=False, gridspec_kw=places)
+    for place, images in enumerate(columns):
+        heading = f"epoch {place}" if place else "raw"
+        grid[0, place].set_title(heading, fontsize=TEXT_SIZE, color=INK, pad=4)
+        for axes, image in zip(grid[:, place], images, strict=True):
+            axes.set_axis_off()
+            show_image(axes, image)
+    text = f"{count} training images without augmentation and with it ({name})"
+    caption = f"{text} in {len(augmented)} epochs."
+    alt = f"{text}, one row per image and one column per epoch."
+    file = f"augmentation-{name.replace(' ', '-')}"
+    return Picture(file, figure, f"Augmentation: {name}", caption, alt)
+
+
+def histogram_figure(
+    raw: NDArray[np.uint8], preprocessed: NDArray[np.floating], preprocessing: str
+) -> Picture:
+    """Returns the histograms of each channel's pixels before and after the input preprocessing.
+
+    Args:
+        raw: Images as they are, shape (N, H, W, C), 0 to 255.
+        preprocessed: The same images as the first convolution receives them, (N, H, W, C).
+        preprocessing: Name of the input preprocessing.
+    """
+    figure = new_figure(3.2)
+    left, right = figure.subplots(1, 2)
+    for axes, images, heading in (
+        (left, raw, "RAW PIXELS"),
+        (right, preprocessed, f"PREPROCESSED: {preprocessing.upper()}"),
+    ):
+        _draw_histogram(axes, images)
+        quiet(axes, heading)
+        axes.set_xlabel("value")
+        axes.set_ylim(0, 1.35 * axes.get_ylim()[1])  # room for the legend
+        axes.legend(frameon=False, fontsize=TEXT_SIZE, labelcolor=INK, loc="upper left")
+    left.set_ylabel("share of the pixels (%)")
+    text = f"Histograms of each channel's pixels, raw and after preprocessing ({preprocessing})"
+    return Picture("histograms", figure, "Histograms of the pixels", f"{text}.", f"{text}.")
+
+
+def _draw_histogram(axes: Axes, images: NDArray[Any]) -> None:
+    """Draws the histogram of each channel of images (N, H, W, C), labeled with mean and std."""
+    channels = images.shape[-1]
+    for channel in range(channels):
+        values = images[..., channel].ravel()
+        gray = (f"channel {channel + 1}" if channels > 1 else "gray", FAINT)
+        name, color = CHANNELS[channel] if channels == 3 else gray
+        edges = level_edges(values)
+        share = 100.0 * np.histogram(values, edges)[0] / values.size
+        mean, std = values.mean(dtype=np.float64), values.std(dtype=np.float64)
+        label = f"{name}: mean {mean:z.2f}, std {std:.2f}"
+        axes.stairs(share, edges, color=color, linewidth=1.3, label=label)
+
+
+def level_edges(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Returns edges of at most 64 equal bins, each as wide as a whole number of gray levels.
+
+    Bins of other widths hold differing numbers of levels, which shows as teeth in the histogram.
+    """
+    levels = np.unique(values).astype(np.float64)
+    step = float(np.diff(levels).min()) if len(levels) > 1 else 1.0
+    count = round((levels[-1] - levels[0]) / step) + 1
+    a_bin = -(-count // BINS)  # levels
+    edges = a_bin * np.arange(-(-count // a_bin) + 1) - 0.5
+    return np.asarray(levels[0] + step * edges, np.float64)

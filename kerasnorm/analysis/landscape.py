@@ -1,0 +1,554 @@
+"""The loss around a run: along the gradient while it trains, and over a plane afterwards.
+
+Keras is imported inside the functions, because the runs decide on its backend.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from kerasnorm.analysis.answer import Answer, counter, expect, open_runs, some
+from kerasnorm.data.batches import Batches
+from kerasnorm.data.dataset import Split
+from kerasnorm.data.prepare import prepare
+from kerasnorm.engines.base import NullListener
+from kerasnorm.plots.labels import run_labels
+from kerasnorm.plots.style import (
+    INK,
+    TEXT_SIZE,
+    WIDTH,
+    Picture,
+    draw_legend,
+    first_texts,
+    log_ticks,
+    marked_styles,
+    new_figure,
+    quiet,
+    title,
+)
+from kerasnorm.progress import Progress
+from kerasnorm.tables import Table
+from kerasnorm.training.run import Run
+from kerasnorm.training.train import make_engine
+
+if TYPE_CHECKING:
+    import keras
+
+    from kerasnorm.analysis.probe import Probe, Weights
+
+Array = NDArray[np.float64]
+FACTORS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)  # of the rate; the range of Santurkar et al., 1/2 to 4
+SEED = 0x1712  # of the random directions
+COLUMNS = 3  # panels in a row, at most
+LEVELS = 16  # levels of a contour plot
+CEILING = 1e4  # nats: higher losses are drawn there
+FLOOR = 1e-6  # lowest value drawn on a logarithmic axis
+TICKS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 1000, 1e4)  # nats, of a surface's axis
+MEASURED_NOTE = "Medians over the lines along the gradient; the surface is of test images."
+
+
+@dataclass(frozen=True)
+class GradientLines:
+    """Losses and gradients along the gradient at some steps of training: S steps, K points a line.
+
+    Attributes:
+        steps: Number of steps taken before each line, (S,).
+        distances: Factors of the gradient, (K,), the first one 0.
+        losses: Loss of the batch at w - distance * gradient, in nats, (S, K).
+        changes: |gradient there - gradient at w|, (S, K).
+        norms: |gradient at w|, (S,).
+    """
+
+    steps: NDArray[np.int64]
+    distances: Array
+    losses: Array
+    changes: Array
+    norms: Array
+
+    @property
+    def loss_range(self) -> Array:
+        """Highest minus lowest loss of each line without its first point, (S,)."""
+        found: Array = np.ptp(self.losses[:, 1:], axis=1)
+        return found
+
+    @property
+    def change(self) -> Array:
+        """Largest change of the gradient on each line, (S,)."""
+        found: Array = self.changes[:, 1:].max(axis=1)
+        return found
+
+    @property
+    def smoothness(self) -> Array:
+        """Effective beta-smoothness: largest change of gradient over distance walked, (S,)."""
+        walked = self.distances[None, 1:] * self.norms[:, None]
+        found: Array = (self.changes[:, 1:] / np.maximum(walked, 1e-30)).max(axis=1)
+        return found
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Inference loss over the plane w + a * first + b * second.
+
+    Attributes:
+        axis: Values of a and of b, (P,), 0 in the middle.
+        line: Loss along the first direction, b = 0, in nats, (P,).
+        plane: Loss at [b, a], in nats, (P, P).
+        images: Number of images that the loss was measured on.
+    """
+
+    axis: Array
+    line: Array
+    plane: Array
+    images: int
+
+    @property
+    def center(self) -> float:
+        """Loss of the trained model itself, in nats."""
+        return float(self.plane[len(self.axis) // 2, len(self.axis) // 2])
+
+
+@dataclass(frozen=True, eq=False)
+class Landscape:
+    """The loss around one run.
+
+    Attributes:
+        run: Folder of the run.
+        label: Short text that tells the run from the others.
+        norm: Name of the run's norm.
+        lines: Losses along the gradient while the run trains.
+        surface: Losses around the trained model.
+    """
+
+    run: Path
+    label: str
+    norm: str
+    lines: GradientLines
+    surface: Surface
+
+
+def landscape(
+    runs: Sequence[Run | Path | str],
+    *,
+    steps: int = 100,
+    lines: int = 10,
+    rate: float = 0.1,
+    points: int = 13,
+    radius: float = 1.0,
+    images: int = 300,
+    progress: Progress | None = None,
+) -> Answer[list[Landscape]]:
+    """Measures the loss along the gradient while a run trains, and around its trained model.
+
+    The first steps of each run are trained again, from its config. Every few steps, at weights
+    w with gradient g, the loss of the batch and the change of its gradient are measured at
+    w - t * g, t from rate / 2 to 4 * rate (Santurkar et al. 2018, arXiv 1805.11604). Then the loss
+    of test images is measured at w + a * d + b * e, d and e random directions whose every filter
+    is as long as the model's own (Li et al. 2018, arXiv 1712.09913).
+
+    Args:
+        runs: Finished runs, or their folders.
+        steps: Training steps to repeat; no more than the run had.
+        lines: Number of lines along the gradient.
+        rate: Length of the step along the gradient, the same for all runs.
+        points: Number of points on each axis of the surface; odd.
+        radius: The surface reaches from -radius to radius.
+        images: Number of test images that the surface is measured on.
+        progress: Receives how far the work is; by default nothing is shown.
+
+    Returns:
+        An `Answer` whose data are a list of `Landscape`, with the figures `gradient`, `line`,
+        `contours` and `surface`.
+
+    Raises:
+        ConfigError: No run is given, or an argument is out of range.
+        CorruptFileError: A run is damaged.
+        DivergedError: The repeated training diverges.
+    """
+    expect(points % 2 == 1 and points >= 3, "points", "an odd number of at least 3", points)
+    for name, value in (("steps", steps), ("lines", lines), ("images", images)):
+        expect(value >= 1, name, "at least 1", value)
+    for name, number in (("rate", rate), ("radius", radius)):
+        expect(0 < number < math.inf, name, "a number above 0", number)
+    loaded, backend = open_runs(runs)
+    tick = counter(progress, "landscape", len(loaded) * (lines + points))
+    found = []
+    for run, label in zip(loaded, run_labels(loaded), strict=True):
+        config = run.config.replace(backend=backend)
+        dataset = prepare(config.data, config.train.seed)
+        engine = make_engine(config, dataset)
+        batches = engine.batches  # type: ignore[attr-defined]
+        taken = min(steps, config.train.epochs * batches.steps)
+        walked = gradient_lines(engine, batches, steps=taken, lines=lines, rate=rate, tick=tick)
+        for _ in range(lines - len(walked.steps)):  # a short run has fewer lines
+            tick()
+        test = some(dataset.test, images)
+        around = surface(run.model(), test, points=points, radius=radius, tick=tick)
+        found.append(Landscape(run.path, label, config.model.norm, walked, around))
+    pictures = [draw(found) for draw in (gradient_figure, line_figure, contours_figure)]
+    return Answer(found, [*pictures, surface_figure(found)])
+
+
+def gradient_lines(
+    engine: Any,
+    batches: Batches,
+    *,
+    steps: int,
+    lines: int,
+    rate: float,
+    tick: Callable[[], None],
+) -> GradientLines:
+    """Trains a model, and every few steps measures a line along the gradient of the next batch.
+
+    Args:
+        engine: Engine of a model freshly initialized.
+        batches: Batches of the run.
+        steps: Number of steps to train.
+        lines: Number of lines, evenly spaced, at most one per step, the first one before the
+            first step.
+        rate: Length of a step along the gradient; the line runs from 1/2 to 4 of it.
+        tick: Called after each line.
+
+    Raises:
+        DivergedError: Training diverges.
+    """
+    from kerasnorm.analysis.probe import Probe
+
+    probe = Probe(engine.model)
+    distances = np.array([0.0, *FACTORS]) * rate
+    stops = np.unique(np.linspace(0, steps, lines, endpoint=False).astype(np.int64))
+    found = []
+    for stop, following in zip(stops, [*stops[1:], stops[-1]], strict=True):
+        epoch, step = divmod(int(stop), batches.steps)
+        found.append(gradient_line(probe, Split(*batches.batch(epoch, step)), distances.tolist()))
+        tick()
+        advance(engine, batches, int(stop), int(following - stop))
+    losses, changes, norms = (np.array(part) for part in zip(*found, strict=True))
+    return GradientLines(stops, distances, losses, changes, norms)
+
+
+def gradient_line(
+    probe: "Probe", split: Split, distances: Sequence[float]
+) -> tuple[Array, Array, float]:
+    """Walks from a model's weights w along the gradient g of a batch: w - distance * g.
+
+    Args:
+        probe: Probe of the model, whose weights are the same afterwards.
+        split: The batch.
+        distances: K factors of the gradient.
+
+    Returns:
+        Losses (K,), |g(w - distance g) - g(w)| (K,), and |g(w)|.
+
+    Source: Santurkar et al. 2018, arXiv 1805.11604, section 3.1.
+    """
+    start = probe.weights()
+    _, here = probe.gradient(split.images, split.labels)
+    losses, changes = [], []
+    for distance in distances:
+        probe.assign([w - np.float32(distance) * g for w, g in zip(start, here, strict=True)])
+        loss, there = probe.gradient(split.images, split.labels)
+        losses.append(loss)
+        changes.append(_distance(there, here))
+    probe.assign(start)
+    return np.array(losses), np.array(changes), _distance(here, [np.zeros(1)] * len(here))
+
+
+def _distance(a: Sequence[NDArray[Any]], b: Sequence[NDArray[Any]]) -> float:
+    return float(
+        np.sqrt(sum(np.square(x.astype(np.float64) - y).sum() for x, y in zip(a, b, strict=True)))
+    )
+
+
+class Window(Batches):
+    """Consecutive steps out of one epoch of `Batches`, in the form of an epoch of its own.
+
+    Args:
+        batches: Batches of the run.
+        epoch: The epoch, counted from 0.
+        first: First step, within the epoch.
+        count: Number of steps, at most up to the end of the epoch.
+    """
+
+    def __init__(self, batches: Batches, epoch: int, first: int, count: int) -> None:
+        self.whole = batches
+        self.epoch = epoch
+        self.first = first
+        start = first * batches.batch_size
+        images = min(count * batches.batch_size, len(batches.split) - start)
+        # Engines read only the number and the shape of the images.
+        split = Split(batches.split.images[:images], batches.split.labels[:images])
+        super().__init__(split, min(batches.batch_size, images), batches.seed)
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """Returns the order of the whole epoch that the window lies in."""
+        return self.whole.order(self.epoch)
+
+    def batch(
+        self,
+        epoch: int,
+        step: int,
+        order: NDArray[np.int64] | None = None,
+        part: slice | None = None,
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+        """Returns the images and labels of one step of the window."""
+        return self.whole.batch(self.epoch, self.first + step, order, part)
+
+
+def advance(engine: Any, batches: Batches, start: int, count: int) -> None:
+    """Trains steps `start` to `start + count` of a run, counted over all its epochs.
+
+    Args:
+        engine: Any engine of this package in its state before step `start`.
+        batches: Batches of the run.
+        start: First step, counted from 0 at the beginning of the run.
+        count: Number of steps.
+
+    Raises:
+        DivergedError: The loss is no longer finite.
+    """
+    end = start + count
+    while start < end:
+        epoch, first = divmod(start, batches.steps)
+        taken = min(end - start, batches.steps - first)
+        engine.batches = Window(batches, epoch, first, taken)
+        # The first argument seeds dropout, so every window draws other masks.
+        engine.train_epoch(start, NullListener())
+        start += taken
+    engine.batches = batches
+
+
+def filter_direction(weights: "Weights", seed: int) -> "Weights":
+    """Returns a random direction whose every filter is as long as the model's.
+
+    d = g * |w| / |g| for each output channel of a kernel, g standard normal; 0 for scales and
+    shifts. So networks are compared fairly whose weights differ only in a scale that a norm makes
+    meaningless. Source: Li et al. 2018, arXiv 1712.09913, section 4.
+
+    Args:
+        weights: Trainable variables; kernels are (height, width, in, out).
+        seed: Seed of g.
+
+    >>> (direction,) = filter_direction([np.full((1, 1, 4, 2), 3.0, np.float32)], 0)
+    >>> np.sqrt(np.square(direction).sum((0, 1, 2))).round(3).tolist()
+    [6.0, 6.0]
+    """
+    rng = np.random.Generator(np.random.PCG64([SEED, seed]))
+    direction = []
+    for weight in weights:
+        if weight.ndim < 2:
+            direction.append(np.zeros_like(weight))
+            continue
+        noise = rng.normal(size=weight.shape)
+        axes = tuple(range(weight.ndim - 1))
+        ratio = np.sqrt(np.square(weight).sum(axes) / np.square(noise).sum(axes))
+        direction.append((noise * ratio).astype(np.float32))
+    return direction
+
+
+def surface(
+    model: "keras.Model", split: Split, *, points: int, radius: float, tick: Callable[[], None]
+) -> Surface:
+    """Measures the loss over a plane of two filter-normalized directions.
+
+    Args:
+        model: Trained Keras model, whose weights are the same afterwards.
+        split: Images to measure on.
+        points: P, odd, number of points on each axis.
+        radius: The axes run from -radius to radius.
+        tick: Called after each row.
+    """
+    from kerasnorm.analysis.probe import Probe
+
+    probe = Probe(model)
+    start = probe.weights()
+    first, second = filter_direction(start, 0), filter_direction(start, 1)
+    axis = np.linspace(-radius, radius, points)
+    axis[points // 2] = 0.0
+    plane = np.empty((points, points))
+    for row, b in enumerate(axis):
+        for column, a in enumerate(axis):
+            moved = [
+                w + np.float32(a) * d + np.float32(b) * e
+                for w, d, e in zip(start, first, second, strict=True)
+            ]
+            probe.assign(moved)
+            plane[row, column] = probe.score(split.images, split.labels).loss
+        tick()
+    probe.assign(start)
+    return Surface(axis, plane[points // 2].copy(), plane, len(split))
+
+
+def landscape_table(found: Sequence[Landscape]) -> Table:
+    """Returns the roughness of each run in numbers."""
+    columns = (
+        "run",
+        ">range of loss",
+        ">change of gradient",
+        ">effective smoothness",
+        ">loss at the model",
+        ">highest on the surface",
+    )
+    rows = []
+    for one in found:
+        lines, around = one.lines, one.surface
+        medians = [np.median(v) for v in (lines.loss_range, lines.change, lines.smoothness)]
+        numbers = [*medians, around.center, around.plane.max()]
+        rows.append((one.label, *(f"{number:.4g}" for number in numbers)))
+    return Table(columns, rows, notes=[MEASURED_NOTE])
+
+
+def _legend(figure: Figure, found: Sequence[Landscape]) -> None:
+    draw_legend(figure, _styles(found), [one.label for one in found], 4)
+
+
+def _styles(found: Sequence[Landscape]) -> list[dict[str, Any]]:
+    return marked_styles([one.norm for one in found])
+
+
+def gradient_figure(found: Sequence[Landscape]) -> Picture:
+    """Returns the loss range, the gradient change and the smoothness over the training steps."""
+    figure = new_figure(3.6)
+    title(figure, "ALONG THE GRADIENT DURING TRAINING")
+    panels = figure.subplots(1, 3)
+    headings = (
+        "range of the loss (nats)",
+        "largest change of the gradient",
+        "effective smoothness",
+    )
+    for axes, heading in zip(panels, headings, strict=True):
+        axes.set_yscale("log")
+        axes.set_xlabel("training step")
+        quiet(axes, heading)
+    for one, style in zip(found, _styles(found), strict=True):
+        lines = one.lines
+        low, high = (_shown(part(lines.losses[:, 1:], axis=1)) for part in (np.min, np.max))
+        panels[0].fill_between(lines.steps, low, high, color=style["color"], alpha=0.3, linewidth=0)
+        panels[0].plot(lines.steps, high, **style, linewidth=1)
+        panels[0].plot(lines.steps, low, **style, linewidth=1)
+        panels[1].plot(lines.steps, _shown(lines.change), **style)
+        panels[2].plot(lines.steps, _shown(lines.smoothness), **style)
+    for axes in panels:
+        log_ticks(axes.yaxis)
+    _legend(figure, found)
+    text = "Loss and gradient along the gradient at some steps of training"
+    caption = (
+        f"{text}: the range of the loss, the largest change of the gradient and the effective "
+        "smoothness. Lower is smoother."
+    )
+    texts = [f"{one.label} {np.median(one.lines.loss_range):.3g}" for one in found]
+    alt = f"{text}. Median range of the loss in nats: {first_texts(texts)}."
+    return Picture("gradient", figure, "Loss along the gradient", caption, alt)
+
+
+def _shown(values: Array) -> Array:
+    return np.clip(np.nan_to_num(values, nan=CEILING**2, posinf=CEILING**2), FLOOR, None)
+
+
+def _capped(losses: Array) -> Array:
+    return np.minimum(np.nan_to_num(losses, nan=CEILING), CEILING)
+
+
+def line_figure(found: Sequence[Landscape]) -> Picture:
+    """Returns the loss along one filter-normalized direction, one curve per run."""
+    figure = new_figure(3.4)
+    axes = figure.subplots()
+    quiet(axes, "LOSS ALONG ONE FILTER-NORMALIZED DIRECTION")
+    for one, style in zip(found, _styles(found), strict=True):
+        axes.plot(one.surface.axis, _capped(one.surface.line), **style)
+    axes.set_yscale("log")
+    log_ticks(axes.yaxis)
+    axes.set_xlabel("distance, in lengths of each filter")
+    axes.set_ylabel("test loss (nats)")
+    _legend(figure, found)
+    text = "Test loss of the trained models along one random, filter-normalized direction"
+    texts = [f"{one.label} {one.surface.line.max():.3g}" for one in found]
+    alt = f"{text}. Highest loss in nats: {first_texts(texts)}."
+    return Picture("line", figure, "Loss along one direction", f"{text}, one curve per run.", alt)
+
+
+def contours_figure(found: Sequence[Landscape]) -> Picture:
+    """Returns contours of the loss over two directions, one panel per run, with common levels."""
+    figure, panels = _panels(found, sharex=True, sharey=True)
+    planes, low, high = _planes(found)
+    levels = np.geomspace(low, high, LEVELS)
+    scale = LogNorm(low, high)
+    for axes, one, plane in zip(panels, found, planes, strict=True):
+        axis = one.surface.axis
+        drawn = axes.contourf(axis, axis, plane, levels, cmap="viridis", norm=scale)
+        axes.contour(axis, axis, plane, levels, colors="white", linewidths=0.5, norm=scale)
+        axes.plot(0, 0, "+", color="white", markersize=8)
+        quiet(axes, f"{one.label}: {one.surface.center:.3f} at +")
+        axes.grid(visible=False)
+        axes.set_aspect("equal")
+    rows = -(-len(found) // COLUMNS)
+    bar = figure.colorbar(drawn, ax=panels, shrink=0.8, aspect=20 * rows, format="%.3g")
+    bar.outline.set_visible(False)
+    bar.set_label("test loss (nats)", fontsize=TEXT_SIZE, color=INK)
+    bar.ax.tick_params(labelsize=TEXT_SIZE, labelcolor=INK)
+    text = "Contours of the test loss around each trained model over two random directions"
+    texts = [f"{one.label} {one.surface.center:.3f}" for one in found]
+    caption = f"{text}; the cross is the model, and all panels share their levels."
+    alt = f"{text}. Loss of the model in nats: {first_texts(texts)}."
+    return Picture("contours", figure, "Contours of the loss", caption, alt)
+
+
+def surface_figure(found: Sequence[Landscape]) -> Picture:
+    """Returns the planes as surfaces in three dimensions; the height is the logarithmic loss."""
+    figure, panels = _panels(found, subplot_kw={"projection": "3d"})
+    planes, low, high = _planes(found)
+    ticks = [tick for tick in TICKS if low <= tick <= high]
+    limits = np.log10([low, high])
+    for axes, one, plane in zip(panels, found, planes, strict=True):
+        axes.plot_surface(
+            *np.meshgrid(one.surface.axis, one.surface.axis),
+            np.log10(plane),
+            cmap="viridis",
+            vmin=limits[0],
+            vmax=limits[1],
+            rstride=1,
+            cstride=1,
+            linewidth=0.2,
+            edgecolor="white",
+        )
+        axes.set_zlim(*limits)
+        axes.set_zticks(np.log10(ticks), [f"{tick:g}" for tick in ticks])
+        axes.set_title(one.label, fontsize=TEXT_SIZE, color=INK, parse_math=False)
+        ends = (one.surface.axis[0], 0.0, one.surface.axis[-1])
+        axes.set_xticks(ends)
+        axes.set_yticks(ends)
+        axes.tick_params(labelsize=TEXT_SIZE - 2, labelcolor=INK, pad=-2)
+        axes.set_box_aspect((1, 1, 0.8), zoom=0.9)
+    text = "Test loss around each trained model over two random directions, as a surface"
+    texts = [f"{one.label} {one.surface.plane.max():.3g}" for one in found]
+    alt = f"{text}. Highest loss in nats: {first_texts(texts)}."
+    caption = f"{text}; the height is logarithmic."
+    return Picture("surface", figure, "Surface of the loss", caption, alt)
+
+
+def _panels(found: Sequence[Landscape], **options: Any) -> tuple[Figure, list[Any]]:
+    """Returns a figure with one panel per run, three in a row at most; four make a square."""
+    count = len(found)
+    columns = 2 if count == 4 else min(COLUMNS, count)
+    rows = -(-count // columns)
+    figure = new_figure(0.7 + rows * (WIDTH / columns if columns > 1 else 5.0))
+    title(figure, "LOSS AROUND THE TRAINED MODEL")
+    panels: list[Axes] = list(figure.subplots(rows, columns, squeeze=False, **options).ravel())
+    for axes in panels[count:]:
+        axes.remove()
+    return figure, panels[:count]
+
+
+def _planes(found: Sequence[Landscape]) -> tuple[list[Array], float, float]:
+    """Returns the planes as they are drawn, and the lowest and highest loss of all."""
+    planes = [_capped(one.surface.plane) for one in found]
+    low = max(min(float(plane.min()) for plane in planes), 1e-4)
+    high = max(float(plane.max()) for plane in planes)
+    return [np.maximum(plane, low) for plane in planes], low, max(high, 1.01 * low)

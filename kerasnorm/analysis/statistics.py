@@ -1,0 +1,560 @@
+"""Activations, gradients, weights and updates of a run's network, by layer and by epoch.
+
+Keras is imported inside the functions, because the runs decide on its backend.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from kerasnorm.analysis.answer import Answer, counter, expect, open_runs, some
+from kerasnorm.config import LAYER_LABELS, Config
+from kerasnorm.data import Dataset
+from kerasnorm.data.dataset import Split
+from kerasnorm.data.prepare import prepare
+from kerasnorm.engines.base import NullListener
+from kerasnorm.keras_settings import stock_keras
+from kerasnorm.plots.labels import run_labels
+from kerasnorm.plots.style import (
+    GRID,
+    INK,
+    TEXT_SIZE,
+    WIDTH,
+    Picture,
+    draw_legend,
+    first_texts,
+    log_ticks,
+    marked_styles,
+    new_figure,
+    quiet,
+    repeats,
+    small_text,
+    title,
+)
+from kerasnorm.progress import Progress
+from kerasnorm.tables import Table
+from kerasnorm.training.run import Run
+from kerasnorm.training.train import make_engine
+
+if TYPE_CHECKING:
+    import keras
+
+    from kerasnorm.analysis.probe import Weights
+
+Array = NDArray[np.float64]
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+BINS = 61  # bins of a weight histogram
+SPARSE = 1e-3  # a weight this many times smaller than its layer's largest one counts as 0
+SHOWN = 0.999  # share of the weights that lie between the edges of a histogram
+JUDGED = 2000  # images of each split that the trained model is scored on, at most
+LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
+LAYER_PANELS = (  # attribute, heading, scale
+    ("activation_mean", "activation input: mean", "linear"),
+    ("activation_std", "activation input: std", "log"),
+    ("zero_share", "share of zeros", "share"),
+    ("dead_share", "share of dead channels", "share"),
+    ("gradient_norm", "gradient norm of the kernel", "log"),
+    ("update_ratio", "update / weight, per epoch", "log"),
+)
+MAPS = (
+    ("activation_std", "std of activation input"),
+    ("gradient_norm", "gradient norm"),
+    ("update_ratio", "update / weight"),
+)
+GAP_NOTE = (
+    "|w| and near 0 are of all kernels of the trained model; near 0 is below a thousandth of the "
+    f"layer's largest. Accuracies are of that model on at most {JUDGED:,} images per split as they "
+    "are; the gap is train minus test, in points."
+)
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """One convolution and its activation, at one moment of training.
+
+    Attributes:
+        epoch: Number of epochs trained; 0 is the initial network.
+        layer: Label of the convolution: C1, C2, c3 ...
+        activation_mean: Mean of the activation function's input, over images, pixels, channels.
+        activation_std: Standard deviation of that input.
+        zero_share: Share of the activation function's outputs that are 0.
+        dead_share: Share of its channels whose every output is 0.
+        gradient_norm: |dL/dw| of the kernel, on the probed images, in training.
+        weight_norm: |w| of the kernel.
+        weight_quantiles: 5, 25, 50, 75 and 95 % quantiles of the kernel.
+        update_ratio: |w now - w an epoch ago| / |w an epoch ago|; NaN at epoch 0.
+    """
+
+    epoch: int
+    layer: str
+    activation_mean: float
+    activation_std: float
+    zero_share: float
+    dead_share: float
+    gradient_norm: float
+    weight_norm: float
+    weight_quantiles: tuple[float, ...]
+    update_ratio: float
+
+
+@dataclass(frozen=True)
+class WeightHistogram:
+    """The weights of all kernels of a trained network.
+
+    Attributes:
+        edges: Edges of the bins, (BINS + 1,).
+        share: Share of the weights in each bin, (BINS,); the first and the last bin also count
+            the weights beyond them.
+        sparsity: Share of the weights below a thousandth of their layer's largest one.
+        norm: |w| of all kernels together.
+        mean: Mean of the weights.
+        std: Standard deviation of the weights.
+    """
+
+    edges: Array
+    share: Array
+    sparsity: float
+    norm: float
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkStatistics:
+    """What happens inside one run's network.
+
+    Attributes:
+        run: Folder of the run.
+        label: Short text that tells the run from the others.
+        norm: Name of the run's norm.
+        layers: One row per layer and epoch of the repeated training.
+        weights: Weights of the run's own trained model.
+        train_accuracy: Accuracy of the trained model on unaugmented training images, 0 to 1.
+        test_accuracy: Accuracy of the trained model on test images, 0 to 1.
+        train_loss: Loss of the trained model on the same training images, in nats.
+        test_loss: Loss of the trained model on the same test images, in nats.
+        repeated_images: Number of training images of the repeated training.
+        repeated_epochs: Number of epochs of the repeated training.
+    """
+
+    run: Path
+    label: str
+    norm: str
+    layers: list[LayerStatistics]
+    weights: WeightHistogram
+    train_accuracy: float
+    test_accuracy: float
+    train_loss: float
+    test_loss: float
+    repeated_images: int
+    repeated_epochs: int
+
+    @property
+    def gap(self) -> float:
+        """Accuracy on training images minus accuracy on test images, in points."""
+        return 100 * (self.train_accuracy - self.test_accuracy)
+
+    def rows(self, epoch: int) -> list[LayerStatistics]:
+        """Returns the rows of all layers after an epoch."""
+        return [row for row in self.layers if row.epoch == epoch]
+
+
+def statistics(
+    runs: Sequence[Run | Path | str],
+    *,
+    train_size: int = 2000,
+    epochs: int = 0,
+    images: int = 128,
+    progress: Progress | None = None,
+) -> Answer[list[NetworkStatistics]]:
+    """Measures activations, gradients, weights and updates of runs' networks, layer by layer.
+
+    The training is repeated from the run's config, on fewer images by default, and measured
+    after each epoch. Weights, sparsity and the gap between training and test are those of the
+    run's own trained model.
+
+    Args:
+        runs: Finished runs, or their folders.
+        train_size: Number of training images of the repetition; 0 is all, which repeats the run.
+        epochs: Number of epochs of the repetition; 0 is the run's.
+        images: Number of training images that the layers are measured on.
+        progress: Receives how far the work is; by default nothing is shown.
+
+    Returns:
+        An `Answer` whose data are a list of `NetworkStatistics`, with the figures `layers`,
+        `epochs` and `weights`.
+
+    Raises:
+        ConfigError: No run is given, or an argument is out of range.
+        CorruptFileError: A run is damaged.
+        DivergedError: The repeated training diverges.
+    """
+    for name, value, low in (
+        ("train_size", train_size, 0),
+        ("epochs", epochs, 0),
+        ("images", images, 1),
+    ):
+        expect(value >= low, name, f"at least {low}", value)
+    loaded, backend = open_runs(runs)
+    models = [run.model() for run in loaded]
+    kernels = [Taps(model).weights() for model in models]
+    limit = max(
+        float(np.quantile(np.abs(np.concatenate([k.ravel() for k in net])), SHOWN))
+        for net in kernels
+    )
+    total = sum(epochs or run.config.train.epochs for run in loaded)
+    tick = counter(progress, "statistics", total)
+    found = []
+    for run, label, model, own in zip(loaded, run_labels(loaded), models, kernels, strict=True):
+        config = run.config.replace(backend=backend, epochs=epochs or run.config.train.epochs)
+        dataset = prepare(config.data, config.train.seed)
+        train = some(dataset.train, train_size or len(dataset.train))
+        layers = _repeat(config, dataclasses.replace(dataset, train=train), images, tick)
+        found.append(
+            NetworkStatistics(
+                run.path,
+                label,
+                config.model.norm,
+                layers,
+                weight_histogram(own, limit),
+                **_scores(model, dataset),
+                repeated_images=len(train),
+                repeated_epochs=config.train.epochs,
+            )
+        )
+    return Answer(found, [layers_figure(found), epochs_figure(found), weights_figure(found)])
+
+
+def _scores(model: "keras.Model", dataset: Dataset) -> dict[str, float]:
+    """Returns a trained model's accuracy and loss on both splits."""
+    from kerasnorm.analysis.probe import Probe
+
+    probe = Probe(model)
+    scores: dict[str, float] = {}
+    for name, split in (("train", dataset.train), ("test", dataset.test)):
+        judged = some(split, JUDGED)
+        loss, accuracy = probe.score(judged.images, judged.labels)
+        scores |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
+    return scores
+
+
+def _repeat(
+    config: Config, dataset: Dataset, images: int, tick: Callable[[], None]
+) -> list[LayerStatistics]:
+    """Trains, and measures every layer before and after each epoch, on some images."""
+    size = min(config.train.batch_size, len(dataset.train))
+    engine = make_engine(config.replace(batch_size=size), dataset)
+    taps, measured = Taps(engine.model), some(dataset.train, images)
+    rows = taps.measure(measured, 0)
+    for epoch in range(config.train.epochs):
+        before = taps.weights()
+        engine.train_epoch(epoch, NullListener())
+        rows += taps.measure(measured, epoch + 1, before)
+        tick()
+    return rows
+
+
+class Taps:
+    """Measures the activations, gradients and weights of a network of `kerasnorm.network`.
+
+    Args:
+        model: The network, its layers under their names.
+    """
+
+    def __init__(self, model: "keras.Model") -> None:
+        import keras
+
+        from kerasnorm.analysis.probe import Probe
+
+        self.model = model
+        self.probe = Probe(model)
+        self.kernels = {
+            label: model.get_layer(name)
+            for name, label in LAYER_LABELS.items()
+            if label[0] in "Cc" and label != "C10"
+        }
+        activations = [_activation_of(model, layer) for layer in self.kernels.values()]
+        outputs = [tensor for a in activations for tensor in (a.input, a.output)]
+        self.tapped = keras.Model(model.inputs, outputs)
+
+    def weights(self) -> "Weights":
+        """Returns copies of the kernels, in the order of the layers."""
+        return [_numbers(layer.kernel.value).copy() for layer in self.kernels.values()]
+
+    @stock_keras
+    def measure(
+        self, split: Split, epoch: int, before: "Weights | None" = None
+    ) -> list[LayerStatistics]:
+        """Returns one row per convolution that is followed by a norm and an activation.
+
+        Passes are those of training: a norm sees the statistics of these images.
+
+        Args:
+            split: Images to measure on.
+            epoch: Number of epochs trained.
+            before: The kernels an epoch ago.
+        """
+        from keras import ops
+
+        moving = [_numbers(v.value).copy() for v in self.model.non_trainable_variables]
+        pixels = ops.convert_to_tensor(split.images.astype(np.float32))
+        tapped = [_numbers(tensor) for tensor in self.tapped(pixels, training=True)]
+        for variable, array in zip(self.model.non_trainable_variables, moving, strict=True):
+            variable.assign(array)
+        _, gradients = self.probe.gradient(split.images, split.labels)
+        paths = (variable.path for variable in self.model.trainable_variables)
+        by_path = dict(zip(paths, gradients, strict=True))
+        rows = []
+        for place, (label, layer) in enumerate(self.kernels.items()):
+            inside, outside = tapped[2 * place], tapped[2 * place + 1]
+            kernel = _numbers(layer.kernel.value)
+            rows.append(
+                LayerStatistics(
+                    epoch,
+                    label,
+                    float(inside.mean(dtype=np.float64)),
+                    float(inside.std(dtype=np.float64)),
+                    float((outside == 0).mean()),
+                    float((outside == 0).all(axis=(0, 1, 2)).mean()),
+                    float(np.linalg.norm(by_path[layer.kernel.path])),
+                    float(np.linalg.norm(kernel)),
+                    tuple(np.quantile(kernel, QUANTILES).tolist()),
+                    float("nan") if before is None else _ratio(kernel, before[place]),
+                )
+            )
+        return rows
+
+
+def _numbers(tensor: Any) -> NDArray[np.float32]:
+    from keras import ops
+
+    found: NDArray[np.float32] = ops.convert_to_numpy(ops.stop_gradient(tensor))
+    return found
+
+
+def _ratio(new: NDArray[np.float32], old: NDArray[np.float32]) -> float:
+    return float(np.linalg.norm(new - old) / max(float(np.linalg.norm(old)), 1e-30))
+
+
+def _activation_of(model: "keras.Model", convolution: "keras.Layer") -> "keras.Layer":
+    """Returns the activation layer that follows a convolution and its norm."""
+    from keras import layers
+
+    block, _, number = convolution.name.partition("_conv")
+    for layer in model.layers:
+        is_activation = isinstance(layer, layers.Activation)
+        if is_activation and layer.name == f"{block}_{layer.activation.__name__}{number}":
+            return layer
+    raise AssertionError(f"{convolution.name} is not followed by an activation.")
+
+
+def weight_histogram(kernels: "Weights", limit: float) -> WeightHistogram:
+    """Returns the distribution of all weights of a network.
+
+    Args:
+        kernels: Arrays of any shapes.
+        limit: The bins run from -limit to limit.
+
+    >>> weight_histogram([np.array([0.0, 0.5, -0.5, 1e-6])], 1.0).sparsity
+    0.5
+    """
+    flat = np.concatenate([kernel.ravel() for kernel in kernels]).astype(np.float64)
+    small = sum(int((np.abs(k) < SPARSE * np.abs(k).max()).sum()) for k in kernels)
+    edges = np.linspace(-limit, limit, BINS + 1)
+    share = np.histogram(np.clip(flat, -limit, limit), edges)[0] / flat.size
+    norm, mean, std = np.linalg.norm(flat), flat.mean(), flat.std()
+    return WeightHistogram(edges, share, small / flat.size, float(norm), float(mean), float(std))
+
+
+def statistics_table(found: Sequence[NetworkStatistics]) -> Table:
+    """Returns the layers of each run after the last epoch."""
+    columns = (
+        "run",
+        "layer",
+        ">mean",
+        ">std",
+        ">zeros (%)",
+        ">dead (%)",
+        ">gradient norm",
+        ">weight norm",
+        ">update/weight",
+    )
+    rows = [
+        (
+            one.label if place == 0 else "",
+            row.layer,
+            f"{row.activation_mean:.3g}",
+            f"{row.activation_std:.3g}",
+            f"{100 * row.zero_share:.1f}",
+            f"{100 * row.dead_share:.1f}",
+            f"{row.gradient_norm:.3g}",
+            f"{row.weight_norm:.3g}",
+            f"{row.update_ratio:.3g}",
+        )
+        for one in found
+        for place, row in enumerate(one.rows(one.repeated_epochs))
+    ]
+    notes = [
+        f"{one.label}: repeated on {one.repeated_images:,} images for {one.repeated_epochs} "
+        "epochs; the rows are of its last one."
+        for one in found
+    ]
+    return Table(columns, rows, notes=notes)
+
+
+def weights_table(found: Sequence[NetworkStatistics]) -> Table:
+    """Returns weights and the gap between training and test of the trained models."""
+    columns = ("run", ">|w|", ">std", ">near 0 (%)", ">train (%)", ">test (%)", ">gap")
+    rows = [
+        (
+            one.label,
+            f"{one.weights.norm:.2f}",
+            f"{one.weights.std:.4f}",
+            f"{100 * one.weights.sparsity:.2f}",
+            f"{100 * one.train_accuracy:.2f}",
+            f"{100 * one.test_accuracy:.2f}",
+            f"{one.gap:+.2f}",
+        )
+        for one in found
+    ]
+    return Table(columns, rows, notes=[GAP_NOTE])
+
+
+def _styles(found: Sequence[NetworkStatistics]) -> list[dict[str, Any]]:
+    """Returns line properties: those of `marked_styles`, and a line style per run of a norm."""
+    norms = [one.norm for one in found]
+    return [
+        style | {"linestyle": LINES[repeat % len(LINES)]}
+        for style, repeat in zip(marked_styles(norms), repeats(norms), strict=True)
+    ]
+
+
+def layers_figure(found: Sequence[NetworkStatistics]) -> Picture:
+    """Returns each measure over the layers after the last epoch, one curve per run."""
+    figure = new_figure(5.2)
+    title(figure, "LAYER BY LAYER, AFTER THE LAST EPOCH OF THE REPETITION")
+    panels = figure.subplots(2, 3).ravel()
+    styles = _styles(found)
+    for axes, (name, heading, scale) in zip(panels, LAYER_PANELS, strict=True):
+        for one, style in zip(found, styles, strict=True):
+            rows = one.rows(one.repeated_epochs)
+            values = np.array([getattr(row, name) for row in rows])
+            values = np.where(values > 0, values, np.nan) if scale == "log" else values
+            axes.plot([row.layer for row in rows], values, **style)
+        quiet(axes, heading)
+        if scale == "log":
+            axes.set_yscale("log")
+            log_ticks(axes.yaxis)
+        elif scale == "share":
+            axes.set_ylim(0, max(0.1, axes.get_ylim()[1]))
+        axes.tick_params(axis="x", labelsize=TEXT_SIZE - 2)
+    draw_legend(figure, styles, [one.label for one in found], 3)
+    measures = ", ".join(heading for _, heading, _ in LAYER_PANELS)
+    text = "Layers from input to output after the last epoch of the repeated training"
+    caption = f"{text}, one curve per run."
+    return Picture("layers", figure, "Layer by layer", caption, f"{caption} Panels: {measures}.")
+
+
+def epochs_figure(found: Sequence[NetworkStatistics]) -> Picture:
+    """Returns heat maps with one row per measure and one column per run, in common colors.
+
+    Each map shows layers from top to bottom and epochs from left to right.
+    """
+    count = len(found)
+    figure = new_figure(1.0 + 1.9 * len(MAPS))
+    title(figure, "LAYER BY LAYER, EPOCH BY EPOCH")
+    grid = figure.subplots(len(MAPS), count, squeeze=False, sharey=True)
+    for row, (name, heading) in zip(grid, MAPS, strict=True):
+        maps = [_matrix(one, name) for one in found]
+        scale = _scale(maps)
+        for axes, one, values in zip(row, found, maps, strict=True):
+            first = 1 if np.isnan(values[:, 0]).all() else 0
+            limits = (first - 0.5, values.shape[1] - 0.5, len(values) - 0.5, -0.5)
+            drawn = axes.imshow(
+                values[:, first:], cmap="viridis", norm=scale, aspect="auto", extent=limits
+            )
+            axes.set_facecolor(GRID)
+            axes.set_title(one.label, fontsize=TEXT_SIZE, color=INK, parse_math=False)
+            axes.set_yticks(range(len(values)), [r.layer for r in one.rows(0)])
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            small_text(axes)
+            axes.tick_params(axis="y", labelsize=TEXT_SIZE - 2)
+        bar = figure.colorbar(drawn, ax=list(row), fraction=0.05 if count > 1 else 0.1)
+        bar.set_label(heading, fontsize=TEXT_SIZE - 1, color=INK)
+        log_ticks(bar.ax.yaxis)
+        bar.outline.set_visible(False)
+    for axes in grid[-1]:
+        axes.set_xlabel("epochs trained", fontsize=TEXT_SIZE, color=INK)
+    measures = ", ".join(heading for _, heading in MAPS)
+    text = "Heat maps of each layer over the epochs of the repeated training"
+    caption = f"{text}, one column per run; the runs share the colors of a measure."
+    return Picture("epochs", figure, "Epoch by epoch", caption, f"{text}. Rows: {measures}.")
+
+
+def _matrix(one: NetworkStatistics, name: str) -> Array:
+    """Returns a measure as (layers, epochs + 1), NaN where it is not above 0."""
+    table = [
+        [getattr(row, name) for row in one.rows(epoch)] for epoch in range(one.repeated_epochs + 1)
+    ]
+    values = np.array(table, np.float64).T
+    return np.where(values > 0, values, np.nan)
+
+
+def _scale(maps: Sequence[Array]) -> Normalize:
+    values = np.concatenate([one.ravel() for one in maps])
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return Normalize(0, 1)
+    low, high = float(values.min()), float(values.max())
+    return LogNorm(max(low, high * 1e-6), max(high, 1.01 * low))
+
+
+def weights_figure(found: Sequence[NetworkStatistics]) -> Picture:
+    """Returns the weights' histograms, overlaid, above sparsity and the gap of train and test."""
+    figure = new_figure(3.2 + 0.26 * len(found) + 0.6)
+    title(figure, "WEIGHTS OF THE TRAINED MODELS")
+    upper, lower = figure.subplots(2, 1, height_ratios=(3.0, 0.26 * len(found) + 0.3))
+    for one, style in zip(found, _styles(found), strict=True):
+        weights = one.weights
+        line = {key: style[key] for key in ("color", "linestyle")}
+        share = np.where(weights.share > 0, 100 * weights.share, np.nan)
+        upper.stairs(share, weights.edges, label=one.label, **line, linewidth=1.3)
+    upper.set_yscale("log")
+    upper.set_xlabel("weight")
+    upper.set_ylabel("share of the weights (%)")
+    quiet(upper)
+    upper.legend(frameon=False, fontsize=TEXT_SIZE - 1, labelcolor=INK, loc="upper right")
+    lower.set_axis_off()
+    header = ["", "|w|", "near 0 (%)", "train (%)", "test (%)", "gap (points)"]
+    cells = [
+        [
+            one.label,
+            f"{one.weights.norm:.1f}",
+            f"{100 * one.weights.sparsity:.1f}",
+            f"{100 * one.train_accuracy:.1f}",
+            f"{100 * one.test_accuracy:.1f}",
+            f"{one.gap:+.1f}",
+        ]
+        for one in found
+    ]
+    width = min(0.5, 0.08 * max(len(one.label) for one in found) / WIDTH + 0.06)
+    widths = [width, *[(1 - width) / 5] * 5]
+    table = lower.table(cells, colLabels=header, colWidths=widths, loc="center", edges="horizontal")
+    table.auto_set_font_size(False)
+    table.set_fontsize(TEXT_SIZE)
+    for cell in table.get_celld().values():
+        cell.set_edgecolor(GRID)
+        cell.get_text().set_color(INK)
+        cell.get_text().set_parse_math(False)
+    text = "Histograms of all kernels' weights of the trained models"
+    caption = f"{text}; below, their norm, their sparsity, and the accuracies on both splits."
+    texts = [f"{row[0]} |w| {row[1]}, gap {row[5]} points" for row in cells]
+    alt = f"{text}. {first_texts(texts)}."
+    return Picture("weights", figure, "Weights of the trained models", caption, alt)

@@ -1,0 +1,67 @@
+"""Labels of runs and config fields in figures and tables."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kerasnorm.config import SETTINGS, Config
+from kerasnorm.norms import NORMS, owner
+from kerasnorm.study.plan import field_value
+from kerasnorm.training.run import Run
+
+# A label always names these fields where they differ among the runs.
+HEADLINES: dict[str, Callable[[Config], str]] = {
+    "recipe": lambda config: config.recipe,
+    "data": lambda config: Path(config.data.data).name,
+    "backend": lambda config: config.train.backend,
+    "seed": lambda config: f"seed {config.train.seed}",
+}
+
+
+def run_labels(runs: Sequence[Run]) -> list[str]:
+    """Returns one distinct label per run.
+
+    A label is the norm, then recipe, data, backend and seed where these differ among the runs,
+    then any other field that tells apart runs whose labels are still equal, then the folder.
+    """
+    configs = [run.config for run in runs]
+    norms = labels = [NORMS[config.model.norm].label for config in configs]
+    for text in HEADLINES.values():
+        texts = [text(config) for config in configs]
+        if len(set(texts)) > 1:
+            labels = _join(labels, texts)
+    for name in SETTINGS:
+        candidate = _join(labels, [_field_text(name, field_value(c, name)) for c in configs])
+        if name not in HEADLINES and len(set(candidate)) > len(set(labels)):
+            labels = candidate
+    for folders in ([run.path.name for run in runs], [str(run.path) for run in runs]):
+        if len(set(labels)) < len(labels):
+            labels = _join(norms, folders)
+    return labels
+
+
+def _join(labels: Sequence[str], texts: Sequence[str]) -> list[str]:
+    return [f"{label}, {text}" for label, text in zip(labels, texts, strict=True)]
+
+
+def field_texts(fields: Mapping[str, Any]) -> list[str]:
+    """Returns one text per field and value, such as "batch size 8" or "affine element"."""
+    return [
+        _field_text(name.removeprefix(f"{owner(name)}_"), value) for name, value in fields.items()
+    ]
+
+
+def _field_text(name: str, value: Any) -> str:
+    words = name.replace("_", " ")
+    if isinstance(value, bool):
+        return words if value else f"no {words}"
+    return f"{words} {value_text(value)}"
+
+
+def value_text(value: Any) -> str:
+    """Returns the value of a field as text: "true", "16 16 12", "0.05"."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

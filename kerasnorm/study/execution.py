@@ -1,0 +1,422 @@
+"""Trains the runs of a study, each in a process of its own, here or on a Dask cluster.
+
+The parent process starts `python -m kerasnorm.study.execution FOLDER` for each run. This run
+process trains what the folder's config.toml says, from its last checkpoint if there is one. It ends
+when its stdin is closed, so that it never outlives its parent, even one that was killed.
+
+The folder of a study must be at the same path for the workers of a Dask cluster as it is here.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kerasnorm import runtime
+from kerasnorm.errors import (
+    ConfigError,
+    CorruptFileError,
+    KerasnormError,
+    MissingPackageError,
+    RunFolderError,
+)
+from kerasnorm.progress import NullProgress, Progress, console_notes, duration
+from kerasnorm.study.folder import LOG, PlannedRun, State, start_over, tidy
+from kerasnorm.study.plan import identity
+from kerasnorm.tables import Table
+from kerasnorm.training import run as run_folder
+from kerasnorm.training import train
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from kerasnorm.config import Config
+    from kerasnorm.data import Dataset
+
+MODULE = "kerasnorm.study.execution"  # in the run process __name__ is __main__
+logger = logging.getLogger(MODULE)
+# One line per event, for consoles that show no live table.
+EVENTS = f"{MODULE}.events"
+events = logging.getLogger(EVENTS)
+
+STOP = ".stop"  # in the study's folder while its runs are asked to end
+ORPHANED = 143  # exit code of a run process whose parent has ended, as after SIGTERM
+REFRESH = 0.5  # seconds between two readings of the runs' folders
+POLL = 0.2  # seconds between two checks of a run process
+STOP_TIMEOUT = 10.0  # seconds in which runs that were asked to end must end
+LOCK_TIMEOUT = 60.0  # seconds to wait for a run that the process of a killed parent still holds
+CONNECT_TIMEOUT = "10s"  # of the connection to a Dask scheduler
+PROBE_IMAGES, PROBE_STEPS = 512, 4  # images and at least steps of one measured epoch
+PROBE_ROUNDS = 2  # measured epochs; the fastest counts
+START_SECONDS = 15.0  # for a process to import its backend and build its model
+COLORS = {
+    State.FAILED: "red",
+    State.RUNNING: "cyan",
+    State.DONE: "green",
+    State.WAITING: "dim",
+    State.KEPT: "dim green",
+}
+
+Ending = tuple[int, str]  # exit code and last line of a run process
+Submit = Callable[[Path], "Future[Ending]"]  # starts to train the run in a folder
+
+
+def execute(
+    path: Path,
+    runs: Sequence[PlannedRun],
+    place: AbstractContextManager[Submit],
+    progress: Progress | None = None,
+) -> None:
+    """Trains the runs that are not finished and records in each how it ended.
+
+    An interruption ends all runs, which can be resumed, and is raised again.
+
+    Args:
+        path: Folder of the study, locked by the caller.
+        runs: Runs from `folder.survey`.
+        place: Where to train, from `local` or `dask`.
+        progress: Receives the number of trained epochs and the table of all runs.
+    """
+    open_runs = [run for run in runs if run.state != State.KEPT]
+    logger.info(f"{len(runs)} runs, {len(runs) - len(open_runs)} of them finished before")
+    if not open_runs:
+        return
+    progress, begun = progress or NullProgress(), time.monotonic()
+    total = sum(run.epoch + run.epochs_left for run in runs)
+
+    def show() -> None:
+        # The remaining epochs of a failed run count as done: nobody will train them.
+        progress.advance(total - sum(run.epochs_left for run in runs))
+        progress.show(runs_table(runs, time.monotonic() - begun))
+
+    progress.start("epochs", total, sum(run.epoch for run in runs))
+    show()
+    try:
+        (path / STOP).unlink(missing_ok=True)
+        with place as submit:
+            _train(path, open_runs, submit, show)
+    finally:
+        show()
+        progress.finish()
+
+
+def _train(
+    path: Path, runs: Sequence[PlannedRun], submit: Submit, show: Callable[[], None]
+) -> None:
+    for run in runs:
+        if not run_folder.is_run(run.path):
+            run_folder.create_folder(run.path, run.config, run.config.data.data)
+        (run.path / LOG).unlink(missing_ok=True)
+    futures: dict[Future[Ending], PlannedRun] = {}
+    try:
+        for run in runs:
+            futures[submit(run.path)] = run
+        while futures:
+            for future, run in list(futures.items()):
+                if future.done():
+                    _record_ending(run, future)
+                    del futures[future]
+                    events.info(event_line(run))
+                elif run.refresh():
+                    events.info(event_line(run))
+            show()
+            time.sleep(REFRESH)
+    except BaseException:
+        logger.warning(f"Stopping. Resume with: kerasnorm compare --resume {path}")
+        _stop(path, futures)
+        raise
+
+
+def _stop(path: Path, futures: "dict[Future[Ending], PlannedRun]") -> None:
+    """Ends all runs: waiting ones never start, the others find the stop file and end."""
+    (path / STOP).touch()
+    begun = {future for future, run in futures.items() if (run.path / LOG).exists()}
+    for future in futures.keys() - begun:
+        future.cancel()
+    late = wait(begun, STOP_TIMEOUT).not_done
+    for future in late:
+        future.cancel()
+    if not late:
+        (path / STOP).unlink(missing_ok=True)
+
+
+def _record_ending(run: PlannedRun, future: "Future[Ending]") -> None:
+    try:
+        run.exit_code, run.message = future.result()
+    except (Exception, CancelledError) as error:
+        run.exit_code, run.message = 1, f"{type(error).__name__}: {error}"
+    if run.exit_code < 0:
+        run.message = f"its process was ended by signal {-run.exit_code}"
+    run.refresh()
+    run.state = State.FAILED if run.exit_code else State.DONE
+    if not run.exit_code:
+        run.message = ""
+        run.load()
+
+
+def runs_table(runs: Sequence[PlannedRun], seconds: float) -> Table:
+    """Returns the table of all runs, failed and running ones first.
+
+    Args:
+        runs: Runs in the order of the plan.
+        seconds: Seconds since the study was started.
+    """
+    order = list(State)
+    shown = sorted(runs, key=lambda run: order.index(run.state))
+    rows = [
+        (
+            run.name,
+            run.state + (f": {run.message}" if run.message else ""),
+            f"{run.epoch}/{run.config.train.epochs}",
+            "" if run.test_accuracy is None else f"{100 * run.test_accuracy:.2f}",
+            duration(run.seconds) if run.seconds else "",
+        )
+        for run in shown
+    ]
+    counts = {state: sum(run.state == state for run in runs) for state in order}
+    parts = [f"{count} {state}" for state, count in counts.items() if count]
+    return Table(
+        columns=("run", "state", ">epoch", ">test %", ">trained"),
+        rows=rows,
+        notes=(", ".join([*parts, f"{duration(seconds)} elapsed"]),),
+        styles=[COLORS[run.state] for run in shown],
+    )
+
+
+def event_line(run: PlannedRun) -> str:
+    """Returns a run in one line: name, state, epoch, accuracy, and why it failed."""
+    parts = [run.name, run.state]
+    if run.epoch:
+        parts.append(f"epoch {run.epoch}/{run.config.train.epochs}")
+    if run.test_accuracy is not None:
+        parts.append(f"test {100 * run.test_accuracy:.2f} %")
+    return "  ".join([*parts, *filter(None, [run.message])])
+
+
+@contextmanager
+def local(jobs: int) -> Iterator[Submit]:
+    """Yields a function that trains a run on this machine, up to `jobs` at a time."""
+    with ThreadPoolExecutor(jobs) as executor:
+        threads = max(1, runtime.cores() // jobs)
+        yield lambda folder: executor.submit(train_in_process, folder, threads)
+
+
+@contextmanager
+def dask(address: str) -> Iterator[Submit]:
+    """Yields a function that trains a run on the workers of a running Dask scheduler.
+
+    Where workers announce the resource GPU, only they receive runs, one per GPU.
+
+    Raises:
+        MissingPackageError: dask.distributed is not installed.
+        ConfigError: No scheduler answers at `address`.
+    """
+    with _connected(address) as client:
+        slots, resources = _slots(client), {"GPU": 1} if _has_gpus(client) else {}
+        with client.get_executor(pure=False, resources=resources) as executor:
+            yield partial(executor.submit, _train_on_worker, slots=slots)
+
+
+def lanes(address: str) -> int:
+    """Returns how many runs the workers of a Dask scheduler train at a time.
+
+    Raises:
+        MissingPackageError: dask.distributed is not installed.
+        ConfigError: No scheduler answers at `address`.
+    """
+    with _connected(address) as client:
+        return max(1, sum(_slots(client).values()))
+
+
+def _connected(address: str) -> "Client":
+    try:
+        from distributed import Client
+    except ImportError:
+        raise MissingPackageError(
+            "--scheduler needs dask.distributed. Install it with: pip install 'kerasnorm[dask]'"
+        ) from None
+    try:
+        return Client(address, timeout=CONNECT_TIMEOUT, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"scheduler: expected the address of a running Dask scheduler such as "
+            f"tcp://127.0.0.1:8786. Received: {address!r} ({error or type(error).__name__})"
+        ) from None
+
+
+def _workers(client: "Client") -> list[dict[str, Any]]:
+    return list(client.scheduler_info(n_workers=-1)["workers"].values())
+
+
+def _has_gpus(client: "Client") -> bool:
+    return any(worker["resources"].get("GPU") for worker in _workers(client))
+
+
+def _slots(client: "Client") -> dict[str, int]:
+    """Returns how many runs each host trains at a time: one per GPU, else one per thread."""
+    has_gpus = _has_gpus(client)
+    slots: dict[str, int] = {}
+    for worker in _workers(client):
+        runs = int(worker["resources"].get("GPU", 0)) if has_gpus else worker["nthreads"]
+        slots[worker["host"]] = slots.get(worker["host"], 0) + runs
+    return slots
+
+
+def _train_on_worker(folder: Path, slots: dict[str, int]) -> Ending:
+    """Trains a run in a process beside this Dask worker, with its share of the host's cores."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    host = worker.address.rpartition("://")[2].rpartition(":")[0]
+    share = slots.get(host, worker.state.nthreads)
+    return train_in_process(folder, runtime.cores() // max(1, share))
+
+
+def train_in_process(folder: Path, threads: int) -> Ending:
+    """Trains the run in `folder` in a process of its own; returns its exit code and last line.
+
+    Args:
+        folder: Folder of the run; it holds at least a config.
+        threads: Number of threads that the run may keep busy.
+    """
+    deadline = time.monotonic() + LOCK_TIMEOUT
+    while True:
+        with (folder / LOG).open("wb") as log:
+            process = subprocess.Popen(  # noqa: S603  (our own code, in this Python)
+                [sys.executable, "-m", MODULE, str(folder)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=runtime.child_environment(threads),
+            )
+        try:
+            while process.poll() is None and not _is_stopped(folder):
+                time.sleep(POLL)
+        finally:
+            process.kill()  # without effect on a process that has ended
+            process.communicate()
+        # The run process of a killed Dask worker ends, and drops its lock, a moment later.
+        is_locked = process.returncode == RunFolderError.exit_code
+        if not is_locked or _is_stopped(folder) or time.monotonic() > deadline:
+            return process.returncode, _last_line(folder / LOG)
+        time.sleep(1.0)
+
+
+def _is_stopped(folder: Path) -> bool:
+    """Returns whether the study of the run in `folder` was interrupted."""
+    return (folder.parent.parent / STOP).exists()
+
+
+def _last_line(log: Path) -> str:
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return lines[-1].removeprefix("kerasnorm: ") if lines else "it left no message"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Time that one run is expected to take.
+
+    Attributes:
+        run: The run.
+        seconds: Seconds until it is finished; None where they could not be estimated.
+        source: Origin of the rate: "runs", "measured", or "" for a finished run.
+    """
+
+    run: PlannedRun
+    seconds: float | None
+    source: str
+
+
+def estimate(runs: Sequence[PlannedRun], data: "Dataset", threads: int) -> list[Estimate]:
+    """Returns an estimate for each run, from runs that differ in the seed alone or measured here.
+
+    Args:
+        runs: Runs from `folder.survey`.
+        data: The data set as the runs receive it.
+        threads: Number of threads that each run may keep busy.
+    """
+    evaluated = len(data.test) + len(data.validation or ())
+    kinds = {run.name: identity(run.config.replace(seed=0)) for run in runs}
+    known: dict[str, tuple[float | None, str]] = {}
+    for run in runs:
+        if run.epoch:  # evaluation is assumed to take a third of training per image
+            epoch = run.seconds / run.epoch * (1 + evaluated / 3 / len(data.train))
+            known[kinds[run.name]] = (epoch, "runs")
+    found = []
+    for run in runs:
+        if run.finished:
+            found.append(Estimate(run, 0.0, ""))
+            continue
+        kind = kinds[run.name]
+        if kind not in known:
+            logger.info(f"measuring {run.name} …")
+            known[kind] = (_measure(run.config, len(data.train), evaluated, threads), "measured")
+        seconds, source = known[kind]
+        if seconds is not None:
+            seconds = START_SECONDS + seconds * max(0, run.config.train.epochs - run.epoch)
+        found.append(Estimate(run, seconds, source))
+    return found
+
+
+def _measure(config: "Config", trained: int, evaluated: int, threads: int) -> float | None:
+    """Returns the seconds per epoch of a few steps trained here, None where they fail."""
+    from kerasnorm.benchmark.race import race
+
+    contender = "native" if config.train.engine == "native" else "stock"
+    images = max(PROBE_IMAGES, PROBE_STEPS * config.train.batch_size)
+    environment = runtime.child_environment(threads)
+    results = race(config, [contender], images, PROBE_ROUNDS, environment)
+    if not results or not results[0].train or not results[0].predict:
+        return None
+    return trained / max(results[0].train) + evaluated / max(results[0].predict)
+
+
+def makespan(estimates: Sequence[Estimate], lanes: int) -> float | None:
+    """Returns the seconds until all runs are done, `lanes` at a time in the given order."""
+    ends = [0.0] * max(1, lanes)
+    for one in estimates:
+        if one.seconds is None:
+            return None
+        ends[ends.index(min(ends))] += one.seconds
+    return max(ends)
+
+
+def main(folder: Path) -> int:
+    """Trains the run in `folder` in this run process; returns the exit code."""
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    with console_notes():
+        try:
+            try:
+                train.fit(resume=folder)
+            except CorruptFileError as error:
+                logger.warning(f"{error} Starting over.")
+                start_over(folder)
+                train.fit(resume=folder)
+        except KerasnormError as error:
+            logger.error(f"kerasnorm: {error}")
+            return error.exit_code
+    tidy(folder)
+    return 0
+
+
+def _exit_with_parent() -> None:
+    os.read(0, 1)  # not sys.stdin, whose lock a daemon thread must not hold at the end
+    os._exit(ORPHANED)
+
+
+if __name__ == "__main__":
+    # The run records this command line: what a person would type for the same.
+    sys.argv = ["kerasnorm", "fit", "--resume", sys.argv[1]]
+    sys.exit(main(Path(sys.argv[3])))

@@ -1,0 +1,225 @@
+"""A study from its plan to its report: runs trained, tables, figures and report written."""
+
+import logging
+import shlex
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasnorm import runtime, tables
+from kerasnorm.data.prepare import prepare
+from kerasnorm.errors import ConfigError, CorruptFileError, DataError, KerasnormError
+from kerasnorm.files import write_bytes
+from kerasnorm.norms import BUILT_IN, NORMS
+from kerasnorm.plots.style import Picture
+from kerasnorm.progress import Progress
+from kerasnorm.study import execution, folder, plan, report
+from kerasnorm.study import tables as study_tables
+from kerasnorm.study.figures import draw_study
+from kerasnorm.study.folder import PlannedRun, State
+from kerasnorm.study.plan import StudyPlan
+from kerasnorm.study.summary import Summary, data_name, summarize
+from kerasnorm.training.run import MODEL, Run
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Outcome of a study.
+
+    Attributes:
+        path: Folder of the study.
+        runs: All runs and how they ended.
+        summary: Summary of the finished runs; None if there is none.
+    """
+
+    path: Path
+    runs: Sequence[PlannedRun]
+    summary: Summary | None
+
+    def failure(self) -> KerasnormError | None:
+        """Returns the error that names the failed runs, None if no run failed.
+
+        Its exit code is theirs where they agree.
+        """
+        failed = [run for run in self.runs if run.state == State.FAILED]
+        if not failed:
+            return None
+        codes = {run.exit_code for run in failed}
+        lines = "\n".join(f"  {run.name}: {run.message}" for run in failed)
+        error = KerasnormError(
+            f"{len(failed)} of {len(self.runs)} runs failed:\n{lines}\n"
+            f"Their output is in {self.path}/{folder.RUNS}/*/{folder.LOG}. "
+            "The same command tries them again."
+        )
+        error.exit_code = codes.pop() if len(codes) == 1 and min(codes) > 0 else 1
+        return error
+
+
+def run_study(
+    study: StudyPlan,
+    out: Path,
+    progress: Progress | None = None,
+    *,
+    jobs: int = 1,
+    scheduler: str | None = None,
+) -> Outcome:
+    """Trains the missing runs of a study and writes its tables, figures and report.
+
+    Args:
+        study: Plan of the study.
+        out: Folder of the study; one that holds a part of it is resumed.
+        progress: Receives the number of trained epochs and the table of all runs.
+        jobs: Number of runs at a time on this machine.
+        scheduler: Address of a Dask scheduler whose workers train instead.
+
+    Raises:
+        ConfigError: A value does not fit, or the scheduler does not answer.
+        DataError: The data are missing, damaged or unfit.
+        MissingPackageError: A backend, or dask.distributed, is not installed.
+        RunFolderError: The folder holds something else, is in use or cannot be written.
+    """
+    check(study)
+    if scheduler:
+        out = out.resolve()  # workers may have another working directory
+    with folder.opened(out, study):
+        runs = folder.survey(out, study)
+        place = execution.dask(scheduler) if scheduler else execution.local(jobs)
+        execution.execute(out, runs, place, progress)
+        return Outcome(out, runs, _write(out, study, runs))
+
+
+def rebuild_report(path: Path) -> Path:
+    """Writes the tables, figures and report of a study again; returns the report's path.
+
+    Raises:
+        CorruptFileError: The folder holds no study, or none of its runs has finished.
+        RunFolderError: It is in use.
+    """
+    study, _ = folder.load(path)
+    with folder.opened(path, study):
+        _write(path, study, folder.survey(path, study))
+    return path / folder.REPORT
+
+
+def _write(path: Path, study: StudyPlan, runs: Sequence[PlannedRun]) -> Summary | None:
+    """Writes tables, figures and report of the finished runs; returns their summary."""
+    finished = [run.finished for run in runs if run.finished]
+    if not finished:
+        return None
+    summary = _summarize(finished, study)
+    study_tables.write(path, runs, summary)
+    figures = path / folder.FIGURES
+    pictures = draw_study(summary, figures, image_source())
+    for old in {*figures.glob("*.png")} - {*pictures}:
+        old.unlink()
+    commands = {
+        "The study; the same command resumes it:": shlex.join(plan.command(study, str(path))),
+        "One of its runs:": f"kerasnorm fit --config {path}/{folder.RUNS}/RUN/config.toml",
+        "This report:": f"kerasnorm report {path}",
+    }
+    _write_report(path / folder.REPORT, path.name, summary, pictures, commands)
+    return summary
+
+
+def _summarize(runs: Sequence[Run], study: StudyPlan | None) -> Summary:
+    if study is None:
+        return summarize(runs)
+    return summarize(runs, tuple(study.vary), study if study.one_at_a_time else None)
+
+
+def check(study: StudyPlan) -> None:
+    """Makes sure that a study's backends are installed and its norms fit the widths.
+
+    Raises:
+        ConfigError: A group count does not divide a width, or the run processes would not know a
+            norm.
+        MissingPackageError: A backend is not installed.
+    """
+    for backend in study.backends:
+        runtime.check_installed(backend)
+    for config in study.configs().values():
+        norm = NORMS[config.model.norm]
+        if norm not in BUILT_IN:
+            raise ConfigError(
+                "norm: expected a norm of kerasnorm.norms, which the processes of a study's runs "
+                f"know. Received: norm={norm.name!r}, registered in this process only. Add its "
+                "record to BUILT_IN, or train with kerasnorm.fit and report on the runs."
+            )
+        for width in config.model.normalized_widths:
+            norm.groups(config.model, width)
+
+
+def report_on_runs(runs: Sequence[Run], target: Path, study: StudyPlan | None = None) -> None:
+    """Writes a report on some runs to an HTML file.
+
+    Args:
+        runs: Finished runs.
+        target: The HTML file.
+        study: Plan of the study that all the runs belong to, if they belong to one.
+    """
+    summary = _summarize(runs, study)
+    paths = " ".join(shlex.quote(str(run.path)) for run in runs)
+    commands = {
+        f"{run.path.name}:": f"kerasnorm fit --config {run.path}/config.toml" for run in runs
+    }
+    commands["This report:"] = f"kerasnorm report {paths} --out {target}"
+    name = runs[0].path.name if len(runs) == 1 else f"{len(runs)} runs"
+    with tempfile.TemporaryDirectory() as temporary:
+        pictures = draw_study(summary, Path(temporary), image_source())
+        _write_report(target, name, summary, pictures, commands)
+
+
+def _write_report(
+    target: Path,
+    name: str,
+    summary: Summary,
+    pictures: Mapping[Path, Picture],
+    commands: Mapping[str, str],
+) -> None:
+    first = summary.groups[0].first
+    title = f"{name}: normalization compared on {data_name(first)}, recipe {first.config.recipe}"
+    html = report.render(title, summary, pictures, commands, _layers(first))
+    write_bytes(target, html.encode())
+
+
+def _layers(run: Run) -> tables.Table | None:
+    """Returns the receptive fields of a run's model, None if there is no model."""
+    if not (run.path / MODEL).is_file():
+        return None
+    runtime.select_backend()
+    from kerasnorm.inspection.layers import receptive_field, receptive_field_table
+
+    try:
+        rows = receptive_field(run.model())
+    except (CorruptFileError, OSError) as error:
+        logger.warning(f"{error} The report has no table of receptive fields.")
+        return None
+    return receptive_field_table(rows, f"Receptive field of {run.config.model.norm}")
+
+
+def image_source() -> Callable[[Run], NDArray[np.uint8] | None]:
+    """Returns a function that loads the test images of a run, once per data set.
+
+    The function returns None where the images cannot be loaded.
+    """
+    loaded: dict[tuple[Any, ...], NDArray[np.uint8] | None] = {}
+
+    def images(run: Run) -> NDArray[np.uint8] | None:
+        config = run.config.data
+        key = (config.data, config.test_size, config.preprocessing)
+        if key not in loaded:
+            try:
+                loaded[key] = prepare(config, run.config.train.seed).test.images
+            except DataError as error:
+                logger.warning(f"{error} Misclassified images are not drawn.")
+                loaded[key] = None
+        return loaded[key]
+
+    return images
