@@ -6,8 +6,10 @@ Keras reads its backend once, on import; so everything here works without keras 
 chosen, and no module of this package imports keras before `start` or `select_backend` ran.
 """
 
+import ctypes
 import importlib.util
 import os
+import platform
 import random
 import sys
 from dataclasses import dataclass
@@ -17,6 +19,9 @@ from types import SimpleNamespace
 from kerasnorm.config import BACKENDS, SETTINGS
 from kerasnorm.errors import ConfigError, MissingPackageError
 from kerasnorm.training.launch import this_launch
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+KEPT = 1 << 30  # bytes of freed memory that malloc keeps
 
 
 @dataclass(frozen=True)
@@ -101,15 +106,21 @@ def preferred(own: str) -> str:
 
 
 def start(
-    backend: str = "auto", device: str = "auto", devices: int = 1, *, deterministic: bool = False
+    backend: str = "auto",
+    device: str = "auto",
+    devices: int = 1,
+    *,
+    deterministic: bool = False,
+    keeps_memory: bool = True,
 ) -> tuple[str, Device]:
-    """Chooses backend and device, imports keras, and says what was taken.
+    """Chooses backend and device, imports keras, and returns the name of both.
 
     Args:
         backend: As for `select_backend`.
         device: "auto" (a GPU where there is one), "cpu", "gpu", or "cuda:1".
         devices: How many devices this process uses, above 1 on tensorflow only.
         deterministic: Whether the backend keeps to operations that give the same bits each time.
+        keeps_memory: Whether the process keeps the memory that it frees (`keep_freed_memory`).
 
     It also keeps Keras from importing TensorFlow on another backend (`spare_tensorflow`).
 
@@ -132,7 +143,21 @@ def start(
         kinds = {"torch": _torch_device, "tensorflow": _tensorflow_device, "jax": _jax_device}
         chosen = kinds[backend](device)
     spare_tensorflow()  # imports keras: after the choice, not before
+    if keeps_memory:
+        keep_freed_memory()
     return backend, chosen
+
+
+def keep_freed_memory() -> None:
+    """Asks glibc's malloc to keep what is freed from now on; does nothing where there is no glibc.
+
+    A training step frees and takes the same hundred megabytes again; given back to the system in
+    between, each page costs a fault when it is next touched.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT)
+        libc.mallopt(M_MMAP_THRESHOLD, KEPT)
 
 
 def spare_tensorflow() -> None:

@@ -1,6 +1,5 @@
 """Tables of text, and how they are printed: as plain text, or with rich on a terminal."""
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -9,8 +8,6 @@ from textwrap import fill
 from rich import box
 from rich.markup import escape
 from rich.table import Table as RichTable
-
-from kerasnorm.benchmark.race import MEANINGS, Result, paired_ratio
 
 NOTE_WIDTH = 100
 
@@ -34,50 +31,6 @@ class Table:
     notes: Sequence[str] = ()
     title: str = ""
     styles: Sequence[str] = ()
-
-
-def bench_table(results: Sequence[Result]) -> Table:
-    """Returns the table of a race: rates, paired ratios, first step and memory of each."""
-    native = {(r.norm, r.backend): r for r in results if r.contender == "native"}
-    cells = []
-    for row in results:
-        ours = native.get((row.norm, row.backend), row)
-        cells.append(
-            (
-                row.backend,
-                row.norm,
-                row.contender,
-                _rates(row.train),
-                _rates(row.predict),
-                f"{row.first_step:.1f}",
-                f"{row.peak_mib:,.0f}",
-                _ratio(ours.train, row.train),
-                _ratio(ours.predict, row.predict),
-            )
-        )
-    names = (
-        "backend norm contender >train >predict >first_step_s >peak_MiB >native/this >in_predict"
-    )
-    return Table(
-        columns=tuple(name.replace("_", " ") for name in names.split()),
-        rows=cells,
-        notes=(
-            "Images a second: median over the rounds (slowest-fastest). Contenders take turns.",
-            "native/this: median over the rounds of kerasnorm's rate divided by this one's.",
-            *(f"{name}: {meaning}." for name, meaning in MEANINGS.items()),
-        ),
-        title="Speed",
-    )
-
-
-def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    return f"{paired_ratio(ours, theirs):.2f}" if ours and theirs else "-"
-
-
-def _rates(rates: Sequence[float]) -> str:
-    if not rates:
-        return "-"
-    return f"{statistics.median(rates):,.0f} ({min(rates):,.0f}-{max(rates):,.0f})"
 
 
 def to_text(table: Table) -> str:

@@ -19,7 +19,6 @@ from kerasnorm.analysis.answer import Answer, counter, expect, open_runs, some
 from kerasnorm.data.batches import Batches
 from kerasnorm.data.dataset import Split
 from kerasnorm.data.prepare import prepare
-from kerasnorm.engines.base import NullListener
 from kerasnorm.plots.labels import run_labels
 from kerasnorm.plots.style import (
     INK,
@@ -184,7 +183,7 @@ def landscape(
         config = run.config.replace(backend=backend)
         dataset = prepare(config.data, config.train.seed)
         engine = make_engine(config, dataset)
-        batches = engine.batches  # type: ignore[attr-defined]
+        batches = engine.batches
         taken = min(steps, config.train.epochs * batches.steps)
         walked = gradient_lines(engine, batches, steps=taken, lines=lines, rate=rate, tick=tick)
         for _ in range(lines - len(walked.steps)):  # a short run has fewer lines
@@ -320,7 +319,7 @@ def advance(engine: Any, batches: Batches, start: int, count: int) -> None:
         taken = min(end - start, batches.steps - first)
         engine.batches = Window(batches, epoch, first, taken)
         # The first argument seeds dropout, so every window draws other masks.
-        engine.train_epoch(start, NullListener())
+        engine.train_epoch(start)
         start += taken
     engine.batches = batches
 

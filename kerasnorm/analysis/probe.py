@@ -82,8 +82,8 @@ def _torch_passes(model: Any) -> tuple[LossAndGradient, Predict]:
     import torch
 
     from kerasnorm.engines.torch import engine as torch_engine
+    from kerasnorm.engines.torch.layers import Mode
     from kerasnorm.engines.torch.lowering import LoweredModel
-    from kerasnorm.engines.torch.mode import Mode
 
     lowered = LoweredModel(model)
     parameters = [variable.value for variable in model.trainable_variables]

@@ -19,7 +19,6 @@ from kerasnorm.config import LAYER_LABELS, Config
 from kerasnorm.data import Dataset
 from kerasnorm.data.dataset import Split
 from kerasnorm.data.prepare import prepare
-from kerasnorm.engines.base import NullListener
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.plots.labels import run_labels
 from kerasnorm.plots.style import (
@@ -255,7 +254,7 @@ def _repeat(
     rows = taps.measure(measured, 0)
     for epoch in range(config.train.epochs):
         before = taps.weights()
-        engine.train_epoch(epoch, NullListener())
+        engine.train_epoch(epoch)
         rows += taps.measure(measured, epoch + 1, before)
         tick()
     return rows

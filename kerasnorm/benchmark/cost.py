@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from kerasnorm.config import Config, resolve
 from kerasnorm.data.shapes import shapes
-from kerasnorm.engines.base import NullListener
 from kerasnorm.training.train import make_engine
 
 STEPS = 2  # a turn
@@ -55,7 +54,7 @@ def norm_cost(norm: str, backend: str, batch_size: int = 64, rounds: int = 7) ->
     for turn in range(rounds + 1):
         for engine, taken in zip(engines, seconds, strict=True):
             start = time.perf_counter()
-            engine.train_epoch(turn, NullListener())
+            engine.train_epoch(turn)
             if turn:
                 taken.append((time.perf_counter() - start) / STEPS)
     total, plain = (int(engine.model.count_params()) for engine in engines)

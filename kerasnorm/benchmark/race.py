@@ -1,4 +1,4 @@
-"""Lets contenders take turns, each in a process of its own, and sums up their rates."""
+"""The race: contenders take turns, each in a process of its own; its table and its chart."""
 
 import json
 import logging
@@ -7,23 +7,45 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kerasnorm.config import Config, flatten
+from kerasnorm.config import BACKENDS, Config, flatten
 from kerasnorm.errors import KerasnormError
+from kerasnorm.norms import NORMS
+from kerasnorm.tables import Table
+
+if TYPE_CHECKING:
+    from kerasnorm.plots.style import Picture
 
 logger = logging.getLogger(__name__)
+BAR = 0.26  # inches of the chart per bar, with the space around it
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to train and to predict.
+
+    Attributes:
+        meaning: What it is, for the notes of the table.
+        label: Its name in the chart.
+        backends: Keras backends on whose networks it races.
+        predicts: Whether its predictions are timed too.
+    """
+
+    meaning: str
+    label: str
+    backends: tuple[str, ...] = ("torch",)
+    predicts: bool = False
+
+
 CONTENDERS = {
-    "torch": ("stock", "loop", "loop-compiled", "loop-channels-last", "native"),
-    "tensorflow": ("stock", "native"),
-    "jax": ("stock", "native"),
-}
-MEANINGS = {
-    "stock": "keras model.fit and model.predict",
-    "loop": "hand-written PyTorch loop, NCHW, eager",
-    "loop-compiled": "the same under torch.compile",
-    "loop-channels-last": "the same, eager, channels-last, its dropout removed",
-    "native": "kerasnorm",
+    "stock": Contender("keras model.fit and model.predict", "model.fit", BACKENDS, predicts=True),
+    "loop": Contender("hand-written PyTorch loop, NCHW, eager", "PyTorch loop"),
+    "loop-compiled": Contender("the same under torch.compile", "… torch.compile"),
+    "loop-channels-last": Contender(
+        "the same, eager, channels-last, its dropout removed", "… channels-last, no dropout"
+    ),
+    "native": Contender("kerasnorm", "kerasnorm", BACKENDS, predicts=True),
 }
 
 
@@ -32,11 +54,12 @@ class Result:
     """What one contender did on one network.
 
     Attributes:
-        norm: Of the network.
-        backend: Of Keras.
-        contender: A key of `MEANINGS`.
-        train: Training images a second, one number a round.
-        predict: Images a second, likewise; empty for the hand-written loops.
+        norm: Norm of the network.
+        backend: Keras backend.
+        contender: Name of the contender, a key of `CONTENDERS`.
+        train: Training images per second, one number per round.
+        predict: Images per second in prediction, one number per round; empty where predictions
+            are not timed.
         first_step: Seconds from the start of its process to the end of its first step.
         peak_mib: Largest resident memory of its process, in MiB.
     """
@@ -106,17 +129,17 @@ def race(
     rounds: int,
     environment: Mapping[str, str] | None = None,
 ) -> list[Result]:
-    """Returns a result for each contender on one network.
+    """Returns the result of each contender on one network.
 
-    All are started and warmed up first; then each takes one turn a round. One that fails is left
-    out, and the reason is logged.
+    All are started and warmed up first; then each takes one turn per round. A contender that fails
+    is left out, and the reason is logged.
 
     Args:
-        config: Resolved, its backend named.
-        contenders: Keys of `MEANINGS` that the backend has.
-        images: An epoch's images; a round is one epoch.
-        rounds: How many are timed.
-        environment: Of their processes; by default this one's.
+        config: Resolved config with a named backend.
+        contenders: Keys of `CONTENDERS` that race on the backend.
+        images: Number of images in an epoch; a round is one epoch.
+        rounds: Number of rounds that are timed.
+        environment: Environment of their processes; by default that of this process.
     """
     workers: list[tuple[_Worker, Result]] = []
     try:
@@ -138,7 +161,7 @@ def race(
                 result.peak_mib = reply["peak_mib"]
         for _ in range(rounds):
             for worker, result in workers:
-                if result.contender in ("stock", "native"):
+                if CONTENDERS[result.contender].predicts:
                     result.predict.append(images / worker.ask("predict")["seconds"])
     finally:
         for worker, _ in workers:
@@ -149,3 +172,89 @@ def race(
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Returns the median over the rounds of one rate divided by the other."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def race_table(results: Sequence[Result]) -> Table:
+    """Returns the table of a race: rates, paired ratios, first step and memory of each."""
+
+    def ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
+        return f"{paired_ratio(ours, theirs):.2f}" if ours and theirs else "-"
+
+    def rates(of_rounds: Sequence[float]) -> str:
+        if not of_rounds:
+            return "-"
+        lowest, highest = min(of_rounds), max(of_rounds)
+        return f"{statistics.median(of_rounds):,.0f} ({lowest:,.0f}-{highest:,.0f})"
+
+    native = {(r.norm, r.backend): r for r in results if r.contender == "native"}
+    rows = []
+    for row in results:
+        ours = native.get((row.norm, row.backend), row)
+        rows.append(
+            (
+                row.backend,
+                row.norm,
+                row.contender,
+                rates(row.train),
+                rates(row.predict),
+                f"{row.first_step:.1f}",
+                f"{row.peak_mib:,.0f}",
+                ratio(ours.train, row.train),
+                ratio(ours.predict, row.predict),
+            )
+        )
+    columns = ("backend", "norm", "contender", ">train", ">predict", ">first step s", ">peak MiB")
+    return Table(
+        columns=(*columns, ">native/this", ">in predict"),
+        rows=rows,
+        notes=(
+            "Images per second: median over the rounds (slowest-fastest). Contenders take turns.",
+            "native/this: median over the rounds of kerasnorm's rate divided by this one's.",
+            *(f"{name}: {contender.meaning}." for name, contender in CONTENDERS.items()),
+        ),
+        title="Speed",
+    )
+
+
+def race_chart(results: Sequence[Result], heading: str) -> "Picture":
+    """Returns a bar per contender of training images per second.
+
+    Args:
+        results: Results of `race`, at least one.
+        heading: What raced, and on which machine.
+    """
+    from kerasnorm.plots.style import INK, TEXT_SIZE, Picture, new_figure, quiet, title
+
+    backends = sorted({row.backend for row in results}, reverse=True)
+    rows = {name: [row for row in results if row.backend == name] for name in backends}
+    sizes = [len(rows[name]) for name in backends]
+    figure = new_figure(1.3 + BAR * sum(sizes))
+    grid = figure.subplots(len(backends), 1, height_ratios=sizes, squeeze=False, sharex=True)
+    title(figure, heading)
+    facts = []
+    for axes, backend in zip(grid[:, 0], backends, strict=True):
+        labels = [f"{r.norm} · {CONTENDERS[r.contender].label}" for r in rows[backend]]
+        for place, (row, label) in enumerate(zip(rows[backend], labels, strict=True)):
+            rate = statistics.median(row.train)
+            axes.barh(
+                place,
+                rate,
+                xerr=[[rate - min(row.train)], [max(row.train) - rate]],
+                color=NORMS[row.norm].color,
+                alpha=1.0 if row.contender == "native" else 0.4,
+                error_kw={"ecolor": INK, "elinewidth": 0.8},
+            )
+            text = f" {rate:,.0f}"
+            axes.text(max(row.train), place, text, va="center", fontsize=TEXT_SIZE, color=INK)
+            facts.append(f"{backend}, {label}: {rate:,.0f}")
+        axes.set_yticks(range(len(labels)), labels)
+        axes.invert_yaxis()
+        axes.set_xlabel("training images per second")
+        quiet(axes, f"{backend} backend")
+    return Picture(
+        "bench",
+        figure,
+        "Training speed",
+        "Median over the rounds; a whisker reaches from the slowest round to the fastest.",
+        f"Bars of training images per second. {'; '.join(facts)}.",
+    )

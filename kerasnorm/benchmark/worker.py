@@ -57,10 +57,15 @@ def contender(name: str, config: Config, images: int, first: _FirstStep) -> tupl
     if name.startswith("loop"):
         return _loop(name, config, data, first), _ignore
     choice = config.train
-    runtime.start(choice.backend, choice.device, deterministic=choice.deterministic)
+    runtime.start(
+        choice.backend,
+        choice.device,
+        deterministic=choice.deterministic,
+        keeps_memory=name == "native",
+    )
     engine = make_engine(config.replace(engine="native" if name == "native" else "keras"), data)
     if name == "stock":
-        return _stock(engine.model, engine.batches, config, first)  # type: ignore[attr-defined]
+        return _stock(engine.model, engine.batches, config, first)
     pixels = data.train.images
     return (
         lambda number: _ignore(engine.train_epoch(number, first)),

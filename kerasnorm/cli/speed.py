@@ -3,7 +3,7 @@
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,8 +13,12 @@ from kerasnorm.config import BACKENDS, RECIPES
 from kerasnorm.errors import ConfigError
 from kerasnorm.norms import COMPARED, NORMS
 
+if TYPE_CHECKING:
+    from kerasnorm.benchmark.race import Result
+    from kerasnorm.tables import Table
+
 logger = logging.getLogger(__name__)
-RESULT, TABLE, CHART = "bench.json", "bench.txt", "bench.png"
+RESULT, TABLE = "bench.json", "bench.txt"
 UNAUGMENTED = {
     "flip": 0.0,
     "alternating_flip": False,
@@ -23,6 +27,11 @@ UNAUGMENTED = {
     "cutout": 0.0,
     "gray": 0.0,
 }
+
+
+def _count(name: str, default: int, text: str, least: int = 1) -> opt.Decorator:
+    kind = click.IntRange(least)
+    return click.option(f"--{name}", default=default, show_default=True, type=kind, help=text)
 
 
 @click.command()
@@ -41,22 +50,25 @@ UNAUGMENTED = {
     help=f"Norm; more than one may be given. By default {', '.join(COMPARED)}.",
 )
 @click.option(
-    "--recipe", type=click.Choice(RECIPES), default="era8", show_default=True, help="Of the net."
+    "--recipe",
+    type=click.Choice(RECIPES),
+    default="era8",
+    show_default=True,
+    help="Recipe of the network.",
 )
-@click.option(
-    "--images", default=2560, show_default=True, type=click.IntRange(20), help="A round's images."
-)
-@click.option(
-    "--batch-size", default=128, show_default=True, type=click.IntRange(1), help="Images a step."
-)
-@click.option(
-    "--rounds", default=5, show_default=True, type=click.IntRange(1), help="Turns that are timed."
-)
-@click.option("--dropout", type=click.FloatRange(0, 0.95), help="By default the recipe's.")
+@_count("images", 2560, "Number of images in a round.", least=20)
+@_count("batch-size", 128, "Number of images in a step.")
+@_count("rounds", 5, "Number of rounds that are timed.")
+@click.option("--dropout", type=click.FloatRange(0, 0.95), help="Rate; by default the recipe's.")
 @click.option("--augment/--no-augment", help="Augment as the recipe does.", show_default=True)
-@click.option("--deterministic", is_flag=True, help="As in fit; for model.fit and our engine.")
-@click.option("--contender", "contenders", multiple=True, help="Only these; see the table's foot.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Write files here.")
+@click.option("--deterministic", is_flag=True, help="As in fit; for model.fit and kerasnorm only.")
+@click.option(
+    "--contender",
+    "contenders",
+    multiple=True,
+    help="Contender; more than one may be given. By default all, see the notes of the table.",
+)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Output folder.")
 @opt.device_option
 @opt.as_json
 def bench(
@@ -71,7 +83,7 @@ def bench(
 ) -> None:
     """Race this package's engine against model.fit and hand-written PyTorch loops.
 
-    Contenders take turns in processes of their own, on the same net, data and batches.
+    The contenders take turns, each in a process of its own, on the same network, data and batches.
 
     Example: kerasnorm bench --backend torch --norm gn --out results/bench
     """
@@ -80,20 +92,23 @@ def bench(
         raise ConfigError(
             f"batch_size: expected at most --images {images}. Received: {options['batch_size']}"
         )
-    runtime.select_backend()  # of this process, which only tabulates
-    from kerasnorm import tables
-    from kerasnorm.benchmark.race import CONTENDERS, MEANINGS, race
+    runtime.select_backend()  # this process only tabulates
+    from kerasnorm.benchmark.race import CONTENDERS, race, race_table
     from kerasnorm.config import resolve, unknown
 
     for name in contenders:
-        if name not in MEANINGS:
-            raise unknown("contender", name, MEANINGS)
+        if name not in CONTENDERS:
+            raise unknown("contender", name, CONTENDERS)
     installed = runtime.installed_backends()
     fields = opt.given(options) | ({} if is_augmented else UNAUGMENTED)
     results = []
     for backend in backends or tuple(b for b in ("torch", "tensorflow") if b in installed):
         runtime.check_installed(backend)
-        names = [n for n in CONTENDERS[backend] if not contenders or n in contenders]
+        names = [
+            name
+            for name, contender in CONTENDERS.items()
+            if backend in contender.backends and (not contenders or name in contenders)
+        ]
         for norm in norms or COMPARED:
             logger.info(f"{backend}, {norm}: {', '.join(names)}, {rounds} rounds")
             config = resolve(fields | {"backend": backend, "norm": norm})
@@ -107,29 +122,29 @@ def bench(
         "versions": provenance.versions(),
         "results": [asdict(result) for result in results],
     }
-    grid = tables.bench_table(results)
+    table = race_table(results)
     if out is not None and results:
-        _write(out, document, grid, results)
+        _write(out, document, table, results)
     if as_json:
         opt.print_json(document)
     else:
-        opt.print_table(grid)
+        opt.print_table(table)
 
 
-def _write(out: Path, document: dict[str, Any], grid: Any, results: list[Any]) -> None:
-    from kerasnorm import plots, tables
-    from kerasnorm.benchmark.plots import speed_figure
+def _write(out: Path, document: dict[str, Any], table: "Table", results: list["Result"]) -> None:
+    from kerasnorm.benchmark.race import race_chart
     from kerasnorm.files import write_bytes, write_json
+    from kerasnorm.tables import to_text
 
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / RESULT, document)
-    write_bytes(out / TABLE, tables.to_text(grid).encode())
+    write_bytes(out / TABLE, to_text(table).encode())
     host = document["host"]
     heading = (
         f"{document['recipe']}, batch {document['batch_size']}: {host['processor']}, "
         f"{host['cpus']} cores"
     )
-    plots.save(speed_figure(results, heading), out / CHART)
+    race_chart(results, heading).save(out)
 
 
 COMMANDS = (bench,)

@@ -1,17 +1,32 @@
-"""The interface that every training engine keeps."""
+"""The training loop of one epoch, shared by all engines: steps, listeners, totals, divergence."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+import keras
+import numpy as np
+from keras import ops
+from numpy.typing import NDArray
+
+from kerasnorm.config import TrainConfig
+from kerasnorm.data.batches import Batches
+from kerasnorm.engines.optimizers import make_optimizer
+from kerasnorm.engines.schedule import learning_rates
+from kerasnorm.errors import CorruptFileError, DivergedError
 from kerasnorm.inspection.evaluation import Scores
+from kerasnorm.inspection.graph import call_node, functional_graph, nodes
+from kerasnorm.keras_settings import stock_keras
+from kerasnorm.runtime import seed_everything
+from kerasnorm.training.process_group import ProcessGroup
+from kerasnorm.training.signals import INTERRUPTIONS
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+SEED_STATE = "seed_generator_state"  # what Keras calls the variable of a SeedGenerator
 
 
 class BatchListener(Protocol):
-    """Is told of each step of training; `logs` holds the running means of Keras's metrics."""
+    """Is notified of each training step; `logs` holds the running means of Keras's metrics."""
 
     def on_batch_begin(self, step: int) -> None:
         """Step `step` of the epoch, counted from 0, is about to run."""
@@ -20,41 +35,263 @@ class BatchListener(Protocol):
         """Step `step` has run."""
 
 
-class NullListener:
-    """A `BatchListener` that does nothing."""
+class RunningMeans(Mapping[str, float]):
+    """The `logs` of a batch: means over the images of the epoch so far.
 
-    def on_batch_begin(self, step: int) -> None:
-        """Does nothing."""
+    A mean is computed when it is read, because reading waits for an accelerator.
 
-    def on_batch_end(self, step: int, logs: Mapping[str, float]) -> None:
-        """Does nothing."""
+    Args:
+        sums: Sums of loss, cross-entropy and correct predictions, an array on any device.
+        images: Number of images in the sums.
+    """
+
+    NAMES = ("loss", "entropy", "accuracy")
+
+    def __init__(self, sums: Any, images: int) -> None:
+        self.sums = sums
+        self.images = images
+
+    def __getitem__(self, name: str) -> float:
+        if name not in self.NAMES:
+            raise KeyError(name)
+        return float(self.sums[self.NAMES.index(name)]) / self.images
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.NAMES)
+
+    def __len__(self) -> int:
+        return len(self.NAMES)
 
 
-class Engine(Protocol):
+@dataclass(frozen=True)
+class StepResult:
+    """The result of one training step.
+
+    Attributes:
+        sums: Sums of loss, cross-entropy and correct predictions over the batch, an array of
+            shape (3,) on any device.
+        images: Number of images in the batch.
+        is_stopping: Whether a process of the group has received a signal to stop.
+        can_stop: Whether the epoch may end after this step. It may not where the steps that
+            follow have been taken already.
+    """
+
+    sums: Any
+    images: int
+    is_stopping: bool = False
+    can_stop: bool = True
+
+
+class Engine(ABC):
     """Trains one `keras.Model` on one `Batches`.
+
+    The compiled Keras model and its optimizer own all state, whichever engine computes, so that
+    callbacks and checkpoints are the same for every engine.
 
     Attributes:
         model: The model, whose variables hold the state of training whenever no epoch runs.
+        batches: The training batches.
+        config: The training part of the run's config.
+        group: The processes or devices that train together.
+        rates: Learning rate of each step of the run, shape (steps,).
     """
 
-    model: Any
+    @stock_keras  # Keras's own mean of the loss has the type of floats at `compile`.
+    def __init__(
+        self,
+        model: keras.Model,
+        batches: Batches,
+        config: TrainConfig,
+        group: ProcessGroup | None = None,
+    ) -> None:
+        self.model = model
+        self.batches = batches
+        self.config = config
+        self.group = group or ProcessGroup()
+        self.rates = learning_rates(config, config.epochs * batches.steps)
+        optimizer = make_optimizer(config, self.rates)
+        optimizer.build(model.trainable_variables)
+        model.compile(
+            optimizer=optimizer,
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype="float32"),
+            metrics=[
+                # Keras's own "loss" includes the regularization terms.
+                keras.metrics.SparseCategoricalCrossentropy(
+                    "entropy", dtype="float32", from_logits=True
+                ),
+                keras.metrics.SparseCategoricalAccuracy("accuracy", dtype="float32"),
+            ],
+            auto_scale_loss=False,  # bfloat16 and float32 need no scale
+            # torch.compile breaks often and gains nothing on CPU; elsewhere Keras decides.
+            jit_compile=False if keras.backend.backend() == "torch" else "auto",
+        )
 
-    def train_epoch(self, epoch: int, listener: BatchListener) -> Scores:
-        """Trains on every batch of an epoch, counted from 0.
+    @abstractmethod
+    def train_epoch(self, epoch: int, listener: BatchListener | None = None) -> Scores:
+        """Trains on every batch of an epoch.
+
+        Args:
+            epoch: Number of the epoch, counted from 0.
+            listener: Receives the events of each step.
 
         Returns:
             Cross-entropy and accuracy over the epoch's training images, as the model saw them:
             augmented, with dropout, while it changed. Regularization terms are not in the loss.
 
         Raises:
-            DivergedError: The loss is no longer finite.
+            DivergedError: The loss or a gradient is not finite.
         """
 
-    def predict(self, images: "NDArray[np.uint8]") -> "NDArray[np.float32]":
+    @abstractmethod
+    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Returns the logits (N, classes) of raw images (N, H, W, C)."""
 
-    def state(self) -> "dict[str, NDArray[Any]]":
-        """Returns copies of all that training changes: weights, statistics, optimizer."""
+    def seed(self, epoch: int) -> None:
+        """Makes dropout and all that a layer draws a function of (seed, epoch), as order is."""
+        if keras.backend.backend() != "tensorflow":
+            # There, a new seed makes TensorFlow discard its compiled functions, two seconds per
+            # epoch; and all that Keras draws comes from the generators below.
+            seed_everything(self.config.seed, epoch)
+        for index, layer in enumerate(self.model.layers):
+            # Those of the layers inside a wrapper or a nested model too.
+            states = [v for v in layer.variables if v.name == SEED_STATE]
+            for number, state in enumerate(states):
+                key = np.random.SeedSequence([self.config.seed, epoch, index, number])
+                state.assign(key.generate_state(2).astype(state.dtype))
 
-    def load_state(self, state: "dict[str, NDArray[Any]]") -> None:
-        """Puts back what `state` returned; training goes on as if it had not stopped."""
+    def rate(self, epoch: int, step: int) -> float:
+        """Returns the learning rate of a step, both counted from 0."""
+        if self.config.schedule == "constant":  # a callback may have changed it
+            return float(ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        number = epoch * self.batches.steps + step
+        return float(self.rates[min(number, len(self.rates) - 1)])
+
+    def diverged(
+        self, epoch: int, step: int, loss: float, variable: keras.Variable | None = None
+    ) -> DivergedError:
+        """Returns the error of a step whose loss or gradient is not finite.
+
+        Args:
+            epoch: Number of the epoch, counted from 0.
+            step: Number of the step in the epoch, counted from 0.
+            loss: Loss of the step.
+            variable: Variable whose gradient is not finite, where the loss is finite.
+        """
+        if variable is not None and np.isfinite(loss):
+            what = "gradient is not finite"
+            *layer, name = variable.path.split("/")
+            place = f"the gradient of {name} of layer {'/'.join(layer)}"
+        else:
+            what = f"loss is {loss}"
+            images, _ = self.batches.batch(epoch, step)
+            place = first_nonfinite(self.model, images) or "the loss, or the way back from it"
+        return DivergedError(
+            f"The {what} at epoch {epoch + 1}, step {step + 1}, at a learning rate of "
+            f"{self.rate(epoch, step):.6g} (peak {self.config.learning_rate:g}). First value that "
+            f"is not finite: {place}. Try a smaller --learning-rate; the checkpoints before are "
+            "whole."
+        )
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Returns copies of all that training changes: weights, statistics, optimizer."""
+        return {
+            name: ops.convert_to_numpy(variable.value).copy()
+            for name, variable in self._variables().items()
+        }
+
+    def load_state(self, state: dict[str, NDArray[Any]]) -> None:
+        """Restores what `state` returned, so that training continues as if it had not stopped.
+
+        Raises:
+            CorruptFileError: The arrays are those of another model.
+        """
+        variables = self._variables()
+        shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
+        if shapes != {name: array.shape for name, array in state.items()}:
+            raise CorruptFileError("The checkpoint is of another model: its arrays do not fit.")
+        for name, variable in variables.items():
+            variable.assign(state[name])
+
+    def _variables(self) -> dict[str, keras.Variable]:
+        return {
+            f"{part}/{index:03d}": variable
+            for part, owner in (("model", self.model), ("optimizer", self.model.optimizer))
+            for index, variable in enumerate(owner.variables)
+        }
+
+
+class NativeEngine(Engine):
+    """An engine that takes its steps without `model.fit`: this class has the loop over them."""
+
+    @stock_keras
+    def train_epoch(self, epoch: int, listener: BatchListener | None = None) -> Scores:
+        """Trains on every batch of an epoch; see `Engine.train_epoch`."""
+        self.seed(epoch)
+        self.model.stop_training = False
+        sums: Any = 0
+        images = 0
+        results = self.take_steps(epoch)
+        for step in range(self.batches.steps):
+            if listener is not None:
+                listener.on_batch_begin(step)
+            with self.group.connection():
+                result = next(results)
+            if result.is_stopping:
+                INTERRUPTIONS.agree()
+            sums, images = result.sums + sums, images + result.images
+            if listener is not None:
+                listener.on_batch_end(step, RunningMeans(sums, images))
+            if self.model.stop_training and result.can_stop:
+                break
+        self.end_epoch()
+        means = RunningMeans(sums, images)
+        return Scores(means["entropy"], means["accuracy"])
+
+    @abstractmethod
+    def take_steps(self, epoch: int) -> Iterator[StepResult]:
+        """Takes the optimizer steps of an epoch, one whenever the next result is asked for.
+
+        Raises:
+            DivergedError: The loss or a gradient is not finite.
+        """
+
+    def end_epoch(self) -> None:
+        """Completes the state of the model after the last step of an epoch."""
+
+
+@stock_keras
+def first_nonfinite(model: Any, images: Any) -> str | None:
+    """Returns what is first not finite on the way from images to logits, None if nothing is.
+
+    Args:
+        model: A functional Keras model, whose variables stay as they are.
+        images: The batch, (N, H, W, C).
+    """
+    graph = functional_graph(model)
+    values = {id(graph.inputs[0]): ops.convert_to_tensor(np.asarray(images), graph.inputs[0].dtype)}
+    with keras.StatelessScope(), np.errstate(all="ignore"):  # leaves the variables as they are
+        for node in nodes(graph):
+            if node.is_input:
+                continue
+            layer = node.operation
+            for variable in getattr(layer, "variables", ()):
+                if "float" in str(variable.dtype) and not is_finite(variable.value):
+                    return f"{variable.name} of layer {layer.name}"
+            outputs = call_node(node, values, training=True)
+            values.update((id(t), y) for t, y in zip(node.outputs, outputs, strict=True))
+            if not all(is_finite(output) for output in outputs):
+                return f"the output of layer {layer.name}"
+    return None
+
+
+def last_nonfinite(
+    variables: Iterable[keras.Variable], gradients: Iterable[Any]
+) -> keras.Variable | None:
+    """Returns the variable nearest to the loss whose gradient is not finite, None if all are."""
+    pairs = list(zip(variables, gradients, strict=True))
+    return next((variable for variable, g in reversed(pairs) if not is_finite(g)), None)
+
+
+def is_finite(tensor: Any) -> bool:
+    """Says whether all values of a tensor are finite."""
+    return bool(np.isfinite(ops.convert_to_numpy(ops.cast(tensor, "float32"))).all())

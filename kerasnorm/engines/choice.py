@@ -1,4 +1,4 @@
-"""Which engine trains a model and which one answers for it, by backend, model and config."""
+"""The choice of the engine that trains a model, and of the one that predicts with it."""
 
 import logging
 from typing import Any
@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from kerasnorm.config import TrainConfig
 from kerasnorm.data.batches import Batches
 from kerasnorm.engines.base import Engine
-from kerasnorm.engines.keras_engine import PortableEngine
+from kerasnorm.engines.keras_engine import KerasEngine
 from kerasnorm.errors import ConfigError
 from kerasnorm.inspection import evaluation
 from kerasnorm.training.launch import Launch
 from kerasnorm.training.process_group import ProcessGroup
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 LAUNCHERS = (("torchrun", "torch"), ("TF_CONFIG", "tensorflow"))
 
@@ -26,51 +26,53 @@ def make(
 ) -> Engine:
     """Returns the engine that a config asks for.
 
-    The portable one takes the place of the native one on jax, and for a model that the native one
-    would train wrongly.
+    Keras's own engine replaces the native one on jax, and for a model that the native one would
+    train wrongly.
 
     Args:
-        model: What to train.
-        batches: On what.
-        config: How.
-        group: The processes or devices that do it together, if there are several.
+        model: The model to train.
+        batches: The training batches.
+        config: The training part of the run's config.
+        group: The processes or devices that train together; by default this process alone.
 
     Raises:
-        ConfigError: Several are to do it, and this engine cannot.
+        ConfigError: Several processes or devices are to train, and this engine cannot.
     """
     backend = keras.backend.backend()
-    reason = None
-    if config.engine == "native" and backend in ("torch", "tensorflow"):
-        reason = not_native(model, batches)
+    is_native = config.engine == "native" and backend in ("torch", "tensorflow")
+    reason = not_native(model, batches) if is_native else None
     if group is not None and (group.size > 1 or group.strategy is not None):
+        if config.engine != "native":
+            raise ConfigError(
+                "engine: expected native on several processes or devices. "
+                f"Received: engine={config.engine!r}"
+            )
         if reason is not None:
             raise ConfigError(
                 f"engine: the native engine cannot train this model: {reason}. Expected a model "
                 "without that on several processes or devices, or one device with engine='keras'."
             )
-        return _make_shared(model, batches, config, group)
     if reason is not None:
-        _log.warning(
+        logger.warning(
             "Keras's own engine trains, since the native one cannot train this model: %s", reason
         )
-        return PortableEngine(model, batches, config)
-    if config.engine == "native" and backend == "torch":
+    if not is_native or reason is not None:
+        return KerasEngine(model, batches, config)
+    if backend == "torch":
         from kerasnorm.engines.torch.engine import TorchEngine
 
-        return TorchEngine(model, batches, config)
-    if config.engine == "native" and backend == "tensorflow":
-        from kerasnorm.engines.tensorflow.engine import TensorFlowEngine
+        return TorchEngine(model, batches, config, group)
+    from kerasnorm.engines.tensorflow.engine import TensorFlowEngine
 
-        return TensorFlowEngine(model, batches, config)
-    return PortableEngine(model, batches, config)
+    return TensorFlowEngine(model, batches, config, group)
 
 
 def not_native(model: keras.Model, batches: Batches) -> str | None:
     """Returns why this backend's native engine would train a model wrongly, None if it would not.
 
     Args:
-        model: What to train.
-        batches: On what; the model is called on one of its images, and is left as it is.
+        model: The model to train, which stays as it is.
+        batches: The training batches; the model is called on one of their images.
     """
     for variable in model.trainable_variables:
         # On TensorFlow the Keras optimizer itself takes the step, and applies these.
@@ -84,34 +86,15 @@ def not_native(model: keras.Model, batches: Batches) -> str | None:
     return None
 
 
-def _make_shared(
-    model: keras.Model, batches: Batches, config: TrainConfig, group: ProcessGroup
-) -> Engine:
-    if config.engine != "native":
-        raise ConfigError(
-            "engine: expected native on several processes or devices. "
-            f"Received: engine={config.engine!r}"
-        )
-    if group.strategy is not None:
-        from kerasnorm.engines.tensorflow.distributed import DistributedEngine as OnTensorFlow
-
-        return OnTensorFlow(model, batches, config, group)
-    from kerasnorm.engines.torch.distributed import DistributedEngine as OnTorch
-    from kerasnorm.engines.torch.process_group import TorchProcessGroup
-
-    assert isinstance(group, TorchProcessGroup)
-    return OnTorch(model, batches, config, group)
-
-
 def join(launch: Launch, devices: int) -> ProcessGroup:
-    """Returns the group of this process, connected to the others.
+    """Returns the process group of this process, connected to the other processes.
 
     Args:
         launch: What the launcher says.
-        devices: How many devices this process uses.
+        devices: Number of devices that this process uses.
 
     Raises:
-        ConfigError: The launcher is not one of the backend's.
+        ConfigError: The backend does not work with the launcher.
     """
     backend = keras.backend.backend()
     if launch.size > 1 and (launch.launcher, backend) not in LAUNCHERS:
@@ -125,7 +108,7 @@ def join(launch: Launch, devices: int) -> ProcessGroup:
 
         return TorchProcessGroup(launch, keras.ops.zeros(()).device)
     if backend == "tensorflow" and (launch.size > 1 or devices > 1):
-        from kerasnorm.engines.tensorflow.distributed import TensorFlowProcessGroup
+        from kerasnorm.engines.tensorflow.process_group import TensorFlowProcessGroup
 
         return TensorFlowProcessGroup(launch)
     return ProcessGroup()
@@ -134,7 +117,7 @@ def join(launch: Launch, devices: int) -> ProcessGroup:
 def predict(model: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Returns the outputs (N, classes) that a Keras model gives for raw images (N, H, W, C).
 
-    As `kerasnorm.inspection.evaluation.predict`, on the native engine where it knows the model.
+    The native engine computes them where it knows the model, else `model.predict`.
     """
     backend = keras.backend.backend()
     if backend == "torch":

@@ -1,19 +1,76 @@
-"""Muon for convolutions, on every backend that Keras has.
-
-Keras's own `Muon` takes only matrices and leaves kernels (height, width, in, out) to AdamW.
-"""
+"""The Keras optimizers of a run, and Muon for convolutions, on every backend that Keras has."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
+from numpy.typing import NDArray
+
+from kerasnorm.config import TrainConfig
+from kerasnorm.keras_settings import stock_keras
+
+EPSILON = 1e-8  # of Adam; PyTorch's default
+DECAYED = "kernel"  # name of the variables that weight decay changes
+
+
+@keras.saving.register_keras_serializable(package="kerasnorm")
+class RateTable(keras.optimizers.schedules.LearningRateSchedule):
+    """A learning rate for each step, looked up; the last one holds beyond the end."""
+
+    def __init__(self, rates: Sequence[float] | NDArray[np.float64]) -> None:
+        self.rates = np.asarray(rates, np.float32)
+
+    def __call__(self, step: Any) -> Any:
+        """Returns the rate of optimizer step `step`, a scalar tensor."""
+        index = ops.minimum(ops.cast(step, "int32"), len(self.rates) - 1)
+        return ops.take(ops.convert_to_tensor(self.rates), index)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the rates; callbacks that save the compiled model need it."""
+        return {"rates": self.rates.tolist()}
+
+
+@stock_keras
+def make_optimizer(config: TrainConfig, rates: NDArray[np.float64]) -> keras.Optimizer:
+    """Returns the Keras optimizer with its schedule; only kernels are decayed.
+
+    A constant rate is a plain number, so that callbacks such as ReduceLROnPlateau can change it.
+
+    Args:
+        config: Names the optimizer and its settings.
+        rates: Learning rate of each step of the run.
+    """
+    rate = config.learning_rate if config.schedule == "constant" else RateTable(rates)
+    decay = config.weight_decay or None
+    if config.optimizer == "sgd":
+        optimizer = keras.optimizers.SGD(
+            rate, momentum=config.momentum, nesterov=config.momentum > 0, weight_decay=decay
+        )
+    elif config.optimizer == "muon":
+        optimizer = ConvMuon(
+            rate,
+            weight_decay=decay,
+            adam_weight_decay=None,
+            epsilon=EPSILON,
+            momentum=config.momentum,
+        )
+    elif config.optimizer == "adamw":
+        optimizer = keras.optimizers.AdamW(rate, weight_decay=decay or 0.0, epsilon=EPSILON)
+    else:
+        optimizer = keras.optimizers.Adam(rate, epsilon=EPSILON)
+    if decay:
+        optimizer.exclude_from_weight_decay(var_names=[f"^(?!{DECAYED}$)"])
+    return optimizer
 
 
 @keras.saving.register_keras_serializable(package="kerasnorm")
 class ConvMuon(keras.optimizers.Muon):
     """Muon whose matrices are the kernels of convolutions, (height * width * in, out).
 
+    Keras's own `Muon` takes only matrices and leaves kernels (height, width, in, out) to AdamW.
     The gradient's average is replaced by the nearest matrix with orthonormal columns, found by a
     Newton-Schulz iteration, and scaled to the size of an AdamW step, so that rate and decay mean
     the same for both. Vectors take AdamW. Source: Jordan et al. 2024,
@@ -39,6 +96,6 @@ def is_kernel(variable: Any) -> bool:
 
 
 def step_size(shape: tuple[int, ...], rms: float) -> float:
-    """Returns what an orthogonal kernel is multiplied by: rms * sqrt(max(rows, columns))."""
+    """Returns the factor of an orthogonal kernel: rms * sqrt(max(rows, columns))."""
     *rows, columns = shape
     return rms * math.sqrt(max(math.prod(rows), columns))

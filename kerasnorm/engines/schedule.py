@@ -1,4 +1,4 @@
-"""Learning rates, computed once for every step of a run, so that all engines use the same."""
+"""The learning rate of every step of a run."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ def learning_rates(config: TrainConfig, steps: int) -> NDArray[np.float64]:
     - onecycle: cosine from peak/25 to the peak, then cosine to peak/25/10⁴, as PyTorch's
       `OneCycleLR` by default (Smith & Topin, arXiv 1708.07120).
     - cosine: linear from 0 to the peak, then half a cosine to 0 (arXiv 1608.03983).
-    - constant: the peak throughout.
+    - constant: the peak at every step.
 
     Args:
         config: `schedule`, `learning_rate` (the peak) and `warmup` (a share of the steps).

@@ -14,9 +14,7 @@ import numpy as np
 from kerasnorm import __version__
 from kerasnorm.config import Config
 from kerasnorm.data import Dataset, Split
-from kerasnorm.engines.base import Engine
-from kerasnorm.engines.diagnosis import first_nonfinite
-from kerasnorm.engines.schedule import learning_rates
+from kerasnorm.engines.base import Engine, first_nonfinite
 from kerasnorm.errors import CorruptFileError, DivergedError
 from kerasnorm.files import write_json, write_manifest
 from kerasnorm.formats.archive import save_model
@@ -88,7 +86,6 @@ class Training:
         self.group = group or ProcessGroup()
         self.steps = -(-len(dataset.train) // config.train.batch_size)
         epochs = config.train.epochs
-        self.rates = learning_rates(config.train, epochs * self.steps)
         callbacks = list(callbacks)
         self.states = CallbackStates(callbacks)
         self.saved_states: list[dict[str, Any]] = []
@@ -200,16 +197,10 @@ class Training:
             "val_accuracy": validation.accuracy if validation else None,
             "test_loss": test.loss if test else None,
             "test_accuracy": test.accuracy if test else None,
-            "lr": self._rate(),
+            "lr": self.engine.rate(self.epoch, self.steps - 1),
             "seconds": seconds,
             "images_per_second": len(self.dataset.train) / seconds,
         }
-
-    def _rate(self) -> float:
-        """Learning rate of the epoch's last step."""
-        if self.config.train.schedule == "constant":  # a callback may have changed it
-            return float(keras.ops.convert_to_numpy(self.engine.model.optimizer.learning_rate))
-        return float(self.rates[(self.epoch + 1) * self.steps - 1])
 
     def _score(self, split: Split | None) -> Scores | None:
         return None if split is None else score(self.engine.predict(split.images), split.labels)
@@ -238,11 +229,11 @@ class Training:
         """Returns the error of an epoch in which no engine saw the step that went wrong."""
         sample = self.dataset.train.images[: self.config.train.batch_size]
         place = first_nonfinite(self.engine.model, sample) or "none any more"
+        rate = self.engine.rate(epoch - 1, self.steps - 1)
         return DivergedError(
             f"A {what} is not finite after epoch {epoch}, whose last step, {epoch * self.steps}, "
-            f"had a learning rate of {self.rates[epoch * self.steps - 1]:.6g}. First value that is "
-            f"not finite now: {place}. Try a smaller --learning-rate; the checkpoints before are "
-            "whole."
+            f"had a learning rate of {rate:.6g}. First value that is not finite now: {place}. Try "
+            "a smaller --learning-rate; the checkpoints before are whole."
         )
 
     def _finish(self) -> None:

@@ -72,6 +72,14 @@ class ProcessGroup:
         )
         return scope
 
+    def sum_(self, tensor: T) -> T:
+        """Returns the sum of a tensor over all processes; it may be written into the tensor."""
+        return tensor
+
+    def connection(self) -> AbstractContextManager[None]:
+        """Returns the context in which a lost process raises `LostProcessError`."""
+        return nullcontext()
+
     def barrier(self) -> None:
         """Waits until all processes are here."""
 

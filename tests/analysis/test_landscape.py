@@ -14,7 +14,6 @@ from kerasnorm.analysis.landscape import (
 )
 from kerasnorm.analysis.probe import Probe
 from kerasnorm.data.dataset import Split
-from kerasnorm.engines.base import NullListener
 from kerasnorm.inspection.evaluation import predict, score
 from kerasnorm.training.train import make_engine
 
@@ -41,7 +40,7 @@ def same(a, b):
 @pytest.mark.parametrize("norm", NORMS if keras.backend.backend() == "torch" else ("bn", "gn"))
 def test_the_middle_of_the_surface_is_what_evaluate_says(norm):
     trained = engine(norm)
-    trained.train_epoch(0, NullListener())
+    trained.train_epoch(0)
     before = state(trained)
     test = dataset().test
     around = surface(trained.model, test, points=3, radius=0.5, tick=nothing)
@@ -107,7 +106,7 @@ def test_a_probe_puts_moving_statistics_back():
 def test_training_in_windows_is_training(norm):
     whole, parts = engine(norm), engine(norm)
     for epoch in (0, 1):
-        whole.train_epoch(epoch, NullListener())
+        whole.train_epoch(epoch)
     for start, count in ((0, 3), (3, 2), (5, 3)):  # four steps an epoch
         advance(parts, parts.batches, start, count)
     a, b = whole.state(), parts.state()

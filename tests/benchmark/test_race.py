@@ -7,8 +7,7 @@ import sys
 
 from helpers import tiny
 
-from kerasnorm.benchmark.plots import NAMES
-from kerasnorm.benchmark.race import CONTENDERS, MEANINGS, paired_ratio, race
+from kerasnorm.benchmark.race import paired_ratio, race
 
 
 def bench(*words):
@@ -19,10 +18,6 @@ def bench(*words):
         check=False,
         env=os.environ | {"KERAS_BACKEND": "torch"},
     )
-
-
-def test_every_contender_has_a_meaning_and_a_name():
-    assert {name for names in CONTENDERS.values() for name in names} == set(MEANINGS) == set(NAMES)
 
 
 def test_ratios_are_paired_round_by_round():

@@ -8,7 +8,8 @@ from helpers.gradients import parameter_gradients
 from keras import ops
 
 from kerasnorm.engines import choice
-from kerasnorm.engines.keras_engine import PortableEngine, RateTable, make_optimizer
+from kerasnorm.engines.keras_engine import KerasEngine
+from kerasnorm.engines.optimizers import RateTable, make_optimizer
 from kerasnorm.engines.schedule import learning_rates
 from kerasnorm.errors import ConfigError, DivergedError
 from kerasnorm.training.process_group import ProcessGroup
@@ -49,8 +50,8 @@ def test_training_lowers_the_loss(engine):
 def test_each_optimizer_follows_the_rate_table(optimizer):
     decay = {"adam": 0.0}.get(optimizer, 0.05)
     config = tiny.config(optimizer=optimizer, weight_decay=decay)
-    made = make_optimizer(config.train, 40)
     rates = learning_rates(config.train, 40)
+    made = make_optimizer(config.train, rates)
     for step in (0, 7, 39):
         made.iterations.assign(step)
         assert np.isclose(float(ops.convert_to_numpy(made.learning_rate)), rates[step], rtol=1e-6)
@@ -63,7 +64,7 @@ def test_muon_moves_a_kernel_by_an_orthogonal_matrix_and_a_vector_as_adamw():
     rng = np.random.default_rng(0)
     kernel = keras.Variable(rng.standard_normal((3, 3, 4, 8)), name="kernel")
     gamma = keras.Variable(np.ones(8), name="gamma")
-    optimizer = make_optimizer(config.train, 10)
+    optimizer = make_optimizer(config.train, learning_rates(config.train, 10))
     optimizer.build([kernel, gamma])
     gradients = rng.standard_normal((36, 8)) @ np.diag(np.geomspace(0.01, 100, 8)), np.full(8, 3.0)
     before = ops.convert_to_numpy(kernel).reshape(36, 8)
@@ -179,9 +180,9 @@ def test_a_model_that_the_native_engine_would_train_wrongly_is_trained_by_keras(
     engine = choice.make(model, batches, config.train)
     on_tensorflow = keras.backend.backend() == "tensorflow"
     is_native = form == "plain" or (form == "constraint" and on_tensorflow)
-    assert (type(engine) is PortableEngine) == (not is_native)
+    assert (type(engine) is KerasEngine) == (not is_native)
     assert len(caplog.messages) == (not is_native)
-    portable = PortableEngine(keras.models.clone_model(model), batches, config.train)
+    portable = KerasEngine(keras.models.clone_model(model), batches, config.train)
     portable.load_state(engine.state())
     tiny.assert_same_epoch(portable, engine)
     for name, array in portable.state().items():

@@ -29,8 +29,8 @@ KEY = (0, 0, 0)  # (seed, epoch, step)
 if BACKEND == "torch":
     import torch
 
+    from kerasnorm.engines.torch.layers import Mode
     from kerasnorm.engines.torch.lowering import LoweredModel
-    from kerasnorm.engines.torch.mode import Mode
 
     def training_pass(model, x):
         """The output of the engine's training pass for x (N, H, W, C)."""

@@ -1,5 +1,6 @@
-"""The native engine of TensorFlow: several steps a call, on a GPU compiled by XLA."""
+"""The native engine of TensorFlow: several steps per call, on a GPU compiled by XLA."""
 
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -10,34 +11,32 @@ from numpy.typing import NDArray
 
 from kerasnorm.config import TrainConfig
 from kerasnorm.data.batches import Batches
-from kerasnorm.engines.base import BatchListener
-from kerasnorm.engines.diagnosis import diverged, gradient_of
-from kerasnorm.engines.keras_engine import PortableEngine
-from kerasnorm.engines.memory import keep_freed_memory
+from kerasnorm.engines.base import NativeEngine, StepResult
 from kerasnorm.engines.tensorflow.lowering import LoweredModel
-from kerasnorm.engines.totals import RunningMeans
-from kerasnorm.errors import DivergedError
-from kerasnorm.inspection.evaluation import Scores
 from kerasnorm.keras_settings import stock_keras
+from kerasnorm.training.process_group import ProcessGroup, Shard, shard_of
+from kerasnorm.training.signals import INTERRUPTIONS
 
 STEPS_PER_CALL = 8
 PREDICT_BATCH = 250
 FINITE = -1  # in place of the number of a variable whose gradient is not finite
 
 
-class TensorFlowEngine(PortableEngine):
+class TensorFlowEngine(NativeEngine):
     """Trains in graph mode; see `kerasnorm.engines.base.Engine`.
 
-    The compiled Keras model and its optimizer own all state, as in the portable engine, so that
-    callbacks and checkpoints are the same. Callbacks hear of a batch when the call that it
-    belongs to has ended.
+    A process with one device takes several steps per call; callbacks hear of these steps when the
+    call has ended. Several devices take a shard of every batch each, one step per call as a plain
+    graph, for XLA and collective operations do not go together. Their model and its optimizer must
+    be made in the scope of the group's strategy.
 
     Args:
-        model: Functional.
-        batches: Of a run.
-        config: Of the same run.
-        is_compiled: Whether XLA compiles a step; by default on a GPU. XLA's convolutions on a CPU
-            are several times slower than oneDNN's.
+        model: A functional model.
+        batches: Training batches of a run.
+        config: Config of the same run.
+        group: The processes or devices that train together.
+        is_compiled: Whether XLA compiles a step; by default on one GPU. XLA's convolutions on a
+            CPU are several times slower than oneDNN's.
     """
 
     def __init__(
@@ -45,14 +44,20 @@ class TensorFlowEngine(PortableEngine):
         model: keras.Model,
         batches: Batches,
         config: TrainConfig,
+        group: ProcessGroup | None = None,
         *,
         is_compiled: bool | None = None,
     ) -> None:
-        super().__init__(model, batches, config)
-        keep_freed_memory()
+        super().__init__(model, batches, config, group)
+        self.strategy = self.group.strategy
+        if self.strategy is not None:
+            for layer in model.layers:
+                if isinstance(layer, keras.layers.BatchNormalization):
+                    layer.synchronized = config.bn_sync == "on"
         on_gpu = bool(tf.config.get_visible_devices("GPU"))
-        is_compiled = on_gpu if is_compiled is None else is_compiled
-        # Several GPUs, where XLA has no part, drop what one does.
+        if is_compiled is None:
+            is_compiled = on_gpu and self.strategy is None
+        # Several GPUs drop what one does, though XLA does not compile their step.
         self.lowered = LoweredModel(model, is_compiled=is_compiled, is_hashed=on_gpu)
         self.regularized = [v for v in model.trainable_variables if v.regularizer is not None]
         # One trace for every size of batch: another trace may differ in the last bit, and so would
@@ -71,93 +76,136 @@ class TensorFlowEngine(PortableEngine):
 
         self.steps = repeated(plain)
         self.whole_steps = repeated(compiled) if compiled else self.steps
+        self.shared_step = tf.function(self._shared_step, reduce_retracing=True)
         self.forward = inference(model)
 
-    @stock_keras
-    def train_epoch(self, epoch: int, listener: BatchListener) -> Scores:
-        """Trains on every batch of an epoch, counted from 0."""
-        self.seed(epoch)
-        self.model.stop_training = False
-        order, sums = self.batches.order(epoch), np.zeros(3)
-        means = RunningMeans(sums.tolist, 0)
+    def take_steps(self, epoch: int) -> Iterator[StepResult]:
+        """Takes the optimizer steps of an epoch, those of a call when its first is asked for."""
+        order = self.batches.order(epoch)
         for steps in self._calls():
             pairs = [self.batches.batch(epoch, step, order) for step in steps]
             images, labels = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
+            count = labels.shape[1]
             keys = [(self.config.seed, epoch, step) for step in steps]
-            drawn, ends = self.lowered.draw(keys, labels.shape[1])
-            is_whole = labels.shape[1] == self.batches.batch_size
-            take = self.whole_steps if is_whole else self.steps
-            added = take(images, labels, drawn, ends).numpy()
-            for step, numbers in zip(steps, added, strict=True):
-                listener.on_batch_begin(step)
-                if numbers[3] != FINITE:
-                    raise self._diverged(numbers, epoch, step)
-                sums = sums + numbers[:3]
-                means = RunningMeans(sums.tolist, means.count + labels.shape[1])
-                listener.on_batch_end(step, means)
-            if self.model.stop_training:
-                break
-        return means.scores()
-
-    def _diverged(self, numbers: NDArray[np.float32], epoch: int, step: int) -> DivergedError:
-        if not np.isfinite(numbers[0]):
-            return self.diverged(float(numbers[0]), epoch, step)
-        place = gradient_of(self.model.trainable_variables[int(numbers[3])])
-        return diverged(self, "gradient is not finite", epoch, step, place)
+            drawn, ends = self.lowered.draw(keys, count)
+            if self.strategy is None:
+                take = self.whole_steps if count == self.batches.batch_size else self.steps
+                rows = take(images, labels, drawn, ends).numpy()
+            else:
+                shards = self._shards(images[0], labels[0])
+                rows = self.shared_step(*shards, tf.constant(drawn), tf.constant(ends[0])).numpy()
+            for step, (*sums, bad, stop) in zip(steps, rows.reshape(-1, 5), strict=True):
+                if bad != FINITE:
+                    variable = self.model.trainable_variables[int(bad)]
+                    raise self.diverged(epoch, step, float(sums[0]), variable)
+                yield StepResult(np.array(sums, np.float64), count, stop > 0, step == steps[-1])
 
     def _calls(self) -> list[range]:
         """Returns which steps of an epoch each call takes; a partial batch is alone."""
+        several = STEPS_PER_CALL if self.strategy is None else 1
         whole = len(self.batches.split) // self.batches.batch_size
-        starts = range(0, whole, STEPS_PER_CALL)
-        calls = [range(start, min(start + STEPS_PER_CALL, whole)) for start in starts]
+        starts = range(0, whole, several)
+        calls = [range(start, min(start + several, whole)) for start in starts]
         return calls if whole == self.batches.steps else [*calls, range(whole, whole + 1)]
 
+    def _shards(self, images: NDArray[np.uint8], labels: NDArray[np.int32]) -> tuple[Any, ...]:
+        """Returns each device's images, labels, and its start, batch, total and stop request."""
+        size, stop = self.strategy.num_replicas_in_sync, INTERRUPTIONS.number > 0
+
+        def give(what: Callable[[Shard], Any]) -> Any:
+            return self.strategy.experimental_distribute_values_from_function(
+                lambda context: tf.constant(
+                    what(shard_of(len(labels), context.replica_id_in_sync_group, size))
+                )
+            )
+
+        return (
+            give(lambda shard: images[shard.slice]),
+            give(lambda shard: labels[shard.slice]),
+            give(lambda shard: np.array([shard.start, shard.batch, shard.total, stop], np.int32)),
+        )
+
+    def _shared_step(self, images: Any, labels: Any, facts: Any, drawn: Any, ends: Any) -> Any:
+        """Takes one step on all devices, and returns what `_step` does in this process."""
+        numbers = self.strategy.run(self._step, args=(images, labels, drawn, ends, facts))
+        return self.strategy.experimental_local_results(numbers)[0]
+
     def _steps(self, take: Any, images: Any, labels: Any, drawn: Any, ends: Any) -> Any:
-        """Takes a step on each of several batches.
+        """Takes a step on each of several batches; no step follows one that is not finite.
 
         Args:
-            take: Takes one; XLA compiles it for the size of a whole batch alone.
+            take: Takes one step; XLA compiles it for the size of a whole batch alone.
             images: uint8, (steps, N, H, W, C).
             labels: Class indices, (steps, N).
             drawn: What the dropouts of all steps are drawn from, int32.
             ends: Where each step's parts of it are, int32 (steps, dropouts + 1).
 
         Returns:
-            Sums of loss, cross-entropy and right answers of each step, and the last variable
-            whose gradient is not finite, `FINITE` if all are; float32 (steps, 4). Steps behind
-            one that is not finite are not taken.
+            What `_step` returned for each; float32 (steps, 5).
         """
         count = tf.shape(images)[0]
-        sums = tf.TensorArray(tf.float32, size=count, element_shape=(4,))
+        rows = tf.TensorArray(tf.float32, size=count, element_shape=(5,))
         is_finite = tf.constant(True)
         for step in tf.range(count):
-            numbers = tf.zeros(4)
+            numbers = tf.zeros(5)
             if is_finite:
                 numbers = take(images[step], labels[step], drawn, ends[step])
             is_finite = is_finite and numbers[3] == FINITE
-            sums = sums.write(step, numbers)
-        return sums.stack()
+            rows = rows.write(step, numbers)
+        return rows.stack()
 
-    def _step(self, images: Any, labels: Any, drawn: Any, ends: Any) -> Any:
+    def _step(self, images: Any, labels: Any, drawn: Any, ends: Any, facts: Any = None) -> Any:
+        """Takes one step on this device's shard of a batch, together with the other devices.
+
+        Args:
+            images: uint8, (N, H, W, C).
+            labels: Class indices, (N,).
+            drawn: What the dropouts of the whole batch are drawn from, int32.
+            ends: Where the parts of each dropout are, int32 (dropouts + 1).
+            facts: First image of the shard, images in the batch, images in all shards, and
+                whether this process is to stop; int32 (4,). None for the whole batch.
+
+        Returns:
+            Sums over the batch of loss, cross-entropy and correct predictions, the number of the
+            last variable whose gradient is not finite (`FINITE` if all are), and how many devices
+            are to stop; float32 (5,).
+        """
         variables = self.model.trainable_variables
+        count = tf.size(labels)
+        start, batch, total, stop = (0, count, count, 0) if facts is None else tf.unstack(facts)
         with tf.GradientTape() as tape:
-            logits = self.lowered(images, drawn, ends)
-            entropy = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
-            loss = entropy + sum(v.regularizer(v.value) for v in self.regularized)
+            logits = self.lowered(images, drawn, ends, start)
+            entropies = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            kind = entropies.dtype
+            batch, total = tf.cast(batch, kind), tf.cast(total, kind)
+            entropy = tf.reduce_sum(entropies) / total
+            share = tf.cast(count, kind) / total
+            loss = entropy + share * sum(v.regularizer(v.value) for v in self.regularized)
         gradients = tape.gradient(loss, [variable.value for variable in variables])
-        bad = last_nonfinite(loss, gradients)
-
-        def update() -> Any:
-            self.model.optimizer.apply_gradients(zip(gradients, variables, strict=True))
-            return bad
-
-        # No update along what is not finite: the weights stay as they are for the diagnosis.
-        tf.cond(bad == FINITE, update, lambda: bad)
         guesses = tf.argmax(logits, 1, output_type=labels.dtype)
-        right = tf.reduce_sum(tf.cast(guesses == labels, loss.dtype))
-        count = tf.cast(tf.size(labels), loss.dtype)
-        numbers = [loss * count, entropy * count, right, tf.cast(bad, loss.dtype)]
+        correct = tf.reduce_sum(tf.cast(guesses == labels, kind)) * batch / total
+        bad = last_nonfinite(loss, gradients)
+        marks = tf.cast(bad != FINITE, kind), tf.cast(stop, kind)
+        summed = self.group.sum_(tf.stack([loss * batch, entropy * batch, correct, *marks]))
+        loss, entropy, correct, spoilt, stop = tf.unstack(summed)
+        is_finite = spoilt == 0
+        self._update(gradients, is_finite)
+        bad = tf.where(is_finite, FINITE, tf.maximum(bad, 0))
+        numbers = [loss, entropy, correct, tf.cast(bad, kind), stop]
         return tf.cast(tf.stack(numbers), tf.float32)
+
+    def _update(self, gradients: list[Any], is_finite: Any) -> None:
+        """Updates the weights where all gradients are finite; else they stay for the diagnosis."""
+        variables = self.model.trainable_variables
+
+        def update(gradients: list[Any]) -> Any:
+            self.model.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+            return tf.constant(0)
+
+        if self.strategy is None:
+            tf.cond(is_finite, lambda: update(gradients), lambda: tf.constant(0))
+        else:  # a collective operation must be reached by all, and in no branch
+            update([tf.where(is_finite, g, tf.zeros_like(g)) for g in gradients])
 
     @stock_keras
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:

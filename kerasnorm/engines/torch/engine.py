@@ -1,7 +1,7 @@
 """The native engine of PyTorch: the lowered model, one vector of weights, no host in the loop."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -13,135 +13,160 @@ from torch.nn import functional as F  # noqa: N812  (its usual name)
 
 from kerasnorm.config import TrainConfig
 from kerasnorm.data.batches import Batches
-from kerasnorm.engines.base import BatchListener
-from kerasnorm.engines.diagnosis import bad_gradient, diverged
-from kerasnorm.engines.keras_engine import PortableEngine
-from kerasnorm.engines.memory import keep_freed_memory
+from kerasnorm.engines.base import NativeEngine, StepResult, last_nonfinite
+from kerasnorm.engines.torch.layers import Mode
 from kerasnorm.engines.torch.lowering import LoweredModel
-from kerasnorm.engines.torch.mode import Mode
 from kerasnorm.engines.torch.optimizer import FlatOptimizer
 from kerasnorm.engines.torch.resident import RecordedStep, ResidentData
-from kerasnorm.engines.totals import RunningMeans
-from kerasnorm.inspection.evaluation import Scores
+from kerasnorm.training.process_group import ProcessGroup, Shard, shard_of
+from kerasnorm.training.signals import INTERRUPTIONS
+
+NUMBERS = 4  # that a step returns, and that the processes add up beside the gradients
 
 
-class TorchEngine(PortableEngine):
+class TorchEngine(NativeEngine):
     """Trains with plain PyTorch calls; see `kerasnorm.engines.base.Engine`.
 
-    The compiled Keras model and its optimizer own all state, as in the portable engine, so that
-    callbacks and checkpoints are the same. On an accelerator the data stay there, and on CUDA a
-    step of a model that is lowered as a whole is one recorded graph.
+    A process that trains alone keeps the data on its accelerator, and on CUDA records the step of
+    a model that is lowered as a whole as one graph. Several processes take a shard of every batch
+    each, and add up their gradients, losses and stop requests in one sum per step, so that all
+    take the same step and stop at the same one.
     """
 
-    def __init__(self, model: keras.Model, batches: Batches, config: TrainConfig) -> None:
-        super().__init__(model, batches, config)
-        keep_freed_memory()
+    def __init__(
+        self,
+        model: keras.Model,
+        batches: Batches,
+        config: TrainConfig,
+        group: ProcessGroup | None = None,
+    ) -> None:
+        super().__init__(model, batches, config, group)
         self.lowered = LoweredModel(model)
-        steps = config.epochs * batches.steps
+        self.device = self.lowered.device
         variables = model.trainable_variables
-        self.optimizer = FlatOptimizer(model.optimizer, variables, config, steps)
+        self.optimizer = FlatOptimizer(model.optimizer, variables, config, self.rates, NUMBERS)
         self.regularized = [v for v in variables if v.regularizer is not None]
-        device = self.lowered.device
-        self.sums = torch.zeros(3, device=device)
-        self.resident = None if device.type == "cpu" else ResidentData(batches, device)
-        self.can_record = device.type == "cuda" and self.lowered.is_whole
+        is_alone = self.group.size == 1
+        self.sum_ = None if is_alone or config.bn_sync == "off" else self.group.sum_
+        is_resident = is_alone and self.device.type != "cpu"
+        self.resident = ResidentData(batches, self.device) if is_resident else None
+        self.can_record = self.device.type == "cuda" and self.lowered.is_whole
         self.recorded: RecordedStep | None = None
 
-    def train_epoch(self, epoch: int, listener: BatchListener) -> Scores:
-        """Trains on every batch of an epoch, counted from 0."""
-        take_step = self._begin(epoch)
-        self.seed(epoch)
-        self.model.stop_training = False
-        self.sums.zero_()
-        means = RunningMeans(self.sums.tolist, 0)
+    def take_steps(self, epoch: int) -> Iterator[StepResult]:
+        """Takes the optimizer steps of an epoch, one whenever the next result is asked for."""
+        if self.device.type != "cpu":  # where dropout draws from the device's generator
+            torch.manual_seed(torch.initial_seed() + self.group.rank)
+        # Analyses train on parts of an epoch for a while, which are on the host.
+        if self.resident is not None and self.resident.batches is self.batches:
+            return self._from_device(self.resident, epoch)
+        return self._from_host(epoch)
+
+    def _from_host(self, epoch: int) -> Iterator[StepResult]:
+        order, size = self.batches.order(epoch), self.batches.batch_size
         for step in range(self.batches.steps):
-            listener.on_batch_begin(step)
-            means = RunningMeans(self.sums.tolist, means.count + take_step(step))
-            listener.on_batch_end(step, means)
-            if self.model.stop_training:
-                break
-        return means.scores()
+            batch = min(size, len(order) - step * size)
+            shard = shard_of(batch, self.group.rank, self.group.size)
+            arrays = self.batches.batch(epoch, step, order, shard.slice)
+            images, labels = (torch.from_numpy(array).to(self.device) for array in arrays)
+            totals = self.step(images, labels, shard, epoch, step)
+            is_stopping = self.group.size > 1 and bool(totals[3])
+            yield StepResult(totals[:3], batch, is_stopping)
 
-    def _begin(self, epoch: int) -> Callable[[int], int]:
-        """Returns what takes a step of an epoch and returns how many images it was of."""
-        # Who trains on other batches for a while, such as a part of an epoch, has them on the host.
-        is_resident = self.resident is not None and self.resident.batches is self.batches
-        return self._on_device(epoch) if is_resident else self._from_host(epoch)
-
-    def _from_host(self, epoch: int) -> Callable[[int], int]:
-        order = self.batches.order(epoch)
-
-        def take_step(step: int) -> int:
-            arrays = self.batches.batch(epoch, step, order)
-            images, labels = (torch.from_numpy(a).to(self.lowered.device) for a in arrays)
-            self.step(images, labels, (self.config.seed, epoch, step))
-            return len(labels)
-
-        return take_step
-
-    def _on_device(self, epoch: int) -> Callable[[int], int]:
-        data, size = self.resident, self.batches.batch_size
-        assert data is not None
+    def _from_device(self, data: ResidentData, epoch: int) -> Iterator[StepResult]:
+        size = self.batches.batch_size
         data.begin(epoch)
         if self.can_record and self.recorded is None:
             state = self.state()
-            self.recorded = RecordedStep(lambda: self.step(*data.take(size)))
+            whole = shard_of(size, 0, 1)
+            self.recorded = RecordedStep(lambda: self.step(*data.take(size), whole))
             self.load_state(state)
             data.begin(epoch)
-
-        def take_step(step: int) -> int:
+        for step in range(self.batches.steps):
             count = min(size, len(self.batches.split) - step * size)
             if self.recorded is not None and count == size:
-                self.recorded()
+                totals = self.recorded()
             else:
-                self.step(*data.take(count), (self.config.seed, epoch, step))
-            return count
+                totals = self.step(*data.take(count), shard_of(count, 0, 1), epoch, step)
+            yield StepResult(totals[:3], count)
 
-        return take_step
-
-    def step(self, images: Tensor, labels: Tensor, key: tuple[int, int, int] = (0, 0, 0)) -> None:
-        """Takes one optimizer step and adds to the sums of the epoch.
+    def step(
+        self, images: Tensor, labels: Tensor, shard: Shard, epoch: int = 0, step: int = 0
+    ) -> Tensor:
+        """Takes one optimizer step, together with the other processes.
 
         Args:
-            images: uint8, (N, H, W, C).
+            images: This process's shard of the batch, uint8, (N, H, W, C).
             labels: Class indices, (N,).
-            key: (seed, epoch, step), from which dropout is drawn on the CPU.
-        """
-        logits = self.lowered(images, Mode(training=True, key=key))
-        labels = labels.long()
-        entropy = F.cross_entropy(logits, labels)
-        loss = sum((penalty(variable) for variable in self.regularized), entropy)
-        gradients = torch.autograd.grad(loss, self.optimizer.parameters)
-        self.optimizer.gather(gradients)
-        if self.lowered.device.type == "cpu":
-            self.refuse_nonfinite(float(loss.detach()), gradients, key)
-        self.optimizer.update()
-        with torch.no_grad():
-            right = (logits.argmax(1) == labels).sum()
-            count = len(labels)
-            self.sums.add_(torch.stack([loss * count, entropy * count, right.to(loss.dtype)]))
+            shard: Which images of the batch these are.
+            epoch: Number of the epoch, from which dropout is drawn on the CPU.
+            step: Number of the step in the epoch, from which it is drawn too.
 
-    def refuse_nonfinite(
-        self, loss: float, gradients: tuple[Tensor, ...], key: tuple[int, int, int]
-    ) -> None:
-        """Ends a run before a loss or gradient that is not finite has spoilt the weights.
+        Returns:
+            Sums over the batch of loss, cross-entropy and correct predictions, and how many
+            processes have received a signal to stop; shape (4,).
 
         Raises:
-            DivergedError: One is not; the message says where it began.
+            DivergedError: The loss or a gradient is not finite. The weights are unchanged.
         """
-        # A sum is finite if all its terms are, but for overflow; then each is looked at.
-        total = self.optimizer.gradient.sum()
-        if math.isfinite(loss) and math.isfinite(total):
+        mode = Mode(True, (self.config.seed, epoch, step), shard, self.sum_)
+        logits = self.lowered(images, mode)
+        labels = labels.long()
+        entropy = F.cross_entropy(logits, labels, reduction="sum") / shard.total
+        share = shard.count / shard.total
+        loss = sum((penalty(v) * share for v in self.regularized), entropy)
+        gradients = torch.autograd.grad(loss, self.optimizer.parameters)
+        with torch.no_grad():
+            correct = (logits.argmax(1) == labels).sum() * (shard.batch / shard.total)
+            numbers = [loss * shard.batch, entropy * shard.batch, correct, torch.zeros_like(loss)]
+            if self.group.size > 1 and INTERRUPTIONS.number:
+                numbers[3] += 1
+            self.optimizer.gather(gradients, torch.stack(numbers))
+            totals = self.group.sum_(self.optimizer.gathered)[-NUMBERS:].clone()
+            self._refuse_nonfinite(totals, epoch, step)
+            self.optimizer.update()
+        return totals
+
+    def _refuse_nonfinite(self, totals: Tensor, epoch: int, step: int) -> None:
+        """Ends a run before a loss or gradient that is not finite reaches the weights.
+
+        Reading waits for an accelerator. So a process with one does not look at gradients, and
+        where it trains alone not at the loss: `kerasnorm.training.loop` looks after each epoch.
+        """
+        on_cpu = self.device.type == "cpu"
+        if not on_cpu and self.group.size == 1:
             return
-        place = bad_gradient(self.model.trainable_variables, gradients)
-        if not math.isfinite(loss):
-            raise self.diverged(loss, *key[1:])
-        if place is not None:
-            raise diverged(self, "gradient is not finite", *key[1:], place)
+        loss = float(totals[0])
+        # A sum is finite if all its terms are, but for overflow; then each is looked at.
+        is_good = math.isfinite(loss)
+        if is_good and not (on_cpu and not self.optimizer.gradient.sum().isfinite()):
+            return
+        variable = last_nonfinite(self.model.trainable_variables, self.optimizer.gradients())
+        if variable is not None or not is_good:
+            raise self.diverged(epoch, step, loss, variable)
+
+    def end_epoch(self) -> None:
+        """Makes the moving statistics, each process's own in training, their mean."""
+        if self.group.size == 1 or self.sum_ is not None:
+            return
+        with torch.no_grad(), self.group.connection():
+            for variable in self.model.non_trainable_variables:
+                if variable.value.is_floating_point():
+                    self.group.sum_(variable.value).div_(self.group.size)
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Returns the logits (N, classes) of raw images (N, H, W, C)."""
-        return predict(self.lowered, images)
+        """Returns the logits (N, classes) of raw images (N, H, W, C), a shard from each process."""
+        if self.group.size == 1:
+            return predict(self.lowered, images)
+        shard = shard_of(len(images), self.group.rank, self.group.size)
+        local = predict(self.lowered, images[shard.slice])
+        logits = np.zeros((len(images), *local.shape[1:]), np.float32)
+        logits[shard.slice] = local * np.float32(shard.batch / shard.total)
+        with self.group.connection():
+            found: NDArray[np.float32] = (
+                self.group.sum_(torch.from_numpy(logits).to(self.device)).cpu().numpy()
+            )
+        return found
 
 
 def penalty(variable: Any) -> Any:

@@ -4,6 +4,7 @@
 A layer of another type, or with any other option set, is left to Keras.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,15 +13,53 @@ import keras
 import numpy as np
 import torch
 from keras import layers
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (its usual name)
 
-from kerasnorm.engines.layer_options import is_elementwise, is_usual
+from kerasnorm.engines.dropout import dropout_generator, dropped_positions
 from kerasnorm.engines.torch import kernels
-from kerasnorm.engines.torch import sync as torch_sync
-from kerasnorm.engines.torch.mode import Mode
 from kerasnorm.network import StandardizedConv2D
 from kerasnorm.norms import EPSILON
+from kerasnorm.training.process_group import Shard
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How a model is called.
+
+    Attributes:
+        training: Whether batches are normalized by their own statistics, and dropout drops.
+        key: (seed, epoch, step), from which dropout is drawn on the CPU.
+        shard: Which images of the batch these are, None for all.
+        sum_: Sums a tensor over the processes that have the others, None where bn does not ask.
+    """
+
+    training: bool = False
+    key: tuple[int, int, int] = (0, 0, 0)
+    shard: Shard | None = None
+    sum_: Callable[[Tensor], Tensor] | None = None
+
+    def random(self, number: int) -> np.random.Generator:
+        """Returns the random generator of the dropout layer of that number in this step."""
+        return dropout_generator(self.key, number)
+
+    def dropped(self, number: int, count: int, rate: float) -> NDArray[np.int64]:
+        """Returns which of `count` values a dropout takes, as it does from the whole batch."""
+        if self.shard is None:
+            return dropped_positions(self.random(number), count, rate)
+        each = count // self.shard.count  # values per image
+        whole = dropped_positions(self.random(number), each * self.shard.batch, rate)
+        first = self.shard.start * each
+        begin, end = np.searchsorted(whole, [first, first + count])
+        return whole[begin:end] - first
+
+    def draw(self, number: int, shape: Sequence[int]) -> NDArray[np.float64]:
+        """Returns random numbers, 0 to 1, of a shape (N, ...), as drawn for the whole batch."""
+        if self.shard is None:
+            return self.random(number).random(shape)
+        drawn = self.random(number).random((self.shard.batch, *shape[1:]))
+        return drawn[self.shard.slice]
 
 
 @dataclass(frozen=True)
@@ -95,7 +134,7 @@ def lower_layer(layer: Any, inputs: Sequence[Any], site: Site) -> Lowered | None
     if rule is None or any(len(tensor.shape) != 4 for tensor in inputs):
         return None
     has_floats = all(keras.backend.is_float_dtype(tensor.dtype) for tensor in inputs)
-    if not (has_floats or rule.takes_integers) or not is_usual(
+    if not (has_floats or rule.takes_integers) or not _is_usual(
         layer, rule.options, autocast=rule.autocast
     ):
         return None
@@ -113,6 +152,98 @@ def _after_cast(lowered: Lowered, dtype: torch.dtype) -> Lowered:
     return replace(lowered, call=call, scaled=None, dropping=None)
 
 
+# Options that every rule may meet: each either does not change what a built layer computes, or is
+# taken into account for all layers alike. `seed` is here because the engine draws its own numbers.
+COMMON_OPTIONS = frozenset(
+    {
+        "name",
+        "dtype",
+        "trainable",
+        "seed",
+        *(f"{v}_initializer" for v in ("kernel", "bias", "gamma", "beta")),
+        *(f"moving_{v}_initializer" for v in ("mean", "variance")),
+        *(
+            f"{variable}_{kind}"
+            for variable in ("kernel", "bias", "gamma", "beta")
+            for kind in ("regularizer", "constraint")
+        ),
+    }
+)
+
+# Activations that act on each value alone, so that the order of the axes does not matter.
+ELEMENTWISE = (
+    keras.activations.celu,
+    keras.activations.elu,
+    keras.activations.exponential,
+    keras.activations.gelu,
+    keras.activations.hard_shrink,
+    keras.activations.hard_sigmoid,
+    keras.activations.hard_silu,
+    keras.activations.hard_tanh,
+    keras.activations.leaky_relu,
+    keras.activations.linear,
+    keras.activations.log_sigmoid,
+    keras.activations.mish,
+    keras.activations.relu,
+    keras.activations.relu6,
+    keras.activations.selu,
+    keras.activations.sigmoid,
+    keras.activations.silu,
+    keras.activations.soft_shrink,
+    keras.activations.softplus,
+    keras.activations.softsign,
+    keras.activations.squareplus,
+    keras.activations.tanh,
+    keras.activations.tanh_shrink,
+)
+
+
+def _is_elementwise(activation: Any) -> bool:
+    """Says whether an activation is known to act on each value alone."""
+    return any(activation is known for known in ELEMENTWISE)
+
+
+# Where variables are in half precision, Keras computes some layers in full and others not.
+FULL_TYPES = ("float32", "float64")
+
+
+def _is_usual(layer: Any, options: frozenset[str], *, autocast: bool) -> bool:
+    """Says whether a layer is the usual one of its type, but for some options.
+
+    Args:
+        layer: A built layer.
+        options: Those that may have any value.
+        autocast: Whether Keras casts the inputs of layers of this type to the compute type.
+    """
+    return (
+        type(layer.dtype_policy) is keras.DTypePolicy  # else it may be quantized
+        and layer.variable_dtype in FULL_TYPES
+        and not getattr(layer, "lora_enabled", False)
+        and getattr(layer, "data_format", "channels_last") == "channels_last"
+        and layer.autocast is autocast
+        and not _unread_options(layer, options)
+    )
+
+
+def _unread_options(layer: Any, options: frozenset[str]) -> list[str]:
+    """Returns which options have a value other than the default, some options left out."""
+    try:
+        config = layer.get_config()
+    except Exception:  # An option may be the user's own object, which may raise anything.
+        return ["get_config"]
+    parameters = inspect.signature(type(layer).__init__).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+
+    def is_set(name: str) -> bool:
+        value = config[name]
+        if name in defaults:
+            return bool(value != defaults[name])
+        # An option that the signature does not show is off where its value is None or False.
+        return not (value is None or value is False)
+
+    return [name for name in config.keys() - options - COMMON_OPTIONS if is_set(name)]
+
+
 def _value(variable: Any) -> Any:
     """Returns the tensor of a Keras variable, and None for None."""
     return None if variable is None else variable.value
@@ -125,20 +256,21 @@ def _dtype(layer: Any) -> torch.dtype:
 
 def _rescaling(layer: Any, site: Site) -> Lowered | None:
     dtype = _dtype(layer)
-    if max(np.ndim(layer.scale), np.ndim(layer.offset)) > 1:
-        return None  # one number for each pixel
+    numbers = [np.atleast_1d(number) for number in (layer.scale, layer.offset)]
+    if any(number.size != number.shape[-1] for number in numbers):
+        return None  # They differ from pixel to pixel.
 
-    def spread(number: Any) -> Tensor:
-        return torch.tensor(number, dtype=dtype, device=site.device).reshape(-1, 1, 1)
-
-    scale, offset = spread(layer.scale), spread(layer.offset)
+    scale, offset = (
+        torch.tensor(number, dtype=dtype, device=site.device).reshape(-1, 1, 1)
+        for number in numbers
+    )
     return Lowered(lambda mode, x: x.to(dtype).mul(scale).add_(offset), is_fresh=True)
 
 
 def _conv(layer: Any, _: Site) -> Lowered | None:
     reach = [d * (k - 1) for k, d in zip(layer.kernel_size, layer.dilation_rate, strict=True)]
     is_same = layer.padding == "same"
-    if not is_elementwise(layer.activation) or layer.padding not in ("same", "valid"):
+    if not _is_elementwise(layer.activation) or layer.padding not in ("same", "valid"):
         return None
     if is_same and (max(layer.strides) > 1 or any(n % 2 for n in reach)):
         return None  # Keras pads the two sides differently.
@@ -195,11 +327,9 @@ def _batch_norm(layer: Any, _: Site) -> Lowered | None:
     moving = layer.moving_mean.value, layer.moving_variance.value
 
     def normalize(mode: Mode, x: Tensor, gamma: Any, beta: Any) -> Tensor:
-        if mode.training and layer.trainable and mode.sum_ is not None:
-            scales = (gamma, beta, moving, layer.momentum, layer.epsilon)
-            return torch_sync.batch_norm(x, *scales, mode.sum_)
         if mode.training and layer.trainable:
-            return kernels.batch_norm(x, gamma, beta, moving, layer.momentum, layer.epsilon)
+            options = layer.momentum, layer.epsilon, mode.sum_
+            return kernels.batch_norm(x, gamma, beta, moving, *options)
         return F.batch_norm(x, *moving, gamma, beta, False, 0.0, layer.epsilon)
 
     return _norm(normalize, layer, layer.gamma, layer.beta, is_fresh=True)
@@ -240,7 +370,7 @@ def _rms_norm(layer: Any, _: Site) -> Lowered | None:
 
 
 def _activation(layer: Any, site: Site) -> Lowered | None:
-    if not is_elementwise(layer.activation):
+    if not _is_elementwise(layer.activation):
         return None
     if layer.activation is not keras.activations.relu:
         return Lowered(lambda mode, x: layer.activation(x))

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from kerasnorm.engines.torch.kernels import channels_last
-from kerasnorm.engines.torch.layers import Lowered, Site, lower_layer
-from kerasnorm.engines.torch.mode import Mode
+from kerasnorm.engines.torch.layers import Lowered, Mode, Site, lower_layer
 from kerasnorm.errors import ConfigError
 from kerasnorm.inspection.graph import call_node, functional_graph, nodes
 

@@ -1,4 +1,4 @@
-"""The optimizers of `portable.make_optimizer`, computed on all variables as one vector.
+"""The optimizers of `kerasnorm.engines.optimizers`, computed on all variables as one vector.
 
 The Keras optimizer stays the owner of its variables, so checkpoints are the same for every engine;
 the variables become views of the vectors.
@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kerasnorm.config import TrainConfig
-from kerasnorm.engines.optimizers import ConvMuon, is_kernel, step_size
-from kerasnorm.engines.schedule import learning_rates
+from kerasnorm.engines.optimizers import DECAYED, ConvMuon, is_kernel, step_size
 
-# Moves weights along a gradient at a rate; both are tensors, the last of one number.
+# Moves weights along a gradient (a tensor) at a rate (a tensor of one number).
 Rule = Callable[[Tensor, Tensor], None]
 
 
@@ -28,43 +27,50 @@ class FlatOptimizer:
 
     Attributes:
         parameters: The variables' tensors, in their order.
-        gradient: What `gather` took, as one vector.
+        gathered: What `gather` received, as one vector.
+        gradient: The gradients in it, those of kernels first.
 
     Args:
         optimizer: Built on `variables`; its state is kept up to date.
         variables: The model's trainable variables.
         config: What the optimizer was made from.
-        steps: Of the whole run.
+        rates: Learning rate of each step of the run.
+        numbers: How many numbers `gather` receives beside the gradients.
     """
 
     def __init__(
-        self, optimizer: Any, variables: list[Any], config: TrainConfig, steps: int
+        self,
+        optimizer: Any,
+        variables: list[Any],
+        config: TrainConfig,
+        rates: NDArray[np.float64],
+        numbers: int = 0,
     ) -> None:
         self.parameters = [variable.value for variable in variables]
         # Kernels come first, for a rule that is theirs alone.
         self.order = sorted(range(len(variables)), key=lambda i: not is_kernel(variables[i]))
         self.weights = _flatten(self._sorted(self.parameters))
-        self.gradient = torch.zeros_like(self.weights)
+        self.gathered = self.weights.new_zeros(len(self.weights) + numbers)
+        self.gradient = self.gathered[: len(self.weights)]
         self.iterations = optimizer.iterations.value
-        self.steps = steps
         self.decay = None
         if optimizer.weight_decay:
             shares = [
-                torch.full_like(p, optimizer.weight_decay if v.name == "kernel" else 0.0)
+                torch.full_like(p, optimizer.weight_decay if v.name == DECAYED else 0.0)
                 for v, p in zip(variables, self.parameters, strict=True)
             ]
             self.decay = torch.cat([s.detach().reshape(-1) for s in self._sorted(shares)])
         # A constant rate is a variable, which callbacks may change.
         is_constant = config.schedule == "constant"
         self.rate = optimizer.learning_rate.value if is_constant else None
-        self.rates = self._table(learning_rates(config, steps))
+        self.rates = self._table(rates)
         self.rules = self._rules(optimizer, config)
 
     def _sorted(self, of_variables: Sequence[Any]) -> list[Any]:
         return [of_variables[index] for index in self.order]
 
     def _slot(self, variables: Sequence[Any]) -> Tensor:
-        """Returns a slot of the optimizer as one vector, without the variables that lack it."""
+        """Returns a slot of the optimizer as one vector; variables without it are left out."""
         return _flatten([v.value for v in self._sorted(variables) if v is not None])
 
     def _rules(self, optimizer: Any, config: TrainConfig) -> list[tuple[slice, Rule]]:
@@ -97,7 +103,7 @@ class FlatOptimizer:
     ) -> Rule:
         """Kingma & Ba, arXiv 1412.6980, the form before section 2.1."""
         (first, second), (beta_1, beta_2) = slots, betas
-        t = np.arange(1, self.steps + 1)
+        t = np.arange(1, len(self.rates) + 1)
         corrections = self._table(np.sqrt(1 - beta_2**t) / (1 - beta_1**t))
 
         def move(gradient: Tensor, rate: Tensor) -> None:
@@ -116,10 +122,17 @@ class FlatOptimizer:
         index = self.iterations.clamp(max=len(table) - 1).reshape(1).long()
         return table.index_select(0, index)
 
-    def gather(self, gradients: Sequence[Tensor]) -> None:
-        """Takes the gradients of the next step, one for each variable, into `gradient`."""
+    def gather(self, gradients: Sequence[Tensor], numbers: Tensor) -> None:
+        """Copies the gradients of the next step, one per variable, and numbers to `gathered`."""
         with torch.no_grad():
-            torch.cat([g.reshape(-1) for g in self._sorted(gradients)], out=self.gradient)
+            rows = [g.reshape(-1) for g in self._sorted(gradients)]
+            torch.cat([*rows, numbers], out=self.gathered)
+
+    def gradients(self) -> list[Tensor]:
+        """Returns the gradients that were gathered, one per variable."""
+        parameters = self._sorted(self.parameters)
+        parts = self.gradient.split([parameter.numel() for parameter in parameters])
+        return [part for _, part in sorted(zip(self.order, parts, strict=True))]
 
     def update(self) -> None:
         """Takes one step along the gradients that were gathered."""

@@ -16,17 +16,17 @@ T = TypeVar("T")
 
 
 class TorchProcessGroup(ProcessGroup):
-    """See `ProcessGroup`; addresses come from torchrun's environment.
+    """See `ProcessGroup`; the processes find each other by torchrun's environment.
 
     Args:
-        launch: This process's place among them.
-        device: Where tensors lie.
+        launch: This process's rank and the number of processes.
+        device: Device of the tensors that are summed.
     """
 
     def __init__(self, launch: Launch, device: torch.device) -> None:
         self.rank, self.size = launch.rank, launch.size
         self.device = device
-        with lost():
+        with self.connection():
             store, rank, size = next(rendezvous("env://"))
             # torchrun keeps one store over its restarts: addresses of ended processes are in it.
             store = distributed.PrefixStore(f"start-{launch.restarts}", store)
@@ -39,7 +39,7 @@ class TorchProcessGroup(ProcessGroup):
         return tensor
 
     def on_first(self, work: Callable[[], T]) -> T | None:
-        """Does `work` in the first process, and returns its result in all.
+        """Does `work` in the first process and returns its result in all processes.
 
         Raises:
             KerasnormError: What `work` raised, in all processes.
@@ -50,7 +50,7 @@ class TorchProcessGroup(ProcessGroup):
                 box = [work(), None]
             except KerasnormError as error:
                 box = [None, (type(error), str(error))]
-        with lost():
+        with self.connection():
             distributed.broadcast_object_list(box, 0, device=self.device)
         result, failure = box
         if failure is not None:
@@ -59,27 +59,25 @@ class TorchProcessGroup(ProcessGroup):
         return result  # type: ignore[no-any-return]
 
     def barrier(self) -> None:
-        """Waits until all processes are here."""
-        with lost():
+        """Waits until all processes have called this."""
+        with self.connection():
             self.sum_(torch.zeros(1, device=self.device))
+
+    @contextmanager
+    def connection(self) -> Iterator[None]:
+        """Turns the end of a connection into an error that says what has happened.
+
+        Raises:
+            LostProcessError: Another process has ended or does not answer.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            words = ("gloo", "connection", "nccl", "peer", "socket", "timed out", "store")
+            if not any(word in str(error).lower() for word in words):
+                raise
+            raise LostProcessError(str(error).splitlines()[0]) from error
 
     def leave(self) -> None:
         """Ends the connection to the others."""
         distributed.destroy_process_group()
-
-
-@contextmanager
-def lost() -> Iterator[None]:
-    """Turns the end of a connection into an error that says what has happened.
-
-    Raises:
-        LostProcessError: Another process has ended or does not answer.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        words = ("gloo", "connection", "nccl", "peer", "socket", "timed out", "store")
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if not any(word in str(error).lower() for word in words):
-            raise
-        raise LostProcessError(text) from error

@@ -6,12 +6,14 @@ begins; and a step — gather, augment, forward, backward, update — is recorde
 """
 
 from collections.abc import Callable
+from dataclasses import fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from kerasnorm.data.augment import LUMA, Augmentation, Draws
 from kerasnorm.data.batches import Batches
-from kerasnorm.engines.torch.augment import DeviceAugmentation, to_device
 
 WARM_UP = 3  # steps before a recording, as PyTorch's guide to CUDA graphs advises
 
@@ -72,7 +74,7 @@ class RecordedStep:
         step: Reads nothing back from the device, and takes nothing from the host.
     """
 
-    def __init__(self, step: Callable[[], None]) -> None:
+    def __init__(self, step: Callable[[], Tensor]) -> None:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -81,8 +83,115 @@ class RecordedStep:
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            step()
+            self.result = step()
 
-    def __call__(self) -> None:
-        """Takes the step; returns before the device has done it."""
+    def __call__(self) -> Tensor:
+        """Takes the step; returns before the device has done it.
+
+        Returns:
+            What the step returned, in memory that the next call overwrites.
+        """
         self.graph.replay()
+        return self.result
+
+
+def to_device(draws: list[Draws], device: torch.device) -> dict[str, Tensor]:
+    """Returns the draws of several steps behind each other, a tensor a field of `Draws`."""
+    return {
+        field.name: torch.from_numpy(
+            np.concatenate([getattr(draw, field.name) for draw in draws])
+        ).to(device)
+        for field in fields(Draws)
+    }
+
+
+class DeviceAugmentation:
+    """Applies what an `Augmentation` drew.
+
+    Args:
+        augmentation: What is done.
+        device: Where the images lie.
+    """
+
+    def __init__(self, augmentation: Augmentation, device: torch.device) -> None:
+        self.augmentation = augmentation
+        self.config = augmentation.config
+        height, width, channels = augmentation.image_shape
+        self.rows, self.columns = (torch.arange(size, device=device) for size in (height, width))
+        self.fill = torch.from_numpy(augmentation.fill).to(device)
+        luma = LUMA if channels == 3 else np.full(channels, 1 / channels, np.float32)
+        self.luma = torch.from_numpy(luma).to(device)
+
+    def __call__(self, images: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        """Returns the augmented images.
+
+        Args:
+            images: uint8, (N, H, W, C).
+            draws: From `to_device`, a row an image.
+        """
+        images = self._flip_and_move(images, draws["flip"], draws["offset"])
+        if self.config.shift_scale_rotate > 0:
+            hit = draws["is_affine"][:, None, None, None]
+            images = torch.where(hit, self._warp(images, draws["affine"]), images)
+        if self.config.cutout > 0:
+            images = torch.where(self._hole_mask(draws["hole"]), self.fill, images)
+        if self.config.gray > 0:
+            gray = (images.float() * self.luma).sum(-1, keepdim=True).round().to(torch.uint8)
+            images = torch.where(draws["gray"][:, None, None, None], gray, images)
+        return images
+
+    def _flip_and_move(self, images: Tensor, flip: Tensor, offset: Tensor) -> Tensor:
+        height, width = images.shape[1:3]
+        rows = _reflect(self.rows - offset[:, :1], height)
+        columns = _reflect(self.columns - offset[:, 1:], width)
+        columns = torch.where(flip[:, None], width - 1 - columns, columns)
+        return _pick(images, rows[:, :, None], columns[:, None, :])
+
+    def _warp(self, images: Tensor, affine: Tensor) -> Tensor:
+        """Samples images through affine maps (N, 2, 3), bilinear, edges reflected."""
+        height, width = images.shape[1:3]
+        middle = (height - 1) / 2, (width - 1) / 2
+        down, across = self.rows.float()[:, None] - middle[0], self.columns.float() - middle[1]
+        (row, row_weight), (column, column_weight) = (
+            _split(
+                affine[:, axis, 0, None, None] * down
+                + affine[:, axis, 1, None, None] * across
+                + (affine[:, axis, 2, None, None] + middle[axis])
+            )
+            for axis in (0, 1)
+        )
+        out = torch.zeros(images.shape, device=images.device)
+        for lower in (0, 1):
+            for right in (0, 1):
+                share = (1 - lower - row_weight).abs() * (1 - right - column_weight).abs()
+                rows, columns = _reflect(row + lower, height), _reflect(column + right, width)
+                out += share[..., None] * _pick(images, rows, columns)
+        return out.round().to(torch.uint8)
+
+    def _hole_mask(self, hole: Tensor) -> Tensor:
+        """Mask of the holes (N, 2), top left corners, (N, H, W, 1)."""
+        size = self.config.cutout_size
+        down, across = self.rows - hole[:, :1], self.columns - hole[:, 1:]
+        rows, columns = (down >= 0) & (down < size), (across >= 0) & (across < size)
+        is_cut = (hole[:, 0] >= 0)[:, None, None]
+        return (rows[:, :, None] & columns[:, None, :] & is_cut)[..., None]
+
+
+def _reflect(positions: Tensor, size: int) -> Tensor:
+    if size == 1:
+        return torch.zeros_like(positions)
+    period = 2 * (size - 1)
+    folded = positions.abs() % period
+    return torch.minimum(folded, period - folded)
+
+
+def _split(positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the whole part, int64, and the rest of positions."""
+    base = positions.floor()
+    return base.long(), positions - base
+
+
+def _pick(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Returns the pixels (N, H, W, C) at rows and columns that broadcast to (N, H, W)."""
+    sample = torch.arange(len(images), device=images.device)[:, None, None]
+    return images[sample, rows, columns]

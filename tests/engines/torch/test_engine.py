@@ -13,10 +13,10 @@ if keras.backend.backend() != "torch":
 from kerasnorm.data.augment import Augmentation  # noqa: E402
 from kerasnorm.data.batches import Batches  # noqa: E402
 from kerasnorm.engines.dropout import dropped_positions  # noqa: E402
-from kerasnorm.engines.keras_engine import PortableEngine  # noqa: E402
+from kerasnorm.engines.keras_engine import KerasEngine  # noqa: E402
 from kerasnorm.engines.torch.engine import TorchEngine, predict  # noqa: E402
+from kerasnorm.engines.torch.layers import Mode  # noqa: E402
 from kerasnorm.engines.torch.lowering import LoweredModel  # noqa: E402
-from kerasnorm.engines.torch.mode import Mode  # noqa: E402
 from kerasnorm.network import build_model  # noqa: E402
 
 NORMS = ("bn", "gn", "ln", "lnc", "in", "rms", "none")
@@ -148,7 +148,7 @@ def engines(norm, recipe, **overrides):
     config, data = tiny.config(norm=norm, recipe=recipe, **options), tiny.dataset(64)
     fill = np.full(3, 100.0)
     made = []
-    for engine in (PortableEngine, TorchEngine):
+    for engine in (KerasEngine, TorchEngine):
         augmentation = Augmentation(config.data, data.image_shape, fill, len(data.train), 0)
         batches = Batches(data.train, config.train.batch_size, 0, augmentation)
         model = in_float64(network(norm, recipe, l2=config.model.l2))

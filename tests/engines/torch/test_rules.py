@@ -15,9 +15,13 @@ if keras.backend.backend() != "torch":
     pytest.skip("needs the torch backend", allow_module_level=True)
 
 from kerasnorm.engines.torch.engine import predict  # noqa: E402
-from kerasnorm.engines.torch.layers import RULES, Site, lower_layer  # noqa: E402
+from kerasnorm.engines.torch.layers import (  # noqa: E402
+    RULES,
+    Mode,
+    Site,
+    lower_layer,
+)
 from kerasnorm.engines.torch.lowering import LoweredModel  # noqa: E402
-from kerasnorm.engines.torch.mode import Mode  # noqa: E402
 from kerasnorm.inspection.graph import functional_graph, nodes  # noqa: E402
 from kerasnorm.network import StandardizedConv2D  # noqa: E402
 

@@ -22,19 +22,19 @@ MUTATIONS = ("generator", "optimizer")
 def mutate(name):
     """Breaks resuming in a way that the test of kills must notice."""
     from kerasnorm.data import augment, batches
-    from kerasnorm.engines import keras_engine as portable
+    from kerasnorm.engines.base import Engine
 
     if name == "generator":  # one running generator, which no checkpoint holds
         running = np.random.Generator(np.random.PCG64(0))
         batches.generator = augment.generator = lambda *key: running
     else:
-        load = portable.PortableEngine.load_state
+        load = Engine.load_state
 
         def forget(engine, state):
             fresh = engine.state()
             load(engine, {k: fresh[k] if k.startswith("optimizer") else state[k] for k in state})
 
-        portable.PortableEngine.load_state = forget
+        Engine.load_state = forget
 
 
 def die(_):
