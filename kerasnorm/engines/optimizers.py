@@ -14,6 +14,8 @@ from kerasnorm.keras_settings import stock_keras
 
 EPSILON = 1e-8  # of Adam; PyTorch's default
 DECAYED = "kernel"  # name of the variables that weight decay changes
+# Names of the others. Keras asks with a variable's name, and on TensorFlow with its path.
+NOT_DECAYED = rf"^(?!(.*/)?{DECAYED}(:0)?$)"
 
 
 @keras.saving.register_keras_serializable(package="kerasnorm")
@@ -62,7 +64,7 @@ def make_optimizer(config: TrainConfig, rates: NDArray[np.float64]) -> keras.Opt
     else:
         optimizer = keras.optimizers.Adam(rate, epsilon=EPSILON)
     if decay:
-        optimizer.exclude_from_weight_decay(var_names=[f"^(?!{DECAYED}$)"])
+        optimizer.exclude_from_weight_decay(var_names=[NOT_DECAYED])
     return optimizer
 
 
