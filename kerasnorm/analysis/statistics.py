@@ -517,7 +517,7 @@ def _scale(maps: Sequence[Array]) -> Normalize:
 
 
 def weights_figure(found: Sequence[NetworkStatistics]) -> Picture:
-    """Returns the weights' histograms, overlaid, above sparsity and the gap of train and test."""
+    """Returns the weights' histograms, overlaid, above the numbers of `weights_table`."""
     figure = new_figure(3.2 + 0.26 * len(found) + 0.6)
     title(figure, "WEIGHTS OF THE TRAINED MODELS")
     upper, lower = figure.subplots(2, 1, height_ratios=(3.0, 0.26 * len(found) + 0.3))
@@ -532,29 +532,23 @@ def weights_figure(found: Sequence[NetworkStatistics]) -> Picture:
     quiet(upper)
     upper.legend(frameon=False, fontsize=TEXT_SIZE - 1, labelcolor=INK, loc="upper right")
     lower.set_axis_off()
-    header = ["", "|w|", "near 0 (%)", "train (%)", "test (%)", "gap (points)"]
-    cells = [
-        [
-            one.label,
-            f"{one.weights.norm:.1f}",
-            f"{100 * one.weights.sparsity:.1f}",
-            f"{100 * one.train_accuracy:.1f}",
-            f"{100 * one.test_accuracy:.1f}",
-            f"{one.gap:+.1f}",
-        ]
-        for one in found
-    ]
+    numbers = weights_table(found)
     width = min(0.5, 0.08 * max(len(one.label) for one in found) / WIDTH + 0.06)
-    widths = [width, *[(1 - width) / 5] * 5]
-    table = lower.table(cells, colLabels=header, colWidths=widths, loc="center", edges="horizontal")
-    table.auto_set_font_size(False)
-    table.set_fontsize(TEXT_SIZE)
-    for cell in table.get_celld().values():
+    drawn = lower.table(
+        [list(row) for row in numbers.rows],
+        colLabels=["", *(heading.removeprefix(">") for heading in numbers.columns[1:])],
+        colWidths=[width, *[(1 - width) / 6] * 6],
+        loc="center",
+        edges="horizontal",
+    )
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(TEXT_SIZE)
+    for cell in drawn.get_celld().values():
         cell.set_edgecolor(GRID)
         cell.get_text().set_color(INK)
         cell.get_text().set_parse_math(False)
     text = "Histograms of all kernels' weights of the trained models"
-    caption = f"{text}; below, their norm, their sparsity, and the accuracies on both splits."
-    texts = [f"{row[0]} |w| {row[1]}, gap {row[5]} points" for row in cells]
+    caption = f"{text}; below, norm, std and sparsity of the weights, and accuracies in %."
+    texts = [f"{one.label} |w| {one.weights.norm:.2f}, gap {one.gap:+.2f} points" for one in found]
     alt = f"{text}. {first_texts(texts)}."
     return Picture("weights", figure, "Weights of the trained models", caption, alt)
