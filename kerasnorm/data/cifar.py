@@ -16,8 +16,18 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasnorm.data.checks import Where, check, parsing, to_labels
-from kerasnorm.data.dataset import Dataset, Split, channels_last
+from kerasnorm.data.dataset import (
+    Dataset,
+    Reader,
+    Split,
+    Where,
+    channels_last,
+    check,
+    check_size,
+    parsing,
+    to_labels,
+)
+from kerasnorm.data.download import Official, RemoteFile
 from kerasnorm.data.unpickle import load_batch
 from kerasnorm.errors import DataError
 
@@ -26,19 +36,20 @@ _LARGEST_FILE = 256 * 2**20
 _LARGEST_ARCHIVE = 512 * 2**20
 _PLANES = (3, 32, 32)
 _BYTES = 3 * 32 * 32
+_GZIP = b"\x1f\x8b"
 
 
 class Layout(NamedTuple):
-    """One official layout.
+    """One official layout of a data set.
 
     Attributes:
-        name: The data set.
-        folder: The folder that the official archive holds.
-        names: The file of class names.
-        train: The files of training images, in order.
-        test: The file of test images.
-        read_names: Content and place of `names` → class names.
-        read_batch: Content and place of a batch → its images and labels.
+        name: Name of the data set.
+        folder: Name of the folder in the official archive.
+        names: Name of the file of class names.
+        train: Names of the files of training images, in order.
+        test: Name of the file of test images.
+        read_names: Function from content and place of `names` to the class names.
+        read_batch: Function from content and place of a batch to its images and labels.
     """
 
     name: str
@@ -51,7 +62,7 @@ class Layout(NamedTuple):
 
     @property
     def files(self) -> tuple[str, ...]:
-        """All files of the layout."""
+        """Names of all files of the layout."""
         return (self.names, *self.train, self.test)
 
 
@@ -83,7 +94,7 @@ def _pickled_batch(key: str) -> Callable[[bytes, Where], Split]:
                 raise TypeError(f"data of type {getattr(rows, 'dtype', type(rows).__name__)}")
             if rows.shape != (len(labels), _BYTES):
                 raise ValueError(f"data of shape {rows.shape} and {len(labels)} labels")
-            # Made one by one: lists that share lists would unfold to fill the memory.
+            # Converted one by one: lists that share lists would fill the memory when unfolded.
             classes = np.fromiter(map(operator.index, labels), np.int64, len(labels))
             images = channels_last(rows.reshape(-1, *_PLANES))
             return Split(images, to_labels(classes, where))
@@ -92,7 +103,7 @@ def _pickled_batch(key: str) -> Callable[[bytes, Where], Split]:
 
 
 def _binary_names(content: bytes, where: Where) -> tuple[str, ...]:
-    with parsing(where, "class names in UTF-8, one a line"):
+    with parsing(where, "class names in UTF-8, one per line"):
         return tuple(content.decode().split())
 
 
@@ -100,7 +111,7 @@ def _binary_batch(content: bytes, where: Where) -> Split:
     if len(content) % (1 + _BYTES):
         raise DataError(
             f"{where}: expected records of {1 + _BYTES} bytes. Received: {len(content)} bytes, "
-            "which is no multiple of it: a truncated or another file. Restore it."
+            "which is not a multiple of it: a truncated or another file. Restore it."
         )
     records: NDArray[np.uint8] = np.frombuffer(content, np.uint8).reshape(-1, 1 + _BYTES)
     images = channels_last(records[:, 1:].reshape(-1, *_PLANES))
@@ -146,18 +157,31 @@ def layout_of(folder: Path) -> Layout | None:
     return None
 
 
-def read_folder(folder: Path, layout: Layout) -> Dataset:
-    """Returns the data set that lies in a folder of an official layout.
+def matches(path: Path) -> bool:
+    """Returns whether a path is a folder with official files, or looks like a tar archive."""
+    if not path.is_file():
+        return layout_of(path) is not None
+    with path.open("rb") as file:
+        start = file.read(262)
+    return path.suffix == ".tar" or start[:2] == _GZIP or start[257:] == b"ustar"
+
+
+def read(path: Path) -> Dataset:
+    """Returns the data set in an official folder or archive.
 
     Raises:
-        DataError: A file is missing, too large, damaged or hostile.
+        DataError: A file is missing, too large, damaged or unsafe.
     """
+    layout = layout_of(path)
+    return read_tar(path) if layout is None else _read_folder(path, layout)
 
+
+def _read_folder(folder: Path, layout: Layout) -> Dataset:
     def contents() -> Iterator[tuple[str, bytes]]:
         for name in layout.files:
             file = folder / name
             with parsing(file, f"a file of {layout.folder}"):
-                _check_size(file, file.stat().st_size, _LARGEST_FILE)
+                check_size(file, file.stat().st_size, _LARGEST_FILE)
                 content = file.read_bytes()
             yield name, content
 
@@ -168,14 +192,14 @@ def read_tar(path: Path) -> Dataset:
     """Returns the data set that an official archive holds (.tar or .tar.gz).
 
     Members are read in memory, one at a time; nothing is extracted, so that no member can leave
-    its folder. Only regular files with the names of a layout are looked at.
+    its folder. Only regular files with the names of a layout are read.
 
     Raises:
         DataError: The archive is damaged, holds no official layout or not all of it, or is too
             large unpacked.
     """
     with parsing(path, "an official CIFAR archive, .tar or .tar.gz"), path.open("rb") as raw:
-        zipped = raw.read(2) == b"\x1f\x8b"
+        zipped = raw.read(2) == _GZIP
         raw.seek(0)
         stream: IO[bytes] = gzip.GzipFile(fileobj=raw) if zipped else raw  # type: ignore[assignment]
         bounded: Any = _Bounded(stream, path)
@@ -193,7 +217,7 @@ def read_tar(path: Path) -> Dataset:
 
 
 def _members(archive: tarfile.TarFile, path: Path) -> Iterator[tuple[Layout, tuple[str, bytes]]]:
-    """Yields layout, name and content of every member that belongs to a layout."""
+    """Yields the layout, name and content of every member that belongs to a layout."""
     for member in archive:
         parts = PurePosixPath(member.name).parts
         for layout in LAYOUTS:
@@ -205,12 +229,12 @@ def _members(archive: tarfile.TarFile, path: Path) -> Iterator[tuple[Layout, tup
                         f"{where}: expected a regular file. Received: a link or another special "
                         "member. It was not followed; get the official archive."
                     )
-                _check_size(where, member.size, _LARGEST_FILE)
+                check_size(where, member.size, _LARGEST_FILE)
                 yield layout, (parts[1], file.read())
 
 
 class _Bounded:
-    """A stream that refuses to give more bytes than an official archive has: against bombs."""
+    """A stream that refuses to return more bytes than an official archive has, against bombs."""
 
     def __init__(self, stream: IO[bytes], where: Where) -> None:
         self._stream, self._where, self._read = stream, where, 0
@@ -219,16 +243,8 @@ class _Bounded:
         """Returns up to `size` bytes."""
         content = self._stream.read(size)
         self._read += len(content)
-        _check_size(self._where, self._read, _LARGEST_ARCHIVE)
+        check_size(self._where, self._read, _LARGEST_ARCHIVE)
         return content
-
-
-def _check_size(where: Where, size: int, limit: int) -> None:
-    if size > limit:
-        raise DataError(
-            f"{where}: expected at most {limit >> 20} MiB, unpacked, more than any official file "
-            f"has. Received: {size >> 20} MiB or more. It was not read; get the official one."
-        )
 
 
 def _assemble(contents: Iterable[tuple[str, bytes]], layout: Layout, path: Path) -> Dataset:
@@ -244,10 +260,51 @@ def _assemble(contents: Iterable[tuple[str, bytes]], layout: Layout, path: Path)
     if missing := [name for name in layout.files if not found.get(name)]:
         raise DataError(
             f"{path}: expected the files {', '.join(layout.files)}. Received: none, or an empty "
-            f"one, of {', '.join(missing)}. Get the official data set anew."
+            f"one, of {', '.join(missing)}. Download the official data set again."
         )
     train = Split(
         np.concatenate([batches[name].images for name in layout.train]),
         np.concatenate([batches[name].labels for name in layout.train]),
     )
     return check(Dataset(layout.name, str(path), names, train, batches[layout.test]))
+
+
+_TORONTO = "https://www.cs.toronto.edu/~kriz"
+
+
+def _archive(name: str, sha256: str, size: int) -> tuple[RemoteFile, ...]:
+    return (RemoteFile(name, (f"{_TORONTO}/{name}",), f"sha256:{sha256}", size),)
+
+
+# The checksums are those of `keras.datasets`.
+SOURCES = (
+    Reader(
+        "a folder cifar-10-batches-py, cifar-10-batches-bin or cifar-100-python, or its .tar or "
+        ".tar.gz",
+        matches,
+        read,
+    ),
+    Official(
+        name="cifar10",
+        files=_archive(
+            "cifar-10-python.tar.gz",
+            "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+            170_498_071,
+        ),
+        places=(
+            "cifar-10-batches-py",
+            "cifar-10-batches-bin",
+            "cifar-10-python.tar.gz",
+            "cifar-10-binary.tar.gz",
+        ),
+    ),
+    Official(
+        name="cifar100",
+        files=_archive(
+            "cifar-100-python.tar.gz",
+            "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+            169_001_437,
+        ),
+        places=("cifar-100-python", "cifar-100-python.tar.gz"),
+    ),
+)

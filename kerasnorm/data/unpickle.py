@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasnorm.data.checks import Where, parsing
+from kerasnorm.data.dataset import Where, parsing
 from kerasnorm.errors import DataError
 
 _KINDS = "biuf"
 
 
 class _RefusedError(Exception):
-    """The pickle wants something that no data file needs."""
+    """The pickle asks for something that no data file needs."""
 
 
 class _Dtype:
@@ -99,7 +99,7 @@ class _Unpickler(pickle.Unpickler):
             self._refuse(f"to run {module}.{name}")
         admitted = self._admitted[module, name]
 
-        # A new function each time: a pickle can set attributes on what it is given.
+        # A new function each time, because a pickle can set attributes on what it receives.
         def stand_in(*arguments: Any) -> Any:
             return admitted(*arguments)
 
@@ -109,7 +109,7 @@ class _Unpickler(pickle.Unpickler):
         self._refuse("an object that is kept outside of it")
 
     def forget(self) -> None:
-        """Lets go of all that was read: functions in these two refer back to this object."""
+        """Drops all that was read: functions in these two refer back to this object."""
         self.memo.clear()
         self._admitted.clear()
 
@@ -192,7 +192,7 @@ def load_batch(content: bytes, where: Where) -> dict[str, Any]:
         except _RefusedError as refusal:
             raise DataError(
                 f"{where}: expected {expected}. Received: a pickle that wants {refusal}. It was "
-                "refused and nothing of it ran; get the file anew from its official address."
+                "refused and nothing of it ran; download the official file again."
             ) from None
         if not isinstance(document, dict):
             raise TypeError(f"it holds {type(document).__name__}, not dict")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from kerasnorm import plots
 from kerasnorm.config import Config
-from kerasnorm.data.prepare import prepare
+from kerasnorm.data import prepare
 from kerasnorm.progress import Progress
 from kerasnorm.training import train
 from kerasnorm.training.launch import this_launch

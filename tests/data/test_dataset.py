@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kerasnorm.data.checks import check
-from kerasnorm.data.dataset import Dataset, Split, channels_last, stratified_sample
+from kerasnorm.data.dataset import Dataset, Split, channels_last, check, stratified_sample
 from kerasnorm.errors import DataError
 
 
