@@ -20,9 +20,9 @@ from kerasnorm.data.dataset import (
     parsing,
     to_labels,
     to_pixels,
+    unexpected,
 )
 from kerasnorm.data.download import Official, RemoteFile
-from kerasnorm.errors import DataError
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 _LARGEST_ARRAY = 4 * 2**30
@@ -60,10 +60,8 @@ def read_npz(path: Path) -> Dataset:
                 item.filename.removesuffix(".npy"): item.file_size for item in archive.filelist
             }
         if missing := [key for key in _KEYS if key not in sizes]:
-            raise DataError(
-                f"{path}: expected {expected}. Received: the arrays {', '.join(sizes) or 'none'}. "
-                f"Save {', '.join(missing)} too."
-            )
+            received = f"the arrays {', '.join(sizes) or 'none'}"
+            raise unexpected(path, expected, received, f"Save {', '.join(missing)} too")
         for key in _KEYS:
             check_size(f"{path}: {key}", sizes[key], _LARGEST_ARRAY)
         with np.load(path, allow_pickle=False) as arrays:

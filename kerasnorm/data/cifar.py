@@ -8,7 +8,7 @@ labels or as binary records, a label byte before each image.
 import gzip
 import operator
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
@@ -26,10 +26,10 @@ from kerasnorm.data.dataset import (
     check_size,
     parsing,
     to_labels,
+    unexpected,
 )
 from kerasnorm.data.download import Official, RemoteFile
 from kerasnorm.data.unpickle import load_batch
-from kerasnorm.errors import DataError
 
 # The largest official file holds 148 MB (train of CIFAR-100); an archive, 186 MB.
 _LARGEST_FILE = 256 * 2**20
@@ -48,8 +48,7 @@ class Layout(NamedTuple):
         names: Name of the file of class names.
         train: Names of the files of training images, in order.
         test: Name of the file of test images.
-        read_names: Function from content and place of `names` to the class names.
-        read_batch: Function from content and place of a batch to its images and labels.
+        keys: Keys of the class names and of the labels in pickles; None for binary records.
     """
 
     name: str
@@ -57,8 +56,7 @@ class Layout(NamedTuple):
     names: str
     train: tuple[str, ...]
     test: str
-    read_names: Callable[[bytes, Where], tuple[str, ...]]
-    read_batch: Callable[[bytes, Where], Split]
+    keys: tuple[str, str] | None
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -68,51 +66,40 @@ class Layout(NamedTuple):
 
 def _value(batch: dict[str, Any], key: str, where: Where) -> Any:
     if key not in batch:
-        found = ", ".join(sorted(batch)) or "none"
-        raise DataError(
-            f"{where}: expected the key {key!r}. Received: the keys {found}. It is another file "
-            "under this name; restore the official one."
-        )
+        found = f"the keys {', '.join(sorted(batch)) or 'none'}"
+        advice = "It is another file under this name; restore the official one"
+        raise unexpected(where, f"the key {key!r}", found, advice)
     return batch[key]
 
 
-def _pickled_names(key: str) -> Callable[[bytes, Where], tuple[str, ...]]:
-    def read(content: bytes, where: Where) -> tuple[str, ...]:
-        names = _value(load_batch(content, where), key, where)
-        with parsing(where, "a list of class names"):
-            return tuple(name if isinstance(name, str) else bytes.decode(name) for name in names)
-
-    return read
-
-
-def _pickled_batch(key: str) -> Callable[[bytes, Where], Split]:
-    def read(content: bytes, where: Where) -> Split:
-        batch = load_batch(content, where)
-        rows, labels = _value(batch, "data", where), _value(batch, key, where)
-        with parsing(where, f"data of shape (N, {_BYTES}) in uint8 and N labels"):
-            if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8:
-                raise TypeError(f"data of type {getattr(rows, 'dtype', type(rows).__name__)}")
-            if rows.shape != (len(labels), _BYTES):
-                raise ValueError(f"data of shape {rows.shape} and {len(labels)} labels")
-            # Converted one by one: lists that share lists would fill the memory when unfolded.
-            classes = np.fromiter(map(operator.index, labels), np.int64, len(labels))
-            images = channels_last(rows.reshape(-1, *_PLANES))
-            return Split(images, to_labels(classes, where))
-
-    return read
+def _read_names(layout: Layout, content: bytes, where: Where) -> tuple[str, ...]:
+    if layout.keys is None:
+        with parsing(where, "class names in UTF-8, one per line"):
+            return tuple(content.decode().split())
+    names = _value(load_batch(content, where), layout.keys[0], where)
+    with parsing(where, "a list of class names"):
+        return tuple(name if isinstance(name, str) else bytes.decode(name) for name in names)
 
 
-def _binary_names(content: bytes, where: Where) -> tuple[str, ...]:
-    with parsing(where, "class names in UTF-8, one per line"):
-        return tuple(content.decode().split())
+def _read_batch(layout: Layout, content: bytes, where: Where) -> Split:
+    if layout.keys is None:
+        return _read_records(content, where)
+    batch = load_batch(content, where)
+    rows, labels = _value(batch, "data", where), _value(batch, layout.keys[1], where)
+    with parsing(where, f"data of shape (N, {_BYTES}) in uint8 and N labels"):
+        if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8:
+            raise TypeError(f"data of type {getattr(rows, 'dtype', type(rows).__name__)}")
+        if rows.shape != (len(labels), _BYTES):
+            raise ValueError(f"data of shape {rows.shape} and {len(labels)} labels")
+        # Converted one by one: lists that share lists would fill the memory when unfolded.
+        classes = np.fromiter(map(operator.index, labels), np.int64, len(labels))
+        return Split(channels_last(rows.reshape(-1, *_PLANES)), to_labels(classes, where))
 
 
-def _binary_batch(content: bytes, where: Where) -> Split:
+def _read_records(content: bytes, where: Where) -> Split:
     if len(content) % (1 + _BYTES):
-        raise DataError(
-            f"{where}: expected records of {1 + _BYTES} bytes. Received: {len(content)} bytes, "
-            "which is not a multiple of it: a truncated or another file. Restore it."
-        )
+        received = f"{len(content)} bytes, which is not a multiple of it: a truncated file"
+        raise unexpected(where, f"records of {1 + _BYTES} bytes", received, "Restore it")
     records: NDArray[np.uint8] = np.frombuffer(content, np.uint8).reshape(-1, 1 + _BYTES)
     images = channels_last(records[:, 1:].reshape(-1, *_PLANES))
     return Split(images, records[:, 0].astype(np.int32))
@@ -125,8 +112,7 @@ LAYOUTS = (
         names="batches.meta",
         train=tuple(f"data_batch_{number}" for number in range(1, 6)),
         test="test_batch",
-        read_names=_pickled_names("label_names"),
-        read_batch=_pickled_batch("labels"),
+        keys=("label_names", "labels"),
     ),
     Layout(
         name="cifar10",
@@ -134,8 +120,7 @@ LAYOUTS = (
         names="batches.meta.txt",
         train=tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
         test="test_batch.bin",
-        read_names=_binary_names,
-        read_batch=_binary_batch,
+        keys=None,
     ),
     Layout(
         name="cifar100",
@@ -143,8 +128,7 @@ LAYOUTS = (
         names="meta",
         train=("train",),
         test="test",
-        read_names=_pickled_names("fine_label_names"),
-        read_batch=_pickled_batch("fine_labels"),
+        keys=("fine_label_names", "fine_labels"),
     ),
 )
 
@@ -208,10 +192,8 @@ def read_tar(path: Path) -> Dataset:
             layout, first = next(members, (None, None))
             if layout is None or first is None:
                 folders = ", ".join(layout.folder for layout in LAYOUTS)
-                raise DataError(
-                    f"{path}: expected an archive of one of the folders {folders}. Received: an "
-                    "archive without them. Get the official one."
-                )
+                expected = f"an archive of one of the folders {folders}"
+                raise unexpected(path, expected, "an archive without them", "Use the official one")
             rest = (content for found, content in members if found is layout)
             return _assemble(chain([first], rest), layout, path)
 
@@ -225,10 +207,9 @@ def _members(archive: tarfile.TarFile, path: Path) -> Iterator[tuple[Layout, tup
                 where = f"{path}: {member.name}"
                 file = archive.extractfile(member) if member.isreg() else None
                 if file is None:
-                    raise DataError(
-                        f"{where}: expected a regular file. Received: a link or another special "
-                        "member. It was not followed; get the official archive."
-                    )
+                    received = "a link or another special member"
+                    advice = "It was not followed; use the official archive"
+                    raise unexpected(where, "a regular file", received, advice)
                 check_size(where, member.size, _LARGEST_FILE)
                 yield layout, (parts[1], file.read())
 
@@ -253,15 +234,14 @@ def _assemble(contents: Iterable[tuple[str, bytes]], layout: Layout, path: Path)
     for name, content in contents:
         where = path / name
         if name == layout.names:
-            names = layout.read_names(content, where)
+            names = _read_names(layout, content, where)
         else:
-            batches[name] = layout.read_batch(content, where)
+            batches[name] = _read_batch(layout, content, where)
     found = {layout.names: names} | batches
     if missing := [name for name in layout.files if not found.get(name)]:
-        raise DataError(
-            f"{path}: expected the files {', '.join(layout.files)}. Received: none, or an empty "
-            f"one, of {', '.join(missing)}. Download the official data set again."
-        )
+        expected = f"the files {', '.join(layout.files)}"
+        received = f"none, or an empty one, of {', '.join(missing)}"
+        raise unexpected(path, expected, received, "Download the official data set again")
     train = Split(
         np.concatenate([batches[name].images for name in layout.train]),
         np.concatenate([batches[name].labels for name in layout.train]),

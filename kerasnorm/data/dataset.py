@@ -14,6 +14,12 @@ from kerasnorm.errors import DataError
 Where = str | Path  # the file or array that an error message names
 
 _CHUNK = 1000
+_ONE_PER_CLASS = "at least one training image of every class"
+
+
+def unexpected(where: Where, expected: str, received: str, advice: str) -> DataError:
+    """Returns the error for data that is not what was expected, in one sentence each."""
+    return DataError(f"{where}: expected {expected}. Received: {received}. {advice}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +96,7 @@ class Dataset:
         """
         train = self._fewer(self.train, "train_size", train_size)
         test = self._fewer(self.test, "test_size", test_size)
-        self._refuse_empty(train.labels, f"train_size={train_size}", "ask for more")
+        self._refuse_empty(train.labels, f"train_size={train_size}", "Ask for more")
         return dataclasses.replace(self, train=train, test=test)
 
     def hold_out(self, count: int, seed: int) -> "Dataset":
@@ -110,13 +116,11 @@ class Dataset:
             return self
         total = len(self.train)
         if count >= total:
-            raise DataError(
-                f"validation: expected fewer images than the {total} of the training set. "
-                f"Received: validation={count}. Hold out fewer."
-            )
+            expected = f"fewer images than the {total} of the training set"
+            raise unexpected("validation", expected, f"validation={count}", "Hold out fewer")
         held = stratified_sample(self.train.labels, count, seed)
         kept = np.setdiff1d(np.arange(total), held, assume_unique=True)
-        self._refuse_empty(self.train.labels[kept], f"validation={count}", "hold out fewer")
+        self._refuse_empty(self.train.labels[kept], f"validation={count}", "Hold out fewer")
         return dataclasses.replace(
             self, train=self.train.take(kept), validation=self.train.take(held)
         )
@@ -125,19 +129,15 @@ class Dataset:
         if count in (0, len(split)):
             return split
         if count > len(split):
-            raise DataError(
-                f"{option}: expected at most the {len(split)} images of {self.source}. "
-                f"Received: {option}={count}. Ask for fewer, or 0 for all."
-            )
+            expected = f"at most the {len(split)} images of {self.source}"
+            raise unexpected(option, expected, f"{option}={count}", "Ask for fewer, or 0 for all")
         return split.take(stratified_sample(split.labels, count, seed=0))
 
     def _refuse_empty(self, labels: NDArray[np.int32], cause: str, advice: str) -> None:
         counts = np.bincount(labels, minlength=len(self.class_names))
         if missing := [self.class_names[label] for label in np.flatnonzero(counts == 0)]:
-            raise DataError(
-                f"{self.source}: expected at least one training image of every class. "
-                f"Received: {cause}, which leaves none of {', '.join(missing)}; {advice}."
-            )
+            received = f"{cause}, which leaves none of {', '.join(missing)}"
+            raise unexpected(self.source, _ONE_PER_CLASS, received, advice)
 
 
 @dataclass(frozen=True)
@@ -217,16 +217,13 @@ def parsing(where: Where, expected: str) -> Iterator[None]:
     except DataError:
         raise
     except FileNotFoundError as error:
-        raise DataError(
-            f"{where}: expected {expected}. Received: no such file. Restore it, or download the "
-            "data set again."
-        ) from error
+        advice = "Restore it, or download the data set again"
+        raise unexpected(where, expected, "no such file", advice) from error
     except Exception as error:  # damaged bytes can make a parser raise anything
         detail = f"{type(error).__name__}: {error}".removesuffix(".")
-        raise DataError(
-            f"{where}: expected {expected}. Received: a file that is damaged, truncated or of "
-            f"another kind ({detail}). Restore it, or download it again."
-        ) from error
+        received = f"a file that is damaged, truncated or of another kind ({detail})"
+        advice = "Restore it, or download it again"
+        raise unexpected(where, expected, received, advice) from error
 
 
 def check_size(where: Where, size: int, limit: int) -> None:
@@ -236,10 +233,9 @@ def check_size(where: Where, size: int, limit: int) -> None:
         DataError: `size` exceeds the limit.
     """
     if size > limit:
-        raise DataError(
-            f"{where}: expected at most {limit >> 20} MiB, unpacked. Received: {size >> 20} MiB or "
-            "more. It was not read; use the official file, or save pixels as uint8."
-        )
+        expected, received = f"at most {limit >> 20} MiB, unpacked", f"{size >> 20} MiB or more"
+        advice = "It was not read; use the official file, or save pixels as uint8"
+        raise unexpected(where, expected, received, advice)
 
 
 def to_pixels(values: NDArray[np.generic], where: Where) -> NDArray[np.uint8]:
@@ -258,33 +254,25 @@ def to_pixels(values: NDArray[np.generic], where: Where) -> NDArray[np.uint8]:
     if len(shape) == 3:
         values = values[..., None]
     if values.ndim != 4 or 0 in values.shape:
-        raise DataError(
-            f"{where}: expected images of shape (N, H, W, C) or (N, H, W), none of them 0. "
-            f"Received: shape {shape}. Reshape the array."
-        )
+        expected = "images of shape (N, H, W, C) or (N, H, W), none of them 0"
+        raise unexpected(where, expected, f"shape {shape}", "Reshape the array")
     if values.shape[1] in (1, 3) and values.shape[3] > 4:
-        raise DataError(
-            f"{where}: expected channels last, (N, H, W, C). Received: shape {shape}, which looks "
-            "like channels first. Save x.transpose(0, 2, 3, 1)."
-        )
+        received = f"shape {shape}, which looks like channels first"
+        advice = "Save x.transpose(0, 2, 3, 1)"
+        raise unexpected(where, "channels last, (N, H, W, C)", received, advice)
     if values.dtype == np.uint8:
         return np.ascontiguousarray(values, dtype=np.uint8)
     if values.dtype.kind not in "iuf":
-        raise DataError(
-            f"{where}: expected pixels as numbers from 0 to 255. Received: type {values.dtype}. "
-            "Save them as uint8."
-        )
+        expected = "pixels as numbers from 0 to 255"
+        raise unexpected(where, expected, f"type {values.dtype}", "Save them as uint8")
     low, high = float(np.min(values)), float(np.max(values))  # NaN if any value is
     if not (low >= 0 and high <= 255):
-        raise DataError(
-            f"{where}: expected finite pixels from 0 to 255. Received: values from {low:g} to "
-            f"{high:g}. Undo the normalization before saving."
-        )
+        received = f"values from {low:g} to {high:g}"
+        advice = "Undo the normalization before saving"
+        raise unexpected(where, "finite pixels from 0 to 255", received, advice)
     if values.dtype.kind == "f" and high <= 1:
-        raise DataError(
-            f"{where}: expected pixels from 0 to 255. Received: floats from {low:g} to {high:g}. "
-            "Multiply them by 255."
-        )
+        received = f"floats from {low:g} to {high:g}"
+        raise unexpected(where, "pixels from 0 to 255", received, "Multiply them by 255")
     pixels = np.empty(values.shape, dtype=np.uint8)
     for start in range(0, len(values), _CHUNK):
         chunk = slice(start, start + _CHUNK)
@@ -305,15 +293,12 @@ def to_labels(values: NDArray[np.generic], where: Where) -> NDArray[np.int32]:
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim != 1 or values.dtype.kind not in "iu":
-        raise DataError(
-            f"{where}: expected labels as whole numbers of shape (N,) or (N, 1). Received: shape "
-            f"{values.shape}, type {values.dtype}. One-hot labels: save y.argmax(axis=1)."
-        )
+        expected = "labels as whole numbers of shape (N,) or (N, 1)"
+        received = f"shape {values.shape}, type {values.dtype}"
+        raise unexpected(where, expected, received, "One-hot labels: save y.argmax(axis=1)")
     if len(values) and not (int(np.min(values)) >= 0 and int(np.max(values)) < 2**31):
-        raise DataError(
-            f"{where}: expected labels from 0 on. Received: labels from {np.min(values)} to "
-            f"{np.max(values)}. Number the classes from 0."
-        )
+        received = f"labels from {np.min(values)} to {np.max(values)}"
+        raise unexpected(where, "labels from 0 on", received, "Number the classes from 0")
     return values.astype(np.int32)
 
 
@@ -339,35 +324,26 @@ def check(dataset: Dataset) -> Dataset:
     counts = np.array(dataset.class_counts["train"])
     if empty := [dataset.class_names[label] for label in np.flatnonzero(counts == 0)]:
         shown = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
-        raise DataError(
-            f"{dataset.source}: expected at least one training image of every class. Received: "
-            f"empty class {shown}. Remove the class, or number the classes without gaps."
-        )
+        advice = "Remove the class, or number the classes without gaps"
+        raise unexpected(dataset.source, _ONE_PER_CLASS, f"empty class {shown}", advice)
     return dataset
 
 
 def _check_split(where: str, split: Split, dataset: Dataset) -> None:
     shape, classes = split.images.shape, len(dataset.class_names)
     if split.images.dtype != np.uint8 or len(shape) != 4 or 0 in shape[1:]:
-        raise DataError(
-            f"{where}: expected uint8 images of shape (N, H, W, C), of at least 1x1 pixel. "
-            f"Received: {split.images.dtype}, shape {shape}."
-        )
+        expected = "uint8 images of shape (N, H, W, C), of at least 1x1 pixel"
+        received = f"{split.images.dtype}, shape {shape}"
+        raise unexpected(where, expected, received, "Convert them")
     if len(split) == 0:
-        raise DataError(f"{where}: expected at least one image. Received: none. Add some.")
+        raise unexpected(where, "at least one image", "none", "Add some")
     if len(split.images) != len(split):
-        raise DataError(
-            f"{where}: expected one label per image. Received: {len(split.images)} images and "
-            f"{len(split)} labels. Save both again."
-        )
+        received = f"{len(split.images)} images and {len(split)} labels"
+        raise unexpected(where, "one label per image", received, "Save both again")
     if shape[1:] != dataset.image_shape:
-        raise DataError(
-            f"{where}: expected images of the training set's shape {dataset.image_shape}. "
-            f"Received: {shape[1:]}. Resize or convert them."
-        )
+        expected = f"images of the training set's shape {dataset.image_shape}"
+        raise unexpected(where, expected, f"{shape[1:]}", "Resize or convert them")
     low, high = int(split.labels.min()), int(split.labels.max())
     if low < 0 or high >= classes:
-        raise DataError(
-            f"{where}: expected labels from 0 to {classes - 1}. Received: labels from {low} to "
-            f"{high}. Number the classes from 0, without gaps."
-        )
+        expected, received = f"labels from 0 to {classes - 1}", f"labels from {low} to {high}"
+        raise unexpected(where, expected, received, "Number the classes from 0, without gaps")

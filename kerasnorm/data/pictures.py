@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kerasnorm.data.arrays import folder_name
-from kerasnorm.data.dataset import Dataset, Reader, Split, check, parsing
-from kerasnorm.errors import ConfigError, DataError
+from kerasnorm.data.dataset import Dataset, Reader, Split, check, parsing, unexpected
+from kerasnorm.errors import ConfigError
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by number of channels
 # Pillow opens other formats too, some by starting programs.
@@ -43,10 +43,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path, formats=_FORMATS) as image:
             if image.mode in ("I", "F") or image.mode.startswith("I;"):
-                raise DataError(
-                    f"{path}: expected 8 bits per channel. Received: mode {image.mode}. "
-                    "Convert it to 8 bits."
-                )
+                received = f"mode {image.mode}"
+                raise unexpected(path, "8 bits per channel", received, "Convert it to 8 bits")
             yield image
 
 
@@ -96,10 +94,8 @@ def read_class_folders(folder: Path) -> Dataset:
     root = folder / "train" if split_by_folder else folder
     names = tuple(entry.name for entry in _entries(root) if entry.is_dir())
     if not names:
-        raise DataError(
-            f"{root}: expected a folder for each class, with images inside. Received: no folder. "
-            "Make them, or give an official data folder or archive, or an .npz file."
-        )
+        advice = "Make them, or give an official data folder or archive, or an .npz file"
+        raise unexpected(root, "a folder for each class, with images inside", "no folder", advice)
     train = _list_images(root, names)
     source = str(folder)
     if split_by_folder:
@@ -125,10 +121,8 @@ def _entries(folder: Path) -> list[Path]:
 def _check_test_classes(folder: Path, names: tuple[str, ...]) -> None:
     unknown = [e.name for e in _entries(folder) if e.is_dir() and e.name not in names]
     if unknown:
-        raise DataError(
-            f"{folder}: expected the classes of the training folder, {', '.join(names)}. "
-            f"Received: {', '.join(unknown)}. Rename or remove them."
-        )
+        expected = f"the classes of the training folder, {', '.join(names)}"
+        raise unexpected(folder, expected, ", ".join(unknown), "Rename or remove them")
 
 
 def _list_images(root: Path, names: tuple[str, ...]) -> list[_File]:
@@ -161,10 +155,8 @@ def _check_sizes(images: list[_File]) -> None:
     for image in images:
         if image.size != images[0].size:
             first, other = ("x".join(map(str, i.size)) for i in (images[0], image))
-            raise DataError(
-                f"{image.path}: expected all images of one size. Received: {other} pixels, and "
-                f"{first} in {images[0].path}. Resize or crop them."
-            )
+            received = f"{other} pixels, and {first} in {images[0].path}"
+            raise unexpected(image.path, "all images of one size", received, "Resize or crop them")
 
 
 def _decode(images: list[_File], mode: str) -> Split:

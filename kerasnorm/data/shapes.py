@@ -37,18 +37,6 @@ def _disc(x: Field, y: Field, radius: float = 0.8) -> Field:
     return _length(x, y) - np.float32(radius)
 
 
-def _ring(x: Field, y: Field) -> Field:
-    return np.abs(_disc(x, y, 0.68)) - np.float32(0.18)
-
-
-def _square(x: Field, y: Field) -> Field:
-    return _box(x, y, 0.7, 0.7)
-
-
-def _frame(x: Field, y: Field) -> Field:
-    return np.abs(_box(x, y, 0.58, 0.58)) - np.float32(0.15)
-
-
 def _triangle(x: Field, y: Field) -> Field:
     slope = np.float32(np.sqrt(0.75)) * np.abs(x)
     return np.maximum(-y, slope + y / 2) - np.float32(0.5)
@@ -68,18 +56,6 @@ def _star(x: Field, y: Field) -> Field:
     return across + along - np.float32(normal.real)
 
 
-def _cross(x: Field, y: Field) -> Field:
-    return np.minimum(_box(x, y, 0.85, 0.24), _box(x, y, 0.24, 0.85))
-
-
-def _crescent(x: Field, y: Field) -> Field:
-    return np.maximum(_disc(x, y, 0.85), -_disc(x - np.float32(0.42), y, 0.68))
-
-
-def _bar(x: Field, y: Field) -> Field:
-    return _box(x, y, 0.9, 0.24)
-
-
 def _heart(x: Field, y: Field) -> Field:
     # A square and, on two adjacent sides, discs as wide as the side.
     half = 0.45
@@ -93,14 +69,14 @@ def _heart(x: Field, y: Field) -> Field:
 # max, complement the sign; distances are exact near straight edges, which is where they are used.
 FIGURES: dict[str, Callable[[Field, Field], Field]] = {
     "disc": _disc,
-    "ring": _ring,
-    "square": _square,
-    "frame": _frame,
+    "ring": lambda x, y: np.abs(_disc(x, y, 0.68)) - np.float32(0.18),
+    "square": lambda x, y: _box(x, y, 0.7, 0.7),
+    "frame": lambda x, y: np.abs(_box(x, y, 0.58, 0.58)) - np.float32(0.15),
     "triangle": _triangle,
     "star": _star,
-    "cross": _cross,
-    "crescent": _crescent,
-    "bar": _bar,
+    "cross": lambda x, y: np.minimum(_box(x, y, 0.85, 0.24), _box(x, y, 0.24, 0.85)),
+    "crescent": lambda x, y: np.maximum(_disc(x, y, 0.85), -_disc(x - np.float32(0.42), y, 0.68)),
+    "bar": lambda x, y: _box(x, y, 0.9, 0.24),
     "heart": _heart,
 }
 

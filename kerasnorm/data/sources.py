@@ -8,10 +8,9 @@ from typing import Any
 
 from kerasnorm.config import DataConfig
 from kerasnorm.data import arrays, cifar, pictures, shapes
-from kerasnorm.data.dataset import Dataset, Generated, Reader, check, parsing
+from kerasnorm.data.dataset import Dataset, Generated, Reader, check, parsing, unexpected
 from kerasnorm.data.download import DownloadError, Official, fetch
 from kerasnorm.data.preprocessing import equalized
-from kerasnorm.errors import DataError
 from kerasnorm.runtime import cache_folder
 
 # One line per module that defines sources. The first reader that matches a path reads it;
@@ -65,7 +64,7 @@ def read(path: Path) -> Dataset:
     with parsing(path, _kinds()):
         reader = next((reader for reader in READERS if reader.matches(path)), None)
     if reader is None:
-        raise DataError(f"{path}: expected {_kinds()}. Received: a file of another kind.")
+        raise unexpected(path, _kinds(), "a file of another kind", "Convert it to one of them")
     return reader.read(path)
 
 
@@ -129,11 +128,9 @@ def _existing(data: str) -> Path:
     if not found:
         names = ["auto", *GENERATED, *OFFICIAL]
         near = difflib.get_close_matches(data, names, n=1)
-        advice = f"Did you mean {near[0]}?" if near else "Check the path."
-        raise DataError(
-            f"data: expected one of {', '.join(names)}, or a path to {_kinds()}. "
-            f"Received: data={data!r}, and no such file. {advice}"
-        )
+        advice = f"Did you mean {near[0]}?" if near else "Check the path"
+        expected = f"one of {', '.join(names)}, or a path to {_kinds()}"
+        raise unexpected("data", expected, f"data={data!r}, and no such file", advice)
     return path
 
 

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasnorm.data.dataset import Where, parsing
-from kerasnorm.errors import DataError
+from kerasnorm.data.dataset import Where, parsing, unexpected
 
 _KINDS = "biuf"
 
@@ -190,10 +189,8 @@ def load_batch(content: bytes, where: Where) -> dict[str, Any]:
             _check_memo(content)
             document = _load(content)
         except _RefusedError as refusal:
-            raise DataError(
-                f"{where}: expected {expected}. Received: a pickle that wants {refusal}. It was "
-                "refused and nothing of it ran; download the official file again."
-            ) from None
+            advice = "It was refused and nothing of it ran; download the official file again"
+            raise unexpected(where, expected, f"a pickle that wants {refusal}", advice) from None
         if not isinstance(document, dict):
             raise TypeError(f"it holds {type(document).__name__}, not dict")
         return {
