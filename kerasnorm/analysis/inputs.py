@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from kerasnorm.analysis.answer import Answer, counter
 from kerasnorm.config import Config, DataConfig, resolve
+from kerasnorm.data import prepare
 from kerasnorm.data.augment import Augmentation
 from kerasnorm.data.dataset import Split
-from kerasnorm.data.prepare import input_statistics, prepare
-from kerasnorm.data.preprocessing import equalize
+from kerasnorm.data.preprocessing import equalize, input_statistics
 from kerasnorm.errors import CorruptFileError, DivergedError
 from kerasnorm.plots.images import show_image
 from kerasnorm.plots.style import (

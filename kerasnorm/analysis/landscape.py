@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from kerasnorm.analysis.answer import Answer, counter, expect, open_runs, some
+from kerasnorm.data import prepare
 from kerasnorm.data.batches import Batches
 from kerasnorm.data.dataset import Split
-from kerasnorm.data.prepare import prepare
 from kerasnorm.engines.base import NullListener
 from kerasnorm.plots.labels import run_labels
 from kerasnorm.plots.style import (

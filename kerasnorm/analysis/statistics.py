@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from kerasnorm.analysis.answer import Answer, counter, expect, open_runs, some
 from kerasnorm.config import LAYER_LABELS, Config
-from kerasnorm.data import Dataset
+from kerasnorm.data import Dataset, prepare
 from kerasnorm.data.dataset import Split
-from kerasnorm.data.prepare import prepare
 from kerasnorm.engines.base import NullListener
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.plots.labels import run_labels

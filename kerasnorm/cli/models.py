@@ -124,7 +124,7 @@ def images_of(saved: "Artefact | SavedModel", data: str | None, split: str) -> "
         DataError: The images do not fit the model, or there is no such split.
     """
     from kerasnorm.config import DataConfig
-    from kerasnorm.data.prepare import prepare
+    from kerasnorm.data import prepare
 
     seed = saved.config.train.seed if saved.config else 0
     if data is not None or saved.config is None:
@@ -292,7 +292,7 @@ def plot(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     Example: kerasnorm plot results/runs/shapes-bn-torch-s0 results/runs/shapes-gn-torch-s0
     """
     from kerasnorm import plots
-    from kerasnorm.data.prepare import prepare
+    from kerasnorm.data import prepare
     from kerasnorm.training.run import Run
 
     loaded = [Run.load(path) for path in runs]

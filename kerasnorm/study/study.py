@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasnorm import runtime, tables
-from kerasnorm.data.prepare import prepare
+from kerasnorm.data import prepare
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError, KerasnormError
 from kerasnorm.files import write_bytes
 from kerasnorm.norms import BUILT_IN, NORMS

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from kerasnorm import plots
 from kerasnorm.config import Config
-from kerasnorm.data.prepare import prepare
+from kerasnorm.data import prepare
 from kerasnorm.progress import Progress
 from kerasnorm.training import train
 from kerasnorm.training.launch import this_launch
@@ -25,9 +25,27 @@ def fit(
     progress: Progress | None = None,
     **overrides: Any,
 ) -> Run:
-    """Trains one model and leaves a run's folder behind, pictures included.
+    """Trains one model, and leaves a run's folder with model, history, metrics and pictures.
 
-    Arguments and errors are those of `kerasnorm.training.train.fit`.
+    Args:
+        config: What to train; by default the recipe `best`.
+        out: The run's folder, new or empty; by default one under `results/runs`.
+        resume: The folder of an unfinished run to resume, instead of `config` and `out`; or
+            "auto": start the run in `out`, or resume it if it was started before.
+        callbacks: Keras callbacks; their logs hold loss, accuracy, val_*, test_* and
+            learning_rate.
+        progress: Receives how far the run is, counted in steps; by default nothing is shown.
+        **overrides: Any field of the config, named without its section.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        ConfigError: A value is unknown or out of range.
+        DataError: The data are missing, damaged or unfit.
+        DivergedError: The loss or a weight is no longer finite.
+        RunFolderError: The folder holds another run, is in use or cannot be written.
+        MissingPackageError: The backend is not installed.
     """
     run, dataset = train.fit_with_data(config, out, resume, callbacks, progress, overrides)
     if this_launch().rank > 0:

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from kerasnorm import provenance, runtime
 from kerasnorm.config import Config, flatten, resolve
-from kerasnorm.data import Dataset
+from kerasnorm.data import Dataset, prepare
 from kerasnorm.data.augment import Augmentation
 from kerasnorm.data.batches import Batches
-from kerasnorm.data.prepare import input_statistics, prepare
-from kerasnorm.data.preprocessing import channel_statistics
+from kerasnorm.data.preprocessing import channel_statistics, input_statistics
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError
 from kerasnorm.files import check_file, run_lock, sweep, write_json
 from kerasnorm.progress import NullProgress, Progress
