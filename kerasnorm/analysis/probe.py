@@ -82,8 +82,8 @@ def _torch_passes(model: Any) -> tuple[LossAndGradient, Predict]:
     import torch
 
     from kerasnorm.engines.torch import engine as torch_engine
-    from kerasnorm.engines.torch.layers import Mode
     from kerasnorm.engines.torch.lowering import LoweredModel
+    from kerasnorm.engines.torch.mode import Mode
 
     lowered = LoweredModel(model)
     parameters = [variable.value for variable in model.trainable_variables]
@@ -111,7 +111,7 @@ def _tensorflow_passes(model: Any) -> tuple[LossAndGradient, Predict]:
     @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
     def passes(images: Any, labels: Any, drawn: Any, ends: Any) -> Any:
         with tf.GradientTape() as tape:
-            logits = lowered(tf.cast(images, tf.float32), drawn, ends)
+            logits = lowered(images, drawn, ends)
             loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
         return loss, tape.gradient(loss, values)
 

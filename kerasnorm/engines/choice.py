@@ -1,5 +1,6 @@
-"""Which engine trains a model and which one answers for it, by backend and config."""
+"""Which engine trains a model and which one answers for it, by backend, model and config."""
 
+import logging
 from typing import Any
 
 import keras
@@ -15,13 +16,18 @@ from kerasnorm.inspection import evaluation
 from kerasnorm.training.launch import Launch
 from kerasnorm.training.process_group import ProcessGroup
 
+_log = logging.getLogger(__name__)
+
 LAUNCHERS = (("torchrun", "torch"), ("TF_CONFIG", "tensorflow"))
 
 
 def make(
     model: keras.Model, batches: Batches, config: TrainConfig, group: ProcessGroup | None = None
 ) -> Engine:
-    """Returns the engine that a config asks for; native on jax is the portable one.
+    """Returns the engine that a config asks for.
+
+    The portable one takes the place of the native one on jax, and for a model that the native one
+    would train wrongly.
 
     Args:
         model: What to train.
@@ -33,8 +39,21 @@ def make(
         ConfigError: Several are to do it, and this engine cannot.
     """
     backend = keras.backend.backend()
+    reason = None
+    if config.engine == "native" and backend in ("torch", "tensorflow"):
+        reason = not_native(model, batches)
     if group is not None and (group.size > 1 or group.strategy is not None):
+        if reason is not None:
+            raise ConfigError(
+                f"engine: the native engine cannot train this model: {reason}. Expected a model "
+                "without that on several processes or devices, or one device with engine='keras'."
+            )
         return _make_shared(model, batches, config, group)
+    if reason is not None:
+        _log.warning(
+            "Keras's own engine trains, since the native one cannot train this model: %s", reason
+        )
+        return PortableEngine(model, batches, config)
     if config.engine == "native" and backend == "torch":
         from kerasnorm.engines.torch.engine import TorchEngine
 
@@ -44,6 +63,25 @@ def make(
 
         return TensorFlowEngine(model, batches, config)
     return PortableEngine(model, batches, config)
+
+
+def not_native(model: keras.Model, batches: Batches) -> str | None:
+    """Returns why this backend's native engine would train a model wrongly, None if it would not.
+
+    Args:
+        model: What to train.
+        batches: On what; the model is called on one of its images, and is left as it is.
+    """
+    for variable in model.trainable_variables:
+        # On TensorFlow the Keras optimizer itself takes the step, and applies these.
+        if keras.backend.backend() == "torch" and variable.constraint is not None:
+            return f"{variable.path} has a constraint"
+    image = keras.ops.convert_to_tensor(batches.split.images[:1])
+    with keras.StatelessScope(collect_losses=True) as scope:
+        model(image, training=True)
+    if scope.losses:
+        return "a layer adds a loss of its own, by activity_regularizer or add_loss"
+    return None
 
 
 def _make_shared(

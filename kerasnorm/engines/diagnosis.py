@@ -39,7 +39,7 @@ def first_nonfinite(model: Any, images: Any) -> str | None:
         images: The batch, (N, H, W, C).
     """
     graph = functional_graph(model)
-    values = {id(graph.inputs[0]): ops.convert_to_tensor(np.asarray(images), "float32")}
+    values = {id(graph.inputs[0]): ops.convert_to_tensor(np.asarray(images), graph.inputs[0].dtype)}
     with keras.StatelessScope(), np.errstate(all="ignore"):  # leaves the variables as they are
         for node in nodes(graph):
             if node.is_input:

@@ -7,10 +7,12 @@ from helpers import tiny
 from helpers.gradients import parameter_gradients
 from keras import ops
 
-from kerasnorm.engines.keras_engine import RateTable, make_optimizer
+from kerasnorm.engines import choice
+from kerasnorm.engines.keras_engine import PortableEngine, RateTable, make_optimizer
 from kerasnorm.engines.schedule import learning_rates
-from kerasnorm.errors import DivergedError
-from kerasnorm.training.train import make_engine
+from kerasnorm.errors import ConfigError, DivergedError
+from kerasnorm.training.process_group import ProcessGroup
+from kerasnorm.training.train import make_batches, make_engine
 
 pytestmark = pytest.mark.backend("any")
 
@@ -147,3 +149,45 @@ def test_prediction_gives_logits_of_all_images(engine):
     logits = made.predict(images)
     assert logits.shape == (20, 10)
     assert np.allclose(logits, ops.convert_to_numpy(made.model(images)), atol=1e-4)
+
+
+class Penalized(keras.layers.Layer):
+    """Adds a loss of its own."""
+
+    def call(self, x):
+        self.add_loss(ops.mean(ops.square(x)))
+        return x
+
+
+@pytest.mark.parametrize("form", ["option", "layer", "add_loss", "constraint", "plain"])
+def test_a_model_that_the_native_engine_would_train_wrongly_is_trained_by_keras(form, caplog):
+    layers, data = keras.layers, tiny.dataset()
+    config = tiny.config(engine="native", optimizer="sgd", learning_rate=0.01)
+    inputs = keras.Input(data.image_shape)
+    x = layers.Rescaling(1 / 255)(inputs)
+    option = {
+        "option": {"activity_regularizer": "l2"},
+        "constraint": {"kernel_constraint": keras.constraints.MaxNorm(0.1)},
+    }
+    x = layers.Conv2D(4, 3, **option.get(form, {}))(x)
+    if form == "layer":
+        x = layers.ActivityRegularization(l2=0.1)(x)
+    if form == "add_loss":
+        x = Penalized()(x)
+    model = keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+    batches = make_batches(config, data)
+    engine = choice.make(model, batches, config.train)
+    on_tensorflow = keras.backend.backend() == "tensorflow"
+    is_native = form == "plain" or (form == "constraint" and on_tensorflow)
+    assert (type(engine) is PortableEngine) == (not is_native)
+    assert len(caplog.messages) == (not is_native)
+    portable = PortableEngine(keras.models.clone_model(model), batches, config.train)
+    portable.load_state(engine.state())
+    tiny.assert_same_epoch(portable, engine)
+    for name, array in portable.state().items():
+        assert np.allclose(array, engine.state()[name], rtol=1e-3, atol=1e-4), name
+    if not is_native:
+        group = ProcessGroup()
+        group.size = 2
+        with pytest.raises(ConfigError, match="cannot train this model"):
+            choice.make(model, batches, config.train, group)

@@ -29,8 +29,8 @@ KEY = (0, 0, 0)  # (seed, epoch, step)
 if BACKEND == "torch":
     import torch
 
-    from kerasnorm.engines.torch.layers import Mode
     from kerasnorm.engines.torch.lowering import LoweredModel
+    from kerasnorm.engines.torch.mode import Mode
 
     def training_pass(model, x):
         """The output of the engine's training pass for x (N, H, W, C)."""
@@ -402,7 +402,7 @@ SAME_NUMBERS = {
 def history(text):
     """Losses of a run's steps and its test loss after each epoch, from its fields as JSON."""
     config = tiny.config(**RUN | json.loads(text))
-    dataset = prepare(config.data, config.train.seed, lambda _: None)
+    dataset = prepare(config.data, config.train.seed)
     engine, listener = make_engine(config, dataset), tiny.Listener()
     entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     tested = []

@@ -142,7 +142,7 @@ class DistributedEngine(TensorFlowEngine):
         variables = self.model.trainable_variables
         start, batch, total, stop = tf.unstack(facts)
         with tf.GradientTape() as tape:
-            logits = self.lowered(tf.cast(images, tf.float32), drawn, ends, start)
+            logits = self.lowered(images, drawn, ends, start)
             entropies = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
             share = tf.cast(tf.size(labels), entropies.dtype) / tf.cast(total, entropies.dtype)
             entropy = tf.reduce_sum(entropies) / tf.cast(total, entropies.dtype)

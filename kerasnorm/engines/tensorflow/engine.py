@@ -141,7 +141,7 @@ class TensorFlowEngine(PortableEngine):
     def _step(self, images: Any, labels: Any, drawn: Any, ends: Any) -> Any:
         variables = self.model.trainable_variables
         with tf.GradientTape() as tape:
-            logits = self.lowered(tf.cast(images, tf.float32), drawn, ends)
+            logits = self.lowered(images, drawn, ends)
             entropy = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
             loss = entropy + sum(v.regularizer(v.value) for v in self.regularized)
         gradients = tape.gradient(loss, [variable.value for variable in variables])

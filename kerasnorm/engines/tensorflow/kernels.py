@@ -30,8 +30,12 @@ def training_norm(layer: Any) -> Callable[[Tensor], Tensor] | None:
         return None
     if isinstance(layer, layers.GroupNormalization):
         # With one group, Keras's own is as fast.
-        return (lambda x: _group_norm(x, layer)) if layer.groups > 1 else None
-    return None if layer.renorm or layer.synchronized else lambda x: _batch_norm(x, layer)
+        if layer.groups == 1:
+            return None
+        return lambda x: _group_norm(tf.cast(x, tf.float32), layer)
+    if layer.renorm or layer.synchronized:
+        return None
+    return lambda x: _batch_norm(tf.cast(x, tf.float32), layer)
 
 
 def _batch_norm(x: Tensor, layer: Any) -> Tensor:

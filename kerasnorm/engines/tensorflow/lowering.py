@@ -72,6 +72,7 @@ class LoweredModel:
     def __init__(self, model: Any, *, is_compiled: bool, is_hashed: bool = False) -> None:
         graph = functional_graph(model)
         self.input, self.output = id(graph.inputs[0]), id(graph.outputs[0])
+        self.input_dtype = graph.inputs[0].dtype
         self.calls = [node for node in nodes(graph) if not node.is_input]
         drops = {n: _drop(node, is_hashed or is_compiled) for n, node in enumerate(self.calls)}
         self.drops = {number: drop for number, drop in drops.items() if drop is not None}
@@ -102,12 +103,12 @@ class LoweredModel:
         """Returns the output for a training batch x (N, ...), and updates moving statistics.
 
         Args:
-            x: The batch.
+            x: The batch; it is cast to the type of the model's input, as Keras casts it.
             drawn: From `draw`.
             ends: A row of what `draw` returned.
             first: Number of x's first image in the batch that was drawn for.
         """
-        values = {self.input: x}
+        values = {self.input: tf.cast(x, self.input_dtype)}
         bounds = {number: (ends[at], ends[at + 1]) for at, number in enumerate(self.drops)}
         for number, node in enumerate(self.calls):
             if number in self.drops:

@@ -18,7 +18,7 @@ from kerasnorm.config import TrainConfig
 from kerasnorm.data.batches import Batches
 from kerasnorm.engines.base import BatchListener
 from kerasnorm.engines.torch import engine as torch_engine
-from kerasnorm.engines.torch.layers import Mode
+from kerasnorm.engines.torch.mode import Mode
 from kerasnorm.engines.torch.process_group import TorchProcessGroup, lost
 from kerasnorm.engines.totals import RunningMeans
 from kerasnorm.inspection.evaluation import Scores

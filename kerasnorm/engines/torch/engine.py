@@ -17,8 +17,8 @@ from kerasnorm.engines.base import BatchListener
 from kerasnorm.engines.diagnosis import bad_gradient, diverged
 from kerasnorm.engines.keras_engine import PortableEngine
 from kerasnorm.engines.memory import keep_freed_memory
-from kerasnorm.engines.torch.layers import Mode
 from kerasnorm.engines.torch.lowering import LoweredModel
+from kerasnorm.engines.torch.mode import Mode
 from kerasnorm.engines.torch.optimizer import FlatOptimizer
 from kerasnorm.engines.torch.resident import RecordedStep, ResidentData
 from kerasnorm.engines.totals import RunningMeans

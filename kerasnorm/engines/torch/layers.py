@@ -1,65 +1,26 @@
 """What each Keras layer computes, as calls of plain PyTorch on the layer's own variables.
 
-`lower_layer` knows the layers of this package's networks and their usual settings. What it does not
-know is left to the Keras layer itself.
+`RULES` lists the layers that are known, and for each the options that its rule takes into account.
+A layer of another type, or with any other option set, is left to Keras.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
 import numpy as np
 import torch
 from keras import layers
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (its usual name)
 
-from kerasnorm.engines.dropout import dropout_generator, dropped_positions
+from kerasnorm.engines.layer_options import is_elementwise, is_usual
 from kerasnorm.engines.torch import kernels
 from kerasnorm.engines.torch import sync as torch_sync
+from kerasnorm.engines.torch.mode import Mode
 from kerasnorm.network import StandardizedConv2D
 from kerasnorm.norms import EPSILON
-from kerasnorm.training.process_group import Shard
-
-
-@dataclass(frozen=True)
-class Mode:
-    """How a model is called.
-
-    Attributes:
-        training: Whether batches are normalized by their own statistics, and dropout drops.
-        key: (seed, epoch, step), from which dropout is drawn on the CPU.
-        shard: Which images of the batch these are, None for all.
-        sum_: Sums a tensor over the processes that have the others, None where bn does not ask.
-    """
-
-    training: bool = False
-    key: tuple[int, int, int] = (0, 0, 0)
-    shard: Shard | None = None
-    sum_: Callable[[Tensor], Tensor] | None = None
-
-    def random(self, number: int) -> np.random.Generator:
-        """Returns the random generator of the dropout layer of that number in this step."""
-        return dropout_generator(self.key, number)
-
-    def dropped(self, number: int, count: int, rate: float) -> NDArray[np.int64]:
-        """Returns which of `count` values a dropout takes, as it does from the whole batch."""
-        if self.shard is None:
-            return dropped_positions(self.random(number), count, rate)
-        each = count // self.shard.count  # values an image
-        whole = dropped_positions(self.random(number), each * self.shard.batch, rate)
-        first = self.shard.start * each
-        begin, end = np.searchsorted(whole, [first, first + count])
-        return whole[begin:end] - first
-
-    def draw(self, number: int, shape: Sequence[int]) -> NDArray[np.float64]:
-        """Returns random numbers, 0 to 1, of a shape (N, ...), as drawn for the whole batch."""
-        if self.shard is None:
-            return self.random(number).random(shape)
-        drawn = self.random(number).random((self.shard.batch, *shape[1:]))
-        return drawn[self.shard.slice]
 
 
 @dataclass(frozen=True)
@@ -85,8 +46,8 @@ class Lowered:
 
     Attributes:
         call: Takes the mode and the input tensors, returns the output.
-        is_fresh: Its output is new memory that its own backward does not read: the next layer
-            may write into it.
+        is_fresh: Its output is new memory, in training and in inference, that its own backward
+            does not read: the next layer may write into it.
         gives_fresh: The gradient that it hands back is new memory, likewise.
         scaled: Of norms: returns the norm whose output is multiplied by a factor in training.
         dropping: Of elementwise dropout on the CPU: its rate, and the call that drops in place
@@ -102,12 +63,54 @@ class Lowered:
     is_foreign: bool = False
 
 
-def lower_layer(layer: Any, site: Site) -> Lowered | None:
-    """Returns one call of a Keras layer on images in its lowered form, None if it is not known."""
+@dataclass(frozen=True)
+class Rule:
+    """How one type of layer is lowered.
+
+    Attributes:
+        lower: Returns the lowered form, or None for a value of an option that it does not know.
+        options: Names of the constructor's arguments that `lower` reads.
+        autocast: Whether layers of this type let Keras cast their inputs to the compute type.
+        takes_integers: Whether the layer casts inputs of every type itself.
+    """
+
+    lower: Callable[[Any, Site], Lowered | None]
+    options: frozenset[str] = frozenset()
+    autocast: bool = True
+    takes_integers: bool = False
+
+
+def lower_layer(layer: Any, inputs: Sequence[Any], site: Site) -> Lowered | None:
+    """Returns one call of a Keras layer on images in its lowered form.
+
+    Args:
+        layer: A built layer.
+        inputs: The symbolic tensors that it is called on.
+        site: Where it is called.
+
+    Returns:
+        None if no rule knows the layer with its options and inputs.
+    """
     rule = RULES.get(type(layer))
-    if rule is None or getattr(layer, "data_format", "channels_last") != "channels_last":
+    if rule is None or any(len(tensor.shape) != 4 for tensor in inputs):
         return None
-    return rule(layer, site)
+    has_floats = all(keras.backend.is_float_dtype(tensor.dtype) for tensor in inputs)
+    if not (has_floats or rule.takes_integers) or not is_usual(
+        layer, rule.options, autocast=rule.autocast
+    ):
+        return None
+    lowered = rule.lower(layer, site)
+    is_cast = rule.autocast and any(tensor.dtype != layer.compute_dtype for tensor in inputs)
+    return _after_cast(lowered, _dtype(layer)) if lowered and is_cast and has_floats else lowered
+
+
+def _after_cast(lowered: Lowered, dtype: torch.dtype) -> Lowered:
+    """Returns a lowered layer whose inputs are cast first, as Keras casts them."""
+
+    def call(mode: Mode, *inputs: Tensor) -> Tensor:
+        return lowered.call(mode, *(x.to(dtype) for x in inputs))
+
+    return replace(lowered, call=call, scaled=None, dropping=None)
 
 
 def _value(variable: Any) -> Any:
@@ -120,8 +123,10 @@ def _dtype(layer: Any) -> torch.dtype:
     return found
 
 
-def _rescaling(layer: Any, site: Site) -> Lowered:
+def _rescaling(layer: Any, site: Site) -> Lowered | None:
     dtype = _dtype(layer)
+    if max(np.ndim(layer.scale), np.ndim(layer.offset)) > 1:
+        return None  # one number for each pixel
 
     def spread(number: Any) -> Tensor:
         return torch.tensor(number, dtype=dtype, device=site.device).reshape(-1, 1, 1)
@@ -133,6 +138,8 @@ def _rescaling(layer: Any, site: Site) -> Lowered:
 def _conv(layer: Any, _: Site) -> Lowered | None:
     reach = [d * (k - 1) for k, d in zip(layer.kernel_size, layer.dilation_rate, strict=True)]
     is_same = layer.padding == "same"
+    if not is_elementwise(layer.activation) or layer.padding not in ("same", "valid"):
+        return None
     if is_same and (max(layer.strides) > 1 or any(n % 2 for n in reach)):
         return None  # Keras pads the two sides differently.
     padding = [n // 2 if is_same else 0 for n in reach]
@@ -145,7 +152,7 @@ def _conv(layer: Any, _: Site) -> Lowered | None:
         if is_standardized:
             weight = kernels.standardize_kernel(weight, EPSILON)
         y = F.conv2d(
-            x.to(dtype),
+            x,
             weight.to(dtype),
             None if bias is None else bias.to(dtype),
             layer.strides,
@@ -183,7 +190,7 @@ def _norm(
 
 
 def _batch_norm(layer: Any, _: Site) -> Lowered | None:
-    if layer.axis not in (-1, 3) or layer.renorm or layer.synchronized:
+    if layer.axis not in (-1, 3):
         return None
     moving = layer.moving_mean.value, layer.moving_variance.value
 
@@ -232,7 +239,9 @@ def _rms_norm(layer: Any, _: Site) -> Lowered | None:
     return _norm(normalize, layer, layer.scale, None, is_fresh=False)
 
 
-def _activation(layer: Any, site: Site) -> Lowered:
+def _activation(layer: Any, site: Site) -> Lowered | None:
+    if not is_elementwise(layer.activation):
+        return None
     if layer.activation is not keras.activations.relu:
         return Lowered(lambda mode, x: layer.activation(x))
 
@@ -246,8 +255,8 @@ def _activation(layer: Any, site: Site) -> Lowered:
 
 def _dropout(layer: Any, site: Site) -> Lowered | None:
     rate = layer.rate
-    if layer.noise_shape is not None:
-        return None
+    if rate >= 1:
+        return None  # Keras gives zeros; 1 / (1 - rate) would be infinite.
     if site.device.type != "cpu":
         return Lowered(lambda mode, x: F.dropout(x, rate, mode.training))
 
@@ -263,8 +272,10 @@ def _dropout(layer: Any, site: Site) -> Lowered | None:
     return Lowered(scale_and_drop, dropping=(rate, drop))
 
 
-def _spatial_dropout(layer: Any, site: Site) -> Lowered:
+def _spatial_dropout(layer: Any, site: Site) -> Lowered | None:
     rate = layer.rate
+    if rate >= 1:
+        return None
 
     def drop(mode: Mode, x: Tensor) -> Tensor:
         if not mode.training or rate == 0:
@@ -274,7 +285,7 @@ def _spatial_dropout(layer: Any, site: Site) -> Lowered:
         kept = (mode.draw(site.number, x.shape[:2]) >= rate) / (1 - rate)
         return x * torch.from_numpy(kept).to(x.dtype)[:, :, None, None]
 
-    return Lowered(drop, is_fresh=True)
+    return Lowered(drop)
 
 
 def _max_pooling(layer: Any, _: Site) -> Lowered | None:
@@ -285,8 +296,8 @@ def _max_pooling(layer: Any, _: Site) -> Lowered | None:
 
 
 def _average_all(layer: Any, _: Site) -> Lowered:
-    dtype, keep = _dtype(layer), layer.keepdims
-    return Lowered(lambda mode, x: x.to(dtype).mean((2, 3), keepdim=keep), gives_fresh=True)
+    keep = layer.keepdims
+    return Lowered(lambda mode, x: x.mean((2, 3), keepdim=keep), gives_fresh=True)
 
 
 def _add(layer: Any, _: Site) -> Lowered:
@@ -295,27 +306,30 @@ def _add(layer: Any, _: Site) -> Lowered:
             x = x + other
         return x
 
-    return Lowered(call, is_fresh=True)
+    return Lowered(call)
 
 
 def _flatten(layer: Any, _: Site) -> Lowered:
-    dtype = _dtype(layer)
-    return Lowered(lambda mode, x: x.permute(0, 2, 3, 1).flatten(1).to(dtype))
+    return Lowered(lambda mode, x: x.permute(0, 2, 3, 1).flatten(1))
 
 
-RULES: dict[type, Callable[[Any, Site], Lowered | None]] = {
-    layers.Rescaling: _rescaling,
-    layers.Conv2D: _conv,
-    StandardizedConv2D: _conv,
-    layers.BatchNormalization: _batch_norm,
-    layers.GroupNormalization: _group_norm,
-    layers.LayerNormalization: _layer_norm,
-    layers.RMSNormalization: _rms_norm,
-    layers.Activation: _activation,
-    layers.Dropout: _dropout,
-    layers.SpatialDropout2D: _spatial_dropout,
-    layers.MaxPooling2D: _max_pooling,
-    layers.GlobalAveragePooling2D: _average_all,
-    layers.Add: _add,
-    layers.Flatten: _flatten,
+WINDOW = frozenset({"strides", "padding", "data_format"})
+CONV_OPTIONS = {"filters", "kernel_size", "dilation_rate", "groups", "activation", "use_bias"}
+CONV = Rule(_conv, WINDOW | CONV_OPTIONS)
+AFFINE = frozenset({"axis", "epsilon", "center", "scale"})
+RULES: dict[type, Rule] = {
+    layers.Rescaling: Rule(_rescaling, frozenset({"scale", "offset"}), takes_integers=True),
+    layers.Conv2D: CONV,
+    StandardizedConv2D: CONV,
+    layers.BatchNormalization: Rule(_batch_norm, AFFINE | {"momentum"}),
+    layers.GroupNormalization: Rule(_group_norm, AFFINE | {"groups"}, autocast=False),
+    layers.LayerNormalization: Rule(_layer_norm, AFFINE, autocast=False),
+    layers.RMSNormalization: Rule(_rms_norm, frozenset({"axis", "epsilon"})),
+    layers.Activation: Rule(_activation, frozenset({"activation"})),
+    layers.Dropout: Rule(_dropout, frozenset({"rate"})),
+    layers.SpatialDropout2D: Rule(_spatial_dropout, frozenset({"rate", "data_format"})),
+    layers.MaxPooling2D: Rule(_max_pooling, WINDOW | {"pool_size"}),
+    layers.GlobalAveragePooling2D: Rule(_average_all, frozenset({"data_format", "keepdims"})),
+    layers.Add: Rule(_add),
+    layers.Flatten: Rule(_flatten, frozenset({"data_format"})),
 }

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
+import torch
 from torch import Tensor
 
 from kerasnorm.engines.torch.kernels import channels_last
-from kerasnorm.engines.torch.layers import Lowered, Mode, Site, lower_layer
+from kerasnorm.engines.torch.layers import Lowered, Site, lower_layer
+from kerasnorm.engines.torch.mode import Mode
 from kerasnorm.errors import ConfigError
 from kerasnorm.inspection.graph import call_node, functional_graph, nodes
 
@@ -51,13 +53,17 @@ class LoweredModel:
             )
         self.device = keras.ops.zeros(()).device
         self.input = id(graph.inputs[0])
+        self.input_dtype: torch.dtype = getattr(torch, graph.inputs[0].dtype)
         self.output = id(graph.outputs[0])
         self.steps = self._plan(graph)
         self.is_whole = not any(step.lowered.is_foreign for step in self.steps)
 
     def __call__(self, inputs: Tensor, mode: Mode) -> Tensor:
-        """Returns the model's output for inputs (N, ...), on the model's device."""
-        values = {self.input: _from_keras(inputs)}
+        """Returns the model's output for inputs (N, ...), on the model's device.
+
+        Inputs of any type are cast to that of the model's input, as Keras casts them.
+        """
+        values = {self.input: _from_keras(inputs).to(self.input_dtype)}
         for step in self.steps:
             outputs = step.lowered.call(mode, *(values[source] for source in step.sources))
             if len(step.targets) == 1:
@@ -114,10 +120,20 @@ def _fold_dropout(step: _Step, before: list[_Step], site: Site) -> None:
 
 
 def _lower(node: Any, site: Site) -> Lowered:
-    layer = node.operation
-    is_images = all(len(tensor.shape) == 4 for tensor in node.input_tensors)
-    lowered = lower_layer(layer, site) if is_images else None
+    inputs = node.input_tensors
+    lowered = lower_layer(node.operation, inputs, site) if _has_only_tensors(node) else None
     return lowered or Lowered(_keras_call(node), is_foreign=True)
+
+
+def _has_only_tensors(node: Any) -> bool:
+    """Says whether a layer is called on symbolic tensors and nothing else, such as a mask."""
+    args, kwargs = node.arguments.args, node.arguments.kwargs
+    others = [value for name, value in kwargs.items() if name != "training"]
+    return (
+        len(args) == 1
+        and len(keras.tree.flatten(args)) == len(node.input_tensors)
+        and not any(value is not None for value in keras.tree.flatten(others))
+    )
 
 
 def _keras_call(node: Any) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ if keras.backend.backend() != "tensorflow":
 
 from keras import layers  # noqa: E402
 
-from kerasnorm.engines.tensorflow.engine import TensorFlowEngine  # noqa: E402
+from kerasnorm.engines.tensorflow.engine import TensorFlowEngine, inference, predict  # noqa: E402
 from kerasnorm.engines.tensorflow.lowering import CLEARED, HASHED, LoweredModel  # noqa: E402
 from kerasnorm.training.train import make_engine  # noqa: E402
 
@@ -161,3 +161,21 @@ def test_a_mean_of_100_and_an_sd_of_one_hundredth_are_normalized_right(layer, ax
     found = run(tf.constant(x), tf.constant(upstream, tf.float32))
     for a, b in zip(found, truth, strict=True):
         assert np.abs(a.numpy() - b.numpy()).max() < 1e-2 * np.abs(b.numpy()).max()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int32", "uint8"])
+@pytest.mark.parametrize("form", ["rescaling", "subtract", "add"])
+def test_raw_images_are_cast_to_the_inputs_type(form, dtype):
+    inputs = keras.Input((6, 6, 3), dtype=dtype)
+    if form == "rescaling":
+        y = layers.BatchNormalization()(layers.Rescaling(1 / 255, -0.5)(inputs))
+    else:
+        y = inputs - 128 if form == "subtract" else layers.Add()([inputs, inputs])
+    model = keras.Model(inputs, y)
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 6, 6, 3), np.uint8)
+    expected = model(pixels, training=False).numpy().astype(np.float32)
+    assert np.allclose(predict(inference(model), pixels), expected, rtol=1e-5, atol=1e-5)
+    none = tf.zeros([0], tf.int32), tf.zeros([1], tf.int32)
+    received = LoweredModel(model, is_compiled=False)(tf.constant(pixels), *none)
+    expected = model(pixels, training=True).numpy().astype(np.float32)
+    assert np.allclose(received.numpy().astype(np.float32), expected, rtol=1e-4, atol=1e-4)

@@ -15,8 +15,8 @@ from kerasnorm.data.batches import Batches  # noqa: E402
 from kerasnorm.engines.dropout import dropped_positions  # noqa: E402
 from kerasnorm.engines.keras_engine import PortableEngine  # noqa: E402
 from kerasnorm.engines.torch.engine import TorchEngine, predict  # noqa: E402
-from kerasnorm.engines.torch.layers import Mode  # noqa: E402
 from kerasnorm.engines.torch.lowering import LoweredModel  # noqa: E402
+from kerasnorm.engines.torch.mode import Mode  # noqa: E402
 from kerasnorm.network import build_model  # noqa: E402
 
 NORMS = ("bn", "gn", "ln", "lnc", "in", "rms", "none")

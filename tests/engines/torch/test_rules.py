@@ -1,0 +1,510 @@
+"""The native torch engine against Keras's own calls: every option, input type and graph."""
+
+import inspect
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+torch = pytest.importorskip("torch")
+if keras.backend.backend() != "torch":
+    pytest.skip("needs the torch backend", allow_module_level=True)
+
+from kerasnorm.engines.torch.engine import predict  # noqa: E402
+from kerasnorm.engines.torch.layers import RULES, Site, lower_layer  # noqa: E402
+from kerasnorm.engines.torch.lowering import LoweredModel  # noqa: E402
+from kerasnorm.engines.torch.mode import Mode  # noqa: E402
+from kerasnorm.inspection.graph import functional_graph, nodes  # noqa: E402
+from kerasnorm.network import StandardizedConv2D  # noqa: E402
+
+pytestmark = [
+    pytest.mark.backend("torch"),
+    pytest.mark.filterwarnings("ignore:You passed `rms_scaling=True`"),
+]
+
+SHAPE = (6, 6, 4)
+
+
+def softmax_of_channels(x):
+    return keras.ops.softmax(x, axis=-1)
+
+
+class Scaled:
+    """An activation that Keras cannot write into a config."""
+
+    def __call__(self, x):
+        return x * keras.ops.mean(x, axis=(1, 2), keepdims=True)
+
+
+ACTIVATIONS = [
+    *sorted(name for name, known in vars(keras.activations).items()
+            if inspect.isfunction(known) and name not in ("get", "serialize", "deserialize")),
+    softmax_of_channels,
+    Scaled(),
+    layers.ReLU(max_value=0.5),
+]  # fmt: skip
+# What every layer takes; each value differs from the default.
+COMMON = {
+    "name": ["other"],
+    "trainable": [False],
+    "dtype": ["float64", "mixed_bfloat16", "bfloat16", "mixed_float16"],
+    "autocast": [False, {"autocast": False, "dtype": "mixed_bfloat16"}],
+    "activity_regularizer": ["l2"],
+}
+KERNEL = {
+    "kernel_initializer": ["ones"],
+    "bias_initializer": ["ones"],
+    "kernel_regularizer": ["l2"],
+    "bias_regularizer": ["l1"],
+    "kernel_constraint": ["non_neg"],
+    "bias_constraint": ["non_neg"],
+}
+AFFINE = {
+    "epsilon": [0.1],
+    "center": [False, {"center": False, "scale": False}],
+    "scale": [False],
+    "beta_initializer": ["ones"],
+    "gamma_initializer": ["zeros"],
+    "beta_regularizer": ["l2"],
+    "gamma_regularizer": ["l2"],
+    "beta_constraint": ["non_neg"],
+    "gamma_constraint": ["non_neg"],
+}
+CONV = KERNEL | {
+    "filters": [8],
+    "kernel_size": [1, (2, 3), {"kernel_size": (2, 3), "padding": "same"}],
+    "strides": [2, {"strides": 2, "padding": "same"}],
+    "padding": ["same"],
+    "data_format": ["channels_first"],
+    "dilation_rate": [2, {"dilation_rate": 2, "padding": "same"}],
+    "groups": [2],
+    "activation": ACTIVATIONS,
+    "use_bias": [False],
+}
+# Of each layer: what it is made with, and values of its options; a dict sets several options.
+# Options that this Keras refuses on torch have an empty list.
+TABLE: dict[type, tuple[dict[str, Any], dict[str, list[Any]]]] = {
+    layers.Rescaling: (
+        {"scale": 0.5},
+        {
+            "scale": [[1.0, -2.0, 3.0, 0.5], np.arange(6.0).reshape(6, 1, 1), np.ones((1, 1, 4))],
+            "offset": [1.5, [0.5, 1.0, 2.0, -3.0], np.arange(6.0).reshape(6, 1)],
+        },
+    ),
+    layers.Conv2D: ({"filters": 4, "kernel_size": 3}, CONV),
+    StandardizedConv2D: ({"filters": 4, "kernel_size": 3}, CONV),
+    layers.BatchNormalization: (
+        {},
+        AFFINE
+        | {
+            "axis": [1, 2, 3],
+            "momentum": [0.5],
+            "moving_mean_initializer": ["ones"],
+            "moving_variance_initializer": ["ones"],
+            "renorm": [True],
+            "renorm_clipping": [{"renorm": True, "renorm_clipping": {"rmax": 1.1, "rmin": 0.9}}],
+            "renorm_momentum": [0.5, {"renorm": True, "renorm_momentum": 0.5}],
+            "synchronized": [],
+        },
+    ),
+    layers.GroupNormalization: ({"groups": 2}, AFFINE | {"groups": [1, 4, -1], "axis": [1, 2, 3]}),
+    layers.LayerNormalization: (
+        {},
+        AFFINE | {"axis": [1, 3, (1, 2, 3), (3, 1, 2), (2, 3), [1, 2]], "rms_scaling": [True]},
+    ),
+    layers.RMSNormalization: ({}, {"axis": [1, 3, (1, 2, 3)], "epsilon": [0.1]}),
+    layers.Activation: ({"activation": "relu"}, {"activation": ACTIVATIONS}),
+    layers.Dropout: (
+        {"rate": 0.3},
+        {"rate": [0, 0.6, 1], "seed": [3], "noise_shape": [(None, 1, 1, 4), (5, 6, 6, 4)]},
+    ),
+    layers.SpatialDropout2D: (
+        {"rate": 0.3},
+        {"rate": [0, 0.6, 1], "seed": [3], "data_format": ["channels_first"]},
+    ),
+    layers.MaxPooling2D: (
+        {},
+        {
+            "pool_size": [3, (1, 2)],
+            "strides": [1, (2, 1)],
+            "padding": ["same", {"padding": "same", "pool_size": 4}],
+            "data_format": ["channels_first"],
+        },
+    ),
+    layers.GlobalAveragePooling2D: ({}, {"data_format": ["channels_first"], "keepdims": [True]}),
+    layers.Add: ({}, {}),
+    layers.Flatten: ({}, {"data_format": ["channels_first"]}),
+}
+RANDOM = layers.Dropout, layers.SpatialDropout2D
+NOT_TAKEN = {layers.SpatialDropout2D: {"trainable", "autocast", "activity_regularizer"}}
+
+
+def options_of(kind):
+    """The names of all options of a layer, of those too that its signature does not show."""
+    parameters = inspect.signature(kind.__init__).parameters.values()
+    named = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - {"self"}
+    config = kind(**TABLE[kind][0]).get_config().keys()
+    return (named | config | COMMON.keys()) - NOT_TAKEN.get(kind, set())
+
+
+@dataclass
+class Case:
+    kind: type
+    option: str
+    value: Any
+
+    def __str__(self):
+        return f"{self.kind.__name__}-{self.option}-{self.value}".replace(" ", "")
+
+    def layer(self):
+        base = TABLE[self.kind][0]
+        return self.kind(**base | self.options())
+
+    def options(self):
+        if self.option == "":
+            return {}
+        whole = isinstance(self.value, dict) and self.option in self.value
+        return self.value if whole else {self.option: self.value}
+
+
+CASES = [
+    Case(kind, option, value)
+    for kind, (_, options) in TABLE.items()
+    for option, values in {"": [None], **COMMON, **options}.items()
+    if option not in NOT_TAKEN.get(kind, ())
+    for value in values
+]
+
+
+def test_the_table_holds_every_option_of_every_lowered_layer():
+    assert TABLE.keys() == RULES.keys()
+    for kind, (base, options) in TABLE.items():
+        assert (COMMON | options).keys() - NOT_TAKEN.get(kind, set()) == options_of(kind) - (
+            set(base) - options.keys()
+        ), kind
+
+
+def shaken(model, seed=1):
+    """Gives every variable a value that differs from channel to channel; variances stay above 0."""
+    rng = np.random.default_rng(seed)
+    for variable in model.variables:
+        if "float" in variable.dtype:
+            value = rng.normal(0, 1, variable.shape)
+            is_spread = "variance" in variable.path or "stddev" in variable.path
+            variable.assign(np.abs(value) + 0.5 if is_spread else value)
+    return model
+
+
+def model_of(layer):
+    inputs = keras.Input(SHAPE)
+    # Two inputs of unlike size, for a layer that takes several.
+    several = [inputs, layers.Rescaling(-2.0, dtype="float32")(inputs)]
+    y = layer(several if isinstance(layer, layers.Add) else inputs)
+    return shaken(keras.Model(inputs, y))
+
+
+def passes(forward, model, x, upstream):
+    """Output, input gradient and gradients of a pass, and the variables behind it."""
+    start = model.get_weights()
+    given = torch.from_numpy(x).requires_grad_(True)
+    y = forward(given)
+    found = [y.detach().double().numpy()]
+    leaves = [given, *(v.value for v in model.trainable_variables)]
+    weighted = (y.double() * torch.from_numpy(upstream(y.shape))).sum()
+    if weighted.requires_grad:
+        slopes = torch.autograd.grad(weighted, leaves, allow_unused=True)
+        found += [np.zeros(1) if s is None else s.double().numpy() for s in slopes]
+    found += [np.array(w, np.float64) for w in model.get_weights()]
+    model.set_weights(start)
+    return found
+
+
+def assert_same(received, expected, tolerance):
+    assert len(received) == len(expected)
+    for a, b in zip(received, expected, strict=True):
+        assert a.shape == b.shape
+        assert np.isfinite(b).all()
+        assert np.abs(a - b).max() <= tolerance * max(1.0, np.abs(b).max())
+
+
+def upstream(shape):
+    return np.random.default_rng(7).normal(0, 1, tuple(shape))
+
+
+def tolerance_of(layer):
+    is_half = "16" in layer.compute_dtype
+    return 0.05 if is_half else 2e-5
+
+
+PIXELS = np.random.default_rng(0).normal(0.3, 1, (5, *SHAPE)).astype(np.float32)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_option_gives_what_keras_gives(case):
+    layer = case.layer()
+    model = model_of(layer)
+    lowered = LoweredModel(model)
+    for training in (False, True):
+        if training and isinstance(layer, RANDOM) and layer.rate > 0:
+            continue
+        mode = Mode(training=training)
+        start = model.get_weights()
+        try:
+            expected = passes(partial(model, training=training), model, PIXELS, upstream)
+        except (RuntimeError, TypeError) as refusal:  # Keras on torch cannot do it
+            with pytest.raises(type(refusal)):
+                lowered(torch.from_numpy(PIXELS), mode)
+            model.set_weights(start)
+            continue
+        received = passes(partial(lowered, mode=mode), model, PIXELS, upstream)
+        assert_same(received, expected, tolerance_of(layer))
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.kind in RANDOM], ids=str)
+def test_every_option_of_dropout_is_kept_in_training(case):
+    layer = case.layer()
+    x = np.ones((200, *SHAPE), np.float32)
+    if case.option == "noise_shape" and case.value[0] is not None:
+        x = x[: case.value[0]]
+    given = torch.from_numpy(x).requires_grad_(True)
+    y = LoweredModel(model_of(layer))(given, Mode(training=True, key=(1, 2, 3)))
+    slope = torch.zeros(1)
+    if y.requires_grad:
+        (slope,) = torch.autograd.grad(y.sum(), given)
+        assert torch.allclose(slope.double(), y.detach().double(), rtol=0.01)
+    kept = y.detach().float().numpy()
+    if layer.rate == 1:
+        assert not kept.any()
+        return
+    assert np.allclose(kept[kept != 0], 1 / (1 - layer.rate), rtol=0.01)
+    # Axes along which one draw holds.
+    axes = (1, 2) if isinstance(layer, layers.SpatialDropout2D) else ()
+    if axes and layer.data_format == "channels_first":
+        axes = (2, 3)
+    if case.option == "noise_shape":
+        axes = tuple(axis for axis in (1, 2, 3) if case.value[axis] == 1)
+    draws = kept.max(axes, keepdims=True) if axes else kept
+    assert np.array_equal(kept, np.broadcast_to(draws, kept.shape))
+    share, spread = np.mean(draws == 0), np.sqrt(0.25 / draws.size)
+    assert abs(share - layer.rate) <= 5 * spread
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("training", [False, True])
+def test_memory_that_a_rule_calls_fresh_is_nobody_elses(case, training):
+    layer = case.layer()
+    model = model_of(layer)
+    graph = functional_graph(model)
+    node = next(n for n in nodes(graph) if n.operation is layer)
+    lowered = lower_layer(layer, node.input_tensors, Site(torch.device("cpu")))
+    if lowered is None:
+        return
+    mode, dtype = Mode(training=training), getattr(torch, layer.compute_dtype)
+    images = torch.from_numpy(PIXELS).to(dtype).permute(0, 3, 1, 2)
+    given = [images.clone().requires_grad_(True) for _ in node.input_tensors]
+    y = lowered.call(mode, *given)
+    others = [*given, *(v.value for v in layer.variables)]
+    if lowered.is_fresh:
+        assert not any(shares_memory(y, other) for other in others)
+    gradient = torch.ones_like(y)
+    slopes = torch.autograd.grad(y, given, gradient, retain_graph=True)
+    before = [slope.clone() for slope in slopes]
+    if lowered.is_fresh:
+        y.data.fill_(7)
+    if lowered.gives_fresh:
+        for slope in slopes:
+            assert not any(shares_memory(slope, other) for other in [gradient, y, *others])
+            slope.fill_(7)
+    again = torch.autograd.grad(y, given, gradient)
+    for a, b in zip(again, before, strict=True):
+        assert torch.equal(a, b)
+
+
+def shares_memory(a, b):
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+def softmax_model(form):
+    inputs = keras.Input((5, 7, 3))
+    if form == "conv":
+        y = layers.Conv2D(4, 3, activation="softmax")(inputs)
+    elif form == "depthwise":
+        y = layers.DepthwiseConv2D(3, activation="softmax")(inputs)
+    else:
+        last = {
+            "string": lambda: layers.Activation("softmax"),
+            "callable": lambda: layers.Activation(softmax_of_channels),
+            "layer": layers.Softmax,
+            "in-activation": lambda: layers.Activation(layers.Softmax()),
+        }
+        y = last[form]()(layers.Conv2D(4, 3)(inputs))
+    return keras.Model(inputs, y)
+
+
+@pytest.mark.parametrize(
+    "form", ["conv", "depthwise", "string", "callable", "layer", "in-activation"]
+)
+def test_a_softmax_on_a_map_is_over_the_channels(form):
+    model = softmax_model(form)
+    pixels = np.random.default_rng(0).normal(0, 1, (4, 5, 7, 3)).astype(np.float32)
+    received = LoweredModel(model)(torch.from_numpy(pixels), Mode()).detach().numpy()
+    assert np.allclose(received.sum(-1), 1, atol=1e-5)
+    assert received.max() < 0.999
+    assert np.allclose(received, model(pixels).detach().numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("form", "dtype"),
+    [
+        (form, dtype)
+        for form in ("rescaling", "subtract", "add", "conv")
+        for dtype in ("float32", "float64", "float16", "bfloat16", "int32", "uint8")
+        if form != "conv" or "float" in dtype  # Keras convolves no whole numbers
+    ],
+)
+def test_raw_images_are_cast_to_the_inputs_type(form, dtype):
+    inputs = keras.Input((6, 6, 3), dtype=dtype)
+    if form == "rescaling":
+        y = layers.Rescaling(1 / 255, -0.5)(inputs)
+    elif form == "subtract":
+        y = inputs - 128
+    elif form == "add":
+        y = layers.Add()([inputs, inputs])
+    else:
+        y = layers.Conv2D(2, 3, strides=2, padding="same")(inputs)
+    model = keras.Model(inputs, y)
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 6, 6, 3), np.uint8)
+    expected = model(pixels, training=False).detach().float().numpy()
+    assert np.allclose(predict(LoweredModel(model), pixels), expected, rtol=1e-5, atol=1e-5)
+    received = LoweredModel(model)(torch.from_numpy(pixels), Mode(training=True))
+    assert np.allclose(received.detach().float().numpy(), expected, rtol=1e-5, atol=1e-5)
+    if dtype == "float32" and form == "subtract":
+        assert np.array_equal(expected, pixels.astype(np.float32) - 128)
+    if dtype == "float32" and form == "add":
+        assert np.array_equal(expected, pixels.astype(np.float32) * 2)
+
+
+def test_a_layer_with_a_low_rank_kernel_is_called_as_it_is():
+    layer = layers.Conv2D(4, 3)
+    model = model_of(layer)
+    layer.enable_lora(2)
+    shaken(model)
+    lowered = LoweredModel(model)
+    assert_same(
+        passes(partial(lowered, mode=Mode(True)), model, PIXELS, upstream),
+        passes(partial(model, training=True), model, PIXELS, upstream),
+        2e-5,
+    )
+
+
+def test_an_array_that_is_added_is_not_forgotten():
+    inputs = keras.Input(SHAPE)
+    constant = torch.full((1, *SHAPE), 3.0)
+    model = keras.Model(inputs, layers.Add()([inputs, constant]))
+    received = LoweredModel(model)(torch.from_numpy(PIXELS), Mode())
+    assert np.allclose(received.numpy(), PIXELS + 3)
+
+
+def test_a_mask_reaches_the_layers_that_use_it():
+    inputs = keras.Input(SHAPE)
+    masked = layers.Masking(0.0)(inputs)
+    y = layers.BatchNormalization()(layers.Activation("relu")(masked))
+    model = shaken(keras.Model(inputs, y))
+    x = PIXELS.copy()
+    x[:2, :3] = 0
+    lowered = LoweredModel(model)
+    assert_same(
+        passes(partial(lowered, mode=Mode(True)), model, x, upstream),
+        passes(partial(model, training=True), model, x, upstream),
+        2e-5,
+    )
+
+
+class Recorded(layers.Layer):
+    """The dropout of a node of a graph, by what the engine draws for it."""
+
+    def __init__(self, dropout, number, mode):
+        super().__init__(dtype="float64")
+        self.dropout, self.number, self.mode = dropout, number, mode
+
+    def call(self, x, training=False):
+        rate = self.dropout.rate
+        if not training or rate == 0:
+            return x
+        if type(self.dropout) is layers.Dropout:  # of which the spatial one is a subclass
+            kept = np.ones(x.numel())
+            kept[self.mode.dropped(self.number, x.numel(), rate)] = 0
+            kept = kept.reshape(x.shape)
+        else:
+            drawn = self.mode.draw(self.number, (len(x), x.shape[-1]))
+            kept = (drawn >= rate)[:, None, None]
+        return x * torch.from_numpy(kept / (1 - rate))
+
+
+def random_model(seed):
+    """A small graph with branches that are read several times, and layers that are shared."""
+    rng = np.random.default_rng(seed)
+    inputs = keras.Input(SHAPE, dtype="float64")
+    made = {
+        "conv": lambda: layers.Conv2D(4, 3, padding="same", dtype="float64"),
+        "conv-softmax": lambda: layers.Conv2D(4, 1, activation="softmax", dtype="float64"),
+        "bn": lambda: layers.BatchNormalization(dtype="float64"),
+        "gn": lambda: layers.GroupNormalization(groups=2, dtype="float64"),
+        "relu": lambda: layers.Activation("relu", dtype="float64"),
+        "linear": lambda: layers.Activation("linear", dtype="float64"),
+        "rescaling": lambda: layers.Rescaling(0.75, 0.125, dtype="float64"),
+        "pool": lambda: layers.MaxPooling2D(1, dtype="float64"),
+        "dropout": lambda: layers.Dropout(rng.choice([0.0, 0.3]), dtype="float64"),
+        "spatial": lambda: layers.SpatialDropout2D(rng.choice([0.0, 0.3]), dtype="float64"),
+        "identity": lambda: layers.Identity(dtype="float64"),
+        "silu": lambda: layers.Activation("silu", dtype="float64"),
+    }
+    shared = {name: made[name]() for name in ("conv", "bn", "gn", "relu")}
+    tensors = [layers.Rescaling(1.0, 0.0625, dtype="float64")(inputs)]
+    for _ in range(int(rng.integers(4, 12))):
+        # Mostly the newest tensor, so that chains are long.
+        pick = lambda: tensors[-1 if rng.random() < 0.6 else int(rng.integers(len(tensors)))]  # noqa: E731
+        name = str(rng.choice([*made, "add", "add", "relu", "add-one"]))
+        if name == "add":
+            tensors.append(layers.Add(dtype="float64")([pick(), pick()]))
+        elif name == "add-one":
+            tensors.append(layers.Add(dtype="float64")([pick()]))
+        else:
+            layer = shared[name] if name in shared and rng.random() < 0.3 else made[name]()
+            tensors.append(layer(pick()))
+    y = layers.Add(dtype="float64")([tensors[-1], tensors[int(rng.integers(len(tensors)))]])
+    return shaken(keras.Model(inputs, y), seed)
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_random_graphs_equal_keras(seed):
+    model, mode = random_model(seed), Mode(True, (seed, 0, 0))
+    calls = [n.operation for n in nodes(functional_graph(model)) if not n.is_input]
+    numbers = {layer: number for number, layer in enumerate(calls)}
+
+    def recorded(layer):
+        return Recorded(layer, numbers[layer], mode) if isinstance(layer, RANDOM) else layer
+
+    truth = keras.models.clone_model(model, clone_function=recorded)
+    lowered = LoweredModel(model)
+    x = PIXELS.astype(np.float64)
+    for training, how in ((False, Mode()), (True, mode)):
+        expected = passes(partial(truth, training=training), model, x, upstream)
+        received = passes(partial(lowered, mode=how), model, x, upstream)
+        # Keras computes the means of its norms in float32, and norms behind each other magnify it.
+        assert_same(received, expected, 1e-3)
+
+
+@pytest.mark.parametrize("kind", ["spatial", "element"])
+def test_a_residual_around_a_dropout_in_inference(kind):
+    inputs = keras.Input((2, 2, 1))
+    h = layers.Rescaling(1.0, -0.46)(inputs)
+    drop = {"spatial": layers.SpatialDropout2D, "element": layers.Dropout}[kind]
+    y = layers.Activation("relu")(drop(0.1)(h))
+    model = keras.Model(inputs, layers.Add()([h, y]))
+    received = LoweredModel(model)(torch.zeros(1, 2, 2, 1), Mode())
+    assert np.allclose(received.numpy(), -0.46)
