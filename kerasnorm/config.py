@@ -314,36 +314,29 @@ def check_value(field: "dataclasses.Field[Any]", value: Any) -> Any:
     Raises:
         ConfigError: The value has another type, or is not among the choices or in the range.
     """
-    meta = field.metadata
-    if not meta:
-        return value
-    if isinstance(field.default, tuple):
+    name, meta, kind = field.name, field.metadata, type(field.default)
+    if kind is tuple:
         if not isinstance(value, (list, tuple)):
-            raise _wrong(field.name, "a list of whole numbers", value)
-        return tuple(_check_number(field.name, item, int, meta) for item in value)
-    if isinstance(field.default, bool):
-        if not isinstance(value, bool):
-            raise _wrong(field.name, "true or false", value)
-        return value
-    if isinstance(field.default, str):
-        if not isinstance(value, str):
-            raise _wrong(field.name, "text", value)
+            raise _wrong(name, "a list of whole numbers", value)
+        return tuple(_check_number(name, item, int, meta) for item in value)
+    if kind in (bool, str):
+        if not isinstance(value, kind):
+            raise _wrong(name, "true or false" if kind is bool else "text", value)
         if meta["choices"] and value not in meta["choices"]:
-            raise _wrong(field.name, f"one of {', '.join(meta['choices'])}", value)
+            raise _wrong(name, f"one of {', '.join(meta['choices'])}", value)
         return value
-    return _check_number(field.name, value, type(field.default), meta)
+    return _check_number(name, value, kind, meta)
 
 
 def _check_number(name: str, value: Any, kind: type, meta: Mapping[str, Any]) -> Any:
     low, high = meta["low"], meta["high"]
-    low = float("-inf") if low is None else low
-    high = float("inf") if high is None else high
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     is_number = is_number and abs(value) <= LARGEST and kind(value) == value
-    if not is_number or not low <= value <= high:
+    is_low, is_high = low is not None, high is not None
+    if not is_number or (is_low and value < low) or (is_high and value > high):
         noun = "a whole number" if kind is int else "a number"
-        bounds = f" of at least {low}" if meta["low"] is not None else ""
-        bounds += f" and at most {high}" if meta["high"] is not None else ""
+        bounds = f" of at least {low}" if is_low else ""
+        bounds += f" and at most {high}" if is_high else ""
         raise _wrong(name, noun + bounds, value)
     return kind(value)
 
