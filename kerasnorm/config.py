@@ -89,18 +89,13 @@ class ModelConfig(_Checked):
     )
     weight_standardization: bool = _field(False, "Standardize the kernels of the convolutions.")
     widths: tuple[int, ...] = _field(
-        (16, 16, 12, 32, 32, 32, 16, 32, 32, 32),
-        f"Channels of {CONVOLUTIONS}.",
-        low=1,
-        high=65536,
+        (16, 16, 12, 32, 32, 32, 16, 32, 32, 32), f"Channels of {CONVOLUTIONS}.", low=1, high=65536
     )
     activation: str = _field(
         "relu", "Activation.", choices=("relu", "leaky_relu", "elu", "gelu", "silu", "mish")
     )
     order: str = _field(
-        "conv-norm-act",
-        "Order inside a unit.",
-        choices=("conv-norm-act", "conv-act-norm"),
+        "conv-norm-act", "Order inside a unit.", choices=("conv-norm-act", "conv-act-norm")
     )
     norm_transitions: bool = _field(True, "Normalize after the 1x1 convolutions too.")
     residual: bool = _field(True, "Add a unit's input to its output where the shapes match.")
@@ -196,19 +191,13 @@ class TrainConfig(_Checked):
         choices=("on", "off"),
     )
     precision: str = _field(
-        "float32",
-        "Number types of the layers.",
-        choices=("float32", "mixed_bfloat16"),
+        "float32", "Number types of the layers.", choices=("float32", "mixed_bfloat16")
     )
     deterministic: bool = _field(
-        False,
-        "Give the same bits in every run on a GPU too, more slowly; a CPU always does.",
+        False, "Give the same bits in every run on a GPU too, more slowly; a CPU always does."
     )
     seed: int = _field(
-        0,
-        "Seed of image order, augmentation, dropout and initial weights.",
-        low=0,
-        high=2**31 - 1,
+        0, "Seed of image order, augmentation, dropout and initial weights.", low=0, high=2**31 - 1
     )
     epochs: int = _field(20, "Passes over the training images.", low=1, high=100_000)
     batch_size: int = _field(128, "Images per step.", low=1)
@@ -228,10 +217,7 @@ class TrainConfig(_Checked):
         choices=("triangular", "onecycle", "cosine", "constant"),
     )
     warmup: float = _field(
-        0.25,
-        "Share of the steps before the peak rate; constant has none.",
-        low=0.0,
-        high=1.0,
+        0.25, "Share of the steps before the peak rate; constant has none.", low=0.0, high=1.0
     )
 
     def __post_init__(self) -> None:
