@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kerasnorm import runtime
+from kerasnorm.config import Config
+from kerasnorm.data import Dataset
 from kerasnorm.errors import (
     ConfigError,
     CorruptFileError,
@@ -38,9 +40,6 @@ from kerasnorm.training import train
 
 if TYPE_CHECKING:
     from distributed import Client
-
-    from kerasnorm.config import Config
-    from kerasnorm.data import Dataset
 
 MODULE = "kerasnorm.study.execution"  # in the run process __name__ is __main__
 logger = logging.getLogger(MODULE)
@@ -339,7 +338,7 @@ class Estimate:
     source: str
 
 
-def estimate(runs: Sequence[PlannedRun], data: "Dataset", threads: int) -> list[Estimate]:
+def estimate(runs: Sequence[PlannedRun], data: Dataset, threads: int) -> list[Estimate]:
     """Returns an estimate for each run, from runs that differ in the seed alone or measured here.
 
     Args:
@@ -370,7 +369,7 @@ def estimate(runs: Sequence[PlannedRun], data: "Dataset", threads: int) -> list[
     return found
 
 
-def _measure(config: "Config", trained: int, evaluated: int, threads: int) -> float | None:
+def _measure(config: Config, trained: int, evaluated: int, threads: int) -> float | None:
     """Returns the seconds per epoch of a few steps trained here, None where they fail."""
     from kerasnorm.benchmark.race import race
 
