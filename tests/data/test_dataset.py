@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kerasnorm.data.dataset import Dataset, Split, channels_last, check, stratified_sample
@@ -21,7 +21,6 @@ def dataset(train: list[int], test: list[int], names: str = "abc") -> Dataset:
     return Dataset("tiny", "made up", tuple(names), numbered(train), numbered(test))
 
 
-@settings(deadline=None)
 @given(
     labels=st.lists(st.integers(0, 6), min_size=1, max_size=200),
     share=st.floats(0, 1),

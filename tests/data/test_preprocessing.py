@@ -29,7 +29,6 @@ def equalized_channel(pixels: np.ndarray) -> np.ndarray:
     return np.floor(exact + 0.5).astype(np.uint8)
 
 
-@settings(deadline=None)
 @given(images)
 def test_statistics_are_those_of_numpy(pixels: np.ndarray) -> None:
     mean, std = channel_statistics(pixels)
@@ -45,7 +44,7 @@ def test_statistics_of_a_constant_channel_are_exact() -> None:
     assert std.tolist() == [0, 0, 0]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(images)
 def test_equalize_is_the_formula(pixels: np.ndarray) -> None:
     result = equalize(pixels)
@@ -55,7 +54,6 @@ def test_equalize_is_the_formula(pixels: np.ndarray) -> None:
             assert np.array_equal(image[..., channel], equalized_channel(expected[..., channel]))
 
 
-@settings(deadline=None)
 @given(images)
 def test_equalize_keeps_the_order_and_fills_the_range(pixels: np.ndarray) -> None:
     rows = np.moveaxis(pixels, -1, 1).reshape(len(pixels) * pixels.shape[-1], -1)
