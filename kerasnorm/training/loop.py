@@ -25,21 +25,20 @@ from kerasnorm.progress import Progress
 from kerasnorm.training import checkpoints, run
 from kerasnorm.training.callback_state import CallbackStates
 from kerasnorm.training.process_group import ProcessGroup
-from kerasnorm.training.signals import INTERRUPTIONS
 
 logger = logging.getLogger(__name__)
 DEFINITIONS = {
-    "test_accuracy": "share of the test images classified rightly after the last epoch",
+    "test_accuracy": "share of the test images classified correctly after the last epoch",
     "test_loss": "mean cross-entropy over the test images after the last epoch, in nats",
-    "train_accuracy": "share of the training images classified rightly during the last epoch, "
+    "train_accuracy": "share of the training images classified correctly during the last epoch, "
     "as the model saw them: augmented, with dropout, while it changed",
     "train_loss": "mean cross-entropy of the same, in nats, regularization terms left out",
     "val_accuracy": "as test_accuracy, over the images held out of the training set",
     "val_loss": "as test_loss, over the images held out of the training set",
     "seconds": "time spent training, evaluation and saving left out",
-    "images_per_second": "training images a second, mean over all epochs",
-    "confusion": "counts over the test images; a row a true class, a column a predicted one",
-    "misclassified": "the wrongly classified test images of highest softmax probability",
+    "images_per_second": "training images per second, mean over all epochs",
+    "confusion": "counts over the test images: one row per true, one column per predicted class",
+    "misclassified": "the wrongly classified test images with the highest softmax probability",
 }
 
 
@@ -68,7 +67,19 @@ def epoch_line(row: run.Row, epochs: int) -> str:
 
 
 class Training:
-    """The loop over the epochs of one run: train, evaluate, record, save."""
+    """The loop over the epochs of one run: train, evaluate, record, save.
+
+    It listens to its engine, see `kerasnorm.engines.base.BatchListener`.
+
+    Args:
+        path: The run's folder.
+        config: The resolved config.
+        dataset: The prepared data.
+        engine: Trains the model.
+        group: The processes that train together.
+        callbacks: Keras callbacks of the caller.
+        progress: Receives how far the run is, counted in steps.
+    """
 
     def __init__(
         self,
@@ -76,16 +87,16 @@ class Training:
         config: Config,
         dataset: Dataset,
         engine: Engine,
-        progress: Progress,
+        group: ProcessGroup,
         callbacks: Iterable[keras.callbacks.Callback],
-        group: ProcessGroup | None = None,
+        progress: Progress,
     ) -> None:
         self.path = path
         self.config = config
         self.dataset = dataset
         self.engine = engine
+        self.group = group
         self.progress = progress
-        self.group = group or ProcessGroup()
         self.steps = -(-len(dataset.train) // config.train.batch_size)
         epochs = config.train.epochs
         self.rates = learning_rates(config.train, epochs * self.steps)
@@ -101,12 +112,11 @@ class Training:
         self.epoch_begun = 0.0
         self.is_stopped = False
 
-    def execute(self, title: str, is_resumed: bool) -> None:
+    def execute(self, *, is_resumed: bool) -> None:
         """Trains to the last epoch, or until a callback stops it, and writes the results."""
         if is_resumed:
             self._resume()
         epochs = self.config.train.epochs
-        logger.info(title)
         self.progress.start("training", epochs * self.steps, self.epoch * self.steps)
         try:
             self.callbacks.on_train_begin()
@@ -131,8 +141,8 @@ class Training:
             return
         if facts.get("config") != run.lineage(self.config):
             raise CorruptFileError(
-                f"{self.path / run.CONFIG} is not the one that this run was trained with: its "
-                "checkpoints bear another mark. Put it back, or start a new run."
+                f"{self.path / run.CONFIG} differs from the config that the checkpoints of this "
+                "run were trained with. Restore the file, or start a new run."
             )
         self.engine.load_state(state)
         self.epoch = facts["epoch"]
@@ -142,21 +152,21 @@ class Training:
         self.saved_states = facts["callbacks"]
         if self.group.is_first:  # the file may lack the last epoch
             run.write_history(self.path / run.HISTORY, self.rows)
-        logger.info(f"Going on after epoch {self.epoch} of {self.path}.")
+        logger.info(f"Resuming {self.path} after epoch {self.epoch}.")
 
     def on_batch_begin(self, step: int) -> None:
         """Hands the event to the Keras callbacks."""
         self.callbacks.on_train_batch_begin(step)
 
     def on_batch_end(self, step: int, logs: Mapping[str, float]) -> None:
-        """Hands the event to the Keras callbacks and the progress."""
+        """Hands the event to the Keras callbacks and the progress; ends an interrupted run."""
         self.callbacks.on_train_batch_end(step, logs)
         done = self.epoch * self.steps + step + 1
         self.progress.advance(done, self._status(step + 1))
-        INTERRUPTIONS.check()
+        self.group.interruptions.check()
 
     def _status(self, done: int) -> str:
-        """Returns the epoch, its images a second so far, and the test accuracy before it."""
+        """Returns the epoch, its images per second so far, and the test accuracy before it."""
         parts = [f"epoch {self.epoch + 1}/{self.config.train.epochs}"]
         images = min(done * self.config.train.batch_size, len(self.dataset.train))
         seconds = time.perf_counter() - self.epoch_begun
@@ -168,7 +178,7 @@ class Training:
     def _run_epoch(self) -> None:
         self.callbacks.on_epoch_begin(self.epoch)
         self.epoch_begun = time.perf_counter()
-        with INTERRUPTIONS.held():
+        with self.group.interruptions.held():
             train = self.engine.train_epoch(self.epoch, self)
         seconds = time.perf_counter() - self.epoch_begun
         row = self._row(train, seconds)
@@ -185,7 +195,7 @@ class Training:
         self.is_stopped = bool(getattr(self.engine.model, "stop_training", False))
         self.rows.append(row)
         self.epoch += 1
-        with INTERRUPTIONS.held():
+        with self.group.interruptions.held():
             self._save()
             logger.info(epoch_line(row, self.config.train.epochs))
 

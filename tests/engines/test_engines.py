@@ -10,7 +10,7 @@ from keras import ops
 from kerasnorm.engines.keras_engine import RateTable, make_optimizer
 from kerasnorm.engines.schedule import learning_rates
 from kerasnorm.errors import DivergedError
-from kerasnorm.training.train import make_engine
+from kerasnorm.training.fit import make_engine
 
 pytestmark = pytest.mark.backend("any")
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from helpers import tiny
 from kerasnorm.errors import KerasnormError
-from kerasnorm.training import checkpoints, run, train
+from kerasnorm.training import checkpoints, run
 
 TIMED = ("seconds", "images_per_second")
 
@@ -31,7 +32,7 @@ def options(backend, **changed):
 
 def fit(folder, wanted):
     """Starts the run in `folder`, or goes on with it."""
-    return train.fit(out=folder, resume="auto", **wanted)
+    return tiny.train(out=folder, resume="auto", **wanted)
 
 
 def result(folder):
