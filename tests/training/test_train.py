@@ -122,7 +122,7 @@ def test_what_is_resumed_must_be_there_and_brings_its_own_config(tmp_path):
         tiny.train(resume=tmp_path / "missing")
     with pytest.raises(ConfigError, match="leave out --config, --out"):
         tiny.train(resume=tmp_path, out=tmp_path / "other")
-    with pytest.raises(ConfigError, match="^resume: auto needs the folder"):
+    with pytest.raises(ConfigError, match=r"^resume: auto needs the folder"):
         tiny.train(tiny.config(), resume="auto")
 
 
