@@ -119,7 +119,7 @@ class Events:
     @contextlib.contextmanager
     def watched(self):
         """Watches them while the block runs."""
-        fsync, replace, rename, fdopen = os.fsync, Path.replace, Path.rename, os.fdopen
+        fsync, replace, rename, open_ = os.fsync, Path.replace, Path.rename, Path.open
 
         def _fsync(descriptor):
             self._hit("fsync", descriptor)
@@ -133,15 +133,15 @@ class Events:
             self._hit("rename", path)
             return rename(path, target)
 
-        def _fdopen(descriptor, mode="r", *args, **kwargs):
-            file = fdopen(descriptor, mode, *args, **kwargs)
-            return _Half(file, self) if mode == "wb" else file
+        def _open(path, mode="r", *args, **kwargs):
+            file = open_(path, mode, *args, **kwargs)
+            return _Half(file, self) if mode == "xb" else file
 
         try:
-            os.fsync, Path.replace, Path.rename, os.fdopen = _fsync, _replace, _rename, _fdopen
+            os.fsync, Path.replace, Path.rename, Path.open = _fsync, _replace, _rename, _open
             yield self
         finally:
-            os.fsync, Path.replace, Path.rename, os.fdopen = fsync, replace, rename, fdopen
+            os.fsync, Path.replace, Path.rename, Path.open = fsync, replace, rename, open_
 
 
 class _Half:
