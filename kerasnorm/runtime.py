@@ -54,7 +54,7 @@ def check_installed(backend: str) -> None:
     """Makes sure that a Keras backend can be imported.
 
     Raises:
-        MissingPackageError: It cannot.
+        MissingPackageError: It is not installed.
     """
     if backend not in installed_backends():
         raise MissingPackageError(
@@ -181,20 +181,16 @@ def _be_deterministic(backend: str) -> None:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
 
 
-def _no_gpu(device: str, backend: str, count: int) -> ConfigError:
-    return ConfigError(
-        f"device: expected a GPU that {backend} can use; it sees {count}. "
-        f"Received: device={device!r}. Use --device cpu or auto."
-    )
-
-
 def _gpu_index(device: str, backend: str, count: int) -> int:
-    """Returns the number of the wanted GPU, or -1 for the CPU."""
+    """Returns the number of the requested GPU, or -1 for the CPU."""
     if device == "cpu" or (device == "auto" and count == 0):
         return -1
     index = int(device.partition(":")[2] or 0)
     if index >= count:
-        raise _no_gpu(device, backend, count)
+        raise ConfigError(
+            f"device: expected a GPU that {backend} can use; it sees {count}. "
+            f"Received: device={device!r}. Use --device cpu or auto."
+        )
     return index
 
 
@@ -205,28 +201,25 @@ def _cpu(threads: int) -> Device:
 def _torch_device(device: str) -> Device:
     import torch
 
-    launch = this_launch()
-    if device in ("auto", "gpu") and torch.cuda.device_count() and launch.launcher == "torchrun":
+    launch, count = this_launch(), torch.cuda.device_count()
+    if device in ("auto", "gpu") and count and launch.launcher == "torchrun":
         device = f"cuda:{launch.local_rank}"
     if device in ("auto", "gpu") and torch.backends.mps.is_available():
         name, described = "mps", Device("gpu", "Apple GPU (mps)")
+    elif (index := _gpu_index(device, "torch", count)) < 0:
+        name, described = "cpu", _cpu(torch.get_num_threads())
     else:
-        index = _gpu_index(device, "torch", torch.cuda.device_count())
-        name = "cpu" if index < 0 else f"cuda:{index}"
-        described = (
-            _cpu(torch.get_num_threads())
-            if index < 0
-            else Device("gpu", f"{torch.cuda.get_device_name(index)} ({name})")
-        )
+        name = f"cuda:{index}"
+        described = Device("gpu", f"{torch.cuda.get_device_name(index)} ({name})")
     if "keras" not in sys.modules:
         os.environ["KERAS_TORCH_DEVICE"] = name
-    else:
-        current = str(sys.modules["keras"].src.backend.torch.core.DEFAULT_DEVICE)
-        if current.removesuffix(":0") != name.removesuffix(":0"):
-            raise ConfigError(
-                f"Keras already computes on {current} in this process and cannot change to "
-                f"{name}; start a new process for it."
-            )
+        return described
+    current = str(sys.modules["keras"].src.backend.torch.core.DEFAULT_DEVICE)
+    if current.removesuffix(":0") != name.removesuffix(":0"):
+        raise ConfigError(
+            f"Keras already computes on {current} in this process and cannot change to {name}; "
+            "start a new process for it."
+        )
     return described
 
 

@@ -43,27 +43,30 @@ DEFINITIONS = {
 
 
 def epoch_line(row: run.Row, epochs: int) -> str:
-    """Returns one epoch in a line; what has no value is left out.
+    """Returns one epoch in one line; measures without a value are left out.
 
     Args:
         row: A row of the history.
-        epochs: Epochs of the whole run.
+        epochs: Number of epochs of the whole run.
     """
     parts = [f"epoch {row['epoch']:>{len(str(epochs))}.0f}/{epochs}"]
     for name in ("train", "val", "test"):
         loss, accuracy = row.get(f"{name}_loss"), row.get(f"{name}_accuracy")
         if loss is not None and accuracy is not None:
             parts.append(f"{name} {loss:.3f} {100 * accuracy:4.1f} %")
-    forms = (
-        ("lr", "lr {:#.2g}"),
-        ("seconds", "{:.1f} s"),
-        ("images_per_second", "{:.0f} images/s"),
-    )
-    for name, form in forms:
-        value = row.get(name)
-        if value is not None:
-            parts.append(form.format(value))
+    forms = {"lr": "lr {:#.2g}", "seconds": "{:.1f} s", "images_per_second": "{:.0f} images/s"}
+    values = {name: row.get(name) for name in forms}
+    parts += [forms[name].format(value) for name, value in values.items() if value is not None]
     return "  ".join(parts)
+
+
+def _named(**scores: Scores | None) -> run.Row:
+    """Returns loss and accuracy under names such as val_loss; None where there is no split."""
+    row: run.Row = {}
+    for name, found in scores.items():
+        row[f"{name}_loss"] = found.loss if found else None
+        row[f"{name}_accuracy"] = found.accuracy if found else None
+    return row
 
 
 class Training:
@@ -190,7 +193,7 @@ class Training:
             "learning_rate": row["lr"],
             **{k: v for k, v in row.items() if k.startswith(("val_", "test_")) and v is not None},
         }
-        # Before saving, so that what a callback changes is in the checkpoint.
+        # Callbacks come before saving, so that the checkpoint holds what they change.
         self.callbacks.on_epoch_end(self.epoch, logs)
         self.is_stopped = bool(getattr(self.engine.model, "stop_training", False))
         self.rows.append(row)
@@ -200,23 +203,17 @@ class Training:
             logger.info(epoch_line(row, self.config.train.epochs))
 
     def _row(self, train: Scores, seconds: float) -> run.Row:
-        validation = self._score(self.dataset.validation)
-        test = self._score(self.dataset.test)
+        validation, test = map(self._score, (self.dataset.validation, self.dataset.test))
         return {
             "epoch": self.epoch + 1,
-            "train_loss": train.loss,
-            "train_accuracy": train.accuracy,
-            "val_loss": validation.loss if validation else None,
-            "val_accuracy": validation.accuracy if validation else None,
-            "test_loss": test.loss if test else None,
-            "test_accuracy": test.accuracy if test else None,
+            **_named(train=train, val=validation, test=test),
             "lr": self._rate(),
             "seconds": seconds,
             "images_per_second": len(self.dataset.train) / seconds,
         }
 
     def _rate(self) -> float:
-        """Learning rate of the epoch's last step."""
+        """Returns the learning rate of the epoch's last step."""
         if self.config.train.schedule == "constant":  # a callback may have changed it
             return float(keras.ops.convert_to_numpy(self.engine.model.optimizer.learning_rate))
         return float(self.rates[(self.epoch + 1) * self.steps - 1])
@@ -228,12 +225,11 @@ class Training:
         state = self.engine.state()
         if not all(np.isfinite(array).all() for array in state.values()):
             raise self._diverged("weight", self.epoch)
-        score = self.rows[-1]["val_accuracy"]
-        is_best = score is not None and score > self.best
-        self.best = score if is_best and score is not None else self.best
+        accuracy = self.rows[-1]["val_accuracy"]
+        before, self.best = self.best, max(self.best, -1.0 if accuracy is None else accuracy)
         facts = {
             "epoch": self.epoch,
-            "is_best": is_best,
+            "is_best": self.best > before,
             "best": self.best,
             "stopped": self.is_stopped,
             "config": run.lineage(self.config),
@@ -245,19 +241,19 @@ class Training:
             run.write_history(self.path / run.HISTORY, self.rows)
 
     def _diverged(self, what: str, epoch: int) -> DivergedError:
-        """Returns the error of an epoch in which no engine saw the step that went wrong."""
+        """Returns the error of an epoch whose engine did not see the step that went wrong."""
         sample = self.dataset.train.images[: self.config.train.batch_size]
         place = first_nonfinite(self.engine.model, sample) or "none any more"
         return DivergedError(
             f"A {what} is not finite after epoch {epoch}, whose last step, {epoch * self.steps}, "
             f"had a learning rate of {self.rates[epoch * self.steps - 1]:.6g}. First value that is "
-            f"not finite now: {place}. Try a smaller --learning-rate; the checkpoints before are "
-            "whole."
+            f"not finite now: {place}. Try a smaller --learning-rate; the earlier "
+            "checkpoints are whole."
         )
 
     def _finish(self) -> None:
         names = list(self.dataset.class_names)
-        card = {
+        metadata = {
             "class_names": names,
             "data": self.dataset.name,
             "kerasnorm": __version__,
@@ -265,18 +261,17 @@ class Training:
             "config": self.config.to_dict(),
         }
         if self.group.is_first:
-            save_model(self.engine.model, self.path / run.MODEL, card)
+            save_model(self.engine.model, self.path / run.MODEL, metadata)
         logits = self.engine.predict(self.dataset.test.images)
         labels = self.dataset.test.labels
         last = self.rows[-1]
         seconds = sum(row["seconds"] or 0.0 for row in self.rows)
-        # Measured again, since a callback may have put back other weights at the end.
-        scores = {"test": score(logits, labels), "val": self._score(self.dataset.validation)}
-        metrics: dict[str, Any] = {name: last[name] for name in ("train_loss", "train_accuracy")}
-        for name, found in scores.items():
-            if found is not None:
-                metrics |= {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy}
-        metrics |= {
+        # Measured again, since a callback may have restored other weights at the end.
+        scores = _named(test=score(logits, labels), val=self._score(self.dataset.validation))
+        metrics: dict[str, Any] = {
+            "train_loss": last["train_loss"],
+            "train_accuracy": last["train_accuracy"],
+            **{name: value for name, value in scores.items() if value is not None},
             "epochs": len(self.rows),
             "steps_per_epoch": self.steps,
             "seconds": seconds,
