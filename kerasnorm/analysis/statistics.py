@@ -39,8 +39,8 @@ from kerasnorm.plots.style import (
 )
 from kerasnorm.progress import Progress
 from kerasnorm.tables import Table
+from kerasnorm.training.fit import make_engine
 from kerasnorm.training.run import Run
-from kerasnorm.training.train import make_engine
 
 if TYPE_CHECKING:
     import keras

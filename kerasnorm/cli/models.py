@@ -55,7 +55,7 @@ def summary(as_json: bool, image_shape: tuple[int, ...], classes: int, **options
 
     Example: kerasnorm summary --norm bn --recipe era8
     """
-    runtime.select_backend()
+    runtime.import_keras()
     from kerasnorm.inspection.layers import layer_table, layers_to_json, summary_table
 
     given = opt.given(options)
@@ -79,7 +79,7 @@ def receptive_field(target: str, as_json: bool, image_shape: tuple[int, ...], cl
 
     Example: kerasnorm receptive-field gn
     """
-    runtime.select_backend()
+    runtime.import_keras()
     from kerasnorm.formats.archive import load_model
     from kerasnorm.inspection.layers import layers_to_json, receptive_field_table
     from kerasnorm.inspection.layers import receptive_field as spatial_rows

@@ -36,7 +36,7 @@ from kerasnorm.study.folder import LOG, PlannedRun, State, start_over, tidy
 from kerasnorm.study.plan import identity
 from kerasnorm.tables import Table
 from kerasnorm.training import run as run_folder
-from kerasnorm.training import train
+from kerasnorm.training.fit import fit
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -295,7 +295,7 @@ def train_in_process(folder: Path, threads: int) -> Ending:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=runtime.child_environment(threads),
+                env=runtime.subprocess_environment(threads),
             )
         try:
             while process.poll() is None and not _is_stopped(folder):
@@ -375,7 +375,7 @@ def _measure(config: Config, trained: int, evaluated: int, threads: int) -> floa
 
     contender = "native" if config.train.engine == "native" else "stock"
     images = max(PROBE_IMAGES, PROBE_STEPS * config.train.batch_size)
-    environment = runtime.child_environment(threads)
+    environment = runtime.subprocess_environment(threads)
     results = race(config, [contender], images, PROBE_ROUNDS, environment)
     if not results or not results[0].train or not results[0].predict:
         return None
@@ -398,11 +398,11 @@ def main(folder: Path) -> int:
     with console_notes():
         try:
             try:
-                train.fit(resume=folder)
+                fit(resume=folder, plots=False)
             except CorruptFileError as error:
                 logger.warning(f"{error} Starting over.")
                 start_over(folder)
-                train.fit(resume=folder)
+                fit(resume=folder, plots=False)
         except KerasnormError as error:
             logger.error(f"kerasnorm: {error}")
             return error.exit_code

@@ -193,7 +193,7 @@ def _layers(run: Run) -> tables.Table | None:
     """Returns the receptive fields of a run's model, None if there is no model."""
     if not (run.path / MODEL).is_file():
         return None
-    runtime.select_backend()
+    runtime.import_keras()
     from kerasnorm.inspection.layers import receptive_field, receptive_field_table
 
     try:

@@ -22,9 +22,7 @@ from kerasnorm.engines.totals import RunningMeans
 from kerasnorm.errors import LostProcessError
 from kerasnorm.inspection.evaluation import Scores
 from kerasnorm.keras_settings import stock_keras
-from kerasnorm.training.launch import Launch
-from kerasnorm.training.process_group import ProcessGroup, shard_of
-from kerasnorm.training.signals import INTERRUPTIONS
+from kerasnorm.training.process_group import Launch, ProcessGroup, shard_of
 
 T = TypeVar("T")
 
@@ -83,7 +81,7 @@ class DistributedEngine(TensorFlowEngine):
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.synchronized = config.bn_sync == "on"
         super().__init__(model, batches, config, is_compiled=False)
-        self.strategy = group.strategy
+        self.group, self.strategy = group, group.strategy
         self.shared = tf.function(self._shared, reduce_retracing=True)
 
     @stock_keras
@@ -102,7 +100,7 @@ class DistributedEngine(TensorFlowEngine):
                 told = self.shared(*shards, tf.constant(drawn), tf.constant(ends[0])).numpy()
             *numbers, stopped = told
             if stopped:
-                INTERRUPTIONS.agree()
+                self.group.interruptions.agree()
             if numbers[3] != FINITE:
                 raise self._diverged(numbers, epoch, step)
             sums += numbers[:3]
@@ -114,7 +112,7 @@ class DistributedEngine(TensorFlowEngine):
 
     def _parts(self, images: NDArray[np.uint8], labels: NDArray[np.int32]) -> tuple[Any, ...]:
         """Returns each device's images, labels and facts: its start, batch, total, wish to stop."""
-        size, stop = self.strategy.num_replicas_in_sync, INTERRUPTIONS.number > 0
+        size, stop = self.strategy.num_replicas_in_sync, self.group.interruptions.number > 0
 
         def give(what: Callable[[Any], Any]) -> Any:
             return self.strategy.experimental_distribute_values_from_function(

@@ -23,7 +23,6 @@ from kerasnorm.engines.torch.process_group import TorchProcessGroup, lost
 from kerasnorm.engines.totals import RunningMeans
 from kerasnorm.inspection.evaluation import Scores
 from kerasnorm.training.process_group import Shard, shard_of
-from kerasnorm.training.signals import INTERRUPTIONS
 
 
 class DistributedEngine(torch_engine.TorchEngine):
@@ -80,7 +79,7 @@ class DistributedEngine(torch_engine.TorchEngine):
         gradients = torch.autograd.grad(loss, self.optimizer.parameters)
         with torch.no_grad():
             right = (logits.argmax(1) == labels).sum() * (shard.batch / shard.total)
-            stop = loss.new_tensor(float(INTERRUPTIONS.number > 0))
+            stop = loss.new_tensor(float(self.group.interruptions.number > 0))
             numbers = torch.stack([loss, entropy, right.to(loss.dtype), stop])
             summed = self.group.sum_(torch.cat([*(g.reshape(-1) for g in gradients), numbers]))
             *flat, numbers = summed.split([*(g.numel() for g in gradients), 4])
@@ -97,7 +96,7 @@ class DistributedEngine(torch_engine.TorchEngine):
         """Reads what all processes say: whether to stop, and whether the loss is finite."""
         loss, _, _, stop = numbers.tolist()
         if stop:
-            INTERRUPTIONS.agree()
+            self.group.interruptions.agree()
         if not math.isfinite(loss) or self.lowered.device.type == "cpu":
             self.refuse_nonfinite(loss, gradients, key)
 
