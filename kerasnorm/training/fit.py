@@ -56,6 +56,9 @@ def fit(
             Notes are logged, see `logging`, under the logger "kerasnorm".
         **overrides: Any field of the config, named without its section.
 
+    Returns:
+        The finished run.
+
     Raises:
         ConfigError: A value is unknown or out of range.
         DataError: The data are missing, damaged or unfit.
