@@ -526,6 +526,7 @@ def weights_figure(found: Sequence[NetworkStatistics]) -> Picture:
         share = np.where(weights.share > 0, 100 * weights.share, np.nan)
         upper.stairs(share, weights.edges, label=one.label, **line, linewidth=1.3)
     upper.set_yscale("log")
+    log_ticks(upper.yaxis)
     upper.set_xlabel("weight")
     upper.set_ylabel("share of the weights (%)")
     quiet(upper)
