@@ -10,40 +10,26 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from kerasnorm.analysis.inputs import inputs
-    from kerasnorm.analysis.landscape import landscape
-    from kerasnorm.analysis.norm import explain, normalize
-    from kerasnorm.analysis.statistics import statistics
-    from kerasnorm.config import Config, resolve
-    from kerasnorm.formats.archive import load_model
-    from kerasnorm.inspection.layers import layer_table, receptive_field
-    from kerasnorm.network import build_model
-    from kerasnorm.training.api import fit
-    from kerasnorm.training.run import Run
-
-__all__ = [
-    "Config",
-    "Run",
-    "__version__",
-    "build_model",
-    "explain",
-    "fit",
-    "inputs",
-    "landscape",
-    "layer_table",
-    "load_model",
-    "normalize",
-    "receptive_field",
-    "resolve",
-    "statistics",
-]
+    from kerasnorm.analysis.inputs import inputs as inputs
+    from kerasnorm.analysis.landscape import landscape as landscape
+    from kerasnorm.analysis.norm import explain as explain
+    from kerasnorm.analysis.norm import normalize as normalize
+    from kerasnorm.analysis.statistics import statistics as statistics
+    from kerasnorm.config import Config as Config
+    from kerasnorm.config import resolve as resolve
+    from kerasnorm.formats.archive import load_model as load_model
+    from kerasnorm.inspection.layers import layer_table as layer_table
+    from kerasnorm.inspection.layers import receptive_field as receptive_field
+    from kerasnorm.network import build_model as build_model
+    from kerasnorm.training.fit import fit as fit
+    from kerasnorm.training.run import Run as Run
 
 _HOMES = {
     "Config": "config",
     "Run": "training.run",
     "build_model": "network",
     "explain": "analysis.norm",
-    "fit": "training.api",
+    "fit": "training.fit",
     "inputs": "analysis.inputs",
     "landscape": "analysis.landscape",
     "layer_table": "inspection.layers",
@@ -53,7 +39,10 @@ _HOMES = {
     "resolve": "config",
     "statistics": "analysis.statistics",
 }
+# Modules that import Keras at their top, and so need its backend chosen before.
 _NEED_KERAS = {"network", "inspection.layers", "formats.archive"}
+
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604  (the keys are strings)
 
 
 def __getattr__(name: str) -> Any:
@@ -61,9 +50,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = _HOMES[name]
     if home in _NEED_KERAS:
-        from kerasnorm.runtime import select_backend
+        from kerasnorm.runtime import import_keras
 
-        select_backend()
+        import_keras()
     return getattr(importlib.import_module(f"{__name__}.{home}"), name)
 
 

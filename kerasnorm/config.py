@@ -89,18 +89,13 @@ class ModelConfig(_Checked):
     )
     weight_standardization: bool = _field(False, "Standardize the kernels of the convolutions.")
     widths: tuple[int, ...] = _field(
-        (16, 16, 12, 32, 32, 32, 16, 32, 32, 32),
-        f"Channels of {CONVOLUTIONS}.",
-        low=1,
-        high=65536,
+        (16, 16, 12, 32, 32, 32, 16, 32, 32, 32), f"Channels of {CONVOLUTIONS}.", low=1, high=65536
     )
     activation: str = _field(
         "relu", "Activation.", choices=("relu", "leaky_relu", "elu", "gelu", "silu", "mish")
     )
     order: str = _field(
-        "conv-norm-act",
-        "Order inside a unit.",
-        choices=("conv-norm-act", "conv-act-norm"),
+        "conv-norm-act", "Order inside a unit.", choices=("conv-norm-act", "conv-act-norm")
     )
     norm_transitions: bool = _field(True, "Normalize after the 1x1 convolutions too.")
     residual: bool = _field(True, "Add a unit's input to its output where the shapes match.")
@@ -196,19 +191,13 @@ class TrainConfig(_Checked):
         choices=("on", "off"),
     )
     precision: str = _field(
-        "float32",
-        "Number types of the layers.",
-        choices=("float32", "mixed_bfloat16"),
+        "float32", "Number types of the layers.", choices=("float32", "mixed_bfloat16")
     )
     deterministic: bool = _field(
-        False,
-        "Give the same bits in every run on a GPU too, more slowly; a CPU always does.",
+        False, "Give the same bits in every run on a GPU too, more slowly; a CPU always does."
     )
     seed: int = _field(
-        0,
-        "Seed of image order, augmentation, dropout and initial weights.",
-        low=0,
-        high=2**31 - 1,
+        0, "Seed of image order, augmentation, dropout and initial weights.", low=0, high=2**31 - 1
     )
     epochs: int = _field(20, "Passes over the training images.", low=1, high=100_000)
     batch_size: int = _field(128, "Images per step.", low=1)
@@ -228,10 +217,7 @@ class TrainConfig(_Checked):
         choices=("triangular", "onecycle", "cosine", "constant"),
     )
     warmup: float = _field(
-        0.25,
-        "Share of the steps before the peak rate; constant has none.",
-        low=0.0,
-        high=1.0,
+        0.25, "Share of the steps before the peak rate; constant has none.", low=0.0, high=1.0
     )
 
     def __post_init__(self) -> None:
@@ -314,36 +300,29 @@ def check_value(field: "dataclasses.Field[Any]", value: Any) -> Any:
     Raises:
         ConfigError: The value has another type, or is not among the choices or in the range.
     """
-    meta = field.metadata
-    if not meta:
-        return value
-    if isinstance(field.default, tuple):
+    name, meta, kind = field.name, field.metadata, type(field.default)
+    if kind is tuple:
         if not isinstance(value, (list, tuple)):
-            raise _wrong(field.name, "a list of whole numbers", value)
-        return tuple(_check_number(field.name, item, int, meta) for item in value)
-    if isinstance(field.default, bool):
-        if not isinstance(value, bool):
-            raise _wrong(field.name, "true or false", value)
-        return value
-    if isinstance(field.default, str):
-        if not isinstance(value, str):
-            raise _wrong(field.name, "text", value)
+            raise _wrong(name, "a list of whole numbers", value)
+        return tuple(_check_number(name, item, int, meta) for item in value)
+    if kind in (bool, str):
+        if not isinstance(value, kind):
+            raise _wrong(name, "true or false" if kind is bool else "text", value)
         if meta["choices"] and value not in meta["choices"]:
-            raise _wrong(field.name, f"one of {', '.join(meta['choices'])}", value)
+            raise _wrong(name, f"one of {', '.join(meta['choices'])}", value)
         return value
-    return _check_number(field.name, value, type(field.default), meta)
+    return _check_number(name, value, kind, meta)
 
 
 def _check_number(name: str, value: Any, kind: type, meta: Mapping[str, Any]) -> Any:
     low, high = meta["low"], meta["high"]
-    low = float("-inf") if low is None else low
-    high = float("inf") if high is None else high
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     is_number = is_number and abs(value) <= LARGEST and kind(value) == value
-    if not is_number or not low <= value <= high:
+    is_low, is_high = low is not None, high is not None
+    if not is_number or (is_low and value < low) or (is_high and value > high):
         noun = "a whole number" if kind is int else "a number"
-        bounds = f" of at least {low}" if meta["low"] is not None else ""
-        bounds += f" and at most {high}" if meta["high"] is not None else ""
+        bounds = f" of at least {low}" if is_low else ""
+        bounds += f" and at most {high}" if is_high else ""
         raise _wrong(name, noun + bounds, value)
     return kind(value)
 

@@ -8,7 +8,7 @@ class KerasnormError(Exception):
     """Base of every error that kerasnorm raises on purpose.
 
     Attributes:
-        exit_code: What the command line exits with when the error reaches it.
+        exit_code: Exit code of the command line when the error reaches it.
     """
 
     exit_code = 1
@@ -21,7 +21,7 @@ class ConfigError(KerasnormError, ValueError):
 
 
 class DataError(KerasnormError, ValueError):
-    """A data set is missing, damaged, hostile or not what a classifier can learn from."""
+    """A data set is missing, damaged, unsafe to open or no data for a classifier."""
 
     exit_code = 3
 
@@ -45,16 +45,16 @@ class RunFolderError(KerasnormError, OSError):
 
 
 class LostProcessError(KerasnormError):
-    """Another process of a job that trains one model together has ended.
+    """Another process of the group that trains a model together has ended.
 
     Args:
-        reason: How the backend says so.
+        reason: The backend's message.
     """
 
     def __init__(self, reason: str) -> None:
         super().__init__(
-            f"Another process of this job has ended or does not answer ({reason[:120]}). The run "
-            "can go on from its last checkpoint: start the job again with --resume auto."
+            f"Another process of this job has ended or does not answer ({reason[:120]}). Start "
+            "the job again with --resume auto to resume the run from its last checkpoint."
         )
 
 

@@ -5,8 +5,8 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,27 +29,19 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _umask() -> int:
-    mask = os.umask(0)  # the only way to read it is to set it
-    os.umask(mask)
-    return mask
-
-
 @contextmanager
 def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
     """Yields a binary file that takes the place of `path` when the block ends without error.
 
-    The bytes go to a temporary sibling, are fsynced and renamed: a reader, or the next start
+    The bytes go to a temporary sibling, which is fsynced and renamed: a reader, or the next start
     after a crash, sees the old file or the new one whole.
     """
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -61,7 +53,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Writes `content` to `path` atomically.
 
     Raises:
-        RunFolderError: It cannot be written; the message says what it needs and what is free.
+        RunFolderError: It cannot be written; the message says how much it needs and is free.
     """
     try:
         with atomic_writer(path) as file:
@@ -71,7 +63,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def unwritable(path: Path, error: OSError, need: int) -> RunFolderError:
-    """Returns the error for a file of `need` bytes that the system does not let us write."""
+    """Returns the error for a file of `need` bytes that could not be written."""
     text = f"Cannot write {path}: {error.strerror or error}. It needs {need:,} bytes"
     with suppress(OSError):
         text += f"; {shutil.disk_usage(path.parent).free:,} are free there"
@@ -79,9 +71,9 @@ def unwritable(path: Path, error: OSError, need: int) -> RunFolderError:
 
 
 def plain(value: Any) -> Any:
-    """Returns a document as JSON-able lists, dicts and scalars; what is not finite becomes None.
+    """Returns a document as JSON-able lists, dicts and scalars; numbers not finite become None.
 
-    It takes dataclasses, named tuples, paths, and arrays and scalars of NumPy.
+    The document may hold dataclasses, named tuples, paths, and arrays and scalars of NumPy.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
@@ -126,31 +118,41 @@ def write_manifest(folder: Path, names: Iterable[str]) -> None:
     write_json(folder / MANIFEST, {"sha256": {name: sha256(folder / name) for name in names}})
 
 
+def read_manifest(folder: Path) -> dict[str, str]:
+    """Returns the checksums of a folder's files by name; without a manifest there are none.
+
+    Raises:
+        CorruptFileError: The manifest is damaged.
+    """
+    manifest = folder / MANIFEST
+    try:
+        return dict(json.loads(manifest.read_bytes())["sha256"])
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptFileError(f"{manifest} is damaged: {error}") from None
+
+
 def check_file(path: Path) -> None:
     """Compares a file with its checksum in the manifest beside it, where there is one.
 
     Raises:
-        CorruptFileError: It differs, or the checksums are damaged.
+        CorruptFileError: The file differs or is missing, or the manifest is damaged.
     """
-    manifest = path.parent / MANIFEST
-    if not manifest.is_file():
-        return
+    expected = read_manifest(path.parent).get(path.name)
     try:
-        sums = dict(json.loads(manifest.read_bytes())["sha256"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptFileError(f"{manifest} is damaged: {error}") from None
-    try:
-        is_same = path.name not in sums or sha256(path) == sums[path.name]
+        is_same = expected is None or sha256(path) == expected
     except OSError as error:
         raise CorruptFileError(f"{path} is missing or damaged: {error.strerror}") from None
     if not is_same:
         raise CorruptFileError(
-            f"{path} is damaged or was changed: its checksum differs from the one in {manifest}."
+            f"{path} is damaged or was changed: its checksum differs from the one in "
+            f"{path.parent / MANIFEST}."
         )
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it, durably."""
+    """Makes a folder and its missing parents, durably."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
@@ -158,7 +160,7 @@ def make_folder(path: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what a process that died while writing left in a folder; call it under the lock."""
+    """Removes the temporary files of a process that died while writing; call it under the lock."""
     for path in folder.glob(".*.tmp"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

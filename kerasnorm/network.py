@@ -1,8 +1,8 @@
 """The network: a recipe becomes a functional `keras.Model` of stock layers.
 
-The skeleton is fixed: C1 C2 c3 P1 C3 C4 C5 c6 P2 C7 C8 C9 GAP C10. C is a 3x3 convolution, padding
-same, no bias; c a 1x1 convolution that narrows; P a 2x2 max pooling; GAP global average pooling;
-C10 a 1x1 convolution to the classes.
+The skeleton is fixed: C1 C2 c3 P1 C3 C4 C5 c6 P2 C7 C8 C9 GAP C10. C is a 3x3 convolution with
+padding same and no bias; c is a 1x1 convolution that narrows; P is a 2x2 max pooling; GAP is global
+average pooling; C10 is a 1x1 convolution to the classes.
 """
 
 import dataclasses
@@ -90,21 +90,10 @@ def build(
     precision: str = "float32",
     seed: int = 0,
 ) -> keras.Model:
-    """Returns the network of a resolved model config; see `build_model`.
+    """Returns the network of a resolved config; the other arguments are those of `build_model`.
 
-    Args:
-        config: Fields of the network.
-        input_shape: Shape (H, W, C) of an image.
-        classes: Number of classes.
-        mean: Mean of each channel for pixels from 0 to 1.
-        std: Standard deviation of each channel for pixels from 0 to 1.
-        input_name: Name of the input: `PIXELS`, or `EQUALIZED_PIXELS` where images must be
-            histogram-equalized first, so that a saved model says so.
-        precision: "float32" or "mixed_bfloat16"; the logits are float32 in both.
-        seed: Seed of the initial weights.
-
-    Raises:
-        ConfigError: The image is too small, or the norm's groups do not divide a width.
+    The input's name is `PIXELS`, or `EQUALIZED_PIXELS` where images must be histogram-equalized
+    first, so that a saved model says so. The logits are always float32.
     """
     _check_shape(input_shape, classes)
     _check_statistics(mean, std, input_shape[-1])
@@ -167,12 +156,11 @@ class _Units:
         config = self.config
         seed = int(self.seeds.integers(2**31))
         is_regularized = config.l1 > 0 or config.l2 > 0
+        regularizer = keras.regularizers.L1L2(config.l1, config.l2) if is_regularized else None
         return {
             "use_bias": False,
             "kernel_initializer": _initializer(config.initializer, seed),
-            "kernel_regularizer": keras.regularizers.L1L2(config.l1, config.l2)
-            if is_regularized
-            else None,
+            "kernel_regularizer": regularizer,
         }
 
     def __call__(self, x: Any, filters: int, size: int, block: str, suffix: str) -> Any:
@@ -194,8 +182,7 @@ class _Units:
             dtype=self.precision,
             **self.kernel_options(),
         )(x)
-        steps = config.order.removeprefix("conv-").split("-")
-        for step in steps:
+        for step in config.order.removeprefix("conv-").split("-"):
             if step == "act":
                 y = keras.layers.Activation(
                     config.activation,

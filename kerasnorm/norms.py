@@ -5,8 +5,10 @@ shape (N, H, W, C). Norms differ in the values that share a mean and a variance,
 gamma and beta, and in the terms that they leave out. To add a norm, add its record to `NORMS`.
 """
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from kerasnorm.errors import ConfigError
@@ -99,10 +101,6 @@ class Norm:
         return self.name.upper() if self.layer else "no norm"
 
 
-def _one_per_channel(config: "ModelConfig", channels: int) -> int:
-    return channels
-
-
 def _groups(config: "ModelConfig", channels: int) -> int:
     """Returns the number of groups of gn.
 
@@ -122,37 +120,20 @@ def _groups(config: "ModelConfig", channels: int) -> int:
     return groups
 
 
-def _batch(config: "ModelConfig", channels: int, **common: Any) -> "keras.layers.Layer":
-    from keras import layers
-
-    return layers.BatchNormalization(momentum=config.bn_momentum, epsilon=EPSILON, **common)
+def _keras() -> ModuleType:
+    """Returns the module of Keras's layers, imported when the first layer is made."""
+    return importlib.import_module("keras.layers")
 
 
 def _grouped(config: "ModelConfig", channels: int, **common: Any) -> "keras.layers.Layer":
-    from keras import layers
-
     groups = NORMS[config.norm].groups(config, channels)
-    return layers.GroupNormalization(groups=groups, epsilon=EPSILON, **common)
+    return _keras().GroupNormalization(groups=groups, epsilon=EPSILON, **common)
 
 
 def _layer(config: "ModelConfig", channels: int, **common: Any) -> "keras.layers.Layer":
-    from keras import layers
-
     if config.ln_affine == "element":
-        return layers.LayerNormalization(axis=(1, 2, 3), epsilon=EPSILON, **common)
+        return _keras().LayerNormalization(axis=(1, 2, 3), epsilon=EPSILON, **common)
     return _grouped(config, channels, **common)
-
-
-def _layer_per_pixel(config: "ModelConfig", channels: int, **common: Any) -> "keras.layers.Layer":
-    from keras import layers
-
-    return layers.LayerNormalization(axis=-1, epsilon=EPSILON, **common)
-
-
-def _root_mean_square(config: "ModelConfig", channels: int, **common: Any) -> "keras.layers.Layer":
-    from keras import layers
-
-    return layers.RMSNormalization(axis=-1, epsilon=EPSILON, **common)
 
 
 # The colors are Okabe & Ito's palette, which color-blind readers can tell apart; its yellow is too
@@ -160,9 +141,11 @@ def _root_mean_square(config: "ModelConfig", channels: int, **common: Any) -> "k
 BUILT_IN = (
     Norm(
         name="bn",
-        layer=_batch,
+        layer=lambda config, channels, **common: _keras().BatchNormalization(
+            momentum=config.bn_momentum, epsilon=EPSILON, **common
+        ),
         color="#0072B2",
-        groups=_one_per_channel,
+        groups=lambda config, channels: channels,
         axes=(0, 1, 2, 4),
         fields=("bn_momentum", "bn_sync"),
         facts=NormFacts(
@@ -217,7 +200,9 @@ BUILT_IN = (
     ),
     Norm(
         name="lnc",
-        layer=_layer_per_pixel,
+        layer=lambda config, channels, **common: _keras().LayerNormalization(
+            axis=-1, epsilon=EPSILON, **common
+        ),
         color="#CC79A7",
         axes=(4,),
         facts=NormFacts(
@@ -236,7 +221,7 @@ BUILT_IN = (
         name="in",
         layer=_grouped,
         color="#E69F00",
-        groups=_one_per_channel,
+        groups=lambda config, channels: channels,
         axes=(1, 2, 4),
         facts=NormFacts(
             name="Instance Normalization",
@@ -252,7 +237,9 @@ BUILT_IN = (
     ),
     Norm(
         name="rms",
-        layer=_root_mean_square,
+        layer=lambda config, channels, **common: _keras().RMSNormalization(
+            axis=-1, epsilon=EPSILON, **common
+        ),
         color="#56B4E9",
         axes=(4,),
         is_centered=False,

@@ -1,7 +1,7 @@
 """How far a piece of work is: the protocol that all long work reports to, and its console view.
 
-Notes go through `logging`, under the logger "kerasnorm". `rich` is imported only where a live bar
-is shown, so that this module costs nothing.
+Notes go through `logging`, under the logger "kerasnorm". `rich` is imported only when a live bar is
+shown.
 """
 
 import dataclasses
@@ -27,16 +27,16 @@ class Progress(Protocol):
     """Receives how far a piece of work is."""
 
     def start(self, title: str, total: int, done: int = 0) -> None:
-        """Work of `total` parts begins, `done` of which were done before."""
+        """Begins to show work of `total` parts, of which `done` were done before."""
 
     def advance(self, done: int, status: str = "") -> None:
-        """`done` parts are done; the status stands beside the bar."""
+        """Shows that `done` parts are done; the status stands beside the bar."""
 
     def show(self, table: "Table") -> None:
-        """The table describes the present state and replaces the one before."""
+        """Shows a table of the present state, which replaces the one before."""
 
     def finish(self) -> None:
-        """The work is over, whether it went well or not."""
+        """Ends the work, whether it went well or not."""
 
 
 class NullProgress:
@@ -58,12 +58,12 @@ class NullProgress:
 class ConsoleProgress:
     """A `Progress` that draws a live bar, and a table above it, on a terminal.
 
-    A bar disappears at the end; a table stays. Elsewhere than on a terminal nothing is shown, or
-    one line per quarter of the work. Can be used as a context manager, which calls `finish`.
+    The bar disappears at the end; the table stays. Where the stream is not a terminal, nothing is
+    shown, or one line per quarter of the work. A context manager calls `finish`.
 
     Args:
-        quiet: Show nothing at all.
-        quarters: Write one line per quarter of the work where the stream is not a terminal.
+        quiet: Whether to show nothing at all.
+        quarters: Whether to write a line per quarter where the stream is not a terminal.
         stream: Where to write; by default stderr.
     """
 
@@ -75,7 +75,7 @@ class ConsoleProgress:
         self._live: Live | None = None
         self._table: Table | None = None
         self._title = self._status = ""
-        self._total = self._first = self._done = self._quarter = 0
+        self._total = self._first = self._done = 0
         self._begun = self._drawn = 0.0
 
     @property
@@ -90,35 +90,38 @@ class ConsoleProgress:
         self.finish()
 
     def start(self, title: str, total: int, done: int = 0) -> None:
-        """Shows the bar.
-
-        Args:
-            title: What is being done, in one or two words.
-            total: Parts of the work.
-            done: Parts that were done before; they do not count for the time left.
-        """
+        """Shows the bar; parts that were done before do not count for the time left."""
         self.finish()
         self._title, self._status, self._table = title, "", None
         self._total, self._first, self._done = total, done, done
-        self._quarter = 4 * done // max(total, 1)
         self._begun = self._drawn = time.monotonic()
-        if self.is_live:
-            self._live = _live(self._stream)
-            self._live.update(self._view())
-            self._live.start(refresh=True)
+        if not self.is_live:
+            return
+        from rich.console import Console
+        from rich.live import Live
+
+        # Lines that others write to stderr appear above the bar as they are, without breaks.
+        console = Console(
+            file=self._stream, force_terminal=True, soft_wrap=True, highlight=False, emoji=False
+        )
+        # Without a thread of its own, which would slow training. What is printed to stdout belongs
+        # to the bar's console only if both are the same terminal.
+        redirect = sys.stdout.isatty()
+        self._live = Live(
+            self._view(), console=console, auto_refresh=False, redirect_stdout=redirect
+        )
+        self._live.start(refresh=True)
 
     def advance(self, done: int, status: str = "") -> None:
         """Redraws the bar, at most every `REFRESH` seconds until the work is done."""
-        self._done, self._status = done, status
+        before, self._done, self._status = self._done, done, status
+        total = max(self._total, 1)
         if self._live is not None:
             self._draw(is_last=done >= self._total)
-        elif self._quarters and not self._quiet:
-            quarter = 4 * done // max(self._total, 1)
-            if quarter > self._quarter:
-                self._quarter = quarter
-                line = f"{self._title}: {done}/{self._total}"
-                left = f", {self._left()}" if done < self._total else ""
-                print(line + left, file=self._stream, flush=True)
+        elif self._quarters and not self._quiet and 4 * done // total > 4 * before // total:
+            line = f"{self._title}: {done}/{self._total}"
+            left = f", {self._left()}" if done < self._total else ""
+            print(line + left, file=self._stream, flush=True)
 
     def show(self, table: "Table") -> None:
         """Redraws the table, cut to the height of the terminal."""
@@ -126,7 +129,7 @@ class ConsoleProgress:
         self._draw()
 
     def finish(self) -> None:
-        """Takes the bar away, and leaves the table in its last state."""
+        """Removes the bar, and leaves the table in its last state."""
         if self._live is None:
             return
         live, self._live = self._live, None
@@ -142,7 +145,7 @@ class ConsoleProgress:
             self._live.update(self._view(self._live), refresh=True)
 
     def _left(self) -> str:
-        """Returns the time left at the rate since the start, "" before the first part is done."""
+        """Returns the time left at the rate since the start; "" before the first part is done."""
         new = self._done - self._first
         if new <= 0 or self._done >= self._total:
             return ""
@@ -175,24 +178,10 @@ class ConsoleProgress:
         return Group(*parts)
 
 
-def _live(stream: TextIO) -> "Live":
-    """Returns a display that is drawn when told to, without a thread that would slow training."""
-    from rich.console import Console
-    from rich.live import Live
-
-    # Lines that others write to stderr appear above the bar, as they are: long ones are not broken.
-    console = Console(
-        file=stream, force_terminal=True, soft_wrap=True, highlight=False, emoji=False
-    )
-    # What is printed to stdout belongs to the bar's console only if both are the same terminal.
-    return Live(console=console, auto_refresh=False, redirect_stdout=sys.stdout.isatty())
-
-
 class _NoteHandler(logging.Handler):
-    """Prints each record's message on the stderr of the moment, and each warning only once.
+    """Prints each record's message to the present `sys.stderr`, which a live bar replaces.
 
-    A live bar replaces `sys.stderr` while it is shown. Several parts of one command may read the
-    same damaged file.
+    Each warning is printed once: several parts of one command may read the same damaged file.
     """
 
     def __init__(self) -> None:

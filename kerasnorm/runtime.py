@@ -1,9 +1,8 @@
-"""The one place that prepares the process from its environment: backend, device, seeds.
+"""What this process computes on, and where its results come from: backend, device, seeds, versions.
 
-What a launcher of several processes says is read in `kerasnorm.training.launch`.
-
-Keras reads its backend once, on import; so everything here works without keras until it has been
-chosen, and no module of this package imports keras before `start` or `select_backend` ran.
+Keras reads its backend once, when it is imported. So everything here works without Keras until the
+backend has been chosen, and no module of this package imports Keras before `start`,
+`import_keras` or `select_backend` was called.
 """
 
 import ctypes
@@ -11,22 +10,26 @@ import importlib.util
 import os
 import platform
 import random
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from kerasnorm.config import BACKENDS, SETTINGS
 from kerasnorm.errors import ConfigError, MissingPackageError
-from kerasnorm.training.launch import this_launch
+from kerasnorm.training.process_group import this_launch
 
+# The packages whose versions decide a result.
+PACKAGES = ("kerasnorm", "keras", "numpy", "torch", "tensorflow", "tensorflow-cpu", "jax")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 KEPT = 1 << 30  # bytes of freed memory that malloc keeps
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where the backend computes.
+    """What the backend computes on.
 
     Attributes:
         kind: "cpu" or "gpu".
@@ -54,7 +57,7 @@ def check_installed(backend: str) -> None:
     """Makes sure that a Keras backend can be imported.
 
     Raises:
-        MissingPackageError: It cannot.
+        MissingPackageError: It is not installed.
     """
     if backend not in installed_backends():
         raise MissingPackageError(
@@ -64,10 +67,10 @@ def check_installed(backend: str) -> None:
 
 
 def select_backend(requested: str = "auto") -> str:
-    """Makes Keras use a backend, and returns its name.
+    """Sets the backend that Keras will use, without importing it; returns the backend's name.
 
     Args:
-        requested: "torch", "tensorflow", "jax", or "auto": the one that keras already uses in
+        requested: "torch", "tensorflow", "jax", or "auto": the one that Keras already uses in
             this process, else KERAS_BACKEND, else the first that is installed.
 
     Raises:
@@ -97,12 +100,35 @@ def select_backend(requested: str = "auto") -> str:
 
 
 def preferred(own: str) -> str:
-    """Returns what to ask `select_backend` for where a run was trained on backend `own`.
+    """Returns what to request of `start` to use a model that was trained on backend `own`.
 
-    That one, unless Keras runs already, KERAS_BACKEND says otherwise, or it is not installed here.
+    It is that backend, unless Keras was imported already, KERAS_BACKEND names another one, or that
+    backend is not installed here.
     """
     is_decided = "keras" in sys.modules or "KERAS_BACKEND" in os.environ
     return "auto" if is_decided or own not in installed_backends() else own
+
+
+def import_keras(requested: str = "auto") -> str:
+    """Imports Keras on a backend, and returns the backend's name.
+
+    Where TensorFlow is installed, Keras imports it on other backends too whenever it writes a
+    config, to ask whether an object is of one of TensorFlow's types: three seconds and 400 MB per
+    process. That is switched off here.
+
+    Args:
+        requested: As for `select_backend`.
+
+    Raises:
+        MissingPackageError: The backend is not installed.
+        ConfigError: Keras was already imported on another backend.
+    """
+    backend = select_backend(requested)
+    from keras.src.saving import serialization_lib
+
+    if backend != "tensorflow" and hasattr(serialization_lib, "tf"):
+        serialization_lib.tf = SimpleNamespace(available=False)
+    return backend
 
 
 def start(
@@ -113,20 +139,23 @@ def start(
     deterministic: bool = False,
     keeps_memory: bool = True,
 ) -> tuple[str, Device]:
-    """Chooses backend and device, imports keras, and returns the name of both.
+    """Prepares this process to compute, and returns the backend's name and the device.
+
+    In this order: the backend is chosen, and with it the environment variables KERAS_BACKEND and
+    TF_CPP_MIN_LOG_LEVEL are set (`select_backend`); deterministic operations are switched on; the
+    device is chosen; the memory allocator keeps what is freed (`keep_freed_memory`); Keras is
+    imported, without TensorFlow on other backends (`import_keras`).
 
     Args:
         backend: As for `select_backend`.
-        device: "auto" (a GPU where there is one), "cpu", "gpu", or "cuda:1".
-        devices: How many devices this process uses, above 1 on tensorflow only.
-        deterministic: Whether the backend keeps to operations that give the same bits each time.
-        keeps_memory: Whether the process keeps the memory that it frees (`keep_freed_memory`).
-
-    It also keeps Keras from importing TensorFlow on another backend (`spare_tensorflow`).
+        device: "auto" (a GPU where there is one), "cpu", "gpu", or one by its number: "cuda:1".
+        devices: Number of devices that this process uses; above 1 on TensorFlow only.
+        deterministic: Whether the backend uses only operations that give the same bits each time.
+        keeps_memory: Whether the memory that is freed stays with the process.
 
     Raises:
         MissingPackageError: The backend is not installed.
-        ConfigError: The device is not there, or keras was imported before with another choice.
+        ConfigError: The device is not there, or Keras was imported before with another choice.
     """
     backend = select_backend(backend)
     if devices > 1 and backend != "tensorflow":
@@ -137,15 +166,13 @@ def start(
         )
     if deterministic:
         _be_deterministic(backend)
-    if devices > 1:
-        chosen = _tensorflow_devices(device, devices)
+    if backend == "tensorflow":
+        chosen = _tensorflow_device(device, devices)
     else:
-        kinds = {"torch": _torch_device, "tensorflow": _tensorflow_device, "jax": _jax_device}
-        chosen = kinds[backend](device)
-    spare_tensorflow()  # imports keras: after the choice, not before
+        chosen = _torch_device(device) if backend == "torch" else _jax_device(device)
     if keeps_memory:
         keep_freed_memory()
-    return backend, chosen
+    return import_keras(backend), chosen
 
 
 def keep_freed_memory() -> None:
@@ -160,28 +187,15 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_MMAP_THRESHOLD, KEPT)
 
 
-def spare_tensorflow() -> None:
-    """Keeps Keras from importing TensorFlow on another backend.
-
-    Keras does so, where it is installed, whenever it writes a config, to ask whether an object is
-    of one of its types: three seconds and 400 MB a process.
-    """
-    from keras import backend
-    from keras.src.saving import serialization_lib
-
-    if backend.backend() != "tensorflow" and hasattr(serialization_lib, "tf"):
-        serialization_lib.tf = SimpleNamespace(available=False)
-
-
 def _be_deterministic(backend: str) -> None:
-    """Has an effect on GPUs; must come before their first use."""
+    """Switches on deterministic operations; must come before the first use of a GPU."""
     if backend == "torch":
         # cuBLAS reads it when it starts; see PyTorch's notes on reproducibility.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         import torch
 
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing of ours reads it
+        torch.utils.deterministic.fill_uninitialized_memory = False  # we read none
     elif backend == "tensorflow":
         import tensorflow as tf
 
@@ -191,20 +205,16 @@ def _be_deterministic(backend: str) -> None:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
 
 
-def _no_gpu(device: str, backend: str, count: int) -> ConfigError:
-    return ConfigError(
-        f"device: expected a GPU that {backend} can use; it sees {count}. "
-        f"Received: device={device!r}. Use --device cpu or auto."
-    )
-
-
 def _gpu_index(device: str, backend: str, count: int) -> int:
-    """Returns the number of the wanted GPU, or -1 for the CPU."""
+    """Returns the number of the requested GPU, or -1 for the CPU."""
     if device == "cpu" or (device == "auto" and count == 0):
         return -1
     index = int(device.partition(":")[2] or 0)
     if index >= count:
-        raise _no_gpu(device, backend, count)
+        raise ConfigError(
+            f"device: expected a GPU that {backend} can use; it sees {count}. "
+            f"Received: device={device!r}. Use --device cpu or auto."
+        )
     return index
 
 
@@ -215,78 +225,63 @@ def _cpu(threads: int) -> Device:
 def _torch_device(device: str) -> Device:
     import torch
 
-    launch = this_launch()
-    if device in ("auto", "gpu") and torch.cuda.device_count() and launch.launcher == "torchrun":
+    launch, count = this_launch(), torch.cuda.device_count()
+    if device in ("auto", "gpu") and count and launch.launcher == "torchrun":
         device = f"cuda:{launch.local_rank}"
     if device in ("auto", "gpu") and torch.backends.mps.is_available():
         name, described = "mps", Device("gpu", "Apple GPU (mps)")
+    elif (index := _gpu_index(device, "torch", count)) < 0:
+        name, described = "cpu", _cpu(torch.get_num_threads())
     else:
-        index = _gpu_index(device, "torch", torch.cuda.device_count())
-        name = "cpu" if index < 0 else f"cuda:{index}"
-        described = (
-            _cpu(torch.get_num_threads())
-            if index < 0
-            else Device("gpu", f"{torch.cuda.get_device_name(index)} ({name})")
-        )
+        name = f"cuda:{index}"
+        described = Device("gpu", f"{torch.cuda.get_device_name(index)} ({name})")
     if "keras" not in sys.modules:
         os.environ["KERAS_TORCH_DEVICE"] = name
-    else:
-        current = str(sys.modules["keras"].src.backend.torch.core.DEFAULT_DEVICE)
-        if current.removesuffix(":0") != name.removesuffix(":0"):
-            raise ConfigError(
-                f"Keras already computes on {current} in this process and cannot change to "
-                f"{name}; start a new process for it."
-            )
+        return described
+    current = str(sys.modules["keras"].src.backend.torch.core.DEFAULT_DEVICE)
+    if current.removesuffix(":0") != name.removesuffix(":0"):
+        raise ConfigError(
+            f"Keras already computes on {current} in this process and cannot change to {name}; "
+            "start a new process for it."
+        )
     return described
 
 
-def _tensorflow_device(device: str) -> Device:
+def _tensorflow_device(device: str, count: int) -> Device:
+    """Prepares one device, or several: GPUs, or logical devices on the CPU."""
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
     index = _gpu_index(device, "tensorflow", len(gpus))
-    try:
-        tf.config.set_visible_devices(gpus[index : index + 1] if index >= 0 else [], "GPU")
-        if index >= 0:
-            tf.config.experimental.set_memory_growth(gpus[index], True)
-    except RuntimeError:
+    if index >= 0 and count > len(gpus):
         raise ConfigError(
-            f"TensorFlow already runs in this process and cannot change to device={device!r}; "
-            "start a new process for it."
-        ) from None
-    if index < 0:
-        return _cpu(os.cpu_count() or 1)
-    details = tf.config.experimental.get_device_details(gpus[index])
-    return Device("gpu", f"{details.get('device_name', 'GPU')} (GPU:{index})")
-
-
-def _tensorflow_devices(device: str, count: int) -> Device:
-    """Prepares several devices: GPUs, or logical ones on the CPU."""
-    import tensorflow as tf
-
-    gpus = tf.config.list_physical_devices("GPU")
-    if device == "auto":
-        device = "gpu" if gpus else "cpu"
-    if device != "cpu":
-        if count > len(gpus):
-            raise ConfigError(
-                f"devices: expected at most the {len(gpus)} GPUs that tensorflow sees. "
-                f"Received: devices={count}. Use fewer, or --device cpu."
-            )
-        tf.config.set_visible_devices(gpus[:count], "GPU")
-        return Device("gpu", f"{count} GPUs")
-    try:
-        tf.config.set_visible_devices([], "GPU")
-        tf.config.set_logical_device_configuration(
-            tf.config.list_physical_devices("CPU")[0],
-            [tf.config.LogicalDeviceConfiguration()] * count,
+            f"devices: expected at most the {len(gpus)} GPUs that tensorflow sees. "
+            f"Received: devices={count}. Use fewer, or --device cpu."
         )
+    first = index if count == 1 else 0
+    chosen = gpus[first : first + count] if index >= 0 else []
+    try:
+        tf.config.set_visible_devices(chosen, "GPU")
+        for gpu in chosen:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        if count > 1 and not chosen:
+            tf.config.set_logical_device_configuration(
+                tf.config.list_physical_devices("CPU")[0],
+                [tf.config.LogicalDeviceConfiguration()] * count,
+            )
     except RuntimeError:
         raise ConfigError(
-            f"TensorFlow already runs in this process and cannot change to devices={count}; "
-            "start a new process for it."
+            f"TensorFlow already runs in this process and cannot change to device={device!r}, "
+            f"devices={count}; start a new process for it."
         ) from None
-    return Device("cpu", f"CPU, as {count} devices")
+    if count > 1:
+        return (
+            Device("gpu", f"{count} GPUs") if chosen else Device("cpu", f"CPU, as {count} devices")
+        )
+    if not chosen:
+        return _cpu(os.cpu_count() or 1)
+    details = tf.config.experimental.get_device_details(chosen[0])
+    return Device("gpu", f"{details.get('device_name', 'GPU')} (GPU:{index})")
 
 
 def _jax_device(device: str) -> Device:
@@ -306,8 +301,8 @@ def _jax_device(device: str) -> Device:
 def seed_everything(seed: int, epoch: int) -> None:
     """Seeds the global generators of Python, NumPy and the backend from (seed, epoch).
 
-    Done at the start of every epoch, so that a resumed run draws what an uninterrupted one does.
-    `keras.utils.set_random_seed` is not used: it imports TensorFlow wherever it is installed.
+    It is called at the start of every epoch, so that a resumed run draws the numbers of an
+    uninterrupted one. `keras.utils.set_random_seed` would import TensorFlow where it is installed.
     """
     import numpy as np
 
@@ -327,11 +322,14 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def child_environment(threads: int) -> dict[str, str]:
+def subprocess_environment(threads: int) -> dict[str, str]:
     """Returns the environment of a process that trains one of several runs.
 
-    It computes on `threads` threads unless the user chose a number: trainings that all spin on all
-    cores run at a third. Variables that set config fields are left out, for the run has its config.
+    Variables that set config fields are left out, because the run has a config of its own.
+
+    Args:
+        threads: Number of threads to compute on, unless the user chose one: trainings that all
+            compute on all cores run at a third of their speed.
     """
     fields = {f"KERASNORM_{name.upper()}" for name in (*SETTINGS, "recipe", "config")}
     kept = {name: value for name, value in os.environ.items() if name not in fields}
@@ -346,8 +344,6 @@ def probe(backend: str) -> str:
     """
     if backend not in installed_backends():
         return f"not installed; pip install 'kerasnorm[{backend}]'"
-    import subprocess
-
     code = f"from kerasnorm.runtime import start; print(start({backend!r})[1].name)"
     try:
         done = subprocess.run(  # noqa: S603  (our own code, in this Python)
@@ -358,3 +354,59 @@ def probe(backend: str) -> str:
     if done.returncode:
         return f"broken: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
     return done.stdout.strip().splitlines()[-1]
+
+
+def environment(backend: str, device: Device) -> dict[str, Any]:
+    """Returns what a reader needs to judge or repeat a result that this process computes."""
+    return {
+        "versions": versions(),
+        "backend": backend,
+        "device": {"kind": device.kind, "name": device.name},
+        "host": host(),
+        "git_revision": git_revision(),
+        "command_line": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that decide a result."""
+    from importlib import metadata
+
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def host() -> dict[str, Any]:
+    """Returns the system, the processor and the number of its cores."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def git_revision() -> str | None:
+    """Returns the commit of the checkout that this package runs from; None outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe"]
+    command += ["--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(  # noqa: S603
+            command, capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

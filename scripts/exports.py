@@ -88,12 +88,12 @@ def export_all(backend: str, folder: Path) -> None:
 
 def measure(backend: str) -> None:
     """Trains and exports every norm on one backend, in this process."""
-    from kerasnorm.training import train
+    from kerasnorm.training.fit import fit
 
     with tempfile.TemporaryDirectory() as folder:
         for name, options in VARIANTS.items():
             settings = TRAINING | {"backend": backend, "norm": name.split(",")[0]} | options
-            train.fit(resolve(settings), out=Path(folder) / name)
+            fit(resolve(settings), out=Path(folder) / name, plots=False)
         export_all(backend, Path(folder))
 
 
@@ -123,11 +123,11 @@ def machine() -> None:
     """Records the machine and the versions beside the tables."""
     from importlib import metadata
 
-    from kerasnorm import provenance
+    from kerasnorm import runtime
 
     packages = ("onnx", "tf2onnx", "onnxruntime", "ai-edge-litert", "openvino", "safetensors")
-    versions = provenance.versions() | {name: metadata.version(name) for name in packages}
-    facts = {"host": provenance.host(), "threads": os.environ.get("OMP_NUM_THREADS", "all")}
+    versions = runtime.versions() | {name: metadata.version(name) for name in packages}
+    facts = {"host": runtime.host(), "threads": os.environ.get("OMP_NUM_THREADS", "all")}
     text = json.dumps(facts | {"versions": versions}, indent=2)
     (TABLES / "machine.json").write_text(text + "\n", encoding="utf-8")
 

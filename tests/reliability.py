@@ -43,10 +43,11 @@ def divergences():
 
     import keras
     import numpy as np
+    from helpers import tiny
     from helpers.faults import harness
 
     from kerasnorm.errors import DivergedError
-    from kerasnorm.training import checkpoints, run, train
+    from kerasnorm.training import checkpoints, run
 
     class Poison(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
@@ -64,7 +65,7 @@ def divergences():
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name) / "run"
             try:
-                train.fit(out=folder, callbacks=callbacks, **harness.options("auto", **changed))
+                tiny.train(out=folder, callbacks=callbacks, **harness.options("auto", **changed))
                 messages[title] = "no message: it did not diverge"
             except DivergedError as error:
                 messages[title] = f"exit {error.exit_code}: {error}"
@@ -176,8 +177,7 @@ def main():
     parser.add_argument("--out", type=Path, default=HERE.parent / "results" / "reliability.md")
     args = parser.parse_args()
     share, out = args.share, args.out
-    from kerasnorm.provenance import versions
-    from kerasnorm.runtime import installed_backends
+    from kerasnorm.runtime import installed_backends, versions
 
     backends = [name for name in ("torch", "tensorflow") if name in installed_backends()]
     lines = measure(share, args.kills, backends)

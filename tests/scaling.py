@@ -38,8 +38,8 @@ def worker(backend):
     from kerasnorm import runtime
     from kerasnorm.config import resolve
     from kerasnorm.data.shapes import shapes
-    from kerasnorm.training import train
-    from kerasnorm.training.launch import this_launch
+    from kerasnorm.training.fit import make_engine
+    from kerasnorm.training.process_group import this_launch
 
     runtime.start(backend, "cpu")
     from helpers import tiny
@@ -48,7 +48,7 @@ def worker(backend):
 
     group = join(this_launch(), 1)
     config = resolve({"backend": backend, "norm": "gn", "epochs": 2, "batch_size": BATCH})
-    engine = train.make_engine(config, shapes(IMAGES, 20), group)
+    engine = make_engine(config, shapes(IMAGES, 20), group)
     engine.train_epoch(0, tiny.Listener())
     start = time.perf_counter()
     engine.train_epoch(1, tiny.Listener())

@@ -1,12 +1,21 @@
-"""The laws of the house: no import cycles, light modules stay light, `--help` answers at once."""
+"""The laws of the house: no import cycles, light modules, imports without effects, documentation.
+
+`--help` and `import kerasnorm` answer at once because they import nothing heavy; no test takes the
+time, which a busy machine would decide.
+"""
 
 import ast
+import dataclasses
+import inspect
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 import kerasnorm
+from kerasnorm.cli import app
 
 HOME = Path(kerasnorm.__file__).parent
 
@@ -75,14 +84,84 @@ def test_light_modules_import_nothing_heavy_at_their_top():
     assert heavy == []
 
 
-def test_importing_the_package_imports_nothing_heavy():
-    code = "import sys, kerasnorm, kerasnorm.cli; print(*sorted(sys.modules))"
+def loaded_after(code):
+    """Returns the names of all modules that a fresh Python has imported after some code."""
+    code = f"import sys\n{code}\nprint(*sorted(sys.modules), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert HEAVY & set(done.stdout.split()) == set()
+    return set(done.stderr.split())
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    assert HEAVY & loaded_after("import kerasnorm, kerasnorm.cli") == set()
+    assert "numpy" in loaded_after("import kerasnorm.data")
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "from kerasnorm.cli import app\n"
+        "for words in ([], *([name] for name in app.commands)):\n"
+        "    app([*words, '--help'], standalone_mode=False)"
+    )
+    loaded = loaded_after(code)
+    assert "kerasnorm.cli.training" in loaded
+    assert HEAVY & loaded == set()
+
+
+def acts(node):
+    """Returns whether a statement at a module's top changes something outside of the module."""
+    match node:
+        case ast.Expr(value=ast.Call()) | ast.AugAssign() | ast.With() | ast.Delete():
+            return True
+        case ast.Assign(targets=targets):
+            return any(isinstance(target, ast.Attribute | ast.Subscript) for target in targets)
+        case ast.If(test=test):
+            is_guard = ast.unparse(test) in ("TYPE_CHECKING", "__name__ == '__main__'")
+            return not is_guard and any(map(acts, [*node.body, *node.orelse]))
+        case ast.For():
+            return any(map(acts, node.body))
+    return False
+
+
+def test_importing_a_module_changes_nothing():
+    found = [
+        f"{name}: {ast.unparse(node)}"
+        for name, tree in modules().items()
+        for node in tree.body
+        if acts(node) and "app.add_command(" not in ast.unparse(node)
+    ]
+    assert found == []
+    assert acts(ast.parse("os.environ['A'] = '1'").body[0])
+    assert acts(ast.parse("keras.config.disable()").body[0])
+
+
+PUBLIC = sorted(set(kerasnorm.__all__) - {"__version__"})
 
 
 def test_no_module_hides_a_public_name():
     """Importing a submodule sets its name on the package, where it would replace a function."""
     children = {name.split(".")[1] for name in NAMES if "." in name}
     assert "analysis" in children
-    assert children & set(kerasnorm.__all__) == set()
+    assert children & set(PUBLIC) == set()
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_name_is_documented(name):
+    thing = getattr(kerasnorm, name)
+    doc = inspect.getdoc(thing)
+    if inspect.isclass(thing):
+        missing = [
+            field.name for field in dataclasses.fields(thing) if f"{field.name}: " not in doc
+        ]
+        assert missing == []
+        assert "Attributes:" in doc
+        return
+    parameters = inspect.signature(thing).parameters
+    described = doc.partition("Args:\n")[2]
+    assert [name for name in parameters if f"{name}: " not in described] == []
+    assert doc.startswith("Returns") or "Returns:\n" in doc
+    assert "Raises:\n" in doc
+
+
+@pytest.mark.parametrize("name", app.commands)
+def test_a_command_has_help_with_an_example(name):
+    assert f"Example: kerasnorm {name}" in (app.commands[name].help or "")

@@ -34,7 +34,7 @@ from kerasnorm.norms import EPSILON, NORMS, FinalStep, Norm, NormFacts, normaliz
 from kerasnorm.plots.curves import accuracy_figure
 from kerasnorm.study import study as studies
 from kerasnorm.study.plan import StudyPlan
-from kerasnorm.training.train import fit, make_engine
+from kerasnorm.training.fit import fit, make_engine
 
 pytestmark = pytest.mark.backend("any")
 

@@ -1,5 +1,7 @@
 """docs/kerasnorm.ipynb runs from top to bottom, shortened, on both backends."""
 
+import ast
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -31,6 +33,23 @@ def test_its_parameters_are_those_that_the_test_shortens():
     (cell,) = [c for c in read().cells if "parameters" in c.metadata.get("tags", [])]
     names = re.findall(r"[A-Z]+", re.sub(r"#.*|\".*?\"", "", cell.source))
     assert names == re.findall(r"[A-Z]+", re.sub(r"'.*?'", "", SHORT))
+
+
+def test_its_names_exist():
+    cells = [cell.source for cell in read().cells if cell.cell_type == "code"]
+    code = re.sub(r"^( *)%.*", r"\1pass", "\n".join(cells), flags=re.MULTILINE)
+    known = {"kerasnorm": importlib.import_module("kerasnorm")}
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("kerasnorm"):
+            home = importlib.import_module(node.module)
+            for name in (alias.name for alias in node.names):
+                if not hasattr(home, name):
+                    importlib.import_module(f"{node.module}.{name}")
+                known[name] = getattr(home, name)
+    calls = re.findall(r"\b(kerasnorm|plots|tables)\.([a-z_]+)\(", code)
+    assert [call for call in calls if not hasattr(known[call[0]], call[1])] == []
+    assert ("kerasnorm", "fit") in calls
+    assert "explanation_text" in known
 
 
 @pytest.mark.slow

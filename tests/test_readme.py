@@ -10,7 +10,8 @@ from kerasnorm.cli import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = sorted(set(re.findall(r"kerasnorm [a-z-]+(?: [^`&\n,]+)?(?=[`\n,])", README)))
+COMMAND = r"(?:`|&& |-m |    )(kerasnorm [a-z-]+(?: [^`&\n,]+)?)(?=[`\n,])"
+COMMANDS = sorted(set(re.findall(COMMAND, README)))
 
 
 def test_the_two_commands_stand_there_as_ci_runs_them():
@@ -32,7 +33,7 @@ def test_every_command_of_the_readme_parses(line):
 
 
 def test_links_lead_somewhere():
-    targets = re.findall(r"\]\(([^)#]+)\)", README)
+    targets = re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", README)
     assert [target for target in targets if not (ROOT / target).exists()] == []
 
 

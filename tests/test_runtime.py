@@ -59,6 +59,13 @@ def test_a_device_becomes_a_number(device, count, index):
     assert runtime._gpu_index(device, "torch", count) == index
 
 
+def test_the_environment_names_versions_device_and_command():
+    record = runtime.environment("torch", runtime.Device("cpu", "CPU, 2 threads"))
+    assert {"python", "keras", "numpy", "kerasnorm"} <= set(record["versions"])
+    assert record["device"] == {"kind": "cpu", "name": "CPU, 2 threads"}
+    assert record["command_line"]
+
+
 STATES = {
     "torch": "import torch; print(torch.are_deterministic_algorithms_enabled())",
     "tensorflow": "from tensorflow.python.framework import config; "
@@ -114,15 +121,15 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
 def test_a_child_shares_the_cores_unless_the_user_chose(monkeypatch):
     for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
         monkeypatch.delenv(name, raising=False)
-    assert runtime.child_environment(3)["OMP_NUM_THREADS"] == "3"
-    assert runtime.child_environment(0)["TF_NUM_INTRAOP_THREADS"] == "1"
+    assert runtime.subprocess_environment(3)["OMP_NUM_THREADS"] == "3"
+    assert runtime.subprocess_environment(0)["TF_NUM_INTRAOP_THREADS"] == "1"
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert runtime.child_environment(3)["OMP_NUM_THREADS"] == "7"
+    assert runtime.subprocess_environment(3)["OMP_NUM_THREADS"] == "7"
 
 
 def test_a_child_hears_of_the_cache_but_of_no_config_field(monkeypatch):
     monkeypatch.setenv("KERASNORM_CACHE", "here")
     monkeypatch.setenv("KERASNORM_BATCH_SIZE", "7")
     monkeypatch.setenv("KERASNORM_RECIPE", "era8")
-    names = {name for name in runtime.child_environment(1) if name.startswith("KERASNORM_")}
+    names = {name for name in runtime.subprocess_environment(1) if name.startswith("KERASNORM_")}
     assert names == {"KERASNORM_CACHE"}

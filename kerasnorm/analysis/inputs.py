@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from kerasnorm.analysis.answer import Answer, counter
 from kerasnorm.config import Config, DataConfig, resolve
+from kerasnorm.data import prepare
 from kerasnorm.data.augment import Augmentation
 from kerasnorm.data.dataset import Split
-from kerasnorm.data.prepare import input_statistics, prepare
-from kerasnorm.data.preprocessing import equalize
+from kerasnorm.data.preprocessing import equalize, input_statistics
 from kerasnorm.errors import CorruptFileError, DivergedError
 from kerasnorm.plots.images import show_image
 from kerasnorm.plots.style import (
@@ -38,7 +38,7 @@ from kerasnorm.plots.style import (
 from kerasnorm.progress import Progress
 from kerasnorm.tables import Table
 from kerasnorm.training import run
-from kerasnorm.training import train as training
+from kerasnorm.training.fit import fit
 
 logger = logging.getLogger(__name__)
 TRAINED = 5000  # images of a short training where no number is given
@@ -162,7 +162,7 @@ def _short_run(config: Config) -> tuple[Sequence[run.Row], bool]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
         try:
-            return training.fit(config, out=path).history, False
+            return fit(config, out=path, plots=False).history, False
         except DivergedError:
             try:
                 return run.read_history(path / run.HISTORY), True

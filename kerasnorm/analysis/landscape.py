@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from kerasnorm.analysis.answer import Answer, counter, expect, open_runs, some
+from kerasnorm.data import prepare
 from kerasnorm.data.batches import Batches
 from kerasnorm.data.dataset import Split
-from kerasnorm.data.prepare import prepare
 from kerasnorm.plots.labels import run_labels
 from kerasnorm.plots.style import (
     INK,
@@ -35,8 +35,8 @@ from kerasnorm.plots.style import (
 )
 from kerasnorm.progress import Progress
 from kerasnorm.tables import Table
+from kerasnorm.training.fit import make_engine
 from kerasnorm.training.run import Run
-from kerasnorm.training.train import make_engine
 
 if TYPE_CHECKING:
     import keras

@@ -201,15 +201,8 @@ def moments(x: Array, norm: str, groups: int = 1) -> tuple[Array, Array]:
     """Returns the mean and the variance that normalize each value of x.
 
     The variance is the biased one, E[(x - mean)²]. For a norm that does not subtract the mean, the
-    mean is 0 and the variance is the mean square E[x²].
-
-    Args:
-        x: Array of shape (N, H, W, C).
-        norm: Name of a norm, see `kerasnorm.norms.NORMS`.
-        groups: Number of groups of gn; other norms ignore it.
-
-    Returns:
-        Two arrays of shape (N, H, W, C).
+    mean is 0 and the variance is the mean square E[x²]. Arguments are those of `normalize`, and
+    both arrays have the shape of x.
 
     >>> mean, variance = moments(np.arange(4.0).reshape(1, 1, 2, 2), "bn")
     >>> mean[0, 0, 0].tolist(), variance[0, 0, 0].tolist()
@@ -232,16 +225,7 @@ def _split(norm: Norm, shape: Sequence[int], groups: int) -> tuple[int, ...]:
 def shared_by_definition(
     norm: str, shape: Index, index: Index, groups: int = GROUPS
 ) -> NDArray[np.bool_]:
-    """Returns which values share their statistics with the one at `index`, by the norm's axes.
-
-    Args:
-        norm: Name of a norm, see `kerasnorm.norms.NORMS`.
-        shape: Shape (N, H, W, C).
-        index: Index (n, h, w, c).
-        groups: Number of groups of gn; other norms ignore it.
-
-    Returns:
-        An array of shape (N, H, W, C).
+    """Returns which values of a tensor (N, H, W, C) share their statistics with that at `index`.
 
     >>> shared_by_definition("in", (2, 1, 2, 3), (0, 0, 1, 2)).sum()
     np.int64(2)
@@ -258,27 +242,26 @@ def shared_by_definition(
 # The Keras layer, observed
 
 
-def make_layer(norm: str, channels: int, groups: int = GROUPS) -> "keras.layers.Layer":
-    """Returns a built layer of a norm for `channels` channels; its final step changes nothing.
+def _make_layer(
+    norm: str, channels: int, groups: int = GROUPS, values: Mapping[str, Array] | None = None
+) -> "keras.layers.Layer":
+    """Returns a built layer, by default one whose final step, if it has one, changes nothing.
 
-    Raises:
-        ConfigError: The norm is unknown, or the groups do not divide the channels.
+    Args:
+        norm: Name of the norm.
+        channels: Number of channels C.
+        groups: Number of groups of gn; other norms ignore it.
+        values: Name → values of variables to set, each (C,).
     """
-    record = _record(norm)
+    final = _record(norm).final
     layer = normalization(ModelConfig(norm=norm, groups=groups), channels)
     assert layer is not None
     layer.build((None, None, None, channels))
-    if record.final:
-        _assign(layer, {record.final.variable: np.full(channels, record.final.neutral)})
-    return layer
-
-
-def _assign(layer: "keras.layers.Layer", values: Mapping[str, Array]) -> None:
-    """Sets variables of a layer, by their names."""
+    values = values or ({final.variable: np.full(channels, final.neutral)} if final else {})
     for variable in layer.variables:
         if variable.name in values:
-            array = values[variable.name].astype(np.float32)
-            variable.assign(array.reshape(tuple(variable.shape)))
+            variable.assign(values[variable.name].reshape(tuple(variable.shape)))
+    return layer
 
 
 def _call(layer: "keras.layers.Layer", x: Array, training: bool) -> Array:
@@ -294,45 +277,46 @@ def shared_by_perturbation(
 ) -> NDArray[np.bool_]:
     """Returns which outputs of the Keras layer in training change when its input at `index` does.
 
-    The layer is the one that the network has. Arguments and returned shape are those of
-    `shared_by_definition`, with which it must agree.
+    It takes the arguments of `shared_by_definition`, with which it must agree.
     """
     x = np.random.Generator(np.random.PCG64(0)).normal(size=shape).astype(np.float32)
     moved = x.copy()
     moved[index] += 1.0
-    layer = make_layer(norm, shape[-1], groups)
+    layer = _make_layer(norm, shape[-1], groups)
     change = np.abs(_call(layer, moved, True) - _call(layer, x, True))
     has_moved: NDArray[np.bool_] = change > MOVED
     return has_moved
 
 
-def worked_example(norm: str, x: Array | None = None, groups: int = GROUPS) -> Worked:
+def worked_example(norm: str) -> Worked:
     """Passes a small tensor through a norm step by step, and checks it against the Keras layer.
-
-    Args:
-        norm: Name of a norm, see `kerasnorm.norms.NORMS`.
-        x: Array of shape (N, H, W, C); by default 16 whole numbers.
-        groups: Number of groups of gn; other norms ignore it.
 
     Raises:
         AssertionError: The last step is not what the layer gives, so the definition is wrong.
-        ConfigError: The norm is unknown, or the groups do not divide C.
+        ConfigError: The norm is unknown.
     """
-    if x is None:
-        rng = np.random.Generator(np.random.PCG64(7))
-        x = rng.integers(0, 10, SMALL).astype(np.float32)
-    record, channels = _record(norm), x.shape[-1]
+    record, channels = _record(norm), SMALL[-1]
+    x = np.random.Generator(np.random.PCG64(7)).integers(0, 10, SMALL).astype(np.float32)
     gamma = 1 + 0.5 * np.arange(channels)
     beta = np.arange(channels) - 1.0 if record.shift else np.zeros(channels)
     final = 0.5 * np.arange(channels) - 1 if record.final else None
-    layer = make_layer(norm, channels, groups)
-    values = {record.scale: gamma}
-    values |= {record.shift: beta} if record.shift else {}
-    values |= {record.final.variable: final} if record.final and final is not None else {}
-    _assign(layer, values)
-    training = _steps(record, x, moments(x, norm, groups), gamma, beta, final)
-    from_layer = _call(layer, x, True)
-    _agree(training[-1].values, from_layer)
+
+    def steps(mean: Array, variance: Array) -> tuple[Step, ...]:
+        found = {"input": x, "mean": mean, "variance": variance}
+        if not record.is_centered:
+            found = {"input": x, "mean square": variance}
+        found["normalized"] = (x - mean) / np.sqrt(variance + EPSILON)
+        scaled = gamma * found["normalized"] + beta
+        found["scaled and shifted" if record.shift else "scaled"] = scaled
+        if record.final and final is not None:
+            found[record.final.name] = record.final.apply(scaled, final)
+        return tuple(Step(name, np.broadcast_to(part, SMALL)) for name, part in found.items())
+
+    names = (record.scale, record.shift, record.final.variable if record.final else None)
+    pairs = zip(names, (gamma, beta, final), strict=True)
+    values = {name: array for name, array in pairs if name and array is not None}
+    layer = _make_layer(norm, channels, values=values)
+    training, from_layer = steps(*moments(x, norm, GROUPS)), _call(layer, x, True)
     moving: list[Array] = []
     momentum = float(getattr(layer, "momentum", 0.0))
     if hasattr(layer, "moving_mean"):
@@ -345,32 +329,13 @@ def worked_example(norm: str, x: Array | None = None, groups: int = GROUPS) -> W
             moving.append(momentum * moving[-1] + (1 - momentum) * measured)
             kept = [layer.moving_mean, layer.moving_variance]
             _agree(moving[-1], np.stack([np.asarray(variable) for variable in kept]))
-    is_moving = bool(moving)
-    inference = _steps(record, x, tuple(moving[-1]), gamma, beta, final) if is_moving else training
+    inference = steps(*moving[-1]) if moving else training
     at_inference = _call(layer, x, False)
+    _agree(training[-1].values, from_layer)
     _agree(inference[-1].values, at_inference)
     return Worked(
         training, inference, from_layer, at_inference, gamma, beta, tuple(moving), momentum, final
     )
-
-
-def _steps(
-    norm: Norm,
-    x: Array,
-    statistics: tuple[Array, ...],
-    gamma: Array,
-    beta: Array,
-    final: Array | None,
-) -> tuple[Step, ...]:
-    mean, variance = (np.broadcast_to(part, x.shape) for part in statistics)
-    normalized = (x - mean) / np.sqrt(variance + EPSILON)
-    scaled = gamma * normalized + beta
-    steps = {"input": x}
-    steps |= {"mean": mean, "variance": variance} if norm.is_centered else {"mean square": variance}
-    steps |= {"normalized": normalized, "scaled and shifted" if norm.shift else "scaled": scaled}
-    if norm.final and final is not None:
-        steps[norm.final.name] = norm.final.apply(scaled, final)
-    return tuple(Step(name, values) for name, values in steps.items())
 
 
 def _agree(ours: Array, layers: Array) -> None:
@@ -379,22 +344,21 @@ def _agree(ours: Array, layers: Array) -> None:
     )
 
 
-def batch_of_one(norm: str, groups: int = GROUPS) -> BatchOfOne:
+def batch_of_one(norm: str) -> BatchOfOne:
     """Calls the Keras layer on an image in a batch of eight, alone, and reduced to one pixel."""
     rng = np.random.Generator(np.random.PCG64(1))
     batch = rng.normal(size=(8, 4, 4, 8)).astype(np.float32)
-    changes = []
-    for is_training in (True, False):
+
+    def change(is_training: bool) -> float:
         together, alone = (
-            _call(make_layer(norm, 8, groups), images, is_training)[0]
-            for images in (batch, batch[:1])
+            _call(_make_layer(norm, 8), images, is_training)[0] for images in (batch, batch[:1])
         )
-        changes.append(float(np.abs(together - alone).max()))
-    layer = make_layer(norm, 8, groups)
-    pixels = [_call(layer, batch[i : i + 1, :1, :1], True) for i in (0, 1)]
-    survives = bool(np.abs(pixels[0] - pixels[1]).max() > MOVED)
-    training, inference = (change if change > MOVED else 0.0 for change in changes)
-    return BatchOfOne(training, inference, survives)
+        largest = float(np.abs(together - alone).max())
+        return largest if largest > MOVED else 0.0
+
+    layer = _make_layer(norm, 8)
+    first, second = (_call(layer, batch[i : i + 1, :1, :1], True) for i in (0, 1))
+    return BatchOfOne(change(True), change(False), bool(np.abs(first - second).max() > MOVED))
 
 
 # In words

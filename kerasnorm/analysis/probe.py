@@ -16,19 +16,19 @@ Weights = list[NDArray[np.float32]]
 
 
 class Probe:
-    """Measures a functional model on torch or TensorFlow and leaves it as it was.
+    """Measures a functional model on torch or TensorFlow, and leaves it unchanged.
 
     A training pass normalizes by the batch's own statistics and draws the same dropout each time;
-    the moving statistics that it changes are put back.
+    the moving statistics that it changes are restored.
 
     Args:
-        model: Functional, raw images (N, H, W, C) to logits (N, classes).
+        model: Functional model from raw images (N, H, W, C) to logits (N, classes).
 
     Raises:
         ConfigError: Keras runs on another backend.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: keras.Model) -> None:
         backend = keras.backend.backend()
         makers = {"torch": _torch_passes, "tensorflow": _tensorflow_passes}
         if backend not in makers:
@@ -41,44 +41,48 @@ class Probe:
 
     def weights(self) -> Weights:
         """Returns copies of the trainable variables."""
-        variables = self.model.trainable_variables
-        return [keras.ops.convert_to_numpy(variable.value).copy() for variable in variables]
+        return _copies(self.model.trainable_variables)
 
     def assign(self, weights: Sequence[NDArray[Any]]) -> None:
         """Sets the trainable variables."""
-        for variable, array in zip(self.model.trainable_variables, weights, strict=True):
-            variable.assign(array)
+        _assign(self.model.trainable_variables, weights)
 
     @stock_keras
     def gradient(
         self, images: NDArray[np.uint8], labels: NDArray[np.int32]
     ) -> tuple[float, Weights]:
-        """Returns mean cross-entropy, in nats, and its gradient, of a training pass.
+        """Returns the mean cross-entropy of a training pass, in nats, and its gradient.
 
         Args:
-            images: Raw, (N, H, W, C).
-            labels: Class indices, (N,).
+            images: Raw images (N, H, W, C).
+            labels: Class indices (N,).
         """
-        kept = [
-            (variable, keras.ops.convert_to_numpy(variable.value).copy())
-            for variable in self.model.non_trainable_variables
-        ]
-        loss, gradients = self._loss_and_gradient(images, labels)
-        for variable, array in kept:
-            variable.assign(array)
-        return loss, gradients
+        variables = self.model.non_trainable_variables
+        kept = _copies(variables)
+        found = self._loss_and_gradient(images, labels)
+        _assign(variables, kept)
+        return found
 
     @stock_keras
     def score(self, images: NDArray[np.uint8], labels: NDArray[np.int32]) -> Scores:
-        """Returns loss and accuracy of an inference pass, as `kerasnorm evaluate` measures them."""
+        """Returns loss and accuracy of an inference pass, measured as `kerasnorm evaluate` does."""
         return score(model_logits(self.model, self._predict, images), labels)
+
+
+def _copies(variables: Sequence[keras.Variable]) -> Weights:
+    return [keras.ops.convert_to_numpy(variable.value).copy() for variable in variables]
+
+
+def _assign(variables: Sequence[keras.Variable], arrays: Sequence[NDArray[Any]]) -> None:
+    for variable, array in zip(variables, arrays, strict=True):
+        variable.assign(array)
 
 
 LossAndGradient = Callable[[NDArray[Any], NDArray[Any]], tuple[float, Weights]]
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
-def _torch_passes(model: Any) -> tuple[LossAndGradient, Predict]:
+def _torch_passes(model: keras.Model) -> tuple[LossAndGradient, Predict]:
     import torch
 
     from kerasnorm.engines.torch import engine as torch_engine
@@ -98,7 +102,7 @@ def _torch_passes(model: Any) -> tuple[LossAndGradient, Predict]:
     return loss_and_gradient, lambda images: torch_engine.predict(lowered, images)
 
 
-def _tensorflow_passes(model: Any) -> tuple[LossAndGradient, Predict]:
+def _tensorflow_passes(model: keras.Model) -> tuple[LossAndGradient, Predict]:
     import tensorflow as tf
 
     from kerasnorm.engines.tensorflow import engine as tensorflow_engine

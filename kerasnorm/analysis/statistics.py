@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from kerasnorm.analysis.answer import Answer, counter, expect, open_runs, some
 from kerasnorm.config import LAYER_LABELS, Config
-from kerasnorm.data import Dataset
+from kerasnorm.data import Dataset, prepare
 from kerasnorm.data.dataset import Split
-from kerasnorm.data.prepare import prepare
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.plots.labels import run_labels
 from kerasnorm.plots.style import (
@@ -39,8 +38,8 @@ from kerasnorm.plots.style import (
 )
 from kerasnorm.progress import Progress
 from kerasnorm.tables import Table
+from kerasnorm.training.fit import make_engine
 from kerasnorm.training.run import Run
-from kerasnorm.training.train import make_engine
 
 if TYPE_CHECKING:
     import keras
@@ -516,7 +515,7 @@ def _scale(maps: Sequence[Array]) -> Normalize:
 
 
 def weights_figure(found: Sequence[NetworkStatistics]) -> Picture:
-    """Returns the weights' histograms, overlaid, above sparsity and the gap of train and test."""
+    """Returns the weights' histograms, overlaid, above the numbers of `weights_table`."""
     figure = new_figure(3.2 + 0.26 * len(found) + 0.6)
     title(figure, "WEIGHTS OF THE TRAINED MODELS")
     upper, lower = figure.subplots(2, 1, height_ratios=(3.0, 0.26 * len(found) + 0.3))
@@ -526,34 +525,29 @@ def weights_figure(found: Sequence[NetworkStatistics]) -> Picture:
         share = np.where(weights.share > 0, 100 * weights.share, np.nan)
         upper.stairs(share, weights.edges, label=one.label, **line, linewidth=1.3)
     upper.set_yscale("log")
+    log_ticks(upper.yaxis)
     upper.set_xlabel("weight")
     upper.set_ylabel("share of the weights (%)")
     quiet(upper)
     upper.legend(frameon=False, fontsize=TEXT_SIZE - 1, labelcolor=INK, loc="upper right")
     lower.set_axis_off()
-    header = ["", "|w|", "near 0 (%)", "train (%)", "test (%)", "gap (points)"]
-    cells = [
-        [
-            one.label,
-            f"{one.weights.norm:.1f}",
-            f"{100 * one.weights.sparsity:.1f}",
-            f"{100 * one.train_accuracy:.1f}",
-            f"{100 * one.test_accuracy:.1f}",
-            f"{one.gap:+.1f}",
-        ]
-        for one in found
-    ]
+    numbers = weights_table(found)
     width = min(0.5, 0.08 * max(len(one.label) for one in found) / WIDTH + 0.06)
-    widths = [width, *[(1 - width) / 5] * 5]
-    table = lower.table(cells, colLabels=header, colWidths=widths, loc="center", edges="horizontal")
-    table.auto_set_font_size(False)
-    table.set_fontsize(TEXT_SIZE)
-    for cell in table.get_celld().values():
+    drawn = lower.table(
+        [list(row) for row in numbers.rows],
+        colLabels=["", *(heading.removeprefix(">") for heading in numbers.columns[1:])],
+        colWidths=[width, *[(1 - width) / 6] * 6],
+        loc="center",
+        edges="horizontal",
+    )
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(TEXT_SIZE)
+    for cell in drawn.get_celld().values():
         cell.set_edgecolor(GRID)
         cell.get_text().set_color(INK)
         cell.get_text().set_parse_math(False)
     text = "Histograms of all kernels' weights of the trained models"
-    caption = f"{text}; below, their norm, their sparsity, and the accuracies on both splits."
-    texts = [f"{row[0]} |w| {row[1]}, gap {row[5]} points" for row in cells]
+    caption = f"{text}; below, norm, std and sparsity of the weights, and accuracies in %."
+    texts = [f"{one.label} |w| {one.weights.norm:.2f}, gap {one.gap:+.2f} points" for one in found]
     alt = f"{text}. {first_texts(texts)}."
     return Picture("weights", figure, "Weights of the trained models", caption, alt)

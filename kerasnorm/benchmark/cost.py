@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from kerasnorm.config import Config, resolve
 from kerasnorm.data.shapes import shapes
-from kerasnorm.training.train import make_engine
+from kerasnorm.training.fit import make_engine
 
 STEPS = 2  # a turn
 

@@ -15,7 +15,7 @@ from kerasnorm import runtime
 from kerasnorm.config import Config, resolve
 from kerasnorm.data import Dataset
 from kerasnorm.data.batches import Batches
-from kerasnorm.training.train import make_batches, make_engine
+from kerasnorm.training.fit import make_batches, make_engine
 
 MEBIBYTE = 2**20
 

@@ -1,6 +1,6 @@
 """The command line: thin, and light until a command needs the heavy parts.
 
-Results go to stdout, everything else to stderr; each error becomes one message and the exit code
+Results go to stdout, everything else to stderr. Each error becomes one message and the exit code
 of its class (see `kerasnorm.errors`).
 """
 
@@ -11,11 +11,11 @@ from typing import NoReturn
 import click
 
 from kerasnorm import __version__
-from kerasnorm.cli import explain, formats, models, speed, studies, surroundings, training
+from kerasnorm.cli import doctor, explain, formats, models, speed, studies, training
 from kerasnorm.config import RENAMED
 from kerasnorm.errors import KerasnormError, RunFolderError
 from kerasnorm.progress import console_notes
-from kerasnorm.training.signals import INTERRUPTIONS, SIGNALLED, Terminated
+from kerasnorm.training.signals import SIGNALLED, Interruptions, Terminated
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,15 +30,14 @@ def app(context: click.Context, debug: bool) -> None:
     context.ensure_object(dict)["debug"] = debug
 
 
-ROOMS = (training, studies, models, formats, explain, speed, surroundings)
-for room in ROOMS:
-    for command in room.COMMANDS:
+for module in (training, studies, models, formats, explain, speed, doctor):
+    for command in module.COMMANDS:
         app.add_command(command)
 
 
 def main() -> NoReturn:
     """Runs the command line and exits with its code."""
-    with INTERRUPTIONS.installed():
+    with Interruptions().installed():
         code = _run()
     sys.exit(code)
 
@@ -46,43 +45,40 @@ def main() -> NoReturn:
 def _run() -> int:
     """Returns the exit code of the command line, after a message where there is an error."""
     state = {"debug": False}
-    code: int
     try:
         with console_notes():
-            code = app(standalone_mode=False, obj=state)
+            code: int = app(standalone_mode=False, obj=state)
         sys.stdout.flush()
+        return code
     except click.ClickException as error:
         old = getattr(error, "option_name", "").removeprefix("--").replace("-", "_")
         if old in RENAMED:
             error = click.UsageError(f"No such option: --{old}. It is --{RENAMED[old]} now.")
         error.show()
-        code = error.exit_code
-    except KerasnormError as error:
-        if state["debug"]:
-            raise
-        click.echo(f"kerasnorm: {error}", err=True)
-        code = error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("kerasnorm: interrupted.", err=True)
-        code = SIGNALLED + signal.SIGINT
-    except Terminated:
-        click.echo("kerasnorm: terminated.", err=True)
-        code = SIGNALLED + signal.SIGTERM
+        return error.exit_code
     except BrokenPipeError:
         sys.stderr.close()
-        code = SIGNALLED + signal.SIGPIPE
-    except OSError as error:
-        if state["debug"]:
-            raise
-        click.echo(f"kerasnorm: {error.filename or 'a file'}: {error.strerror or error}", err=True)
-        code = RunFolderError.exit_code
+        return SIGNALLED + signal.SIGPIPE
+    except (KeyboardInterrupt, click.Abort):
+        text, code = "interrupted.", SIGNALLED + signal.SIGINT
+    except Terminated:
+        text, code = "terminated.", SIGNALLED + signal.SIGTERM
     except Exception as error:
         if state["debug"]:
             raise
-        click.echo(
-            f"kerasnorm: unexpected {type(error).__name__}: {error}\n"
-            "Run `kerasnorm --debug …` for the traceback, and please report it.",
-            err=True,
-        )
-        code = 1
+        text, code = _message(error)
+    click.echo(f"kerasnorm: {text}", err=True)
     return code
+
+
+def _message(error: Exception) -> tuple[str, int]:
+    """Returns what to say about an error, and the exit code."""
+    if isinstance(error, KerasnormError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError):
+        text = f"{error.filename or 'a file'}: {error.strerror or error}"
+        return text, RunFolderError.exit_code
+    return (
+        f"unexpected {type(error).__name__}: {error}\n"
+        "Run `kerasnorm --debug …` for the traceback, and please report it."
+    ), 1

@@ -13,47 +13,49 @@ from kerasnorm.errors import ConfigError, DataError
 from kerasnorm.norms import NORMS
 
 if TYPE_CHECKING:
+    import keras
+
     from kerasnorm.data import Split
     from kerasnorm.formats.archive import SavedModel
     from kerasnorm.formats.opening import Artefact
 
 logger = logging.getLogger(__name__)
 target_argument = click.argument("target", metavar="RUN-OR-MODEL", type=click.Path(path_type=Path))
-shape_options = [
-    click.option(
-        "--image-shape",
-        default="32,32,3",
-        metavar="H,W,C",
-        type=opt.NumberList(),
-        show_default=True,
-        help="Height, width and channels of an image.",
-    ),
-    click.option("--classes", default=10, show_default=True, help="Number of classes."),
-]
+split_option = click.option(
+    "--split",
+    type=click.Choice(("test", "validation", "train")),
+    default="test",
+    show_default=True,
+    help="Images to use.",
+)
+image_shape_option = click.option(
+    "--image-shape",
+    default="32,32,3",
+    metavar="H,W,C",
+    type=opt.NumberList(),
+    show_default=True,
+    help="Height, width and channels of an image.",
+)
+classes_option = click.option("--classes", default=10, show_default=True, help="Number of classes.")
 
 
-def _build(options: dict[str, Any], image_shape: tuple[int, ...], classes: int) -> Any:
+def _build(options: dict[str, Any], image_shape: tuple[int, ...], classes: int) -> "keras.Model":
     from kerasnorm.network import build_model
 
     return build_model(**options, input_shape=image_shape, classes=classes)
 
 
-def _with_shape(command: Any) -> Any:
-    for option in reversed(shape_options):
-        command = option(command)
-    return command
-
-
 @click.command(cls=opt.ConfigCommand)
 @opt.as_json
-@_with_shape
+@image_shape_option
+@classes_option
 @opt.config_options("model")
 def summary(as_json: bool, image_shape: tuple[int, ...], classes: int, **options: Any) -> None:
     """Print the layers of a network: shapes, parameters, receptive fields.
 
     Example: kerasnorm summary --norm bn --recipe era8
     """
-    runtime.select_backend()
+    runtime.import_keras()
     from kerasnorm.inspection.layers import layer_table, layers_to_json, summary_table
 
     given = opt.given(options)
@@ -68,15 +70,16 @@ def summary(as_json: bool, image_shape: tuple[int, ...], classes: int, **options
 @click.command("receptive-field")
 @click.argument("target", metavar="[MODEL-OR-NORM]", default="none")
 @opt.as_json
-@_with_shape
+@image_shape_option
+@classes_option
 def receptive_field(target: str, as_json: bool, image_shape: tuple[int, ...], classes: int) -> None:
     """Print how size, receptive field and jump change from layer to layer.
 
-    Takes a norm of this network, a run's folder, or any saved functional .keras model.
+    The model is this network with a norm, a run's model, or any functional .keras model.
 
     Example: kerasnorm receptive-field gn
     """
-    runtime.select_backend()
+    runtime.import_keras()
     from kerasnorm.formats.archive import load_model
     from kerasnorm.inspection.layers import layers_to_json, receptive_field_table
     from kerasnorm.inspection.layers import receptive_field as spatial_rows
@@ -114,9 +117,14 @@ def _open(target: Path, backend: str | None, device: str | None) -> "Artefact | 
 
 
 def images_of(saved: "Artefact | SavedModel", data: str | None, split: str) -> "Split":
-    """Returns the images and labels to judge a model on."""
+    """Returns the images and labels to evaluate a model on.
+
+    Raises:
+        ConfigError: Neither the model nor `data` names the images.
+        DataError: The images do not fit the model, or there is no such split.
+    """
     from kerasnorm.config import DataConfig
-    from kerasnorm.data.prepare import prepare
+    from kerasnorm.data import prepare
 
     seed = saved.config.train.seed if saved.config else 0
     if data is not None or saved.config is None:
@@ -138,15 +146,6 @@ def images_of(saved: "Artefact | SavedModel", data: str | None, split: str) -> "
     if chosen is None:
         raise DataError("This run has no validation split. Use --split test or train.")
     return chosen
-
-
-split_option = click.option(
-    "--split",
-    type=click.Choice(("test", "validation", "train")),
-    default="test",
-    show_default=True,
-    help="Which images.",
-)
 
 
 @click.command()
@@ -187,7 +186,9 @@ def evaluate(
 @click.argument(
     "pictures", metavar="IMAGE…", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
-@click.option("--top", default=3, show_default=True, type=click.IntRange(1), help="Classes shown.")
+@click.option(
+    "--top", default=3, show_default=True, type=click.IntRange(1), help="Number of classes to show."
+)
 @opt.backend_option
 @opt.device_option
 @opt.as_json
@@ -199,7 +200,7 @@ def predict(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Classify image files; other sizes are resized to the model's.
+    """Classify image files, which are resized to the size that the model takes.
 
     Example: kerasnorm predict results/runs/shapes-gn-torch-s0 photo.png
     """
@@ -232,7 +233,9 @@ def predict(
 @opt.data_option
 @split_option
 @click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Draw them into this PNG too."
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also draw them into this PNG file.",
 )
 @opt.backend_option
 @opt.device_option
@@ -246,7 +249,7 @@ def misclassified(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Show the ten mistakes that a model makes with the highest confidence.
+    """Show the ten mistakes of a model that have the highest confidence.
 
     Example: kerasnorm misclassified results/runs/shapes-gn-torch-s0 --out mistakes.png
     """
@@ -289,7 +292,7 @@ def plot(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     Example: kerasnorm plot results/runs/shapes-bn-torch-s0 results/runs/shapes-gn-torch-s0
     """
     from kerasnorm import plots
-    from kerasnorm.data.prepare import prepare
+    from kerasnorm.data import prepare
     from kerasnorm.training.run import Run
 
     loaded = [Run.load(path) for path in runs]

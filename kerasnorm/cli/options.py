@@ -1,4 +1,4 @@
-"""Options made from the config's own table, and those that several commands share."""
+"""Options that are made from the table of config fields, and those that several commands share."""
 
 import json
 import logging
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kerasnorm.config import RECIPES, SETTINGS, Setting, read_toml, resolve
+from kerasnorm.config import RECIPES, SETTINGS, Config, Setting, read_toml, resolve
 from kerasnorm.files import plain
 from kerasnorm.progress import LOGGER
 
@@ -20,7 +20,7 @@ TITLES = {"model": "Model", "data": "Data", "train": "Training"}
 
 
 class NumberList(click.ParamType[tuple[int, ...]]):
-    """Whole numbers with commas between: 16,16,12."""
+    """Whole numbers separated by commas: 16,16,12."""
 
     name = "N,N,…"
 
@@ -31,14 +31,14 @@ class NumberList(click.ParamType[tuple[int, ...]]):
         try:
             return tuple(int(item) for item in value.split(","))
         except ValueError:
-            self.fail(f"expected whole numbers with commas between. Received: {value!r}")
+            self.fail(f"expected whole numbers separated by commas. Received: {value!r}")
 
 
 class ConfigCommand(click.Command):
     """A command whose help lists the config's fields by section."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the options, one table a section."""
+        """Writes the options, one table per section."""
         tables: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
@@ -77,8 +77,8 @@ def config_options(*sections: str, without: Sequence[str] = ()) -> Decorator:
     """Returns a decorator that adds an option for every field of these config sections.
 
     Args:
-        *sections: Of the config.
-        without: Fields that get no option.
+        *sections: Names of config sections.
+        without: Names of fields that get no option.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -89,7 +89,7 @@ def config_options(*sections: str, without: Sequence[str] = ()) -> Decorator:
             "--recipe",
             type=click.Choice(RECIPES),
             envvar="KERASNORM_RECIPE",
-            help="Named set of values for all fields; others given here come on top.",
+            help="Named set of values for all fields; the other options override it.",
         )
         return recipe(function)
 
@@ -97,7 +97,7 @@ def config_options(*sections: str, without: Sequence[str] = ()) -> Decorator:
 
 
 def only_errors(is_wanted: bool) -> None:
-    """Keeps notes and warnings off the console, if wanted, until the command ends."""
+    """Keeps notes and warnings off the console until the command ends, if wanted."""
     if is_wanted:
         logging.getLogger(LOGGER).setLevel(logging.ERROR)
 
@@ -112,16 +112,18 @@ config_file = click.option(
     "config_file",
     type=click.Path(path_type=Path, dir_okay=False),
     envvar="KERASNORM_CONFIG",
-    help="TOML file with any of the fields, such as a run's config.toml.",
+    help="TOML file with values for any fields, such as a run's config.toml.",
 )
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+as_json = click.option(
+    "--json", "as_json", is_flag=True, help="Print the results as one JSON document."
+)
 quiet = click.option(
-    "--quiet", "-q", is_flag=True, callback=_quiet, help="No progress, only errors."
+    "--quiet", "-q", is_flag=True, callback=_quiet, help="Print errors and results only."
 )
 data_option = click.option(
     "--data",
     envvar="KERASNORM_DATA",
-    help=SETTINGS["data"].field.metadata["help"] + " By default the run's own.",
+    help=SETTINGS["data"].field.metadata["help"] + " By default that of the run.",
 )
 backend_option = _option("backend", SETTINGS["backend"])
 norm_option = _option("norm", SETTINGS["norm"])
@@ -129,34 +131,34 @@ device_option = _option("device", SETTINGS["device"])
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
-    """Returns the options that were given, by flag or environment."""
+    """Returns the options that were given, by flag or by environment variable."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 def is_typed(name: str) -> bool:
-    """Says whether an option of the running command stands on its command line."""
+    """Returns whether an option of the running command was given on the command line."""
     source = click.get_current_context().get_parameter_source(name)
     return source is click.core.ParameterSource.COMMANDLINE
 
 
-def resolve_options(options: dict[str, Any], file: Path | None) -> Any:
-    """Returns the full config of a command's options and its config file."""
+def resolve_options(options: dict[str, Any], file: Path | None) -> Config:
+    """Returns the full config that a command's options and its config file make."""
     return resolve(given(options), read_toml(file) if file else None)
 
 
-def print_table(grid: "Table") -> None:
-    """Prints a table: ruled on a terminal, as plain text elsewhere."""
+def print_table(table: "Table") -> None:
+    """Prints a table: with rules on a terminal, as plain text elsewhere."""
     from rich.console import Console
 
     from kerasnorm import tables
 
     console = Console()
     if console.is_terminal:
-        console.print(tables.to_rich(grid))
+        console.print(tables.to_rich(table))
     else:
-        click.echo(tables.to_text(grid), nl=False)
+        click.echo(tables.to_text(table), nl=False)
 
 
 def print_json(document: Any) -> None:
-    """Prints one JSON document on stdout; numbers that are not finite become null."""
+    """Prints one JSON document to stdout; numbers that are not finite become null."""
     click.echo(json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kerasnorm import provenance, runtime
+from kerasnorm import runtime
 from kerasnorm.cli import options as opt
 from kerasnorm.config import BACKENDS, RECIPES
 from kerasnorm.errors import ConfigError
@@ -118,8 +118,8 @@ def bench(
         "images": images,
         "rounds": rounds,
         "augmented": is_augmented,
-        "host": provenance.host(),
-        "versions": provenance.versions(),
+        "host": runtime.host(),
+        "versions": runtime.versions(),
         "results": [asdict(result) for result in results],
     }
     table = race_table(results)

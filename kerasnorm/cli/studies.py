@@ -208,7 +208,7 @@ def _default_folder(plan: "StudyPlan") -> Path:
 
 def _dry_run(plan: "StudyPlan", out: Path, jobs: int, scheduler: str | None, as_json: bool) -> None:
     """Prints the runs of a study and the time that they are expected to take."""
-    from kerasnorm.data.prepare import prepare
+    from kerasnorm.data import prepare
     from kerasnorm.study import execution, folder, study, tables
 
     study.check(plan)

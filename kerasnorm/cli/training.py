@@ -10,24 +10,26 @@ from kerasnorm.cli import options as opt
 from kerasnorm.config import to_toml
 from kerasnorm.errors import ConfigError
 from kerasnorm.progress import ConsoleProgress, duration
-from kerasnorm.training.launch import this_launch
+from kerasnorm.training.process_group import this_launch
 
 if TYPE_CHECKING:
     from kerasnorm.training.run import Row
 
-AUTO = "auto"
-
 
 @click.command(cls=opt.ConfigCommand)
 @opt.config_file
-@click.option("--out", type=click.Path(path_type=Path), help="The run's folder; new or empty.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of the run, new or empty. By default one under results/runs.",
+)
 @click.option(
     "--resume",
     metavar="RUN|auto",
-    help="Go on with the unfinished run in this folder; auto starts the run in --out, or goes on "
-    "with it where it was begun.",
+    help="Resume the unfinished run in this folder. With auto, start the run in --out, or resume "
+    "it if it was started before.",
 )
-@click.option("--dry-run", is_flag=True, help="Print the resolved config and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved config and exit.")
 @opt.as_json
 @opt.quiet
 @opt.config_options("model", "data", "train")
@@ -40,29 +42,21 @@ def fit(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Train one model; leave its run's folder with model, history and plots.
+    """Train one model and write its run's folder: model, history, metrics and plots.
 
-    Every field can also come from --config and from KERASNORM_<FIELD>.
+    Every field of the config can also be set in the --config file and by an environment variable
+    KERASNORM_<FIELD>.
 
-    On a batch queue, one line that starts or goes on:
+    On a batch queue, this line starts a run or resumes it:
     kerasnorm fit --out runs/gn --resume auto
 
     Example: kerasnorm fit --norm gn --backend torch
     """
-    is_auto = resume == AUTO
-    if is_auto and out is None:
-        raise ConfigError("--resume auto needs the folder of the run: --out DIR.")
-    if resume is not None and not is_auto:
-        if out is not None or config_file is not None:
-            raise ConfigError(
-                "--resume takes the run's folder and config: leave out --out, --config."
-            )
-        if not Path(resume).is_dir():
-            raise ConfigError(f"--resume: expected a run's folder or auto. Received: {resume}")
-    # A variable of the environment is a default for new runs, not a wish to change an old one.
-    overrides = {k: v for k, v in opt.given(options).items() if opt.is_typed(k)}
-    is_new = resume is None or is_auto
-    config = opt.resolve_options(options, config_file) if is_new else None
+    config, overrides = None, {}
+    if resume in (None, "auto") or config_file is not None:
+        config = opt.resolve_options(options, config_file)
+    else:  # a variable of the environment is a default of new runs and changes no old one
+        overrides = {name: v for name, v in opt.given(options).items() if opt.is_typed(name)}
     if dry_run:
         if config is None:
             raise ConfigError("--dry-run shows the config of a new run; leave out --resume.")
@@ -71,29 +65,22 @@ def fit(
         else:
             click.echo(to_toml(config), nl=False)
         return
-    opt.only_errors(this_launch().rank > 0)  # the first process speaks for all
-    from kerasnorm.training import api
+    is_first = this_launch().rank == 0
+    opt.only_errors(not is_first)  # the first process reports for all
+    from kerasnorm.training.fit import fit as train
 
-    run = api.fit(
-        config,
-        out=out,
-        resume=resume,
-        progress=ConsoleProgress(quiet=quiet),
-        **({} if is_new else overrides),
-    )
-    if this_launch().rank > 0:
-        return
-    if as_json:
+    run = train(config, out=out, resume=resume, progress=ConsoleProgress(quiet=quiet), **overrides)
+    if is_first and as_json:
         opt.print_json({"path": str(run.path), **run.metrics})
-    else:
+    elif is_first:
         click.echo(results(run.history, run.path))
 
 
 def results(history: "Sequence[Row]", folder: Path) -> str:
-    """Returns the end of a run in a few lines: last epoch's scores, time, folder.
+    """Returns the end of a run in a few lines: scores of the last epoch, time and folder.
 
     Args:
-        history: A row an epoch.
+        history: One row per epoch.
         folder: The run's folder.
     """
     lines = []

@@ -1,4 +1,4 @@
-"""Reads arrays: `.npz` files, and the IDX files of MNIST and its kin."""
+"""Reads arrays: `.npz` files, and the IDX files of MNIST and data sets like it."""
 
 import gzip
 import math
@@ -10,14 +10,24 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasnorm.data.checks import check, numbered_classes, parsing, to_labels, to_pixels
-from kerasnorm.data.dataset import Dataset, Split
-from kerasnorm.errors import DataError
+from kerasnorm.data.dataset import (
+    Dataset,
+    Reader,
+    Split,
+    check,
+    check_size,
+    numbered_classes,
+    parsing,
+    to_labels,
+    to_pixels,
+    unexpected,
+)
+from kerasnorm.data.download import Official, RemoteFile
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 _LARGEST_ARRAY = 4 * 2**30
 
-# Images and labels of the training and the test set, as their official files are called.
+# Official names of the files of images and labels, of the training and the test set.
 IDX_FILES = (
     ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -25,15 +35,19 @@ IDX_FILES = (
 
 
 def folder_name(path: Path) -> str:
-    """Returns the stem of a path, with nothing in it that a folder's name should not have."""
+    """Returns the stem of a path, without characters that a folder's name should not have."""
     return re.sub(r"[^\w.-]+", "-", path.resolve().stem).strip("-.") or "data"
+
+
+def _is_npz(path: Path) -> bool:
+    return path.is_file() and (path.suffix == ".npz" or zipfile.is_zipfile(path))
 
 
 def read_npz(path: Path) -> Dataset:
     """Returns the data set of an `.npz` file that holds x_train, y_train, x_test and y_test.
 
-    Images have the shape (N, H, W, C) or (N, H, W), labels (N,) or (N, 1). Classes carry their
-    numbers as names. Pickled objects inside the file are refused.
+    Images have the shape (N, H, W, C) or (N, H, W), labels (N,) or (N, 1). Classes are named by
+    their numbers. Pickled objects inside the file are refused.
 
     Raises:
         DataError: The file is damaged, an array is missing, or not what a classifier can learn
@@ -46,12 +60,10 @@ def read_npz(path: Path) -> Dataset:
                 item.filename.removesuffix(".npy"): item.file_size for item in archive.filelist
             }
         if missing := [key for key in _KEYS if key not in sizes]:
-            raise DataError(
-                f"{path}: expected {expected}. Received: the arrays {', '.join(sizes) or 'none'}. "
-                f"Save {', '.join(missing)} too."
-            )
+            received = f"the arrays {', '.join(sizes) or 'none'}"
+            raise unexpected(path, expected, received, f"Save {', '.join(missing)} too")
         for key in _KEYS:
-            _check_size(f"{path}: {key}", sizes[key])
+            check_size(f"{path}: {key}", sizes[key], _LARGEST_ARRAY)
         with np.load(path, allow_pickle=False) as arrays:
             train, test = (_npz_split(arrays, half, path) for half in ("train", "test"))
     return _numbered(path, train, test)
@@ -69,12 +81,12 @@ def _numbered(path: Path, train: Split, test: Split) -> Dataset:
 
 
 def is_idx_folder(folder: Path) -> bool:
-    """Says whether a folder has at least one of the IDX files, zipped or not."""
+    """Returns whether a folder has at least one of the IDX files, zipped or not."""
     return any(_idx_path(folder, name).is_file() for pair in IDX_FILES for name in pair)
 
 
 def read_idx_folder(folder: Path) -> Dataset:
-    """Returns the data set of the four IDX files of MNIST, Fashion-MNIST and their kin.
+    """Returns the data set of the four IDX files of MNIST, Fashion-MNIST and data sets like them.
 
     Raises:
         DataError: A file is missing, damaged, or too large.
@@ -101,7 +113,7 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 
     Args:
         path: The file, gzipped or not.
-        dimensions: How many it must have: 3 for images (N, H, W), 1 for labels (N,).
+        dimensions: Number of dimensions it must have: 3 for images (N, H, W), 1 for labels (N,).
 
     Raises:
         DataError: The file is missing, damaged, of another kind or too large.
@@ -116,17 +128,53 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
             raise ValueError(f"it starts with {magic.hex(' ') or 'nothing'}")
         shape = np.frombuffer(file.read(4 * dimensions), ">u4", dimensions).tolist()
         size = math.prod(shape)
-        _check_size(path, size)
+        check_size(path, size, _LARGEST_ARRAY)
         content = file.read(size + 1)
         if len(content) != size:
             more = "more" if len(content) > size else f"{len(content)} bytes"
-            raise ValueError(f"shape {shape} asks for {size} bytes, it has {more}")
+            raise ValueError(f"shape {shape} needs {size} bytes, it has {more}")
         return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def _check_size(where: Path | str, size: int) -> None:
-    if size > _LARGEST_ARRAY:
-        raise DataError(
-            f"{where}: expected at most {_LARGEST_ARRAY >> 30} GiB. Received: {size >> 20} MiB. It "
-            "was not read; save pixels as uint8, or fewer images."
-        )
+_FASHION_CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+_KERAS = "https://storage.googleapis.com/tensorflow/tf-keras-datasets"
+_ZALANDO = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
+
+
+def _fashion(name: str, md5: str, size: int) -> RemoteFile:
+    urls = (f"{_KERAS}/{name}", f"{_ZALANDO}/{name}")
+    return RemoteFile(f"fashion-mnist/{name}", urls, f"md5:{md5}", size)
+
+
+# The checksum of MNIST is that of `keras.datasets`; those of Fashion-MNIST are from the README of
+# https://github.com/zalandoresearch/fashion-mnist.
+SOURCES = (
+    Reader("an .npz file", _is_npz, read_npz),
+    Reader("a folder of IDX files", is_idx_folder, read_idx_folder),
+    Official(
+        name="fashion_mnist",
+        files=(
+            _fashion("train-images-idx3-ubyte.gz", "8d4fb7e6c68d591d4c3dfef9ec88bf0d", 26_421_880),
+            _fashion("train-labels-idx1-ubyte.gz", "25c81989df183df01b3e8a0aad5dffbe", 29_515),
+            _fashion("t10k-images-idx3-ubyte.gz", "bef4ecab320f06d8554ea6380940ec79", 4_422_102),
+            _fashion("t10k-labels-idx1-ubyte.gz", "bb300cfdad3c16e7a12a480ee83cd310", 5_148),
+        ),
+        places=("fashion-mnist",),
+        class_names=_FASHION_CLASSES,
+    ),
+    Official(
+        name="mnist",
+        files=(
+            RemoteFile(
+                "mnist.npz",
+                (f"{_KERAS}/mnist.npz",),
+                "sha256:731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1",
+                11_490_434,
+            ),
+        ),
+        places=("mnist.npz", "mnist"),
+    ),
+)

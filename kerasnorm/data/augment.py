@@ -1,6 +1,6 @@
 """Augmentation of whole batches, in two steps: draw the random numbers, then apply them.
 
-Drawing depends on (seed, epoch, step) alone and applying is arithmetic on uint8 images, so every
+Drawing depends on (seed, epoch, step) alone, and applying is arithmetic on uint8 images, so every
 backend and engine trains on the same pixels. The order is: flip, shift-scale-rotate, translate,
 cutout, gray.
 """
@@ -18,7 +18,7 @@ SCALE = 0.1
 DEGREES = 15.0
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
-# Streams of random numbers that must not meet, one number each.
+# Streams of random numbers that must be independent, with one number each.
 ORDER_STREAM, AUGMENT_STREAM, FLIP_STREAM, DROPOUT_STREAM = 1, 2, 3, 4
 
 
@@ -49,19 +49,19 @@ class Draws:
     gray: NDArray[np.bool_]
 
     def take(self, part: slice) -> "Draws":
-        """Returns the numbers of some of the images."""
+        """Returns the random numbers of some of the images."""
         return Draws(*(getattr(self, field.name)[part] for field in fields(self)))
 
 
 class Augmentation:
-    """What the data config wants done to training images, for one image shape.
+    """The augmentation of training images that a data config describes, for one image shape.
 
     Args:
-        config: Probabilities and sizes; see `DataConfig`.
-        image_shape: (H, W, C).
-        fill: The training set's mean color, 0 to 255, one number a channel; fills holes.
+        config: Probabilities and sizes, see `DataConfig`.
+        image_shape: Shape (H, W, C) of one image.
+        fill: Mean color of the training set, which fills holes: 0 to 255, one number per channel.
         count: Number of training images.
-        seed: Seed of all the draws.
+        seed: Seed of all random numbers.
 
     Raises:
         ConfigError: A shift or hole is larger than the image allows.
@@ -95,7 +95,7 @@ class Augmentation:
 
     @property
     def is_active(self) -> bool:
-        """Whether it can change any image."""
+        """Whether the augmentation can change any image."""
         c = self.config
         chances = (c.flip, c.shift_scale_rotate, c.cutout, c.gray)
         return c.alternating_flip or c.translate > 0 or any(chances)
@@ -104,9 +104,9 @@ class Augmentation:
         """Returns the random numbers of one step.
 
         Args:
-            indices: Which training images the batch holds, (N,).
-            epoch: Counted from 0.
-            step: Within the epoch, counted from 0.
+            indices: Indices of the training images in the batch, (N,).
+            epoch: Number of the epoch, from 0.
+            step: Number of the step in the epoch, from 0.
         """
         config, count = self.config, len(indices)
         height, width, _ = self.image_shape
@@ -138,8 +138,8 @@ class Augmentation:
         """Returns the augmented images.
 
         Args:
-            images: Shape (N, H, W, C).
-            draws: What `draw` gave for these N images.
+            images: Raw pixels, shape (N, H, W, C).
+            draws: What `draw` returned for these N images.
         """
         images = self._flip_and_move(images, draws)
         hit = np.flatnonzero(draws.is_affine)
@@ -161,7 +161,7 @@ class Augmentation:
         return images[sample[:, None, None], rows[:, :, None], columns[:, None, :]]
 
     def _hole_mask(self, hole: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Mask of the holes, (N, H, W, 1)."""
+        """Returns the mask of the holes, (N, H, W, 1)."""
         height, width, _ = self.image_shape
         size = self.config.cutout_size
         down = np.arange(height) - hole[:, :1]
@@ -173,7 +173,7 @@ class Augmentation:
 
 
 def reflect(positions: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """Folds positions into 0…size-1 by reflection that does not repeat the edge pixel."""
+    """Returns positions folded into 0…size-1 by reflection that does not repeat the edge pixel."""
     if size == 1:
         return np.zeros_like(positions)
     period = 2 * (size - 1)
@@ -190,7 +190,7 @@ def to_gray(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _warp(images: NDArray[np.uint8], affine: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Samples images (N, H, W, C) through affine maps (N, 2, 3), bilinear, edges reflected."""
+    """Returns images (N, H, W, C) sampled by affine maps (N, 2, 3), bilinear, edges reflected."""
     count, height, width, _ = images.shape
     center = np.array([(height - 1) / 2, (width - 1) / 2], np.float32)
     grid = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), axis=-1)

@@ -1,4 +1,4 @@
-"""The training batches of a run: a function of (seed, epoch, step) and of nothing else."""
+"""The training batches of a run, a function of (seed, epoch, step) alone."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,14 +11,14 @@ from kerasnorm.errors import ConfigError
 class Batches:
     """Order, augmentation and batching of a training set, the same on every backend.
 
-    Every image comes once an epoch, in an order that (seed, epoch) decides; the last batch of an
-    epoch holds what is left over.
+    Every image comes once per epoch, in an order that (seed, epoch) decides; the last batch of an
+    epoch holds the images that are left over.
 
     Args:
         split: The training images.
-        batch_size: Images a batch.
-        seed: Seed of order and augmentation.
-        augmentation: What is done to the images, or None.
+        batch_size: Number of images in a batch.
+        seed: Seed of the order.
+        augmentation: Augmentation of the images, or None.
 
     Raises:
         ConfigError: The batch is larger than the training set.
@@ -39,11 +39,11 @@ class Batches:
 
     @property
     def steps(self) -> int:
-        """Batches an epoch, the partial one included."""
+        """Number of batches in an epoch, including the partial one."""
         return -(-len(self.split) // self.batch_size)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """Returns the order of the training images in an epoch, counted from 0; shape (N,)."""
+        """Returns the order of the training images in an epoch (numbered from 0), shape (N,)."""
         return generator(self.seed, ORDER_STREAM, epoch).permutation(len(self.split))
 
     def batch(
@@ -56,10 +56,10 @@ class Batches:
         """Returns the images (B, H, W, C) and labels (B,) of one step.
 
         Args:
-            epoch: Counted from 0.
-            step: Within the epoch, counted from 0.
-            order: `order(epoch)`, where the caller has it at hand.
-            part: Which images of the batch to return; all by default.
+            epoch: Number of the epoch, from 0.
+            step: Number of the step in the epoch, from 0.
+            order: The result of `order(epoch)`, where the caller has it.
+            part: Images of the batch to return; all by default.
         """
         order = self.order(epoch) if order is None else order
         indices = order[step * self.batch_size : (step + 1) * self.batch_size]

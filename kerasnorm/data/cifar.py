@@ -8,7 +8,7 @@ labels or as binary records, a label byte before each image.
 import gzip
 import operator
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
@@ -16,29 +16,39 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasnorm.data.checks import Where, check, parsing, to_labels
-from kerasnorm.data.dataset import Dataset, Split, channels_last
+from kerasnorm.data.dataset import (
+    Dataset,
+    Reader,
+    Split,
+    Where,
+    channels_last,
+    check,
+    check_size,
+    parsing,
+    to_labels,
+    unexpected,
+)
+from kerasnorm.data.download import Official, RemoteFile
 from kerasnorm.data.unpickle import load_batch
-from kerasnorm.errors import DataError
 
 # The largest official file holds 148 MB (train of CIFAR-100); an archive, 186 MB.
 _LARGEST_FILE = 256 * 2**20
 _LARGEST_ARCHIVE = 512 * 2**20
 _PLANES = (3, 32, 32)
 _BYTES = 3 * 32 * 32
+_GZIP = b"\x1f\x8b"
 
 
 class Layout(NamedTuple):
-    """One official layout.
+    """One official layout of a data set.
 
     Attributes:
-        name: The data set.
-        folder: The folder that the official archive holds.
-        names: The file of class names.
-        train: The files of training images, in order.
-        test: The file of test images.
-        read_names: Content and place of `names` → class names.
-        read_batch: Content and place of a batch → its images and labels.
+        name: Name of the data set.
+        folder: Name of the folder in the official archive.
+        names: Name of the file of class names.
+        train: Names of the files of training images, in order.
+        test: Name of the file of test images.
+        keys: Keys of the class names and of the labels in pickles; None for binary records.
     """
 
     name: str
@@ -46,62 +56,50 @@ class Layout(NamedTuple):
     names: str
     train: tuple[str, ...]
     test: str
-    read_names: Callable[[bytes, Where], tuple[str, ...]]
-    read_batch: Callable[[bytes, Where], Split]
+    keys: tuple[str, str] | None
 
     @property
     def files(self) -> tuple[str, ...]:
-        """All files of the layout."""
+        """Names of all files of the layout."""
         return (self.names, *self.train, self.test)
 
 
 def _value(batch: dict[str, Any], key: str, where: Where) -> Any:
     if key not in batch:
-        found = ", ".join(sorted(batch)) or "none"
-        raise DataError(
-            f"{where}: expected the key {key!r}. Received: the keys {found}. It is another file "
-            "under this name; restore the official one."
-        )
+        found = f"the keys {', '.join(sorted(batch)) or 'none'}"
+        advice = "It is another file under this name; restore the official one"
+        raise unexpected(where, f"the key {key!r}", found, advice)
     return batch[key]
 
 
-def _pickled_names(key: str) -> Callable[[bytes, Where], tuple[str, ...]]:
-    def read(content: bytes, where: Where) -> tuple[str, ...]:
-        names = _value(load_batch(content, where), key, where)
-        with parsing(where, "a list of class names"):
-            return tuple(name if isinstance(name, str) else bytes.decode(name) for name in names)
-
-    return read
-
-
-def _pickled_batch(key: str) -> Callable[[bytes, Where], Split]:
-    def read(content: bytes, where: Where) -> Split:
-        batch = load_batch(content, where)
-        rows, labels = _value(batch, "data", where), _value(batch, key, where)
-        with parsing(where, f"data of shape (N, {_BYTES}) in uint8 and N labels"):
-            if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8:
-                raise TypeError(f"data of type {getattr(rows, 'dtype', type(rows).__name__)}")
-            if rows.shape != (len(labels), _BYTES):
-                raise ValueError(f"data of shape {rows.shape} and {len(labels)} labels")
-            # Made one by one: lists that share lists would unfold to fill the memory.
-            classes = np.fromiter(map(operator.index, labels), np.int64, len(labels))
-            images = channels_last(rows.reshape(-1, *_PLANES))
-            return Split(images, to_labels(classes, where))
-
-    return read
+def _read_names(layout: Layout, content: bytes, where: Where) -> tuple[str, ...]:
+    if layout.keys is None:
+        with parsing(where, "class names in UTF-8, one per line"):
+            return tuple(content.decode().split())
+    names = _value(load_batch(content, where), layout.keys[0], where)
+    with parsing(where, "a list of class names"):
+        return tuple(name if isinstance(name, str) else bytes.decode(name) for name in names)
 
 
-def _binary_names(content: bytes, where: Where) -> tuple[str, ...]:
-    with parsing(where, "class names in UTF-8, one a line"):
-        return tuple(content.decode().split())
+def _read_batch(layout: Layout, content: bytes, where: Where) -> Split:
+    if layout.keys is None:
+        return _read_records(content, where)
+    batch = load_batch(content, where)
+    rows, labels = _value(batch, "data", where), _value(batch, layout.keys[1], where)
+    with parsing(where, f"data of shape (N, {_BYTES}) in uint8 and N labels"):
+        if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8:
+            raise TypeError(f"data of type {getattr(rows, 'dtype', type(rows).__name__)}")
+        if rows.shape != (len(labels), _BYTES):
+            raise ValueError(f"data of shape {rows.shape} and {len(labels)} labels")
+        # Converted one by one: lists that share lists would fill the memory when unfolded.
+        classes = np.fromiter(map(operator.index, labels), np.int64, len(labels))
+        return Split(channels_last(rows.reshape(-1, *_PLANES)), to_labels(classes, where))
 
 
-def _binary_batch(content: bytes, where: Where) -> Split:
+def _read_records(content: bytes, where: Where) -> Split:
     if len(content) % (1 + _BYTES):
-        raise DataError(
-            f"{where}: expected records of {1 + _BYTES} bytes. Received: {len(content)} bytes, "
-            "which is no multiple of it: a truncated or another file. Restore it."
-        )
+        received = f"{len(content)} bytes, which is not a multiple of it: a truncated file"
+        raise unexpected(where, f"records of {1 + _BYTES} bytes", received, "Restore it")
     records: NDArray[np.uint8] = np.frombuffer(content, np.uint8).reshape(-1, 1 + _BYTES)
     images = channels_last(records[:, 1:].reshape(-1, *_PLANES))
     return Split(images, records[:, 0].astype(np.int32))
@@ -114,8 +112,7 @@ LAYOUTS = (
         names="batches.meta",
         train=tuple(f"data_batch_{number}" for number in range(1, 6)),
         test="test_batch",
-        read_names=_pickled_names("label_names"),
-        read_batch=_pickled_batch("labels"),
+        keys=("label_names", "labels"),
     ),
     Layout(
         name="cifar10",
@@ -123,8 +120,7 @@ LAYOUTS = (
         names="batches.meta.txt",
         train=tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
         test="test_batch.bin",
-        read_names=_binary_names,
-        read_batch=_binary_batch,
+        keys=None,
     ),
     Layout(
         name="cifar100",
@@ -132,8 +128,7 @@ LAYOUTS = (
         names="meta",
         train=("train",),
         test="test",
-        read_names=_pickled_names("fine_label_names"),
-        read_batch=_pickled_batch("fine_labels"),
+        keys=("fine_label_names", "fine_labels"),
     ),
 )
 
@@ -146,18 +141,31 @@ def layout_of(folder: Path) -> Layout | None:
     return None
 
 
-def read_folder(folder: Path, layout: Layout) -> Dataset:
-    """Returns the data set that lies in a folder of an official layout.
+def matches(path: Path) -> bool:
+    """Returns whether a path is a folder with official files, or looks like a tar archive."""
+    if not path.is_file():
+        return layout_of(path) is not None
+    with path.open("rb") as file:
+        start = file.read(262)
+    return path.suffix == ".tar" or start[:2] == _GZIP or start[257:] == b"ustar"
+
+
+def read(path: Path) -> Dataset:
+    """Returns the data set in an official folder or archive.
 
     Raises:
-        DataError: A file is missing, too large, damaged or hostile.
+        DataError: A file is missing, too large, damaged or unsafe.
     """
+    layout = layout_of(path)
+    return read_tar(path) if layout is None else _read_folder(path, layout)
 
+
+def _read_folder(folder: Path, layout: Layout) -> Dataset:
     def contents() -> Iterator[tuple[str, bytes]]:
         for name in layout.files:
             file = folder / name
             with parsing(file, f"a file of {layout.folder}"):
-                _check_size(file, file.stat().st_size, _LARGEST_FILE)
+                check_size(file, file.stat().st_size, _LARGEST_FILE)
                 content = file.read_bytes()
             yield name, content
 
@@ -168,14 +176,14 @@ def read_tar(path: Path) -> Dataset:
     """Returns the data set that an official archive holds (.tar or .tar.gz).
 
     Members are read in memory, one at a time; nothing is extracted, so that no member can leave
-    its folder. Only regular files with the names of a layout are looked at.
+    its folder. Only regular files with the names of a layout are read.
 
     Raises:
         DataError: The archive is damaged, holds no official layout or not all of it, or is too
             large unpacked.
     """
     with parsing(path, "an official CIFAR archive, .tar or .tar.gz"), path.open("rb") as raw:
-        zipped = raw.read(2) == b"\x1f\x8b"
+        zipped = raw.read(2) == _GZIP
         raw.seek(0)
         stream: IO[bytes] = gzip.GzipFile(fileobj=raw) if zipped else raw  # type: ignore[assignment]
         bounded: Any = _Bounded(stream, path)
@@ -184,16 +192,14 @@ def read_tar(path: Path) -> Dataset:
             layout, first = next(members, (None, None))
             if layout is None or first is None:
                 folders = ", ".join(layout.folder for layout in LAYOUTS)
-                raise DataError(
-                    f"{path}: expected an archive of one of the folders {folders}. Received: an "
-                    "archive without them. Get the official one."
-                )
+                expected = f"an archive of one of the folders {folders}"
+                raise unexpected(path, expected, "an archive without them", "Use the official one")
             rest = (content for found, content in members if found is layout)
             return _assemble(chain([first], rest), layout, path)
 
 
 def _members(archive: tarfile.TarFile, path: Path) -> Iterator[tuple[Layout, tuple[str, bytes]]]:
-    """Yields layout, name and content of every member that belongs to a layout."""
+    """Yields the layout, name and content of every member that belongs to a layout."""
     for member in archive:
         parts = PurePosixPath(member.name).parts
         for layout in LAYOUTS:
@@ -201,16 +207,15 @@ def _members(archive: tarfile.TarFile, path: Path) -> Iterator[tuple[Layout, tup
                 where = f"{path}: {member.name}"
                 file = archive.extractfile(member) if member.isreg() else None
                 if file is None:
-                    raise DataError(
-                        f"{where}: expected a regular file. Received: a link or another special "
-                        "member. It was not followed; get the official archive."
-                    )
-                _check_size(where, member.size, _LARGEST_FILE)
+                    received = "a link or another special member"
+                    advice = "It was not followed; use the official archive"
+                    raise unexpected(where, "a regular file", received, advice)
+                check_size(where, member.size, _LARGEST_FILE)
                 yield layout, (parts[1], file.read())
 
 
 class _Bounded:
-    """A stream that refuses to give more bytes than an official archive has: against bombs."""
+    """A stream that refuses to return more bytes than an official archive has, against bombs."""
 
     def __init__(self, stream: IO[bytes], where: Where) -> None:
         self._stream, self._where, self._read = stream, where, 0
@@ -219,16 +224,8 @@ class _Bounded:
         """Returns up to `size` bytes."""
         content = self._stream.read(size)
         self._read += len(content)
-        _check_size(self._where, self._read, _LARGEST_ARCHIVE)
+        check_size(self._where, self._read, _LARGEST_ARCHIVE)
         return content
-
-
-def _check_size(where: Where, size: int, limit: int) -> None:
-    if size > limit:
-        raise DataError(
-            f"{where}: expected at most {limit >> 20} MiB, unpacked, more than any official file "
-            f"has. Received: {size >> 20} MiB or more. It was not read; get the official one."
-        )
 
 
 def _assemble(contents: Iterable[tuple[str, bytes]], layout: Layout, path: Path) -> Dataset:
@@ -237,17 +234,57 @@ def _assemble(contents: Iterable[tuple[str, bytes]], layout: Layout, path: Path)
     for name, content in contents:
         where = path / name
         if name == layout.names:
-            names = layout.read_names(content, where)
+            names = _read_names(layout, content, where)
         else:
-            batches[name] = layout.read_batch(content, where)
+            batches[name] = _read_batch(layout, content, where)
     found = {layout.names: names} | batches
     if missing := [name for name in layout.files if not found.get(name)]:
-        raise DataError(
-            f"{path}: expected the files {', '.join(layout.files)}. Received: none, or an empty "
-            f"one, of {', '.join(missing)}. Get the official data set anew."
-        )
+        expected = f"the files {', '.join(layout.files)}"
+        received = f"none, or an empty one, of {', '.join(missing)}"
+        raise unexpected(path, expected, received, "Download the official data set again")
     train = Split(
         np.concatenate([batches[name].images for name in layout.train]),
         np.concatenate([batches[name].labels for name in layout.train]),
     )
     return check(Dataset(layout.name, str(path), names, train, batches[layout.test]))
+
+
+_TORONTO = "https://www.cs.toronto.edu/~kriz"
+
+
+def _archive(name: str, sha256: str, size: int) -> tuple[RemoteFile, ...]:
+    return (RemoteFile(name, (f"{_TORONTO}/{name}",), f"sha256:{sha256}", size),)
+
+
+# The checksums are those of `keras.datasets`.
+SOURCES = (
+    Reader(
+        "a folder cifar-10-batches-py, cifar-10-batches-bin or cifar-100-python, or its .tar or "
+        ".tar.gz",
+        matches,
+        read,
+    ),
+    Official(
+        name="cifar10",
+        files=_archive(
+            "cifar-10-python.tar.gz",
+            "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+            170_498_071,
+        ),
+        places=(
+            "cifar-10-batches-py",
+            "cifar-10-batches-bin",
+            "cifar-10-python.tar.gz",
+            "cifar-10-binary.tar.gz",
+        ),
+    ),
+    Official(
+        name="cifar100",
+        files=_archive(
+            "cifar-100-python.tar.gz",
+            "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+            169_001_437,
+        ),
+        places=("cifar-100-python", "cifar-100-python.tar.gz"),
+    ),
+)

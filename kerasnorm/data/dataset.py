@@ -1,12 +1,25 @@
-"""What every source gives: raw images with their labels, split into training and test."""
+"""What every source returns and satisfies: a data set of images and labels, and its checks."""
 
 import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kerasnorm.errors import DataError
+
+Where = str | Path  # the file or array that an error message names
+
+_CHUNK = 1000
+_ONE_PER_CLASS = "at least one training image of every class"
+
+
+def unexpected(where: Where, expected: str, received: str, advice: str) -> DataError:
+    """Returns the error for data that is not what was expected, in one sentence each."""
+    return DataError(f"{where}: expected {expected}. Received: {received}. {advice}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +47,12 @@ class Dataset:
     """A classification data set in memory.
 
     Attributes:
-        name: Short name, fit for a folder's name: "cifar10", "shapes", the folder's or file's stem.
+        name: Short name, usable as the name of a folder: "cifar10", "shapes", or the stem of the
+            folder or file.
         source: Where it came from, for people: a path, an address, or how it was made.
-        class_names: One name a class, in label order.
+        class_names: One name per class, in label order.
         train: The training images.
-        test: The test images, looked at only to report.
+        test: The test images, used only to report.
         validation: Images held out of the training set for choices, or None.
     """
 
@@ -57,13 +71,13 @@ class Dataset:
 
     @property
     def splits(self) -> dict[str, Split]:
-        """The splits that there are, by name: "train", "validation" if held out, "test"."""
+        """The splits by name: "train", "validation" where images are held out, and "test"."""
         found = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in found.items() if split is not None}
 
     @property
     def class_counts(self) -> dict[str, tuple[int, ...]]:
-        """Images a class, in label order, of every split."""
+        """Number of images per class, in label order, of every split."""
         classes = len(self.class_names)
         return {
             name: tuple(np.bincount(split.labels, minlength=classes).tolist())
@@ -71,29 +85,29 @@ class Dataset:
         }
 
     def subset(self, train_size: int, test_size: int) -> "Dataset":
-        """Returns the data set with fewer images, the same share of each class.
+        """Returns the data set with fewer images, and the same share of each class.
 
         Args:
-            train_size: Training images to keep; 0 keeps all.
-            test_size: Test images to keep; 0 keeps all.
+            train_size: Number of training images to keep; 0 keeps all.
+            test_size: Number of test images to keep; 0 keeps all.
 
         Raises:
-            DataError: There are not so many, or a class would have no training image.
+            DataError: There are fewer images, or a class would have no training image.
         """
         train = self._fewer(self.train, "train_size", train_size)
         test = self._fewer(self.test, "test_size", test_size)
-        self._refuse_empty(train.labels, f"train_size={train_size}", "ask for more")
+        self._refuse_empty(train.labels, f"train_size={train_size}", "Ask for more")
         return dataclasses.replace(self, train=train, test=test)
 
     def hold_out(self, count: int, seed: int) -> "Dataset":
         """Returns the data set with `count` training images moved to `validation`.
 
-        The split is stratified: each class gives the same share, to the nearest image, chosen
-        by `seed`. The order of the images that stay is kept.
+        The split is stratified: each class gives the same share, rounded to whole images. The
+        order of the images that stay is kept.
 
         Args:
-            count: Images to hold out; 0 leaves the data set as it is.
-            seed: Which images are chosen.
+            count: Number of images to hold out; 0 returns the data set as it is.
+            seed: Decides which images are held out.
 
         Raises:
             DataError: A class would be left without a training image.
@@ -102,13 +116,11 @@ class Dataset:
             return self
         total = len(self.train)
         if count >= total:
-            raise DataError(
-                f"validation: expected fewer images than the {total} of the training set. "
-                f"Received: validation={count}. Hold out fewer."
-            )
+            expected = f"fewer images than the {total} of the training set"
+            raise unexpected("validation", expected, f"validation={count}", "Hold out fewer")
         held = stratified_sample(self.train.labels, count, seed)
         kept = np.setdiff1d(np.arange(total), held, assume_unique=True)
-        self._refuse_empty(self.train.labels[kept], f"validation={count}", "hold out fewer")
+        self._refuse_empty(self.train.labels[kept], f"validation={count}", "Hold out fewer")
         return dataclasses.replace(
             self, train=self.train.take(kept), validation=self.train.take(held)
         )
@@ -117,20 +129,47 @@ class Dataset:
         if count in (0, len(split)):
             return split
         if count > len(split):
-            raise DataError(
-                f"{option}: expected at most the {len(split)} images of {self.source}. "
-                f"Received: {option}={count}. Ask for fewer, or 0 for all."
-            )
+            expected = f"at most the {len(split)} images of {self.source}"
+            raise unexpected(option, expected, f"{option}={count}", "Ask for fewer, or 0 for all")
         return split.take(stratified_sample(split.labels, count, seed=0))
 
     def _refuse_empty(self, labels: NDArray[np.int32], cause: str, advice: str) -> None:
-        """Raises if a class has no training image among `labels`."""
         counts = np.bincount(labels, minlength=len(self.class_names))
         if missing := [self.class_names[label] for label in np.flatnonzero(counts == 0)]:
-            raise DataError(
-                f"{self.source}: expected at least one training image of every class. "
-                f"Received: {cause}, which leaves none of {', '.join(missing)}; {advice}."
-            )
+            received = f"{cause}, which leaves none of {', '.join(missing)}"
+            raise unexpected(self.source, _ONE_PER_CLASS, received, advice)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A kind of file or folder that `--data PATH` reads.
+
+    Attributes:
+        description: What it is, with its article, for messages: "an .npz file".
+        matches: Returns whether a path holds it, judged by what lies there.
+        read: Returns the data set at such a path, checked by `check`.
+    """
+
+    description: str
+    matches: Callable[[Path], bool]
+    read: Callable[[Path], Dataset]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A data set that `--data NAME` computes.
+
+    Attributes:
+        name: The name.
+        generate: Returns the data set, given the numbers of training and test images.
+        train_size: Number of training images where none is asked for.
+        test_size: Number of test images where none is asked for.
+    """
+
+    name: str
+    generate: Callable[[int, int], Dataset]
+    train_size: int
+    test_size: int
 
 
 def stratified_sample(labels: NDArray[np.int32], count: int, seed: int) -> NDArray[np.int64]:
@@ -140,8 +179,8 @@ def stratified_sample(labels: NDArray[np.int32], count: int, seed: int) -> NDArr
 
     Args:
         labels: Class indices, shape (N,).
-        count: How many indices, at most N.
-        seed: Which indices of each class are chosen.
+        count: Number of indices, at most N.
+        seed: Decides which indices of each class are chosen.
     """
     rng = np.random.Generator(np.random.PCG64([seed, 0x57A7]))
     classes, sizes = np.unique(labels, return_counts=True)
@@ -158,5 +197,153 @@ def stratified_sample(labels: NDArray[np.int32], count: int, seed: int) -> NDArr
 
 def channels_last(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Returns images of shape (N, C, H, W) as a new array of shape (N, H, W, C)."""
-    # Plane by plane: several times as fast as copying the transposed view.
+    # Plane by plane is several times as fast as copying the transposed view.
     return np.stack(list(np.moveaxis(planes, 1, 0)), axis=-1)
+
+
+@contextmanager
+def parsing(where: Where, expected: str) -> Iterator[None]:
+    """Turns whatever a parser raises on a damaged file into a DataError that names the file.
+
+    Args:
+        where: The file.
+        expected: What it should have been, with its article.
+
+    Raises:
+        DataError: The block raised an exception.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        advice = "Restore it, or download the data set again"
+        raise unexpected(where, expected, "no such file", advice) from error
+    except Exception as error:  # damaged bytes can make a parser raise anything
+        detail = f"{type(error).__name__}: {error}".removesuffix(".")
+        received = f"a file that is damaged, truncated or of another kind ({detail})"
+        advice = "Restore it, or download it again"
+        raise unexpected(where, expected, received, advice) from error
+
+
+def check_size(where: Where, size: int, limit: int) -> None:
+    """Refuses what is larger than `limit` bytes, before it is read.
+
+    Raises:
+        DataError: `size` exceeds the limit.
+    """
+    if size > limit:
+        expected, received = f"at most {limit >> 20} MiB, unpacked", f"{size >> 20} MiB or more"
+        advice = "It was not read; use the official file, or save pixels as uint8"
+        raise unexpected(where, expected, received, advice)
+
+
+def to_pixels(values: NDArray[np.generic], where: Where) -> NDArray[np.uint8]:
+    """Returns images as uint8 of shape (N, H, W, C).
+
+    Args:
+        values: Numbers from 0 to 255, whole or floating (rounded to the nearest), of shape
+            (N, H, W, C), or (N, H, W) for gray images.
+        where: The array, for messages.
+
+    Raises:
+        DataError: The shape or type is another, or a value is not finite or out of range. Floats
+            that all lie in 0 to 1 are refused too, because they look like scaled pixels.
+    """
+    shape = values.shape
+    if len(shape) == 3:
+        values = values[..., None]
+    if values.ndim != 4 or 0 in values.shape:
+        expected = "images of shape (N, H, W, C) or (N, H, W), none of them 0"
+        raise unexpected(where, expected, f"shape {shape}", "Reshape the array")
+    if values.shape[1] in (1, 3) and values.shape[3] > 4:
+        received = f"shape {shape}, which looks like channels first"
+        advice = "Save x.transpose(0, 2, 3, 1)"
+        raise unexpected(where, "channels last, (N, H, W, C)", received, advice)
+    if values.dtype == np.uint8:
+        return np.ascontiguousarray(values, dtype=np.uint8)
+    if values.dtype.kind not in "iuf":
+        expected = "pixels as numbers from 0 to 255"
+        raise unexpected(where, expected, f"type {values.dtype}", "Save them as uint8")
+    low, high = float(np.min(values)), float(np.max(values))  # NaN if any value is
+    if not (low >= 0 and high <= 255):
+        received = f"values from {low:g} to {high:g}"
+        advice = "Undo the normalization before saving"
+        raise unexpected(where, "finite pixels from 0 to 255", received, advice)
+    if values.dtype.kind == "f" and high <= 1:
+        received = f"floats from {low:g} to {high:g}"
+        raise unexpected(where, "pixels from 0 to 255", received, "Multiply them by 255")
+    pixels = np.empty(values.shape, dtype=np.uint8)
+    for start in range(0, len(values), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        pixels[chunk] = np.rint(values[chunk])
+    return pixels
+
+
+def to_labels(values: NDArray[np.generic], where: Where) -> NDArray[np.int32]:
+    """Returns labels as int32 of shape (N,).
+
+    Args:
+        values: Class indices from 0 on, whole numbers of shape (N,) or (N, 1).
+        where: The array, for messages.
+
+    Raises:
+        DataError: The shape or type is another, or a label is negative or does not fit in int32.
+    """
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        expected = "labels as whole numbers of shape (N,) or (N, 1)"
+        received = f"shape {values.shape}, type {values.dtype}"
+        raise unexpected(where, expected, received, "One-hot labels: save y.argmax(axis=1)")
+    if len(values) and not (int(np.min(values)) >= 0 and int(np.max(values)) < 2**31):
+        received = f"labels from {np.min(values)} to {np.max(values)}"
+        raise unexpected(where, "labels from 0 on", received, "Number the classes from 0")
+    return values.astype(np.int32)
+
+
+def numbered_classes(labels: NDArray[np.int32]) -> tuple[str, ...]:
+    """Returns the names "0", "1", … up to the highest label, for data without class names.
+
+    Every class needs a training image, so at most one more name than there are labels is made,
+    however high a wrong label is; `check` then refuses the data set.
+    """
+    highest = int(labels.max(initial=0))
+    return tuple(str(number) for number in range(min(highest, len(labels)) + 1))
+
+
+def check(dataset: Dataset) -> Dataset:
+    """Returns the data set, if a classifier can learn from it.
+
+    Raises:
+        DataError: A split is empty, images and labels differ in number, the splits' images differ
+            in shape, a label has no class, or a class has no training image.
+    """
+    for name, split in dataset.splits.items():
+        _check_split(f"{dataset.source}: {name} set", split, dataset)
+    counts = np.array(dataset.class_counts["train"])
+    if empty := [dataset.class_names[label] for label in np.flatnonzero(counts == 0)]:
+        shown = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+        advice = "Remove the class, or number the classes without gaps"
+        raise unexpected(dataset.source, _ONE_PER_CLASS, f"empty class {shown}", advice)
+    return dataset
+
+
+def _check_split(where: str, split: Split, dataset: Dataset) -> None:
+    shape, classes = split.images.shape, len(dataset.class_names)
+    if split.images.dtype != np.uint8 or len(shape) != 4 or 0 in shape[1:]:
+        expected = "uint8 images of shape (N, H, W, C), of at least 1x1 pixel"
+        received = f"{split.images.dtype}, shape {shape}"
+        raise unexpected(where, expected, received, "Convert them")
+    if len(split) == 0:
+        raise unexpected(where, "at least one image", "none", "Add some")
+    if len(split.images) != len(split):
+        received = f"{len(split.images)} images and {len(split)} labels"
+        raise unexpected(where, "one label per image", received, "Save both again")
+    if shape[1:] != dataset.image_shape:
+        expected = f"images of the training set's shape {dataset.image_shape}"
+        raise unexpected(where, expected, f"{shape[1:]}", "Resize or convert them")
+    low, high = int(split.labels.min()), int(split.labels.max())
+    if low < 0 or high >= classes:
+        expected, received = f"labels from 0 to {classes - 1}", f"labels from {low} to {high}"
+        raise unexpected(where, expected, received, "Number the classes from 0, without gaps")

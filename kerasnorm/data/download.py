@@ -1,16 +1,15 @@
-"""Downloads the official files of the known data sets, checked, into the cache."""
+"""Downloads the official files of named data sets, checked, into the cache."""
 
-import hashlib
-import http.client
 import logging
+import os
+import shutil
 import time
-import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
-from urllib.error import HTTPError, URLError
 
 from kerasnorm.errors import DataError
-from kerasnorm.files import atomic_writer
+from kerasnorm.files import fsync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +17,7 @@ logger = logging.getLogger(__name__)
 TIMEOUT = 10.0
 DEADLINE = 3600.0
 _PIECE = 2**18
+_NOTE_EVERY = 15.0  # seconds
 
 
 class DownloadError(DataError):
@@ -29,93 +29,61 @@ class DownloadError(DataError):
 
     def __init__(self, target: Path, reason: str) -> None:
         super().__init__(
-            f"{target.name}: expected to download it. Received: {reason}. Check the network, put "
-            f"the official file to {target} yourself, or set KERASNORM_CACHE to another folder."
+            f"{target.name}: expected to download it. Received: {reason}. Check the network, save "
+            f"the official file as {target} yourself, or set KERASNORM_CACHE to another folder."
         )
         self.reason = reason
 
 
 class RemoteFile(NamedTuple):
-    """A file as its publisher gives it out.
+    """A file as its publisher offers it.
 
     Attributes:
-        path: Where it lies in the cache, relative, with "/".
+        path: Its place in the cache, relative, with "/".
         urls: Addresses, tried in order.
-        algorithm: Of the checksum: "sha256" or "md5", whichever the publisher or Keras states.
-        checksum: Hexadecimal digits.
-        size: Bytes.
+        checksum: "sha256:" or "md5:", whichever the publisher or Keras states, and the digits.
+        size: Size in bytes.
     """
 
     path: str
     urls: tuple[str, ...]
-    algorithm: str
     checksum: str
     size: int
 
 
-_TORONTO = "https://www.cs.toronto.edu/~kriz"
-_KERAS = "https://storage.googleapis.com/tensorflow/tf-keras-datasets"
-_ZALANDO = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
+@dataclass(frozen=True)
+class Official:
+    """A data set that `--data NAME` downloads, once, into the cache.
+
+    Attributes:
+        name: The name.
+        files: The files to download.
+        places: Files or folders in the cache that hold it, in order of preference: unpacked or
+            packed. One of the registered readers must read them.
+        class_names: Its classes, where its files do not name them.
+    """
+
+    name: str
+    files: tuple[RemoteFile, ...]
+    places: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
 
 
-def _fashion(name: str, md5: str, size: int) -> RemoteFile:
-    urls = (f"{_KERAS}/{name}", f"{_ZALANDO}/{name}")
-    return RemoteFile(f"fashion-mnist/{name}", urls, "md5", md5, size)
-
-
-# Checksums of the first three: Keras's `keras.datasets`; of Fashion-MNIST: the README of
-# https://github.com/zalandoresearch/fashion-mnist.
-FILES: dict[str, tuple[RemoteFile, ...]] = {
-    "cifar10": (
-        RemoteFile(
-            "cifar-10-python.tar.gz",
-            (f"{_TORONTO}/cifar-10-python.tar.gz",),
-            "sha256",
-            "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
-            170_498_071,
-        ),
-    ),
-    "cifar100": (
-        RemoteFile(
-            "cifar-100-python.tar.gz",
-            (f"{_TORONTO}/cifar-100-python.tar.gz",),
-            "sha256",
-            "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
-            169_001_437,
-        ),
-    ),
-    "mnist": (
-        RemoteFile(
-            "mnist.npz",
-            (f"{_KERAS}/mnist.npz",),
-            "sha256",
-            "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1",
-            11_490_434,
-        ),
-    ),
-    "fashion_mnist": (
-        _fashion("train-images-idx3-ubyte.gz", "8d4fb7e6c68d591d4c3dfef9ec88bf0d", 26_421_880),
-        _fashion("train-labels-idx1-ubyte.gz", "25c81989df183df01b3e8a0aad5dffbe", 29_515),
-        _fashion("t10k-images-idx3-ubyte.gz", "bef4ecab320f06d8554ea6380940ec79", 4_422_102),
-        _fashion("t10k-labels-idx1-ubyte.gz", "bb300cfdad3c16e7a12a480ee83cd310", 5_148),
-    ),
-}
-
-
-def fetch(file: RemoteFile, cache: Path, timeout: float = TIMEOUT) -> Path:
+def fetch(file: RemoteFile, cache: Path, timeout: float = TIMEOUT, retries: int = 0) -> Path:
     """Returns the path of a file in the cache, downloaded first if it is not there.
 
-    The bytes go to a temporary file that takes its name only when size and checksum are right.
-    Of several processes that want the same file, one downloads and the others wait.
+    The file takes its name only when size and checksum are right. Of several processes that want
+    the same file, one downloads it and the others wait.
 
     Args:
-        file: What to get.
-        cache: The cache's folder; made if need be.
-        timeout: Seconds without a byte after which an address is given up.
+        file: The file.
+        cache: The cache's folder; made if it does not exist.
+        timeout: Seconds without a byte after which an attempt is given up.
+        retries: How often a failed address is tried again, after pauses of 1, 2, 3… seconds.
 
     Raises:
-        DownloadError: No address gave the file, its size or checksum is wrong, or the cache cannot
-            be written.
+        DownloadError: No address returned the file, its size or checksum is wrong, or the cache
+            cannot be written.
     """
     from filelock import FileLock
 
@@ -124,61 +92,80 @@ def fetch(file: RemoteFile, cache: Path, timeout: float = TIMEOUT) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(f".{target.name}.lock"), timeout=DEADLINE):
             if not target.exists():
-                for left in target.parent.glob(f".{target.name}.*.tmp"):
-                    left.unlink()  # by a process that was killed: whoever writes holds the lock
-                _download(file, target, timeout)
+                _download(file, target, timeout, retries)
     except OSError as error:
         raise DownloadError(target, str(error)) from error
     return target
 
 
-def _download(file: RemoteFile, target: Path, timeout: float) -> None:
+def _download(file: RemoteFile, target: Path, timeout: float, retries: int) -> None:
     """Tries the addresses in order."""
+    import pooch
+
+    pooch.get_logger().setLevel("WARNING")  # its notes would repeat ours
+    # Whoever works in this folder holds the lock: what is in it was left by a killed process.
+    partial = target.with_name(f".{target.name}.partial")
+
+    def download(url: str, path: str, _: object) -> None:
+        Path(path).unlink()  # pooch made it readable by its owner only
+        with open(path, "xb") as output:
+            size = f"{file.size / 1e6:.1f} MB"
+            note = f"Downloading {url} ({size}) to {target.parent}"
+            limited = _LimitedFile(output, file.size, note)
+            pooch.HTTPDownloader(chunk_size=_PIECE, timeout=timeout)(url, limited, None)
+            os.fsync(output.fileno())
+
     failures = []
     for url in file.urls:
+        shutil.rmtree(partial, ignore_errors=True)
+        source = pooch.create(
+            partial, "", registry={target.name: file.checksum}, urls={target.name: url},
+            retry_if_failed=retries,
+        )  # fmt: skip
         try:
-            with urllib.request.urlopen(url, timeout=timeout) as response:  # noqa: S310  (constants)
-                logger.info(f"Downloading {url} ({file.size / 1e6:.1f} MB) to {target.parent}")
-                with atomic_writer(target) as output:
-                    _copy(response, output, file)
-                return
-        except _WrongFileError as error:
-            failures.append(f"{url}: {error}")
-        except HTTPError as error:
-            error.close()  # it holds the connection
-            failures.append(f"{url}: {error}")
-        except (OSError, http.client.HTTPException) as error:
-            cause = error.reason if isinstance(error, URLError) else error
-            failures.append(f"{url}: {cause or type(error).__name__}")
+            Path(source.fetch(target.name, downloader=download)).replace(target)
+            fsync_folder(target.parent)
+            return
+        except (OSError, ValueError) as error:  # ValueError: a wrong checksum
+            failures.append(f"{url}: {_cause(error)}")
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     raise DownloadError(target, "; ".join(failures))
 
 
-class _WrongFileError(Exception):
-    """What came is not the official file."""
+def _cause(error: BaseException) -> str:
+    """Returns the message of the first exception in a chain, which names the cause best."""
+    while earlier := error.__cause__ or error.__context__:
+        error = earlier
+    return str(error).removesuffix(".") or type(error).__name__
 
 
-def _copy(response: IO[bytes], output: IO[bytes], file: RemoteFile) -> None:
-    """Copies the response to the output, never more than the file's size.
+class _LimitedFile:
+    """A binary file that refuses more bytes than a download has, and bytes that come too late."""
 
-    Raises:
-        _WrongFileError: It is shorter or longer, or its checksum is wrong.
-        TimeoutError: It took longer than `DEADLINE`.
-    """
-    digest = hashlib.new(file.algorithm, usedforsecurity=False)
-    size, end = 0, time.monotonic() + DEADLINE
-    while piece := response.read(_PIECE):
-        size += len(piece)
-        if size > file.size:
-            break
-        if time.monotonic() > end:
+    def __init__(self, output: IO[bytes], total: int, first_note: str) -> None:
+        self._output, self._total, self._first_note = output, total, first_note
+        self._size, self._end = 0, time.monotonic() + DEADLINE
+        self._next_note = 0.0
+
+    def write(self, piece: bytes) -> None:
+        """Writes a piece, and logs the progress of a long download.
+
+        Raises:
+            OSError: There are more bytes than expected, or the deadline has passed.
+        """
+        now = time.monotonic()
+        self._size += len(piece)
+        if self._size > self._total:
+            raise OSError(f"more than the expected {self._total} bytes")
+        if now > self._end:
             raise TimeoutError(f"not done after {DEADLINE:.0f} s")
-        digest.update(piece)
-        output.write(piece)
-    if size != file.size:
-        relation = "more than" if size > file.size else f"{size} of"
-        raise _WrongFileError(f"{relation} the expected {file.size} bytes")
-    if digest.hexdigest() != file.checksum:
-        raise _WrongFileError(
-            f"a wrong {file.algorithm} checksum, {digest.hexdigest()} for {file.checksum}; it was "
-            "deleted"
-        )
+        if now > self._next_note:
+            done = f"Downloaded {self._size / 1e6:.1f} of {self._total / 1e6:.1f} MB"
+            logger.info(done if self._next_note else self._first_note)
+            self._next_note = now + _NOTE_EVERY
+        self._output.write(piece)
+
+    def flush(self) -> None:
+        """Writes what is buffered."""
+        self._output.flush()

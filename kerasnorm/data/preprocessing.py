@@ -1,13 +1,16 @@
-"""Pixel statistics, and histogram equalization."""
+"""Pixel statistics, histogram equalization, and what the model's input applies."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kerasnorm.data.dataset import Dataset, Split
+
 _LEVELS = 256
-_CHUNK = 4 * 2**20  # pixels times channels: what is worked on at a time
+_CHUNK = 4 * 2**20  # pixels times channels that are processed at a time
 
 
 def _chunks(images: NDArray[np.uint8]) -> Iterator[slice]:
@@ -18,16 +21,17 @@ def _chunks(images: NDArray[np.uint8]) -> Iterator[slice]:
 def channel_statistics(
     images: NDArray[np.uint8],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns mean and standard deviation of each channel, pixels counted 0 to 1.
+    """Returns the mean and standard deviation of each channel, for pixels scaled to 0…1.
 
     Both come from a histogram of the channel, whose sums are whole numbers: exact, without a copy
-    of the data in floating point. The deviation is that of the population, sqrt(E[(x - mean)²]).
+    of the data in floating point. The standard deviation is that of the population,
+    sqrt(E[(x - mean)²]).
 
     Args:
         images: Raw pixels, shape (N, H, W, C).
 
     Returns:
-        The means and the deviations, each of shape (C,).
+        The means and the standard deviations, each of shape (C,).
     """
     channels = images.shape[-1]
     histogram = np.zeros((channels, _LEVELS), dtype=np.int64)
@@ -40,6 +44,41 @@ def channel_statistics(
     mean = histogram @ levels / count
     variance = (histogram * (levels - mean[:, None]) ** 2).sum(axis=1) / count
     return mean / 255, np.sqrt(variance) / 255
+
+
+def input_statistics(
+    preprocessing: str, images: NDArray[np.uint8]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns the mean and std that the model's input applies, for pixels scaled to 0…1.
+
+    `scale` leaves 0 to 1 and `none` leaves 0 to 255; otherwise they are measured on the images.
+
+    Args:
+        preprocessing: One of the data config's choices of preprocessing.
+        images: The training images, (N, H, W, C), already equalized if they are to be.
+
+    Returns:
+        The means and the standard deviations, each of shape (C,).
+    """
+    channels = images.shape[-1]
+    if preprocessing in ("scale", "none"):
+        return np.zeros(channels), np.full(channels, 1.0 if preprocessing == "scale" else 1 / 255)
+    mean, std = channel_statistics(images)
+    return mean, np.where(std > 0, std, 1.0)
+
+
+def equalized(dataset: Dataset) -> Dataset:
+    """Returns the data set with the histogram of every image and channel equalized."""
+    splits = {
+        name: Split(equalize(split.images), split.labels) for name, split in dataset.splits.items()
+    }
+    return dataclasses.replace(
+        dataset,
+        source=f"{dataset.source}, histograms equalized",
+        train=splits["train"],
+        test=splits["test"],
+        validation=splits.get("validation"),
+    )
 
 
 def equalize(images: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -1,10 +1,10 @@
 """The built-in data set `shapes`: ten classes of drawn figures, generated from a seed.
 
-It stands in for CIFAR-10 where that cannot be had: same shape, same number of classes, hard enough
-that normalization layers and seeds differ, easy enough that minutes on a CPU show learning. Every
-figure has its own place, size, stretch, rotation and contrast, on a shaded, noisy ground, among
-small distractors that may hide a part of it. Colors lean to the class: by the mean color alone
-about a third of the images are told right.
+It replaces CIFAR-10 where that cannot be downloaded: it has the same shape and number of classes,
+is hard enough that normalization layers and seeds differ, and easy enough that a net learns in
+minutes on a CPU. Every figure has its own place, size, stretch, rotation and contrast, on a
+shaded, noisy ground, among small distractors that may hide a part of it. Colors depend on the class
+a little: by the mean color alone about a third of the images are classified correctly.
 """
 
 from collections.abc import Callable
@@ -12,16 +12,16 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasnorm.data.dataset import Dataset, Split, channels_last
+from kerasnorm.data.dataset import Dataset, Generated, Split, channels_last
 
 Field = NDArray[np.float32]
 
-# Images are drawn a block at a time, each block with a generator of its own: memory stays bounded,
-# and an image does not depend on how many are asked for. A multiple of ten, so that blocks balance.
+# Images are drawn in blocks, each with a generator of its own: memory stays bounded, and an image
+# does not depend on how many are asked for. A multiple of ten, so that classes are balanced.
 _BLOCK = 100
 _DISTRACTORS = 2
-# How far colors lean to the tint of their class. Like the green of frogs and the blue around ships
-# they say something and settle nothing; without them a small net sees only chance for minutes.
+# How much colors depend on the tint of their class, like the green of frogs and the blue around
+# ships. Without them a small net stays at chance for minutes.
 _FIGURE_TINT, _GROUND_TINT = np.float32(0.7), np.float32(0.16)
 
 
@@ -35,18 +35,6 @@ def _length(x: Field, y: Field) -> Field:
 
 def _disc(x: Field, y: Field, radius: float = 0.8) -> Field:
     return _length(x, y) - np.float32(radius)
-
-
-def _ring(x: Field, y: Field) -> Field:
-    return np.abs(_disc(x, y, 0.68)) - np.float32(0.18)
-
-
-def _square(x: Field, y: Field) -> Field:
-    return _box(x, y, 0.7, 0.7)
-
-
-def _frame(x: Field, y: Field) -> Field:
-    return np.abs(_box(x, y, 0.58, 0.58)) - np.float32(0.15)
 
 
 def _triangle(x: Field, y: Field) -> Field:
@@ -68,18 +56,6 @@ def _star(x: Field, y: Field) -> Field:
     return across + along - np.float32(normal.real)
 
 
-def _cross(x: Field, y: Field) -> Field:
-    return np.minimum(_box(x, y, 0.85, 0.24), _box(x, y, 0.24, 0.85))
-
-
-def _crescent(x: Field, y: Field) -> Field:
-    return np.maximum(_disc(x, y, 0.85), -_disc(x - np.float32(0.42), y, 0.68))
-
-
-def _bar(x: Field, y: Field) -> Field:
-    return _box(x, y, 0.9, 0.24)
-
-
 def _heart(x: Field, y: Field) -> Field:
     # A square and, on two adjacent sides, discs as wide as the side.
     half = 0.45
@@ -93,14 +69,14 @@ def _heart(x: Field, y: Field) -> Field:
 # max, complement the sign; distances are exact near straight edges, which is where they are used.
 FIGURES: dict[str, Callable[[Field, Field], Field]] = {
     "disc": _disc,
-    "ring": _ring,
-    "square": _square,
-    "frame": _frame,
+    "ring": lambda x, y: np.abs(_disc(x, y, 0.68)) - np.float32(0.18),
+    "square": lambda x, y: _box(x, y, 0.7, 0.7),
+    "frame": lambda x, y: np.abs(_box(x, y, 0.58, 0.58)) - np.float32(0.15),
     "triangle": _triangle,
     "star": _star,
-    "cross": _cross,
-    "crescent": _crescent,
-    "bar": _bar,
+    "cross": lambda x, y: np.minimum(_box(x, y, 0.85, 0.24), _box(x, y, 0.24, 0.85)),
+    "crescent": lambda x, y: np.maximum(_disc(x, y, 0.85), -_disc(x - np.float32(0.42), y, 0.68)),
+    "bar": lambda x, y: _box(x, y, 0.9, 0.24),
     "heart": _heart,
 }
 
@@ -117,10 +93,10 @@ def _tints() -> Field:
 
 
 class _Draw:
-    """Draws one random number an image, shaped to broadcast over its pixels.
+    """Draws one random number per image, shaped to broadcast over its pixels.
 
     Attributes:
-        rng: The block's generator.
+        rng: Random generator of the block.
     """
 
     def __init__(self, rng: np.random.Generator) -> None:
@@ -144,7 +120,7 @@ def _coverage(distance: Field, pixels: Field | np.float32) -> Field:
 
 
 def _figure_masks(draw: _Draw, labels: NDArray[np.int32], size: int) -> Field:
-    """Returns the coverage (N, H, W) of one figure an image, placed, stretched and turned."""
+    """Returns the coverage (N, H, W) of one figure per image, placed, stretched and turned."""
     x, y = _grid(size)
     radius, stretch, angle = draw(0.45, 0.8), draw(0.85, 1.18), draw(-np.pi, np.pi)
     reach = np.float32(1) - np.float32(0.75) * radius
@@ -165,13 +141,13 @@ def _ground(draw: _Draw, size: int) -> Field:
     coarse = draw(-1, 1, 3, 4, 4) * draw(0, 0.2, 1, 1, 1)
     position = np.linspace(0, 3, size, dtype=np.float32)
     blend = np.maximum(0, 1 - np.abs(np.arange(4, dtype=np.float32)[:, None] - position))
-    # Bilinear. Not by `@`: products this small stall in a threaded BLAS on a busy machine.
+    # Bilinear, and not by `@`: small products stall in a threaded BLAS on a busy machine.
     field = np.einsum("nciw,ih->nchw", np.einsum("ncij,jw->nciw", coarse, blend), blend)
     return np.asarray(field + slope[:, 0] * x[:, None] + (color + slope[:, 1] * y[:, None]))
 
 
 def _paint(images: Field, mask: Field, color: Field) -> None:
-    """Lays a color (N, C, 1, 1) over the images (N, C, H, W) where the mask (N, H, W) says."""
+    """Paints a color (N, C, 1, 1) on images (N, C, H, W), with the mask (N, H, W) as opacity."""
     layer = np.subtract(color, images)
     layer *= mask[:, None]
     images += layer
@@ -193,7 +169,7 @@ def _distractors(images: Field, draw: _Draw, size: int) -> None:
 
 
 def _block(seed: int, split: int, number: int, size: int) -> Split:
-    """Returns one block of images; it depends on nothing but the arguments."""
+    """Returns one block of images, a function of the arguments alone."""
     rng = np.random.Generator(np.random.PCG64([seed, split, number, size]))
     draw = _Draw(rng)
     classes = np.tile(np.arange(len(FIGURES), dtype=np.int32), (_BLOCK // len(FIGURES), 1))
@@ -228,14 +204,14 @@ def _split(seed: int, split: int, count: int, size: int) -> Split:
 def shapes(train: int = 10_000, test: int = 2_000, seed: int = 0, size: int = 32) -> Dataset:
     """Returns the generated data set.
 
-    The first images are the same however many are asked for, and each ten in a row hold every
+    The first images are the same whatever the number of images, and every ten in a row hold each
     class once.
 
     Args:
-        train: Training images.
-        test: Test images.
-        seed: Which images are drawn.
-        size: Height and width in pixels.
+        train: Number of training images.
+        test: Number of test images.
+        seed: Seed of the images.
+        size: Height and width of the images in pixels.
     """
     return Dataset(
         name="shapes",
@@ -244,3 +220,6 @@ def shapes(train: int = 10_000, test: int = 2_000, seed: int = 0, size: int = 32
         train=_split(seed, 0, train, size),
         test=_split(seed, 1, test, size),
     )
+
+
+SOURCES = (Generated("shapes", shapes, train_size=10_000, test_size=2_000),)

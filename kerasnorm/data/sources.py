@@ -1,98 +1,119 @@
-"""Where data comes from: the known data sets by name, `auto`, or a path."""
+"""Where data comes from: data sets by name, `auto`, or a path."""
 
 import dataclasses
 import difflib
 import logging
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from kerasnorm.data.checks import check, parsing
-from kerasnorm.data.dataset import Dataset
-from kerasnorm.data.download import FILES, DownloadError, fetch
-from kerasnorm.data.readers import LAYOUTS, read
-from kerasnorm.data.shapes import shapes
-from kerasnorm.errors import DataError
+from kerasnorm.config import DataConfig
+from kerasnorm.data import arrays, cifar, pictures, shapes
+from kerasnorm.data.dataset import Dataset, Generated, Reader, check, parsing, unexpected
+from kerasnorm.data.download import DownloadError, Official, fetch
+from kerasnorm.data.preprocessing import equalized
 from kerasnorm.runtime import cache_folder
 
-SHAPES_TRAIN, SHAPES_TEST = 10_000, 2_000
+# One line per module that defines sources. The first reader that matches a path reads it;
+# `pictures` matches any folder.
+SOURCES: tuple[Reader | Official | Generated, ...] = (
+    *cifar.SOURCES,
+    *arrays.SOURCES,
+    *shapes.SOURCES,
+    *pictures.SOURCES,
+)
+READERS = [source for source in SOURCES if isinstance(source, Reader)]
+OFFICIAL = {source.name: source for source in SOURCES if isinstance(source, Official)}
+GENERATED = {source.name: source for source in SOURCES if isinstance(source, Generated)}
+RETRIES = 2
 
 logger = logging.getLogger(__name__)
-
-
-class _Known(NamedTuple):
-    """A data set that has a name.
-
-    Attributes:
-        places: Where it may lie in the cache, looked at in order: unpacked or packed.
-        class_names: Its classes, where its files do not name them.
-    """
-
-    places: tuple[str, ...]
-    class_names: tuple[str, ...] = ()
-
-
-_KNOWN = {
-    "cifar10": _Known(
-        (
-            "cifar-10-batches-py",
-            "cifar-10-batches-bin",
-            "cifar-10-python.tar.gz",
-            "cifar-10-binary.tar.gz",
-        )
-    ),
-    "cifar100": _Known(("cifar-100-python", "cifar-100-python.tar.gz")),
-    "fashion_mnist": _Known(
-        ("fashion-mnist",),
-        (
-            "T-shirt/top",
-            "Trouser",
-            "Pullover",
-            "Dress",
-            "Coat",
-            "Sandal",
-            "Shirt",
-            "Sneaker",
-            "Bag",
-            "Ankle boot",
-        ),
-    ),
-    "mnist": _Known(("mnist.npz", "mnist")),
-}
 
 
 def load(data: str, *, train_size: int = 0, test_size: int = 0) -> Dataset:
     """Returns a data set, checked.
 
-    Each download is logged, and so is a warning when auto falls back to shapes.
+    Downloads are logged, and so is a warning when `auto` falls back to `shapes`.
 
     Args:
-        data: "cifar10", "cifar100", "fashion_mnist" or "mnist", downloaded unless it is cached;
-            "shapes", generated; "auto", cifar10 if it is cached or downloads, else shapes; or a
-            path to anything that `readers.read` reads.
-        train_size: Training images; 0 takes all (shapes: 10,000). Fewer than there are come with
-            the same share of each class, always the same ones.
-        test_size: Test images; 0 takes all (shapes: 2,000).
+        data: The name of a data set, which is downloaded unless it is cached ("cifar10") or
+            generated ("shapes"); "auto", which is cifar10 if it is cached or downloads, else
+            shapes; or a path to anything that `read` reads.
+        train_size: Number of training images; 0 takes all (of `shapes`, 10,000). A smaller
+            number keeps the share of each class and always takes the same images.
+        test_size: Number of test images; 0 takes all (of `shapes`, 2,000).
 
     Raises:
-        DataError: The data is not there, does not download, is damaged or hostile, has fewer
-            images than wanted, or is not what a classifier can learn from.
+        DataError: The data does not exist, does not download, is damaged or unsafe, has fewer
+            images than asked for, or is not what a classifier can learn from.
     """
     if data == "auto":
         return _auto(train_size, test_size)
-    if data == "shapes":
-        return check(shapes(train_size or SHAPES_TRAIN, test_size or SHAPES_TEST))
-    dataset = _named(data) if data in _KNOWN else read(_existing(data))
+    if made := GENERATED.get(data):
+        return check(made.generate(train_size or made.train_size, test_size or made.test_size))
+    dataset = _named(OFFICIAL[data]) if data in OFFICIAL else read(_existing(data))
     return dataset.subset(train_size, test_size)
+
+
+def read(path: Path) -> Dataset:
+    """Returns the data set at a path; what lies there decides, not its name.
+
+    Raises:
+        DataError: Nothing is there, or it is damaged, unsafe, or not what a classifier can learn
+            from.
+    """
+    with parsing(path, _kinds()):
+        reader = next((reader for reader in READERS if reader.matches(path)), None)
+    if reader is None:
+        raise unexpected(path, _kinds(), "a file of another kind", "Convert it to one of them")
+    return reader.read(path)
+
+
+def prepare(config: DataConfig, seed: int) -> Dataset:
+    """Returns the data set of a config: loaded, split, and equalized if the config says so.
+
+    Args:
+        config: Source, sizes, validation and preprocessing.
+        seed: Decides which training images are held out for validation.
+
+    Raises:
+        DataError: The data are missing, damaged, or not what a classifier can learn from.
+    """
+    dataset = load(config.data, train_size=config.train_size, test_size=config.test_size)
+    dataset = dataset.hold_out(config.validation, seed)
+    return equalized(dataset) if config.preprocessing == "equalize" else dataset
+
+
+def describe_cache() -> list[dict[str, Any]]:
+    """Returns what the cache holds of each official data set, in values that JSON can hold.
+
+    Returns:
+        One entry per data set: `name`; `path` of its file or folder, None where it is not cached;
+        `bytes` on disk; and `state`, both in words.
+    """
+    found = []
+    for official in OFFICIAL.values():
+        path = _cached_path(official)
+        files = [path, *path.rglob("*")] if path else []
+        size = sum(file.stat().st_size for file in files if file.is_file())
+        state = f"{size / 1e6:.1f} MB in {path}" if path else "not cached"
+        where = str(path) if path else None
+        found.append({"name": official.name, "path": where, "bytes": size, "state": state})
+    return found
+
+
+def _kinds() -> str:
+    *first, last = (reader.description for reader in READERS)
+    return f"{'; '.join(first)}; or {last}"
 
 
 def _auto(train_size: int, test_size: int) -> Dataset:
     # Only a failing download leads to shapes: damaged data in the cache is an error.
     try:
-        _path_of("cifar10")
+        _path_of(OFFICIAL["cifar10"], retries=0)
     except DownloadError as error:
         logger.warning(
-            f"auto: taking the generated data set shapes, for cifar10 is not in {cache_folder()} "
-            f"and does not download ({error.reason})."
+            f"auto: taking the generated data set shapes, because cifar10 is not in "
+            f"{cache_folder()} and does not download ({error.reason})."
         )
         dataset = load("shapes", train_size=train_size, test_size=test_size)
         source = f"{dataset.source} (auto: cifar10 is not cached and does not download)"
@@ -101,61 +122,40 @@ def _auto(train_size: int, test_size: int) -> Dataset:
 
 
 def _existing(data: str) -> Path:
-    with parsing(data, LAYOUTS):
+    with parsing(data, _kinds()):
         path = Path(data).expanduser()
         found = bool(data) and path.exists()
     if not found:
-        names = ["auto", "shapes", *_KNOWN]
+        names = ["auto", *GENERATED, *OFFICIAL]
         near = difflib.get_close_matches(data, names, n=1)
-        advice = f"Did you mean {near[0]}?" if near else "Check the path."
-        raise DataError(
-            f"data: expected one of {', '.join(names)}, or a path to {LAYOUTS}. "
-            f"Received: data={data!r}, and no such file. {advice}"
-        )
+        advice = f"Did you mean {near[0]}?" if near else "Check the path"
+        expected = f"one of {', '.join(names)}, or a path to {_kinds()}"
+        raise unexpected("data", expected, f"data={data!r}, and no such file", advice)
     return path
 
 
-def _named(name: str) -> Dataset:
-    dataset = read(_path_of(name))
-    names = _KNOWN[name].class_names or dataset.class_names
-    return check(dataclasses.replace(dataset, name=name, class_names=names))
+def _named(official: Official) -> Dataset:
+    dataset = read(_path_of(official, RETRIES))
+    names = official.class_names or dataset.class_names
+    return check(dataclasses.replace(dataset, name=official.name, class_names=names))
 
 
-def _path_of(name: str) -> Path:
-    """Returns where a known data set lies in the cache, downloaded if need be."""
-    if path := _cached_path(name):
+def _path_of(official: Official, retries: int) -> Path:
+    """Returns where a data set lies in the cache, downloaded first if it is not there."""
+    if path := _cached_path(official):
         return path
-    for file in FILES[name]:
-        fetch(file, cache_folder())
-    path = _cached_path(name)
+    for file in official.files:
+        fetch(file, cache_folder(), retries=retries)
+    path = _cached_path(official)
     assert path is not None
     return path
 
 
-def _cached_path(name: str) -> Path | None:
+def _cached_path(official: Official) -> Path | None:
     cache = cache_folder()
-    for place in _KNOWN[name].places:
+    for place in official.places:
         # A folder that is downloaded file by file counts when it is complete.
-        parts = [file.path for file in FILES[name] if file.path.startswith(f"{place}/")]
+        parts = [file.path for file in official.files if file.path.startswith(f"{place}/")]
         if all((cache / part).exists() for part in [place, *parts]):
             return cache / place
     return None
-
-
-def describe_cache() -> list[dict[str, Any]]:
-    """Returns what the cache holds of each known data set, in values fit for JSON.
-
-    Returns:
-        An entry a data set: `name`; `path` of its file or folder, None where it is not cached;
-        `bytes` on disk; and `state`, both in words.
-    """
-    found = []
-    for name in _KNOWN:
-        path = _cached_path(name)
-        files = [path, *path.rglob("*")] if path else []
-        size = sum(file.stat().st_size for file in files if file.is_file())
-        state = f"{size / 1e6:.1f} MB in {path}" if path else "not cached"
-        found.append(
-            {"name": name, "path": str(path) if path else None, "bytes": size, "state": state}
-        )
-    return found

@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasnorm.data.checks import Where, parsing
-from kerasnorm.errors import DataError
+from kerasnorm.data.dataset import Where, parsing, unexpected
 
 _KINDS = "biuf"
 
 
 class _RefusedError(Exception):
-    """The pickle wants something that no data file needs."""
+    """The pickle asks for something that no data file needs."""
 
 
 class _Dtype:
@@ -99,7 +98,7 @@ class _Unpickler(pickle.Unpickler):
             self._refuse(f"to run {module}.{name}")
         admitted = self._admitted[module, name]
 
-        # A new function each time: a pickle can set attributes on what it is given.
+        # A new function each time, because a pickle can set attributes on what it receives.
         def stand_in(*arguments: Any) -> Any:
             return admitted(*arguments)
 
@@ -109,7 +108,7 @@ class _Unpickler(pickle.Unpickler):
         self._refuse("an object that is kept outside of it")
 
     def forget(self) -> None:
-        """Lets go of all that was read: functions in these two refer back to this object."""
+        """Drops all that was read: functions in these two refer back to this object."""
         self.memo.clear()
         self._admitted.clear()
 
@@ -190,10 +189,8 @@ def load_batch(content: bytes, where: Where) -> dict[str, Any]:
             _check_memo(content)
             document = _load(content)
         except _RefusedError as refusal:
-            raise DataError(
-                f"{where}: expected {expected}. Received: a pickle that wants {refusal}. It was "
-                "refused and nothing of it ran; get the file anew from its official address."
-            ) from None
+            advice = "It was refused and nothing of it ran; download the official file again"
+            raise unexpected(where, expected, f"a pickle that wants {refusal}", advice) from None
         if not isinstance(document, dict):
             raise TypeError(f"it holds {type(document).__name__}, not dict")
         return {

@@ -20,7 +20,6 @@ from kerasnorm.inspection.graph import call_node, functional_graph, nodes
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.runtime import seed_everything
 from kerasnorm.training.process_group import ProcessGroup
-from kerasnorm.training.signals import INTERRUPTIONS
 
 SEED_STATE = "seed_generator_state"  # what Keras calls the variable of a SeedGenerator
 
@@ -188,8 +187,8 @@ class Engine(ABC):
         return DivergedError(
             f"The {what} at epoch {epoch + 1}, step {step + 1}, at a learning rate of "
             f"{self.rate(epoch, step):.6g} (peak {self.config.learning_rate:g}). First value that "
-            f"is not finite: {place}. Try a smaller --learning-rate; the checkpoints before are "
-            "whole."
+            f"is not finite: {place}. Try a smaller --learning-rate; the earlier checkpoints "
+            "are whole."
         )
 
     def state(self) -> dict[str, NDArray[Any]]:
@@ -237,7 +236,7 @@ class NativeEngine(Engine):
             with self.group.connection():
                 result = next(results)
             if result.is_stopping:
-                INTERRUPTIONS.agree()
+                self.group.interruptions.agree()
             sums, images = result.sums + sums, images + result.images
             if listener is not None:
                 listener.on_batch_end(step, RunningMeans(sums, images))

@@ -13,8 +13,7 @@ from kerasnorm.engines.base import Engine
 from kerasnorm.engines.keras_engine import KerasEngine
 from kerasnorm.errors import ConfigError
 from kerasnorm.inspection import evaluation
-from kerasnorm.training.launch import Launch
-from kerasnorm.training.process_group import ProcessGroup
+from kerasnorm.training.process_group import Launch, ProcessGroup
 
 logger = logging.getLogger(__name__)
 

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kerasnorm import runtime
+from kerasnorm.config import Config
+from kerasnorm.data import Dataset
 from kerasnorm.errors import (
     ConfigError,
     CorruptFileError,
@@ -34,13 +36,10 @@ from kerasnorm.study.folder import LOG, PlannedRun, State, start_over, tidy
 from kerasnorm.study.plan import identity
 from kerasnorm.tables import Table
 from kerasnorm.training import run as run_folder
-from kerasnorm.training import train
+from kerasnorm.training.fit import fit
 
 if TYPE_CHECKING:
     from distributed import Client
-
-    from kerasnorm.config import Config
-    from kerasnorm.data import Dataset
 
 MODULE = "kerasnorm.study.execution"  # in the run process __name__ is __main__
 logger = logging.getLogger(MODULE)
@@ -296,7 +295,7 @@ def train_in_process(folder: Path, threads: int) -> Ending:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=runtime.child_environment(threads),
+                env=runtime.subprocess_environment(threads),
             )
         try:
             while process.poll() is None and not _is_stopped(folder):
@@ -339,7 +338,7 @@ class Estimate:
     source: str
 
 
-def estimate(runs: Sequence[PlannedRun], data: "Dataset", threads: int) -> list[Estimate]:
+def estimate(runs: Sequence[PlannedRun], data: Dataset, threads: int) -> list[Estimate]:
     """Returns an estimate for each run, from runs that differ in the seed alone or measured here.
 
     Args:
@@ -370,13 +369,13 @@ def estimate(runs: Sequence[PlannedRun], data: "Dataset", threads: int) -> list[
     return found
 
 
-def _measure(config: "Config", trained: int, evaluated: int, threads: int) -> float | None:
+def _measure(config: Config, trained: int, evaluated: int, threads: int) -> float | None:
     """Returns the seconds per epoch of a few steps trained here, None where they fail."""
     from kerasnorm.benchmark.race import race
 
     contender = "native" if config.train.engine == "native" else "stock"
     images = max(PROBE_IMAGES, PROBE_STEPS * config.train.batch_size)
-    environment = runtime.child_environment(threads)
+    environment = runtime.subprocess_environment(threads)
     results = race(config, [contender], images, PROBE_ROUNDS, environment)
     if not results or not results[0].train or not results[0].predict:
         return None
@@ -399,11 +398,11 @@ def main(folder: Path) -> int:
     with console_notes():
         try:
             try:
-                train.fit(resume=folder)
+                fit(resume=folder, plots=False)
             except CorruptFileError as error:
                 logger.warning(f"{error} Starting over.")
                 start_over(folder)
-                train.fit(resume=folder)
+                fit(resume=folder, plots=False)
         except KerasnormError as error:
             logger.error(f"kerasnorm: {error}")
             return error.exit_code

@@ -155,10 +155,8 @@ def final_figure(summary: Summary) -> Picture:
     quiet(axes, "TEST ACCURACY AFTER THE LAST EPOCH")
     for place, group in enumerate(groups):
         values = [100 * float(run.metrics["test_accuracy"]) for run in group.runs.values()]
-        color = NORMS[group.norm].color
-        found = Interval.of(values)
-        _draw_row(axes, place, values, found, color)
-        _annotate(axes, place, f"{found.mean:.2f}", color)
+        found = _draw_row(axes, place, values, group.norm)
+        _annotate(axes, place, f"{found.mean:.2f}", NORMS[group.norm].color)
     published = [(item, groups.index(item.group)) for item in summary.published if item.group]
     for item, place in published:
         value = 100 * item.values["test_accuracy"]
@@ -186,13 +184,15 @@ def _final_limits(summary: Summary) -> tuple[float, float]:
     return max(0.0, min(values) - room), min(100.0, max(values) + room)
 
 
-def _draw_row(axes: Axes, place: int, values: Sequence[float], found: Interval, color: str) -> None:
-    """Draws one row of dots with their mean and its interval."""
+def _draw_row(axes: Axes, place: int, values: Sequence[float], norm: str) -> Interval:
+    """Draws one row of dots with their mean and its interval; returns these."""
+    color, found = NORMS[norm].color, Interval.of(values)
     if found.low is not None and found.high is not None:
         ends = [found.low, found.high]
         axes.plot(ends, [place, place], color=color, linewidth=1.2, alpha=0.6)
     axes.plot([found.mean] * 2, [place - 0.3, place + 0.3], color=color, linewidth=2.2)
     axes.plot(values, [place] * len(values), "o", color=color, markersize=5, alpha=0.75)
+    return found
 
 
 def _annotate(axes: Axes, place: int, text: str, color: str) -> None:
@@ -226,16 +226,14 @@ def effects_figure(summary: Summary) -> Picture:
         axes.grid(visible=False, axis="y")
         axes.axvline(0.0, color=FAINT, linewidth=1.2)
         for place, item in enumerate(items):
-            values, color = [100 * value for value in item.values], NORMS[item.base.norm].color
-            found = Interval.of(values)
-            _draw_row(axes, place, values, found, color)
+            values = [100 * value for value in item.values]
+            found = _draw_row(axes, place, values, item.base.norm)
             _annotate(axes, place, f"{found.mean:+.2f}", INK)
-            for end, marker, is_beyond in (
-                (left, "<", min(values) < left),
-                (right, ">", max(values) > right),
-            ):
-                if is_beyond:
-                    axes.plot(end, place, marker, color=color, markersize=7, clip_on=False)
+            beyond = [(left, "<")] if min(values) < left else []
+            beyond += [(right, ">")] if max(values) > right else []
+            for end, marker in beyond:
+                color = NORMS[item.base.norm].color
+                axes.plot(end, place, marker, color=color, markersize=7, clip_on=False)
         axes.set_yticks(range(len(items)), [change_text(item) for item in items])
         axes.set_ylim(len(items) - 0.5, -0.5)
         axes.set_xlim(left, right)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasnorm import runtime, tables
-from kerasnorm.data.prepare import prepare
+from kerasnorm.data import prepare
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError, KerasnormError
 from kerasnorm.files import write_bytes
 from kerasnorm.norms import BUILT_IN, NORMS
@@ -193,7 +193,7 @@ def _layers(run: Run) -> tables.Table | None:
     """Returns the receptive fields of a run's model, None if there is no model."""
     if not (run.path / MODEL).is_file():
         return None
-    runtime.select_backend()
+    runtime.import_keras()
     from kerasnorm.inspection.layers import receptive_field, receptive_field_table
 
     try:

@@ -289,19 +289,7 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """Returns the summary as plain values, ready for JSON."""
         return {
-            "groups": [
-                {
-                    **group.to_dict(),
-                    "seeds": sorted(group.runs),
-                    "parameters": group.first.metrics.get("parameters"),
-                    **{
-                        measure: asdict(found)
-                        for measure in MEASURES
-                        if (found := group.interval(measure)) is not None
-                    },
-                }
-                for group in self.groups
-            ],
+            "groups": [_group_row(group) for group in self.groups],
             "differences": [
                 {
                     "measure": item.measure,
@@ -315,8 +303,7 @@ class Summary:
             "ablation_effects": [
                 {
                     "measure": item.measure,
-                    "norm": item.base.norm,
-                    "backend": item.base.backend,
+                    **item.base.to_dict(),
                     "field": item.field,
                     "base": item.base_value,
                     "value": item.value,
@@ -325,27 +312,35 @@ class Summary:
                 }
                 for item in self.effects
             ],
-            "published": [
-                {
-                    "norm": item.norm,
-                    **item.fields,
-                    "published": item.values,
-                    "source": item.source,
-                    "ours": item.group.to_dict() if item.group else None,
-                    **_above_published(item),
-                }
-                for item in self.published
-            ],
+            "published": [_published_row(item) for item in self.published],
             "definitions": DEFINITIONS,
         }
 
 
-def _above_published(item: Published) -> dict[str, Any]:
-    """Returns our means of the published measures, and by how much they exceed these."""
+def _group_row(group: Group) -> dict[str, Any]:
+    found = {name: group.interval(name) for name in MEASURES}
     return {
-        name: {**asdict(found), "above_published": found.mean - value}
-        for name, value in item.values.items()
-        if item.group and (found := item.group.interval(name))
+        **group.to_dict(),
+        "seeds": sorted(group.runs),
+        "parameters": group.first.metrics.get("parameters"),
+        **{name: asdict(interval) for name, interval in found.items() if interval},
+    }
+
+
+def _published_row(item: Published) -> dict[str, Any]:
+    """Returns a published result, our means of its measures, and by how much they exceed it."""
+    ours = {name: item.group.interval(name) if item.group else None for name in item.values}
+    return {
+        "norm": item.norm,
+        **item.fields,
+        "published": item.values,
+        "source": item.source,
+        "ours": item.group.to_dict() if item.group else None,
+        **{
+            name: {**asdict(found), "above_published": found.mean - item.values[name]}
+            for name, found in ours.items()
+            if found
+        },
     }
 
 

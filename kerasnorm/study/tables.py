@@ -5,13 +5,14 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kerasnorm.files import write_bytes, write_json
 from kerasnorm.norms import NORMS, is_read
 from kerasnorm.plots.labels import field_texts, value_text
 from kerasnorm.progress import duration
 from kerasnorm.study.execution import Estimate, makespan
+from kerasnorm.study.folder import PlannedRun
 from kerasnorm.study.plan import field_value, identity
 from kerasnorm.study.summary import (
     MEASURES,
@@ -24,9 +25,6 @@ from kerasnorm.study.summary import (
 )
 from kerasnorm.tables import Table
 from kerasnorm.training.run import ENVIRONMENT, Run
-
-if TYPE_CHECKING:
-    from kerasnorm.study.folder import PlannedRun
 
 RUNS_FILE, SUMMARY_FILE, DOCUMENT = "runs.csv", "summary.csv", "summary.json"
 PARTS = ("mean", "std", "low", "high")
@@ -313,14 +311,14 @@ def _environment(path: Path) -> dict[str, Any]:
         return {}  # a run may have been copied without it
 
 
-def write(path: Path, runs: Sequence["PlannedRun"], summary: Summary) -> None:
+def write(path: Path, runs: Sequence[PlannedRun], summary: Summary) -> None:
     """Writes runs.csv, summary.csv and summary.json into a study's folder."""
     write_bytes(path / RUNS_FILE, _csv([run_row(run, summary.axes) for run in runs]))
     write_bytes(path / SUMMARY_FILE, _csv(summary_rows(summary)))
     write_json(path / DOCUMENT, summary.to_dict())
 
 
-def run_row(run: "PlannedRun", axes: Sequence[str]) -> dict[str, Any]:
+def run_row(run: PlannedRun, axes: Sequence[str]) -> dict[str, Any]:
     """Returns a run as a row of runs.csv: its config, its state and its scores."""
     config, metrics = run.config, run.finished.metrics if run.finished else {}
     measures = [m for m in MEASURES if config.data.validation or not m.startswith("val_")]
@@ -344,15 +342,13 @@ def summary_rows(summary: Summary) -> list[dict[str, Any]]:
     """Returns one row of summary.csv per group: fields, n, and each measure with its interval."""
     rows = []
     for group in summary.groups:
+        config = group.first.config
+        read = [name for name in summary.axes if is_read(name, group.norm)]
         row = {
             "norm": group.norm,
             "backend": group.backend,
-            **{
-                name: _text(field_value(group.first.config, name))
-                if is_read(name, group.norm)
-                else ""
-                for name in summary.axes
-            },
+            **dict.fromkeys(summary.axes, ""),
+            **{name: _text(field_value(config, name)) for name in read},
             "n": len(group.runs),
             "parameters": group.first.metrics.get("parameters"),
         }

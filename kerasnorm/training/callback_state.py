@@ -1,10 +1,11 @@
-"""What Keras callbacks remember, in a form that a checkpoint can hold: exact, and without pickle.
+"""The state of Keras callbacks in a form that a checkpoint can hold: exact, and without pickle.
 
-A callback with `get_state()` and `set_state(state)` says itself what is kept. Of any other, those
-attributes are kept that training has changed and that are plain data: numbers, text, booleans,
-None, NumPy arrays, and lists, tuples and dicts of them. So `EarlyStopping`, `ReduceLROnPlateau` and
-`ModelCheckpoint` go on where they were, while what a caller passes to their constructors stays as
-it is passed now. Attributes of other kinds (files, models, generators) start anew.
+A callback with `get_state()` and `set_state(state)` decides itself what is saved. For any other
+callback, the attributes are saved that training has changed and that are plain data: numbers, text,
+booleans, None, NumPy arrays, and lists, tuples and dicts of them. So `EarlyStopping`,
+`ReduceLROnPlateau` and `ModelCheckpoint` continue where they were, while the arguments of their
+constructors are those of the resuming call. Attributes of other kinds (files, models, generators)
+are not restored.
 """
 
 import base64
@@ -13,25 +14,27 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kerasnorm.errors import ConfigError
 
+if TYPE_CHECKING:
+    from keras.callbacks import Callback
+
 logger = logging.getLogger(__name__)
 
-# What Keras sets on every callback.
-KERAS_OWN = {"model", "_model", "params", "validation_data"}
-# Given to the constructor; Keras turns its sign when it first looks, and would turn it again.
-TURNED = "min_delta"
+# What Keras sets on every callback; and an argument of constructors whose sign Keras changes in
+# place when it is first used, and would change again.
+NOT_SAVED = {"model", "_model", "params", "validation_data", "min_delta"}
 
 
 def encode(value: Any) -> Any:
     """Returns plain data as a JSON document.
 
     Raises:
-        TypeError: It holds something that is not plain data.
+        TypeError: The data hold something that is not plain data.
     """
     if value is None or type(value) in (bool, int, str):
         return value
@@ -48,11 +51,11 @@ def encode(value: Any) -> Any:
         return {"tuple": [encode(item) for item in value]}
     if type(value) is dict:
         return {"dict": [[encode(k), encode(v)] for k, v in value.items()]}
-    raise TypeError(f"{type(value).__name__} is no plain data")
+    raise TypeError(f"{type(value).__name__} is not plain data")
 
 
 def decode(document: Any) -> Any:
-    """Returns what `encode` was given."""
+    """Returns the data that `encode` received."""
     if isinstance(document, list):
         return [decode(item) for item in document]
     if not isinstance(document, dict):
@@ -68,15 +71,11 @@ def decode(document: Any) -> Any:
     return array if kind == "array" else array[()]
 
 
-def _has_methods(callback: Any) -> bool:
-    return hasattr(callback, "get_state") and hasattr(callback, "set_state")
-
-
-def _attributes(callback: Any) -> tuple[dict[str, Any], list[str]]:
+def _attributes(callback: "Callback") -> tuple[dict[str, Any], list[str]]:
     """Returns the plain attributes, encoded, and the names of the others."""
     plain, others = {}, []
     for name, value in vars(callback).items():
-        if name in KERAS_OWN or name == TURNED or callable(value):
+        if name in NOT_SAVED or callable(value):
             continue
         try:
             plain[name] = encode(value)
@@ -89,10 +88,10 @@ class CallbackStates:
     """The states of a run's callbacks.
 
     Args:
-        callbacks: As they are before training begins.
+        callbacks: The callbacks, before training begins.
     """
 
-    def __init__(self, callbacks: Sequence[Any]) -> None:
+    def __init__(self, callbacks: "Sequence[Callback]") -> None:
         self.callbacks = list(callbacks)
         self.before = [_attributes(callback)[0] for callback in self.callbacks]
 
@@ -100,14 +99,14 @@ class CallbackStates:
         """Returns the states as a JSON document.
 
         Raises:
-            ConfigError: What a `get_state` returned is no plain data.
+            ConfigError: A callback's `get_state` did not return plain data.
         """
         pairs = zip(self.callbacks, self.before, strict=True)
         return [self._save(callback, before) for callback, before in pairs]
 
-    def _save(self, callback: Any, before: dict[str, Any]) -> dict[str, Any]:
+    def _save(self, callback: "Callback", before: dict[str, Any]) -> dict[str, Any]:
         name = type(callback).__name__
-        if not _has_methods(callback):
+        if not (hasattr(callback, "get_state") and hasattr(callback, "set_state")):
             plain, others = _attributes(callback)
             # Compared as text: a list or array may have changed in place.
             changed = {k: v for k, v in plain.items() if _text(v) != _text(before.get(k, ...))}
@@ -121,10 +120,7 @@ class CallbackStates:
             ) from None
 
     def load(self, saved: Sequence[dict[str, Any]]) -> None:
-        """Puts back what `save` returned; call it after `on_train_begin`, which resets callbacks.
-
-        Args:
-            saved: The states.
+        """Restores what `save` returned; call it after `on_train_begin`, which resets callbacks.
 
         Raises:
             ConfigError: A callback that has a state is missing now.
@@ -148,7 +144,7 @@ def _text(document: Any) -> str:
     return json.dumps(document, default=repr)
 
 
-def _restore(callback: Any, entry: dict[str, Any]) -> None:
+def _restore(callback: "Callback", entry: dict[str, Any]) -> None:
     if "state" in entry:
         callback.set_state(decode(entry["state"]))
         return
@@ -156,6 +152,6 @@ def _restore(callback: Any, entry: dict[str, Any]) -> None:
         setattr(callback, name, decode(value))
     if entry["left_out"]:
         logger.warning(
-            f"{entry['class']}: {', '.join(entry['left_out'])} could not be kept and start anew; "
-            "get_state and set_state would keep them."
+            f"{entry['class']}: {', '.join(entry['left_out'])} could not be restored; "
+            "get_state and set_state would save them."
         )

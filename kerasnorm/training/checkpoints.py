@@ -1,7 +1,8 @@
-"""Checkpoints of a run: whole or not there, checked when read, the last two and the best kept.
+"""Checkpoints of a run: written whole or not at all, checked when read, pruned to three.
 
-A checkpoint is a folder `epoch-NNN`: the arrays, the facts, and a manifest with the SHA-256 of
-both. It is written beside its place, made durable, and renamed.
+A checkpoint is a folder `epoch-NNN` with the arrays, the facts, and a manifest with the SHA-256 of
+both. It is written under a temporary name, made durable, and renamed. The last two are kept, and
+the best.
 """
 
 import io
@@ -18,10 +19,12 @@ from numpy.typing import NDArray
 
 from kerasnorm.errors import CorruptFileError, RunFolderError
 from kerasnorm.files import (
+    MANIFEST,
     as_json,
     digest,
     fsync_folder,
     make_folder,
+    read_manifest,
     unwritable,
     write_bytes,
     write_json,
@@ -30,7 +33,6 @@ from kerasnorm.files import (
 logger = logging.getLogger(__name__)
 STATE = "state.npz"
 FACTS = "facts.json"
-MANIFEST = "manifest.json"
 KEEP_LAST = 2
 
 State = dict[str, NDArray[Any]]
@@ -48,11 +50,11 @@ def save(folder: Path, state: State, facts: Mapping[str, Any]) -> Path:
     Args:
         folder: The run's `checkpoints` folder.
         state: What the engine's `state` returned.
-        facts: JSON-able; `epoch` (epochs done) names the checkpoint, `is_best` says whether it
-            is the best so far.
+        facts: JSON-able facts; `epoch`, the number of finished epochs, names the checkpoint, and
+            `is_best` says whether it is the best so far.
 
     Raises:
-        RunFolderError: It cannot be written; those before are untouched.
+        RunFolderError: It cannot be written; the checkpoints before it are untouched.
     """
     archive = io.BytesIO()
     np.savez(archive, **state)  # type: ignore[arg-type]  # no array is named allow_pickle
@@ -63,7 +65,7 @@ def save(folder: Path, state: State, facts: Mapping[str, Any]) -> Path:
     try:
         make_folder(folder)
         _write(temporary, files)
-        _discard(final)  # there only where it was damaged, or the run went back behind it
+        _discard(final)  # it exists if it was damaged, or an older one was resumed
         temporary.rename(final)
         fsync_folder(folder)
         _prune(folder)
@@ -85,7 +87,7 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _discard(path: Path) -> None:
-    """Removes a checkpoint; renamed first, so that no half of it ever bears its name."""
+    """Removes a checkpoint; it is renamed first, so that no half of it ever has its name."""
     if path.exists():
         trash = path.with_name(f".{path.name}.old.tmp")
         shutil.rmtree(trash, ignore_errors=True)
@@ -102,7 +104,7 @@ def _prune(folder: Path) -> None:
 
 def _is_best(path: Path) -> bool:
     try:
-        return bool(_facts(path, _manifest(path)).get("is_best"))
+        return bool(_facts(path).get("is_best"))
     except CorruptFileError:
         return False
 
@@ -111,28 +113,18 @@ def _damaged(path: Path, why: object) -> CorruptFileError:
     return CorruptFileError(f"The checkpoint {path} is damaged: {why}.")
 
 
-def _manifest(path: Path) -> dict[str, str]:
-    try:
-        sums = json.loads((path / MANIFEST).read_bytes())["sha256"]
-        if sums.keys() != {STATE, FACTS}:
-            raise ValueError("its manifest names other files")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(path, error) from None
-    return dict(sums)
-
-
-def _content(path: Path, name: str, sums: Mapping[str, str]) -> bytes:
+def _content(path: Path, name: str) -> bytes:
     try:
         content = (path / name).read_bytes()
     except OSError as error:
         raise _damaged(path, error) from None
-    if digest(content) != sums[name]:
+    if digest(content) != read_manifest(path).get(name):
         raise _damaged(path, f"the checksum of {name} differs")
     return content
 
 
-def _facts(path: Path, sums: Mapping[str, str]) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads(_content(path, FACTS, sums))
+def _facts(path: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(_content(path, FACTS))
     if path.name != f"epoch-{facts['epoch']:03d}":
         raise _damaged(path, f"it is the one of epoch {facts['epoch']}")
     return facts
@@ -144,17 +136,16 @@ def load(path: Path) -> tuple[State, dict[str, Any]]:
     Raises:
         CorruptFileError: A file is missing or its checksum differs.
     """
-    sums = _manifest(path)
-    facts = _facts(path, sums)
-    with np.load(io.BytesIO(_content(path, STATE, sums)), allow_pickle=False) as archive:
+    facts = _facts(path)
+    with np.load(io.BytesIO(_content(path, STATE)), allow_pickle=False) as archive:
         return dict(archive), facts
 
 
 def load_newest(folder: Path) -> tuple[State, dict[str, Any]]:
-    """Returns the newest checkpoint that is whole, and logs which damaged ones were passed over.
+    """Returns the newest checkpoint that is whole; a warning is logged for each damaged one.
 
     Raises:
-        CorruptFileError: There is none.
+        CorruptFileError: No checkpoint is whole.
     """
     for path in reversed(checkpoint_folders(folder)):
         try:

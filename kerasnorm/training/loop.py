@@ -23,50 +23,64 @@ from kerasnorm.progress import Progress
 from kerasnorm.training import checkpoints, run
 from kerasnorm.training.callback_state import CallbackStates
 from kerasnorm.training.process_group import ProcessGroup
-from kerasnorm.training.signals import INTERRUPTIONS
 
 logger = logging.getLogger(__name__)
 DEFINITIONS = {
-    "test_accuracy": "share of the test images classified rightly after the last epoch",
+    "test_accuracy": "share of the test images classified correctly after the last epoch",
     "test_loss": "mean cross-entropy over the test images after the last epoch, in nats",
-    "train_accuracy": "share of the training images classified rightly during the last epoch, "
+    "train_accuracy": "share of the training images classified correctly during the last epoch, "
     "as the model saw them: augmented, with dropout, while it changed",
     "train_loss": "mean cross-entropy of the same, in nats, regularization terms left out",
     "val_accuracy": "as test_accuracy, over the images held out of the training set",
     "val_loss": "as test_loss, over the images held out of the training set",
     "seconds": "time spent training, evaluation and saving left out",
-    "images_per_second": "training images a second, mean over all epochs",
-    "confusion": "counts over the test images; a row a true class, a column a predicted one",
-    "misclassified": "the wrongly classified test images of highest softmax probability",
+    "images_per_second": "training images per second, mean over all epochs",
+    "confusion": "counts over the test images: one row per true, one column per predicted class",
+    "misclassified": "the wrongly classified test images with the highest softmax probability",
 }
 
 
 def epoch_line(row: run.Row, epochs: int) -> str:
-    """Returns one epoch in a line; what has no value is left out.
+    """Returns one epoch in one line; measures without a value are left out.
 
     Args:
         row: A row of the history.
-        epochs: Epochs of the whole run.
+        epochs: Number of epochs of the whole run.
     """
     parts = [f"epoch {row['epoch']:>{len(str(epochs))}.0f}/{epochs}"]
     for name in ("train", "val", "test"):
         loss, accuracy = row.get(f"{name}_loss"), row.get(f"{name}_accuracy")
         if loss is not None and accuracy is not None:
             parts.append(f"{name} {loss:.3f} {100 * accuracy:4.1f} %")
-    forms = (
-        ("lr", "lr {:#.2g}"),
-        ("seconds", "{:.1f} s"),
-        ("images_per_second", "{:.0f} images/s"),
-    )
-    for name, form in forms:
-        value = row.get(name)
-        if value is not None:
-            parts.append(form.format(value))
+    forms = {"lr": "lr {:#.2g}", "seconds": "{:.1f} s", "images_per_second": "{:.0f} images/s"}
+    values = {name: row.get(name) for name in forms}
+    parts += [forms[name].format(value) for name, value in values.items() if value is not None]
     return "  ".join(parts)
 
 
+def _named(**scores: Scores | None) -> run.Row:
+    """Returns loss and accuracy under names such as val_loss; None where there is no split."""
+    row: run.Row = {}
+    for name, found in scores.items():
+        row[f"{name}_loss"] = found.loss if found else None
+        row[f"{name}_accuracy"] = found.accuracy if found else None
+    return row
+
+
 class Training:
-    """The loop over the epochs of one run: train, evaluate, record, save."""
+    """The loop over the epochs of one run: train, evaluate, record, save.
+
+    It listens to its engine, see `kerasnorm.engines.base.BatchListener`.
+
+    Args:
+        path: The run's folder.
+        config: The resolved config.
+        dataset: The prepared data.
+        engine: Trains the model.
+        group: The processes that train together.
+        callbacks: Keras callbacks of the caller.
+        progress: Receives how far the run is, counted in steps.
+    """
 
     def __init__(
         self,
@@ -74,16 +88,16 @@ class Training:
         config: Config,
         dataset: Dataset,
         engine: Engine,
-        progress: Progress,
+        group: ProcessGroup,
         callbacks: Iterable[keras.callbacks.Callback],
-        group: ProcessGroup | None = None,
+        progress: Progress,
     ) -> None:
         self.path = path
         self.config = config
         self.dataset = dataset
         self.engine = engine
+        self.group = group
         self.progress = progress
-        self.group = group or ProcessGroup()
         self.steps = -(-len(dataset.train) // config.train.batch_size)
         epochs = config.train.epochs
         callbacks = list(callbacks)
@@ -98,12 +112,11 @@ class Training:
         self.epoch_begun = 0.0
         self.is_stopped = False
 
-    def execute(self, title: str, is_resumed: bool) -> None:
+    def execute(self, *, is_resumed: bool) -> None:
         """Trains to the last epoch, or until a callback stops it, and writes the results."""
         if is_resumed:
             self._resume()
         epochs = self.config.train.epochs
-        logger.info(title)
         self.progress.start("training", epochs * self.steps, self.epoch * self.steps)
         try:
             self.callbacks.on_train_begin()
@@ -128,8 +141,8 @@ class Training:
             return
         if facts.get("config") != run.lineage(self.config):
             raise CorruptFileError(
-                f"{self.path / run.CONFIG} is not the one that this run was trained with: its "
-                "checkpoints bear another mark. Put it back, or start a new run."
+                f"{self.path / run.CONFIG} differs from the config that the checkpoints of this "
+                "run were trained with. Restore the file, or start a new run."
             )
         self.engine.load_state(state)
         self.epoch = facts["epoch"]
@@ -139,21 +152,21 @@ class Training:
         self.saved_states = facts["callbacks"]
         if self.group.is_first:  # the file may lack the last epoch
             run.write_history(self.path / run.HISTORY, self.rows)
-        logger.info(f"Going on after epoch {self.epoch} of {self.path}.")
+        logger.info(f"Resuming {self.path} after epoch {self.epoch}.")
 
     def on_batch_begin(self, step: int) -> None:
         """Hands the event to the Keras callbacks."""
         self.callbacks.on_train_batch_begin(step)
 
     def on_batch_end(self, step: int, logs: Mapping[str, float]) -> None:
-        """Hands the event to the Keras callbacks and the progress."""
+        """Hands the event to the Keras callbacks and the progress; ends an interrupted run."""
         self.callbacks.on_train_batch_end(step, logs)
         done = self.epoch * self.steps + step + 1
         self.progress.advance(done, self._status(step + 1))
-        INTERRUPTIONS.check()
+        self.group.interruptions.check()
 
     def _status(self, done: int) -> str:
-        """Returns the epoch, its images a second so far, and the test accuracy before it."""
+        """Returns the epoch, its images per second so far, and the test accuracy before it."""
         parts = [f"epoch {self.epoch + 1}/{self.config.train.epochs}"]
         images = min(done * self.config.train.batch_size, len(self.dataset.train))
         seconds = time.perf_counter() - self.epoch_begun
@@ -165,7 +178,7 @@ class Training:
     def _run_epoch(self) -> None:
         self.callbacks.on_epoch_begin(self.epoch)
         self.epoch_begun = time.perf_counter()
-        with INTERRUPTIONS.held():
+        with self.group.interruptions.held():
             train = self.engine.train_epoch(self.epoch, self)
         seconds = time.perf_counter() - self.epoch_begun
         row = self._row(train, seconds)
@@ -177,26 +190,20 @@ class Training:
             "learning_rate": row["lr"],
             **{k: v for k, v in row.items() if k.startswith(("val_", "test_")) and v is not None},
         }
-        # Before saving, so that what a callback changes is in the checkpoint.
+        # Callbacks come before saving, so that the checkpoint holds what they change.
         self.callbacks.on_epoch_end(self.epoch, logs)
         self.is_stopped = bool(getattr(self.engine.model, "stop_training", False))
         self.rows.append(row)
         self.epoch += 1
-        with INTERRUPTIONS.held():
+        with self.group.interruptions.held():
             self._save()
             logger.info(epoch_line(row, self.config.train.epochs))
 
     def _row(self, train: Scores, seconds: float) -> run.Row:
-        validation = self._score(self.dataset.validation)
-        test = self._score(self.dataset.test)
+        validation, test = map(self._score, (self.dataset.validation, self.dataset.test))
         return {
             "epoch": self.epoch + 1,
-            "train_loss": train.loss,
-            "train_accuracy": train.accuracy,
-            "val_loss": validation.loss if validation else None,
-            "val_accuracy": validation.accuracy if validation else None,
-            "test_loss": test.loss if test else None,
-            "test_accuracy": test.accuracy if test else None,
+            **_named(train=train, val=validation, test=test),
             "lr": self.engine.rate(self.epoch, self.steps - 1),
             "seconds": seconds,
             "images_per_second": len(self.dataset.train) / seconds,
@@ -209,12 +216,11 @@ class Training:
         state = self.engine.state()
         if not all(np.isfinite(array).all() for array in state.values()):
             raise self._diverged("weight", self.epoch)
-        score = self.rows[-1]["val_accuracy"]
-        is_best = score is not None and score > self.best
-        self.best = score if is_best and score is not None else self.best
+        accuracy = self.rows[-1]["val_accuracy"]
+        before, self.best = self.best, max(self.best, -1.0 if accuracy is None else accuracy)
         facts = {
             "epoch": self.epoch,
-            "is_best": is_best,
+            "is_best": self.best > before,
             "best": self.best,
             "stopped": self.is_stopped,
             "config": run.lineage(self.config),
@@ -226,19 +232,19 @@ class Training:
             run.write_history(self.path / run.HISTORY, self.rows)
 
     def _diverged(self, what: str, epoch: int) -> DivergedError:
-        """Returns the error of an epoch in which no engine saw the step that went wrong."""
+        """Returns the error of an epoch whose engine did not see the step that went wrong."""
         sample = self.dataset.train.images[: self.config.train.batch_size]
         place = first_nonfinite(self.engine.model, sample) or "none any more"
         rate = self.engine.rate(epoch - 1, self.steps - 1)
         return DivergedError(
             f"A {what} is not finite after epoch {epoch}, whose last step, {epoch * self.steps}, "
             f"had a learning rate of {rate:.6g}. First value that is not finite now: {place}. Try "
-            "a smaller --learning-rate; the checkpoints before are whole."
+            "a smaller --learning-rate; the earlier checkpoints are whole."
         )
 
     def _finish(self) -> None:
         names = list(self.dataset.class_names)
-        card = {
+        metadata = {
             "class_names": names,
             "data": self.dataset.name,
             "kerasnorm": __version__,
@@ -246,18 +252,17 @@ class Training:
             "config": self.config.to_dict(),
         }
         if self.group.is_first:
-            save_model(self.engine.model, self.path / run.MODEL, card)
+            save_model(self.engine.model, self.path / run.MODEL, metadata)
         logits = self.engine.predict(self.dataset.test.images)
         labels = self.dataset.test.labels
         last = self.rows[-1]
         seconds = sum(row["seconds"] or 0.0 for row in self.rows)
-        # Measured again, since a callback may have put back other weights at the end.
-        scores = {"test": score(logits, labels), "val": self._score(self.dataset.validation)}
-        metrics: dict[str, Any] = {name: last[name] for name in ("train_loss", "train_accuracy")}
-        for name, found in scores.items():
-            if found is not None:
-                metrics |= {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy}
-        metrics |= {
+        # Measured again, since a callback may have restored other weights at the end.
+        scores = _named(test=score(logits, labels), val=self._score(self.dataset.validation))
+        metrics: dict[str, Any] = {
+            "train_loss": last["train_loss"],
+            "train_accuracy": last["train_accuracy"],
+            **{name: value for name, value in scores.items() if value is not None},
             "epochs": len(self.rows),
             "steps_per_epoch": self.steps,
             "seconds": seconds,

@@ -1,15 +1,64 @@
 """The processes, or devices, that train one model together.
 
-Each takes its shard of every global batch, so that order, augmentation, dropout and learning rate
-are those of one process. Only the first process writes.
+Each rank takes its shard of every global batch, so that the order of the images, augmentation,
+dropout and learning rate are those of one process. Only the first process writes files.
 """
 
+import json
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
+from kerasnorm.errors import ConfigError
+from kerasnorm.training.signals import Interruptions
+
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a launcher of several processes says about this one.
+
+    Attributes:
+        launcher: "torchrun", "TF_CONFIG", or "" for a single process.
+        rank: Number of this process, counted from 0.
+        size: Number of processes.
+        local_rank: Number of this process on its machine, counted from 0.
+        restarts: How often torchrun has restarted the processes.
+    """
+
+    launcher: str = ""
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    restarts: int = 0
+
+
+def this_launch() -> Launch:
+    """Returns what the environment says: torchrun's variables, or TF_CONFIG.
+
+    Raises:
+        ConfigError: TF_CONFIG is damaged.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT")
+        rank, size, local, restarts = (int(os.environ.get(name, "0")) for name in names)
+        return Launch("torchrun", rank, size, local, restarts)
+    text = os.environ.get("TF_CONFIG")
+    if not text:
+        return Launch()
+    try:
+        document = json.loads(text)
+        workers, index = document["cluster"]["worker"], int(document["task"]["index"])
+        return Launch("TF_CONFIG", index, len(workers))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            'TF_CONFIG: expected {"cluster": {"worker": ["host:port", …]}, "task": {"type": '
+            f'"worker", "index": 0}}}}. Received: {text[:80]!r} ({error!r}). Fix it, or unset it.'
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -17,11 +66,11 @@ class Shard:
     """One rank's shard of a global batch.
 
     Attributes:
-        start: Its first image in the batch.
-        count: How many images it has.
-        batch: Images of the batch.
-        total: Images of all shards together: `batch`, or a multiple of it where every rank
-            takes the whole batch because there are fewer images than processes.
+        start: Position of the shard's first image in the batch.
+        count: Number of images in the shard.
+        batch: Number of images in the batch.
+        total: Number of images in all shards together: `batch`, or a multiple of it where every
+            rank takes the whole batch because there are fewer images than processes.
     """
 
     start: int
@@ -31,12 +80,18 @@ class Shard:
 
     @property
     def slice(self) -> slice:
-        """Its place in the batch."""
+        """The images of the batch that are in the shard."""
         return slice(self.start, self.start + self.count)
 
 
 def shard_of(batch: int, rank: int, size: int) -> Shard:
-    """Returns which images of a batch a rank takes, of processes that are nearly equally loaded."""
+    """Returns the shard of a rank; the shards of all ranks are of nearly equal size.
+
+    Args:
+        batch: Number of images in the batch.
+        rank: Number of the process, counted from 0.
+        size: Number of processes.
+    """
     if batch < size:
         return Shard(0, batch, batch, batch * size)
     start, end = rank * batch // size, (rank + 1) * batch // size
@@ -44,32 +99,37 @@ def shard_of(batch: int, rank: int, size: int) -> Shard:
 
 
 class ProcessGroup:
-    """The processes that train together; this class is the one process that trains alone.
+    """The processes that train one model together; this class is the group of a single process.
 
     Attributes:
-        rank: This process, counted from 0.
-        size: How many there are.
-        strategy: TensorFlow's distribution strategy, None without one.
+        rank: Number of this process, counted from 0.
+        size: Number of processes.
+        strategy: TensorFlow's distribution strategy; None without one.
     """
 
     rank = 0
     size = 1
     strategy: Any = None
 
+    @cached_property
+    def interruptions(self) -> Interruptions:
+        """The requests to stop that this process receives; a group stops when all have agreed."""
+        return Interruptions(needs_agreement=self.size > 1)
+
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this is the process that writes files."""
         return self.rank == 0
 
     def on_first(self, work: Callable[[], T]) -> T | None:
-        """Does `work` in the first process only, and returns its result where it can be had."""
+        """Calls `work` in the first process only, and returns its result where it is available."""
         return work()
 
     def scope(self) -> AbstractContextManager[Any]:
-        """Returns the context in which the model must be made."""
-        scope: AbstractContextManager[Any] = (
-            self.strategy.scope() if self.strategy is not None else nullcontext()
-        )
+        """Returns the context in which the model must be built."""
+        if self.strategy is None:
+            return nullcontext()
+        scope: AbstractContextManager[Any] = self.strategy.scope()
         return scope
 
     def sum_(self, tensor: T) -> T:
@@ -81,7 +141,7 @@ class ProcessGroup:
         return nullcontext()
 
     def barrier(self) -> None:
-        """Waits until all processes are here."""
+        """Waits until all processes have reached this call."""
 
     def leave(self) -> None:
-        """Ends the connection to the others."""
+        """Closes the connection to the other processes."""

@@ -1,11 +1,12 @@
-"""A run's folder: what it holds, how it is made, and how it is read again."""
+"""A run's folder: what it holds, how it is made, and how it is read."""
 
 import csv
 import io
+import itertools
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,10 +54,10 @@ class Run:
     """A finished run, read from its folder.
 
     Attributes:
-        path: The folder.
-        config: The resolved config.
-        history: A row an epoch; see `COLUMNS`.
-        metrics: The final numbers; see `metrics.json`.
+        path: The run's folder.
+        config: The config that the run was trained with.
+        history: One row per epoch; its columns are `COLUMNS`.
+        metrics: The final numbers, as in `metrics.json`.
     """
 
     path: Path
@@ -84,7 +85,7 @@ class Run:
                 raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         except FileNotFoundError:
             raise CorruptFileError(
-                f"The run {path} has not finished; go on with it: kerasnorm fit --resume {path}"
+                f"The run {path} has not finished; resume it: kerasnorm fit --resume {path}"
             ) from None
         except (OSError, ValueError, TypeError) as error:
             raise CorruptFileError(f"{path / METRICS} is damaged: {error}") from None
@@ -102,7 +103,7 @@ def read_config(path: Path) -> Config:
     """Returns the config of the run in folder `path`.
 
     Raises:
-        CorruptFileError: The folder is no run's, or its config is damaged.
+        CorruptFileError: It is not the folder of a run, or its config is damaged.
     """
     try:
         text = (path / CONFIG).read_text(encoding="utf-8")
@@ -117,7 +118,7 @@ def read_config(path: Path) -> Config:
 
 
 def is_run(path: Path) -> bool:
-    """Says whether a folder holds a run."""
+    """Returns whether a folder holds a run."""
     return (path / CONFIG).is_file()
 
 
@@ -126,8 +127,8 @@ def new_folder(out: Path | None, config: Config, data_name: str) -> Iterator[Pat
     """Makes the folder of a new run, writes its config, and holds its lock while the block runs.
 
     Args:
-        out: The folder, which must be new or empty; None takes the default,
-            `results/runs/<data>-<norm>-<backend>-s<seed>`, with a number behind it if taken.
+        out: The folder, which must be new or empty. None takes the first that is free of
+            `results/runs/<data>-<norm>-<backend>-s<seed>` and the same with -2, -3 and so on.
         config: The resolved config.
         data_name: Name of the data set.
 
@@ -139,27 +140,27 @@ def new_folder(out: Path | None, config: Config, data_name: str) -> Iterator[Pat
     try:
         path = out if out is not None else _first_free(Path("results/runs"), name)
         make_folder(path)
-        check_free(path)
+        _check_free(path)
+    except RunFolderError:
+        raise
     except OSError as error:
-        if isinstance(error, RunFolderError):
-            raise
         raise RunFolderError(
             f"Cannot write the run's folder {out or 'results/runs'}: {error.strerror}. "
             "Choose another --out."
         ) from None
     with run_lock(path):
-        check_free(path)  # again: another process may have been faster
+        _check_free(path)  # again: another process may have been faster
         write_config(path, config)
         yield path
 
 
 def has_open_end(config: Config) -> bool:
-    """Says whether more epochs change nothing in those before."""
+    """Returns whether more epochs change nothing in the epochs before them."""
     return config.train.schedule == "constant"
 
 
 def lineage(config: Config) -> str:
-    """Returns the hash that a checkpoint bears: the runs that it may go on in share it.
+    """Returns the hash of a config that its checkpoints hold, and that a resumed run must share.
 
     The number of epochs counts only where the schedule depends on it.
     """
@@ -167,47 +168,38 @@ def lineage(config: Config) -> str:
 
 
 def create_folder(out: Path | None, config: Config, data_name: str) -> Path:
-    """Makes the folder of a new run, as `new_folder`, and lets go of it."""
+    """Makes the folder of a new run, as `new_folder` does, and releases its lock."""
     with new_folder(out, config, data_name) as path:
         return path
 
 
-def check_free(path: Path) -> None:
-    """Makes sure that a folder can take a new run.
-
-    Raises:
-        RunFolderError: It holds something already.
-    """
-    if path.is_dir() and not all(_is_passing(inner.name) for inner in path.iterdir()):
-        what = "another run" if is_run(path) else "other files"
-        raise RunFolderError(
-            f"{path} already holds {what}. Choose another --out"
-            + (", or go on with that run: --resume." if is_run(path) else ".")
-        )
-
-
-def _is_passing(name: str) -> bool:
-    """Says whether a file is of the lock, or was left by a process that died while writing."""
-    return name == LOCK or (name.startswith(".") and name.endswith(".tmp"))
+def _check_free(path: Path) -> None:
+    """Raises RunFolderError if a folder holds more than the files of a dead process and a lock."""
+    names = [inner.name for inner in path.iterdir()]
+    if all(name == LOCK or (name.startswith(".") and name.endswith(".tmp")) for name in names):
+        return
+    if is_run(path):
+        what, advice = "another run", ", or resume that run: --resume."
+    else:
+        what, advice = "other files", "."
+    raise RunFolderError(f"{path} already holds {what}. Choose another --out{advice}")
 
 
 def write_config(path: Path, config: Config) -> None:
     """Writes `config.toml` and its checksum."""
-    (path / MANIFEST).unlink(missing_ok=True)  # of the config before, if there was one
+    (path / MANIFEST).unlink(missing_ok=True)  # that of an earlier config
     write_bytes(path / CONFIG, to_toml(config).encode(errors="surrogateescape"))
     write_manifest(path, (CONFIG,))
 
 
 def _first_free(parent: Path, name: str) -> Path:
-    number = 1
-    while True:
+    """Makes the first folder that is not there yet of name, name-2, name-3 and so on."""
+    for number in itertools.count(1):
         path = parent / (name if number == 1 else f"{name}-{number}")
-        try:
+        with suppress(FileExistsError):
             path.mkdir(parents=True)
-        except FileExistsError:
-            number += 1
-        else:
-            return path
+            break
+    return path
 
 
 def write_history(path: Path, rows: Sequence[Row]) -> None:

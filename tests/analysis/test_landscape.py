@@ -15,7 +15,7 @@ from kerasnorm.analysis.landscape import (
 from kerasnorm.analysis.probe import Probe
 from kerasnorm.data.dataset import Split
 from kerasnorm.inspection.evaluation import predict, score
-from kerasnorm.training.train import make_engine
+from kerasnorm.training.fit import make_engine
 
 NORMS = ("bn", "gn", "ln", "lnc", "in", "rms", "none")
 

@@ -6,7 +6,7 @@ import pytest
 from helpers.tiny import config, dataset
 
 from kerasnorm.analysis.statistics import Taps, weight_histogram
-from kerasnorm.training.train import make_engine
+from kerasnorm.training.fit import make_engine
 
 LABELS = ["C1", "C2", "c3", "C3", "C4", "C5", "c6", "C7", "C8", "C9"]
 

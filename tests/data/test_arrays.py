@@ -11,7 +11,7 @@ import pytest
 
 from kerasnorm.data import arrays
 from kerasnorm.data.arrays import IDX_FILES
-from kerasnorm.data.readers import read
+from kerasnorm.data.sources import read
 from kerasnorm.errors import DataError
 
 
@@ -100,7 +100,7 @@ WITH_INFINITY[-1] = np.inf
         ({"x_train": SOUND[:0]}, r"none of them 0.* shape \(0, 5, 4, 3\)"),
         ({"x_train": SOUND[:, :0]}, r"none of them 0.* shape \(6, 0, 4, 3\)"),
         ({"x_train": np.zeros((6, 3, 8, 8), np.uint8)}, "looks like channels first"),
-        ({"x_train": SOUND[:5]}, "train set: expected one label an image.* 5 images and 6"),
+        ({"x_train": SOUND[:5]}, "train set: expected one label per image.* 5 images and 6"),
         ({"x_test": SOUND[:3, :4]}, r"test set: expected images .*\(5, 4, 3\).*: \(4, 4, 3\)"),
         ({"y_train": np.eye(6)[:, :3]}, r"One-hot labels: save y\.argmax"),
         ({"y_train": np.arange(6) / 2}, "expected labels as whole numbers.* type float64"),
@@ -196,10 +196,10 @@ def test_idx(zipped: bool, tmp_path: Path) -> None:
     [
         (b"", "it starts with nothing"),
         (idx(np.zeros(4, np.uint8)), "it starts with 00 00 08 01"),
-        (idx(np.zeros((4, 6, 5), np.uint8))[:-1], "asks for 120 bytes, it has 119 bytes"),
-        (idx(np.zeros((4, 6, 5), np.uint8)) + b"x", "asks for 120 bytes, it has more"),
+        (idx(np.zeros((4, 6, 5), np.uint8))[:-1], "needs 120 bytes, it has 119 bytes"),
+        (idx(np.zeros((4, 6, 5), np.uint8)) + b"x", "needs 120 bytes, it has more"),
         (idx(np.zeros((4, 6, 5), np.uint8))[:9], "damaged"),
-        (bytes((0, 0, 8, 3)) + b"\xff" * 12, "expected at most 4 GiB"),
+        (bytes((0, 0, 8, 3)) + b"\xff" * 12, "expected at most 4096 MiB"),
         (b"\x1f\x8b\x08" + bytes(50), "damaged"),
         (gzip.compress(idx(np.zeros((4, 6, 5), np.uint8)), mtime=0)[:-12], "damaged"),
     ],

@@ -1,11 +1,176 @@
-"""Single pictures, brought to a model's shape."""
+"""Image files: class folders of them, their order and splits, single pictures, and refusals."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from kerasnorm.data.pictures import read_picture
+from kerasnorm.data.sources import read
 from kerasnorm.errors import ConfigError, DataError
+
+
+def draw(path: Path, color: object = (10, 20, 30), mode: str = "RGB", size=(6, 5)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, color).save(path)
+    return path
+
+
+def test_train_and_test_folders(tmp_path: Path) -> None:
+    root = tmp_path / "my pets"
+    for number, name in enumerate(("zebra", "ant", "Bee")):
+        draw(root / "train" / name / "1.png", (number, 0, 0))
+        draw(root / "train" / name / "2.BMP", (number, 1, 0))
+    draw(root / "test" / "ant" / "x.png", (7, 7, 7))
+    (root / "train" / ".hidden").mkdir()
+    (root / "train" / "ant" / ".DS_Store").write_bytes(b"x")
+    (root / "train" / "ant" / ".1.png").write_bytes(b"x")
+    (root / "train" / "ant" / "notes.txt").write_text("x")
+
+    dataset = read(root)
+    assert dataset.name == "my-pets"
+    assert dataset.source == str(root)
+    assert dataset.class_names == ("Bee", "ant", "zebra")
+    assert dataset.image_shape == (5, 6, 3)
+    assert dataset.train.images[:, 0, 0, 0].tolist() == [2, 2, 1, 1, 0, 0]
+    assert dataset.train.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert (dataset.test.labels.tolist(), dataset.test.images.max()) == ([1], 7)
+
+
+def test_flat_folders_hold_every_fifth_image(tmp_path: Path) -> None:
+    for name, count in (("a", 11), ("b", 4)):
+        for number in range(count):
+            draw(tmp_path / name / f"{number:02}.png", (number, 0, 0))
+    dataset = read(tmp_path)
+    assert "every fifth image of a class held as the test set" in dataset.source
+    assert dataset.test.images[:, 0, 0, 0].tolist() == [4, 9]
+    assert dataset.train.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 10, 0, 1, 2, 3]
+    assert dataset.class_counts == {"train": (9, 4), "test": (2, 0)}
+
+
+def folders_of(tmp_path: Path, *images: tuple[str, str, object]) -> Path:
+    """Train and test folders of class "a" with images (file name, mode, color)."""
+    for name, mode, color in images:
+        draw(tmp_path / "train" / "a" / name, color, mode)
+    draw(tmp_path / "test" / "a" / "0.png", 1, "L")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "color", "expected"),
+    [
+        ("x.png", "L", 77, [77]),
+        ("x.png", "1", 1, [255]),
+        ("x.png", "LA", (77, 5), [77]),
+        ("x.png", "RGB", (1, 2, 3), [1, 2, 3]),
+        ("x.png", "RGBA", (1, 2, 3, 0), [1, 2, 3]),
+        ("x.webp", "RGB", (0, 0, 0), [0, 0, 0]),
+        ("x.gif", "RGB", (1, 2, 3), [1, 2, 3]),
+        ("x.bmp", "RGB", (1, 2, 3), [1, 2, 3]),
+        ("x.JPEG", "RGB", (9, 9, 9), [9, 9, 9]),
+        ("x.jpg", "L", 9, [9]),
+        ("x.jpg", "CMYK", (0, 0, 0, 0), [255, 255, 255]),
+    ],
+)
+def test_modes(name: str, mode: str, color: object, expected: list[int], tmp_path: Path) -> None:
+    images = read(folders_of(tmp_path, (name, mode, color))).train.images
+    assert images.shape == (1, 5, 6, len(expected))
+    assert images[0, 0, 0].tolist() == expected
+
+
+def test_one_color_image_makes_all_rgb(tmp_path: Path) -> None:
+    folder = folders_of(tmp_path, ("1.png", "L", 50), ("2.png", "RGB", (1, 2, 3)))
+    dataset = read(folder)
+    assert dataset.train.images[:, 0, 0].tolist() == [[50, 50, 50], [1, 2, 3]]
+    assert dataset.test.images.shape[-1] == 3
+
+
+def test_a_palette_with_transparency(tmp_path: Path) -> None:
+    image = Image.new("P", (6, 5), 1)
+    image.putpalette([0, 0, 0, 200, 100, 50])
+    folder = folders_of(tmp_path)
+    (folder / "train" / "a").mkdir(parents=True)
+    image.save(folder / "train" / "a" / "p.png", transparency=bytes([255, 128]))
+    assert read(folder).train.images[0, 0, 0].tolist() == [200, 100, 50]
+
+
+def test_the_first_frame_of_a_moving_image(tmp_path: Path) -> None:
+    folder = folders_of(tmp_path)
+    (folder / "train" / "a").mkdir(parents=True)
+    first, second = (Image.new("RGB", (6, 5), color) for color in ((200, 0, 0), (0, 200, 0)))
+    first.save(folder / "train" / "a" / "g.gif", save_all=True, append_images=[second])
+    assert read(folder).train.images[0, 0, 0].tolist() == [200, 0, 0]
+
+
+def test_mixed_sizes_name_two_files(tmp_path: Path) -> None:
+    draw(tmp_path / "train" / "a" / "1.png")
+    draw(tmp_path / "train" / "a" / "2.png", size=(7, 5))
+    draw(tmp_path / "test" / "a" / "1.png")
+    with pytest.raises(DataError, match=r"2\.png: expected .* 7x5 pixels, and 6x5 in .*1\.png"):
+        read(tmp_path)
+
+
+def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
+    folder = folders_of(tmp_path, ("1.png", "L", 3))
+    (folder / "train" / "nothing").mkdir()
+    with pytest.raises(DataError, match="empty class nothing"):
+        read(folder)
+
+
+def test_an_unknown_test_class_is_named(tmp_path: Path) -> None:
+    folder = folders_of(tmp_path, ("1.png", "L", 3))
+    draw(folder / "test" / "b" / "1.png")
+    with pytest.raises(DataError, match=r"expected the classes of the training folder, a. .*: b"):
+        read(folder)
+
+
+@pytest.mark.parametrize("missing", ["test", "images", "classes", "fifth"])
+def test_folders_without(missing: str, tmp_path: Path) -> None:
+    if missing == "test":
+        draw(tmp_path / "train" / "a" / "1.png")
+    elif missing == "images":
+        (tmp_path / "a").mkdir()
+    elif missing == "fifth":
+        draw(tmp_path / "a" / "1.png")
+    with pytest.raises(DataError, match=r"expected .* Received: "):
+        read(tmp_path)
+
+
+def test_deep_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"x\.png: expected 8 bits per channel"):
+        read(folders_of(tmp_path, ("x.png", "I;16", 3000)))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "gif", "webp"])
+def test_damaged_images(suffix: str, tmp_path: Path) -> None:
+    noise = Image.fromarray(
+        np.random.Generator(np.random.PCG64([0])).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    )
+    folder = folders_of(tmp_path)
+    path = folder / "train" / "a" / f"x.{suffix}"
+    path.parent.mkdir(parents=True)
+    noise.save(path)
+    noise.save(folder / "test" / "a" / "0.png")
+    content = path.read_bytes()
+    for cut in (0, 5, 30, len(content) // 2):
+        path.write_bytes(content[:cut])
+        with pytest.raises(DataError, match=rf"x\.{suffix}: expected an image"):
+            read(folder)
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
+    with pytest.raises(DataError, match=rf"x\.{suffix}: expected an image"):
+        read(folder)
+
+
+@pytest.mark.parametrize("limit", [20, 10])
+def test_decompression_bombs_are_errors(
+    limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 30 pixels: Pillow warns above the limit, and raises above twice the limit.
+    folder = folders_of(tmp_path, ("1.png", "L", 3))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(DataError, match=r"png: expected an image.*usual size.*DecompressionBomb"):
+        read(folder)
 
 
 def test_a_picture_of_the_right_size_keeps_its_pixels(tmp_path):

@@ -1,5 +1,6 @@
 """`load`: names, auto, paths, sizes, and the cache."""
 
+import dataclasses
 import gzip
 import hashlib
 import importlib
@@ -18,11 +19,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kerasnorm.data import describe_cache, load, sources
-from kerasnorm.data.download import FILES, DownloadError, RemoteFile
+from kerasnorm.config import DataConfig
+from kerasnorm.data import describe_cache, load, prepare, sources
+from kerasnorm.data.download import DownloadError, RemoteFile
+from kerasnorm.data.preprocessing import equalize, equalized
+from kerasnorm.data.shapes import shapes
+from kerasnorm.data.sources import OFFICIAL
 from kerasnorm.errors import DataError
 
 NAMES = [b"cat", b"dog"]
+CONFIG = {"data": "shapes", "train_size": 100, "test_size": 20}
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -36,9 +42,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("KERASNORM_CACHE", str(folder))
     monkeypatch.setenv("no_proxy", "*")
-    for name, files in FILES.items():
-        nowhere = tuple(file._replace(urls=("http://127.0.0.1:1/nowhere",)) for file in files)
-        monkeypatch.setitem(FILES, name, nowhere)
+    monkeypatch.setattr(sources, "RETRIES", 0)
+    for name, official in OFFICIAL.items():
+        urls = ("http://127.0.0.1:1/nowhere",)
+        files = tuple(file._replace(urls=urls) for file in official.files)
+        monkeypatch.setitem(OFFICIAL, name, dataclasses.replace(official, files=files))
     return folder
 
 
@@ -86,13 +94,14 @@ def serve(name: str, site: tuple[Path, ThreadingHTTPServer], monkeypatch: pytest
     """Makes the files of a data set those that lie in the site's folder."""
     folder, server = site
     files = []
-    for file in FILES[name]:
+    for file in OFFICIAL[name].files:
         stem = Path(file.path).name
         content = (folder / stem).read_bytes()
         url = f"http://127.0.0.1:{server.server_port}/{stem}"
-        digest = hashlib.sha256(content).hexdigest()
-        files.append(RemoteFile(file.path, (url,), "sha256", digest, len(content)))
-    monkeypatch.setitem(FILES, name, tuple(files))
+        checksum = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        files.append(RemoteFile(file.path, (url,), checksum, len(content)))
+    official = dataclasses.replace(OFFICIAL[name], files=tuple(files))
+    monkeypatch.setitem(OFFICIAL, name, official)
 
 
 def test_a_path(cache: Path, tmp_path: Path) -> None:
@@ -128,8 +137,8 @@ def test_shapes() -> None:
 
 
 def test_shapes_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "SHAPES_TRAIN", 40)
-    monkeypatch.setattr(sources, "SHAPES_TEST", 10)
+    few = dataclasses.replace(sources.GENERATED["shapes"], train_size=40, test_size=10)
+    monkeypatch.setitem(sources.GENERATED, "shapes", few)
     dataset = load("shapes")
     assert (len(dataset.train), len(dataset.test)) == (40, 10)
 
@@ -166,7 +175,7 @@ def test_auto_offline_takes_shapes_and_says_so_in_one_line(
     assert len(dataset.train) == 20
     assert dataset.source.endswith("(auto: cifar10 is not cached and does not download)")
     assert len(lines) == 1
-    assert lines[0].startswith("auto: taking the generated data set shapes, for cifar10 is not in")
+    assert lines[0].startswith("auto: taking the generated data set shapes, because cifar10 is not")
     assert str(cache) in lines[0]
     assert "Errno" in lines[0]
     assert "\n" not in lines[0]
@@ -213,7 +222,7 @@ def test_auto_does_not_hide_damage_in_the_cache(cache: Path) -> None:
         load("auto")
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", OFFICIAL)
 def test_a_name_that_does_not_download(name: str, cache: Path) -> None:
     with pytest.raises(DownloadError, match="Check the network"):
         load(name)
@@ -256,7 +265,9 @@ def test_fashion_mnist_file_by_file(
 
     last.write_bytes(content)
     dataset = load("fashion_mnist")
-    assert len(caplog.messages) == 4  # each file once: the second try went on where the first ended
+    assert (
+        len(caplog.messages) == 4
+    )  # each file once: the second call resumes after the files of the first
     assert dataset.name == "fashion_mnist"
     assert dataset.image_shape == (28, 28, 1)
     assert dataset.class_names[0] == "T-shirt/top"
@@ -276,6 +287,26 @@ def test_mnist_is_an_npz(
     assert dataset.class_names == tuple("0123456789")
 
 
+def test_the_validation_split_is_stratified_disjoint_and_a_function_of_the_seed():
+    first, again, other = (prepare(DataConfig(**CONFIG, validation=30), seed) for seed in (0, 0, 1))
+    assert len(first.train) == 70
+    assert np.bincount(first.validation.labels).tolist() == [3] * 10
+    assert np.array_equal(first.validation.images, again.validation.images)
+    assert not np.array_equal(first.validation.images, other.validation.images)
+    everything = {image.tobytes() for image in shapes(100, 20).train.images}
+    parts = [{image.tobytes() for image in part.images} for part in (first.train, first.validation)]
+    assert parts[0] | parts[1] == everything
+    assert not parts[0] & parts[1]
+
+
+def test_equalization_reaches_every_split():
+    raw = prepare(DataConfig(**CONFIG, validation=30), 0)
+    preprocessed = prepare(DataConfig(**CONFIG, validation=30, preprocessing="equalize"), 0)
+    for name, split in raw.splits.items():
+        assert np.array_equal(preprocessed.splits[name].images, equalize(split.images))
+    assert "equalized" in equalized(raw).source
+
+
 def test_describe_cache(cache: Path) -> None:
     names = [entry["name"] for entry in describe_cache()]
     assert names == ["cifar10", "cifar100", "fashion_mnist", "mnist"]
@@ -293,7 +324,8 @@ def test_describe_cache(cache: Path) -> None:
 
 def test_data_needs_no_keras() -> None:
     code = (
-        "import sys, kerasnorm.data; sys.exit('keras' in sys.modules or 'filelock' in sys.modules)"
+        "import sys, kerasnorm.data\n"
+        "sys.exit(bool({'keras', 'filelock', 'pooch', 'requests'} & {*sys.modules}))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -73,7 +73,6 @@ def test_reads_a_python_2_batch(core: bytes) -> None:
     assert batch["labels"] == [3, 7]
 
 
-@settings(deadline=None)
 @given(
     data=hnp.arrays(
         st.sampled_from([np.uint8, np.dtype(">i4"), np.float32, np.bool_]),
@@ -207,14 +206,12 @@ def test_what_follows_the_pickle_is_not_read() -> None:
     assert load_batch(pickle.dumps({"a": 1}) + b"\xff\xffcos\nsystem\n", "batch") == {"a": 1}
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_random_bytes_never_raise_anything_else(content: bytes) -> None:
     with contextlib.suppress(DataError):
         load_batch(content, "batch")
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_a_flipped_byte_never_raises_anything_else(data: st.DataObject) -> None:
     content = bytearray(python2_batch(np.arange(12, dtype=np.uint8).reshape(2, 6), [3, 7]))

@@ -14,11 +14,11 @@ from helpers import tiny
 from keras import layers, ops
 
 from kerasnorm.config import SETTINGS
+from kerasnorm.data import prepare
 from kerasnorm.data.augment import DROPOUT_STREAM, generator
-from kerasnorm.data.prepare import prepare
 from kerasnorm.engines import choice
 from kerasnorm.runtime import seed_everything
-from kerasnorm.training.train import make_batches, make_engine
+from kerasnorm.training.fit import make_batches, make_engine
 
 pytestmark = pytest.mark.backend("any")
 

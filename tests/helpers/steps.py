@@ -14,9 +14,8 @@ import numpy as np
 from kerasnorm import runtime
 from kerasnorm.config import resolve
 from kerasnorm.data.shapes import shapes
-from kerasnorm.training import train
-from kerasnorm.training.launch import this_launch
-from kerasnorm.training.process_group import shard_of
+from kerasnorm.training.fit import make_engine
+from kerasnorm.training.process_group import shard_of, this_launch
 
 STEPS, BATCH = 20, 16
 
@@ -38,7 +37,7 @@ def main():
             "batch_size": BATCH, "optimizer": "sgd", "learning_rate": 0.001, "device": "cpu",
             "l2": 1e-3, **json.loads(options),
         })  # fmt: skip
-        engine = train.make_engine(config, data, group)
+        engine = make_engine(config, data, group)
         listener = tiny.Listener()
         if devices == "0":
             train_in_halves(engine.model, engine.batches, config.train.learning_rate)

@@ -1,8 +1,11 @@
 """Small data and configs that train in a moment."""
 
+import functools
+
 import keras
 import numpy as np
 
+import kerasnorm
 from kerasnorm.config import resolve
 from kerasnorm.data.shapes import shapes
 
@@ -16,6 +19,9 @@ TINY = {
     "batch_size": 16,
     "device": "cpu",
 }
+
+# Trains, and draws no pictures.
+train = functools.partial(kerasnorm.fit, plots=False)
 
 
 def config(**overrides):

@@ -175,7 +175,7 @@ def test_a_vector_has_no_receptive_field() -> None:
         ),
         (
             lambda: merge([FeatureMap.of_input((8,)), FeatureMap.of_input((8, 8))]),
-            r"as many axes.*\[8\] and \[8, 8\]",
+            r"same number of axes.*\[8\] and \[8, 8\]",
         ),
     ],
 )

@@ -14,8 +14,7 @@ from helpers.workers import tf_configs
 
 from kerasnorm.errors import ConfigError
 from kerasnorm.runtime import installed_backends
-from kerasnorm.training import launch as job
-from kerasnorm.training.process_group import shard_of
+from kerasnorm.training.process_group import shard_of, this_launch
 
 HERE = Path(__file__).parents[1]
 STEPS = str(HERE / "helpers" / "steps.py")
@@ -151,8 +150,8 @@ def test_a_killed_rank_ends_the_job_which_goes_on(tmp_path):
     wait_for(folder / "checkpoints" / f"epoch-{done + 2:03d}")
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=120)
-    assert f"Going on after epoch {done}" in said
-    assert "Stopped. Go on with" in said
+    assert f"after epoch {done}." in said
+    assert "Stopped. Resume with" in said
 
 
 @pytest.mark.slow
@@ -172,8 +171,8 @@ def test_a_killed_worker_ends_the_job_which_goes_on(tmp_path, victim):
     for worker in workers:
         worker.terminate()
     said = [worker.communicate(timeout=120)[1] for worker in workers]
-    assert f"Going on after epoch {done}" in said[0]
-    assert "Stopped. Go on with" in said[0], said
+    assert f"after epoch {done}." in said[0]
+    assert "Stopped. Resume with" in said[0], said
 
 
 @pytest.mark.slow
@@ -185,14 +184,14 @@ def test_torchrun_starts_a_job_anew_from_its_checkpoint(tmp_path):
     os.kill(children(process)[0], signal.SIGKILL)
     _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
-    assert "Going on after epoch" in said
+    assert "Resuming" in said
     assert (folder / "model.keras").is_file()
 
 
 def test_a_damaged_tf_config_is_refused(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", '{"cluster": {}}')
     with pytest.raises(ConfigError, match="TF_CONFIG"):
-        job.this_launch()
+        this_launch()
 
 
 def test_devices_on_torch_are_refused_with_the_line_that_works():

@@ -3,7 +3,6 @@
 import pytest
 from helpers import tiny
 
-from kerasnorm.training import train
 from kerasnorm.training.loop import epoch_line
 
 ROW = {
@@ -62,7 +61,7 @@ def test_a_run_reports_each_step_and_logs_its_title_and_epochs(tmp_path, caplog)
     caplog.set_level("INFO", "kerasnorm")
     progress = Recorder()
     config = tiny.config(schedule="constant", epochs=2)
-    done = train.fit(config, out=tmp_path / "run", progress=progress)
+    done = tiny.train(config, out=tmp_path / "run", progress=progress)
     steps = done.metrics["steps_per_epoch"]
     first, *advances, last = progress.calls
     assert (first, last) == (("start", "training", 2 * steps, 0), ("finish",))
@@ -76,6 +75,6 @@ def test_a_run_reports_each_step_and_logs_its_title_and_epochs(tmp_path, caplog)
     assert caplog.messages[1:] == [epoch_line(row, 2) for row in done.history]
 
     resumed = Recorder()
-    train.fit(resume=tmp_path / "run", epochs=3, progress=resumed)
+    tiny.train(resume=tmp_path / "run", epochs=3, progress=resumed)
     assert resumed.calls[0] == ("start", "training", 3 * steps, 2 * steps)
     assert [call[1] for call in resumed.calls[1:-1]] == list(range(2 * steps + 1, 3 * steps + 1))

@@ -15,7 +15,6 @@ from kerasnorm.engines.base import NativeEngine, StepResult
 from kerasnorm.engines.tensorflow.lowering import LoweredModel
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.training.process_group import ProcessGroup, Shard, shard_of
-from kerasnorm.training.signals import INTERRUPTIONS
 
 STEPS_PER_CALL = 8
 PREDICT_BATCH = 250
@@ -110,7 +109,7 @@ class TensorFlowEngine(NativeEngine):
 
     def _shards(self, images: NDArray[np.uint8], labels: NDArray[np.int32]) -> tuple[Any, ...]:
         """Returns each device's images, labels, and its start, batch, total and stop request."""
-        size, stop = self.strategy.num_replicas_in_sync, INTERRUPTIONS.number > 0
+        size, stop = self.strategy.num_replicas_in_sync, self.group.interruptions.number > 0
 
         def give(what: Callable[[Shard], Any]) -> Any:
             return self.strategy.experimental_distribute_values_from_function(

@@ -7,8 +7,7 @@ from typing import Any, TypeVar
 import tensorflow as tf
 
 from kerasnorm.errors import LostProcessError
-from kerasnorm.training.launch import Launch
-from kerasnorm.training.process_group import ProcessGroup
+from kerasnorm.training.process_group import Launch, ProcessGroup
 
 T = TypeVar("T")
 

@@ -19,7 +19,6 @@ from kerasnorm.engines.torch.lowering import LoweredModel
 from kerasnorm.engines.torch.optimizer import FlatOptimizer
 from kerasnorm.engines.torch.resident import RecordedStep, ResidentData
 from kerasnorm.training.process_group import ProcessGroup, Shard, shard_of
-from kerasnorm.training.signals import INTERRUPTIONS
 
 NUMBERS = 4  # that a step returns, and that the processes add up beside the gradients
 
@@ -119,7 +118,7 @@ class TorchEngine(NativeEngine):
         with torch.no_grad():
             correct = (logits.argmax(1) == labels).sum() * (shard.batch / shard.total)
             numbers = [loss * shard.batch, entropy * shard.batch, correct, torch.zeros_like(loss)]
-            if self.group.size > 1 and INTERRUPTIONS.number:
+            if self.group.size > 1 and self.group.interruptions.number:
                 numbers[3] += 1
             self.optimizer.gather(gradients, torch.stack(numbers))
             totals = self.group.sum_(self.optimizer.gathered)[-NUMBERS:].clone()

@@ -9,8 +9,7 @@ from torch import Tensor, distributed
 from torch.distributed.rendezvous import rendezvous
 
 from kerasnorm.errors import KerasnormError, LostProcessError
-from kerasnorm.training.launch import Launch
-from kerasnorm.training.process_group import ProcessGroup
+from kerasnorm.training.process_group import Launch, ProcessGroup
 
 T = TypeVar("T")
 

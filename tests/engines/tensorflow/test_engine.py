@@ -15,7 +15,7 @@ from keras import layers  # noqa: E402
 
 from kerasnorm.engines.tensorflow.engine import TensorFlowEngine, inference, predict  # noqa: E402
 from kerasnorm.engines.tensorflow.lowering import CLEARED, HASHED, LoweredModel  # noqa: E402
-from kerasnorm.training.train import make_engine  # noqa: E402
+from kerasnorm.training.fit import make_engine  # noqa: E402
 
 pytestmark = pytest.mark.backend("tensorflow")
 

@@ -13,7 +13,7 @@ if keras.backend.backend() != "torch":
     pytest.skip("needs the torch backend", allow_module_level=True)
 
 from kerasnorm.engines.torch.resident import ResidentData  # noqa: E402
-from kerasnorm.training.train import make_engine  # noqa: E402
+from kerasnorm.training.fit import make_engine  # noqa: E402
 
 CPU = torch.device("cpu")
 EVERYTHING = {"recipe": "era8", "shift_scale_rotate": 0.7, "gray": 0.5, "flip": 0.5, "translate": 3}

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import keras
 
+from helpers import tiny
 from helpers.faults import harness
 from kerasnorm.data.shapes import shapes
 from kerasnorm.errors import KerasnormError
 from kerasnorm.formats.archive import open_model
 from kerasnorm.inspection.evaluation import predict, score
-from kerasnorm.training import run, train
+from kerasnorm.training import run
 
 
 class Stop(keras.callbacks.Callback):
@@ -49,7 +50,7 @@ def read(folder):
 
 def go_on(folder):
     """Resumes a run, and returns what it computed."""
-    train.fit(resume=folder)
+    tiny.train(resume=folder)
     return harness.result(folder)
 
 
@@ -79,9 +80,9 @@ def damaged(truncations, flips, seed=0):
     wanted = harness.options("auto")
     with tempfile.TemporaryDirectory() as name:
         finished, broken = Path(name) / "finished", Path(name) / "broken"
-        train.fit(out=finished, **wanted)
+        tiny.train(out=finished, **wanted)
         with contextlib.suppress(KeyboardInterrupt):
-            train.fit(out=broken, callbacks=[Stop(2)], **wanted)
+            tiny.train(out=broken, callbacks=[Stop(2)], **wanted)
         half = len(damages) // 2
         order = random.Random(seed).sample(damages, len(damages))
         expected = harness.result(finished)

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from helpers import tiny
 from kerasnorm.errors import KerasnormError
-from kerasnorm.training import checkpoints, run, train
+from kerasnorm.training import checkpoints, run
 
 TIMED = ("seconds", "images_per_second")
 
@@ -31,7 +32,7 @@ def options(backend, **changed):
 
 def fit(folder, wanted):
     """Starts the run in `folder`, or goes on with it."""
-    return train.fit(out=folder, resume="auto", **wanted)
+    return tiny.train(out=folder, resume="auto", **wanted)
 
 
 def result(folder):
@@ -118,7 +119,7 @@ class Events:
     @contextlib.contextmanager
     def watched(self):
         """Watches them while the block runs."""
-        fsync, replace, rename, fdopen = os.fsync, Path.replace, Path.rename, os.fdopen
+        fsync, replace, rename, open_ = os.fsync, Path.replace, Path.rename, Path.open
 
         def _fsync(descriptor):
             self._hit("fsync", descriptor)
@@ -132,15 +133,15 @@ class Events:
             self._hit("rename", path)
             return rename(path, target)
 
-        def _fdopen(descriptor, mode="r", *args, **kwargs):
-            file = fdopen(descriptor, mode, *args, **kwargs)
-            return _Half(file, self) if mode == "wb" else file
+        def _open(path, mode="r", *args, **kwargs):
+            file = open_(path, mode, *args, **kwargs)
+            return _Half(file, self) if mode == "xb" else file
 
         try:
-            os.fsync, Path.replace, Path.rename, os.fdopen = _fsync, _replace, _rename, _fdopen
+            os.fsync, Path.replace, Path.rename, Path.open = _fsync, _replace, _rename, _open
             yield self
         finally:
-            os.fsync, Path.replace, Path.rename, os.fdopen = fsync, replace, rename, fdopen
+            os.fsync, Path.replace, Path.rename, Path.open = fsync, replace, rename, open_
 
 
 class _Half:

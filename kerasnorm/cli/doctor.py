@@ -1,10 +1,8 @@
-"""Commands on what surrounds a run: the data at hand, and the machine."""
-
-from typing import Any
+"""`kerasnorm data` and `kerasnorm doctor`: what is cached, and what is installed."""
 
 import click
 
-from kerasnorm import provenance, runtime
+from kerasnorm import runtime
 from kerasnorm.cli import options as opt
 from kerasnorm.config import BACKENDS
 
@@ -13,7 +11,7 @@ from kerasnorm.config import BACKENDS
 @click.argument("source", required=False)
 @opt.as_json
 def data(source: str | None, as_json: bool) -> None:
-    """Say which data sets are cached; or, of one: shapes, class counts, mean and std.
+    """List the cached data sets, or describe one: image shape, class counts, mean and std.
 
     Example: kerasnorm data shapes
     """
@@ -56,22 +54,17 @@ def data(source: str | None, as_json: bool) -> None:
 @click.command()
 @opt.as_json
 def doctor(as_json: bool) -> None:
-    """Say what is installed, which devices there are, and how to get what is missing.
+    """Report versions, backends with their devices, and how to install what is missing.
 
     Example: kerasnorm doctor
     """
-    report: dict[str, Any] = {"versions": provenance.versions(), "backends": {}}
-    for backend in BACKENDS:
-        report["backends"][backend] = runtime.probe(backend)
-    report["cache"] = str(runtime.cache_folder())
+    versions, cache = runtime.versions(), str(runtime.cache_folder())
+    backends = {name: runtime.probe(name) for name in BACKENDS}
     if as_json:
-        opt.print_json(report)
+        opt.print_json({"versions": versions, "backends": backends, "cache": cache})
         return
-    for package, version in report["versions"].items():
-        click.echo(f"{package:<16}{version}")
-    for backend, found in report["backends"].items():
-        click.echo(f"{backend:<16}{found}")
-    click.echo(f"{'data cache':<16}{report['cache']}")
+    for name, value in (*versions.items(), *backends.items(), ("data cache", cache)):
+        click.echo(f"{name:<16}{value}")
 
 
 COMMANDS = (data, doctor)

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from helpers import tiny
 
+import kerasnorm
 from kerasnorm.errors import ConfigError, CorruptFileError, DivergedError, RunFolderError
 from kerasnorm.inspection.evaluation import Scores, predict, score
-from kerasnorm.training import checkpoints, run, train
+from kerasnorm.training import checkpoints, run
 
 
 def fit(folder, callbacks=(), **overrides):
-    return train.fit(tiny.config(**overrides), out=folder, callbacks=callbacks)
+    return tiny.train(tiny.config(**overrides), out=folder, callbacks=callbacks)
 
 
 def test_a_run_leaves_its_folder(tmp_path):
@@ -38,6 +39,14 @@ def test_a_run_leaves_its_folder(tmp_path):
     assert np.sum(metrics["confusion"]) == 20
     assert metrics["definitions"].keys() <= metrics.keys()
     assert done.config.train.backend == keras.backend.backend()
+
+
+def test_pictures_are_drawn_unless_they_are_not_wanted(tmp_path):
+    done = kerasnorm.fit(tiny.config(norm="bn"), out=tmp_path / "run", plots=False)
+    assert not (done.path / run.PLOTS).exists()
+    kerasnorm.fit(resume=done.path)  # finished already: only its pictures are missing
+    names = {"accuracy", "loss", "learning_rate", "confusion", "misclassified"}
+    assert {path.name for path in (done.path / run.PLOTS).iterdir()} == {f"{n}.png" for n in names}
 
 
 @pytest.mark.parametrize("norm", ["bn", "gn"])
@@ -82,7 +91,7 @@ def test_an_interrupted_and_resumed_run_equals_one_never_interrupted(tmp_path, n
     straight = fit(tmp_path / "straight", **options)
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path / "broken", callbacks=[StopAfter(2)], **options)
-    resumed = train.fit(resume=tmp_path / "broken")
+    resumed = tiny.train(resume=tmp_path / "broken")
     assert same_numbers(straight, resumed)
     states = [
         checkpoints.load(checkpoints.checkpoint_folders(done.path / run.CHECKPOINTS)[-1])[0]
@@ -98,14 +107,23 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_over(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path / "run", callbacks=[StopAtOnce()])
-    assert len(train.fit(resume=tmp_path / "run").history) == 2
+    assert len(tiny.train(resume=tmp_path / "run").history) == 2
 
 
 @pytest.mark.parametrize("field", [{"norm": "bn"}, {"seed": 5}, {"epochs": 9}, {"batch_size": 8}])
 def test_a_resumed_run_keeps_its_config(tmp_path, field):
     folder = run.create_folder(tmp_path / "run", tiny.config(norm="gn"), "shapes")
     with pytest.raises(ConfigError, match=f"^{next(iter(field))}: a resumed run"):
-        train.fit(resume=folder, **field)
+        tiny.train(resume=folder, **field)
+
+
+def test_what_is_resumed_must_be_there_and_brings_its_own_config(tmp_path):
+    with pytest.raises(ConfigError, match=r"^resume: expected a run's folder.*missing"):
+        tiny.train(resume=tmp_path / "missing")
+    with pytest.raises(ConfigError, match="leave out --config, --out"):
+        tiny.train(resume=tmp_path, out=tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"^resume: auto needs the folder"):
+        tiny.train(tiny.config(), resume="auto")
 
 
 @pytest.mark.backend("any")
@@ -229,7 +247,7 @@ def test_a_changed_config_file_is_not_resumed(tmp_path):
     path = tmp_path / "run" / run.CONFIG
     path.write_text(path.read_text().replace("learning_rate = 0.01", "learning_rate = 0.02"))
     with pytest.raises(CorruptFileError, match=r"config\.toml is damaged or was changed"):
-        train.fit(resume=tmp_path / "run")
+        tiny.train(resume=tmp_path / "run")
 
 
 def test_a_loss_that_is_not_finite_after_an_epoch_is_a_divergence(tmp_path, monkeypatch):
@@ -248,27 +266,27 @@ def test_more_epochs_go_on_where_the_schedule_allows_it(tmp_path):
     options = {"schedule": "constant", "norm": "bn", "dropout": 0.1}
     straight = fit(tmp_path / "straight", epochs=3, **options)
     fit(tmp_path / "short", epochs=1, **options)
-    longer = train.fit(resume=tmp_path / "short", epochs=3)
+    longer = tiny.train(resume=tmp_path / "short", epochs=3)
     assert longer.config.train.epochs == 3
     assert same_numbers(straight, longer)
     first, second = states_of(straight, longer)
     assert first == second
     with pytest.raises(ConfigError, match=r"^epochs: a resumed run"):
-        train.fit(resume=tmp_path / "short", epochs=2)
+        tiny.train(resume=tmp_path / "short", epochs=2)
 
 
 def test_auto_starts_goes_on_and_finds_it_finished(tmp_path):
     config, folder = tiny.config(norm="gn", epochs=3), tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        train.fit(config, out=folder, resume="auto", callbacks=[StopAfter(2)])
-    resumed = train.fit(config, out=folder, resume="auto")
+        tiny.train(config, out=folder, resume="auto", callbacks=[StopAfter(2)])
+    resumed = tiny.train(config, out=folder, resume="auto")
     before = (folder / run.MODEL).stat().st_mtime_ns
-    assert train.fit(config, out=folder, resume="auto").history == resumed.history
+    assert tiny.train(config, out=folder, resume="auto").history == resumed.history
     assert (folder / run.MODEL).stat().st_mtime_ns == before
     with pytest.raises(ConfigError, match=r"^seed: a resumed run"):
-        train.fit(config, out=folder, resume="auto", seed=3)
+        tiny.train(config, out=folder, resume="auto", seed=3)
     (folder / run.MODEL).write_bytes(b"damaged")
-    assert same_numbers(train.fit(config, out=folder, resume="auto"), resumed)
+    assert same_numbers(tiny.train(config, out=folder, resume="auto"), resumed)
     assert resumed.model().count_params() > 0
 
 
@@ -299,14 +317,14 @@ def test_callbacks_go_on_where_they_were(tmp_path):
         folder, resumed = tmp_path / f"broken{stop}", callbacks()
         with pytest.raises(KeyboardInterrupt):
             fit(folder, callbacks=[*callbacks(), StopAfter(stop + 1 if stop < 4 else 4)], **options)
-        second = train.fit(resume=folder, callbacks=resumed)
+        second = tiny.train(resume=folder, callbacks=resumed)
         assert same_numbers(first, second)
         assert second.metrics["test_loss"] == first.metrics["test_loss"]
         assert resumed[2].seen == straight[2].seen
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path / "lost", callbacks=[*callbacks(), StopAfter(2)], **options)
     with pytest.raises(ConfigError, match="EarlyStopping, which has a state"):
-        train.fit(resume=tmp_path / "lost")
+        tiny.train(resume=tmp_path / "lost")
 
 
 def test_a_divergence_names_step_rate_and_layer_and_leaves_the_last_checkpoint(tmp_path):

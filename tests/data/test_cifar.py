@@ -12,7 +12,7 @@ import pytest
 
 from kerasnorm.data import cifar
 from kerasnorm.data.cifar import LAYOUTS
-from kerasnorm.data.readers import read
+from kerasnorm.data.sources import read
 from kerasnorm.errors import DataError
 
 NAMES = ["cat", "dog", "horse", "truck"]

@@ -1,0 +1,268 @@
+"""`fit`: from a config to a trained, saved and measured model.
+
+Keras is imported only after `runtime.start` has chosen its backend; hence the imports inside.
+"""
+
+import dataclasses
+import logging
+import shlex
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kerasnorm import runtime
+from kerasnorm.config import Config, flatten, resolve
+from kerasnorm.data import Dataset, prepare
+from kerasnorm.data.augment import Augmentation
+from kerasnorm.data.batches import Batches
+from kerasnorm.data.preprocessing import channel_statistics, input_statistics
+from kerasnorm.errors import ConfigError, CorruptFileError, DataError
+from kerasnorm.files import check_file, run_lock, sweep, write_json
+from kerasnorm.progress import NullProgress, Progress
+from kerasnorm.training import run
+from kerasnorm.training.process_group import ProcessGroup, this_launch
+
+if TYPE_CHECKING:
+    import keras
+
+    from kerasnorm.engines.base import Engine
+
+logger = logging.getLogger(__name__)
+
+
+def fit(
+    config: Config | None = None,
+    *,
+    out: Path | str | None = None,
+    resume: Path | str | None = None,
+    callbacks: Iterable["keras.callbacks.Callback"] = (),
+    plots: bool = True,
+    progress: Progress | None = None,
+    **overrides: Any,
+) -> run.Run:
+    """Trains one model, and leaves a run's folder with model, history, metrics and pictures.
+
+    Args:
+        config: What to train; by default the recipe `best`.
+        out: The run's folder, new or empty; by default one under `results/runs`.
+        resume: The folder of an unfinished run to resume, instead of `config` and `out`; or
+            "auto": start the run in `out`, or resume it if it was started before.
+        callbacks: Keras callbacks; their logs hold loss, accuracy, val_*, test_* and
+            learning_rate.
+        plots: Whether to draw the pictures of the finished run into its folder.
+        progress: Receives how far the run is, counted in steps; by default nothing is shown.
+            Notes are logged, see `logging`, under the logger "kerasnorm".
+        **overrides: Any field of the config, named without its section.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        ConfigError: A value is unknown or out of range.
+        DataError: The data are missing, damaged or unfit.
+        DivergedError: The loss or a weight is no longer finite.
+        RunFolderError: The folder holds another run, is in use or cannot be written.
+        MissingPackageError: The backend is not installed.
+    """
+    launch = this_launch()
+    if launch.restarts and resume is None and out is not None:
+        resume = "auto"  # torchrun restarts its processes with the same command line
+    plan = _plan(config, out, resume, overrides)
+    done, dataset = plan.finished_run(), None
+    if done is None:
+        train = plan.config.train
+        backend, device = runtime.start(
+            train.backend, train.device, train.devices, deterministic=train.deterministic
+        )
+        from kerasnorm.engines.choice import join
+        from kerasnorm.training.loop import Training
+
+        group = join(launch, train.devices)
+        try:
+            # The first process may have started the run while another was looking for it.
+            plan = group.on_first(lambda: plan) or plan
+            dataset = prepare(plan.config.data, plan.config.train.seed)
+            config = _resolved(plan.config, backend, dataset)
+            engine = make_engine(config, dataset, group)
+            environment = runtime.environment(backend, device)
+            with _opened_folder(plan, config, dataset.name, environment, group) as folder:
+                title = f"{config.model.norm} on {dataset.name}, {backend}, {device.name}"
+                logger.info(title + (f", {group.size} processes" if group.size > 1 else ""))
+                shown = progress if progress is not None and group.is_first else NullProgress()
+                training = Training(folder, config, dataset, engine, group, callbacks, shown)
+                training.execute(is_resumed=plan.is_resumed)
+            done = run.Run.load(folder)
+        finally:
+            group.leave()
+    if plots and launch.rank == 0:
+        from kerasnorm.plots import draw_run
+
+        dataset = dataset or prepare(done.config.data, done.config.train.seed)
+        draw_run(done, dataset.test.images)
+    return done
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a call of `fit` is to do.
+
+    Attributes:
+        config: What to train.
+        out: The run's folder; None for the default one of a new run.
+        saved: The config of the run to resume; None for a new run.
+    """
+
+    config: Config
+    out: Path | None
+    saved: Config | None = None
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether an earlier run is resumed."""
+        return self.saved is not None
+
+    @property
+    def path(self) -> Path:
+        """The run's folder, where it must be known before the run has started."""
+        if self.out is None:
+            raise ConfigError("out: several processes need the folder of the run: --out DIR.")
+        return self.out
+
+    def finished_run(self) -> run.Run | None:
+        """Returns the run if it has finished, nothing of it is damaged and no more is wanted."""
+        if self.config == self.saved:
+            with suppress(CorruptFileError):  # what is damaged is computed again
+                done = run.Run.load(self.path)
+                check_file(done.path / run.MODEL)
+                logger.info(f"{done.path} has finished already.")
+                return done
+        return None
+
+
+def _plan(
+    config: Config | None,
+    out: Path | str | None,
+    resume: Path | str | None,
+    overrides: dict[str, Any],
+) -> _Plan:
+    """Returns what a call of `fit` is to do; every way to resume a run goes through here."""
+    if resume is None or resume == "auto":
+        wanted = config.replace(**overrides) if config else resolve(overrides)
+        folder = None if out is None else Path(out)
+        if resume is None:
+            return _Plan(wanted, folder)
+        if folder is None:
+            raise ConfigError("resume: auto needs the folder of the run: --out DIR.")
+        if not run.is_run(folder):
+            return _Plan(wanted, folder)
+        saved = run.read_config(folder)
+    else:
+        if config is not None or out is not None:
+            raise ConfigError(
+                "resume: a resumed run has its own config and folder; leave out --config, --out."
+            )
+        folder = Path(resume)
+        if not folder.is_dir():
+            raise ConfigError(
+                f"resume: expected a run's folder, or auto. Received: resume={str(resume)!r}"
+            )
+        saved = run.read_config(folder)
+        recipe = overrides.pop("recipe", saved.recipe)
+        wanted = dataclasses.replace(saved.replace(**overrides), recipe=recipe)
+    return _Plan(_resumed_config(saved, wanted), folder, saved)
+
+
+def _resumed_config(saved: Config, wanted: Config) -> Config:
+    """Returns the config with which a run is resumed.
+
+    Only the devices may change, and the number of epochs may grow where the schedule does not
+    depend on it.
+    """
+    before = flatten(saved.to_dict()) | {"recipe": saved.recipe}
+    after = flatten(wanted.to_dict()) | {"recipe": wanted.recipe}
+    allowed = {"device", "devices"}
+    if run.has_open_end(saved) and after["epochs"] > before["epochs"]:
+        allowed.add("epochs")
+    for name, value in before.items():
+        is_resolved = name in ("backend", "data") and after[name] == "auto"
+        if name in allowed or is_resolved or after[name] == value:
+            continue
+        raise ConfigError(
+            f"{name}: a resumed run keeps its config, {name}={value!r}. "
+            f"Received: {name}={after[name]!r}. Start a new run for it."
+            + (" Only a constant schedule takes more epochs." if name == "epochs" else "")
+        )
+    return saved.replace(**{name: after[name] for name in ("device", "devices", "epochs")})
+
+
+def _resolved(config: Config, backend: str, dataset: Dataset) -> Config:
+    """Returns a config that names the backend and the data set instead of auto."""
+    data = dataset.name if config.data.data == "auto" else config.data.data
+    return config.replace(backend=backend, data=data)
+
+
+@contextmanager
+def _opened_folder(
+    plan: _Plan, config: Config, data_name: str, environment: dict[str, Any], group: ProcessGroup
+) -> Iterator[Path]:
+    """Holds the run's folder, and handles interruptions, while the block trains."""
+    folder = run_lock(plan.path) if plan.is_resumed else run.new_folder(plan.out, config, data_name)
+
+    def prepare_folder() -> Path:
+        path = stack.enter_context(folder)
+        for place in (path, path / run.CHECKPOINTS):
+            sweep(place)
+        if plan.is_resumed:  # until it ends again, the run is unfinished
+            (path / run.METRICS).unlink(missing_ok=True)
+            run.write_config(path, config)
+        write_json(path / run.ENVIRONMENT, environment)
+        return path
+
+    with ExitStack() as stack, group.interruptions.installed():
+        path = group.on_first(prepare_folder) or plan.path
+        try:
+            yield path
+        except (KeyboardInterrupt, SystemExit):
+            logger.warning(f"Stopped. Resume with: kerasnorm fit --resume {shlex.quote(str(path))}")
+            raise
+        group.barrier()
+
+
+def make_engine(config: Config, dataset: Dataset, group: ProcessGroup | None = None) -> "Engine":
+    """Returns the engine of a resolved config, with a freshly initialized model.
+
+    Args:
+        config: What to train.
+        dataset: The data, prepared as `config.data` says.
+        group: The processes that train together; by default this one alone.
+    """
+    from kerasnorm.engines import choice
+    from kerasnorm.network import EQUALIZED_PIXELS, PIXELS, build
+
+    if len(dataset.class_names) < 2:
+        raise DataError(f"{dataset.source}: expected at least two classes. Received: one.")
+    seed, preprocessing = config.train.seed, config.data.preprocessing
+    runtime.seed_everything(seed, 0)
+    mean, std = input_statistics(preprocessing, dataset.train.images)
+    with (group or ProcessGroup()).scope():
+        model = build(
+            config.model,
+            input_shape=dataset.image_shape,
+            classes=len(dataset.class_names),
+            mean=mean.tolist(),
+            std=std.tolist(),
+            input_name=EQUALIZED_PIXELS if preprocessing == "equalize" else PIXELS,
+            precision=config.train.precision,
+            seed=seed,
+        )
+        return choice.make(model, make_batches(config, dataset), config.train, group)
+
+
+def make_batches(config: Config, dataset: Dataset) -> Batches:
+    """Returns the training batches of a resolved config."""
+    seed = config.train.seed
+    fill = channel_statistics(dataset.train.images)[0] * 255
+    augmentation = Augmentation(config.data, dataset.image_shape, fill, len(dataset.train), seed)
+    return Batches(dataset.train, config.train.batch_size, seed, augmentation)
