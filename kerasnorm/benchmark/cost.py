@@ -1,4 +1,4 @@
-"""What a norm costs in this network: parameters, and its share of a training step."""
+"""The cost of a norm in this network: parameters, and its share of a training step."""
 
 import statistics
 import time
@@ -8,23 +8,23 @@ from kerasnorm.config import Config, resolve
 from kerasnorm.data.shapes import shapes
 from kerasnorm.training.fit import make_engine
 
-STEPS = 2  # a turn
+STEPS = 2  # per turn
 
 
 @dataclass(frozen=True)
 class NormCost:
-    """Measured here and now; a share is a ratio of the same minutes, seconds are this machine's.
+    """The cost of a norm, measured on this machine.
 
     Attributes:
-        norm_parameters: Of all norm layers, moving statistics included.
-        parameters: Of the whole network.
-        milliseconds: A training step with the norm, median.
-        milliseconds_without: The same network's without it.
-        share: Share of a step that the norm takes, median over the turns; may come out slightly
-            negative where it costs nothing.
-        batch_size: Images a step.
-        backend: What computed.
-        rounds: Turns that were timed.
+        norm_parameters: Number of parameters of all norm layers, moving statistics included.
+        parameters: Number of parameters of the whole network.
+        milliseconds: Median time of a training step with the norm.
+        milliseconds_without: Median time of a step of the same network without it.
+        share: Share of a step that the norm takes, median over the turns; it may be slightly
+            negative for a norm that costs nothing.
+        batch_size: Number of images in a step.
+        backend: Keras backend that computed.
+        rounds: Number of turns that were timed.
     """
 
     norm_parameters: int
@@ -45,8 +45,8 @@ def norm_cost(norm: str, backend: str, batch_size: int = 64, rounds: int = 7) ->
     Args:
         norm: Name of a norm, see `kerasnorm.norms.NORMS`.
         backend: The Keras backend that runs.
-        batch_size: Images a step.
-        rounds: Turns that are timed, after one that is not.
+        batch_size: Number of images in a step.
+        rounds: Number of turns that are timed, after one that is not.
     """
     data = shapes(STEPS * batch_size, 10)
     engines = [make_engine(_config(name, backend, batch_size), data) for name in (norm, "none")]

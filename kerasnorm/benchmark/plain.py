@@ -1,4 +1,4 @@
-"""What one would write by hand: the network as a PyTorch module, and a training loop for it."""
+"""The hand-written contender: the network as a PyTorch module, and a training loop for it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -94,9 +94,9 @@ def network(config: ModelConfig, channels: int, classes: int) -> Any:
 def make_loop(
     config: Config, batches: Batches, device: str, *, channels_last: bool, compiled: bool
 ) -> Callable[[int, Callable[[], None]], None]:
-    """Returns a function that trains one epoch, and tells its listener of each step.
+    """Returns a function that trains one epoch, and calls its listener after each step.
 
-    Eager unless `compiled`, Adam, data in memory, everything else as PyTorch has it by default.
+    It is eager unless `compiled`, uses Adam and data in memory, and PyTorch's defaults otherwise.
     """
     images = batches.split.images
     model = network(config.model, images.shape[-1], int(batches.split.labels.max()) + 1)

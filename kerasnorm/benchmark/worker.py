@@ -1,4 +1,4 @@
-"""One contender in a process of its own: trains or predicts when it is told to.
+"""One contender in a process of its own, which trains or predicts on command.
 
 Reads commands from stdin, a line each, and answers each with a line of JSON on stdout.
 """
@@ -21,7 +21,7 @@ MEBIBYTE = 2**20
 
 
 class _FirstStep:
-    """Remembers when the first step of all ended; also serves as an engine's listener."""
+    """Remembers when the very first step ended; also serves as an engine's listener."""
 
     def __init__(self, start: float) -> None:
         self.start = start
@@ -43,13 +43,13 @@ Work = Callable[[int], None]
 
 
 def contender(name: str, config: Config, images: int, first: _FirstStep) -> tuple[Work, Work]:
-    """Returns what trains an epoch and what predicts on all images, given the round's number.
+    """Returns functions of a round's number: one trains an epoch, one predicts on all images.
 
     Args:
         name: native, stock, loop, loop-channels-last or loop-compiled.
-        config: Model, augmentation, batch size and backend.
-        images: Size of the data, made by the `shapes` generator.
-        first: Is told of every step.
+        config: Resolved config of model, augmentation, batches and backend.
+        images: Number of images, made by the `shapes` generator.
+        first: Receives every step.
     """
     from kerasnorm.data.shapes import shapes
 
@@ -74,7 +74,7 @@ def contender(name: str, config: Config, images: int, first: _FirstStep) -> tupl
 
 
 def _loop(name: str, config: Config, data: Dataset, first: _FirstStep) -> Work:
-    """A loop that knows nothing of Keras, which its process never imports."""
+    """Returns a hand-written loop; its process never imports Keras."""
     import torch
 
     from kerasnorm.benchmark.plain import make_loop
@@ -93,7 +93,7 @@ def _loop(name: str, config: Config, data: Dataset, first: _FirstStep) -> Work:
 
 
 def _stock(model: Any, batches: Batches, config: Config, first: _FirstStep) -> tuple[Work, Work]:
-    """Keras as its guide has it: compile with Adam and accuracy, fit, predict."""
+    """Returns Keras's own loops as in its guide: compile with Adam and accuracy, fit, predict."""
     import keras
 
     from kerasnorm.engines.keras_engine import EpochData
@@ -103,10 +103,10 @@ def _stock(model: Any, batches: Batches, config: Config, first: _FirstStep) -> t
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    told = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: first())
+    listener = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: first())
     images, labels, size = batches.split.images, batches.split.labels, config.train.batch_size
     is_augmented = batches.augmentation is not None and batches.augmentation.is_active
-    options = {"shuffle": False, "verbose": 0, "callbacks": [told]}
+    options = {"shuffle": False, "verbose": 0, "callbacks": [listener]}
 
     def train(number: int) -> None:
         if is_augmented:
@@ -118,7 +118,7 @@ def _stock(model: Any, batches: Batches, config: Config, first: _FirstStep) -> t
 
 
 def _ignore(_: Any) -> None:
-    """Forgets a result that was made to be timed."""
+    """Discards a result."""
 
 
 def serve() -> None:

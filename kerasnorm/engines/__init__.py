@@ -1,1 +1,1 @@
-"""Training engines: one interface, native for torch and TensorFlow, portable for all."""
+"""Training engines: native ones of PyTorch and TensorFlow, and Keras's own on every backend."""

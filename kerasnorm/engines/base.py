@@ -84,8 +84,8 @@ class StepResult:
 class Engine(ABC):
     """Trains one `keras.Model` on one `Batches`.
 
-    The compiled Keras model and its optimizer own all state, whichever engine computes, so that
-    callbacks and checkpoints are the same for every engine.
+    The compiled Keras model and its optimizer own all state, so that callbacks and
+    checkpoints are the same for every engine.
 
     Attributes:
         model: The model, whose variables hold the state of training whenever no epoch runs.
@@ -146,13 +146,13 @@ class Engine(ABC):
         """Returns the logits (N, classes) of raw images (N, H, W, C)."""
 
     def seed(self, epoch: int) -> None:
-        """Makes dropout and all that a layer draws a function of (seed, epoch), as order is."""
+        """Makes the random numbers of all layers a function of (seed, epoch)."""
         if keras.backend.backend() != "tensorflow":
-            # There, a new seed makes TensorFlow discard its compiled functions, two seconds per
-            # epoch; and all that Keras draws comes from the generators below.
+            # A new seed makes TensorFlow discard its compiled functions, two seconds per epoch, and
+            # all that Keras draws there comes from the generators below.
             seed_everything(self.config.seed, epoch)
         for index, layer in enumerate(self.model.layers):
-            # Those of the layers inside a wrapper or a nested model too.
+            # These include the layers inside a wrapper or a nested model.
             states = [v for v in layer.variables if v.name == SEED_STATE]
             for number, state in enumerate(states):
                 key = np.random.SeedSequence([self.config.seed, epoch, index, number])
@@ -260,7 +260,7 @@ class NativeEngine(Engine):
 
 @stock_keras
 def first_nonfinite(model: Any, images: Any) -> str | None:
-    """Returns what is first not finite on the way from images to logits, None if nothing is.
+    """Returns the first value on the way from images to logits that is not finite, or None.
 
     Args:
         model: A functional Keras model, whose variables stay as they are.
@@ -268,7 +268,7 @@ def first_nonfinite(model: Any, images: Any) -> str | None:
     """
     graph = functional_graph(model)
     values = {id(graph.inputs[0]): ops.convert_to_tensor(np.asarray(images), graph.inputs[0].dtype)}
-    with keras.StatelessScope(), np.errstate(all="ignore"):  # leaves the variables as they are
+    with keras.StatelessScope(), np.errstate(all="ignore"):  # keeps the variables' values
         for node in nodes(graph):
             if node.is_input:
                 continue

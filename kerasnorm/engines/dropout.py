@@ -1,4 +1,4 @@
-"""Which values and channels dropout drops on a CPU, the same in every native engine."""
+"""Draws of dropout on a CPU, the same in every native engine."""
 
 import math
 
@@ -13,21 +13,21 @@ def dropout_generator(key: tuple[int, int, int], number: int) -> np.random.Gener
 
     Args:
         key: (seed, epoch, step).
-        number: Of the dropout's call in the model's graph.
+        number: Number of the dropout's call in the model's graph.
     """
     seed, *when = key
     return generator(seed, DROPOUT_STREAM, *when, number)
 
 
 def dropped_positions(rng: np.random.Generator, count: int, rate: float) -> NDArray[np.int64]:
-    """Returns which of `count` values a dropout of probability `rate` takes, ascending.
+    """Returns which of `count` values a dropout of probability `rate` drops, ascending.
 
-    Each is taken independently, exactly as if a coin were thrown for it: the gaps between the
-    taken ones are geometric, and drawing them costs count * rate numbers instead of count.
+    Each value is dropped independently. The gaps between dropped values are geometrically
+    distributed, and drawing the gaps takes count * rate random numbers instead of count.
     """
     scale = -1 / math.log1p(-rate)
     expected = count * rate
-    size = int(expected + 6 * math.sqrt(expected) + 10)  # enough but for once in 1e9
+    size = int(expected + 6 * math.sqrt(expected) + 10)  # too few once in 1e9 draws
     parts, end = [], -1.0
     while end < count:
         gaps = np.floor(rng.standard_exponential(size) * scale) + 1
@@ -41,8 +41,8 @@ def dropped_channels(rng: np.random.Generator, count: int, rate: float) -> NDArr
     """Returns which of `count` channels a spatial dropout of probability `rate` drops, ascending.
 
     Args:
-        rng: From `dropout_generator`.
-        count: Images times channels; the channels of an image stand side by side.
+        rng: Random generator of the dropout, see `dropout_generator`.
+        count: Number of images times channels, with the channels of an image side by side.
         rate: Between 0 and 1.
     """
     return np.flatnonzero(rng.random(count) < rate)

@@ -18,7 +18,7 @@ from kerasnorm.training.process_group import ProcessGroup, Shard, shard_of
 
 STEPS_PER_CALL = 8
 PREDICT_BATCH = 250
-FINITE = -1  # in place of the number of a variable whose gradient is not finite
+FINITE = -1  # takes the place of the number of a variable whose gradient is not finite
 
 
 class TensorFlowEngine(NativeEngine):
@@ -79,7 +79,7 @@ class TensorFlowEngine(NativeEngine):
         self.forward = inference(model)
 
     def take_steps(self, epoch: int) -> Iterator[StepResult]:
-        """Takes the optimizer steps of an epoch, those of a call when its first is asked for."""
+        """Takes the optimizer steps of an epoch; all steps of a call are taken at its first."""
         order = self.batches.order(epoch)
         for steps in self._calls():
             pairs = [self.batches.batch(epoch, step, order) for step in steps]
@@ -100,7 +100,7 @@ class TensorFlowEngine(NativeEngine):
                 yield StepResult(np.array(sums, np.float64), count, stop > 0, step == steps[-1])
 
     def _calls(self) -> list[range]:
-        """Returns which steps of an epoch each call takes; a partial batch is alone."""
+        """Returns the steps of an epoch that each call takes; a partial batch has its own call."""
         several = STEPS_PER_CALL if self.strategy is None else 1
         whole = len(self.batches.split) // self.batches.batch_size
         starts = range(0, whole, several)
@@ -136,11 +136,11 @@ class TensorFlowEngine(NativeEngine):
             take: Takes one step; XLA compiles it for the size of a whole batch alone.
             images: uint8, (steps, N, H, W, C).
             labels: Class indices, (steps, N).
-            drawn: What the dropouts of all steps are drawn from, int32.
-            ends: Where each step's parts of it are, int32 (steps, dropouts + 1).
+            drawn: Random numbers of all dropouts and steps, see `LoweredModel.draw`, int32.
+            ends: Where those of each step and dropout start and end, int32 (steps, dropouts + 1).
 
         Returns:
-            What `_step` returned for each; float32 (steps, 5).
+            The result of `_step` for each step; float32 (steps, 5).
         """
         count = tf.shape(images)[0]
         rows = tf.TensorArray(tf.float32, size=count, element_shape=(5,))
@@ -159,8 +159,8 @@ class TensorFlowEngine(NativeEngine):
         Args:
             images: uint8, (N, H, W, C).
             labels: Class indices, (N,).
-            drawn: What the dropouts of the whole batch are drawn from, int32.
-            ends: Where the parts of each dropout are, int32 (dropouts + 1).
+            drawn: Random numbers of the dropouts for the whole batch, int32.
+            ends: Where those of each dropout start and end, int32 (dropouts + 1).
             facts: First image of the shard, images in the batch, images in all shards, and
                 whether this process is to stop; int32 (4,). None for the whole batch.
 
@@ -194,7 +194,7 @@ class TensorFlowEngine(NativeEngine):
         return tf.cast(tf.stack(numbers), tf.float32)
 
     def _update(self, gradients: list[Any], is_finite: Any) -> None:
-        """Updates the weights where all gradients are finite; else they stay for the diagnosis."""
+        """Updates the weights if all gradients are finite; otherwise the diagnosis needs them."""
         variables = self.model.trainable_variables
 
         def update(gradients: list[Any]) -> Any:
@@ -203,7 +203,7 @@ class TensorFlowEngine(NativeEngine):
 
         if self.strategy is None:
             tf.cond(is_finite, lambda: update(gradients), lambda: tf.constant(0))
-        else:  # a collective operation must be reached by all, and in no branch
+        else:  # all devices must reach a collective operation, so it is in no branch
             update([tf.where(is_finite, g, tf.zeros_like(g)) for g in gradients])
 
     @stock_keras

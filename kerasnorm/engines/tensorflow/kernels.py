@@ -13,10 +13,10 @@ Tensor = Any
 
 
 def training_norm(layer: Any) -> Callable[[Tensor], Tensor] | None:
-    """Returns a function of x (N, H, W, C) that does what a norm does in training, or None.
+    """Returns the training pass of a norm as a function of x (N, H, W, C), or None.
 
     Args:
-        layer: A built layer; None comes back for any but a usual batch or group norm.
+        layer: A built layer; the result is None unless it is a usual batch or group norm.
     """
     is_usual = (
         type(layer) in (layers.BatchNormalization, layers.GroupNormalization)
@@ -29,7 +29,7 @@ def training_norm(layer: Any) -> Callable[[Tensor], Tensor] | None:
     if not is_usual:
         return None
     if isinstance(layer, layers.GroupNormalization):
-        # With one group, Keras's own is as fast.
+        # With one group, Keras's own layer is as fast.
         if layer.groups == 1:
             return None
         return lambda x: _group_norm(tf.cast(x, tf.float32), layer)
@@ -70,15 +70,15 @@ def _group_norm(x: Tensor, layer: Any) -> Tensor:
     def normalize(x: Tensor, gamma: Tensor, beta: Tensor) -> Any:
         rows = tf.reshape(x, (-1, pixels, channels))
         centered = rows - means(_sums(rows))
-        rsd = tf.math.rsqrt(means(_sums(centered * centered)) + layer.epsilon)
-        y = centered * (rsd * gamma) + beta
+        inverse_std = tf.math.rsqrt(means(_sums(centered * centered)) + layer.epsilon)
+        y = centered * (inverse_std * gamma) + beta
 
         def gradient(upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             g = tf.reshape(upstream, (-1, pixels, channels))
             sums, dots = _sums(g), _sums(g * centered)
-            dx = g * (rsd * gamma) - centered * (rsd**3 * means(dots * gamma))
-            dx -= rsd * means(sums * gamma)
-            slope = tf.reduce_sum(dots * rsd[:, 0], 0)
+            dx = g * (inverse_std * gamma) - centered * (inverse_std**3 * means(dots * gamma))
+            dx -= inverse_std * means(sums * gamma)
+            slope = tf.reduce_sum(dots * inverse_std[:, 0], 0)
             return tf.reshape(dx, tf.shape(x)), slope, tf.reduce_sum(sums, 0)
 
         return tf.reshape(y, tf.shape(x)), gradient
@@ -87,7 +87,7 @@ def _group_norm(x: Tensor, layer: Any) -> Tensor:
 
 
 def _sums(rows: Tensor) -> Tensor:
-    """Sums rows (N, pixels, C) over the pixels, (N, C); 64 at once, since C alone is too short."""
+    """Sums rows (N, pixels, C) over the pixels, (N, C); 64 pixels at once, for C alone is short."""
     _, pixels, channels = rows.shape
     folded = 64 if pixels % 64 == 0 else 1
     sums = tf.reduce_sum(tf.reshape(rows, (-1, pixels // folded, folded * channels)), 1)

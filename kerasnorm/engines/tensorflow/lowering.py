@@ -1,8 +1,8 @@
 """The training pass of a functional Keras model on TensorFlow.
 
-Every layer is called as the Keras layer that it is, but for dropout of values or channels, which is
-drawn by NumPy from (seed, epoch, step), so that several devices drop what one does and random
-numbers cost little, and for the norms that `tensorflow_kernels` computes faster.
+Every layer is called as the Keras layer that it is, with two exceptions. Dropout of values or
+channels is drawn by NumPy from (seed, epoch, step), so that several devices drop what one does and
+random numbers cost little. Some norms have faster kernels, see `kerasnorm.engines.tensorflow.kernels`.
 """
 
 import math
@@ -24,12 +24,14 @@ Tensor = Any
 
 @dataclass(frozen=True)
 class Dropout:
-    """A way to drop values: what is drawn by NumPy for a step, and what it does to a tensor.
+    """A way to drop values.
 
     Attributes:
-        draw: From a generator, the number of values and the rate to an int32 vector.
-        drop: From a tensor, the rate, a vector that holds that one, where in it it starts and
-            ends, and the number of the tensor's first image, to the tensor with values dropped.
+        draw: Takes a random generator, the number of values and the rate; returns the random
+            numbers of a step, an int32 vector.
+        drop: Takes a tensor, the rate, a vector of random numbers, where in it those of this
+            dropout start and end, and the number of the tensor's first image in the batch;
+            returns the tensor with values dropped.
     """
 
     draw: Callable[[np.random.Generator, int, float], NDArray[np.int32]]
@@ -38,12 +40,12 @@ class Dropout:
 
 @dataclass(frozen=True)
 class _Drop:
-    """One dropout of a graph that NumPy draws.
+    """A dropout layer of a graph, drawn by NumPy.
 
     Attributes:
         layer: A Dropout or SpatialDropout2D.
-        shape: Of what is drawn for an image: its own, or (1, 1, channels).
-        dropout: How values are dropped.
+        shape: Shape of the values that are drawn per image: the image's, or (1, 1, channels).
+        dropout: The way to drop values.
     """
 
     layer: Any
@@ -65,8 +67,8 @@ class LoweredModel:
 
     Args:
         model: Functional, or a Sequential that has been built.
-        is_compiled: Whether XLA will compile it: then the norms are left to Keras.
-        is_hashed: Whether dropout is one that XLA can fuse; by default where XLA compiles.
+        is_compiled: Whether XLA will compile it; the norms are then left to Keras.
+        is_hashed: Whether dropout is one that XLA can fuse, as it is where XLA compiles.
     """
 
     def __init__(self, model: Any, *, is_compiled: bool, is_hashed: bool = False) -> None:
@@ -81,14 +83,15 @@ class LoweredModel:
     def draw(
         self, keys: list[tuple[int, int, int]], images: int
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Returns what the dropouts of some steps are drawn from.
+        """Returns the random numbers of the dropouts in some steps.
 
         Args:
             keys: (seed, epoch, step) of each step.
-            images: In each of their batches.
+            images: Number of images in each of their batches.
 
         Returns:
-            One vector behind the other, and where each starts and ends, (steps, dropouts + 1).
+            One vector with the numbers of all steps and dropouts, and where those of each start
+            and end, (steps, dropouts + 1).
         """
         parts = [np.zeros(0, np.int32)]
         for key in keys:
@@ -100,13 +103,13 @@ class LoweredModel:
         return np.concatenate(parts), ends[places]
 
     def __call__(self, x: Tensor, drawn: Tensor, ends: Tensor, first: Tensor | int = 0) -> Tensor:
-        """Returns the output for a training batch x (N, ...), and updates moving statistics.
+        """Returns the output for a training batch x (N, ...), and updates the moving statistics.
 
         Args:
             x: The batch; it is cast to the type of the model's input, as Keras casts it.
-            drawn: From `draw`.
-            ends: A row of what `draw` returned.
-            first: Number of x's first image in the batch that was drawn for.
+            drawn: Random numbers from `draw`.
+            ends: Where those of this step start and end, a row from `draw`.
+            first: Position of x's first image in the batch for which the numbers were drawn.
         """
         values = {self.input: tf.cast(x, self.input_dtype)}
         bounds = {number: (ends[at], ends[at + 1]) for at, number in enumerate(self.drops)}
@@ -124,7 +127,7 @@ class LoweredModel:
 
 
 def _training_norms(calls: list[Any]) -> dict[int, Callable[[Tensor], Tensor]]:
-    """Returns the norms that are computed by other means than Keras's, by number of their call."""
+    """Returns the norms that have faster kernels, by the number of their call."""
     found = {}
     for number, node in enumerate(calls):
         shapes = [tensor.shape for tensor in node.input_tensors]
@@ -136,7 +139,7 @@ def _training_norms(calls: list[Any]) -> dict[int, Callable[[Tensor], Tensor]]:
 
 
 def _drop(node: Any, is_hashed: bool) -> _Drop | None:
-    """Returns the dropout that a call is, or None where it is none or is left to Keras."""
+    """Returns the dropout of a call, or None if the call is none or is left to Keras."""
     layer = node.operation
     if type(layer) is layers.Dropout and layer.noise_shape is None:
         shape, cleared = tuple(node.input_tensors[0].shape[1:]), CLEARED
@@ -149,19 +152,11 @@ def _drop(node: Any, is_hashed: bool) -> _Drop | None:
     return _Drop(layer, shape, HASHED if is_hashed else cleared)
 
 
-def _draw_places(rng: np.random.Generator, count: int, rate: float) -> NDArray[np.int32]:
-    return dropped_positions(rng, count, rate).astype(np.int32)
-
-
-def _draw_channels(rng: np.random.Generator, count: int, rate: float) -> NDArray[np.int32]:
-    return dropped_channels(rng, count, rate).astype(np.int32)
-
-
 def _clear(
     x: Tensor, rate: float, drawn: Tensor, bounds: tuple[Tensor, Tensor], first: Tensor | int
 ) -> Tensor:
     places = drawn[bounds[0] : bounds[1]]
-    if isinstance(first, tf.Tensor):  # x is a part of the batch
+    if isinstance(first, tf.Tensor):  # x is a shard of the batch
         places -= first * tf.reduce_prod(tf.shape(x)[1:])
         places = tf.boolean_mask(places, (places >= 0) & (places < tf.size(x)))
     places = places[:, None]
@@ -171,21 +166,17 @@ def _clear(
         zeros = tf.zeros(tf.shape(places)[:1], x.dtype)
         return tf.reshape(tf.tensor_scatter_nd_update(flat, places, zeros), tf.shape(x))
 
-    # It is linear and its own transpose.
+    # The function is linear and its own transpose.
     return tf.custom_gradient(lambda x: (at_places(x), at_places))(x)
-
-
-def _draw_key(rng: np.random.Generator, count: int, rate: float) -> NDArray[np.int32]:
-    return rng.integers(0, 2**31, 2, np.int64).astype(np.int32)
 
 
 def _hash(
     x: Tensor, rate: float, drawn: Tensor, bounds: tuple[Tensor, Tensor], first: Tensor | int
 ) -> Tensor:
-    """Drops where a hash of a value's place says so.
+    """Drops the values whose position has a hash below the rate.
 
-    A few integer operations, which XLA fuses into the loops around them, where a random generator
-    writes and reads a tensor of its own. The mixing steps are those of 32-bit integer hashes (C.
+    XLA fuses these integer operations into the loops around them, while a random generator would
+    write and read a tensor of its own. The mixing steps are those of 32-bit integer hashes (C.
     Wellons, github.com/skeeto/hash-prospector).
     """
     low, high = tf.unstack(tf.bitcast(tf.slice(drawn, bounds[:1], [2]), tf.uint32), 2)
@@ -203,6 +194,8 @@ def _mix(x: Tensor, shift: int, factor: int) -> Tensor:
     return folded * tf.constant(factor, tf.uint32)
 
 
-CLEARED = Dropout(_draw_places, _clear)  # the places are drawn: little work at small rates
-CLEARED_CHANNELS = Dropout(_draw_channels, _clear)
-HASHED = Dropout(_draw_key, _hash)  # for XLA, which wants fixed shapes
+# NumPy draws which values to set to zero: little work at small rates.
+CLEARED = Dropout(lambda *a: dropped_positions(*a).astype(np.int32), _clear)
+CLEARED_CHANNELS = Dropout(lambda *a: dropped_channels(*a).astype(np.int32), _clear)
+# NumPy draws the key of a hash, so that shapes are fixed, as XLA wants them.
+HASHED = Dropout(lambda rng, *_: rng.integers(0, 2**31, 2).astype(np.int32), _hash)

@@ -44,7 +44,7 @@ class TensorFlowProcessGroup(ProcessGroup):
 
     @contextmanager
     def connection(self) -> Iterator[None]:
-        """Turns a broken collective operation into an error that says what has happened.
+        """Turns a broken collective operation into an error that names the cause.
 
         Raises:
             LostProcessError: Another process has ended or does not answer.

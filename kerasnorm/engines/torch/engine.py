@@ -20,7 +20,7 @@ from kerasnorm.engines.torch.optimizer import FlatOptimizer
 from kerasnorm.engines.torch.resident import RecordedStep, ResidentData
 from kerasnorm.training.process_group import ProcessGroup, Shard, shard_of
 
-NUMBERS = 4  # that a step returns, and that the processes add up beside the gradients
+NUMBERS = 4  # of a step, which the processes add up together with the gradients
 
 
 class TorchEngine(NativeEngine):
@@ -54,7 +54,7 @@ class TorchEngine(NativeEngine):
 
     def take_steps(self, epoch: int) -> Iterator[StepResult]:
         """Takes the optimizer steps of an epoch, one whenever the next result is asked for."""
-        if self.device.type != "cpu":  # where dropout draws from the device's generator
+        if self.device.type != "cpu":  # dropout draws from the device's generator there
             torch.manual_seed(torch.initial_seed() + self.group.rank)
         # Analyses train on parts of an epoch for a while, which are on the host.
         if self.resident is not None and self.resident.batches is self.batches:
@@ -97,7 +97,7 @@ class TorchEngine(NativeEngine):
         Args:
             images: This process's shard of the batch, uint8, (N, H, W, C).
             labels: Class indices, (N,).
-            shard: Which images of the batch these are.
+            shard: The shard of the batch that these images are.
             epoch: Number of the epoch, from which dropout is drawn on the CPU.
             step: Number of the step in the epoch, from which it is drawn too.
 
@@ -129,14 +129,15 @@ class TorchEngine(NativeEngine):
     def _refuse_nonfinite(self, totals: Tensor, epoch: int, step: int) -> None:
         """Ends a run before a loss or gradient that is not finite reaches the weights.
 
-        Reading waits for an accelerator. So a process with one does not look at gradients, and
-        where it trains alone not at the loss: `kerasnorm.training.loop` looks after each epoch.
+        Reading a tensor waits for an accelerator. So gradients are not read there, and in a
+        process that trains alone neither is the loss; `kerasnorm.training.loop` reads both after
+        each epoch.
         """
         on_cpu = self.device.type == "cpu"
         if not on_cpu and self.group.size == 1:
             return
         loss = float(totals[0])
-        # A sum is finite if all its terms are, but for overflow; then each is looked at.
+        # If the sum of the gradients is finite, each is; if it overflows, each is read.
         is_good = math.isfinite(loss)
         if is_good and not (on_cpu and not self.optimizer.gradient.sum().isfinite()):
             return
@@ -145,7 +146,7 @@ class TorchEngine(NativeEngine):
             raise self.diverged(epoch, step, loss, variable)
 
     def end_epoch(self) -> None:
-        """Makes the moving statistics, each process's own in training, their mean."""
+        """Replaces the moving statistics, which differ between processes, by their mean."""
         if self.group.size == 1 or self.sum_ is not None:
             return
         with torch.no_grad(), self.group.connection():
@@ -169,7 +170,7 @@ class TorchEngine(NativeEngine):
 
 
 def penalty(variable: Any) -> Any:
-    """Returns what a regularizer adds to the loss; Keras's own makes tensors from numbers."""
+    """Returns the regularization term of a variable; Keras's own makes tensors from numbers."""
     weight, regularizer = variable.value, variable.regularizer
     if not isinstance(regularizer, keras.regularizers.L1L2):
         return regularizer(weight)
@@ -178,7 +179,7 @@ def penalty(variable: Any) -> Any:
     )
 
 
-PREDICT_BATCH, ACCELERATED_BATCH = 250, 2000  # a core likes its cache, a GPU to be busy
+PREDICT_BATCH, ACCELERATED_BATCH = 250, 2000  # fits a core's cache; keeps a GPU busy
 
 
 def predict(lowered: LoweredModel, images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -120,9 +120,9 @@ class _GroupNorm(Function):
         y = torch.empty_like(x, memory_format=torch.channels_last)
         written = torch.mul(centered, centered, out=_rows(y))
         variance = _group_means(_sums(written), groups, rows.shape[1])
-        rsd = torch.rsqrt(variance + epsilon)
-        torch.addcmul(beta, centered, rsd * gamma, out=written)
-        ctx.save_for_backward(centered, rsd, gamma)
+        inverse_std = torch.rsqrt(variance + epsilon)
+        torch.addcmul(beta, centered, inverse_std * gamma, out=written)
+        ctx.save_for_backward(centered, inverse_std, gamma)
         ctx.groups = groups
         ctx.mark_non_differentiable(mean, variance)
         return y, mean, variance
@@ -131,7 +131,7 @@ class _GroupNorm(Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor, Tensor, None]:
         # With y = gamma * d * r + beta, d = x - mean(x), r = 1 / sqrt(mean(d²) + epsilon):
         # dx = r * (gamma * g - mean(gamma * g) - d * r² * mean(gamma * g * d)).
-        centered, rsd, gamma = ctx.saved_tensors
+        centered, inverse_std, gamma = ctx.saved_tensors
         gradient = channels_last(gradients[0])
         rows, pixels = _rows(gradient), centered.shape[1]
         dx = torch.empty_like(gradient)
@@ -139,9 +139,9 @@ class _GroupNorm(Function):
         sums, dots = _sums(rows), _sums(written)
         first = _group_means(sums * gamma, ctx.groups, pixels)
         second = _group_means(dots * gamma, ctx.groups, pixels)
-        torch.addcmul(rsd * -first, centered, rsd.pow(3) * -second, out=written)
-        written.addcmul_(rows, rsd * gamma)
-        return dx, None, (dots * rsd.squeeze(1)).sum(0), sums.sum(0), None
+        torch.addcmul(inverse_std * -first, centered, inverse_std.pow(3) * -second, out=written)
+        written.addcmul_(rows, inverse_std * gamma)
+        return dx, None, (dots * inverse_std.squeeze(1)).sum(0), sums.sum(0), None
 
 
 def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, epsilon: float) -> Tensor:
@@ -162,10 +162,10 @@ def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, epsilon: flo
     if x.device.type == "cpu":
         count, channels, *size = x.shape
         y: Tensor
-        y, mean, rsd = torch.native_group_norm(
+        y, mean, inverse_std = torch.native_group_norm(
             x, gamma, beta, count, channels, math.prod(size), groups, epsilon
         )
-        if bool(((mean * rsd).square() <= SAFE_RATIO).all()):
+        if bool(((mean * inverse_std).square() <= SAFE_RATIO).all()):
             return y
     y, _, _ = _GroupNorm.apply(x, groups, gamma, beta, epsilon)
     return y
@@ -245,24 +245,24 @@ class _SyncBatchNorm(Function):
         mean = stats[:-1] / count
         centered = rows - mean  # before anything is squared: exact where mean² >> variance
         variance = sum_(centered.square().sum(0)) / count
-        rsd = torch.rsqrt(variance + epsilon)
-        ctx.save_for_backward(centered, rsd, gamma, count)
+        inverse_std = torch.rsqrt(variance + epsilon)
+        ctx.save_for_backward(centered, inverse_std, gamma, count)
         ctx.sum_ = sum_
         ctx.mark_non_differentiable(mean, variance)
-        return _images(torch.addcmul(beta, centered, rsd * gamma), x), mean, variance
+        return _images(torch.addcmul(beta, centered, inverse_std * gamma), x), mean, variance
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         # With y = gamma * d * r + beta, d = x - mean(x), r = 1 / sqrt(mean(d²) + epsilon):
         # dx = r * gamma * (g - mean(g) - d * r² * mean(g * d)), means over all processes.
-        centered, rsd, gamma, count = ctx.saved_tensors
+        centered, inverse_std, gamma, count = ctx.saved_tensors
         rows = _pixels(gradients[0]).to(gamma.dtype)
         sums, dots = rows.sum(0), (rows * centered).sum(0)
         means = ctx.sum_(torch.cat([sums, dots])) / count
         first, second = means.split(len(sums))
-        dx = (rows - first - centered * (rsd.square() * second)) * (rsd * gamma)
+        dx = (rows - first - centered * (inverse_std.square() * second)) * (inverse_std * gamma)
         # gamma's and beta's are summed over the processes with all other gradients.
-        return _images(dx, gradients[0]), dots * rsd, sums, None, None
+        return _images(dx, gradients[0]), dots * inverse_std, sums, None, None
 
 
 def _pixels(x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The optimizers of `kerasnorm.engines.optimizers`, computed on all variables as one vector.
 
-The Keras optimizer stays the owner of its variables, so checkpoints are the same for every engine;
-the variables become views of the vectors.
+The Keras optimizer keeps its variables, so that checkpoints are the same for every engine; the
+variables become views of the vectors.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,15 +27,15 @@ class FlatOptimizer:
 
     Attributes:
         parameters: The variables' tensors, in their order.
-        gathered: What `gather` received, as one vector.
+        gathered: Gradients and numbers of the last `gather`, as one vector.
         gradient: The gradients in it, those of kernels first.
 
     Args:
         optimizer: Built on `variables`; its state is kept up to date.
         variables: The model's trainable variables.
-        config: What the optimizer was made from.
+        config: Config from which the optimizer was made.
         rates: Learning rate of each step of the run.
-        numbers: How many numbers `gather` receives beside the gradients.
+        numbers: Number of values that `gather` receives beside the gradients.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class FlatOptimizer:
         numbers: int = 0,
     ) -> None:
         self.parameters = [variable.value for variable in variables]
-        # Kernels come first, for a rule that is theirs alone.
+        # Kernels come first, because Muon has a rule for them alone.
         self.order = sorted(range(len(variables)), key=lambda i: not is_kernel(variables[i]))
         self.weights = _flatten(self._sorted(self.parameters))
         self.gathered = self.weights.new_zeros(len(self.weights) + numbers)
@@ -60,7 +60,7 @@ class FlatOptimizer:
                 for v, p in zip(variables, self.parameters, strict=True)
             ]
             self.decay = torch.cat([s.detach().reshape(-1) for s in self._sorted(shares)])
-        # A constant rate is a variable, which callbacks may change.
+        # Callbacks may change a constant rate, which is a variable.
         is_constant = config.schedule == "constant"
         self.rate = optimizer.learning_rate.value if is_constant else None
         self.rates = self._table(rates)
@@ -74,7 +74,7 @@ class FlatOptimizer:
         return _flatten([v.value for v in self._sorted(variables) if v is not None])
 
     def _rules(self, optimizer: Any, config: TrainConfig) -> list[tuple[slice, Rule]]:
-        """Returns the parts of the vector, each with its rule."""
+        """Returns the update rules, each with its part of the vector."""
         whole = slice(None)
         if isinstance(optimizer, keras.optimizers.SGD):
             velocity = self._slot(optimizer.momentums) if config.momentum else None
@@ -162,7 +162,7 @@ def _sgd(weights: Tensor, velocity: Tensor | None, momentum: float) -> Rule:
 def _muon(
     weights: Tensor, average: Tensor, shapes: Sequence[torch.Size], optimizer: ConvMuon
 ) -> Rule:
-    """See `ConvMuon`; kernels of these shapes (height, width, in, out), one after the other."""
+    """See `ConvMuon`; the vectors hold kernels of these shapes (height, width, in, out)."""
     sizes = [shape.numel() for shape in shapes]
     scales = [step_size(tuple(shape), optimizer.rms_rate) for shape in shapes]
     factors = optimizer.muon_a, optimizer.muon_b, optimizer.muon_c
@@ -181,7 +181,7 @@ def _muon(
 
 
 def orthogonalize(matrix: Tensor, factors: tuple[float, float, float], repeats: int) -> Tensor:
-    """Returns about the nearest matrix with orthonormal columns (or rows, where it has fewer).
+    """Returns nearly the nearest matrix with orthonormal columns (or rows, if it has fewer).
 
     X <- a X + (b X Xᵀ + c (X Xᵀ)²) X, repeated; the singular values of the result lie between
     0.7 and 1.2. Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.

@@ -64,7 +64,7 @@ class TorchProcessGroup(ProcessGroup):
 
     @contextmanager
     def connection(self) -> Iterator[None]:
-        """Turns the end of a connection into an error that says what has happened.
+        """Turns the end of a connection into an error that names the cause.
 
         Raises:
             LostProcessError: Another process has ended or does not answer.

@@ -1,8 +1,8 @@
 """Training data that stay on the accelerator, and the training step as one CUDA graph.
 
-A step on a GPU takes less time than Python needs to ask for its parts. So the images lie on the
-device as uint8, once; the order and the augmentation's random numbers of an epoch follow when it
-begins; and a step — gather, augment, forward, backward, update — is recorded once and replayed.
+A step on a GPU takes less time than Python needs to launch its operations. So the images lie on the
+device as uint8; the order and the random numbers of an epoch's augmentation are copied when it
+begins; and a step (gather, augment, forward, backward, update) is recorded once and replayed.
 """
 
 from collections.abc import Callable
@@ -22,8 +22,8 @@ class ResidentData:
     """The images, labels, order and draws of an epoch as tensors on a device.
 
     Args:
-        batches: What they are on the host.
-        device: Where the tensors lie.
+        batches: The training batches, on the host.
+        device: Device of the tensors.
     """
 
     def __init__(self, batches: Batches, device: torch.device) -> None:
@@ -39,7 +39,7 @@ class ResidentData:
             self.augment = DeviceAugmentation(augmentation, device)
 
     def begin(self, epoch: int) -> None:
-        """Puts the order and the draws of an epoch on the device, in the same memory each time."""
+        """Copies the order and the draws of an epoch to the device, always to the same memory."""
         order, size = self.batches.order(epoch), self.batches.batch_size
         fresh = {"order": torch.from_numpy(order).to(self.device)}
         if self.augment is not None:
@@ -54,8 +54,8 @@ class ResidentData:
     def take(self, count: int) -> tuple[Tensor, Tensor]:
         """Returns the next images (count, H, W, C) and labels (count,), and moves on.
 
-        Nothing is read back from the device, so that a CUDA graph can hold it. Beyond the end of
-        the epoch, where a recording may warm up, it begins again.
+        Nothing is read back from the device, so that a CUDA graph can record it. At the end of the
+        epoch, which the steps before a recording may pass, it starts again.
         """
         places = (self.position + torch.arange(count, device=self.device)) % len(self.labels)
         self.position.add_(count)
@@ -68,10 +68,10 @@ class ResidentData:
 class RecordedStep:
     """A training step as a CUDA graph.
 
-    Recording takes the step a few times: who makes one puts back what it changes.
+    Recording takes the step a few times; the caller must restore what it changes.
 
     Args:
-        step: Reads nothing back from the device, and takes nothing from the host.
+        step: Takes the step without a copy between host and device.
     """
 
     def __init__(self, step: Callable[[], Tensor]) -> None:
@@ -86,17 +86,13 @@ class RecordedStep:
             self.result = step()
 
     def __call__(self) -> Tensor:
-        """Takes the step; returns before the device has done it.
-
-        Returns:
-            What the step returned, in memory that the next call overwrites.
-        """
+        """Starts the step on the device, and returns its result, which the next call overwrites."""
         self.graph.replay()
         return self.result
 
 
 def to_device(draws: list[Draws], device: torch.device) -> dict[str, Tensor]:
-    """Returns the draws of several steps behind each other, a tensor a field of `Draws`."""
+    """Returns the concatenated draws of several steps, one tensor per field of `Draws`."""
     return {
         field.name: torch.from_numpy(
             np.concatenate([getattr(draw, field.name) for draw in draws])
@@ -106,11 +102,14 @@ def to_device(draws: list[Draws], device: torch.device) -> dict[str, Tensor]:
 
 
 class DeviceAugmentation:
-    """Applies what an `Augmentation` drew.
+    """The augmentation of `kerasnorm.data.augment` as PyTorch calls on a device.
+
+    NumPy draws the same random numbers. The calls neither copy from the host nor have shapes that
+    depend on the numbers, so that a CUDA graph can record them.
 
     Args:
-        augmentation: What is done.
-        device: Where the images lie.
+        augmentation: Augmentation of the training images.
+        device: Device of the images.
     """
 
     def __init__(self, augmentation: Augmentation, device: torch.device) -> None:
@@ -127,7 +126,7 @@ class DeviceAugmentation:
 
         Args:
             images: uint8, (N, H, W, C).
-            draws: From `to_device`, a row an image.
+            draws: Draws from `to_device`, one row per image.
         """
         images = self._flip_and_move(images, draws["flip"], draws["offset"])
         if self.config.shift_scale_rotate > 0:
@@ -169,7 +168,7 @@ class DeviceAugmentation:
         return out.round().to(torch.uint8)
 
     def _hole_mask(self, hole: Tensor) -> Tensor:
-        """Mask of the holes (N, 2), top left corners, (N, H, W, 1)."""
+        """Returns the mask (N, H, W, 1) of holes whose top left corners are (N, 2)."""
         size = self.config.cutout_size
         down, across = self.rows - hole[:, :1], self.columns - hole[:, 1:]
         rows, columns = (down >= 0) & (down < size), (across >= 0) & (across < size)
@@ -186,7 +185,7 @@ def _reflect(positions: Tensor, size: int) -> Tensor:
 
 
 def _split(positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the whole part, int64, and the rest of positions."""
+    """Returns the integer part, int64, and the fraction of positions."""
     base = positions.floor()
     return base.long(), positions - base
 
