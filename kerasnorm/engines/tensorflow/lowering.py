@@ -2,7 +2,7 @@
 
 Every layer is called as the Keras layer that it is, with two exceptions. Dropout of values or
 channels is drawn by NumPy from (seed, epoch, step), so that several devices drop what one does and
-random numbers cost little. Some norms have faster kernels, see `kerasnorm.engines.tensorflow.kernels`.
+random numbers cost little. Some norms have faster kernels (`kerasnorm.engines.tensorflow.kernels`).
 """
 
 import math

@@ -64,7 +64,7 @@ class TorchEngine(NativeEngine):
     def _from_host(self, epoch: int) -> Iterator[StepResult]:
         order, size = self.batches.order(epoch), self.batches.batch_size
         for step in range(self.batches.steps):
-            batch = min(size, len(order) - step * size)
+            batch = min(size, len(self.batches.split) - step * size)
             shard = shard_of(batch, self.group.rank, self.group.size)
             arrays = self.batches.batch(epoch, step, order, shard.slice)
             images, labels = (torch.from_numpy(array).to(self.device) for array in arrays)
