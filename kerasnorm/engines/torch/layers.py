@@ -1,4 +1,4 @@
-"""What each Keras layer computes, as calls of plain PyTorch on the layer's own variables.
+"""Keras layers as calls of plain PyTorch on the layers' own variables.
 
 `RULES` lists the layers that are known, and for each the options that its rule takes into account.
 A layer of another type, or with any other option set, is left to Keras.
@@ -31,8 +31,9 @@ class Mode:
     Attributes:
         training: Whether batches are normalized by their own statistics, and dropout drops.
         key: (seed, epoch, step), from which dropout is drawn on the CPU.
-        shard: Which images of the batch these are, None for all.
-        sum_: Sums a tensor over the processes that have the others, None where bn does not ask.
+        shard: The shard of the batch that the images are; None for the whole batch.
+        sum_: Replaces a tensor by its sum over the processes that have the other shards; None
+            where batch norm uses the statistics of its own images.
     """
 
     training: bool = False
@@ -45,7 +46,7 @@ class Mode:
         return dropout_generator(self.key, number)
 
     def dropped(self, number: int, count: int, rate: float) -> NDArray[np.int64]:
-        """Returns which of `count` values a dropout takes, as it does from the whole batch."""
+        """Returns which of `count` values a dropout drops, as drawn for the whole batch."""
         if self.shard is None:
             return dropped_positions(self.random(number), count, rate)
         each = count // self.shard.count  # values per image
@@ -67,10 +68,10 @@ class Site:
     """Where in the graph a layer is called.
 
     Attributes:
-        number: Of the call in the graph; each dropout draws numbers of its own.
+        number: Number of the call in the graph; each dropout draws numbers of its own.
         is_alone: Its input is fresh memory (see `Lowered`) that no other layer reads.
         owns_gradient: The gradient of its output is fresh memory, whichever layer reads it.
-        device: Where the variables are.
+        device: Device of the variables.
     """
 
     device: torch.device
@@ -152,50 +153,23 @@ def _after_cast(lowered: Lowered, dtype: torch.dtype) -> Lowered:
     return replace(lowered, call=call, scaled=None, dropping=None)
 
 
-# Options that every rule may meet: each either does not change what a built layer computes, or is
-# taken into account for all layers alike. `seed` is here because the engine draws its own numbers.
+# Options that every rule accepts: each either does not change what a built layer computes, or is
+# taken into account for all layers alike. `seed` is one, because the engine draws its own numbers.
+VARIABLES = ("kernel", "bias", "gamma", "beta")
 COMMON_OPTIONS = frozenset(
     {
-        "name",
-        "dtype",
-        "trainable",
-        "seed",
-        *(f"{v}_initializer" for v in ("kernel", "bias", "gamma", "beta")),
-        *(f"moving_{v}_initializer" for v in ("mean", "variance")),
-        *(
-            f"{variable}_{kind}"
-            for variable in ("kernel", "bias", "gamma", "beta")
-            for kind in ("regularizer", "constraint")
-        ),
+        *("name", "dtype", "trainable", "seed"),
+        *("moving_mean_initializer", "moving_variance_initializer"),
+        *(f"{v}_{k}" for v in VARIABLES for k in ("initializer", "regularizer", "constraint")),
     }
 )
 
 # Activations that act on each value alone, so that the order of the axes does not matter.
-ELEMENTWISE = (
-    keras.activations.celu,
-    keras.activations.elu,
-    keras.activations.exponential,
-    keras.activations.gelu,
-    keras.activations.hard_shrink,
-    keras.activations.hard_sigmoid,
-    keras.activations.hard_silu,
-    keras.activations.hard_tanh,
-    keras.activations.leaky_relu,
-    keras.activations.linear,
-    keras.activations.log_sigmoid,
-    keras.activations.mish,
-    keras.activations.relu,
-    keras.activations.relu6,
-    keras.activations.selu,
-    keras.activations.sigmoid,
-    keras.activations.silu,
-    keras.activations.soft_shrink,
-    keras.activations.softplus,
-    keras.activations.softsign,
-    keras.activations.squareplus,
-    keras.activations.tanh,
-    keras.activations.tanh_shrink,
-)
+NAMES = """
+celu elu exponential gelu hard_shrink hard_sigmoid hard_silu hard_tanh leaky_relu linear log_sigmoid
+mish relu relu6 selu sigmoid silu soft_shrink softplus softsign squareplus tanh tanh_shrink
+"""
+ELEMENTWISE = [getattr(keras.activations, name) for name in NAMES.split()]
 
 
 def _is_elementwise(activation: Any) -> bool:
@@ -203,16 +177,16 @@ def _is_elementwise(activation: Any) -> bool:
     return any(activation is known for known in ELEMENTWISE)
 
 
-# Where variables are in half precision, Keras computes some layers in full and others not.
+# With variables in half precision, Keras computes some layers in full precision and others not.
 FULL_TYPES = ("float32", "float64")
 
 
 def _is_usual(layer: Any, options: frozenset[str], *, autocast: bool) -> bool:
-    """Says whether a layer is the usual one of its type, but for some options.
+    """Says whether all options of a layer have their usual values, apart from some.
 
     Args:
         layer: A built layer.
-        options: Those that may have any value.
+        options: Options that may have any value.
         autocast: Whether Keras casts the inputs of layers of this type to the compute type.
     """
     return (
@@ -221,27 +195,24 @@ def _is_usual(layer: Any, options: frozenset[str], *, autocast: bool) -> bool:
         and not getattr(layer, "lora_enabled", False)
         and getattr(layer, "data_format", "channels_last") == "channels_last"
         and layer.autocast is autocast
-        and not _unread_options(layer, options)
+        and _has_defaults(layer, options)
     )
 
 
-def _unread_options(layer: Any, options: frozenset[str]) -> list[str]:
-    """Returns which options have a value other than the default, some options left out."""
+def _has_defaults(layer: Any, options: frozenset[str]) -> bool:
+    """Says whether every option outside of `options` and `COMMON_OPTIONS` has its default value."""
     try:
         config = layer.get_config()
     except Exception:  # An option may be the user's own object, which may raise anything.
-        return ["get_config"]
+        return False
     parameters = inspect.signature(type(layer).__init__).parameters
-    defaults = {name: parameter.default for name, parameter in parameters.items()}
-
-    def is_set(name: str) -> bool:
-        value = config[name]
-        if name in defaults:
-            return bool(value != defaults[name])
-        # An option that the signature does not show is off where its value is None or False.
-        return not (value is None or value is False)
-
-    return [name for name in config.keys() - options - COMMON_OPTIONS if is_set(name)]
+    # An option outside of the signature is off if its value is None or False.
+    return all(
+        config[name] == parameters[name].default
+        if name in parameters
+        else config[name] is None or config[name] is False
+        for name in config.keys() - options - COMMON_OPTIONS
+    )
 
 
 def _value(variable: Any) -> Any:
