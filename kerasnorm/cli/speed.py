@@ -1,6 +1,7 @@
 """`kerasnorm bench`."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,26 +30,20 @@ UNAUGMENTED = {
 }
 
 
+def _several(name: str, text: str, choices: Iterable[str] | None = None) -> opt.Decorator:
+    kind = None if choices is None else click.Choice(tuple(choices))
+    text = f"{name.capitalize()}; more than one may be given. {text}"
+    return click.option(f"--{name}", f"{name}s", multiple=True, type=kind, help=text)
+
+
 def _count(name: str, default: int, text: str, least: int = 1) -> opt.Decorator:
     kind = click.IntRange(least)
     return click.option(f"--{name}", default=default, show_default=True, type=kind, help=text)
 
 
 @click.command()
-@click.option(
-    "--backend",
-    "backends",
-    multiple=True,
-    type=click.Choice(BACKENDS),
-    help="Keras backend; more than one may be given. By default torch and tensorflow.",
-)
-@click.option(
-    "--norm",
-    "norms",
-    multiple=True,
-    type=click.Choice(NORMS),
-    help=f"Norm; more than one may be given. By default {', '.join(COMPARED)}.",
-)
+@_several("backend", "By default torch and tensorflow.", BACKENDS)
+@_several("norm", f"By default {', '.join(COMPARED)}.", NORMS)
 @click.option(
     "--recipe",
     type=click.Choice(RECIPES),
@@ -62,12 +57,7 @@ def _count(name: str, default: int, text: str, least: int = 1) -> opt.Decorator:
 @click.option("--dropout", type=click.FloatRange(0, 0.95), help="Rate; by default the recipe's.")
 @click.option("--augment/--no-augment", help="Augment as the recipe does.", show_default=True)
 @click.option("--deterministic", is_flag=True, help="As in fit; for model.fit and kerasnorm only.")
-@click.option(
-    "--contender",
-    "contenders",
-    multiple=True,
-    help="Contender; more than one may be given. By default all, see the notes of the table.",
-)
+@_several("contender", "By default all, see the notes of the table.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Output folder.")
 @opt.device_option
 @opt.as_json

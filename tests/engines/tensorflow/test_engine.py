@@ -1,4 +1,4 @@
-"""The native TensorFlow engine against the portable one, and its dropout against chance."""
+"""The native TensorFlow engine against that of Keras, and its dropout against chance."""
 
 from itertools import pairwise
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.backend("tensorflow")
 
 
 def pair(norm, recipe, **overrides):
-    """A portable and a native engine in the same state."""
+    """A Keras engine and a native one in the same state."""
     options = {"dropout": 0.0, "batch_size": 7, "learning_rate": 1e-3, "groups": 2} | overrides
     return [
         make_engine(
@@ -31,11 +31,11 @@ def pair(norm, recipe, **overrides):
     ]
 
 
-def assert_ten_steps_are_equal(portable, native):
+def assert_ten_steps_are_equal(stock, native):
     assert isinstance(native, TensorFlowEngine)
-    assert portable.batches.steps == 10  # the last of a single image
-    tiny.assert_same_epoch(portable, native)
-    expected, received = portable.state(), native.state()
+    assert stock.batches.steps == 10  # the last of a single image
+    tiny.assert_same_epoch(stock, native)
+    expected, received = stock.state(), native.state()
     for name, array in expected.items():
         if name.startswith("model/"):
             error = np.abs(array - received[name]).max()
@@ -52,16 +52,16 @@ def assert_ten_steps_are_equal(portable, native):
         ("bn", "best", {"optimizer": "muon"}),
     ],
 )
-def test_ten_optimizer_steps_equal_the_portable_engine(norm, recipe, options):
+def test_ten_optimizer_steps_equal_the_keras_engine(norm, recipe, options):
     assert_ten_steps_are_equal(*pair(norm, recipe, **options))
 
 
 @pytest.mark.parametrize("norm", ["bn", "gn"])
-def test_steps_compiled_by_xla_equal_the_portable_engine(norm):
-    portable, native = pair(norm, "best")
+def test_steps_compiled_by_xla_equal_the_keras_engine(norm):
+    stock, native = pair(norm, "best")
     compiled = TensorFlowEngine(native.model, native.batches, native.config, is_compiled=True)
     assert compiled.whole_steps is not compiled.steps
-    assert_ten_steps_are_equal(portable, compiled)
+    assert_ten_steps_are_equal(stock, compiled)
 
 
 @pytest.mark.parametrize("dropout", [CLEARED, HASHED], ids=["cleared", "hashed"])

@@ -182,10 +182,10 @@ def test_a_model_that_the_native_engine_would_train_wrongly_is_trained_by_keras(
     is_native = form == "plain" or (form == "constraint" and on_tensorflow)
     assert (type(engine) is KerasEngine) == (not is_native)
     assert len(caplog.messages) == (not is_native)
-    portable = KerasEngine(keras.models.clone_model(model), batches, config.train)
-    portable.load_state(engine.state())
-    tiny.assert_same_epoch(portable, engine)
-    for name, array in portable.state().items():
+    stock = KerasEngine(keras.models.clone_model(model), batches, config.train)
+    stock.load_state(engine.state())
+    tiny.assert_same_epoch(stock, engine)
+    for name, array in stock.state().items():
         assert np.allclose(array, engine.state()[name], rtol=1e-3, atol=1e-4), name
     if not is_native:
         group = ProcessGroup()
