@@ -1,11 +1,9 @@
-"""The helper's process: answers tasks, a line of JSON each, until stdin ends.
+"""What the helper's process does: one function per task.
 
 See `kerasnorm.formats.helper`. What it returns is plain; arrays travel in `.npy` files.
 """
 
 import importlib
-import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -13,21 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from kerasnorm.errors import CorruptFileError, KerasnormError
+from kerasnorm.json_process import limit_memory, serve
 
 MEMORY = 4 << 30  # bytes that opening and running a file may take
 _opened: dict[str, Any] = {}
-
-
-def limit_memory() -> None:
-    """Limits the address space to what is in use now and `MEMORY`, where the system can."""
-    try:
-        import resource
-
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-    except (ImportError, OSError):
-        return  # Windows and macOS have no such limit
-    size = pages * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (size, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def make(path: Path, format: str, out: str, **options: Any) -> None:  # noqa: A002
@@ -44,7 +31,7 @@ def open_file(path: Path, format: str) -> dict[str, Any]:  # noqa: A002
     for name in runtimes.IMPORTS[format]:
         importlib.import_module(name)
     if format != "keras":
-        limit_memory()
+        limit_memory(MEMORY)
     opened = runtimes.open_file(path, format)
     _opened[str(path)] = opened
     return {
@@ -90,7 +77,7 @@ def read_tensors(path: Path, out: str) -> list[str]:
 
     from kerasnorm.formats.torch_files import read_pickled
 
-    limit_memory()
+    limit_memory(MEMORY)
     return read_pickled(path, Path(out))
 
 
@@ -104,24 +91,23 @@ TASKS: dict[str, Callable[..., Any]] = {
 }
 
 
-def answer(job: dict[str, Any]) -> dict[str, Any]:
-    """Does one task; an error becomes its name and message."""
-    path = Path(job.pop("path"))
-    task = job.pop("task")
+def answer(request: dict[str, Any]) -> Any:
+    """Does one task; every error becomes one of ours."""
+    path = Path(request.pop("path"))
+    task = request.pop("task")
     try:
-        return {"result": TASKS[task](path, **job)}
-    except KerasnormError as error:
-        return {"error": type(error).__name__, "message": str(error)}
+        return TASKS[task](path, **request)
+    except KerasnormError:
+        raise
     except MemoryError:
         message = f"{path} would take more than {MEMORY >> 30} GiB of memory."
-        return {"error": CorruptFileError.__name__, "message": message}
+        raise CorruptFileError(message) from None
     except Exception as error:  # the parsers of six projects raise every type
         lines = str(error).strip().splitlines() or [type(error).__name__]
         if task == "make":
-            message = f"The model cannot be written as {job['format']}: {lines[0]}"
-            return {"error": KerasnormError.__name__, "message": message}
-        message = f"{path} is damaged: {lines[0][:300]}"
-        return {"error": CorruptFileError.__name__, "message": message}
+            message = f"The model cannot be written as {request['format']}: {lines[0]}"
+            raise KerasnormError(message) from error
+        raise CorruptFileError(f"{path} is damaged: {lines[0][:300]}") from error
 
 
 def refuse_telemetry() -> None:
@@ -129,14 +115,6 @@ def refuse_telemetry() -> None:
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # as if not installed
 
 
-def serve() -> None:
-    """Answers tasks until stdin ends."""
-    refuse_telemetry()
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever else is printed is no reply
-    for line in sys.stdin:
-        replies.write(json.dumps(answer(json.loads(line))) + "\n")
-
-
 if __name__ == "__main__":
-    serve()
+    refuse_telemetry()
+    serve(answer)

@@ -389,10 +389,10 @@ def test_damaged_cards_are_refused(exports, tmp_path, text):
 def test_a_reader_that_dies_or_hangs_costs_one_error(tmp_path, monkeypatch):
     with helper.Helper(seconds=20) as process, pytest.raises(CorruptFileError):
         process.ask("open", tmp_path / "none.onnx", format="onnx")
-    monkeypatch.setattr(helper.sys, "executable", shutil.which("false"))
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with helper.Helper() as process, pytest.raises(CorruptFileError, match="reader ended with 1"):
         process.ask("open", tmp_path, format="onnx")
-    monkeypatch.setattr(helper.sys, "executable", shutil.which("yes"))
+    monkeypatch.setattr(sys, "executable", shutil.which("yes"))
     with helper.Helper(seconds=0.2) as process, pytest.raises(KerasnormError):
         process.ask("open", tmp_path, format="onnx")
 
