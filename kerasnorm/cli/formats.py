@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,26 +78,20 @@ def export(
     quantization = _quantization(saved, data) if quantize else None
     done = []
     with Exporter(saved, folder, _known_accuracy(saved)) as exporter:
-        for name in names:
-            done.append(exporter.export(name))
-            _show(done[-1], as_json)
+        work = [partial(exporter.export, name) for name in names]
         if quantization is not None:
-            done.append(exporter.quantize(quantization))
-            _show(done[-1], as_json)
+            work.append(partial(exporter.quantize, quantization))
+        for export_one in work:
+            done.append(export_one())
+            if not as_json:
+                _show(done[-1])
     if as_json:
-        opt.print_json([_plain(entry) for entry in done])
+        opt.print_json([asdict(one) | {"max_difference": one.max_difference} for one in done])
 
 
-def _plain(entry: "Export") -> dict[str, Any]:
-    facts = asdict(entry) | {"path": str(entry.path), "max_difference": entry.max_difference}
-    return facts | {"differences": {str(n): value for n, value in entry.differences.items()}}
-
-
-def _show(entry: "Export", as_json: bool) -> None:
-    if as_json:
-        return
+def _show(entry: "Export") -> None:
     differences = " ".join(f"{value:.1e}" for value in entry.differences.values())
-    took = f"   {entry.milliseconds:.2f} ms an image" if entry.milliseconds is not None else ""
+    took = f"   {entry.milliseconds:.2f} ms per image" if entry.milliseconds is not None else ""
     click.echo(
         f"{entry.format:<12}{entry.path}   {entry.bytes / 1000:.0f} kB   "
         f"differs by {differences} at batch 1, 7, 256 in {entry.runtime}{took}"

@@ -265,7 +265,7 @@ def _load(path: Path, load: Callable[[], Any]) -> "keras.Model":
 
 
 def load_used_model(path: Path) -> "keras.Model":
-    """Returns the model of a `.keras` file after a first call, which exporters of Keras need."""
+    """Returns the model of a `.keras` file after a first call, which exporters need."""
     import numpy as np
 
     model = load_model(path)
@@ -273,9 +273,9 @@ def load_used_model(path: Path) -> "keras.Model":
     return model
 
 
-def write(source: Path, out: Path) -> None:
-    """Copies a `.keras` file."""
-    shutil.copyfile(source, out)
+def export_with_keras(source: Path, out: Path, *, format: str) -> None:  # noqa: A002
+    """Writes the model of a `.keras` file in a format that Keras itself exports to."""
+    load_used_model(source).export(str(out), format=format, verbose=False)
 
 
 def open_file(path: Path) -> Opened:
@@ -295,7 +295,7 @@ FORMAT = Format(
     name="keras",
     suffix=".keras",
     runtime="Keras on the other backends",
-    write=write,
+    write=shutil.copyfile,
     open=open_file,
     load=load_model,
     modules=("keras",),

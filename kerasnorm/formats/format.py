@@ -74,7 +74,7 @@ class Format:
     name: str
     suffix: str
     runtime: str
-    write: Callable[[Path, Path], None]
+    write: Callable[[Path, Path], object]
     open: Callable[[Path], Opened]
     load: "Callable[[Path], keras.Model] | None" = None
     runs_code: bool = False

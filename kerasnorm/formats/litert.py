@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,6 @@ from kerasnorm.formats.safety import checks
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-
-def write(source: Path, out: Path) -> None:
-    """Writes the model of a `.keras` file as a LiteRT file."""
-    archive.load_used_model(source).export(out, format="litert", verbose=False)
 
 
 def write_int8(source: Path, out: Path, calibration: "NDArray[np.uint8]") -> None:
@@ -72,7 +68,7 @@ FORMAT = Format(
     name="litert",
     suffix=".tflite",
     runtime="LiteRT interpreter",
-    write=write,
+    write=partial(archive.export_with_keras, format="litert"),
     open=open_file,
     modules=("ai_edge_litert.interpreter",),
     writers={"tensorflow": ()},

@@ -19,7 +19,7 @@ def write(source: Path, out: Path) -> None:
 
     if keras.config.backend() == "tensorflow":
         _register_erfc()
-    archive.load_used_model(source).export(out, format="onnx", verbose=False)
+    archive.export_with_keras(source, out, format="onnx")
 
 
 def _register_erfc() -> None:

@@ -1,5 +1,6 @@
 """OpenVINO models: an `.xml` file, with the weights in the `.bin` file of the same name."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +10,6 @@ from kerasnorm.formats.safety import checks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-
-def write(source: Path, out: Path) -> None:
-    """Writes the model of a `.keras` file as an OpenVINO model."""
-    archive.load_used_model(source).export(str(out), format="openvino", verbose=False)
 
 
 def open_file(path: Path) -> Opened:
@@ -40,7 +36,7 @@ FORMAT = Format(
     name="openvino",
     suffix=".xml",
     runtime="OpenVINO",
-    write=write,
+    write=partial(archive.export_with_keras, format="openvino"),
     open=open_file,
     modules=("openvino",),
     # Keras converts with the help of SciPy, which neither of the two brings.

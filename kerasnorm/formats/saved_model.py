@@ -1,5 +1,6 @@
 """TensorFlow's SavedModel, a folder."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FILE = "saved_model.pb"
-
-
-def write(source: Path, out: Path) -> None:
-    """Writes the model of a `.keras` file as a SavedModel."""
-    archive.load_used_model(source).export(out, format="tf_saved_model", verbose=False)
+write = partial(archive.export_with_keras, format="tf_saved_model")
 
 
 def open_folder(path: Path) -> Opened:

@@ -4,7 +4,7 @@ Kernels are matched by order, kernel size and the chain of channels, norms by or
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -166,21 +166,16 @@ def _as_keras(value: NDArray[Any]) -> NDArray[Any]:
     return value.transpose(1, 2, 0) if value.ndim == 3 else value
 
 
-def _layers(model: keras.Model) -> Iterator[tuple[keras.layers.Layer, bool]]:
-    for layer in model.layers:
-        if layer.weights:
-            yield layer, isinstance(layer, keras.layers.Conv2D)
-
-
 def _fill(imported: Imported, kernels: Group, norms: Group, norm: str) -> None:
     """Sets the weights of the model; all that does not fit is reported together."""
-    layers = list(_layers(imported.model))
-    size = max((len(layer.weights) for layer, is_conv in layers if not is_conv), default=0)
+    layers = [layer for layer in imported.model.layers if layer.weights]
+    convolutions = [layer for layer in layers if isinstance(layer, keras.layers.Conv2D)]
+    size = max((len(layer.weights) for layer in layers if layer not in convolutions), default=0)
     groups = _groups(norms, size)
     remaining = iter(kernels)
     problems = []
-    for layer, is_conv in layers:
-        if is_conv:
+    for layer in layers:
+        if layer in convolutions:
             name, value = next(remaining)
             layer.set_weights([value.transpose(2, 3, 1, 0)])
             imported.matched[layer.weights[0].path] = name

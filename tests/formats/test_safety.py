@@ -248,6 +248,9 @@ def test_an_untrusted_module_beside_its_tensors_never_runs(copy, trace):
     path.with_suffix(".py").write_text(f"import os; os.mkdir({str(trace)!r})")
     open_any(path)
     assert not trace.exists()
+    with FileProcess() as process, pytest.raises(CorruptFileError, match="would run its code"):
+        process.do("open", path, format="state-dict")
+    assert not trace.exists()
 
 
 # Exports

@@ -13,7 +13,6 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 from kerasnorm.errors import CorruptFileError
 from kerasnorm.formats import safety
@@ -276,6 +275,8 @@ def check_openvino(path: Path) -> None:
     Raises:
         CorruptFileError: It is damaged, or holds layers of no standard.
     """
+    from xml.etree import ElementTree
+
     content = safety.read_limited(path)
     weights = path.with_suffix(".bin")
     safety.check_file(weights)
