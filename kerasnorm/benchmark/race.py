@@ -1,16 +1,15 @@
 """The race: contenders take turns, each in a process of its own; its table and its chart."""
 
-import json
 import logging
 import statistics
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kerasnorm.config import BACKENDS, Config, flatten
 from kerasnorm.errors import KerasnormError
+from kerasnorm.json_process import JsonProcess, ProcessEndedError
 from kerasnorm.norms import NORMS
 from kerasnorm.tables import Table
 
@@ -73,55 +72,6 @@ class Result:
     peak_mib: float = 0.0
 
 
-class _Worker:
-    """A contender's process."""
-
-    def __init__(
-        self, name: str, config: Config, images: int, environment: Mapping[str, str] | None
-    ) -> None:
-        self.name = name
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "kerasnorm.benchmark.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        values = {"recipe": config.recipe} | flatten(config.to_dict())
-        job = {"name": name, "images": images, "config": values}
-        self._write(json.dumps(job))
-
-    def _write(self, line: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-
-    def ask(self, command: str) -> dict[str, Any]:
-        """Has a command done and returns the reply.
-
-        Raises:
-            KerasnormError: The process died; the message ends with its last words.
-        """
-        assert self.process.stdout is not None
-        try:
-            self._write(command)
-            line = self.process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            _, words = self.process.communicate()
-            last = (words.strip().splitlines() or ["no message"])[-1]
-            raise KerasnormError(f"The contender {self.name} failed: {last}")
-        reply: dict[str, Any] = json.loads(line)
-        return reply
-
-    def close(self) -> None:
-        """Ends the process."""
-        self.process.kill()
-        self.process.communicate()
-
-
 def race(
     config: Config,
     contenders: Sequence[str],
@@ -141,14 +91,18 @@ def race(
         rounds: Number of rounds that are timed.
         environment: Environment of their processes; by default that of this process.
     """
-    workers: list[tuple[_Worker, Result]] = []
-    try:
+    values = {"recipe": config.recipe} | flatten(config.to_dict())
+    workers: list[tuple[JsonProcess, Result]] = []
+    with ExitStack() as stack:
         for name in contenders:
-            worker = _Worker(name, config, images, environment)
+            worker = stack.enter_context(
+                JsonProcess("kerasnorm.benchmark.worker", environment=environment)
+            )
             result = Result(config.model.norm, config.train.backend, name)
             try:
-                result.first_step = worker.ask("train")["first_step"]
-                worker.ask("predict")
+                _ask(worker, name, "prepare", name=name, images=images, config=values)
+                result.first_step = _ask(worker, name, "train")["first_step"]
+                _ask(worker, name, "predict")
             except KerasnormError as error:
                 logger.warning(str(error))
                 worker.close()
@@ -156,17 +110,30 @@ def race(
             workers.append((worker, result))
         for _ in range(rounds):
             for worker, result in workers:
-                reply = worker.ask("train")
+                reply = _ask(worker, result.contender, "train")
                 result.train.append(images / reply["seconds"])
                 result.peak_mib = reply["peak_mib"]
         for _ in range(rounds):
             for worker, result in workers:
                 if CONTENDERS[result.contender].predicts:
-                    result.predict.append(images / worker.ask("predict")["seconds"])
-    finally:
-        for worker, _ in workers:
-            worker.close()
+                    reply = _ask(worker, result.contender, "predict")
+                    result.predict.append(images / reply["seconds"])
     return [result for _, result in workers]
+
+
+def _ask(worker: JsonProcess, contender: str, task: str, **facts: Any) -> dict[str, float]:
+    """Returns the seconds and MiB that a contender took for a task.
+
+    Raises:
+        KerasnormError: The contender failed.
+    """
+    try:
+        reply: dict[str, float] = worker.ask({"task": task} | facts)
+    except KerasnormError as error:
+        words = error.last_words if isinstance(error, ProcessEndedError) else str(error)
+        message = f"The contender {contender} failed: {words or 'no message'}"
+        raise KerasnormError(message) from None
+    return reply
 
 
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:

@@ -1,12 +1,6 @@
-"""One contender in a process of its own, which trains or predicts on command.
+"""One contender in a process of its own: trains or predicts one epoch per request."""
 
-Reads commands from stdin, a line each, and answers each with a line of JSON on stdout.
-"""
-
-import json
-import os
 import resource
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +9,7 @@ from kerasnorm import runtime
 from kerasnorm.config import Config, resolve
 from kerasnorm.data import Dataset
 from kerasnorm.data.batches import Batches
+from kerasnorm.json_process import serve
 from kerasnorm.training.fit import make_batches, make_engine
 
 MEBIBYTE = 2**20
@@ -121,22 +116,27 @@ def _ignore(_: Any) -> None:
     """Discards a result."""
 
 
-def serve() -> None:
-    """Answers commands until stdin ends."""
-    start = time.perf_counter()
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever else is printed is no reply
-    job = json.loads(sys.stdin.readline())
-    first = _FirstStep(start)
-    train, predict = contender(job["name"], resolve(job["config"]), job["images"], first)
-    for number, line in enumerate(sys.stdin):
+class _Contender:
+    """Answers the requests of a race; the first one must be "prepare"."""
+
+    def __init__(self) -> None:
+        self.first = _FirstStep(time.perf_counter())
+        self.round = 0
+
+    def answer(self, request: dict[str, Any]) -> dict[str, float | None]:
+        """Prepares, trains or predicts; returns the seconds and MiB that it took."""
         begun = time.perf_counter()
-        (train if line.strip() == "train" else predict)(number)
+        if request["task"] == "prepare":
+            config = resolve(request["config"])
+            work = contender(request["name"], config, request["images"], self.first)
+            self.train, self.predict = work
+        else:
+            (self.train if request["task"] == "train" else self.predict)(self.round)
+            self.round += 1
         seconds = time.perf_counter() - begun
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEBIBYTE
-        reply = {"seconds": seconds, "first_step": first.seconds, "peak_mib": peak}
-        replies.write(json.dumps(reply) + "\n")
+        return {"seconds": seconds, "first_step": self.first.seconds, "peak_mib": peak}
 
 
 if __name__ == "__main__":
-    serve()
+    serve(_Contender().answer)

@@ -1,7 +1,8 @@
-"""Commands that bring models out and in: export, import-torch."""
+"""Commands that export and import models."""
 
 import logging
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,13 @@ from kerasnorm import runtime
 from kerasnorm.cli import options as opt
 from kerasnorm.config import resolve
 from kerasnorm.errors import ConfigError
+from kerasnorm.formats import FORMATS, check_formats
 
 if TYPE_CHECKING:
     from kerasnorm.formats.archive import SavedModel
     from kerasnorm.formats.export import Export, Quantization
 
 logger = logging.getLogger(__name__)
-FORMAT_NAMES = ("keras", "saved-model", "onnx", "litert", "torch", "openvino", "state-dict")
 CALIBRATION = 200  # images
 
 
@@ -28,8 +29,8 @@ CALIBRATION = 200  # images
     "formats",
     multiple=True,
     required=True,
-    type=click.Choice((*FORMAT_NAMES, "all")),
-    help="Format; give it several times for several.",
+    type=click.Choice((*FORMATS, "all")),
+    help="Format to write; repeat for several.",
 )
 @click.option(
     "--out",
@@ -39,7 +40,7 @@ CALIBRATION = 200  # images
 @click.option(
     "--quantize",
     type=click.Choice(("int8",)),
-    help="Write LiteRT in int8 too, and report the accuracy before and after.",
+    help="Also write LiteRT in int8, and print the accuracy before and after.",
 )
 @opt.data_option
 @opt.backend_option
@@ -58,47 +59,39 @@ def export(
     """Write a trained model in other formats, each checked in its own runtime.
 
     Every export takes raw pixels, 0 to 255, and is compared with Keras at batch 1, 7 and 256
-    before it is put in place, with a card (JSON) beside it.
+    before it is put in place, with its metadata (JSON) beside it.
 
     Example: kerasnorm export results/best/runs/gn-torch-s0 --format onnx --format litert
     """
-    names = list(FORMAT_NAMES) if "all" in formats else list(dict.fromkeys(formats))
+    names = list(FORMATS) if "all" in formats else list(dict.fromkeys(formats))
     if quantize and "litert" not in names:
         raise ConfigError("--quantize int8 belongs to LiteRT: add --format litert.")
+    check_formats(names)
     runtime.start(backend or "auto", device or "auto")
     from kerasnorm.formats.archive import open_model
-    from kerasnorm.formats.export import Exporter, check_formats
+    from kerasnorm.formats.export import Exporter
 
-    check_formats(names)
     saved = open_model(target)
     if saved.wants_equalized:
-        logger.warning(
-            f"{saved.path} takes histogram-equalized images; so do its exports, as their cards say."
-        )
+        logger.warning(f"{saved.path} takes histogram-equalized images, and so do its exports.")
     folder = out or (target if target.is_dir() else target.parent) / "exports"
     quantization = _quantization(saved, data) if quantize else None
     done = []
     with Exporter(saved, folder, _known_accuracy(saved)) as exporter:
-        for name in names:
-            done.append(exporter.export(name))
-            _show(done[-1], as_json)
+        work = [partial(exporter.export, name) for name in names]
         if quantization is not None:
-            done.append(exporter.quantize(quantization))
-            _show(done[-1], as_json)
+            work.append(partial(exporter.quantize, quantization))
+        for export_one in work:
+            done.append(export_one())
+            if not as_json:
+                _show(done[-1])
     if as_json:
-        opt.print_json([_plain(entry) for entry in done])
+        opt.print_json([asdict(one) | {"max_difference": one.max_difference} for one in done])
 
 
-def _plain(entry: "Export") -> dict[str, Any]:
-    facts = asdict(entry) | {"path": str(entry.path), "max_difference": entry.max_difference}
-    return facts | {"differences": {str(n): value for n, value in entry.differences.items()}}
-
-
-def _show(entry: "Export", as_json: bool) -> None:
-    if as_json:
-        return
+def _show(entry: "Export") -> None:
     differences = " ".join(f"{value:.1e}" for value in entry.differences.values())
-    took = f"   {entry.milliseconds:.2f} ms an image" if entry.milliseconds is not None else ""
+    took = f"   {entry.milliseconds:.2f} ms per image" if entry.milliseconds is not None else ""
     click.echo(
         f"{entry.format:<12}{entry.path}   {entry.bytes / 1000:.0f} kB   "
         f"differs by {differences} at batch 1, 7, 256 in {entry.runtime}{took}"
@@ -111,9 +104,9 @@ def _show(entry: "Export", as_json: bool) -> None:
 
 
 def _known_accuracy(saved: "SavedModel") -> float | None:
-    """Returns the test accuracy that the model's run reports, None where it is not the file's.
+    """Returns the test accuracy that the model's run reports, None where the file's may differ.
 
-    A run in mixed precision was judged in it; its file is in float32.
+    A run in mixed precision was evaluated in mixed precision; its file is in float32.
     """
     from kerasnorm.errors import CorruptFileError
     from kerasnorm.training.run import MODEL, Run, is_run
@@ -125,7 +118,7 @@ def _known_accuracy(saved: "SavedModel") -> float | None:
     try:
         return float(Run.load(saved.path.parent).metrics["test_accuracy"])
     except (CorruptFileError, TypeError, ValueError):
-        return None  # a run that goes on has no accuracy yet
+        return None  # an unfinished run has no accuracy yet
 
 
 def _quantization(saved: "SavedModel", data: str | None) -> "Quantization":
@@ -141,7 +134,7 @@ def _quantization(saved: "SavedModel", data: str | None) -> "Quantization":
 
 
 class Floats(click.ParamType[tuple[float, ...]]):
-    """Numbers with commas between: 0.49,0.48,0.45."""
+    """Numbers separated by commas: 0.49,0.48,0.45."""
 
     name = "N,N,…"
 
@@ -150,7 +143,7 @@ class Floats(click.ParamType[tuple[float, ...]]):
         try:
             return tuple(float(item) for item in value.split(","))
         except ValueError:
-            self.fail(f"expected numbers with commas between. Received: {value!r}")
+            self.fail(f"expected numbers separated by commas. Received: {value!r}")
 
 
 @click.command("import-torch", cls=opt.ConfigCommand)
@@ -163,11 +156,11 @@ class Floats(click.ParamType[tuple[float, ...]]):
 )
 @click.option("--image-size", default="32,32", metavar="H,W", type=opt.NumberList(),
               show_default=True, help="Height and width of the images.")  # fmt: skip
-@click.option("--mean", type=Floats(), help="Mean of each channel in its training, pixels 0 to 1. "
+@click.option("--mean", type=Floats(), help="Mean per channel in its training, of pixels 0 to 1. "
               "[default: CIFAR-10's for three channels, else 0.5]")  # fmt: skip
-@click.option("--std", type=Floats(), help="Standard deviation of each channel, likewise. "
-              "[default: CIFAR-10's, else 0.25]")  # fmt: skip
-@click.option("--class-names", help="Names of the classes, with commas between.")
+@click.option("--std", type=Floats(), help="Standard deviation per channel in its training. "
+              "[default: CIFAR-10's for three channels, else 0.25]")  # fmt: skip
+@click.option("--class-names", help="Names of the classes, separated by commas.")
 @opt.backend_option
 @opt.as_json
 @opt.config_options("model")
@@ -185,7 +178,7 @@ def import_torch(
     """Make a Keras model of a PyTorch state_dict (.pth, .pt, .safetensors) of this network.
 
     Tensors are matched by order and shape, whatever their names; widths come from the tensors.
-    A .safetensors file keeps no order: there numbers in the names tell it.
+    A .safetensors file keeps no order: numbers in the names tell it there.
 
     Example: kerasnorm import-torch weights.pth --norm bn --recipe era8 --out model.keras
     """
@@ -200,16 +193,16 @@ def import_torch(
     import kerasnorm
     from kerasnorm.files import sha256
     from kerasnorm.formats.archive import save_model
-    from kerasnorm.formats.torch_files import read_tensors, sorted_by_words
+    from kerasnorm.formats.safety.torch_files import read_tensors, sorted_by_words
     from kerasnorm.formats.torch_import import import_tensors
 
     tensors = read_tensors(file)
     guessed = sorted_by_words(file, tensors)
     if guessed:
         logger.warning(
-            f"{file} does not keep the order of its layers; these kernels, alike in shape, were "
-            f"put in the order of their names: {', '.join(guessed)}. If that is not the order in "
-            "which the network runs, import a .pth, or number them."
+            f"{file} does not keep the order of its layers. These kernels have the same shape and "
+            f"were sorted by name: {', '.join(guessed)}. If the network runs them in another "
+            "order, import a .pth, or number them."
         )
     imported = import_tensors(
         tensors, given, image_size=(image_size[0], image_size[1]), mean=mean, std=std
@@ -221,13 +214,13 @@ def import_torch(
     names = class_names.split(",") if class_names else [str(n) for n in range(classes)]
     if len(names) != classes:
         raise ConfigError(f"--class-names: expected {classes} names. Received: {len(names)}")
-    card = {
+    metadata = {
         "class_names": names,
         "imported_from": {"file": file.name, "sha256": sha256(file)},
         "kerasnorm": kerasnorm.__version__,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_model(model, out, card)
+    save_model(model, out, metadata)
     if as_json:
         facts = {"path": str(out), "parameters": model.count_params()}
         opt.print_json(facts | {"matched": imported.matched, "ignored": imported.ignored})

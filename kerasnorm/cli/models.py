@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from kerasnorm.data import Split
     from kerasnorm.formats.archive import SavedModel
-    from kerasnorm.formats.opening import Artefact
+    from kerasnorm.formats.exported import ExportedModel
 
 logger = logging.getLogger(__name__)
 target_argument = click.argument("target", metavar="RUN-OR-MODEL", type=click.Path(path_type=Path))
@@ -97,9 +97,9 @@ def receptive_field(target: str, as_json: bool, image_shape: tuple[int, ...], cl
         opt.print_table(receptive_field_table(rows))
 
 
-def _open(target: Path, backend: str | None, device: str | None) -> "Artefact | SavedModel":
-    from kerasnorm.formats.formats import detect
-    from kerasnorm.formats.opening import needs_keras, open_any
+def _open(target: Path, backend: str | None, device: str | None) -> "ExportedModel | SavedModel":
+    from kerasnorm.formats import detect
+    from kerasnorm.formats.exported import needs_keras, open_any
 
     if needs_keras(target):
         runtime.start(backend or "auto", device or "auto")
@@ -116,7 +116,7 @@ def _open(target: Path, backend: str | None, device: str | None) -> "Artefact | 
     return saved
 
 
-def images_of(saved: "Artefact | SavedModel", data: str | None, split: str) -> "Split":
+def images_of(saved: "ExportedModel | SavedModel", data: str | None, split: str) -> "Split":
     """Returns the images and labels to evaluate a model on.
 
     Raises:

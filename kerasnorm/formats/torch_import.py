@@ -1,10 +1,10 @@
-"""PyTorch weights of this skeleton become a Keras model, whatever their names.
+"""Makes a Keras model of PyTorch weights of this network, whatever their names are.
 
 Kernels are matched by order, kernel size and the chain of channels, norms by order and shape.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ Group = list[Tensor]
 
 # Sizes of the kernels in their order; the last is that of C10.
 SIZES = [size for _, count, size in SKELETON for _ in range(count)] + [1]
-# What a norm's tensors are called, by author; each → its place among Keras's weights.
+# Names that authors give to a norm's tensors, and the position of each among Keras's weights.
 PLACES = {
     "weight": 0,
     "gamma": 0,
@@ -43,8 +43,8 @@ class Imported:
 
     Attributes:
         model: The Keras model.
-        matched: Keras weight → the tensor that it was taken from.
-        ignored: Tensors that hold no weight.
+        matched: Name of the tensor that each Keras weight was taken from.
+        ignored: Names of the tensors that hold no weight.
     """
 
     model: keras.Model
@@ -63,11 +63,11 @@ def import_tensors(
     """Returns the Keras model of a PyTorch state_dict of this skeleton.
 
     Args:
-        tensors: Name and values of each, in the order of the modules.
+        tensors: Name and values of each tensor, in the order of the modules.
         options: Norm, recipe and other fields of the model's config; widths come from the tensors.
-        image_size: (H, W) of the images; element-affine norms know it themselves.
-        mean: Mean of each channel that the training subtracted, pixels counted 0 to 1.
-        std: Standard deviation that it divided by.
+        image_size: Height and width of the images; element-affine norms override it.
+        mean: Mean per channel that the training subtracted, of pixels from 0 to 1.
+        std: Standard deviation per channel that the training divided by.
 
     Raises:
         ConfigError: A tensor does not fit; the message names each.
@@ -143,10 +143,10 @@ def _kernel_report(tensors: Group, fitting: list[int]) -> str:
 
 
 def _groups(tensors: Group, size: int) -> list[dict[int, Tensor]]:
-    """Returns the tensors of each norm, by their place among Keras's weights.
+    """Returns the tensors of each norm by their position among Keras's weights.
 
-    Modules are told apart by the names before the last dot; where names say nothing, every `size`
-    tensors are a norm, in PyTorch's order: weight, bias, running mean, running variance.
+    The name before the last dot tells the module. Where the rest is no known name, every `size`
+    tensors form a norm, in PyTorch's order: weight, bias, running mean, running variance.
     """
     by_module: dict[str, Group] = defaultdict(list)
     for name, value in tensors:
@@ -166,21 +166,16 @@ def _as_keras(value: NDArray[Any]) -> NDArray[Any]:
     return value.transpose(1, 2, 0) if value.ndim == 3 else value
 
 
-def _layers(model: keras.Model) -> Iterator[tuple[keras.layers.Layer, bool]]:
-    for layer in model.layers:
-        if layer.weights:
-            yield layer, isinstance(layer, keras.layers.Conv2D)
-
-
 def _fill(imported: Imported, kernels: Group, norms: Group, norm: str) -> None:
     """Sets the weights of the model; all that does not fit is reported together."""
-    layers = list(_layers(imported.model))
-    size = max((len(layer.weights) for layer, is_conv in layers if not is_conv), default=0)
+    layers = [layer for layer in imported.model.layers if layer.weights]
+    convolutions = [layer for layer in layers if isinstance(layer, keras.layers.Conv2D)]
+    size = max((len(layer.weights) for layer in layers if layer not in convolutions), default=0)
     groups = _groups(norms, size)
     remaining = iter(kernels)
     problems = []
-    for layer, is_conv in layers:
-        if is_conv:
+    for layer in layers:
+        if layer in convolutions:
             name, value = next(remaining)
             layer.set_weights([value.transpose(2, 3, 1, 0)])
             imported.matched[layer.weights[0].path] = name

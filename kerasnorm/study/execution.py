@@ -1,19 +1,15 @@
 """Trains the runs of a study, each in a process of its own, here or on a Dask cluster.
 
-The parent process starts `python -m kerasnorm.study.execution FOLDER` for each run. This run
-process trains what the folder's config.toml says, from its last checkpoint if there is one. It ends
-when its stdin is closed, so that it never outlives its parent, even one that was killed.
+The parent process starts a run process for each run. It trains what the config.toml of the run's
+folder says, from its last checkpoint if there is one, and ends with its parent.
 
 The folder of a study must be at the same path for the workers of a Dask cluster as it is here.
 """
 
 import logging
-import os
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -31,6 +27,7 @@ from kerasnorm.errors import (
     MissingPackageError,
     RunFolderError,
 )
+from kerasnorm.json_process import JsonProcess, ProcessEndedError, serve
 from kerasnorm.progress import NullProgress, Progress, console_notes, duration
 from kerasnorm.study.folder import LOG, PlannedRun, State, start_over, tidy
 from kerasnorm.study.plan import identity
@@ -48,9 +45,7 @@ EVENTS = f"{MODULE}.events"
 events = logging.getLogger(EVENTS)
 
 STOP = ".stop"  # in the study's folder while its runs are asked to end
-ORPHANED = 143  # exit code of a run process whose parent has ended, as after SIGTERM
 REFRESH = 0.5  # seconds between two readings of the runs' folders
-POLL = 0.2  # seconds between two checks of a run process
 STOP_TIMEOUT = 10.0  # seconds in which runs that were asked to end must end
 LOCK_TIMEOUT = 60.0  # seconds to wait for a run that the process of a killed parent still holds
 CONNECT_TIMEOUT = "10s"  # of the connection to a Dask scheduler
@@ -289,38 +284,29 @@ def train_in_process(folder: Path, threads: int) -> Ending:
     """
     deadline = time.monotonic() + LOCK_TIMEOUT
     while True:
-        with (folder / LOG).open("wb") as log:
-            process = subprocess.Popen(  # noqa: S603  (our own code, in this Python)
-                [sys.executable, "-m", MODULE, str(folder)],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=runtime.subprocess_environment(threads),
-            )
-        try:
-            while process.poll() is None and not _is_stopped(folder):
-                time.sleep(POLL)
-        finally:
-            process.kill()  # without effect on a process that has ended
-            process.communicate()
+        code, message = _train_once(folder, threads)
         # The run process of a killed Dask worker ends, and drops its lock, a moment later.
-        is_locked = process.returncode == RunFolderError.exit_code
+        is_locked = code == RunFolderError.exit_code
         if not is_locked or _is_stopped(folder) or time.monotonic() > deadline:
-            return process.returncode, _last_line(folder / LOG)
+            return code, message
         time.sleep(1.0)
+
+
+def _train_once(folder: Path, threads: int) -> Ending:
+    environment = runtime.subprocess_environment(threads)
+    with JsonProcess(MODULE, environment=environment, log=folder / LOG) as process:
+        try:
+            process.ask({"folder": folder}, is_stopped=lambda: _is_stopped(folder))
+        except ProcessEndedError as error:
+            return error.code, error.last_words or "it left no message"
+        except KerasnormError as error:
+            return error.exit_code, str(error)
+    return 0, ""
 
 
 def _is_stopped(folder: Path) -> bool:
     """Returns whether the study of the run in `folder` was interrupted."""
     return (folder.parent.parent / STOP).exists()
-
-
-def _last_line(log: Path) -> str:
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    except OSError:
-        lines = []
-    return lines[-1].removeprefix("kerasnorm: ") if lines else "it left no message"
 
 
 @dataclass(frozen=True)
@@ -392,9 +378,11 @@ def makespan(estimates: Sequence[Estimate], lanes: int) -> float | None:
     return max(ends)
 
 
-def main(folder: Path) -> int:
-    """Trains the run in `folder` in this run process; returns the exit code."""
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+def train_run(request: Mapping[str, Any]) -> None:
+    """Trains the run in the folder that the request names, in this run process."""
+    folder = Path(request["folder"])
+    # The run records this command line: what a person would type for the same.
+    sys.argv = ["kerasnorm", "fit", "--resume", str(folder)]
     with console_notes():
         try:
             try:
@@ -405,17 +393,9 @@ def main(folder: Path) -> int:
                 fit(resume=folder, plots=False)
         except KerasnormError as error:
             logger.error(f"kerasnorm: {error}")
-            return error.exit_code
+            raise
     tidy(folder)
-    return 0
-
-
-def _exit_with_parent() -> None:
-    os.read(0, 1)  # not sys.stdin, whose lock a daemon thread must not hold at the end
-    os._exit(ORPHANED)
 
 
 if __name__ == "__main__":
-    # The run records this command line: what a person would type for the same.
-    sys.argv = ["kerasnorm", "fit", "--resume", sys.argv[1]]
-    sys.exit(main(Path(sys.argv[3])))
+    serve(train_run)

@@ -19,8 +19,10 @@ from keras import layers
 
 from kerasnorm.config import resolve
 from kerasnorm.errors import CorruptFileError
-from kerasnorm.formats import archive, limits
-from kerasnorm.formats.archive import CARD, load_model, open_model, read_archive, save_model
+from kerasnorm.formats import safety
+from kerasnorm.formats.archive import load_model, open_model, read_archive, save_model
+from kerasnorm.formats.safety import checks
+from kerasnorm.formats.safety.checks import METADATA
 from kerasnorm.network import CIFAR10_MEAN, CIFAR10_STD, EQUALIZED_PIXELS, build, build_model
 from kerasnorm.norms import NORMS
 
@@ -50,10 +52,10 @@ def file(tmp_path: Path) -> Path:
 
 
 def rewrite(path: Path, **members: bytes) -> Path:
-    """Replaces members of an archive: config is config.json, card the card, and so on."""
+    """Replaces members of an archive: config is config.json, metadata the metadata."""
     with zipfile.ZipFile(path) as before:
         content = {name: before.read(name) for name in before.namelist()}
-    content |= {{"config": "config.json", "card": CARD}[k]: v for k, v in members.items()}
+    content |= {{"config": "config.json", "metadata": METADATA}[k]: v for k, v in members.items()}
     with zipfile.ZipFile(path, "w") as after:
         for name, data in content.items():
             after.writestr(name, data)
@@ -63,7 +65,7 @@ def rewrite(path: Path, **members: bytes) -> Path:
 # Round trips
 
 
-def test_a_model_comes_back_with_its_card(tmp_path: Path) -> None:
+def test_a_model_comes_back_with_its_metadata(tmp_path: Path) -> None:
     config = resolve({"norm": "gn", "widths": WIDTHS, "groups": 2, "epochs": 3})
     model = build(
         config.model, input_shape=SHAPE, classes=3, mean=CIFAR10_MEAN, std=CIFAR10_STD, seed=4
@@ -93,14 +95,14 @@ def test_a_file_says_that_its_images_must_be_equalized(tmp_path: Path) -> None:
     assert open_model(tmp_path).wants_equalized
 
 
-@pytest.mark.parametrize("card", [{}, {"class_names": ["one"]}, {"class_names": 7}])
-def test_classes_are_numbered_where_the_card_does_not_name_each(
-    tmp_path: Path, card: dict[str, Any]
+@pytest.mark.parametrize("metadata", [{}, {"class_names": ["one"]}, {"class_names": 7}])
+def test_classes_are_numbered_where_the_metadata_does_not_name_each(
+    tmp_path: Path, metadata: dict[str, Any]
 ) -> None:
     image = keras.Input((2, 2, 1))
     path = tmp_path / "foreign.keras"
     keras.Model(image, layers.Dense(3)(layers.Flatten()(image))).save(path)
-    saved = open_model(rewrite(path, card=json.dumps(card).encode()))
+    saved = open_model(rewrite(path, metadata=json.dumps(metadata).encode()))
     assert saved.class_names == ("0", "1", "2")
     assert saved.config is None
 
@@ -265,10 +267,10 @@ def test_damaged_configs_are_refused(file: Path, config: bytes) -> None:
         load_model(rewrite(file, config=config))
 
 
-@pytest.mark.parametrize("card", [b"not JSON", b"[]", b"[" * 100_000])
-def test_damaged_cards_are_refused(file: Path, card: bytes) -> None:
+@pytest.mark.parametrize("metadata", [b"not JSON", b"[]", b"[" * 100_000])
+def test_damaged_metadata_is_refused(file: Path, metadata: bytes) -> None:
     with pytest.raises(CorruptFileError):
-        load_model(rewrite(file, card=card))
+        load_model(rewrite(file, metadata=metadata))
 
 
 @pytest.mark.parametrize(
@@ -289,9 +291,9 @@ def test_damaged_cards_are_refused(file: Path, card: bytes) -> None:
     ],
     ids=lambda config: str(config)[:40],
 )
-def test_a_config_in_the_card_that_is_none_is_refused(file: Path, config: object) -> None:
-    rewrite(file, card=json.dumps({"config": config}).encode())
-    with pytest.raises(CorruptFileError, match="its card is damaged"):
+def test_a_config_in_the_metadata_that_is_none_is_refused(file: Path, config: object) -> None:
+    rewrite(file, metadata=json.dumps({"config": config}).encode())
+    with pytest.raises(CorruptFileError, match="its metadata is damaged"):
         open_model(file)
 
 
@@ -324,7 +326,7 @@ def test_encrypted_archives_are_refused(file: Path) -> None:
 def test_archives_that_unpack_to_too_much_are_refused(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "MAX_BYTES", 1000)
+    monkeypatch.setattr(safety, "MAX_BYTES", 1000)
     with pytest.raises(CorruptFileError, match="unpacks to more than"):
         load_model(file)
 
@@ -332,7 +334,7 @@ def test_archives_that_unpack_to_too_much_are_refused(
 def test_models_with_too_many_weights_are_refused(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "MAX_WEIGHTS", 9)  # it has 10
+    monkeypatch.setattr(safety, "MAX_WEIGHTS", 9)  # it has 10
     with pytest.raises(CorruptFileError, match="9 weights"):
         load_model(file)
 
@@ -405,10 +407,10 @@ WRAPPED: dict[str, Callable[[layers.Layer], list[layers.Layer]]] = {
 
 
 @pytest.mark.parametrize("wrapped", WRAPPED)
-def test_a_hostile_lambda_never_runs(
+def test_an_untrusted_lambda_never_runs(
     tmp_path: Path, wrapped: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trace, path = tmp_path / "trace", tmp_path / "hostile.keras"
+    trace, path = tmp_path / "trace", tmp_path / "untrusted.keras"
     shape = (1, 2, 2, 1) if wrapped == "in a wrapper" else (2, 2, 1)
     model = keras.Sequential([keras.Input(shape), *WRAPPED[wrapped](trap(trace))])
     model.save(path)
@@ -420,14 +422,14 @@ def test_a_hostile_lambda_never_runs(
             open_it(path)
         assert not trace.exists()
     # The second line of defence: Keras's own safe mode.
-    monkeypatch.setattr(archive, "_foreign_classes", lambda config: set())
+    monkeypatch.setattr(checks, "check_keras_classes", lambda *_: None)
     with pytest.raises(CorruptFileError):
         load_model(path)
     assert not trace.exists()
 
 
-def test_a_hostile_lambda_in_the_place_of_a_function_never_runs(tmp_path: Path) -> None:
-    trace, path = tmp_path / "trace", tmp_path / "hostile.keras"
+def test_an_untrusted_lambda_in_the_place_of_a_function_never_runs(tmp_path: Path) -> None:
+    trace, path = tmp_path / "trace", tmp_path / "untrusted.keras"
     code = trap(trace).get_config()["function"]["config"]
     keras.Sequential([keras.Input((2, 2, 1)), layers.Activation("relu")]).save(path)
     function = {

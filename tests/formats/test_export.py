@@ -17,10 +17,9 @@ from kerasnorm.errors import (
     MissingPackageError,
     RunFolderError,
 )
-from kerasnorm.formats import export, formats
+from kerasnorm.formats import check_formats, detect, export
 from kerasnorm.formats.archive import open_model, save_model
-from kerasnorm.formats.metadata import card_path
-from kerasnorm.formats.opening import open_any
+from kerasnorm.formats.exported import metadata_path, open_any
 from kerasnorm.norms import NORMS
 
 POSSIBLE = exported.possible()
@@ -37,15 +36,15 @@ NORM_OPTIONS = {norm: {"norm": norm} for norm in NORMS} | {
 
 
 @pytest.mark.parametrize("name", POSSIBLE)
-def test_an_export_opens_with_the_logits_and_the_card_of_its_model(exports, name):
+def test_an_export_opens_with_the_logits_and_the_metadata_of_its_model(exports, name):
     path = path_of(exports, name)
-    card = json.loads(card_path(path).read_text())
-    assert card["classes"] == list(NAMES)
-    assert card["input"]["shape"] == [None, *SHAPE]
-    assert card["input"]["range"] == [0, 255]
-    assert card["accuracy"] == 0.5
-    assert all(value < 1e-3 for value in card["max_difference"].values())
-    assert {*card["max_difference"]} == {"1", "7", "256"}
+    metadata = json.loads(metadata_path(path).read_text())
+    assert metadata["classes"] == list(NAMES)
+    assert metadata["input"]["shape"] == [None, *SHAPE]
+    assert metadata["input"]["range"] == [0, 255]
+    assert metadata["accuracy"] == 0.5
+    assert all(value < 1e-3 for value in metadata["max_difference"].values())
+    assert {*metadata["max_difference"]} == {"1", "7", "256"}
     opened = open_any(path)
     assert opened.class_names == NAMES
     assert opened.image_shape == SHAPE
@@ -57,7 +56,7 @@ def test_an_export_opens_with_the_logits_and_the_card_of_its_model(exports, name
 
 
 @pytest.mark.parametrize("name", [name for name in POSSIBLE if name != "keras"])
-def test_a_file_that_is_not_its_cards_is_refused(exports, name, tmp_path):
+def test_a_file_that_its_metadata_was_not_written_for_is_refused(exports, name, tmp_path):
     path = path_of(exports, name)
     shutil.copytree(path.parent, tmp_path / "copy")
     copy = tmp_path / "copy" / path.name
@@ -126,7 +125,7 @@ def test_models_of_stock_keras_are_exported(tmp_path, name):
     saved = open_model(tmp_path)
     with export.Exporter(saved, tmp_path / "out", None) as exporter:
         done = exporter.export("onnx")
-    card_path(done.path).unlink()  # what it gives is then seen from what it gives
+    metadata_path(done.path).unlink()  # what it gives is then seen from what it gives
     opened = open_any(done.path)
     assert opened.kind == saved.kind == ("probabilities" if name == "operations" else "logits")
     np.testing.assert_allclose(opened.predict(IMAGES), saved.predict(IMAGES), atol=1e-4)
@@ -142,12 +141,12 @@ def test_a_missing_package_is_named_with_its_pip_command(monkeypatch):
 
     without("tensorflow")
     with pytest.raises(MissingPackageError, match=r"pip install 'kerasnorm\[tensorflow\]'"):
-        export.check_formats(["litert"])
+        check_formats(["litert"])
     without("onnxruntime")
     with pytest.raises(MissingPackageError, match=r"onnxruntime.*pip install 'kerasnorm\[export"):
-        export.check_formats(["onnx"])
+        check_formats(["onnx"])
     with pytest.raises(ConfigError, match="expected one of keras"):
-        export.check_formats(["caffe"])
+        check_formats(["caffe"])
 
 
 @pytest.mark.parametrize("options", NORM_OPTIONS.values(), ids=NORM_OPTIONS)
@@ -155,17 +154,17 @@ def test_the_written_module_has_the_logits_of_any_norm(options, tmp_path):
     torch = pytest.importorskip("torch")
     pytest.importorskip("safetensors")
     from kerasnorm.formats import state_dict
-    from kerasnorm.formats.torch_module import run
     from kerasnorm.network import portable
 
     model = portable(network(**options))
     path = tmp_path / "model.safetensors"
-    state_dict.write(model, path)
-    np.save(tmp_path / "images.npy", IMAGES)
+    save_model(model, tmp_path / "model.keras", {})
+    state_dict.write(tmp_path / "model.keras", path)
     expected = np.asarray(model.predict(IMAGES, verbose=0))
-    run(path, tmp_path / "images.npy", tmp_path / "logits.npy")
-    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, rtol=1e-4, atol=1e-4)
-    back = np.asarray(state_dict.read(path).predict(IMAGES, verbose=0))
+    opened = state_dict.open_file(path)
+    assert opened.image_shape == SHAPE
+    np.testing.assert_allclose(opened.predict(IMAGES), expected, rtol=1e-4, atol=1e-4)
+    back = np.asarray(state_dict.load(path).predict(IMAGES, verbose=0))
     np.testing.assert_allclose(back, expected, rtol=1e-4, atol=1e-4)
     lines = path.with_suffix(".py").read_text().splitlines()
     assert [line for line in lines if line.startswith(("import", "from"))] == [
@@ -177,7 +176,7 @@ def test_the_written_module_has_the_logits_of_any_norm(options, tmp_path):
 
 
 def test_a_layer_that_no_module_is_written_for_is_named():
-    from kerasnorm.formats.torch_module import generate
+    from kerasnorm.formats.state_dict import generate
 
     image = keras.Input(SHAPE)
     features = keras.layers.SeparableConv2D(2, 3)(image)
@@ -227,4 +226,4 @@ def test_quantized_models_keep_most_of_their_accuracy(tmp_path):
         done = exporter.quantize(given)
     assert abs(done.quantized_accuracy - done.accuracy) < 0.05
     assert open_any(done.path).predict(data.test.images).shape == (200, 10)
-    assert formats.detect(done.path).name == "litert"
+    assert detect(done.path).name == "litert"

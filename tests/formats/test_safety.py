@@ -1,4 +1,4 @@
-"""Files are hostile until shown otherwise: none of these runs, hangs or crashes anything."""
+"""Files are untrusted until they are checked: none of these runs, hangs or crashes anything."""
 
 import io
 import json
@@ -8,7 +8,6 @@ import resource
 import shutil
 import sys
 import zipfile
-from pathlib import Path
 
 import h5py
 import keras
@@ -19,11 +18,12 @@ from helpers.exported import path_of
 from keras import layers
 
 from kerasnorm.errors import ConfigError, CorruptFileError, KerasnormError
-from kerasnorm.formats import archive, formats, helper, limits
-from kerasnorm.formats import metadata as card
-from kerasnorm.formats.opening import needs_keras, open_any
-from kerasnorm.formats.torch_files import read_tensors
-from kerasnorm.formats.torch_module import generate
+from kerasnorm.formats import FORMATS, detect, safety
+from kerasnorm.formats.exported import checksums, metadata_path, needs_keras, open_any
+from kerasnorm.formats.safety import checks
+from kerasnorm.formats.safety.process import FileProcess
+from kerasnorm.formats.safety.torch_files import read_tensors
+from kerasnorm.formats.state_dict import generate
 
 POSSIBLE = exported.possible()
 MUTATIONS = {"few": 6, "many": 500}
@@ -50,12 +50,12 @@ def trace(tmp_path):
 
 @pytest.fixture
 def copy(exports, tmp_path):
-    """Returns a function that copies an export, without its card, to spoil it."""
+    """Returns a function that copies an export, without its metadata, to spoil it."""
 
     def make(name):
         shutil.copytree(exports / "exports", tmp_path / "copy")
         path = tmp_path / "copy" / path_of(exports, name).name
-        card.card_path(path).unlink()
+        metadata_path(path).unlink()
         return path
 
     return make
@@ -145,7 +145,7 @@ def test_members_of_the_same_name_are_refused(file):
 
 def test_a_bomb_is_refused_before_it_unpacks(file, monkeypatch):
     with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as opened:
-        opened.writestr("assets/bomb", bytes(limits.MAX_BYTES + 1))
+        opened.writestr("assets/bomb", bytes(safety.MAX_BYTES + 1))
     assert file.stat().st_size < 2_000_000
     monkeypatch.setattr(zipfile.ZipFile, "read", lambda *a: pytest.fail("it was unpacked"))
     refused(file, "unpacks to more than 1024 MiB")
@@ -153,7 +153,7 @@ def test_a_bomb_is_refused_before_it_unpacks(file, monkeypatch):
 
 def with_weights(file, change):
     def edit(name, data):
-        if name != archive.WEIGHTS:
+        if name != checks.WEIGHTS:
             return data
         content = io.BytesIO(data)
         with h5py.File(content, "r+") as opened:
@@ -190,17 +190,17 @@ def test_weights_that_lie_elsewhere_or_nowhere_are_refused(file, change):
 # PyTorch pickles and safetensors
 
 
-def test_a_hostile_pickle_never_runs(tmp_path, trace):
+def test_an_untrusted_pickle_never_runs(tmp_path, trace):
     torch = pytest.importorskip("torch")
-    path = tmp_path / "hostile.pth"
+    path = tmp_path / "untrusted.pth"
     torch.save({"weight": Trap(trace)}, path)
     torch.load(path, weights_only=False)
     trace.rmdir()  # so the trap works
-    for hostile in (path, tmp_path / "bare.pth", tmp_path / "bare.pt"):
-        if hostile != path:
-            hostile.write_bytes(pickle.dumps(Trap(trace), 2))
+    for untrusted in (path, tmp_path / "bare.pth", tmp_path / "bare.pt"):
+        if untrusted != path:
+            untrusted.write_bytes(pickle.dumps(Trap(trace), 2))
         with pytest.raises(CorruptFileError, match=r"nothing of it ran|damaged"):
-            read_tensors(hostile)
+            read_tensors(untrusted)
         assert not trace.exists()
 
 
@@ -233,7 +233,7 @@ SAFETENSORS = {
 
 
 @pytest.mark.parametrize("content", SAFETENSORS.values(), ids=SAFETENSORS)
-def test_hostile_safetensors_are_refused(tmp_path, content):
+def test_untrusted_safetensors_are_refused(tmp_path, content):
     pytest.importorskip("safetensors")
     path = tmp_path / "w.safetensors"
     path.write_bytes(content)
@@ -243,10 +243,13 @@ def test_hostile_safetensors_are_refused(tmp_path, content):
 
 
 @needs("state-dict")
-def test_a_hostile_module_beside_its_tensors_never_runs(copy, trace):
+def test_an_untrusted_module_beside_its_tensors_never_runs(copy, trace):
     path = copy("state-dict")
     path.with_suffix(".py").write_text(f"import os; os.mkdir({str(trace)!r})")
     open_any(path)
+    assert not trace.exists()
+    with FileProcess() as process, pytest.raises(CorruptFileError, match="would run its code"):
+        process.do("open", path, format="state-dict")
     assert not trace.exists()
 
 
@@ -255,7 +258,7 @@ def test_a_hostile_module_beside_its_tensors_never_runs(copy, trace):
 
 @needs("torch")
 @pytest.mark.parametrize("where", ["weight", "sample", "expression", "operation", "file", "guard"])
-def test_a_hostile_pt2_never_runs(copy, trace, where):
+def test_an_untrusted_pt2_never_runs(copy, trace, where):
     path = copy("torch")
     code = f"__import__('os').mkdir({str(trace)!r})"
 
@@ -297,12 +300,12 @@ def test_a_saved_model_that_writes_files_is_refused(tmp_path, trace):
 
     script = f"""
 import tensorflow as tf
-class Hostile(tf.Module):
+class Untrusted(tf.Module):
     @tf.function(input_signature=[tf.TensorSpec((None, 8, 8, 3), tf.float32)])
     def serve(self, x):
         tf.io.write_file({str(trace)!r}, "gotcha")
         return tf.reduce_mean(x, (1, 2))
-module = Hostile()
+module = Untrusted()
 tf.saved_model.save(module, {str(tmp_path / "m.savedmodel")!r}, {{"serving_default": module.serve}})
 tf.saved_model.load({str(tmp_path / "m.savedmodel")!r}).serve(tf.zeros((1, 8, 8, 3)))
 """
@@ -320,25 +323,27 @@ def test_a_saved_model_with_a_link_is_refused(copy):
 
 
 @needs("onnx")
-@pytest.mark.parametrize("hostile", ["external", "domain", "nan", "huge"])
-def test_hostile_onnx_files_are_refused(copy, hostile):
+@pytest.mark.parametrize("untrusted", ["external", "domain", "nan", "huge"])
+def test_untrusted_onnx_files_are_refused(copy, untrusted):
     import onnx
 
     path = copy("onnx")
     model = onnx.load(path)
     tensor = max(model.graph.initializer, key=lambda entry: len(entry.raw_data))
-    if hostile == "external":
+    if untrusted == "external":
         tensor.ClearField("raw_data")
         tensor.data_location = onnx.TensorProto.EXTERNAL
         tensor.external_data.add(key="location", value="../../../../etc/passwd")
-    elif hostile == "domain":
+    elif untrusted == "domain":
         model.graph.node[0].domain = "evil.org"
-    elif hostile == "nan":
+    elif untrusted == "nan":
         tensor.raw_data = np.full(len(tensor.raw_data) // 4, np.nan, np.float32).tobytes()
     else:
         tensor.dims[0] = 2**40
     path.write_bytes(model.SerializeToString())
-    refused(path, {"external": "from a file", "domain": "evil", "nan": "NaN"}.get(hostile, "holds"))
+    refused(
+        path, {"external": "from a file", "domain": "evil", "nan": "NaN"}.get(untrusted, "holds")
+    )
 
 
 @needs("openvino")
@@ -351,7 +356,7 @@ def test_hostile_onnx_files_are_refused(copy, hostile):
         ("</net>", "", "is damaged"),
     ],
 )
-def test_hostile_openvino_models_are_refused(copy, old, new, match):
+def test_untrusted_openvino_models_are_refused(copy, old, new, match):
     path = copy("openvino")
     text = path.read_text()
     assert old in text
@@ -362,45 +367,45 @@ def test_hostile_openvino_models_are_refused(copy, old, new, match):
 @pytest.mark.parametrize("name", [name for name in POSSIBLE if name != "saved-model"])
 @pytest.mark.parametrize("content", [b"", b"hello" * 100])
 def test_what_is_no_such_file_is_refused(tmp_path, name, content):
-    path = tmp_path / f"model{formats.FORMATS[name].suffix}"
+    path = tmp_path / f"model{FORMATS[name].suffix}"
     path.write_bytes(content)
-    for suffix in formats.FORMATS[name].companions:
+    for suffix in FORMATS[name].companions:
         path.with_suffix(suffix).write_bytes(content)
     refused(path)
 
 
 @pytest.mark.parametrize("name", POSSIBLE)
 def test_missing_files_are_refused(tmp_path, name):
-    refused(tmp_path / f"model{formats.FORMATS[name].suffix}", "There is no model file")
+    refused(tmp_path / f"model{FORMATS[name].suffix}", "There is no model file")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "7", "[" * 100_000, '{"sha256": 3}'])
-def test_damaged_cards_are_refused(exports, tmp_path, text):
+def test_damaged_metadata_is_refused(exports, tmp_path, text):
     name = "torch" if "torch" in POSSIBLE else POSSIBLE[-1]
     path = tmp_path / path_of(exports, name).name
     path.write_bytes(path_of(exports, name).read_bytes())
-    card.card_path(path).write_text(text)
-    refused(path, "card")
+    metadata_path(path).write_text(text)
+    refused(path, "metadata")
 
 
-# The helper
+# The process
 
 
 def test_a_reader_that_dies_or_hangs_costs_one_error(tmp_path, monkeypatch):
-    with helper.Helper(seconds=20) as process, pytest.raises(CorruptFileError):
-        process.ask("open", tmp_path / "none.onnx", format="onnx")
-    monkeypatch.setattr(helper.sys, "executable", shutil.which("false"))
-    with helper.Helper() as process, pytest.raises(CorruptFileError, match="reader ended with 1"):
-        process.ask("open", tmp_path, format="onnx")
-    monkeypatch.setattr(helper.sys, "executable", shutil.which("yes"))
-    with helper.Helper(seconds=0.2) as process, pytest.raises(KerasnormError):
-        process.ask("open", tmp_path, format="onnx")
+    with FileProcess() as process, pytest.raises(CorruptFileError):
+        process.do("open", tmp_path / "none.onnx", seconds=20, format="onnx")
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with FileProcess() as process, pytest.raises(CorruptFileError, match="reader ended with 1"):
+        process.do("open", tmp_path, format="onnx")
+    monkeypatch.setattr(sys, "executable", shutil.which("yes"))
+    with FileProcess() as process, pytest.raises(KerasnormError):
+        process.do("open", tmp_path, seconds=0.2, format="onnx")
 
 
 @pytest.mark.parametrize("where", ["model", "layer", "file"])
 def test_names_do_not_become_code(where):
-    hostile = 'x"""\nprint(__import__)\n"""'  # PyTorch takes no dots
-    names = {"model": "model", "layer": "layer", "file": "file.safetensors"} | {where: hostile}
+    untrusted = 'x"""\nprint(__import__)\n"""'  # PyTorch takes no dots
+    names = {"model": "model", "layer": "layer", "file": "file.safetensors"} | {where: untrusted}
     image = keras.Input((8, 8, 3))
     features = layers.Conv2D(2, 3, padding="same", name=names["layer"])(image)
     model = keras.Model(image, layers.GlobalAveragePooling2D()(features), name=names["model"])
@@ -443,7 +448,7 @@ def answer(path, process):
     try:
         if needs_keras(path):
             return open_any(path).predict(exported.IMAGES)
-        facts = process.ask("open", path, format=formats.detect(path).name)
+        facts = process.do("open", path, seconds=60, format=detect(path).name)
     except KerasnormError:
         return None
     return facts
@@ -464,7 +469,7 @@ def spoil(path, number, rng):
 
 
 def fuzz(source, tmp_path, count):
-    """Damages a file `count` times; with its card it is always refused, without it never worse.
+    """Damages a file `count` times; with its metadata it is always refused, without it never worse.
 
     What an archive's own checksums cover is refused or gives the same answer.
     """
@@ -472,19 +477,19 @@ def fuzz(source, tmp_path, count):
     home = tmp_path / "fuzzed"
     refusals = 0
     expected = open_any(source).predict(exported.IMAGES) if source.suffix == ".keras" else None
-    has_card = card.card_path(source).is_file() and source.suffix != ".keras"
-    with helper.Helper(seconds=60) as process:
+    has_metadata = metadata_path(source).is_file() and source.suffix != ".keras"
+    with FileProcess() as process:
         for number in range(count):
             shutil.rmtree(home, ignore_errors=True)
             shutil.copytree(source.parent, home)
             path = home / source.name
-            before = card.checksums(path, formats.detect(path))
+            before = checksums(path, detect(path))
             is_sealed = spoil(path, number, rng)
-            if before == card.checksums(path, formats.detect(path)):
+            if before == checksums(path, detect(path)):
                 continue
-            if has_card:
+            if has_metadata:
                 refused(path, "checksums differ")
-                card.card_path(path).unlink()
+                metadata_path(path).unlink()
             found = answer(path, process)
             refusals += found is None
             if source.suffix == ".keras" and found is not None and not is_sealed:
@@ -503,7 +508,7 @@ AMOUNTS = [
 @pytest.mark.parametrize("name", POSSIBLE)
 def test_damaged_exports_are_refused_or_answer(exports, tmp_path, name, amount):
     refusals = fuzz(path_of(exports, name), tmp_path, MUTATIONS[amount])
-    print(f"{name}: {refusals} of {MUTATIONS[amount]} refused without the card")
+    print(f"{name}: {refusals} of {MUTATIONS[amount]} refused without the metadata")
 
 
 @pytest.mark.parametrize("amount", AMOUNTS)
@@ -515,12 +520,12 @@ def test_damaged_pickles_are_refused_or_read(tmp_path, amount):
     out = tmp_path / "tensors.npz"
     path = tmp_path / "damaged.pth"
     refusals = 0
-    with helper.Helper(seconds=60) as process:
+    with FileProcess() as process:
         for number in range(MUTATIONS[amount]):
             shutil.copyfile(source, path)
             spoil(path, number, rng)
             try:
-                process.ask("read_tensors", path, out=str(out))
+                process.do("read_tensors", path, seconds=60, out=str(out))
             except CorruptFileError:
                 refusals += 1
     assert refusals > 0
@@ -528,6 +533,5 @@ def test_damaged_pickles_are_refused_or_read(tmp_path, amount):
 
 
 def test_the_limits_are_those_that_are_stated():
-    assert limits.MAX_BYTES == 2**30
-    assert limits.MAX_WEIGHTS == 2**28
-    assert Path(archive.__file__).is_file()
+    assert safety.MAX_BYTES == 2**30
+    assert safety.MAX_WEIGHTS == 2**28

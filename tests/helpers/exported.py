@@ -4,9 +4,9 @@ import numpy as np
 
 from kerasnorm.config import Config, resolve
 from kerasnorm.errors import MissingPackageError
-from kerasnorm.formats import formats
+from kerasnorm.formats import FORMATS, check_formats
 from kerasnorm.formats.archive import open_model, save_model
-from kerasnorm.formats.export import Exporter, check_formats
+from kerasnorm.formats.export import Exporter
 from kerasnorm.network import build_model
 
 SHAPE = (8, 8, 3)
@@ -32,7 +32,7 @@ def config() -> Config:
 def possible():
     """Names of the formats whose packages are installed."""
     found = []
-    for name in formats.FORMATS:
+    for name in FORMATS:
         try:
             check_formats([name])
         except MissingPackageError:
@@ -42,8 +42,8 @@ def possible():
 
 
 def write(folder):
-    card = {"class_names": list(NAMES), "config": config().to_dict()}
-    save_model(network("gn", weight_standardization=True), folder / "model.keras", card)
+    metadata = {"class_names": list(NAMES), "config": config().to_dict()}
+    save_model(network("gn", weight_standardization=True), folder / "model.keras", metadata)
     with Exporter(open_model(folder / "model.keras"), folder / "exports", 0.5) as exporter:
         for name in possible():
             exporter.export(name)
@@ -51,4 +51,4 @@ def write(folder):
 
 
 def path_of(folder, name):
-    return folder / "exports" / f"model{formats.FORMATS[name].suffix}"
+    return folder / "exports" / f"model{FORMATS[name].suffix}"

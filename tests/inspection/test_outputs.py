@@ -12,8 +12,7 @@ from keras import layers, ops
 from kerasnorm.errors import CorruptFileError
 from kerasnorm.formats.archive import open_model
 from kerasnorm.formats.export import Exporter
-from kerasnorm.formats.metadata import card_path
-from kerasnorm.formats.opening import open_any
+from kerasnorm.formats.exported import metadata_path, open_any
 from kerasnorm.inspection.evaluation import predict
 from kerasnorm.inspection.output_graph import kind_by_graph, model_kind
 from kerasnorm.inspection.outputs import as_logits, kind_by_values, output_kind
@@ -228,9 +227,9 @@ def test_an_exports_metadata_say_what_it_gives(name, tmp_path):
     saved = open_model(tmp_path / "model.keras")
     with Exporter(saved, tmp_path / "out", None) as exporter:
         path = exporter.export("onnx").path
-    assert json.loads(card_path(path).read_text())["output"]["kind"] == "probabilities"
+    assert json.loads(metadata_path(path).read_text())["output"]["kind"] == "probabilities"
     stated = open_any(path)
-    card_path(path).unlink()
+    metadata_path(path).unlink()
     for opened in (stated, open_any(path)):
         assert opened.kind == "probabilities"
         np.testing.assert_allclose(opened.predict(IMAGES), saved.predict(IMAGES), atol=1e-4)

@@ -9,7 +9,7 @@ import pytest
 def test_openvino_reports_nothing_from_it():
     pytest.importorskip("openvino")
     code = (
-        "from kerasnorm.formats.worker import refuse_telemetry\n"
+        "from kerasnorm.formats.safety.process import refuse_telemetry\n"
         "refuse_telemetry()\n"
         "import openvino.tools.ovc.convert_impl as converter\n"
         "print(converter.tm.__name__)"

@@ -1,4 +1,4 @@
-"""Reads the tensors of PyTorch files, `.pth`, `.pt` and `.safetensors`, with distrust."""
+"""Reads the tensors of PyTorch files that anyone may have written: .pth, .pt and .safetensors."""
 
 import json
 import math
@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasnorm.errors import CorruptFileError, MissingPackageError
-from kerasnorm.formats.formats import FORMATS
-from kerasnorm.formats.helper import Helper
-from kerasnorm.formats.limits import check_count, check_file, check_members, read_limited
+from kerasnorm.errors import CorruptFileError
+from kerasnorm.formats.format import require
+from kerasnorm.formats.safety import check_count, check_file, check_members, read_limited
 
 Named = list[tuple[str, NDArray[Any]]]
 PICKLED = (".pth", ".pt")
-# Of safetensors, as NumPy names them; it has none for BF16.
+# Types of safetensors and their names in NumPy, which has none for BF16.
 TYPES = {
     "F64": "<f8",
     "F32": "<f4",
@@ -46,16 +45,12 @@ def read_tensors(path: Path) -> Named:
         return _natural(list(read_safetensors(path)[0].items()))
     if path.suffix not in PICKLED:
         raise CorruptFileError(f"Expected a .pth, .pt or .safetensors file. Received: {path}")
-    import importlib.util
+    require(("torch",), path.suffix)
+    from kerasnorm.formats.safety.process import FileProcess
 
-    if importlib.util.find_spec("torch") is None:
-        raise MissingPackageError(
-            f"Reading {path.suffix} files needs torch, which is not installed. "
-            "Install it with: pip install 'kerasnorm[torch]'"
-        )
-    with Helper(seconds=120.0) as helper, tempfile.TemporaryDirectory() as folder:
+    with FileProcess() as process, tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "tensors.npz"
-        names = helper.ask("read_tensors", path, out=str(out))
+        names = process.do("read_tensors", path, seconds=120.0, out=out)
         with np.load(out, allow_pickle=False) as arrays:
             return [(name, arrays[str(place)]) for place, name in enumerate(names)]
 
@@ -67,7 +62,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str
         CorruptFileError: It is damaged or too large.
         MissingPackageError: The package safetensors is not installed.
     """
-    FORMATS["state-dict"].check_package("safetensors")
+    require(("safetensors",), path.suffix)
     from safetensors import deserialize
 
     content = read_limited(path)
@@ -90,7 +85,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str
 
 
 def _array(entry: dict[str, Any]) -> NDArray[Any]:
-    """Returns a tensor of a safetensors file; floating point as float32."""
+    """Returns a tensor of a safetensors file; floating-point types become float32."""
     kind, data = entry["dtype"], entry["data"]
     if kind == "BF16":  # the upper half of a float32
         value = (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
@@ -119,9 +114,9 @@ def _natural(tensors: Named) -> Named:
 
 
 def sorted_by_words(path: Path, tensors: Named) -> list[str]:
-    """Returns kernels whose order is a guess: equal shapes, names that differ by more than numbers.
+    """Returns the names of kernels of one shape whose order neither the file nor numbers tell.
 
-    A safetensors file does not keep the order of the modules; numbers in names tell it.
+    A safetensors file does not keep the order of the modules; only numbers in the names do.
     """
     shapes: dict[tuple[int, ...], dict[str, str]] = {}
     for name, value in tensors:
@@ -133,18 +128,18 @@ def sorted_by_words(path: Path, tensors: Named) -> list[str]:
 def read_pickled(path: Path, out: Path) -> list[str]:
     """Writes the tensors of a `.pth` file to `out` (`.npz`) and returns their names.
 
-    In the helper's process; the file's pickle may rebuild tensors and nothing else.
+    Runs in a process of `safety.process`. The pickle may rebuild tensors and nothing else.
 
     Raises:
         CorruptFileError: It is damaged, too large, would run code, or holds no tensors.
     """
+    import pickle
+
     import torch
 
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             check_members(path, archive)
-    import pickle
-
     try:
         document = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -169,7 +164,7 @@ def _tensors(path: Path, document: Any) -> dict[str, Any]:
     """Returns the state_dict in what was unpickled: of all dicts, the one with the most tensors."""
     import torch
 
-    dicts: dict[int, dict[Any, Any]] = {}  # by id: a hostile file may hold one a million times
+    dicts: dict[int, dict[Any, Any]] = {}  # by id: a file may hold one a million times
     pending = [document]
     for _ in range(MAX_DEPTH):
         new = {id(item): item for item in pending if isinstance(item, dict)}

@@ -1,14 +1,19 @@
-"""Limits that every model file is held to, and the archives and folders that carry them."""
+"""What keeps model files that anyone may have written from doing harm.
 
-import tomllib
+- This module: limits that every file is held to, and the archives and folders that carry them.
+- `checks` and `pt2`: what the formats may hold, checked before their runtimes open a file.
+- `torch_files`: the tensors of PyTorch files.
+- `process`: the process with limits of memory and time in which runtimes open files.
+"""
+
 import zipfile
-from importlib import resources
 from pathlib import Path, PurePosixPath
 
 from kerasnorm.errors import CorruptFileError
 
 MAX_BYTES = 1 << 30  # of a file, or of all members of an archive, unpacked
 MAX_WEIGHTS = 1 << 28
+MAX_IMAGE = 1 << 24  # values of one image
 
 
 def read_limited(path: Path) -> bytes:
@@ -22,7 +27,7 @@ def read_limited(path: Path) -> bytes:
 
 
 def check_file(path: Path) -> None:
-    """Makes sure that a file is there and of a bearable size.
+    """Makes sure that a file exists and is neither empty nor too large.
 
     Raises:
         CorruptFileError: It is not.
@@ -37,7 +42,7 @@ def check_file(path: Path) -> None:
 
 
 def check_members(path: Path, archive: zipfile.ZipFile) -> None:
-    """Makes sure that an archive's members are whole, bearable, and stay in their folder.
+    """Makes sure that an archive's members are whole, not too large, and stay in their folder.
 
     Raises:
         CorruptFileError: They are not.
@@ -68,7 +73,11 @@ def check_count(path: Path, weights: float) -> None:
         raise CorruptFileError(f"{path} holds more than {MAX_WEIGHTS:,} weights.")
 
 
-def admitted(framework: str, kind: str) -> frozenset[str]:
-    """Returns the operations that files from elsewhere may list; see `operations.toml`."""
-    text = (resources.files("kerasnorm.formats") / "operations.toml").read_text(encoding="utf-8")
-    return frozenset(tomllib.loads(text)[framework][kind].split())
+def check_image(path: Path, values: float) -> None:
+    """Makes sure that a model's images are not too large.
+
+    Raises:
+        CorruptFileError: They are.
+    """
+    if values > MAX_IMAGE:
+        raise CorruptFileError(f"{path} takes images of more than {MAX_IMAGE:,} values.")

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from kerasnorm.errors import CorruptFileError
-from kerasnorm.formats.limits import admitted, check_count, check_file, check_members
+from kerasnorm.formats.safety import check_count, check_file, check_members
+from kerasnorm.formats.safety.checks import admitted
 
-OPERATIONS = admitted("torch", "aten")
 _TARGET = re.compile(r"torch\.ops\.aten\.(\w+)\.\w+")
 _SYMBOL = re.compile(r"Symbol\('s\d{1,9}'(, (positive|integer)=True)*\)|s?\d{1,9}")
 _MEMBER = re.compile(
@@ -89,10 +89,11 @@ def _model(path: Path, data: bytes) -> bytes:
     module = document["graph_module"]
     module["metadata"] = {}
     module["treespec_namedtuple_fields"] = {}
+    operations = admitted("torch", "aten")
     for node in module["graph"]["nodes"]:
         found = _TARGET.fullmatch(node["target"])
         # With an underscore at its end an operation writes its result into its first tensor.
-        if found is None or not {found[1], found[1].removesuffix("_")} & OPERATIONS:
+        if found is None or not {found[1], found[1].removesuffix("_")} & operations:
             raise _refusal(path, f"the operation {node['target']!r}")
         node["metadata"] = {}
     if module["graph"]["custom_obj_values"]:

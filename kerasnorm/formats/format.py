@@ -1,0 +1,150 @@
+"""The record of a format, and a model file that is open in its runtime."""
+
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kerasnorm.errors import CorruptFileError, MissingPackageError
+from kerasnorm.runtime import check_installed, installed_backends
+
+if TYPE_CHECKING:
+    import keras
+    import numpy as np
+    from numpy.typing import NDArray
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model file that is open in its runtime.
+
+    Attributes:
+        call: Takes a batch of images (N, H, W, C) of `dtype` and returns its outputs (N, classes).
+        image_shape: Shape (H, W, C) of an image; 0 for a size that is not fixed.
+        dtype: Type of the input.
+        input_name: Name of the input, which tells whether images must be equalized.
+        quantization: Scale and zero point of a quantized input, None for any other.
+    """
+
+    call: "Callable[[NDArray[Any]], NDArray[Any]]"
+    image_shape: tuple[int, ...]
+    dtype: str
+    input_name: str
+    quantization: tuple[float, int] | None = None
+
+    def predict(self, images: "NDArray[np.uint8]") -> "NDArray[np.float32]":
+        """Returns the outputs (N, classes) for raw images (N, H, W, C)."""
+        import numpy as np
+
+        outputs = []
+        for start in range(0, len(images), BATCH):
+            batch = images[start : start + BATCH].astype(np.float32)
+            if self.quantization is not None:
+                scale, zero = self.quantization
+                limits = np.iinfo(self.dtype)
+                batch = np.clip(np.rint(batch / scale) + zero, limits.min, limits.max)
+            outputs.append(np.asarray(self.call(batch.astype(self.dtype)), np.float32))
+        return np.concatenate(outputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """A format of model files.
+
+    Every exported model takes raw pixels as float32, (N, H, W, C) with N free, and returns what the
+    Keras model returns.
+
+    Attributes:
+        name: Name, which `--format` takes.
+        suffix: Suffix of the file, or of the folder, that holds the model.
+        runtime: What opens it, in words.
+        write: Takes a `.keras` file of this program and the path to write to.
+        open: Checks a file and opens it in its runtime. Runs in a process of `safety.process`.
+        load: Checks a file and returns its Keras model, where Keras is what runs the format.
+        runs_code: Whether `open` runs code in the file, so that only our own files may be opened.
+        modules: Modules that `open` needs, imported before memory is limited.
+        writers: Each backend that `write` can run on, the best one first, with the modules that it
+            needs too; empty where `write` needs no backend in particular.
+        companions: Suffixes of further files that belong to the model.
+    """
+
+    name: str
+    suffix: str
+    runtime: str
+    write: Callable[[Path, Path], object]
+    open: Callable[[Path], Opened]
+    load: "Callable[[Path], keras.Model] | None" = None
+    runs_code: bool = False
+    modules: tuple[str, ...] = ()
+    writers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    companions: tuple[str, ...] = ()
+
+    def files(self, path: Path) -> list[Path]:
+        """Returns the files that a model of this format at `path` may consist of."""
+        if path.is_dir():
+            return sorted(entry for entry in path.rglob("*") if entry.is_file())
+        return [path, *(path.with_suffix(suffix) for suffix in self.companions)]
+
+    def check_runtime(self) -> None:
+        """Makes sure that the format can be opened here.
+
+        Raises:
+            MissingPackageError: A package is missing.
+        """
+        require(self.modules, self.name)
+
+    def writer(self) -> str | None:
+        """Returns the backend to write the format on, None where it needs none in particular.
+
+        Raises:
+            MissingPackageError: No backend that can write it is installed, or a package is missing.
+        """
+        if not self.writers:
+            return None
+        installed = [name for name in self.writers if name in installed_backends()]
+        for backend in installed:
+            if not _missing(self.writers[backend]):
+                return backend
+        first = installed[0] if installed else next(iter(self.writers))
+        check_installed(first)
+        require(self.writers[first], self.name)
+        return first
+
+
+def require(modules: Sequence[str], name: str) -> None:
+    """Makes sure that the modules that a format needs are installed.
+
+    Raises:
+        MissingPackageError: One is not; the message names the pip command.
+    """
+    if missing := _missing(modules):
+        extra = missing[0] if missing[0] in ("tensorflow", "torch") else "export"
+        raise MissingPackageError(
+            f"The format {name} needs {', '.join(missing)}, which is not installed. "
+            f"Install it with: pip install 'kerasnorm[{extra}]'"
+        )
+
+
+def _missing(modules: Sequence[str]) -> list[str]:
+    packages = dict.fromkeys(name.partition(".")[0] for name in modules)
+    return [name for name in packages if importlib.util.find_spec(name) is None]
+
+
+def only(path: Path, items: Iterable[Any], what: str) -> Any:
+    """Returns the one input or output that a model has.
+
+    Raises:
+        CorruptFileError: It has none or several.
+    """
+    found = list(items)
+    if len(found) != 1:
+        raise CorruptFileError(f"{path}: expected one {what}. Received: {len(found)}")
+    return found[0]
+
+
+def image_shape(dimensions: Iterable[Any]) -> tuple[int, ...]:
+    """Returns the dimensions of an input without the first, with 0 for those that are not fixed."""
+    return tuple(n if isinstance(n, int) else 0 for n in dimensions)[1:]

@@ -1,0 +1,75 @@
+"""LiteRT (TensorFlow Lite) files, in float32 and quantized to int8."""
+
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kerasnorm.formats import archive, saved_model
+from kerasnorm.formats.format import Format, Opened, only
+from kerasnorm.formats.safety import checks
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def write_int8(source: Path, out: Path, calibration: "NDArray[np.uint8]") -> None:
+    """Writes a LiteRT file of int8 weights and activations that takes uint8 pixels.
+
+    Args:
+        source: The `.keras` file of the model.
+        out: The file to write.
+        calibration: Raw images (N, H, W, C) from which the ranges of the activations are taken.
+    """
+    import tensorflow as tf
+
+    def samples() -> Iterator[list[Any]]:
+        for image in calibration:
+            yield [image[None].astype("float32")]
+
+    with tempfile.TemporaryDirectory() as folder:
+        saved_model.write(source, Path(folder))
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = samples
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type = tf.uint8
+        converter.inference_output_type = tf.float32
+        out.write_bytes(converter.convert())
+
+
+def open_file(path: Path) -> Opened:
+    """Checks a LiteRT file and opens it in LiteRT's interpreter."""
+    import numpy as np
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=checks.check_litert(path), num_threads=1)
+    entry = only(path, interpreter.get_input_details(), "input")
+    output = only(path, interpreter.get_output_details(), "output")
+    scale, zero = entry["quantization"]
+    shape = tuple(int(n) for n in entry.get("shape_signature", entry["shape"]))[1:]
+    name = entry["name"].removeprefix("serving_default_").partition(":")[0]
+
+    def call(batch: "NDArray[Any]") -> "NDArray[Any]":
+        interpreter.resize_tensor_input(entry["index"], batch.shape)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(entry["index"], batch)
+        interpreter.invoke()
+        result: NDArray[Any] = interpreter.get_tensor(output["index"])
+        return result
+
+    quantization = (float(scale), int(zero)) if scale else None
+    return Opened(call, shape, np.dtype(entry["dtype"]).name, name, quantization)
+
+
+FORMAT = Format(
+    name="litert",
+    suffix=".tflite",
+    runtime="LiteRT interpreter",
+    write=partial(archive.export_with_keras, format="litert"),
+    open=open_file,
+    modules=("ai_edge_litert.interpreter",),
+    writers={"tensorflow": ()},
+)

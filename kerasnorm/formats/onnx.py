@@ -1,0 +1,67 @@
+"""ONNX files, run by onnxruntime."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kerasnorm.formats import archive
+from kerasnorm.formats.format import Format, Opened, image_shape, only
+from kerasnorm.formats.safety import checks
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+TYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
+
+
+def write(source: Path, out: Path) -> None:
+    """Writes the model of a `.keras` file as an ONNX file."""
+    import keras
+
+    if keras.config.backend() == "tensorflow":
+        _register_erfc()
+    archive.export_with_keras(source, out, format="onnx")
+
+
+def _register_erfc() -> None:
+    """Lets tf2onnx write TensorFlow's exact GELU, whose erfc(x) = 1 - erf(x) ONNX does not have."""
+    import numpy as np
+    from tf2onnx.handler import tf_op
+
+    def erfc(graph: Any, node: Any, **_: object) -> None:
+        erf = graph.make_node("Erf", node.input)
+        one = graph.make_const(f"{node.name}_one", np.ones((), np.float32))
+        graph.remove_node(node.name)
+        inputs = [one.output[0], erf.output[0]]
+        graph.make_node("Sub", inputs, name=node.name, outputs=node.output)
+
+    tf_op("Erfc").register_compat_handler(erfc, 9)
+
+
+def open_file(path: Path) -> Opened:
+    """Checks an ONNX file and opens it in onnxruntime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    content, providers = checks.check_onnx(path), ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(content, options, providers=providers)
+    entry = only(path, session.get_inputs(), "input")
+    output = only(path, session.get_outputs(), "output").name
+
+    def call(batch: "NDArray[Any]") -> "NDArray[Any]":
+        result: NDArray[Any] = session.run([output], {entry.name: batch})[0]
+        return result
+
+    return Opened(call, image_shape(entry.shape), TYPES.get(entry.type, entry.type), entry.name)
+
+
+FORMAT = Format(
+    name="onnx",
+    suffix=".onnx",
+    runtime="onnxruntime",
+    write=write,
+    open=open_file,
+    modules=("onnx", "onnxruntime"),
+    # From torch, element-affine layer normalization fails: TensorFlow comes first.
+    writers={"tensorflow": ("onnx", "tf2onnx"), "torch": ("onnx", "onnxscript")},
+)

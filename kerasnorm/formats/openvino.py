@@ -1,0 +1,45 @@
+"""OpenVINO models: an `.xml` file, with the weights in the `.bin` file of the same name."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kerasnorm.formats import archive
+from kerasnorm.formats.format import Format, Opened, only
+from kerasnorm.formats.safety import checks
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def open_file(path: Path) -> Opened:
+    """Checks an OpenVINO model and opens it in OpenVINO."""
+    import openvino
+
+    checks.check_openvino(path)
+    core = openvino.Core()
+    # By default, CPUs that have bfloat16 compute in it, which is off by 1e-2.
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    compiled = core.compile_model(core.read_model(path), "CPU", options)
+    entry = only(path, compiled.inputs, "input")
+    shape = tuple(0 if n.is_dynamic else n.get_length() for n in entry.get_partial_shape())[1:]
+
+    def call(batch: "NDArray[Any]") -> "NDArray[Any]":
+        result: NDArray[Any] = compiled([batch])[compiled.output(0)]
+        return result
+
+    name = entry.any_name.partition(":")[0]
+    return Opened(call, shape, entry.element_type.to_dtype().name, name)
+
+
+FORMAT = Format(
+    name="openvino",
+    suffix=".xml",
+    runtime="OpenVINO",
+    write=partial(archive.export_with_keras, format="openvino"),
+    open=open_file,
+    modules=("openvino",),
+    # Keras converts with the help of SciPy, which neither of the two brings.
+    writers={"tensorflow": ("openvino", "scipy"), "torch": ("openvino", "scipy")},
+    companions=(".bin",),
+)
