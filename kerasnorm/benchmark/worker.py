@@ -34,7 +34,7 @@ class _FirstStep:
         self()
 
 
-Work = Callable[[int], None]
+Work = Callable[[int], object]
 
 
 def contender(name: str, config: Config, images: int, first: _FirstStep) -> tuple[Work, Work]:
@@ -50,7 +50,7 @@ def contender(name: str, config: Config, images: int, first: _FirstStep) -> tupl
 
     data = shapes(images, 10)
     if name.startswith("loop"):
-        return _loop(name, config, data, first), _ignore
+        return _loop(name, config, data, first), lambda number: None
     choice = config.train
     runtime.start(
         choice.backend,
@@ -62,10 +62,7 @@ def contender(name: str, config: Config, images: int, first: _FirstStep) -> tupl
     if name == "stock":
         return _stock(engine.model, engine.batches, config, first)
     pixels = data.train.images
-    return (
-        lambda number: _ignore(engine.train_epoch(number, first)),
-        lambda number: _ignore(engine.predict(pixels)),
-    )
+    return lambda number: engine.train_epoch(number, first), lambda number: engine.predict(pixels)
 
 
 def _loop(name: str, config: Config, data: Dataset, first: _FirstStep) -> Work:
@@ -106,14 +103,10 @@ def _stock(model: Any, batches: Batches, config: Config, first: _FirstStep) -> t
     def train(number: int) -> None:
         if is_augmented:
             model.fit(EpochData(batches, number), **options)
-        else:  # from arrays, which is faster
+        else:  # arrays are faster
             model.fit(images, labels, batch_size=size, **options)
 
-    return train, lambda number: _ignore(model.predict(images, batch_size=size, verbose=0))
-
-
-def _ignore(_: Any) -> None:
-    """Discards a result."""
+    return train, lambda number: model.predict(images, batch_size=size, verbose=0)
 
 
 class _Contender:
