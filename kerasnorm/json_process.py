@@ -5,6 +5,7 @@ stdout to themselves: whatever else the process prints goes to stderr, which the
 process ends with its parent, however that dies.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -62,6 +63,7 @@ class JsonProcess:
         options: dict[str, Any] = {"mode": "w+", "encoding": "utf-8", "errors": "replace"}
         self._stderr = log.open(**options) if log else tempfile.TemporaryFile(**options)  # noqa: SIM115  (closed by close)
         self._process: subprocess.Popen[str] | None = None
+        self._exchange = threading.Thread()
 
     def __enter__(self) -> Self:
         return self
@@ -97,7 +99,9 @@ class JsonProcess:
             self._process = self._start()
         process, lines = self._process, [""]
         line = json.dumps(request, default=str) + "\n"
-        exchange = threading.Thread(target=_exchange, args=(process, line, lines), daemon=True)
+        exchange = self._exchange = threading.Thread(
+            target=_exchange, args=(process, line, lines), daemon=True
+        )
         deadline = time.monotonic() + seconds
         exchange.start()
         is_late = False
@@ -138,11 +142,14 @@ class JsonProcess:
             process.kill()
         # Not `communicate`: a process that a library forked may hold the pipes open for ever.
         code = process.wait()
-        for pipe in (process.stdin, process.stdout):
-            # In a thread, for closing waits for a read that such a pipe never ends.
-            closing = threading.Thread(target=_close, args=(pipe,), daemon=True)
-            closing.start()
-            closing.join(POLL)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with contextlib.suppress(OSError):  # what was left to write has no reader
+            process.stdin.close()
+        if self._exchange.is_alive():
+            self._exchange.join(POLL)
+        if not self._exchange.is_alive():  # closing would wait for its read, maybe for ever
+            process.stdout.close()
         return code
 
     def _last_words(self) -> str:
@@ -160,13 +167,6 @@ def _exchange(process: subprocess.Popen[str], request: str, lines: list[str]) ->
         process.stdin.flush()
         lines.append(process.stdout.readline())
     except (OSError, ValueError):  # a broken pipe, one that `_end` has closed, or no UTF-8
-        return
-
-
-def _close(pipe: Any) -> None:
-    try:
-        pipe.close()
-    except OSError:  # what was left to write has no reader
         return
 
 

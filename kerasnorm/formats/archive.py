@@ -21,6 +21,7 @@ from kerasnorm.formats import safety
 from kerasnorm.formats.format import Format, Opened
 from kerasnorm.formats.safety import checks
 from kerasnorm.keras_settings import stock_keras
+from kerasnorm.norms import custom_layers
 
 if TYPE_CHECKING:
     import keras
@@ -189,8 +190,6 @@ def read_archive(path: Path) -> "tuple[keras.Model, dict[str, Any]]":
     import keras
     import numpy as np
 
-    from kerasnorm.norms import custom_layers
-
     config, metadata = checks.check_keras(path)
     _check_config(path, config)
     model = _load(
@@ -220,16 +219,12 @@ def model_from_config(path: Path, config: dict[str, Any]) -> "keras.Model":
 def _deserialize(config: dict[str, Any]) -> Any:
     import keras
 
-    from kerasnorm.norms import custom_layers
-
     return keras.saving.deserialize_keras_object(config, custom_layers(), safe_mode=True)
 
 
 def _check_config(path: Path, config: dict[str, Any]) -> None:
     """Refuses foreign classes, and models of too many weights before any is allocated."""
     import keras
-
-    from kerasnorm.norms import custom_layers
 
     config.pop("compile_config", None)  # not loaded
     names = {name: kind.__name__ for name, kind in custom_layers().items()}
@@ -253,11 +248,8 @@ def _load(path: Path, load: Callable[[], Any]) -> "keras.Model":
     """
     import keras
 
-    try:
+    with safety.reading(path):
         model = load()
-    except Exception as error:  # Keras raises nearly every type on damaged files
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise CorruptFileError(f"{path} is damaged: {reason[0]}") from error
     if not isinstance(model, keras.Model) or not model.built:
         raise CorruptFileError(f"{path} holds no Keras model that has been built.")
     safety.check_count(path, model.count_params())

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kerasnorm.errors import ConfigError, CorruptFileError
-from kerasnorm.formats import archive
+from kerasnorm.formats import archive, safety
 from kerasnorm.formats.format import Format, Opened
 
 if TYPE_CHECKING:
@@ -93,12 +93,8 @@ def load(path: Path) -> "keras.Model":
         raise CorruptFileError(
             f"{path} holds tensors without a model. Make a model of them: kerasnorm import-torch"
         )
-    try:
-        config = json.loads(metadata[CONFIG])
-    except (ValueError, TypeError, RecursionError) as error:
-        raise CorruptFileError(f"{path} is damaged: {error}") from None
-    model = archive.model_from_config(path, config)
-    try:
+    with safety.reading(path):
+        model = archive.model_from_config(path, json.loads(metadata[CONFIG]))
         _, expected = generate(model, path.name)
         if {*expected} != {*tensors}:
             raise ValueError(f"{sorted({*expected} ^ {*tensors})[0]} is missing or too many")
@@ -107,8 +103,6 @@ def load(path: Path) -> "keras.Model":
             values = [tensors[f"{layer.name}.{name}"] for name in names]
             axes = {4: (2, 3, 1, 0), 3: (1, 2, 0), 1: (0,)}
             layer.set_weights([value.transpose(axes[value.ndim]) for value in values])
-    except (ConfigError, ValueError, KeyError) as error:
-        raise CorruptFileError(f"{path} is damaged: {error}") from None
     return model
 
 

@@ -7,6 +7,8 @@
 """
 
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from kerasnorm.errors import CorruptFileError
@@ -14,6 +16,27 @@ from kerasnorm.errors import CorruptFileError
 MAX_BYTES = 1 << 30  # of a file, or of all members of an archive, unpacked
 MAX_WEIGHTS = 1 << 28
 MAX_IMAGE = 1 << 24  # values of one image
+
+
+@contextmanager
+def reading(path: Path, kind: str = "") -> Iterator[None]:
+    """Turns every error of the block, which parses a file, into one that names the file.
+
+    Args:
+        path: The file.
+        kind: What the file should be, where its suffix does not tell.
+
+    Raises:
+        CorruptFileError: The block failed.
+    """
+    try:
+        yield
+    except CorruptFileError:
+        raise
+    except Exception as error:  # zipfile, json, Keras and the others raise nearly every type
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        doubt = f"no {kind}, or is " if kind else ""
+        raise CorruptFileError(f"{path} is {doubt}damaged: {lines[0]}") from error
 
 
 def read_limited(path: Path) -> bytes:

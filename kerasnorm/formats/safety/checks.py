@@ -64,19 +64,14 @@ def check_keras(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise CorruptFileError(f"There is no model file {path}.")
     if path.suffix != ".keras":
         raise CorruptFileError(f"Expected a .keras file. Received: {path}")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            safety.check_members(path, archive)
-            for name in {"config.json", METADATA} & {*archive.namelist()}:
-                if archive.getinfo(name).file_size > MAX_CONFIG:
-                    raise CorruptFileError(f"{path}: {name} is over {MAX_CONFIG >> 20} MiB.")
-            config = json.loads(archive.read("config.json"))
-            metadata = json.loads(archive.read(METADATA)) if METADATA in archive.namelist() else {}
-            _check_weights(path, archive)
-    except CorruptFileError:
-        raise
-    except Exception as error:  # zipfile, its decompressors and json raise a dozen types
-        raise CorruptFileError(f"{path} is no .keras file, or is damaged: {error}") from None
+    with safety.reading(path, ".keras file"), zipfile.ZipFile(path) as archive:
+        safety.check_members(path, archive)
+        for name in {"config.json", METADATA} & {*archive.namelist()}:
+            if archive.getinfo(name).file_size > MAX_CONFIG:
+                raise CorruptFileError(f"{path}: {name} is over {MAX_CONFIG >> 20} MiB.")
+        config = json.loads(archive.read("config.json"))
+        metadata = json.loads(archive.read(METADATA)) if METADATA in archive.namelist() else {}
+        _check_weights(path, archive)
     if not isinstance(config, dict) or not isinstance(metadata, dict):
         raise CorruptFileError(f"{path} is no .keras file: its config is no object.")
     return config, metadata
@@ -162,7 +157,6 @@ def check_saved_model(path: Path) -> None:
     Raises:
         CorruptFileError: It is damaged, too large, or holds operations that do more than compute.
     """
-    from google.protobuf.message import DecodeError
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
     entries = list(path.rglob("*"))
@@ -171,10 +165,8 @@ def check_saved_model(path: Path) -> None:
     if sum(entry.stat().st_size for entry in entries) > safety.MAX_BYTES:
         raise CorruptFileError(f"{path} is larger than {safety.MAX_BYTES >> 20} MiB.")
     document = SavedModel()
-    try:
+    with safety.reading(path):
         document.ParseFromString(safety.read_limited(path / "saved_model.pb"))
-    except DecodeError as error:
-        raise CorruptFileError(f"{path} is damaged: {error}") from None
     if len(document.meta_graphs) != 1:
         raise CorruptFileError(f"{path}: expected one graph. Received: {len(document.meta_graphs)}")
     graph = document.meta_graphs[0]
@@ -217,13 +209,10 @@ def check_onnx(path: Path) -> bytes:
         CorruptFileError: It is damaged, wants other files, or holds operations of no standard.
     """
     import onnx
-    from google.protobuf.message import DecodeError
 
     content = safety.read_limited(path)
-    try:
+    with safety.reading(path):
         model = onnx.load_model_from_string(content)
-    except DecodeError as error:
-        raise CorruptFileError(f"{path} is damaged: {error}") from None
     tensors = list(_onnx_tensors(model.graph))
     for tensor in tensors:
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
@@ -284,10 +273,8 @@ def check_openvino(path: Path) -> None:
         raise CorruptFileError(f"{path} was refused: it is a symbolic link.")
     if b"<!" in content.replace(b"<!--", b""):
         raise CorruptFileError(f"{path} was refused: it declares a document type.")
-    try:
+    with safety.reading(path):
         root = ElementTree.fromstring(content)  # noqa: S314  (without document type, no entities)
-    except ElementTree.ParseError as error:
-        raise CorruptFileError(f"{path} is damaged: {error}") from None
     if root.tag != "net":
         raise CorruptFileError(f"{path} is no OpenVINO model: it begins with <{root.tag}>.")
     sets = {layer.get("version", "none") for layer in root.iter("layer")}

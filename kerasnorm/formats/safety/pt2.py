@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kerasnorm.errors import CorruptFileError
-from kerasnorm.formats.safety import check_count, check_file, check_members
+from kerasnorm.formats.safety import check_count, check_file, check_members, reading
 from kerasnorm.formats.safety.checks import admitted
 
 _TARGET = re.compile(r"torch\.ops\.aten\.(\w+)\.\w+")
@@ -37,23 +37,16 @@ def clean(path: Path) -> bytes:
         CorruptFileError: It is damaged, too large, or holds what could run code.
     """
     check_file(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            check_members(path, archive)
-            members = {name: archive.read(name) for name in archive.namelist()}
-        return _pack({name: _cleaned(path, name, data) for name, data in members.items()})
-    except CorruptFileError:
-        raise
-    except Exception as error:  # zipfile, its decompressors and json raise a dozen types
-        raise CorruptFileError(f"{path} is no .pt2 file, or is damaged: {error}") from None
-
-
-def _pack(members: dict[str, bytes]) -> bytes:
-    target = io.BytesIO()
-    with zipfile.ZipFile(target, "w") as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return target.getvalue()
+    cleaned = io.BytesIO()
+    with (
+        reading(path, ".pt2 file"),
+        zipfile.ZipFile(path) as archive,
+        zipfile.ZipFile(cleaned, "w") as target,
+    ):
+        check_members(path, archive)
+        for name in archive.namelist():
+            target.writestr(name, _cleaned(path, name, archive.read(name)))
+    return cleaned.getvalue()
 
 
 def _cleaned(path: Path, name: str, data: bytes) -> bytes:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kerasnorm.errors import CorruptFileError
 from kerasnorm.formats.format import require
-from kerasnorm.formats.safety import check_count, check_file, check_members, read_limited
+from kerasnorm.formats.safety import check_count, check_file, check_members, read_limited, reading
 
 Named = list[tuple[str, NDArray[Any]]]
 PICKLED = (".pth", ".pt")
@@ -66,7 +66,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str
     from safetensors import deserialize
 
     content = read_limited(path)
-    try:
+    with reading(path):
         length = int.from_bytes(content[:8], "little")
         if length > min(len(content), 1 << 24):
             raise ValueError("its header is longer than the file")
@@ -75,11 +75,6 @@ def read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str
         check_count(path, sum(math.prod(entry["shape"]) for entry in header.values()))
         read = deserialize(content)  # type: ignore[no-untyped-call]
         tensors = {name: _array(entry) for name, entry in read}
-    except CorruptFileError:
-        raise
-    except Exception as error:  # the parsers raise a dozen types
-        reason = str(error).splitlines() or [type(error).__name__]
-        raise CorruptFileError(f"{path} is damaged: {reason[0]}") from None
     _check(path, tensors)
     return tensors, metadata
 
