@@ -40,14 +40,14 @@ def _count(name: str, default: int, text: str, least: int = 1) -> opt.Decorator:
     "backends",
     multiple=True,
     type=click.Choice(BACKENDS),
-    help="Keras backend; more than one may be given. By default torch and tensorflow.",
+    help="Keras backend; repeatable. By default torch and tensorflow.",
 )
 @click.option(
     "--norm",
     "norms",
     multiple=True,
     type=click.Choice(NORMS),
-    help=f"Norm; more than one may be given. By default {', '.join(COMPARED)}.",
+    help=f"Norm; repeatable. By default {', '.join(COMPARED)}.",
 )
 @click.option(
     "--recipe",
@@ -56,19 +56,27 @@ def _count(name: str, default: int, text: str, least: int = 1) -> opt.Decorator:
     show_default=True,
     help="Recipe of the network.",
 )
-@_count("images", 2560, "Number of images in a round.", least=20)
-@_count("batch-size", 128, "Number of images in a step.")
-@_count("rounds", 5, "Number of rounds that are timed.")
-@click.option("--dropout", type=click.FloatRange(0, 0.95), help="Rate; by default the recipe's.")
+@_count("images", 2560, "Images per round.", least=20)
+@_count("batch-size", 128, "Images per step.")
+@_count("rounds", 5, "Timed rounds.")
+@click.option(
+    "--dropout", type=click.FloatRange(0, 0.95), help="Dropout rate. By default the recipe's."
+)
 @click.option("--augment/--no-augment", help="Augment as the recipe does.", show_default=True)
-@click.option("--deterministic", is_flag=True, help="As in fit; for model.fit and kerasnorm only.")
+@click.option(
+    "--deterministic", is_flag=True, help="As in fit; affects model.fit and kerasnorm only."
+)
 @click.option(
     "--contender",
     "contenders",
     multiple=True,
-    help="Contender; more than one may be given. By default all, see the notes of the table.",
+    help="Contender, see the notes of the table; repeatable. By default all.",
 )
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Output folder.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for table, chart and numbers.",
+)
 @opt.device_option
 @opt.as_json
 def bench(
