@@ -89,28 +89,19 @@ class ModelConfig(_Checked):
     )
     weight_standardization: bool = _field(False, "Standardize the kernels of the convolutions.")
     widths: tuple[int, ...] = _field(
-        (16, 16, 12, 32, 32, 32, 16, 32, 32, 32),
-        f"Output channels of {CONVOLUTIONS}.",
-        low=1,
-        high=65536,
+        (16, 16, 12, 32, 32, 32, 16, 32, 32, 32), f"Channels of {CONVOLUTIONS}.", low=1, high=65536
     )
     activation: str = _field(
-        "relu",
-        "Activation function.",
-        choices=("relu", "leaky_relu", "elu", "gelu", "silu", "mish"),
+        "relu", "Activation.", choices=("relu", "leaky_relu", "elu", "gelu", "silu", "mish")
     )
     order: str = _field(
-        "conv-norm-act",
-        "Order of the layers in a unit.",
-        choices=("conv-norm-act", "conv-act-norm"),
+        "conv-norm-act", "Order of layers in a unit.", choices=("conv-norm-act", "conv-act-norm")
     )
     norm_transitions: bool = _field(True, "Normalize after the 1x1 convolutions too.")
     residual: bool = _field(True, "Add a unit's input to its output where the shapes match.")
     dropout: float = _field(0.0, "Dropout rate after each unit.", low=0.0, high=0.95)
     dropout_kind: str = _field(
-        "element",
-        "Whether to drop single values or whole channels.",
-        choices=("element", "spatial"),
+        "element", "Drop single values or whole channels.", choices=("element", "spatial")
     )
     l1: float = _field(0.0, "Factor of the L1 penalty on the kernels.", low=0.0)
     l2: float = _field(0.0, "Factor of the L2 penalty on the kernels.", low=0.0)
@@ -174,9 +165,7 @@ class DataConfig(_Checked):
         low=0.0,
         high=1.0,
     )
-    cutout: float = _field(
-        0.0, "Probability of a square hole filled with the mean color.", low=0, high=1
-    )
+    cutout: float = _field(0.0, "Probability of a square hole in the mean color.", low=0, high=1)
     cutout_size: int = _field(16, "Side of the cutout hole, in pixels.", low=1)
     gray: float = _field(0.0, "Probability of conversion to gray.", low=0.0, high=1.0)
 
@@ -231,10 +220,7 @@ class TrainConfig(_Checked):
         choices=("triangular", "onecycle", "cosine", "constant"),
     )
     warmup: float = _field(
-        0.25,
-        "Share of the steps before the peak learning rate; constant has none.",
-        low=0.0,
-        high=1.0,
+        0.25, "Share of the steps before the peak rate; constant has none.", low=0.0, high=1.0
     )
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The race: contenders take turns, each in a process of its own; its table and its chart."""
+"""The race: contenders take turns, each in its own process; its table and its chart."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ BAR = 0.26  # inches of the chart per bar, with the space around it
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to train and to predict.
+    """One way to train and to predict.
 
     Attributes:
         meaning: What it is, for the notes of the table.
@@ -98,10 +98,10 @@ class _Worker:
         self.process.stdin.flush()
 
     def ask(self, command: str) -> dict[str, Any]:
-        """Has a command done and returns the reply.
+        """Sends a command to the process and returns the reply.
 
         Raises:
-            KerasnormError: The process died; the message ends with its last words.
+            KerasnormError: The process died; the message ends with the last line of its output.
         """
         assert self.process.stdout is not None
         try:
@@ -132,14 +132,14 @@ def race(
     """Returns the result of each contender on one network.
 
     All are started and warmed up first; then each takes one turn per round. A contender that fails
-    is left out, and the reason is logged.
+    at the start is left out, and the reason is logged.
 
     Args:
         config: Resolved config with a named backend.
         contenders: Keys of `CONTENDERS` that race on the backend.
         images: Number of images in an epoch; a round is one epoch.
         rounds: Number of rounds that are timed.
-        environment: Environment of their processes; by default that of this process.
+        environment: Environment variables of the processes; by default those of this process.
     """
     workers: list[tuple[_Worker, Result]] = []
     try:

@@ -1,6 +1,6 @@
-"""One contender in a process of its own, which trains or predicts on command.
+"""One contender in its own process, which trains or predicts on command.
 
-Reads commands from stdin, a line each, and answers each with a line of JSON on stdout.
+It reads one command per line from stdin, and answers each with a line of JSON on stdout.
 """
 
 import json
@@ -21,7 +21,7 @@ MEBIBYTE = 2**20
 
 
 class _FirstStep:
-    """Remembers when the very first step ended; also serves as an engine's listener."""
+    """Records the time of the first step; also serves as an engine's listener."""
 
     def __init__(self, start: float) -> None:
         self.start = start
@@ -32,10 +32,10 @@ class _FirstStep:
             self.seconds = time.perf_counter() - self.start
 
     def on_batch_begin(self, step: int) -> None:
-        """Nothing to remember."""
+        """Records nothing."""
 
     def on_batch_end(self, step: int, logs: Any) -> None:
-        """A step has ended."""
+        """Records the end of a step."""
         self()
 
 
@@ -49,7 +49,7 @@ def contender(name: str, config: Config, images: int, first: _FirstStep) -> tupl
         name: native, stock, loop, loop-channels-last or loop-compiled.
         config: Resolved config of model, augmentation, batches and backend.
         images: Number of images, made by the `shapes` generator.
-        first: Receives every step.
+        first: Is called after every step.
     """
     from kerasnorm.data.shapes import shapes
 
@@ -125,7 +125,7 @@ def serve() -> None:
     """Answers commands until stdin ends."""
     start = time.perf_counter()
     replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever else is printed is no reply
+    os.dup2(2, 1)  # other output is not a reply
     job = json.loads(sys.stdin.readline())
     first = _FirstStep(start)
     train, predict = contender(job["name"], resolve(job["config"]), job["images"], first)

@@ -48,9 +48,7 @@ def _positive(flag: str, default: float, text: str) -> opt.Decorator:
 
 @click.command()
 @click.argument("norm", metavar="|".join(EXPLAINED), type=click.Choice(EXPLAINED))
-@click.option(
-    "--cost/--no-cost", default=True, show_default=True, help="Measure its cost in a training step."
-)
+@click.option("--cost/--no-cost", default=True, show_default=True, help="Measure the norm's cost.")
 @_count("--batch-size", 64, "Images per timed training step.")
 @_count("--rounds", 7, "Timed rounds, each with and without the norm.")
 @opt.backend_option
@@ -107,11 +105,7 @@ def inputs(config_file: Path | None, out: Path, train: bool, as_json: bool, **op
 @runs_argument
 @_count("--steps", 100, "Training steps to repeat.")
 @_count("--lines", 10, "Lines along the gradient, spread evenly over these steps.")
-@_positive(
-    "--rate",
-    0.1,
-    "Factor of the gradient in a step along it; a line runs from 1/2 to 4 times this.",
-)
+@_positive("--rate", 0.1, "Factor of the gradient in a step; a line runs from 1/2 to 4 times this.")
 @_count("--points", 13, "Points on each axis of the surface; odd.", low=3)
 @_positive("--radius", 1.0, "Radius of the surface, in norms of each filter.")
 @_count("--images", 300, "Test images to measure the surface on.")

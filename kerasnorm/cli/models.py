@@ -129,9 +129,7 @@ def images_of(saved: "Artefact | SavedModel", data: str | None, split: str) -> "
     seed = saved.config.train.seed if saved.config else 0
     if data is not None or saved.config is None:
         if data is None:
-            raise ConfigError(
-                f"{saved.path} does not say which data it was trained on. Use --data."
-            )
+            raise ConfigError(f"{saved.path} does not name its training data. Use --data.")
         preprocessing = "equalize" if saved.wants_equalized else "none"
         config = DataConfig(data=data, preprocessing=preprocessing)
     else:

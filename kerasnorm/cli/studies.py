@@ -89,9 +89,7 @@ STUDY_OPTIONS: tuple[opt.Decorator, ...] = (
         metavar="ADDRESS",
         help="Train on the workers of this Dask scheduler, such as tcp://host:8786.",
     ),
-    click.option(
-        "--dry-run", is_flag=True, help="List the runs with their estimated time and exit."
-    ),
+    click.option("--dry-run", is_flag=True, help="Only list the runs and estimate their time."),
     opt.as_json,
     opt.quiet,
     opt.config_options("model", "data", "train", without=("norm", "backend", "seed")),
@@ -204,9 +202,7 @@ def _default_folder(plan: "StudyPlan") -> Path:
     plain = replace(plan, seeds=()).to_dict()
     suffix = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:6]
     data = Path(str(plan.fixed.get("data", "data"))).name
-    varied = (
-        ["one-at-a-time"] if plan.one_at_a_time else [*plan.vary]
-    )  # several names would be too long
+    varied = ["one-at-a-time"] if plan.one_at_a_time else [*plan.vary]  # all names: too long
     return Path("results/studies") / "-".join([data, *plan.norms, *varied, suffix])
 
 

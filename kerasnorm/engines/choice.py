@@ -35,7 +35,7 @@ def make(
         group: The processes or devices that train together; by default this process alone.
 
     Raises:
-        ConfigError: Several processes or devices are to train, and this engine cannot.
+        ConfigError: Several processes or devices are to train, which this engine cannot.
     """
     backend = keras.backend.backend()
     is_native = config.engine == "native" and backend in ("torch", "tensorflow")
@@ -48,12 +48,12 @@ def make(
             )
         if reason is not None:
             raise ConfigError(
-                f"engine: the native engine cannot train this model: {reason}. Expected a model "
-                "without that on several processes or devices, or one device with engine='keras'."
+                f"engine: the native engine cannot train this model: {reason}. Expected "
+                "another model on several processes or devices, or engine='keras' on one device."
             )
     if reason is not None:
         logger.warning(
-            "Keras's own engine trains, since the native one cannot train this model: %s", reason
+            "Keras's own engine is used, because the native one cannot train this model: %s", reason
         )
     if not is_native or reason is not None:
         return KerasEngine(model, batches, config)
@@ -67,7 +67,7 @@ def make(
 
 
 def not_native(model: keras.Model, batches: Batches) -> str | None:
-    """Returns why this backend's native engine would train a model wrongly, None if it would not.
+    """Returns why this backend's native engine would train a model wrongly, None if it is correct.
 
     Args:
         model: The model to train, which stays as it is.
@@ -98,8 +98,8 @@ def join(launch: Launch, devices: int) -> ProcessGroup:
     backend = keras.backend.backend()
     if launch.size > 1 and (launch.launcher, backend) not in LAUNCHERS:
         raise ConfigError(
-            f"backend: {launch.launcher} started {launch.size} processes, which work together on "
-            f"{' or '.join(name for _, name in LAUNCHERS)}, each with its own launcher. "
+            f"backend: {launch.launcher} started {launch.size} processes, but a group needs "
+            f"{' or '.join(f'{name} with {launcher}' for launcher, name in LAUNCHERS)}. "
             f"Received: backend={backend!r}"
         )
     if backend == "torch" and launch.size > 1:
@@ -116,7 +116,7 @@ def join(launch: Launch, devices: int) -> ProcessGroup:
 def predict(model: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Returns the outputs (N, classes) that a Keras model gives for raw images (N, H, W, C).
 
-    The native engine computes them where it knows the model, else `model.predict`.
+    The native engine computes them if it can, otherwise `model.predict`.
     """
     backend = keras.backend.backend()
     if backend == "torch":
