@@ -148,8 +148,8 @@ class Engine(ABC):
     def seed(self, epoch: int) -> None:
         """Makes the random numbers of all layers a function of (seed, epoch)."""
         if keras.backend.backend() != "tensorflow":
-            # On TensorFlow a new seed would discard compiled functions, at two seconds per epoch, and
-            # Keras draws from the generators below only.
+            # On TensorFlow a new seed would discard compiled functions, at two seconds per epoch,
+            # and Keras draws from the generators below only.
             seed_everything(self.config.seed, epoch)
         for index, layer in enumerate(self.model.layers):
             # These include the layers inside a wrapper or a nested model.
@@ -183,7 +183,7 @@ class Engine(ABC):
         else:
             what = f"loss is {loss}"
             images, _ = self.batches.batch(epoch, step)
-            place = first_nonfinite(self.model, images) or "the loss, or the backward pass"
+            place = first_nonfinite(self.model, images) or "the loss, or the way back from it"
         return DivergedError(
             f"The {what} at epoch {epoch + 1}, step {step + 1}, at a learning rate of "
             f"{self.rate(epoch, step):.6g} (peak {self.config.learning_rate:g}). First value that "

@@ -48,12 +48,12 @@ def make(
             )
         if reason is not None:
             raise ConfigError(
-                f"engine: the native engine cannot train this model: {reason}. Expected "
-                "another model on several processes or devices, or engine='keras' on one device."
+                f"engine: the native engine cannot train this model: {reason}. Expected a model "
+                "without that on several processes or devices, or one device with engine='keras'."
             )
     if reason is not None:
         logger.warning(
-            "Keras's own engine is used, because the native one cannot train this model: %s", reason
+            "Keras's own engine trains, since the native one cannot train this model: %s", reason
         )
     if not is_native or reason is not None:
         return KerasEngine(model, batches, config)
@@ -98,8 +98,8 @@ def join(launch: Launch, devices: int) -> ProcessGroup:
     backend = keras.backend.backend()
     if launch.size > 1 and (launch.launcher, backend) not in LAUNCHERS:
         raise ConfigError(
-            f"backend: {launch.launcher} started {launch.size} processes, but a group needs "
-            f"{' or '.join(f'{name} with {launcher}' for launcher, name in LAUNCHERS)}. "
+            f"backend: {launch.launcher} started {launch.size} processes, which work together on "
+            f"{' or '.join(name for _, name in LAUNCHERS)}, each with its own launcher. "
             f"Received: backend={backend!r}"
         )
     if backend == "torch" and launch.size > 1:
