@@ -48,7 +48,7 @@ LAYER_LABELS = {
     "fc1": "C10",
 }
 CONVOLUTIONS = "C1 C2 c3 C3 C4 C5 c6 C7 C8 C9"  # those that `widths` lists
-# Names of earlier versions: files that hold them are read, callers learn the new name.
+# Names of earlier versions: files may hold them; elsewhere the error gives the new name.
 RENAMED = {"treatment": "preprocessing", "sd": "std"}
 RENAMED_ARGUMENTS = {"monitor": "progress", "reporter": "progress"}  # of functions
 LARGEST = 1e300  # largest absolute value of a number; NaN and infinity are refused too
@@ -80,8 +80,8 @@ class ModelConfig(_Checked):
     """The network: norm, widths and everything else between two convolutions."""
 
     norm: str = _field("gn", "Normalization layer.", choices=NORMS)
-    groups: int = _field(0, "Groups of gn; 0 takes channels / group-size.", low=0)
-    group_size: int = _field(4, "Channels per group of gn, where --groups is 0.", low=1)
+    groups: int = _field(0, "Number of groups of gn; 0 uses --group-size instead.", low=0)
+    group_size: int = _field(4, "Channels per group of gn, if --groups is 0.", low=1)
     ln_affine: str = _field(
         "channel",
         "Scale and shift of ln: one per channel, or one per element (H*W*C).",
@@ -95,7 +95,7 @@ class ModelConfig(_Checked):
         "relu", "Activation.", choices=("relu", "leaky_relu", "elu", "gelu", "silu", "mish")
     )
     order: str = _field(
-        "conv-norm-act", "Order inside a unit.", choices=("conv-norm-act", "conv-act-norm")
+        "conv-norm-act", "Order of layers in a unit.", choices=("conv-norm-act", "conv-act-norm")
     )
     norm_transitions: bool = _field(True, "Normalize after the 1x1 convolutions too.")
     residual: bool = _field(True, "Add a unit's input to its output where the shapes match.")
@@ -103,10 +103,13 @@ class ModelConfig(_Checked):
     dropout_kind: str = _field(
         "element", "Drop single values or whole channels.", choices=("element", "spatial")
     )
-    l1: float = _field(0.0, "L1 regularization of the kernels.", low=0.0)
-    l2: float = _field(0.0, "L2 regularization of the kernels.", low=0.0)
+    l1: float = _field(0.0, "Factor of the L1 penalty on the kernels.", low=0.0)
+    l2: float = _field(0.0, "Factor of the L2 penalty on the kernels.", low=0.0)
     bn_momentum: float = _field(
-        0.9, "Share of the old value in bn's moving statistics.", low=0.0, high=1.0
+        0.9,
+        "Weight of the old value in bn's moving statistics (1 minus PyTorch's momentum).",
+        low=0.0,
+        high=1.0,
     )
     initializer: str = _field(
         "he_normal",
@@ -136,35 +139,35 @@ class DataConfig(_Checked):
 
     data: str = _field(
         "auto",
-        "cifar10, cifar100, fashion_mnist, mnist, shapes, a path, or auto "
-        "(cifar10 if it is cached or downloads, else shapes).",
+        "Data set: cifar10, cifar100, fashion_mnist, mnist, shapes, a path, or auto (cifar10 if it "
+        "is cached or can be downloaded, else shapes).",
     )
     train_size: int = _field(
-        0, "Training images to use; 0 is all of them (shapes: 10,000).", low=0, high=10_000_000
+        0, "Number of training images; 0 uses all (shapes: 10,000).", low=0, high=10_000_000
     )
     test_size: int = _field(
-        0, "Test images to use; 0 is all of them (shapes: 2,000).", low=0, high=10_000_000
+        0, "Number of test images; 0 uses all (shapes: 2,000).", low=0, high=10_000_000
     )
     validation: int = _field(
-        0, "Training images to hold out for validation, an equal share of each class.", low=0
+        0, "Number of training images to hold out for validation, stratified by class.", low=0
     )
     preprocessing: str = _field(
         "standardize",
-        "How pixels are transformed before the first convolution.",
+        "Preprocessing of the pixels before the first convolution.",
         choices=("standardize", "scale", "none", "equalize"),
     )
     flip: float = _field(0.0, "Probability of a horizontal flip.", low=0.0, high=1.0)
-    alternating_flip: bool = _field(False, "Mirror each image in every other epoch.")
-    translate: int = _field(0, "Largest random shift in pixels, edges reflected.", low=0)
+    alternating_flip: bool = _field(False, "Flip each image in every other epoch.")
+    translate: int = _field(0, "Largest random shift, in pixels; edges are reflected.", low=0)
     shift_scale_rotate: float = _field(
         0.0,
         "Probability of a random shift (10 %), scale (10 %) and rotation (15 degrees).",
         low=0.0,
         high=1.0,
     )
-    cutout: float = _field(0.0, "Probability of a square hole of the mean color.", low=0, high=1)
-    cutout_size: int = _field(16, "Side of the cutout hole in pixels.", low=1)
-    gray: float = _field(0.0, "Probability that an image becomes gray.", low=0.0, high=1.0)
+    cutout: float = _field(0.0, "Probability of a square hole in the mean color.", low=0, high=1)
+    cutout_size: int = _field(16, "Side of the cutout hole, in pixels.", low=1)
+    gray: float = _field(0.0, "Probability of conversion to gray.", low=0.0, high=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,34 +175,34 @@ class TrainConfig(_Checked):
     """The training: backend, device, optimizer, schedule and length."""
 
     backend: str = _field(
-        "auto", "Keras backend; auto takes the first installed.", choices=("auto", *BACKENDS)
+        "auto", "Keras backend; auto uses the first installed.", choices=("auto", *BACKENDS)
     )
     engine: str = _field(
         "native",
-        "Training engine: native is this package's own for torch and tensorflow (jax has only "
-        "keras), keras is model.fit.",
+        "Training engine: native (this package's own, for torch and tensorflow) or keras "
+        "(model.fit, which jax always uses).",
         choices=("native", "keras"),
     )
     device: str = _field("auto", "Device: auto, cpu, gpu, or one by number such as cuda:1.")
     devices: int = _field(
-        1, "Devices of this machine to train on (tensorflow; for torch see torchrun).", low=1
+        1, "Number of local devices to train on (tensorflow only; use torchrun with torch).", low=1
     )
     bn_sync: str = _field(
         "on",
-        "Whether bn on several devices takes its statistics over the whole batch (on) or over "
-        "each device's shard (off).",
+        "Statistics of bn on several devices: over the whole batch (on) or over each device's "
+        "shard (off).",
         choices=("on", "off"),
     )
     precision: str = _field(
-        "float32", "Number types of the layers.", choices=("float32", "mixed_bfloat16")
+        "float32", "Floating-point type of the layers.", choices=("float32", "mixed_bfloat16")
     )
     deterministic: bool = _field(
-        False, "Give the same bits in every run on a GPU too, more slowly; a CPU always does."
+        False, "Make runs on a GPU bitwise reproducible, at lower speed; on a CPU they always are."
     )
     seed: int = _field(
         0, "Seed of image order, augmentation, dropout and initial weights.", low=0, high=2**31 - 1
     )
-    epochs: int = _field(20, "Passes over the training images.", low=1, high=100_000)
+    epochs: int = _field(20, "Number of passes over the training images.", low=1, high=100_000)
     batch_size: int = _field(128, "Images per step.", low=1)
     optimizer: str = _field(
         "adamw",
@@ -213,7 +216,7 @@ class TrainConfig(_Checked):
     )
     schedule: str = _field(
         "triangular",
-        "Course of the learning rate over the steps.",
+        "Learning rate schedule.",
         choices=("triangular", "onecycle", "cosine", "constant"),
     )
     warmup: float = _field(
@@ -334,7 +337,7 @@ def _wrong(name: str, expected: str, received: object) -> ConfigError:
 def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     """Returns the error for an unknown name; it suggests the nearest known names."""
     if new := (RENAMED | RENAMED_ARGUMENTS).get(name):
-        return ConfigError(f"Unknown {kind}: {name!r}. It is called {new} now.")
+        return ConfigError(f"Unknown {kind}: {name!r}. It is now called {new}.")
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3)
     advice = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(known)}."

@@ -1,8 +1,8 @@
 """The network: a recipe becomes a functional `keras.Model` of stock layers.
 
 The skeleton is fixed: C1 C2 c3 P1 C3 C4 C5 c6 P2 C7 C8 C9 GAP C10. C is a 3x3 convolution with
-padding same and no bias; c is a 1x1 convolution that narrows; P is a 2x2 max pooling; GAP is global
-average pooling; C10 is a 1x1 convolution to the classes.
+padding same and no bias; c is a 1x1 convolution that reduces the channels; P is a 2x2 max pooling;
+GAP is global average pooling; C10 is a 1x1 convolution to the classes.
 """
 
 import dataclasses
@@ -152,7 +152,7 @@ class _Units:
         self.seeds = np.random.Generator(np.random.PCG64([seed, 0x1417]))
 
     def kernel_options(self) -> dict[str, Any]:
-        """Returns the options of the next convolution: no bias, own initializer, regularizers."""
+        """Returns the options of the next convolution: no bias, its initializer and regularizer."""
         config = self.config
         seed = int(self.seeds.integers(2**31))
         is_regularized = config.l1 > 0 or config.l2 > 0
@@ -254,7 +254,7 @@ def portable(model: keras.Model) -> keras.Model:
     """Returns a float32 copy for saving and exporting, without layers that only training needs.
 
     Standardized kernels are folded into stock convolutions; layers trained in mixed precision
-    become float32. The copy gives the same logits, to rounding.
+    become float32. The copy gives the same logits, up to rounding.
     """
 
     def stock(layer: Any) -> Any:

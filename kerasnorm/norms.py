@@ -1,4 +1,4 @@
-"""The normalization layers, one record each; all that the package knows of a norm is derived here.
+"""The normalization layers, one record each, from which everything about a norm is derived.
 
 A norm is y = gamma * (x - mean) / sqrt(variance + epsilon) + beta with the biased variance, x of
 shape (N, H, W, C). Norms differ in the values that share a mean and a variance, in the shape of
@@ -44,11 +44,11 @@ class FinalStep:
 
 @dataclass(frozen=True, kw_only=True)
 class NormFacts:
-    """What is known about a norm, in words.
+    """Facts about a norm, in words.
 
     Attributes:
         name: Full name.
-        over: What shares statistics.
+        over: Which values share statistics.
         formula: Formula in plain text.
         source: Paper that introduced it.
         users: Who uses it today and why, each with its source.
@@ -156,10 +156,11 @@ BUILT_IN = (
                 "ResNet (arXiv 1512.03385) and EfficientNet (arXiv 1905.11946).",
                 "At inference it is a fixed scale and shift, which folds into a convolution: free.",
             ),
-            caution="Its benefit is not less 'internal covariate shift': with noise injected "
-            "behind it, which shifts the distributions again, it still trains as well; it makes "
-            "the loss smoother (Santurkar et al. 2018, arXiv 1805.11604). With few images per "
-            "batch its statistics are noise (Wu & He, arXiv 1803.08494, figure 1).",
+            caution="Less 'internal covariate shift' does not explain its benefit: with noise "
+            "injected behind it, which shifts the distributions again, it trains as well. A "
+            "smoother loss is one explanation (Santurkar et al. 2018, arXiv 1805.11604), larger "
+            "usable learning rates another (Bjorck et al. 2018, arXiv 1806.02375). With few images "
+            "per batch its statistics are noisy (Wu & He, arXiv 1803.08494, figure 1).",
         ),
     ),
     Norm(
@@ -231,8 +232,8 @@ BUILT_IN = (
                 "Style transfer (AdaIN, arXiv 1703.06868): mean and variance are the style.",
                 "Medical segmentation (nnU-Net, arXiv 1904.08128): batches of two volumes.",
             ),
-            caution="It removes each channel's strength from each image, which a classifier may "
-            "need; on a map of one pixel it erases everything.",
+            caution="It removes each channel's mean and scale from each image, which a classifier "
+            "may need; on a map of one pixel it erases everything.",
         ),
     ),
     Norm(

@@ -1,4 +1,4 @@
-"""How far a piece of work is: the protocol that all long work reports to, and its console view.
+"""Progress of long work: the protocol that receives it, and its view on the console.
 
 Notes go through `logging`, under the logger "kerasnorm". `rich` is imported only when a live bar is
 shown.
@@ -24,19 +24,19 @@ LOGGER = "kerasnorm"
 
 
 class Progress(Protocol):
-    """Receives how far a piece of work is."""
+    """Receives the progress of a piece of work."""
 
     def start(self, title: str, total: int, done: int = 0) -> None:
-        """Begins to show work of `total` parts, of which `done` were done before."""
+        """Starts to show work of `total` parts, `done` of which are already done."""
 
     def advance(self, done: int, status: str = "") -> None:
-        """Shows that `done` parts are done; the status stands beside the bar."""
+        """Shows that `done` parts are done, with the status beside the bar."""
 
     def show(self, table: "Table") -> None:
-        """Shows a table of the present state, which replaces the one before."""
+        """Shows a table of the current state in place of the previous one."""
 
     def finish(self) -> None:
-        """Ends the work, whether it went well or not."""
+        """Ends the display, whether the work succeeded or not."""
 
 
 class NullProgress:
@@ -58,12 +58,12 @@ class NullProgress:
 class ConsoleProgress:
     """A `Progress` that draws a live bar, and a table above it, on a terminal.
 
-    The bar disappears at the end; the table stays. Where the stream is not a terminal, nothing is
-    shown, or one line per quarter of the work. A context manager calls `finish`.
+    The bar disappears at the end; the table stays. If the stream is not a terminal, nothing is
+    shown, or one line per quarter of the work. As a context manager it calls `finish` at the end.
 
     Args:
         quiet: Whether to show nothing at all.
-        quarters: Whether to write a line per quarter where the stream is not a terminal.
+        quarters: Whether to write a line per quarter if the stream is not a terminal.
         stream: Where to write; by default stderr.
     """
 
@@ -90,7 +90,7 @@ class ConsoleProgress:
         self.finish()
 
     def start(self, title: str, total: int, done: int = 0) -> None:
-        """Shows the bar; parts that were done before do not count for the time left."""
+        """Shows the bar; parts that are already done do not count in the estimate of time left."""
         self.finish()
         self._title, self._status, self._table = title, "", None
         self._total, self._first, self._done = total, done, done
@@ -100,12 +100,12 @@ class ConsoleProgress:
         from rich.console import Console
         from rich.live import Live
 
-        # Lines that others write to stderr appear above the bar as they are, without breaks.
+        # Other lines on stderr appear above the bar unchanged, without line breaks.
         console = Console(
             file=self._stream, force_terminal=True, soft_wrap=True, highlight=False, emoji=False
         )
-        # Without a thread of its own, which would slow training. What is printed to stdout belongs
-        # to the bar's console only if both are the same terminal.
+        # There is no refresh thread, because it would slow training. Output to stdout is redirected
+        # to the bar's console only if stdout is a terminal too.
         redirect = sys.stdout.isatty()
         self._live = Live(
             self._view(), console=console, auto_refresh=False, redirect_stdout=redirect
@@ -129,7 +129,7 @@ class ConsoleProgress:
         self._draw()
 
     def finish(self) -> None:
-        """Removes the bar, and leaves the table in its last state."""
+        """Removes the bar and leaves the last table."""
         if self._live is None:
             return
         live, self._live = self._live, None
@@ -153,7 +153,7 @@ class ConsoleProgress:
         return f"{duration(seconds)} left"
 
     def _view(self, live: "Live | None" = None, *, with_bar: bool = True) -> "Group":
-        """Returns what stands on the terminal now."""
+        """Returns the table and the bar as they are now."""
         from rich.console import Group, RenderableType
         from rich.progress_bar import ProgressBar
         from rich.table import Column
@@ -179,7 +179,7 @@ class ConsoleProgress:
 
 
 class _NoteHandler(logging.Handler):
-    """Prints each record's message to the present `sys.stderr`, which a live bar replaces.
+    """Prints each record's message to the current `sys.stderr`, which a live bar replaces.
 
     Each warning is printed once: several parts of one command may read the same damaged file.
     """

@@ -1,4 +1,4 @@
-"""Tables of text, and how they are printed: as plain text, or with rich on a terminal."""
+"""Tables of text, and their two forms: plain text, and rich for a terminal."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ NOTE_WIDTH = 100
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose cells are texts.
+    """A table of strings.
 
     Attributes:
         columns: Headings; a heading that starts with ">" is aligned to the right, as numbers are.

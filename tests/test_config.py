@@ -144,5 +144,5 @@ def test_the_device_does_not_change_the_hash():
 def test_a_renamed_field_is_read_from_files_and_named_to_callers():
     old = {"recipe": "best", "data": {"treatment": "scale"}}
     assert resolve(document=old).data.preprocessing == "scale"
-    with pytest.raises(ConfigError, match="called preprocessing now"):
+    with pytest.raises(ConfigError, match="now called preprocessing"):
         resolve({"treatment": "scale"})

@@ -1,4 +1,4 @@
-"""`Answer`, which every question about normalization returns, and what the questions share."""
+"""`Answer`, the result of every analysis, and functions that the analyses share."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -23,11 +23,11 @@ Data = TypeVar("Data")
 
 @dataclass(frozen=True)
 class Answer(Generic[Data]):
-    """The answer to a question about normalization.
+    """The result of an analysis: numbers and pictures.
 
     Attributes:
         data: The numbers; see the function that returned the answer.
-        pictures: What the numbers look like, each with title, caption and alternative text.
+        pictures: Figures of the numbers, each with title, caption and alternative text.
     """
 
     data: Data
@@ -43,7 +43,7 @@ class Answer(Generic[Data]):
         return [picture.save(Path(folder)) for picture in self.pictures]
 
     def document(self) -> Any:
-        """Returns the numbers as JSON-able lists and dicts; what is not finite becomes None."""
+        """Returns the numbers as lists and dicts for JSON; NaN and infinity become None."""
         return plain(self.data)
 
 
@@ -64,7 +64,7 @@ def open_runs(runs: Sequence[Run | Path | str]) -> tuple[list[Run], str]:
 
 
 def counter(progress: Progress | None, title: str, total: int) -> Callable[[], None]:
-    """Starts work of `total` parts; returns a function to call after each part."""
+    """Reports the start of work of `total` parts; returns a function to call after each part."""
     progress = progress or NullProgress()
     progress.start(title, total)
     done = itertools.count(1)
@@ -72,7 +72,7 @@ def counter(progress: Progress | None, title: str, total: int) -> Callable[[], N
 
 
 def some(split: Split, count: int) -> Split:
-    """Returns `count` images with their labels, each class in its share, or all there are."""
+    """Returns a stratified sample of `count` images with their labels, all if there are fewer."""
     if count >= len(split):
         return split
     return split.take(stratified_sample(split.labels, count, seed=0))

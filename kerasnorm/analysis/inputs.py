@@ -1,4 +1,4 @@
-"""The input of the network: preprocessing and augmentation, and how they change a training."""
+"""The input of the network: preprocessing and augmentation, and their effect on training."""
 
 import dataclasses
 import logging
@@ -41,11 +41,11 @@ from kerasnorm.training import run
 from kerasnorm.training.fit import fit
 
 logger = logging.getLogger(__name__)
-TRAINED = 5000  # images of a short training where no number is given
-SAMPLES = 2000  # images that statistics and histograms are made of
-ROWS, EPOCHS = 5, 6  # images and epochs that an augmentation is shown for
+TRAINED = 5000  # training images of a short training, by default
+SAMPLES = 2000  # images used for statistics and histograms
+ROWS, EPOCHS = 5, 6  # images and epochs in the figure of an augmentation
 IMAGES = 4  # samples shown of each preprocessing
-LOG_FROM = 10  # losses whose highest is this many times the lowest get a logarithmic axis
+LOG_FROM = 10  # ratio of highest to lowest loss from which the axis is logarithmic
 BINS = 64  # bins of a histogram, at most
 MARGIN, HEADINGS = 0.08, 0.55  # inches: around a grid of images, and above it
 GAP = 0.05  # between images of a grid, as a share of an image's width
@@ -65,7 +65,7 @@ PREPROCESSINGS = {  # name → title, color and line style
 
 @dataclass(frozen=True)
 class InputPreprocessing:
-    """One input preprocessing of the training images.
+    """The training images after one input preprocessing.
 
     Attributes:
         preprocessing: Name, as in a run's config: none, scale, standardize or equalize.
@@ -91,15 +91,15 @@ def inputs(
 ) -> Answer[list[InputPreprocessing]]:
     """Preprocesses the training images in each of the four ways, and trains on each if asked.
 
-    standardize: (x - mean) / std of each channel over the training set, one line for all images;
-    equalize: a curve of its own for each image, which makes its histogram flat (Gonzalez & Woods,
-    "Histogram equalization"), then the same.
+    standardize maps each channel of all images linearly, (x - mean) / std over the training set.
+    equalize first flattens the histogram of each image (Gonzalez & Woods, "Histogram
+    equalization"), then standardizes.
 
     Args:
         config: A full config; None resolves one from the overrides.
-        train: Train once on each preprocessing, with nothing else different.
-            Where no `train_size` is given, on at most 5,000 images.
-        progress: Receives how far the work is; by default nothing is shown.
+        train: Whether to train once on each preprocessing, all else equal; on at most 5,000 images
+            if no `train_size` is given.
+        progress: Receives the progress; by default nothing is shown.
         **overrides: Any config field, such as data="shapes".
 
     Returns:
@@ -113,7 +113,7 @@ def inputs(
     raw = prepare(config.replace(preprocessing="none").data, config.train.seed).train.images
     if train and config.data.train_size == 0 and len(raw) > TRAINED:
         logger.info(
-            f"Training on {TRAINED:,} of {len(raw):,} images; --train-size takes another number."
+            f"Training on {TRAINED:,} of {len(raw):,} images. Use --train-size to change this."
         )
         config = config.replace(train_size=TRAINED)
     pixels = {name: preprocess(raw[:SAMPLES], name) for name in PREPROCESSINGS}
@@ -135,15 +135,15 @@ def inputs(
 def preprocess(
     images: NDArray[np.uint8], preprocessing: str, count: int | None = None
 ) -> NDArray[np.float64]:
-    """Returns raw images preprocessed as a run does with its training set, (N, H, W, C).
+    """Returns raw images preprocessed as a run preprocesses its training set, (N, H, W, C).
 
     none: x. scale: x / 255. standardize: (x / 255 - mean) / std of each channel over all images.
-    equalize: each image and channel to a flat histogram first, then as standardize.
+    equalize: flatten the histogram of each image and channel, then as standardize.
 
     Args:
         images: Raw, uint8, (N, H, W, C); the statistics are measured on all of them.
         preprocessing: One of `PREPROCESSINGS`.
-        count: Number of images to return, the first ones; None for all.
+        count: Number of images to return, from the first on; None for all.
 
     >>> dark = np.array([0, 0, 0, 255], np.uint8).reshape(1, 2, 2, 1)
     >>> float(preprocess(dark, "scale").mean())
@@ -171,7 +171,7 @@ def _short_run(config: Config) -> tuple[Sequence[run.Row], bool]:
 
 
 def inputs_table(found: Sequence[InputPreprocessing]) -> Table:
-    """Returns mean and std of each channel by preprocessing, and how the short trainings ended."""
+    """Returns mean and std of each channel by preprocessing, and the results of short trainings."""
     has_training = any(one.history or one.diverged for one in found)
     columns = ["preprocessing", ">mean of each channel", ">std of each channel"]
     columns += [">train loss", ">test accuracy (%)"] if has_training else []
@@ -197,8 +197,8 @@ def _column(one: InputPreprocessing, name: str) -> NDArray[np.float64]:
 def preprocessing_figure(pixels: Mapping[str, NDArray[np.float64]]) -> Picture:
     """Returns one row per preprocessing: samples, and the histogram of each channel.
 
-    Samples show each channel from its lowest value (black) to its highest (white), so that only
-    a change of the order or of the spacing of the values is visible.
+    Each channel is drawn from its lowest value (black) to its highest (white), so that a linear
+    change is invisible.
 
     Args:
         pixels: Name of a preprocessing → images after it, (N, H, W, C).
@@ -269,7 +269,7 @@ def training_figure(found: Sequence[InputPreprocessing], heading: str) -> Pictur
 
 
 def input_figures(config: Config) -> list[Picture]:
-    """Returns what a run's network receives: each augmentation, and histograms of the pixels.
+    """Returns figures of a network's input: each augmentation, and histograms of the pixels.
 
     Args:
         config: A full config; its data, augmentation, preprocessing and seed are used.
@@ -298,8 +298,8 @@ def augmented_views(
         seed: Seed of the draws.
 
     Returns:
-        For each augmentation that is on, by its name and value, and for all of them together,
-        as "recipe", the images of each epoch, (E, N, H, W, C).
+        The images of each epoch, (E, N, H, W, C): under the name and value of each augmentation
+        that is on, and under "recipe" for all of them together.
     """
     plans = {}
     for name in AUGMENTATIONS:
@@ -318,10 +318,10 @@ def augmented_views(
 
 
 def augmentation_figure(raw: NDArray[np.uint8], augmented: NDArray[np.uint8], name: str) -> Picture:
-    """Returns a grid with one row per image: first as it is, then as it is in each epoch.
+    """Returns a grid with one row per image: first raw, then augmented in each epoch.
 
     Args:
-        raw: Images as they are, shape (N, H, W, C).
+        raw: Raw images, shape (N, H, W, C).
         augmented: The same images in each epoch, shape (E, N, H, W, C).
         name: Name and value of the augmentation, such as "translate 2".
     """
@@ -360,7 +360,7 @@ def histogram_figure(
     """Returns the histograms of each channel's pixels before and after the input preprocessing.
 
     Args:
-        raw: Images as they are, shape (N, H, W, C), 0 to 255.
+        raw: Raw images, shape (N, H, W, C), 0 to 255.
         preprocessed: The same images as the first convolution receives them, (N, H, W, C).
         preprocessing: Name of the input preprocessing.
     """
@@ -397,7 +397,7 @@ def _draw_histogram(axes: Axes, images: NDArray[Any]) -> None:
 def level_edges(values: NDArray[Any]) -> NDArray[np.float64]:
     """Returns edges of at most 64 equal bins, each as wide as a whole number of gray levels.
 
-    Bins of other widths hold differing numbers of levels, which shows as teeth in the histogram.
+    Other widths would put different numbers of levels into the bins, which shows as spikes.
     """
     levels = np.unique(values).astype(np.float64)
     step = float(np.diff(levels).min()) if len(levels) > 1 else 1.0

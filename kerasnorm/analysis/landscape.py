@@ -1,6 +1,6 @@
 """The loss around a run: along the gradient while it trains, and over a plane afterwards.
 
-Keras is imported inside the functions, because the runs decide on its backend.
+Keras is imported inside the functions, because the runs determine the backend.
 """
 
 import math
@@ -51,18 +51,21 @@ LEVELS = 16  # levels of a contour plot
 CEILING = 1e4  # nats: higher losses are drawn there
 FLOOR = 1e-6  # lowest value drawn on a logarithmic axis
 TICKS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 1000, 1e4)  # nats, of a surface's axis
-MEASURED_NOTE = "Medians over the lines along the gradient; the surface is of test images."
+MEASURED_NOTE = (
+    "Range, change and smoothness are medians over the lines along the gradient; the last two "
+    "columns are losses of test images."
+)
 
 
 @dataclass(frozen=True)
 class GradientLines:
-    """Losses and gradients along the gradient at some steps of training: S steps, K points a line.
+    """Losses and gradients along the gradient at some steps of training: S lines of K points.
 
     Attributes:
         steps: Number of steps taken before each line, (S,).
         distances: Factors of the gradient, (K,), the first one 0.
         losses: Loss of the batch at w - distance * gradient, in nats, (S, K).
-        changes: |gradient there - gradient at w|, (S, K).
+        changes: |gradient at that point - gradient at w|, (S, K).
         norms: |gradient at w|, (S,).
     """
 
@@ -149,18 +152,18 @@ def landscape(
     The first steps of each run are trained again, from its config. Every few steps, at weights
     w with gradient g, the loss of the batch and the change of its gradient are measured at
     w - t * g, t from rate / 2 to 4 * rate (Santurkar et al. 2018, arXiv 1805.11604). Then the loss
-    of test images is measured at w + a * d + b * e, d and e random directions whose every filter
-    is as long as the model's own (Li et al. 2018, arXiv 1712.09913).
+    of test images is measured at w + a * d + b * e, where d and e are random directions in which
+    each filter has the norm of the model's filter (Li et al. 2018, arXiv 1712.09913).
 
     Args:
         runs: Finished runs, or their folders.
-        steps: Training steps to repeat; no more than the run had.
+        steps: Training steps to repeat, at most those of the run.
         lines: Number of lines along the gradient.
-        rate: Length of the step along the gradient, the same for all runs.
+        rate: Factor of the gradient in a step along it, the same for all runs.
         points: Number of points on each axis of the surface; odd.
-        radius: The surface reaches from -radius to radius.
+        radius: The surface reaches from -radius to radius, in norms of each filter.
         images: Number of test images that the surface is measured on.
-        progress: Receives how far the work is; by default nothing is shown.
+        progress: Receives the progress; by default nothing is shown.
 
     Returns:
         An `Answer` whose data are a list of `Landscape`, with the figures `gradient`, `line`,
@@ -207,12 +210,12 @@ def gradient_lines(
     """Trains a model, and every few steps measures a line along the gradient of the next batch.
 
     Args:
-        engine: Engine of a model freshly initialized.
+        engine: Engine of a newly initialized model.
         batches: Batches of the run.
         steps: Number of steps to train.
         lines: Number of lines, evenly spaced, at most one per step, the first one before the
             first step.
-        rate: Length of a step along the gradient; the line runs from 1/2 to 4 of it.
+        rate: Factor of the gradient in a step along it; a line runs from 1/2 to 4 times this.
         tick: Called after each line.
 
     Raises:
@@ -267,7 +270,7 @@ def _distance(a: Sequence[NDArray[Any]], b: Sequence[NDArray[Any]]) -> float:
 
 
 class Window(Batches):
-    """Consecutive steps out of one epoch of `Batches`, in the form of an epoch of its own.
+    """Consecutive steps of one epoch of `Batches`, presented as a whole epoch.
 
     Args:
         batches: Batches of the run.
@@ -287,7 +290,7 @@ class Window(Batches):
         super().__init__(split, min(batches.batch_size, images), batches.seed)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """Returns the order of the whole epoch that the window lies in."""
+        """Returns the order of the whole epoch that contains the window."""
         return self.whole.order(self.epoch)
 
     def batch(
@@ -318,18 +321,18 @@ def advance(engine: Any, batches: Batches, start: int, count: int) -> None:
         epoch, first = divmod(start, batches.steps)
         taken = min(end - start, batches.steps - first)
         engine.batches = Window(batches, epoch, first, taken)
-        # The first argument seeds dropout, so every window draws other masks.
+        # The argument seeds dropout, so every window draws different masks.
         engine.train_epoch(start)
         start += taken
     engine.batches = batches
 
 
 def filter_direction(weights: "Weights", seed: int) -> "Weights":
-    """Returns a random direction whose every filter is as long as the model's.
+    """Returns a random direction in which each filter has the norm of the model's filter.
 
     d = g * |w| / |g| for each output channel of a kernel, g standard normal; 0 for scales and
-    shifts. So networks are compared fairly whose weights differ only in a scale that a norm makes
-    meaningless. Source: Li et al. 2018, arXiv 1712.09913, section 4.
+    shifts. This makes networks comparable whose weights differ only by a scale that a norm
+    removes. Source: Li et al. 2018, arXiv 1712.09913, section 4.
 
     Args:
         weights: Trainable variables; kernels are (height, width, in, out).
@@ -386,7 +389,7 @@ def surface(
 
 
 def landscape_table(found: Sequence[Landscape]) -> Table:
-    """Returns the roughness of each run in numbers."""
+    """Returns the table of each run's smoothness and losses."""
     columns = (
         "run",
         ">range of loss",
@@ -464,7 +467,7 @@ def line_figure(found: Sequence[Landscape]) -> Picture:
         axes.plot(one.surface.axis, _capped(one.surface.line), **style)
     axes.set_yscale("log")
     log_ticks(axes.yaxis)
-    axes.set_xlabel("distance, in lengths of each filter")
+    axes.set_xlabel("distance, in norms of each filter")
     axes.set_ylabel("test loss (nats)")
     _legend(figure, found)
     text = "Test loss of the trained models along one random, filter-normalized direction"
@@ -533,7 +536,7 @@ def surface_figure(found: Sequence[Landscape]) -> Picture:
 
 
 def _panels(found: Sequence[Landscape], **options: Any) -> tuple[Figure, list[Any]]:
-    """Returns a figure with one panel per run, three in a row at most; four make a square."""
+    """Returns a figure with one panel per run, at most three per row; four make a square."""
     count = len(found)
     columns = 2 if count == 4 else min(COLUMNS, count)
     rows = -(-count // columns)

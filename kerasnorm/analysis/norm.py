@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Index = tuple[int, int, int, int]
 
-CUBE = (3, 2, 3, 8)  # (N, H, W, C) of the tensor of which one value changes
+CUBE = (3, 2, 3, 8)  # (N, H, W, C) of the tensor in which one value changes
 SMALL = (2, 1, 2, 4)  # (N, H, W, C) of the worked example
 GROUPS = 2  # of gn in both
 MOVED = 1e-6  # smallest change of an output that counts; rounding of float32 is 1e-7
@@ -83,7 +83,7 @@ class Worked:
 
 @dataclass(frozen=True)
 class BatchOfOne:
-    """How an image alone in its batch fares, measured on the Keras layer.
+    """What happens to an image alone in its batch, measured on the Keras layer.
 
     Attributes:
         training_change: Largest change of an image's outputs in training when the other images
@@ -108,7 +108,7 @@ class Explanation:
         index: Index (n, h, w, c) of the input that changed.
         shared: Which outputs of the Keras layer changed with it, bool (N, H, W, C).
         worked: A small tensor that passes through the norm.
-        batch_of_one: How an image alone in its batch fares.
+        batch_of_one: What happens to an image alone in its batch.
         cost: Parameters and share of a training step; None where not measured.
     """
 
@@ -131,9 +131,9 @@ def explain(
 
     Args:
         norm: Name of a norm, see `kerasnorm.norms.NORMS`.
-        cost: Whether to measure what the norm costs in this network, which takes ten seconds.
+        cost: Whether to measure what the norm costs in this network, which takes about ten seconds.
         batch_size: Number of images per step of that measurement.
-        rounds: Number of times that the network is timed with and without the norm.
+        rounds: Number of times that the network is timed, each with and without the norm.
 
     Returns:
         An `Answer` whose data are an `Explanation`, with a figure named after the norm.
@@ -277,7 +277,7 @@ def shared_by_perturbation(
 ) -> NDArray[np.bool_]:
     """Returns which outputs of the Keras layer in training change when its input at `index` does.
 
-    It takes the arguments of `shared_by_definition`, with which it must agree.
+    Takes the arguments of `shared_by_definition`, and must return the same.
     """
     x = np.random.Generator(np.random.PCG64(0)).normal(size=shape).astype(np.float32)
     moved = x.copy()
@@ -292,7 +292,7 @@ def worked_example(norm: str) -> Worked:
     """Passes a small tensor through a norm step by step, and checks it against the Keras layer.
 
     Raises:
-        AssertionError: The last step is not what the layer gives, so the definition is wrong.
+        AssertionError: The last step differs from the layer's output: the definition is wrong.
         ConfigError: The norm is unknown.
     """
     record, channels = _record(norm), SMALL[-1]
@@ -392,7 +392,7 @@ def _entry(name: str, text: str) -> str:
 
 
 def _shared_text(found: Explanation) -> str:
-    """Draws the cube as one map per image: channels downwards, pixels to the right."""
+    """Draws the cube as one map per image: channels upwards, pixels to the right."""
     count, height, width, channels = found.shared.shape
     n, h, w, c = found.index
     lines = [
@@ -442,7 +442,7 @@ def _row(values: Array) -> str:
 
 def _moving_text(worked: Worked) -> str:
     lines = [
-        f"Moving average: new = {worked.momentum:g} * old + {1 - worked.momentum:g} * the batch's",
+        f"Moving average: new = {worked.momentum:g} * old + {1 - worked.momentum:g} * batch",
         "  after  mean of each channel          variance of each channel",
     ]
     for number, (mean, variance) in enumerate(worked.moving):
@@ -476,9 +476,9 @@ def _alone_text(alone: BatchOfOne) -> str:
 def _cost_text(cost: "NormCost") -> str:
     return (
         f"{cost.norm_parameters:,} of {cost.parameters:,} parameters; {100 * cost.share:.0f} % of "
-        f"a training step of {cost.batch_size} images ({cost.milliseconds:.0f} ms, without it "
-        f"{cost.milliseconds_without:.0f} ms), {cost.backend}, median of {cost.rounds} rounds on "
-        "this machine"
+        f"a training step of {cost.batch_size} images ({cost.milliseconds:.0f} ms; "
+        f"{cost.milliseconds_without:.0f} ms without it), on {cost.backend}, "
+        f"median of {cost.rounds} rounds on this machine"
     )
 
 

@@ -1,4 +1,4 @@
-"""Loss and gradient of a model at any weights, on the native engines' forward pass."""
+"""Loss and gradient of a model at any weights, by the native engines' forward pass."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

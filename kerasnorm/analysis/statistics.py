@@ -1,6 +1,6 @@
 """Activations, gradients, weights and updates of a run's network, by layer and by epoch.
 
-Keras is imported inside the functions, because the runs decide on its backend.
+Keras is imported inside the functions, because the runs determine the backend.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BINS = 61  # bins of a weight histogram
-SPARSE = 1e-3  # a weight this many times smaller than its layer's largest one counts as 0
+SPARSE = 1e-3  # a weight below this share of its layer's largest counts as 0
 SHOWN = 0.999  # share of the weights that lie between the edges of a histogram
 JUDGED = 2000  # images of each split that the trained model is scored on, at most
 LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
@@ -67,9 +67,9 @@ MAPS = (
     ("update_ratio", "update / weight"),
 )
 GAP_NOTE = (
-    "|w| and near 0 are of all kernels of the trained model; near 0 is below a thousandth of the "
-    f"layer's largest. Accuracies are of that model on at most {JUDGED:,} images per split as they "
-    "are; the gap is train minus test, in points."
+    "|w| is the norm of all kernels of the trained model; near 0 is the share of their weights "
+    "below a thousandth of the layer's largest. Accuracies are measured without augmentation on at "
+    f"most {JUDGED:,} images per split; the gap is train minus test, in percentage points."
 )
 
 
@@ -156,7 +156,7 @@ class NetworkStatistics:
 
     @property
     def gap(self) -> float:
-        """Accuracy on training images minus accuracy on test images, in points."""
+        """Training accuracy minus test accuracy, in percentage points."""
         return 100 * (self.train_accuracy - self.test_accuracy)
 
     def rows(self, epoch: int) -> list[LayerStatistics]:
@@ -180,10 +180,10 @@ def statistics(
 
     Args:
         runs: Finished runs, or their folders.
-        train_size: Number of training images of the repetition; 0 is all, which repeats the run.
-        epochs: Number of epochs of the repetition; 0 is the run's.
+        train_size: Number of training images to repeat the training on; 0 uses all.
+        epochs: Number of epochs to repeat; 0 uses the run's.
         images: Number of training images that the layers are measured on.
-        progress: Receives how far the work is; by default nothing is shown.
+        progress: Receives the progress; by default nothing is shown.
 
     Returns:
         An `Answer` whose data are a list of `NetworkStatistics`, with the figures `layers`,
@@ -292,7 +292,7 @@ class Taps:
     ) -> list[LayerStatistics]:
         """Returns one row per convolution that is followed by a norm and an activation.
 
-        Passes are those of training: a norm sees the statistics of these images.
+        The network is in training mode: a norm uses the statistics of these images.
 
         Args:
             split: Images to measure on.
@@ -401,14 +401,14 @@ def statistics_table(found: Sequence[NetworkStatistics]) -> Table:
     ]
     notes = [
         f"{one.label}: repeated on {one.repeated_images:,} images for {one.repeated_epochs} "
-        "epochs; the rows are of its last one."
+        "epochs; the rows show its last epoch."
         for one in found
     ]
     return Table(columns, rows, notes=notes)
 
 
 def weights_table(found: Sequence[NetworkStatistics]) -> Table:
-    """Returns weights and the gap between training and test of the trained models."""
+    """Returns the trained models' weights, and the gap between training and test accuracy."""
     columns = ("run", ">|w|", ">std", ">near 0 (%)", ">train (%)", ">test (%)", ">gap")
     rows = [
         (
@@ -426,7 +426,7 @@ def weights_table(found: Sequence[NetworkStatistics]) -> Table:
 
 
 def _styles(found: Sequence[NetworkStatistics]) -> list[dict[str, Any]]:
-    """Returns line properties: those of `marked_styles`, and a line style per run of a norm."""
+    """Returns the properties of `marked_styles`, with another line style for each run of a norm."""
     norms = [one.norm for one in found]
     return [
         style | {"linestyle": LINES[repeat % len(LINES)]}
@@ -437,7 +437,7 @@ def _styles(found: Sequence[NetworkStatistics]) -> list[dict[str, Any]]:
 def layers_figure(found: Sequence[NetworkStatistics]) -> Picture:
     """Returns each measure over the layers after the last epoch, one curve per run."""
     figure = new_figure(5.2)
-    title(figure, "LAYER BY LAYER, AFTER THE LAST EPOCH OF THE REPETITION")
+    title(figure, "LAYER BY LAYER, AFTER THE LAST EPOCH")
     panels = figure.subplots(2, 3).ravel()
     styles = _styles(found)
     for axes, (name, heading, scale) in zip(panels, LAYER_PANELS, strict=True):

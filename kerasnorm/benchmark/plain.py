@@ -51,7 +51,7 @@ class Unit(nn.Module):
 
 
 def _norm(config: ModelConfig, channels: int) -> nn.Module:
-    """Returns PyTorch's layer for a norm, by the norm's definition: this process has no Keras."""
+    """Returns PyTorch's layer for a norm, chosen by its definition: this process has no Keras."""
     norm = NORMS[config.norm]
     if norm.layer is None:
         return nn.Identity()
@@ -96,7 +96,7 @@ def make_loop(
 ) -> Callable[[int, Callable[[], None]], None]:
     """Returns a function that trains one epoch, and calls its listener after each step.
 
-    It is eager unless `compiled`, uses Adam and data in memory, and PyTorch's defaults otherwise.
+    It is eager unless `compiled`, and uses Adam, data in memory, and PyTorch's defaults otherwise.
     """
     images = batches.split.images
     model = network(config.model, images.shape[-1], int(batches.split.labels.max()) + 1)

@@ -1,4 +1,4 @@
-"""The race: contenders take turns, each in a process of its own; its table and its chart."""
+"""The race: contenders take turns, each in its own process; its table and its chart."""
 
 import logging
 import statistics
@@ -22,7 +22,7 @@ BAR = 0.26  # inches of the chart per bar, with the space around it
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to train and to predict.
+    """One way to train and to predict.
 
     Attributes:
         meaning: What it is, for the notes of the table.
@@ -82,14 +82,14 @@ def race(
     """Returns the result of each contender on one network.
 
     All are started and warmed up first; then each takes one turn per round. A contender that fails
-    is left out, and the reason is logged.
+    at the start is left out, and the reason is logged.
 
     Args:
         config: Resolved config with a named backend.
         contenders: Keys of `CONTENDERS` that race on the backend.
         images: Number of images in an epoch; a round is one epoch.
         rounds: Number of rounds that are timed.
-        environment: Environment of their processes; by default that of this process.
+        environment: Environment variables of the processes; by default those of this process.
     """
     values = {"recipe": config.recipe} | flatten(config.to_dict())
     workers: list[tuple[JsonProcess, Result]] = []

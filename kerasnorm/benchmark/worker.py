@@ -16,7 +16,7 @@ MEBIBYTE = 2**20
 
 
 class _FirstStep:
-    """Remembers when the very first step ended; also serves as an engine's listener."""
+    """Records the time of the first step; also serves as an engine's listener."""
 
     def __init__(self, start: float) -> None:
         self.start = start
@@ -27,10 +27,10 @@ class _FirstStep:
             self.seconds = time.perf_counter() - self.start
 
     def on_batch_begin(self, step: int) -> None:
-        """Nothing to remember."""
+        """Records nothing."""
 
     def on_batch_end(self, step: int, logs: Any) -> None:
-        """A step has ended."""
+        """Records the end of a step."""
         self()
 
 
@@ -44,7 +44,7 @@ def contender(name: str, config: Config, images: int, first: _FirstStep) -> tupl
         name: native, stock, loop, loop-channels-last or loop-compiled.
         config: Resolved config of model, augmentation, batches and backend.
         images: Number of images, made by the `shapes` generator.
-        first: Receives every step.
+        first: Is called after every step.
     """
     from kerasnorm.data.shapes import shapes
 

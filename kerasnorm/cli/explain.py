@@ -1,4 +1,4 @@
-"""Commands that explain: `explain`, `inputs`, `landscape` and `statistics`."""
+"""Commands that analyze: `explain`, `inputs`, `landscape` and `statistics`."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ def _out(default: str) -> opt.Decorator:
         type=click.Path(path_type=Path, file_okay=False),
         default=Path(default),
         show_default=True,
-        help="Folder of the pictures.",
+        help="Folder for the figures.",
     )
 
 
@@ -48,9 +48,9 @@ def _positive(flag: str, default: float, text: str) -> opt.Decorator:
 
 @click.command()
 @click.argument("norm", metavar="|".join(EXPLAINED), type=click.Choice(EXPLAINED))
-@click.option("--cost/--no-cost", default=True, show_default=True, help="Measure what it costs.")
-@_count("--batch-size", 64, "Images in a timed training step.")
-@_count("--rounds", 7, "Rounds that are timed with and without the norm.")
+@click.option("--cost/--no-cost", default=True, show_default=True, help="Measure the norm's cost.")
+@_count("--batch-size", 64, "Images per timed training step.")
+@_count("--rounds", 7, "Timed rounds, each with and without the norm.")
 @opt.backend_option
 @_out("results/explain")
 @opt.as_json
@@ -63,7 +63,7 @@ def explain(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Explain a norm by its real layer: what shares statistics, each step in numbers, the cost.
+    """Explain a norm: which values share statistics, each step in numbers, and its cost.
 
     Example: kerasnorm explain gn
     """
@@ -78,16 +78,14 @@ def explain(
 @click.command(cls=opt.ConfigCommand)
 @opt.config_file
 @_out("results/inputs")
-@click.option(
-    "--train", is_flag=True, help="Also train briefly on each of the four ways of preprocessing."
-)
+@click.option("--train", is_flag=True, help="Also train briefly on each preprocessing.")
 @opt.norm_option
 @opt.as_json
 @opt.config_options("data", "train")
 def inputs(config_file: Path | None, out: Path, train: bool, as_json: bool, **options: Any) -> None:
-    """Draw the model's input: each preprocessing, each augmentation, histograms of the pixels.
+    """Draw the model's input: preprocessing, augmentation and pixel histograms.
 
-    With --train, a short training on each preprocessing, by default of 3 epochs.
+    With --train, also train on each preprocessing, by default for 3 epochs.
 
     Example: kerasnorm inputs --recipe era8 --out inputs
     """
@@ -106,11 +104,11 @@ def inputs(config_file: Path | None, out: Path, train: bool, as_json: bool, **op
 @click.command()
 @runs_argument
 @_count("--steps", 100, "Training steps to repeat.")
-@_count("--lines", 10, "Lines along the gradient, spread over these steps.")
-@_positive("--rate", 0.1, "Step along the gradient; a line reaches from 1/2 to 4 of it.")
-@_count("--points", 13, "Points on each side of the surface; odd.", low=3)
-@_positive("--radius", 1.0, "Radius of the surface, in lengths of each filter.")
-@_count("--images", 300, "Test images that the surface is measured on.")
+@_count("--lines", 10, "Lines along the gradient, spread evenly over these steps.")
+@_positive("--rate", 0.1, "Factor of the gradient in a step; a line runs from 1/2 to 4 times this.")
+@_count("--points", 13, "Points on each axis of the surface; odd.", low=3)
+@_positive("--radius", 1.0, "Radius of the surface, in norms of each filter.")
+@_count("--images", 300, "Test images to measure the surface on.")
 @opt.backend_option
 @_out("results/landscape")
 @opt.quiet
@@ -123,7 +121,7 @@ def landscape(
     as_json: bool,
     **sizes: Any,
 ) -> None:
-    """Draw the loss around runs: along the gradient in training, and over a plane at the end.
+    """Draw the loss of runs along the gradient during training, and around the trained models.
 
     Example: kerasnorm landscape results/runs/shapes-bn-torch-s0 results/runs/shapes-none-torch-s0
     """
@@ -138,9 +136,9 @@ def landscape(
 
 @click.command()
 @runs_argument
-@_count("--train-size", 2000, "Training images to repeat the training on; 0 is all.", low=0)
-@_count("--epochs", 0, "Epochs of the repeated training; 0 is the run's.", low=0)
-@_count("--images", 128, "Training images that the layers are measured on.")
+@_count("--train-size", 2000, "Training images to repeat the training on; 0 uses all.", low=0)
+@_count("--epochs", 0, "Epochs of the repeated training; 0 uses the run's.", low=0)
+@_count("--images", 128, "Training images to measure the layers on.")
 @opt.backend_option
 @_out("results/statistics")
 @opt.quiet
@@ -155,7 +153,7 @@ def statistics(
 ) -> None:
     """Measure activations, gradients, weights and updates of runs, by layer and epoch.
 
-    Give it runs with and without norm, or a sweep of --l1, --l2 or --dropout.
+    Use it on runs with and without a norm, or with several values of --l1, --l2 or --dropout.
 
     Example: kerasnorm statistics results/runs/shapes-bn-torch-s0 results/runs/shapes-none-torch-s0
     """

@@ -26,7 +26,7 @@ split_option = click.option(
     type=click.Choice(("test", "validation", "train")),
     default="test",
     show_default=True,
-    help="Images to use.",
+    help="Split to use.",
 )
 image_shape_option = click.option(
     "--image-shape",
@@ -75,7 +75,7 @@ def summary(as_json: bool, image_shape: tuple[int, ...], classes: int, **options
 def receptive_field(target: str, as_json: bool, image_shape: tuple[int, ...], classes: int) -> None:
     """Print how size, receptive field and jump change from layer to layer.
 
-    The model is this network with a norm, a run's model, or any functional .keras model.
+    The model is the built-in network with this norm, a run's model, or a functional .keras model.
 
     Example: kerasnorm receptive-field gn
     """
@@ -112,7 +112,7 @@ def _open(target: Path, backend: str | None, device: str | None) -> "ExportedMod
                 )
     saved = open_any(target)
     if saved.wants_equalized:
-        logger.info(f"{saved.path} takes histogram-equalized images; they are equalized for it.")
+        logger.info(f"{saved.path} expects histogram-equalized images; they are equalized first.")
     return saved
 
 
@@ -129,7 +129,7 @@ def images_of(saved: "ExportedModel | SavedModel", data: str | None, split: str)
     seed = saved.config.train.seed if saved.config else 0
     if data is not None or saved.config is None:
         if data is None:
-            raise ConfigError(f"{saved.path} does not say what it was trained on: give --data.")
+            raise ConfigError(f"{saved.path} does not name its training data. Use --data.")
         preprocessing = "equalize" if saved.wants_equalized else "none"
         config = DataConfig(data=data, preprocessing=preprocessing)
     else:
@@ -163,7 +163,7 @@ def evaluate(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Measure accuracy and loss of a trained model.
+    """Measure the accuracy and loss of a trained model.
 
     Example: kerasnorm evaluate results/runs/shapes-gn-torch-s0
     """
@@ -200,7 +200,7 @@ def predict(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Classify image files, which are resized to the size that the model takes.
+    """Classify image files, resized to the input size of the model.
 
     Example: kerasnorm predict results/runs/shapes-gn-torch-s0 photo.png
     """
@@ -235,7 +235,7 @@ def predict(
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Also draw them into this PNG file.",
+    help="Also draw them to this PNG file.",
 )
 @opt.backend_option
 @opt.device_option
@@ -249,7 +249,7 @@ def misclassified(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Show the ten mistakes of a model that have the highest confidence.
+    """Show the ten mistakes of a model with the highest confidence.
 
     Example: kerasnorm misclassified results/runs/shapes-gn-torch-s0 --out mistakes.png
     """
@@ -282,12 +282,12 @@ def misclassified(
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the pictures; by default the run's own plots/, or for several runs "
-    "results/plots.",
+    help="Folder for the figures. By default plots/ in the run's folder, or results/plots for "
+    "several runs.",
 )
 @opt.as_json
 def plot(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
-    """Redraw the pictures of a run, or overlay the curves of several.
+    """Redraw the figures of a run, or overlay the curves of several runs.
 
     Example: kerasnorm plot results/runs/shapes-bn-torch-s0 results/runs/shapes-gn-torch-s0
     """

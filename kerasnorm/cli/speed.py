@@ -51,10 +51,10 @@ def _count(name: str, default: int, text: str, least: int = 1) -> opt.Decorator:
     show_default=True,
     help="Recipe of the network.",
 )
-@_count("images", 2560, "Number of images in a round.", least=20)
-@_count("batch-size", 128, "Number of images in a step.")
-@_count("rounds", 5, "Number of rounds that are timed.")
-@click.option("--dropout", type=click.FloatRange(0, 0.95), help="Rate; by default the recipe's.")
+@_count("images", 2560, "Images per round.", least=20)
+@_count("batch-size", 128, "Images per step.")
+@_count("rounds", 5, "Timed rounds.")
+@click.option("--dropout", type=click.FloatRange(0, 0.95), help="Rate. By default the recipe's.")
 @click.option("--augment/--no-augment", help="Augment as the recipe does.", show_default=True)
 @click.option("--deterministic", is_flag=True, help="As in fit; for model.fit and kerasnorm only.")
 @_several("contender", "By default all, see the notes of the table.")

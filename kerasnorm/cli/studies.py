@@ -28,14 +28,14 @@ STUDY_OPTIONS: tuple[opt.Decorator, ...] = (
         "norms",
         multiple=True,
         type=click.Choice(NORMS),
-        help=f"Norm; may be repeated. By default {', '.join(COMPARED)}.",
+        help=f"Norm; repeatable. By default {', '.join(COMPARED)}.",
     ),
     click.option(
         "--backend",
         "backends",
         multiple=True,
         type=click.Choice(BACKENDS),
-        help="Keras backend; may be repeated. By default the first installed.",
+        help="Keras backend; repeatable. By default the first installed.",
     ),
     click.option(
         "--seeds",
@@ -45,36 +45,36 @@ STUDY_OPTIONS: tuple[opt.Decorator, ...] = (
     click.option(
         "--seed",
         type=click.IntRange(0),
-        help="First seed, by default 0; the others count up from it.",
+        help="First seed; the others follow it. By default 0.",
     ),
     click.option(
         "--vary",
         multiple=True,
         metavar="FIELD=V,V,…",
-        help="Values of a config field, such as batch_size=8,32; may be repeated. A field that "
-        "a norm does not read does not multiply its runs.",
+        help="Values of a config field, such as batch_size=8,32; repeatable. A field that a norm "
+        "does not use adds no runs of that norm.",
     ),
     click.option(
         "--one-at-a-time",
         is_flag=True,
-        help="Train each value of --vary alone, beside a base without them, and report what each "
-        "does: an ablation. By default all combinations are trained.",
+        help="Run an ablation: change one --vary value at a time from the base config, and report "
+        "its effect. By default all combinations are trained.",
     ),
     click.option(
         "--linear-rate",
         is_flag=True,
-        help="Scale the peak learning rate with the batch size.",
+        help="Scale the peak learning rate linearly with the batch size.",
     ),
     click.option(
         "--out",
         type=click.Path(path_type=Path, file_okay=False),
-        help="Folder of the study; one that holds a part of it is resumed. By default one under "
-        "results/studies.",
+        help="Folder for the study, which is resumed if it has been started there. By default one "
+        "under results/studies.",
     ),
     click.option(
         "--resume",
         type=click.Path(path_type=Path, exists=True, file_okay=False),
-        help="Resume the study in this folder, with the plan in its study.toml.",
+        help="Resume the study in this folder, as planned in its study.toml.",
     ),
     click.option(
         "--jobs",
@@ -82,14 +82,14 @@ STUDY_OPTIONS: tuple[opt.Decorator, ...] = (
         default=1,
         show_default=True,
         type=click.IntRange(1),
-        help="Number of runs at a time on this machine; they share its cores.",
+        help="Number of runs to train at a time on this machine; they share its cores.",
     ),
     click.option(
         "--scheduler",
         metavar="ADDRESS",
         help="Train on the workers of this Dask scheduler, such as tcp://host:8786.",
     ),
-    click.option("--dry-run", is_flag=True, help="List the runs, estimate their time, and stop."),
+    click.option("--dry-run", is_flag=True, help="Only list the runs and estimate their time."),
     opt.as_json,
     opt.quiet,
     opt.config_options("model", "data", "train", without=("norm", "backend", "seed")),
@@ -97,7 +97,7 @@ STUDY_OPTIONS: tuple[opt.Decorator, ...] = (
 
 
 def _study_options(function: Any) -> Any:
-    """Adds the options that compare and sweep share."""
+    """Adds the options that `compare` and `sweep` share."""
     for decorate in reversed(STUDY_OPTIONS):
         function = decorate(function)
     return function
@@ -120,7 +120,7 @@ def compare(**options: Any) -> None:
 def sweep(**options: Any) -> None:
     """Vary any fields of the config, over several norms and seeds, in one study folder.
 
-    With --one-at-a-time each value is trained alone, beside a base: what does it do by itself?
+    With --one-at-a-time, run an ablation: change one value at a time from the base config.
 
     Example: kerasnorm sweep --vary batch_size=2,4,8,16,32 --norm bn --norm gn
     """
@@ -146,7 +146,7 @@ def _run(
         if typed:
             flag = {"norms": "norm", "backends": "backend"}.get(typed[0], typed[0])
             raise ConfigError(
-                f"--resume takes the plan of the study: leave out --{flag.replace('_', '-')}."
+                f"--resume uses the plan of the study: leave out --{flag.replace('_', '-')}."
             )
         plan, out = folder.read_plan(resume), resume
     else:
@@ -165,7 +165,7 @@ def _run(
 
 
 def _plan(options: dict[str, Any]) -> "StudyPlan":
-    """Returns the plan of the options, `auto` resolved so that runs are known by their hash."""
+    """Returns the plan of the options; `auto` is resolved, so that hashes identify the runs."""
     from kerasnorm.study.plan import StudyPlan, parse_vary
 
     given = {k: v for k, v in opt.given(options).items() if k in SETTINGS or k == "recipe"}
@@ -198,16 +198,16 @@ def _plan(options: dict[str, Any]) -> "StudyPlan":
 
 
 def _default_folder(plan: "StudyPlan") -> Path:
-    """Returns a folder named after what all runs share, so that more seeds go to the same."""
+    """Returns a folder named after all but the seeds, so that more seeds use the same folder."""
     plain = replace(plan, seeds=()).to_dict()
     suffix = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:6]
     data = Path(str(plan.fixed.get("data", "data"))).name
-    varied = ["one-at-a-time"] if plan.one_at_a_time else [*plan.vary]  # many would be too long
+    varied = ["one-at-a-time"] if plan.one_at_a_time else [*plan.vary]  # all names: too long
     return Path("results/studies") / "-".join([data, *plan.norms, *varied, suffix])
 
 
 def _dry_run(plan: "StudyPlan", out: Path, jobs: int, scheduler: str | None, as_json: bool) -> None:
-    """Prints the runs of a study and the time that they are expected to take."""
+    """Prints the runs of a study with their estimated time."""
     from kerasnorm.data import prepare
     from kerasnorm.study import execution, folder, study, tables
 
@@ -260,14 +260,14 @@ def _print_outcome(outcome: "Outcome", as_json: bool) -> None:
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="HTML file to write. By default report.html in the folder of the study or run; in "
+    help="HTML file to write. By default report.html in the folder of the study or run, or in "
     "results/plots for several runs.",
 )
 @opt.as_json
 def report(paths: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     """Write one HTML file with the findings, figures and commands of a study or of runs.
 
-    The tables and figures of a study are written again from its finished runs.
+    The tables and figures of a study are rebuilt from its finished runs.
 
     Example: kerasnorm report results/best
     """

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder of the run, new or empty. By default one under results/runs.",
+    help="New or empty folder for the run. By default one under results/runs.",
 )
 @click.option(
     "--resume",
     metavar="RUN|auto",
-    help="Resume the unfinished run in this folder. With auto, start the run in --out, or resume "
-    "it if it was started before.",
+    help="Resume the unfinished run in this folder. With auto, resume the run in --out, or start "
+    "it if there is none.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the resolved config and exit.")
 @opt.as_json
@@ -42,12 +42,12 @@ def fit(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Train one model and write its run's folder: model, history, metrics and plots.
+    """Train one model and write a run folder with model, history, metrics and plots.
 
     Every field of the config can also be set in the --config file and by an environment variable
     KERASNORM_<FIELD>.
 
-    On a batch queue, this line starts a run or resumes it:
+    In a batch queue, this command starts or resumes a run:
     kerasnorm fit --out runs/gn --resume auto
 
     Example: kerasnorm fit --norm gn --backend torch
@@ -55,7 +55,7 @@ def fit(
     config, overrides = None, {}
     if resume in (None, "auto") or config_file is not None:
         config = opt.resolve_options(options, config_file)
-    else:  # a variable of the environment is a default of new runs and changes no old one
+    else:  # environment variables are defaults of new runs and do not change old ones
         overrides = {name: v for name, v in opt.given(options).items() if opt.is_typed(name)}
     if dry_run:
         if config is None:
@@ -77,7 +77,7 @@ def fit(
 
 
 def results(history: "Sequence[Row]", folder: Path) -> str:
-    """Returns the end of a run in a few lines: scores of the last epoch, time and folder.
+    """Returns the result of a run as text: scores of the last epoch, time and folder.
 
     Args:
         history: One row per epoch.

@@ -25,13 +25,13 @@ SEED_STATE = "seed_generator_state"  # what Keras calls the variable of a SeedGe
 
 
 class BatchListener(Protocol):
-    """Is notified of each training step; `logs` holds the running means of Keras's metrics."""
+    """Receives each training step; `logs` holds the running means of Keras's metrics."""
 
     def on_batch_begin(self, step: int) -> None:
-        """Step `step` of the epoch, counted from 0, is about to run."""
+        """Called before step `step` of the epoch, counted from 0."""
 
     def on_batch_end(self, step: int, logs: Mapping[str, float]) -> None:
-        """Step `step` has run."""
+        """Called after step `step`."""
 
 
 class RunningMeans(Mapping[str, float]):
@@ -71,8 +71,8 @@ class StepResult:
             shape (3,) on any device.
         images: Number of images in the batch.
         is_stopping: Whether a process of the group has received a signal to stop.
-        can_stop: Whether the epoch may end after this step. It may not where the steps that
-            follow have been taken already.
+        can_stop: Whether the epoch may end after this step; it may not if later steps have
+            already been taken.
     """
 
     sums: Any
@@ -148,8 +148,8 @@ class Engine(ABC):
     def seed(self, epoch: int) -> None:
         """Makes the random numbers of all layers a function of (seed, epoch)."""
         if keras.backend.backend() != "tensorflow":
-            # A new seed makes TensorFlow discard its compiled functions, two seconds per epoch, and
-            # all that Keras draws there comes from the generators below.
+            # On TensorFlow a new seed would discard compiled functions, at two seconds per epoch,
+            # and Keras draws from the generators below only.
             seed_everything(self.config.seed, epoch)
         for index, layer in enumerate(self.model.layers):
             # These include the layers inside a wrapper or a nested model.
@@ -192,7 +192,7 @@ class Engine(ABC):
         )
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Returns copies of all that training changes: weights, statistics, optimizer."""
+        """Returns copies of everything that training changes: weights, statistics, optimizer."""
         return {
             name: ops.convert_to_numpy(variable.value).copy()
             for name, variable in self._variables().items()
@@ -220,7 +220,7 @@ class Engine(ABC):
 
 
 class NativeEngine(Engine):
-    """An engine that takes its steps without `model.fit`: this class has the loop over them."""
+    """An engine that takes its steps without `model.fit`; this class owns the loop over them."""
 
     @stock_keras
     def train_epoch(self, epoch: int, listener: BatchListener | None = None) -> Scores:
@@ -248,7 +248,7 @@ class NativeEngine(Engine):
 
     @abstractmethod
     def take_steps(self, epoch: int) -> Iterator[StepResult]:
-        """Takes the optimizer steps of an epoch, one whenever the next result is asked for.
+        """Takes the optimizer steps of an epoch, one for each result that is requested.
 
         Raises:
             DivergedError: The loss or a gradient is not finite.
@@ -260,7 +260,7 @@ class NativeEngine(Engine):
 
 @stock_keras
 def first_nonfinite(model: Any, images: Any) -> str | None:
-    """Returns the first value on the way from images to logits that is not finite, or None.
+    """Returns the first value of the forward pass that is not finite, or None if all are.
 
     Args:
         model: A functional Keras model, whose variables stay as they are.

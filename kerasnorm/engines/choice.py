@@ -35,7 +35,7 @@ def make(
         group: The processes or devices that train together; by default this process alone.
 
     Raises:
-        ConfigError: Several processes or devices are to train, and this engine cannot.
+        ConfigError: Several processes or devices are to train, which this engine cannot.
     """
     backend = keras.backend.backend()
     is_native = config.engine == "native" and backend in ("torch", "tensorflow")
@@ -67,7 +67,7 @@ def make(
 
 
 def not_native(model: keras.Model, batches: Batches) -> str | None:
-    """Returns why this backend's native engine would train a model wrongly, None if it would not.
+    """Returns why this backend's native engine would train a model wrongly, None if it is correct.
 
     Args:
         model: The model to train, which stays as it is.
@@ -116,7 +116,7 @@ def join(launch: Launch, devices: int) -> ProcessGroup:
 def predict(model: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Returns the outputs (N, classes) that a Keras model gives for raw images (N, H, W, C).
 
-    The native engine computes them where it knows the model, else `model.predict`.
+    The native engine computes them if it can, otherwise `model.predict`.
     """
     backend = keras.backend.backend()
     if backend == "torch":

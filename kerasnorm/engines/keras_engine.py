@@ -1,4 +1,4 @@
-"""Keras's own engine: plain `model.fit`, on any backend that Keras has.
+"""Keras's own engine: plain `model.fit`, on any backend of Keras.
 
 It is the reference that the native engines are tested and timed against.
 """
@@ -62,7 +62,7 @@ class _Bridge(keras.callbacks.Callback):
         self.listener = listener
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        if batch == 0:  # and not before: the first `fit` of a model draws numbers to build it
+        if batch == 0:  # not earlier: the first `fit` of a model draws random numbers to build it
             self.engine.seed(self.epoch)
         if self.listener is not None:
             self.listener.on_batch_begin(batch)

@@ -1,4 +1,4 @@
-"""The Keras optimizers of a run, and Muon for convolutions, on every backend that Keras has."""
+"""The Keras optimizers of a run, and Muon for convolutions, on every backend of Keras."""
 
 import math
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from kerasnorm.keras_settings import stock_keras
 
 EPSILON = 1e-8  # of Adam; PyTorch's default
 DECAYED = "kernel"  # name of the variables that weight decay changes
-# Names of the others. Keras asks with a variable's name, and on TensorFlow with its path.
+# Names of the others. Keras matches a variable's name, but on TensorFlow its path.
 NOT_DECAYED = rf"^(?!(.*/)?{DECAYED}(:0)?$)"
 
 
 @keras.saving.register_keras_serializable(package="kerasnorm")
 class RateTable(keras.optimizers.schedules.LearningRateSchedule):
-    """A learning rate for each step, looked up; the last one holds beyond the end."""
+    """A table of the learning rate at each step; beyond its end the last one is used."""
 
     def __init__(self, rates: Sequence[float] | NDArray[np.float64]) -> None:
         self.rates = np.asarray(rates, np.float32)
@@ -75,7 +75,7 @@ class ConvMuon(keras.optimizers.Muon):
     Keras's own `Muon` takes only matrices and leaves kernels (height, width, in, out) to AdamW.
     The gradient's average is replaced by the nearest matrix with orthonormal columns, found by a
     Newton-Schulz iteration, and scaled to the size of an AdamW step, so that rate and decay mean
-    the same for both. Vectors take AdamW. Source: Jordan et al. 2024,
+    the same for both. AdamW updates vectors. Source: Jordan et al. 2024,
     https://kellerjordan.github.io/posts/muon; the scale: Liu et al., arXiv 2502.16982.
     """
 
@@ -88,7 +88,7 @@ class ConvMuon(keras.optimizers.Muon):
         return ops.reshape(super().zeropower_via_newtonschulz5(matrix, steps), x.shape)
 
     def lr_adjust(self, x: Any) -> Any:
-        """Returns the update x (height, width, in, out) in the size of an AdamW step."""
+        """Returns the update x (height, width, in, out), scaled to the size of an AdamW step."""
         return x * step_size(tuple(x.shape), self.rms_rate)
 
 

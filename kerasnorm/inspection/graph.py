@@ -9,7 +9,7 @@ from kerasnorm.errors import ConfigError
 
 
 def functional_graph(model: keras.Model) -> Any:
-    """Returns the functional graph of a model; a Sequential holds one inside of it.
+    """Returns the functional graph of a model; a Sequential holds one.
 
     Raises:
         ConfigError: The model is subclassed, or is a Sequential that has not been built.
@@ -36,7 +36,7 @@ def call_node(node: Any, values: Mapping[int, Any], training: bool) -> list[Any]
     As in Keras's own pass through a graph, `training` overrides what the call recorded when the
     graph was built: Keras records `training=False` for every layer whose `call` has that default,
     such as SpatialDropout2D. A layer whose `call` does not take the argument receives it too,
-    because Keras hands it on to the layers inside.
+    because Keras passes it on to the layers inside.
 
     Args:
         node: A call, from `nodes`.

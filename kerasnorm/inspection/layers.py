@@ -43,10 +43,10 @@ class LayerRow:
     """One call of one layer.
 
     Attributes:
-        name: Name of the layer, after those of the submodels that hold it: "backbone/conv1".
+        name: Name of the layer, preceded by those of its submodels: "backbone/conv1".
         type: Name of the layer's class.
         output_shape: Shape with the batch axis, None where it is not fixed: (None, H, W, C).
-        parameters: Number of weights; 0 if the layer was called before, so that sums are right.
+        parameters: Number of weights; 0 if the layer was called before, so that sums are correct.
         trainable_parameters: Number of weights that training changes.
         before: Receptive fields of the units of the (first) input.
         after: Receptive fields of the units of the output.
@@ -75,7 +75,7 @@ class LayerRow:
 
 
 def layer_table(model: keras.Model) -> list[LayerRow]:
-    """Returns one row per layer of a model, inputs first, in topological order.
+    """Returns one row per layer call of a model, inputs first, in topological order.
 
     Args:
         model: Functional model, or built Sequential, with one input (N, H, W, C), (N, C, H, W),
@@ -163,7 +163,7 @@ def _adaptive(call: _Call) -> FeatureMap:
 
 
 def _dense(call: _Call) -> FeatureMap:
-    """Returns the output of a dense layer, which sees a flat map whole and others unit by unit."""
+    """Returns the output of a dense layer: it sees a whole flat map, but other maps per unit."""
     source = call.inputs[0]
     return source.pooled() if len(call.shape) == 2 and source.sizes else source
 
@@ -229,9 +229,9 @@ def _rule(operation: Any) -> Rule:
         return _elementwise
     if isinstance(operation, tuple(custom_layers().values())):
         return _elementwise  # a norm, whose units keep their field like those of all norms
-    reason = "kerasnorm does not know what its units see"
+    reason = "kerasnorm has no rule for this layer"
     if isinstance(operation, REFINEMENTS):
-        reason = "it makes a map finer, so that neighboring units see windows of different sizes"
+        reason = "it enlarges the map, so that neighboring units see windows of different sizes"
     raise ConfigError(
         f"{reason}. Expected convolutions, poolings, paddings, dense and element-wise layers. "
         f"Received: {kind}. Ask for a part of the model without it: keras.Model(inputs, outputs)"
@@ -346,10 +346,10 @@ def summary_table(rows: Sequence[LayerRow], title: str = "") -> Table:
 
 
 def receptive_field_table(rows: Sequence[LayerRow], title: str = "") -> Table:
-    """Returns the table of how each layer changes size, receptive field and jump.
+    """Returns the table of the changes in size, receptive field and jump from layer to layer.
 
-    The table of the network of `kerasnorm.network` has its blocks and short names and, for images
-    of 32x32, a column of published receptive fields. Any other model has the names of its layers.
+    For the network of `kerasnorm.network` it gives blocks and short names and, for images of 32x32,
+    the published receptive fields; for any other model it gives the names of the layers.
 
     Args:
         rows: Rows of `receptive_field`.

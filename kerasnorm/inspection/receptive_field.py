@@ -5,11 +5,11 @@ has such a field in its own input: that of a convolution of kernel k, stride s, 
 units of padding before the first one has size k_eff = d * (k - 1) + 1, jump s and start -p. Fields
 compose (`Field.then`): size r += (k_eff - 1) * j, jump j *= s. Padding changes only the start.
 Global pooling over n units is a window of n: r += (n - 1) * j; the jump of the single remaining
-unit has no meaning, and by convention stays what it was.
+unit has no meaning, and by convention does not change.
 
 Source: Araujo, Norris, Sim, "Computing Receptive Fields of Convolutional Neural Networks", Distill
 2019, doi 10.23915/distill.00021. Sizes are those of a large image; at its border, part of the
-field is outside of it.
+field is outside it.
 """
 
 from collections.abc import Sequence

@@ -18,16 +18,16 @@ from kerasnorm.training.process_group import ProcessGroup, Shard, shard_of
 
 STEPS_PER_CALL = 8
 PREDICT_BATCH = 250
-FINITE = -1  # takes the place of the number of a variable whose gradient is not finite
+FINITE = -1  # in place of the number of a variable whose gradient is not finite
 
 
 class TensorFlowEngine(NativeEngine):
     """Trains in graph mode; see `kerasnorm.engines.base.Engine`.
 
-    A process with one device takes several steps per call; callbacks hear of these steps when the
-    call has ended. Several devices take a shard of every batch each, one step per call as a plain
-    graph, for XLA and collective operations do not go together. Their model and its optimizer must
-    be made in the scope of the group's strategy.
+    A process with one device takes several steps per call, and notifies callbacks of them after the
+    call. Several devices take a shard of every batch each, one step per call as a plain graph,
+    because XLA and collective operations cannot be combined. Their model and its optimizer must be
+    made in the scope of the group's strategy.
 
     Args:
         model: A functional model.
@@ -56,11 +56,11 @@ class TensorFlowEngine(NativeEngine):
         on_gpu = bool(tf.config.get_visible_devices("GPU"))
         if is_compiled is None:
             is_compiled = on_gpu and self.strategy is None
-        # Several GPUs drop what one does, though XLA does not compile their step.
+        # Several GPUs drop the same values as one, although XLA does not compile their step.
         self.lowered = LoweredModel(model, is_compiled=is_compiled, is_hashed=on_gpu)
         self.regularized = [v for v in model.trainable_variables if v.regularizer is not None]
-        # One trace for every size of batch: another trace may differ in the last bit, and so would
-        # a run that was resumed.
+        # One trace serves every batch size: another trace might differ in the last bit, and with it
+        # a resumed run.
         shape, dropouts = batches.split.images.shape[1:], len(self.lowered.drops)
         drawn, ends = tf.TensorSpec([None], tf.int32), tf.TensorSpec([dropouts + 1], tf.int32)
         one = [tf.TensorSpec([None, *shape], tf.uint8), tf.TensorSpec([None], tf.int32)]
@@ -79,7 +79,7 @@ class TensorFlowEngine(NativeEngine):
         self.forward = inference(model)
 
     def take_steps(self, epoch: int) -> Iterator[StepResult]:
-        """Takes the optimizer steps of an epoch; all steps of a call are taken at its first."""
+        """Takes the optimizer steps of an epoch; the first result of a call takes all its steps."""
         order = self.batches.order(epoch)
         for steps in self._calls():
             pairs = [self.batches.batch(epoch, step, order) for step in steps]
@@ -100,7 +100,7 @@ class TensorFlowEngine(NativeEngine):
                 yield StepResult(np.array(sums, np.float64), count, stop > 0, step == steps[-1])
 
     def _calls(self) -> list[range]:
-        """Returns the steps of an epoch that each call takes; a partial batch has its own call."""
+        """Returns the steps that each call of an epoch takes; a partial batch has its own call."""
         several = STEPS_PER_CALL if self.strategy is None else 1
         whole = len(self.batches.split) // self.batches.batch_size
         starts = range(0, whole, several)
@@ -166,8 +166,8 @@ class TensorFlowEngine(NativeEngine):
 
         Returns:
             Sums over the batch of loss, cross-entropy and correct predictions, the number of the
-            last variable whose gradient is not finite (`FINITE` if all are), and how many devices
-            are to stop; float32 (5,).
+            last variable whose gradient is not finite (`FINITE` if all are), and the number of
+            devices that are to stop; float32 (5,).
         """
         variables = self.model.trainable_variables
         count = tf.size(labels)

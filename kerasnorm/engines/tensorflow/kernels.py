@@ -1,4 +1,4 @@
-"""Norms in training that TensorFlow's own kernels, or fewer passes, compute faster on a CPU.
+"""Training passes of norms, faster on a CPU by TensorFlow's own kernels or by fewer passes.
 
 Keras builds them from general operations, each of which writes its result to memory.
 """
@@ -87,7 +87,7 @@ def _group_norm(x: Tensor, layer: Any) -> Tensor:
 
 
 def _sums(rows: Tensor) -> Tensor:
-    """Sums rows (N, pixels, C) over the pixels, (N, C); 64 pixels at once, for C alone is short."""
+    """Sums rows (N, pixels, C) over the pixels, (N, C); 64 pixels at once, as C is a short row."""
     _, pixels, channels = rows.shape
     folded = 64 if pixels % 64 == 0 else 1
     sums = tf.reduce_sum(tf.reshape(rows, (-1, pixels // folded, folded * channels)), 1)

@@ -1,8 +1,8 @@
 """The training pass of a functional Keras model on TensorFlow.
 
-Every layer is called as the Keras layer that it is, with two exceptions. Dropout of values or
-channels is drawn by NumPy from (seed, epoch, step), so that several devices drop what one does and
-random numbers cost little. Some norms have faster kernels (`kerasnorm.engines.tensorflow.kernels`).
+Every layer is called as a Keras layer, with two exceptions. NumPy draws the dropout of values or
+channels from (seed, epoch, step), so that several devices drop the same values as one and random
+numbers cost little. Some norms have faster kernels (`kerasnorm.engines.tensorflow.kernels`).
 """
 
 import math
@@ -68,7 +68,7 @@ class LoweredModel:
     Args:
         model: Functional, or a Sequential that has been built.
         is_compiled: Whether XLA will compile it; the norms are then left to Keras.
-        is_hashed: Whether dropout is one that XLA can fuse, as it is where XLA compiles.
+        is_hashed: Whether dropout takes the form that XLA can fuse, as it does if XLA compiles.
     """
 
     def __init__(self, model: Any, *, is_compiled: bool, is_hashed: bool = False) -> None:
@@ -139,7 +139,7 @@ def _training_norms(calls: list[Any]) -> dict[int, Callable[[Tensor], Tensor]]:
 
 
 def _drop(node: Any, is_hashed: bool) -> _Drop | None:
-    """Returns the dropout of a call, or None if the call is none or is left to Keras."""
+    """Returns the dropout of a call, or None if it is no dropout or is left to Keras."""
     layer = node.operation
     if type(layer) is layers.Dropout and layer.noise_shape is None:
         shape, cleared = tuple(node.input_tensors[0].shape[1:]), CLEARED
@@ -197,5 +197,5 @@ def _mix(x: Tensor, shift: int, factor: int) -> Tensor:
 # NumPy draws which values to set to zero: little work at small rates.
 CLEARED = Dropout(lambda *a: dropped_positions(*a).astype(np.int32), _clear)
 CLEARED_CHANNELS = Dropout(lambda *a: dropped_channels(*a).astype(np.int32), _clear)
-# NumPy draws the key of a hash, so that shapes are fixed, as XLA wants them.
+# NumPy draws the key of a hash, so that shapes are fixed, as XLA requires.
 HASHED = Dropout(lambda rng, *_: rng.integers(0, 2**31, 2).astype(np.int32), _hash)

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class TensorFlowProcessGroup(ProcessGroup):
-    """See `ProcessGroup`; TensorFlow wants its strategy to be made before any tensor.
+    """See `ProcessGroup`; TensorFlow requires its strategy to be made before any tensor.
 
     `MirroredStrategy` connects the devices of one process, `MultiWorkerMirroredStrategy` several
     processes.

@@ -1,4 +1,4 @@
-"""The native engine of PyTorch: the lowered model, one vector of weights, no host in the loop."""
+"""The native engine of PyTorch: a lowered model whose weights are one vector."""
 
 import math
 from collections.abc import Iterator
@@ -20,16 +20,16 @@ from kerasnorm.engines.torch.optimizer import FlatOptimizer
 from kerasnorm.engines.torch.resident import RecordedStep, ResidentData
 from kerasnorm.training.process_group import ProcessGroup, Shard, shard_of
 
-NUMBERS = 4  # of a step, which the processes add up together with the gradients
+NUMBERS = 4  # of a step, summed over the processes together with the gradients
 
 
 class TorchEngine(NativeEngine):
     """Trains with plain PyTorch calls; see `kerasnorm.engines.base.Engine`.
 
-    A process that trains alone keeps the data on its accelerator, and on CUDA records the step of
-    a model that is lowered as a whole as one graph. Several processes take a shard of every batch
-    each, and add up their gradients, losses and stop requests in one sum per step, so that all
-    take the same step and stop at the same one.
+    A process that trains alone keeps the data on its accelerator; on CUDA it records the step of a
+    completely lowered model as one graph. Several processes take a shard of every batch each. One
+    sum per step adds up their gradients, losses and stop requests, so that all take the same step
+    and stop at the same one.
     """
 
     def __init__(
@@ -53,10 +53,10 @@ class TorchEngine(NativeEngine):
         self.recorded: RecordedStep | None = None
 
     def take_steps(self, epoch: int) -> Iterator[StepResult]:
-        """Takes the optimizer steps of an epoch, one whenever the next result is asked for."""
+        """Takes the optimizer steps of an epoch, one for each result that is requested."""
         if self.device.type != "cpu":  # dropout draws from the device's generator there
             torch.manual_seed(torch.initial_seed() + self.group.rank)
-        # Analyses train on parts of an epoch for a while, which are on the host.
+        # Analyses temporarily train on parts of an epoch, which are on the host.
         if self.resident is not None and self.resident.batches is self.batches:
             return self._from_device(self.resident, epoch)
         return self._from_host(epoch)
@@ -98,12 +98,12 @@ class TorchEngine(NativeEngine):
             images: This process's shard of the batch, uint8, (N, H, W, C).
             labels: Class indices, (N,).
             shard: The shard of the batch that these images are.
-            epoch: Number of the epoch, from which dropout is drawn on the CPU.
-            step: Number of the step in the epoch, from which it is drawn too.
+            epoch: Number of the epoch; part of the key of dropout on the CPU.
+            step: Number of the step in the epoch; part of that key too.
 
         Returns:
-            Sums over the batch of loss, cross-entropy and correct predictions, and how many
-            processes have received a signal to stop; shape (4,).
+            Sums over the batch of loss, cross-entropy and correct predictions, and the number of
+            processes that have received a signal to stop; shape (4,).
 
         Raises:
             DivergedError: The loss or a gradient is not finite. The weights are unchanged.
@@ -129,15 +129,15 @@ class TorchEngine(NativeEngine):
     def _refuse_nonfinite(self, totals: Tensor, epoch: int, step: int) -> None:
         """Ends a run before a loss or gradient that is not finite reaches the weights.
 
-        Reading a tensor waits for an accelerator. So gradients are not read there, and in a
-        process that trains alone neither is the loss; `kerasnorm.training.loop` reads both after
-        each epoch.
+        Reading a tensor waits for an accelerator. Gradients are therefore not read there, nor is
+        the loss in a process that trains alone; `kerasnorm.training.loop` reads both after each
+        epoch.
         """
         on_cpu = self.device.type == "cpu"
         if not on_cpu and self.group.size == 1:
             return
         loss = float(totals[0])
-        # If the sum of the gradients is finite, each is; if it overflows, each is read.
+        # If the sum of the gradients is finite, so is each; if not, each is read.
         is_good = math.isfinite(loss)
         if is_good and not (on_cpu and not self.optimizer.gradient.sum().isfinite()):
             return

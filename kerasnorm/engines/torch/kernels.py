@@ -1,4 +1,4 @@
-"""Tensor functions that PyTorch lacks or computes slower, or less exactly, than it could.
+"""Tensor functions that PyTorch lacks, or computes more slowly or less exactly than possible.
 
 All take 4-D tensors as (N, C, H, W) in channels-last memory, on which oneDNN and cuDNN are fastest;
 `torch.autograd` carries their gradients. Where the backward pass of a function writes into the
@@ -15,7 +15,7 @@ from torch.autograd import Function
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Returns x (N, C, H, W) in channels-last memory, itself where it lies so already."""
+    """Returns x (N, C, H, W) in channels-last memory; x itself if it already is."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -93,7 +93,7 @@ SAFE_RATIO = 1e3
 
 
 def _sums(rows: Tensor) -> Tensor:
-    """Sums rows (N, pixels, C) over the pixels, (N, C); 64 pixels at once, for C alone is short."""
+    """Sums rows (N, pixels, C) over the pixels, (N, C); 64 pixels at once, as C is a short row."""
     count, pixels, channels = rows.shape
     folded = 64 if pixels % 64 == 0 else 1
     sums = rows.reshape(count, pixels // folded, folded * channels).sum(1)
@@ -148,9 +148,9 @@ def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, epsilon: flo
     """Normalizes x (N, C, H, W) over (H, W, C / groups); Wu & He, arXiv 1803.08494.
 
     PyTorch's channels-last kernel for CPUs takes the variance as E[x²] - E[x]², whose relative
-    error grows with mean² / variance. It is the fastest, so its result is used where the mean and
-    standard deviation that it found exclude a visible error; otherwise, and on accelerators, the
-    mean is subtracted before anything is squared.
+    error grows with mean² / variance. It is the fastest, so its result is used if its mean and
+    standard deviation rule out a visible error; otherwise, and on accelerators, the mean is
+    subtracted before anything is squared.
 
     Args:
         x: float32, shape (N, C, H, W).
@@ -243,7 +243,7 @@ class _SyncBatchNorm(Function):
         stats = sum_(torch.cat([rows.sum(0), size]))
         count = stats[-1]
         mean = stats[:-1] / count
-        centered = rows - mean  # before anything is squared: exact where mean² >> variance
+        centered = rows - mean  # before anything is squared: exact even if mean² >> variance
         variance = sum_(centered.square().sum(0)) / count
         inverse_std = torch.rsqrt(variance + epsilon)
         ctx.save_for_backward(centered, inverse_std, gamma, count)
@@ -261,7 +261,7 @@ class _SyncBatchNorm(Function):
         means = ctx.sum_(torch.cat([sums, dots])) / count
         first, second = means.split(len(sums))
         dx = (rows - first - centered * (inverse_std.square() * second)) * (inverse_std * gamma)
-        # gamma's and beta's are summed over the processes with all other gradients.
+        # The gradients of gamma and beta are summed over the processes with all others.
         return _images(dx, gradients[0]), dots * inverse_std, sums, None, None
 
 

@@ -69,8 +69,8 @@ class Site:
 
     Attributes:
         number: Number of the call in the graph; each dropout draws numbers of its own.
-        is_alone: Its input is fresh memory (see `Lowered`) that no other layer reads.
-        owns_gradient: The gradient of its output is fresh memory, whichever layer reads it.
+        is_alone: Whether its input is fresh memory (see `Lowered`) that no other layer reads.
+        owns_gradient: Whether the gradient of its output is fresh memory, whichever layer reads it.
         device: Device of the variables.
     """
 
@@ -86,13 +86,13 @@ class Lowered:
 
     Attributes:
         call: Takes the mode and the input tensors, returns the output.
-        is_fresh: Its output is new memory, in training and in inference, that its own backward
-            does not read: the next layer may write into it.
-        gives_fresh: The gradient that it hands back is new memory, likewise.
-        scaled: Of norms: returns the norm whose output is multiplied by a factor in training.
-        dropping: Of elementwise dropout on the CPU: its rate, and the call that drops in place
+        is_fresh: Whether its output is new memory, in training and in inference, that its own
+            backward pass does not read: the next layer may write into it.
+        gives_fresh: Whether the gradient of its input is new memory that nothing else reads.
+        scaled: For norms: returns the norm whose output is multiplied by a factor in training.
+        dropping: For elementwise dropout on the CPU: its rate, and the call that drops in place
             without scaling.
-        is_foreign: It is the Keras layer's own call.
+        is_foreign: Whether `call` is the Keras layer's own.
     """
 
     call: Callable[..., Tensor]
@@ -154,7 +154,7 @@ def _after_cast(lowered: Lowered, dtype: torch.dtype) -> Lowered:
 
 
 # Options that every rule accepts: each either does not change what a built layer computes, or is
-# taken into account for all layers alike. `seed` is one, because the engine draws its own numbers.
+# handled in the same way for all layers. `seed` is one, because the engine draws its own numbers.
 VARIABLES = ("kernel", "bias", "gamma", "beta")
 COMMON_OPTIONS = frozenset(
     {
@@ -177,7 +177,7 @@ def _is_elementwise(activation: Any) -> bool:
     return any(activation is known for known in ELEMENTWISE)
 
 
-# With variables in half precision, Keras computes some layers in full precision and others not.
+# With variables in half precision, Keras computes only some layers in full precision.
 FULL_TYPES = ("float32", "float64")
 
 
@@ -203,7 +203,7 @@ def _has_defaults(layer: Any, options: frozenset[str]) -> bool:
     """Says whether every option outside of `options` and `COMMON_OPTIONS` has its default value."""
     try:
         config = layer.get_config()
-    except Exception:  # An option may be the user's own object, which may raise anything.
+    except Exception:  # An option may be a user's object, which may raise anything.
         return False
     parameters = inspect.signature(type(layer).__init__).parameters
     # An option outside of the signature is off if its value is None or False.

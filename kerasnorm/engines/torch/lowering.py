@@ -1,8 +1,9 @@
 """A functional Keras model as a flat list of plain PyTorch calls on the model's own variables.
 
-Made once, it spares a training step Keras's Python for each layer and its copies between memory
-layouts: images stay (N, C, H, W) in channels-last memory from the first layer to the last. A layer
-that `torch_layers` does not know is called as the Keras layer that it is, on (N, H, W, C).
+The list is made once. A training step then needs neither Keras's Python code for each layer nor its
+copies between memory layouts: images stay (N, C, H, W) in channels-last memory from the first layer
+to the last. A layer without a rule in `kerasnorm.engines.torch.layers` is called as a Keras layer,
+on (N, H, W, C).
 """
 
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from kerasnorm.inspection.graph import call_node, functional_graph, nodes
 
 @dataclass
 class _Step:
-    """One call: what to call, which tensors it reads and writes, and which are read no more."""
+    """One call: what to call, the tensors that it reads and writes, and those not read again."""
 
     sources: list[int]
     targets: list[int]
@@ -79,7 +80,7 @@ class LoweredModel:
         for node in calls:
             for tensor in node.input_tensors:
                 readers.setdefault(id(tensor), []).append(node)
-        # What a layer gives back does not depend on its site, so a first look tells it.
+        # `gives_fresh` does not depend on the site, so a first lowering determines it.
         bare = Site(self.device)
         first = {id(node): _lower(node, bare) for node in calls}
         steps: list[_Step] = []
@@ -107,7 +108,7 @@ class LoweredModel:
 
 
 def _fold_dropout(step: _Step, before: list[_Step], site: Site) -> None:
-    """Lets the norm before a dropout do its scaling, so that only the zeros are left to write."""
+    """Moves the scaling of a dropout into the norm before it, so that it only writes zeros."""
     if step.lowered.dropping is None or not site.is_alone or not before:
         return
     source = next(other for other in before if step.sources[0] in other.targets)

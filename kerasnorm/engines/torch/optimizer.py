@@ -16,7 +16,7 @@ from torch import Tensor
 from kerasnorm.config import TrainConfig
 from kerasnorm.engines.optimizers import DECAYED, ConvMuon, is_kernel, step_size
 
-# Moves weights along a gradient (a tensor) at a rate (a tensor of one number).
+# Moves weights along a gradient (a tensor) at a learning rate (a tensor of one number).
 Rule = Callable[[Tensor, Tensor], None]
 
 
@@ -118,7 +118,7 @@ class FlatOptimizer:
         return torch.tensor(numbers, dtype=self.weights.dtype, device=self.weights.device)
 
     def _at_step(self, table: Tensor) -> Tensor:
-        """Returns a table's number for this step; the last one holds beyond its end."""
+        """Returns a table's number for this step; beyond its end, the last one."""
         index = self.iterations.clamp(max=len(table) - 1).reshape(1).long()
         return table.index_select(0, index)
 

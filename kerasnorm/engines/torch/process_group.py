@@ -27,7 +27,7 @@ class TorchProcessGroup(ProcessGroup):
         self.device = device
         with self.connection():
             store, rank, size = next(rendezvous("env://"))
-            # torchrun keeps one store over its restarts: addresses of ended processes are in it.
+            # torchrun keeps one store over its restarts, with the addresses of ended processes.
             store = distributed.PrefixStore(f"start-{launch.restarts}", store)
             backend = "nccl" if device.type == "cuda" else "gloo"
             distributed.init_process_group(backend, store=store, rank=rank, world_size=size)

@@ -1,8 +1,9 @@
 """Training data that stay on the accelerator, and the training step as one CUDA graph.
 
-A step on a GPU takes less time than Python needs to launch its operations. So the images lie on the
-device as uint8; the order and the random numbers of an epoch's augmentation are copied when it
-begins; and a step (gather, augment, forward, backward, update) is recorded once and replayed.
+A step on a GPU takes less time than Python needs to launch its operations. The images are
+therefore kept on the device as uint8, the order and the random numbers of an epoch's augmentation
+are copied when it begins, and a step (gather, augment, forward, backward, update) is recorded once
+and replayed.
 """
 
 from collections.abc import Callable
@@ -54,8 +55,8 @@ class ResidentData:
     def take(self, count: int) -> tuple[Tensor, Tensor]:
         """Returns the next images (count, H, W, C) and labels (count,), and moves on.
 
-        Nothing is read back from the device, so that a CUDA graph can record it. At the end of the
-        epoch, which the steps before a recording may pass, it starts again.
+        Nothing is read back from the device, so that a CUDA graph can record it. Beyond the end of
+        the epoch, which the steps before a recording may pass, it starts again.
         """
         places = (self.position + torch.arange(count, device=self.device)) % len(self.labels)
         self.position.add_(count)
