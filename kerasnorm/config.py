@@ -51,6 +51,18 @@ CONVOLUTIONS = "C1 C2 c3 C3 C4 C5 c6 C7 C8 C9"  # those that `widths` lists
 # Names of earlier versions: files may hold them; elsewhere the error gives the new name.
 RENAMED = {"treatment": "preprocessing", "sd": "std"}
 RENAMED_ARGUMENTS = {"monitor": "progress", "reporter": "progress"}  # of functions
+# Fields that a later version added: at their default they do not count in a config's hash, so that
+# checkpoints of earlier versions are resumed.
+ADDED = ("image_size", "resize")
+# What `--data PATH` reads; each is the description of a reader in `kerasnorm.data`.
+DATA_FORMS = {
+    "class folders": "a folder of class folders of images: DIR/train/CLASS and DIR/test/CLASS "
+    "(DIR/val/CLASS too), or DIR/CLASS alone",
+    "npz": "an .npz file with the arrays x_train, y_train, x_test, y_test (x_val, y_val too)",
+    "cifar": "a folder cifar-10-batches-py, cifar-10-batches-bin or cifar-100-python, the folder "
+    "around it, or its .tar or .tar.gz",
+    "idx": "a folder of the IDX files of MNIST",
+}
 LARGEST = 1e300  # largest absolute value of a number; NaN and infinity are refused too
 
 
@@ -139,8 +151,21 @@ class DataConfig(_Checked):
 
     data: str = _field(
         "auto",
-        "Data set: cifar10, cifar100, fashion_mnist, mnist, shapes, a path, or auto (cifar10 if it "
-        "is cached or can be downloaded, else shapes).",
+        "Data set: cifar10, cifar100, fashion_mnist, mnist, shapes, auto (cifar10 if it is cached "
+        f"or can be downloaded, else shapes), or a path: {'; '.join(DATA_FORMS.values())}.",
+    )
+    image_size: tuple[int, ...] = _field(
+        (),
+        "Height and width to resize all images to, H,W (one number: both); by default images stay "
+        "as they are and must be of one size.",
+        low=1,
+        high=65536,
+    )
+    resize: str = _field(
+        "stretch",
+        "How --image-size resizes: stretch to the new shape; crop the middle to it; or pad with "
+        "black to it.",
+        choices=("stretch", "crop", "pad"),
     )
     train_size: int = _field(
         0, "Number of training images; 0 uses all (shapes: 10,000).", low=0, high=10_000_000
@@ -168,6 +193,18 @@ class DataConfig(_Checked):
     cutout: float = _field(0.0, "Probability of a square hole in the mean color.", low=0, high=1)
     cutout_size: int = _field(16, "Side of the cutout hole, in pixels.", low=1)
     gray: float = _field(0.0, "Probability of conversion to gray.", low=0.0, high=1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.image_size) > 2:
+            raise _wrong("image_size", "a height and a width, H,W", list(self.image_size))
+        if len(self.image_size) == 1:
+            object.__setattr__(self, "image_size", self.image_size * 2)
+        if self.resize != "stretch" and not self.image_size:
+            raise ConfigError(
+                "resize: expected image_size beside it, since nothing is resized without it. "
+                f"Received: resize={self.resize!r} alone. Give --image-size H,W too."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,6 +305,9 @@ class Config:
     def hash(self) -> str:
         """Returns 12 hexadecimal digits that change when any field but the devices changes."""
         document = self.replace(device="auto", devices=1).to_dict()
+        for section, field in (SETTINGS[name] for name in ADDED):
+            if getattr(getattr(self, section), field.name) == field.default:
+                del document[section][field.name]
         text = json.dumps(document, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

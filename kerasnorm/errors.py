@@ -62,3 +62,24 @@ class MissingPackageError(KerasnormError, ImportError):
     """A backend or optional package is not installed; the message names the pip command."""
 
     exit_code = 7
+
+
+def shortened(text: str, longest: int = 750) -> str:
+    """Returns a message of at most ten lines of a terminal: its middle is left out if need be."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    if len(lines) > 10:
+        lines = [*lines[:7], "…", *lines[-2:]]
+    text = "\n".join(lines)
+    tail = longest // 3
+    return text if len(text) <= longest else f"{text[: longest - tail]} … {text[-tail:]}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an error of NumPy, PyTorch, TensorFlow or JAX says that memory ran out."""
+    named = {"OutOfMemoryError", "ResourceExhaustedError"}
+    signs = ("allocate memory", "RESOURCE_EXHAUSTED", "out of memory")
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ in named
+        or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs))
+    )

@@ -13,7 +13,7 @@ import click
 from kerasnorm import __version__
 from kerasnorm.cli import doctor, explain, formats, models, speed, studies, training
 from kerasnorm.config import RENAMED
-from kerasnorm.errors import KerasnormError, RunFolderError
+from kerasnorm.errors import KerasnormError, RunFolderError, is_out_of_memory, shortened
 from kerasnorm.progress import console_notes
 from kerasnorm.training.signals import SIGNALLED, Interruptions, Terminated
 
@@ -67,7 +67,7 @@ def _run() -> int:
         if state["debug"]:
             raise
         text, code = _message(error)
-    click.echo(f"kerasnorm: {text}", err=True)
+    click.echo(f"kerasnorm: {shortened(text)}", err=True)
     return code
 
 
@@ -78,7 +78,12 @@ def _message(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError):
         text = f"{error.filename or 'a file'}: {error.strerror or error}"
         return text, RunFolderError.exit_code
+    if is_out_of_memory(error):
+        return (
+            "out of memory. Use a smaller --batch-size, a smaller --image-size, or fewer images "
+            f"(--train-size). {shortened(str(error), 200)}"
+        ), 1
     return (
-        f"unexpected {type(error).__name__}: {error}\n"
+        f"unexpected {type(error).__name__}: {shortened(str(error), 500)}\n"
         "Run `kerasnorm --debug …` for the traceback, and please report it."
     ), 1

@@ -4,13 +4,17 @@ import click
 
 from kerasnorm import runtime
 from kerasnorm.cli import options as opt
-from kerasnorm.config import BACKENDS
+from kerasnorm.config import BACKENDS, DataConfig
 
 
 @click.command()
 @click.argument("source", required=False)
+@opt.option("image_size")
+@opt.option("resize")
 @opt.as_json
-def data(source: str | None, as_json: bool) -> None:
+def data(
+    source: str | None, image_size: tuple[int, ...] | None, resize: str | None, as_json: bool
+) -> None:
     """List the cached data sets, or describe one: image shape, class counts, mean and std.
 
     Example: kerasnorm data shapes
@@ -27,7 +31,8 @@ def data(source: str | None, as_json: bool) -> None:
         for entry in cached:
             click.echo(f"{entry['name']:<16}{entry['state']}")
         return
-    dataset = sources.load(source)
+    config = DataConfig(data=source, **opt.given({"image_size": image_size, "resize": resize}))
+    dataset = sources.prepare(config, seed=0)
     mean, std = channel_statistics(dataset.train.images)
     facts = {
         "name": dataset.name,

@@ -1,5 +1,6 @@
 """Commands on models and runs: layers, receptive field, scores, predictions, pictures."""
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,7 @@ import click
 
 from kerasnorm import runtime
 from kerasnorm.cli import options as opt
-from kerasnorm.config import unknown
+from kerasnorm.config import SETTINGS, unknown
 from kerasnorm.errors import ConfigError, DataError
 from kerasnorm.norms import NORMS
 
@@ -23,10 +24,16 @@ logger = logging.getLogger(__name__)
 target_argument = click.argument("target", metavar="RUN-OR-MODEL", type=click.Path(path_type=Path))
 split_option = click.option(
     "--split",
-    type=click.Choice(("test", "validation", "train")),
+    type=click.Choice(("test", "validation", "train", "all")),
     default="test",
     show_default=True,
-    help="Split to use.",
+    help="Split to use; all takes every image, such as those of a folder that was never split.",
+)
+resize_option = click.option(
+    "--resize",
+    type=click.Choice(SETTINGS["resize"].field.metadata["choices"]),
+    help="How images of another size are brought to the model's; by default as when it was "
+    "trained.",
 )
 image_shape_option = click.option(
     "--image-shape",
@@ -116,8 +123,17 @@ def _open(target: Path, backend: str | None, device: str | None) -> "ExportedMod
     return saved
 
 
-def images_of(saved: "ExportedModel | SavedModel", data: str | None, split: str) -> "Split":
+def images_of(
+    saved: "ExportedModel | SavedModel", data: str | None, split: str, resize: str | None = None
+) -> "Split":
     """Returns the images and labels to evaluate a model on.
+
+    Args:
+        saved: The model.
+        data: What `--data` says; by default the model's own.
+        split: A split's name, or "all".
+        resize: How images of another size are resized, as `--resize` says; by default as when the
+            model was trained, which may be not at all.
 
     Raises:
         ConfigError: Neither the model nor `data` names the images.
@@ -125,6 +141,7 @@ def images_of(saved: "ExportedModel | SavedModel", data: str | None, split: str)
     """
     from kerasnorm.config import DataConfig
     from kerasnorm.data import prepare
+    from kerasnorm.data.dataset import joined
 
     seed = saved.config.train.seed if saved.config else 0
     if data is not None or saved.config is None:
@@ -134,24 +151,35 @@ def images_of(saved: "ExportedModel | SavedModel", data: str | None, split: str)
         config = DataConfig(data=data, preprocessing=preprocessing)
     else:
         config = saved.config.data
-    dataset = prepare(config, seed)
+    if resize or (saved.config and saved.config.data.image_size):
+        size, resize = saved.image_shape[:2], resize_of(saved, resize)
+        config = dataclasses.replace(config, image_size=size, resize=resize)
+    dataset = prepare(config, seed, needs_test=split == "test")
     received = dataset.image_shape, len(dataset.class_names)
     expected = saved.image_shape, len(saved.class_names)
     if received != expected:
         raise DataError(
             f"{saved.path} takes images of {expected[0]} in {expected[1]} classes. "
-            f"Received: {dataset.name} with {received[0]} in {received[1]} classes"
+            f"Received: {dataset.name} with {received[0]} in {received[1]} classes. Images of "
+            "another height or width are resized with --resize stretch, crop or pad."
         )
-    chosen = {"test": dataset.test, "train": dataset.train, "validation": dataset.validation}[split]
-    if chosen is None:
-        raise DataError("This run has no validation split. Use --split test or train.")
-    return chosen
+    if split == "all":
+        return joined(dataset.splits.values())
+    if split not in dataset.splits:
+        raise DataError("There is no validation split. Use --split test, train or all.")
+    return dataset.splits[split]
+
+
+def resize_of(saved: "ExportedModel | SavedModel", given: str | None) -> str:
+    """Returns how images are brought to a model's size: as asked for, or as it was trained."""
+    return given or (saved.config.data.resize if saved.config else "stretch")
 
 
 @click.command()
 @target_argument
 @opt.data_option
 @split_option
+@resize_option
 @opt.backend_option
 @opt.device_option
 @opt.as_json
@@ -159,6 +187,7 @@ def evaluate(
     target: Path,
     data: str | None,
     split: str,
+    resize: str | None,
     backend: str | None,
     device: str | None,
     as_json: bool,
@@ -168,7 +197,7 @@ def evaluate(
     Example: kerasnorm evaluate results/runs/shapes-gn-torch-s0
     """
     saved = _open(target, backend, device)
-    images = images_of(saved, data, split)
+    images = images_of(saved, data, split, resize)
     from kerasnorm.inspection.evaluation import score
 
     scores = score(saved.predict(images.images), images.labels)
@@ -177,15 +206,16 @@ def evaluate(
     else:
         click.echo(
             f"accuracy {100 * scores.accuracy:.2f} %   loss {scores.loss:.4f}   "
-            f"n {len(images)} {split} images"
+            f"n {len(images)} {'' if split == 'all' else split + ' '}images"
         )
 
 
 @click.command()
 @target_argument
 @click.argument(
-    "pictures", metavar="IMAGE…", nargs=-1, required=True, type=click.Path(path_type=Path)
+    "pictures", metavar="IMAGE-OR-FOLDER…", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
+@resize_option
 @click.option(
     "--top", default=3, show_default=True, type=click.IntRange(1), help="Number of classes to show."
 )
@@ -195,28 +225,31 @@ def evaluate(
 def predict(
     target: Path,
     pictures: tuple[Path, ...],
+    resize: str | None,
     top: int,
     backend: str | None,
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Classify image files, resized to the input size of the model.
+    """Classify image files and the images in folders, resized to the input size of the model.
 
     Example: kerasnorm predict results/runs/shapes-gn-torch-s0 photo.png
     """
     saved = _open(target, backend, device)
     import numpy as np
 
-    from kerasnorm.data.pictures import read_picture
+    from kerasnorm.data.pictures import list_pictures, read_picture
     from kerasnorm.data.preprocessing import equalize
     from kerasnorm.inspection.evaluation import log_softmax
 
-    images = np.stack([read_picture(path, saved.image_shape) for path in pictures])
+    paths = [path for given in pictures for path in list_pictures(given)]
+    method = resize_of(saved, resize)
+    images = np.stack([read_picture(path, saved.image_shape, method) for path in paths])
     if saved.wants_equalized:
         images = equalize(images)
     chances = np.exp(log_softmax(saved.predict(images)))
     answers = []
-    for path, chance in zip(pictures, chances, strict=True):
+    for path, chance in zip(paths, chances, strict=True):
         order = np.argsort(-chance, kind="stable")[:top]
         classes = [{"class": saved.class_names[i], "confidence": float(chance[i])} for i in order]
         answers.append((str(path), classes))
@@ -232,6 +265,7 @@ def predict(
 @target_argument
 @opt.data_option
 @split_option
+@resize_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -244,6 +278,7 @@ def misclassified(
     target: Path,
     data: str | None,
     split: str,
+    resize: str | None,
     out: Path | None,
     backend: str | None,
     device: str | None,
@@ -254,7 +289,7 @@ def misclassified(
     Example: kerasnorm misclassified results/runs/shapes-gn-torch-s0 --out mistakes.png
     """
     saved = _open(target, backend, device)
-    images = images_of(saved, data, split)
+    images = images_of(saved, data, split, resize)
     from dataclasses import asdict
 
     from kerasnorm import plots

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kerasnorm.config import RECIPES, SETTINGS, Config, Setting, read_toml, resolve
+from kerasnorm.config import RECIPES, SETTINGS, Config, read_toml, resolve
 from kerasnorm.files import plain
 from kerasnorm.progress import LOGGER
 
@@ -52,8 +52,9 @@ class ConfigCommand(click.Command):
                     formatter.write_dl(tables[title])
 
 
-def _option(name: str, setting: Setting) -> Decorator:
-    field = setting.field
+def option(name: str) -> Decorator:
+    """Returns a decorator that adds the option of a config field."""
+    field = SETTINGS[name].field
     flag = "--" + name.replace("_", "-")
     declaration = f"{flag}/--no-{flag[2:]}" if isinstance(field.default, bool) else flag
     kind: Any = None
@@ -84,7 +85,7 @@ def config_options(*sections: str, without: Sequence[str] = ()) -> Decorator:
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         for name, setting in reversed(SETTINGS.items()):
             if setting.section in sections and name not in without:
-                function = _option(name, setting)(function)
+                function = option(name)(function)
         recipe = click.option(
             "--recipe",
             type=click.Choice(RECIPES),
@@ -125,9 +126,9 @@ data_option = click.option(
     envvar="KERASNORM_DATA",
     help=SETTINGS["data"].field.metadata["help"] + " By default that of the run.",
 )
-backend_option = _option("backend", SETTINGS["backend"])
-norm_option = _option("norm", SETTINGS["norm"])
-device_option = _option("device", SETTINGS["device"])
+backend_option = option("backend")
+norm_option = option("norm")
+device_option = option("device")
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:

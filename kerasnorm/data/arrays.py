@@ -1,6 +1,7 @@
 """Reads arrays: `.npz` files, and the IDX files of MNIST and data sets like it."""
 
 import gzip
+import logging
 import math
 import re
 import zipfile
@@ -10,12 +11,14 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from kerasnorm.config import DATA_FORMS
 from kerasnorm.data.dataset import (
     Dataset,
     Reader,
     Split,
     check,
     check_size,
+    listed,
     numbered_classes,
     parsing,
     to_labels,
@@ -24,7 +27,9 @@ from kerasnorm.data.dataset import (
 )
 from kerasnorm.data.download import Official, RemoteFile
 
-_KEYS = ("x_train", "y_train", "x_test", "y_test")
+logger = logging.getLogger(__name__)
+
+_HALVES = ("train", "test", "val")
 _LARGEST_ARRAY = 4 * 2**30
 
 # Official names of the files of images and labels, of the training and the test set.
@@ -40,44 +45,68 @@ def folder_name(path: Path) -> str:
 
 
 def _is_npz(path: Path) -> bool:
-    return path.is_file() and (path.suffix == ".npz" or zipfile.is_zipfile(path))
+    if not path.is_file() or path.suffix == ".npz" or not zipfile.is_zipfile(path):
+        return path.is_file() and path.suffix == ".npz"
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith(".npy") for name in archive.namelist())
 
 
 def read_npz(path: Path) -> Dataset:
     """Returns the data set of an `.npz` file that holds x_train, y_train, x_test and y_test.
 
-    Images have the shape (N, H, W, C) or (N, H, W), labels (N,) or (N, 1). Classes are named by
-    their numbers. Pickled objects inside the file are refused.
+    x_val and y_val are the validation split, or the test set where there is no x_test. Images have
+    the shape (N, H, W, C) or (N, H, W), labels (N,) or (N, 1). Classes are named by their numbers.
+    Pickled objects inside the file are refused.
 
     Raises:
         DataError: The file is damaged, an array is missing, or not what a classifier can learn
             from.
     """
-    expected = f"an .npz file with the arrays {', '.join(_KEYS)}"
+    expected = "an .npz file with the arrays x_train, y_train, x_test, y_test"
     with parsing(path, expected):
         with zipfile.ZipFile(path) as archive:
             sizes = {
                 item.filename.removesuffix(".npy"): item.file_size for item in archive.filelist
             }
-        if missing := [key for key in _KEYS if key not in sizes]:
-            received = f"the arrays {', '.join(sizes) or 'none'}"
+        found = [half for half in _HALVES if {f"x_{half}", f"y_{half}"} & {*sizes}]
+        if found == ["train", "val"]:
+            logger.info(f"{path}: x_val and y_val are the test set, since there is no x_test.")
+        else:
+            found = list(dict.fromkeys(["train", "test", *found]))
+        keys = [f"{kind}_{half}" for half in found for kind in "xy"]
+        if missing := [key for key in keys if key not in sizes]:
+            received = f"the arrays {listed(sizes)}"
             raise unexpected(path, expected, received, f"Save {', '.join(missing)} too")
-        for key in _KEYS:
+        if others := [name for name in sizes if name not in keys]:
+            logger.warning(f"{path}: passed over other arrays: {listed(others)}.")
+        for key in keys:
             check_size(f"{path}: {key}", sizes[key], _LARGEST_ARRAY)
         with np.load(path, allow_pickle=False) as arrays:
-            train, test = (_npz_split(arrays, half, path) for half in ("train", "test"))
-    return _numbered(path, train, test)
+            splits = [_npz_split(arrays, half, path) for half in found]
+    return _numbered(path, *splits)
 
 
 def _npz_split(arrays: "np.lib.npyio.NpzFile", half: str, path: Path) -> Split:
     x, y = f"x_{half}", f"y_{half}"
-    with parsing(f"{path}: {x}, {y}", "arrays of numbers"):
-        return Split(to_pixels(arrays[x], f"{path}: {x}"), to_labels(arrays[y], f"{path}: {y}"))
+    images, labels = (_array(arrays, name, f"{path}: {name}") for name in (x, y))
+    return Split(to_pixels(images, f"{path}: {x}"), to_labels(labels, f"{path}: {y}"))
 
 
-def _numbered(path: Path, train: Split, test: Split) -> Dataset:
+def _array(arrays: "np.lib.npyio.NpzFile", name: str, where: str) -> NDArray[np.generic]:
+    with parsing(where, "an array of numbers"):
+        try:
+            return np.asarray(arrays[name])
+        except ValueError as error:
+            if "allow_pickle" not in str(error):
+                raise
+            received = "objects of Python, which are not opened: they can run code"
+            advice = "Images: save np.stack(list(x)), all of one shape. Labels: save whole numbers"
+            raise unexpected(where, "an array of numbers", received, advice) from None
+
+
+def _numbered(path: Path, train: Split, test: Split, validation: Split | None = None) -> Dataset:
     names = numbered_classes(train.labels)
-    return check(Dataset(folder_name(path), str(path), names, train, test))
+    return check(Dataset(folder_name(path), str(path), names, train, test, validation))
 
 
 def is_idx_folder(folder: Path) -> bool:
@@ -152,8 +181,8 @@ def _fashion(name: str, md5: str, size: int) -> RemoteFile:
 # The checksum of MNIST is that of `keras.datasets`; those of Fashion-MNIST are from the README of
 # https://github.com/zalandoresearch/fashion-mnist.
 SOURCES = (
-    Reader("an .npz file", _is_npz, read_npz),
-    Reader("a folder of IDX files", is_idx_folder, read_idx_folder),
+    Reader(DATA_FORMS["npz"], _is_npz, read_npz),
+    Reader(DATA_FORMS["idx"], is_idx_folder, read_idx_folder),
     Official(
         name="fashion_mnist",
         files=(

@@ -16,6 +16,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kerasnorm.config import DATA_FORMS
 from kerasnorm.data.dataset import (
     Dataset,
     Reader,
@@ -141,23 +142,35 @@ def layout_of(folder: Path) -> Layout | None:
     return None
 
 
+def _folders(path: Path) -> dict[Path, Layout]:
+    """Returns the official folders at a path: itself, or those that lie in it by their names."""
+    inside = [path / layout.folder for layout in LAYOUTS]
+    found = {folder: layout_of(folder) for folder in (path, *inside)}
+    return {folder: layout for folder, layout in found.items() if layout is not None}
+
+
 def matches(path: Path) -> bool:
-    """Returns whether a path is a folder with official files, or looks like a tar archive."""
+    """Returns whether a path is, or holds, an official folder, or looks like a tar archive."""
     if not path.is_file():
-        return layout_of(path) is not None
+        return bool(_folders(path))
     with path.open("rb") as file:
         start = file.read(262)
     return path.suffix == ".tar" or start[:2] == _GZIP or start[257:] == b"ustar"
 
 
 def read(path: Path) -> Dataset:
-    """Returns the data set in an official folder or archive.
+    """Returns the data set in an official folder, in the folder around it, or in an archive.
 
     Raises:
-        DataError: A file is missing, too large, damaged or unsafe.
+        DataError: A file is missing, too large, damaged or unsafe, or two data sets lie there.
     """
-    layout = layout_of(path)
-    return read_tar(path) if layout is None else _read_folder(path, layout)
+    if path.is_file():
+        return read_tar(path)
+    found = _folders(path)
+    if len({layout.name for layout in found.values()}) > 1:
+        received = " and ".join(folder.name for folder in found)
+        raise unexpected(path, "the folder of one data set", received, "Give one of the two")
+    return _read_folder(*next(iter(found.items())))
 
 
 def _read_folder(folder: Path, layout: Layout) -> Dataset:
@@ -193,7 +206,8 @@ def read_tar(path: Path) -> Dataset:
             if layout is None or first is None:
                 folders = ", ".join(layout.folder for layout in LAYOUTS)
                 expected = f"an archive of one of the folders {folders}"
-                raise unexpected(path, expected, "an archive without them", "Use the official one")
+                advice = "Use the official one. Of other archives, unpack them and give the folder"
+                raise unexpected(path, expected, "an archive without them", advice)
             rest = (content for found, content in members if found is layout)
             return _assemble(chain([first], rest), layout, path)
 
@@ -258,12 +272,7 @@ def _archive(name: str, sha256: str, size: int) -> tuple[RemoteFile, ...]:
 
 # The checksums are those of `keras.datasets`.
 SOURCES = (
-    Reader(
-        "a folder cifar-10-batches-py, cifar-10-batches-bin or cifar-100-python, or its .tar or "
-        ".tar.gz",
-        matches,
-        read,
-    ),
+    Reader(DATA_FORMS["cifar"], matches, read),
     Official(
         name="cifar10",
         files=_archive(

@@ -1,25 +1,48 @@
 """What every source returns and satisfies: a data set of images and labels, and its checks."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasnorm.errors import DataError
+from kerasnorm.errors import DataError, shortened
 
 Where = str | Path  # the file or array that an error message names
 
 _CHUNK = 1000
 _ONE_PER_CLASS = "at least one training image of every class"
+_SHOWN = 5  # names of a list that a message shows
+_LONGEST = 300  # letters of a message's part
 
 
 def unexpected(where: Where, expected: str, received: str, advice: str) -> DataError:
     """Returns the error for data that is not what was expected, in one sentence each."""
+    received = shortened(received, _LONGEST)
     return DataError(f"{where}: expected {expected}. Received: {received}. {advice}.")
+
+
+def listed(names: Iterable[object]) -> str:
+    """Returns names for a message: the first few, and how many more there are."""
+    texts = [str(name) for name in names]
+    more = len(texts) - _SHOWN
+    return ", ".join(texts[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "") or "none"
+
+
+class Fit(NamedTuple):
+    """How images are brought to one size.
+
+    Attributes:
+        size: Height and width in pixels.
+        resize: One of the data config's choices of resize.
+    """
+
+    size: tuple[int, int]
+    resize: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +65,13 @@ class Split:
         return Split(self.images[indices], self.labels[indices])
 
 
+def joined(splits: Iterable[Split]) -> Split:
+    """Returns the images and labels of all splits, in their order."""
+    parts = list(splits)
+    images = np.concatenate([part.images for part in parts])
+    return Split(images, np.concatenate([part.labels for part in parts]))
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A classification data set in memory.
@@ -53,7 +83,7 @@ class Dataset:
         class_names: One name per class, in label order.
         train: The training images.
         test: The test images, used only to report.
-        validation: Images held out of the training set for choices, or None.
+        validation: Images for choices, held out of the training set or the data's own, or None.
     """
 
     name: str
@@ -74,6 +104,13 @@ class Dataset:
         """The splits by name: "train", "validation" where images are held out, and "test"."""
         found = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in found.items() if split is not None}
+
+    def map_images(self, change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]) -> "Dataset":
+        """Returns the data set with the images of every split changed."""
+        splits: dict[str, Any] = {
+            name: Split(change(split.images), split.labels) for name, split in self.splits.items()
+        }
+        return dataclasses.replace(self, **splits)
 
     @property
     def class_counts(self) -> dict[str, tuple[int, ...]]:
@@ -110,10 +147,14 @@ class Dataset:
             seed: Decides which images are held out.
 
         Raises:
-            DataError: A class would be left without a training image.
+            DataError: A class would be left without a training image, or the data have a
+                validation split of their own.
         """
         if count == 0:
             return self
+        if self.validation is not None:
+            expected = f"0, because {self.source} has a validation split of its own"
+            raise unexpected("validation", expected, f"validation={count}", "Leave it out")
         total = len(self.train)
         if count >= total:
             expected = f"fewer images than the {total} of the training set"
@@ -136,7 +177,7 @@ class Dataset:
     def _refuse_empty(self, labels: NDArray[np.int32], cause: str, advice: str) -> None:
         counts = np.bincount(labels, minlength=len(self.class_names))
         if missing := [self.class_names[label] for label in np.flatnonzero(counts == 0)]:
-            received = f"{cause}, which leaves none of {', '.join(missing)}"
+            received = f"{cause}, which leaves none of {listed(missing)}"
             raise unexpected(self.source, _ONE_PER_CLASS, received, advice)
 
 
@@ -148,11 +189,13 @@ class Reader:
         description: What it is, with its article, for messages: "an .npz file".
         matches: Returns whether a path holds it, judged by what lies there.
         read: Returns the data set at such a path, checked by `check`.
+        takes_fit: Whether `read` takes a `Fit` (or None) too, because images may differ in size.
     """
 
     description: str
     matches: Callable[[Path], bool]
-    read: Callable[[Path], Dataset]
+    read: Callable[..., Dataset]
+    takes_fit: bool = False
 
 
 @dataclass(frozen=True)
@@ -256,10 +299,9 @@ def to_pixels(values: NDArray[np.generic], where: Where) -> NDArray[np.uint8]:
     if values.ndim != 4 or 0 in values.shape:
         expected = "images of shape (N, H, W, C) or (N, H, W), none of them 0"
         raise unexpected(where, expected, f"shape {shape}", "Reshape the array")
-    if values.shape[1] in (1, 3) and values.shape[3] > 4:
-        received = f"shape {shape}, which looks like channels first"
-        advice = "Save x.transpose(0, 2, 3, 1)"
-        raise unexpected(where, "channels last, (N, H, W, C)", received, advice)
+    if values.shape[3] > 4 and (order := _misplaced_channels(values.shape)):
+        received = f"shape {shape}, which looks like {order[0]}"
+        raise unexpected(where, "channels last, (N, H, W, C)", received, order[1])
     if values.dtype == np.uint8:
         return np.ascontiguousarray(values, dtype=np.uint8)
     if values.dtype.kind not in "iuf":
@@ -280,6 +322,15 @@ def to_pixels(values: NDArray[np.generic], where: Where) -> NDArray[np.uint8]:
     return pixels
 
 
+def _misplaced_channels(shape: tuple[int, ...]) -> tuple[str, str] | None:
+    """Returns what an array's shape looks like and the advice, None where C may be the last."""
+    if shape[1] in (1, 3, 4):
+        return "channels first, (N, C, H, W)", "Save x.transpose(0, 2, 3, 1)"
+    if shape[2] in (1, 3, 4) and shape[0] == shape[1]:
+        return "images last, (H, W, C, N)", "Save x.transpose(3, 0, 1, 2)"
+    return None
+
+
 def to_labels(values: NDArray[np.generic], where: Where) -> NDArray[np.int32]:
     """Returns labels as int32 of shape (N,).
 
@@ -295,11 +346,23 @@ def to_labels(values: NDArray[np.generic], where: Where) -> NDArray[np.int32]:
     if values.ndim != 1 or values.dtype.kind not in "iu":
         expected = "labels as whole numbers of shape (N,) or (N, 1)"
         received = f"shape {values.shape}, type {values.dtype}"
-        raise unexpected(where, expected, received, "One-hot labels: save y.argmax(axis=1)")
+        raise unexpected(where, expected, received, _label_advice(values))
     if len(values) and not (int(np.min(values)) >= 0 and int(np.max(values)) < 2**31):
         received = f"labels from {np.min(values)} to {np.max(values)}"
         raise unexpected(where, "labels from 0 on", received, "Number the classes from 0")
     return values.astype(np.int32)
+
+
+def _label_advice(values: NDArray[np.generic]) -> str:
+    if values.ndim == 2 and values.dtype.kind in "iufb":
+        return "One-hot labels: save y.argmax(axis=1)"
+    if values.ndim != 1:
+        return "Save one class number per image"
+    if values.dtype.kind == "b" or (values.dtype.kind == "f" and np.all(values == np.rint(values))):
+        return 'Save y.astype("int64")'
+    if values.dtype.kind == "f":
+        return "Class numbers are whole; measured values cannot be learned as classes"
+    return "Save np.unique(y, return_inverse=True)[1], which numbers the classes in their order"
 
 
 def numbered_classes(labels: NDArray[np.int32]) -> tuple[str, ...]:
@@ -315,17 +378,22 @@ def numbered_classes(labels: NDArray[np.int32]) -> tuple[str, ...]:
 def check(dataset: Dataset) -> Dataset:
     """Returns the data set, if a classifier can learn from it.
 
+    Only the test set may be empty; `kerasnorm.data.load` refuses that unless it is not needed.
+
     Raises:
-        DataError: A split is empty, images and labels differ in number, the splits' images differ
-            in shape, a label has no class, or a class has no training image.
+        DataError: Another split is empty, images and labels differ in number, the splits' images
+            differ in shape, no training pixel is above 1, a label has no class, or a class has no
+            training image.
     """
     for name, split in dataset.splits.items():
         _check_split(f"{dataset.source}: {name} set", split, dataset)
     counts = np.array(dataset.class_counts["train"])
     if empty := [dataset.class_names[label] for label in np.flatnonzero(counts == 0)]:
-        shown = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
         advice = "Remove the class, or number the classes without gaps"
-        raise unexpected(dataset.source, _ONE_PER_CLASS, f"empty class {shown}", advice)
+        raise unexpected(dataset.source, _ONE_PER_CLASS, f"empty class {listed(empty)}", advice)
+    if dataset.train.images.max() == 1:
+        advice = "Multiply them by 255"
+        raise unexpected(dataset.source, "pixels from 0 to 255", "0 and 1 only", advice)
     return dataset
 
 
@@ -335,11 +403,13 @@ def _check_split(where: str, split: Split, dataset: Dataset) -> None:
         expected = "uint8 images of shape (N, H, W, C), of at least 1x1 pixel"
         received = f"{split.images.dtype}, shape {shape}"
         raise unexpected(where, expected, received, "Convert them")
-    if len(split) == 0:
-        raise unexpected(where, "at least one image", "none", "Add some")
     if len(split.images) != len(split):
         received = f"{len(split.images)} images and {len(split)} labels"
         raise unexpected(where, "one label per image", received, "Save both again")
+    if len(split) == 0:
+        if split is dataset.test:
+            return
+        raise unexpected(where, "at least one image", "none", "Add some")
     if shape[1:] != dataset.image_shape:
         expected = f"images of the training set's shape {dataset.image_shape}"
         raise unexpected(where, expected, f"{shape[1:]}", "Resize or convert them")

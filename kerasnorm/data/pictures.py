@@ -1,65 +1,233 @@
-"""Reads image files: class folders of them, and single pictures for a model."""
+"""Reads image files: class folders of them, and single pictures for a model.
 
-import warnings
+Pixels are taken as a viewer shows them: turned as their EXIF orientation says, and transparency
+blended over white.
+"""
+
+import functools
+import logging
+import math
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
+from kerasnorm.config import DATA_FORMS
 from kerasnorm.data.arrays import folder_name
-from kerasnorm.data.dataset import Dataset, Reader, Split, check, parsing, unexpected
+from kerasnorm.data.dataset import Dataset, Fit, Reader, Split, check, listed, parsing, unexpected
 from kerasnorm.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by number of channels
 # Pillow opens other formats too, some by starting programs.
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
-_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})
-_GRAY_MODES = frozenset({"1", "L", "LA", "La"})
+_FORMATS = (
+    "PNG", "JPEG", "MPO", "TIFF", "WEBP", "AVIF", "BMP", "DIB", "GIF", "JPEG2000",
+    "PPM", "TGA", "ICO", "PCX", "SGI", "PSD", "QOI",
+)  # fmt: skip
+_GRAY_MODES = frozenset({"1", "L", "LA"})
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF orientation
 # Where there is no test folder, the images at place 4, 9, 14, … of their sorted class are the
 # test set.
 _TEST_EVERY = 5
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+}
+_SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir"})  # made by macOS and by network drives
 
 
-class _File(NamedTuple):
-    """An image that is not decoded yet."""
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Returns the formats that this build of Pillow reads, of those that are read here."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+@functools.cache
+def _suffixes() -> frozenset[str]:
+    """Returns the suffixes of the formats that are read, in lower case."""
+    formats, known = _formats(), Image.registered_extensions()
+    return frozenset(suffix for suffix, name in known.items() if name in formats)
+
+
+@dataclass
+class _Folder:
+    """What lies in a folder, in the order of the names.
+
+    Attributes:
+        path: The folder.
+        images: Image files in it.
+        others: Files of other kinds, and links to folders around it.
+        hidden: Hidden files and folders, which are not looked into.
+        folders: The folders in it.
+    """
 
     path: Path
-    label: int
-    mode: str
-    size: tuple[int, int]
+    images: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+    hidden: list[Path] = field(default_factory=list)
+    folders: list["_Folder"] = field(default_factory=list)
+
+    def tree(self) -> Iterator["_Folder"]:
+        """Yields this folder and all folders in it."""
+        yield self
+        for folder in self.folders:
+            yield from folder.tree()
+
+    @functools.cached_property
+    def all_images(self) -> list[Path]:
+        """The image files in this folder and in all folders in it, in the order of the paths."""
+        found = [*self.images, *(path for folder in self.folders for path in folder.all_images)]
+        return sorted(found, key=lambda path: path.parts)
+
+    @property
+    def classes(self) -> list["_Folder"]:
+        """The folders in it that hold images."""
+        return [folder for folder in self.folders if folder.all_images]
+
+    def seen(self) -> str:
+        """Returns what lies in the folder and in those in it, in words."""
+        found: Counter[str] = Counter()
+        for folder in self.tree():
+            found["image"] += len(folder.images)
+            found.update(path.suffix.lower() or "file without suffix" for path in folder.others)
+            found["hidden"] += len(folder.hidden)
+        return listed(f"{count:,} {kind}" for kind, count in found.most_common() if count)
+
+
+def _scan(path: Path, above: frozenset[Path] = frozenset()) -> _Folder:
+    found, above = _Folder(path), above | {path.resolve()}
+    with os.scandir(path) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            place = path / entry.name
+            if entry.name.startswith(".") or entry.name in _SYSTEM_FOLDERS:
+                found.hidden.append(place)
+            elif entry.is_dir() and place.resolve() not in above:
+                found.folders.append(_scan(place, above))
+            elif place.suffix.lower() in _suffixes() and not entry.is_dir():
+                found.images.append(place)
+            else:
+                found.others.append(place)
+    return found
+
+
+def _report(root: _Folder, used: Iterable[Path]) -> None:
+    """Logs what was passed over, one line per reason."""
+    folders, used = [*root.tree()], {*used}
+    hidden = [path for folder in folders for path in folder.hidden]
+    others = [path for folder in folders for path in folder.others]
+    kinds = Counter(path.suffix.lower() or "without suffix" for path in others)
+    by_kind = listed(f"{count:,} {kind}" for kind, count in kinds.most_common())
+    unused = [path for path in root.all_images if path not in used]
+    for reason, paths in (
+        ("hidden files and folders", hidden),
+        (f"files that are no image of a format that is read ({by_kind})", others),
+        ("images outside of the class folders", unused),
+    ):
+        if paths:
+            example = paths[0].relative_to(root.path)
+            logger.warning(f"{root.path}: passed over {reason}: {len(paths):,}, such as {example}.")
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Opens an image with 8 bits per channel, with Pillow's warnings of bombs as errors."""
-    expected = "an image, PNG, JPEG, BMP, GIF or WebP, of a usual size"
-    with parsing(path, expected), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path, formats=_FORMATS) as image:
+    expected = "an image that Pillow reads (PNG, JPEG, TIFF, WebP, …), of a usual size"
+    with parsing(path, expected), catch_warnings():
+        simplefilter("ignore")
+        simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path, formats=_formats()) as image:
             if image.mode in ("I", "F") or image.mode.startswith("I;"):
                 received = f"mode {image.mode}"
                 raise unexpected(path, "8 bits per channel", received, "Convert it to 8 bits")
             yield image
 
 
-def _in_mode(image: Image.Image, mode: str) -> Image.Image:
-    # A palette with transparency can only be converted to RGB by way of RGBA.
-    plain = image.convert("RGBA") if image.mode == "P" else image
-    return plain.convert(mode)
+def _upright(image: Image.Image) -> Image.Image:
+    """Returns an image turned as its EXIF orientation says."""
+    image.load()
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a viewer shows an image whose metadata are damaged
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
-def read_picture(path: Path, image_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+class _Shown(NamedTuple):
+    """An image as a viewer shows it: gray (L) or RGB, and how its transparency was blended."""
+
+    image: Image.Image
+    is_blended: bool = False
+    is_blank: bool = False
+
+
+def _shown(image: Image.Image) -> _Shown:
+    image = _upright(image)
+    mode = "L" if image.mode in _GRAY_MODES else "RGB"
+    if not image.has_transparency_data:
+        return _Shown(image.convert(mode))
+    layer = image.convert("RGBA")
+    over = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert(mode)
+    alpha = np.asarray(layer)[..., 3]
+    is_blended = bool(alpha.min() < 255)
+    return _Shown(over, is_blended, bool(is_blended and alpha.any() and np.asarray(over).min() == 255))
+
+
+def _fitted(image: Image.Image, fit: Fit) -> Image.Image:
+    """Returns an image in a size, resized (bilinear) where it has another."""
+    size, method = (fit.size[1], fit.size[0]), Image.Resampling.BILINEAR
+    if image.size == size:
+        return image
+    if fit.resize == "crop":
+        return ImageOps.fit(image, size, method)
+    if fit.resize == "pad":
+        return ImageOps.pad(image, size, method, color=0)
+    return image.resize(size, method)
+
+
+def fit_images(images: NDArray[np.uint8], fit: Fit) -> NDArray[np.uint8]:
+    """Returns images (N, H, W, C) in a size, each channel resized as an image file would be."""
+    if images.shape[1:3] == fit.size:
+        return images
+    resized = np.empty((len(images), *fit.size, images.shape[3]), np.uint8)
+    for index, channel in np.ndindex(len(images), images.shape[3]):
+        plane = Image.fromarray(images[index, ..., channel])
+        resized[index, ..., channel] = np.asarray(_fitted(plane, fit))
+    return resized
+
+
+def read_picture(
+    path: Path, image_shape: tuple[int, int, int], resize: str = "stretch"
+) -> NDArray[np.uint8]:
     """Returns an image file as raw pixels (H, W, C), resized (bilinear) if it has another size.
 
     Args:
-        path: A PNG, JPEG, BMP, GIF or WebP file.
-        image_shape: Shape (H, W, C) of the result; C is 1 (gray), 3 (RGB) or 4 (RGBA).
+        path: A file of any format that Pillow decodes itself.
+        image_shape: Shape (H, W, C) of the result; C is 1 (gray), 3 (RGB) or 4 (RGBA). With less
+            than 4, transparency is blended over white.
+        resize: One of the data config's choices of resize.
 
     Raises:
         DataError: The file is missing, damaged, too large, deeper than 8 bits or of another format.
@@ -71,69 +239,162 @@ def read_picture(path: Path, image_shape: tuple[int, int, int]) -> NDArray[np.ui
             f"Pictures have 1, 3 or 4 channels. Received: a model of {channels} channels"
         )
     with _opened(path) as image:
-        pixels = _in_mode(image, _MODES[channels])
-        if pixels.size != (width, height):
-            pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
+        shown = _Shown(_upright(image)) if channels == 4 else _shown(image)
+        if shown.is_blended:
+            logger.info(f"{path}: its transparency is blended over white.")
+        pixels = _fitted(shown.image.convert(_MODES[channels]), Fit((height, width), resize))
         return np.asarray(pixels, np.uint8).reshape(image_shape)
 
 
-def read_class_folders(folder: Path) -> Dataset:
+def list_pictures(path: Path) -> list[Path]:
+    """Returns the image files in a folder and in those in it, or the path itself if it is a file.
+
+    Raises:
+        DataError: The folder holds no image.
+    """
+    if not path.is_dir():
+        return [path]
+    with parsing(path, "a folder that can be read"):
+        found = _scan(path)
+    if not found.all_images:
+        raise unexpected(path, "images", found.seen(), "Convert them to PNG or JPEG")
+    _report(found, found.all_images)
+    return found.all_images
+
+
+def describe(path: Path) -> tuple[str, str]:
+    """Returns what a folder of another kind holds, in words, and what to do with it."""
+    found = _scan(path)
+    if found.all_images:
+        return f"a folder of {found.seen()}", "Sort the images into one folder per class"
+    return f"a folder of {found.seen()}", "Check the path"
+
+
+def holds_class_folders(path: Path) -> bool:
+    """Returns whether a path is a folder with folders in it, one of which holds an image."""
+    return path.is_dir() and bool(_scan(path).classes)
+
+
+def read_class_folders(folder: Path, fit: Fit | None = None) -> Dataset:
     """Returns the data set of DIR/train/<class>/* and DIR/test/<class>/*, or of DIR/<class>/*.
 
-    In the second case every fifth image of each class, in the order of the file names, goes to the
-    test set. Classes are numbered in the order of their names. Hidden files, and files whose name
-    does not end like a PNG, JPEG, BMP, GIF or WebP file, are ignored; of an animation the first
-    frame is read. Images stay gray if all of them are gray; else all become RGB, without
-    transparency.
+    Images of DIR/val (valid, validation) are the validation split, or the test set where there is
+    no DIR/test. Where there is neither, every fifth image of each class, in the order of the paths,
+    goes to the test set. Classes are numbered in the order of their names; the folders in a class
+    folder belong to the class. Files that are no images, hidden files, and images outside of class
+    folders are passed over, with a warning that counts them. Of an animation the first frame is
+    read. Images stay gray if all of them are gray; else all become RGB. Transparency is blended
+    over white.
+
+    Args:
+        folder: DIR, or a folder around it.
+        fit: The size that all images are brought to; None where they have one size.
 
     Raises:
         DataError: There are no class folders, a class has no image, sizes differ, or an image is
             damaged, deeper than 8 bits or suspiciously large.
     """
-    split_by_folder = (folder / "train").is_dir()
-    root = folder / "train" if split_by_folder else folder
-    names = tuple(entry.name for entry in _entries(root) if entry.is_dir())
-    if not names:
-        advice = "Make them, or give an official data folder or archive, or an .npz file"
-        raise unexpected(root, "a folder for each class, with images inside", "no folder", advice)
-    train = _list_images(root, names)
-    source = str(folder)
-    if split_by_folder:
-        _check_test_classes(folder / "test", names)
-        test = _list_images(folder / "test", names)
-    else:
-        train, test = _every_fifth(train)
-        source += " (every fifth image of a class held as the test set)"
-    _check_sizes([*train, *test])
-    mode = "L" if all(image.mode in _GRAY_MODES for image in [*train, *test]) else "RGB"
-    return check(
-        Dataset(folder_name(folder), source, names, _decode(train, mode), _decode(test, mode))
-    )
-
-
-def _entries(folder: Path) -> list[Path]:
-    """Returns what lies in a folder and is not hidden, in the order of the names."""
     with parsing(folder, "a folder that can be read"):
-        found = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    return sorted(found, key=lambda entry: entry.name)
+        top = _scan(folder)
+    root = _unwrapped(top)
+    parts = _split_folders(root)
+    classes = parts["train"].folders if parts else root.folders
+    names = tuple(part.path.name for part in classes)
+    for part in classes:
+        if not part.all_images:
+            received = f"empty class {part.path.name}, which holds {part.seen()}"
+            advice = "Remove the folder, or convert its files to PNG or JPEG"
+            raise unexpected(part.path, "at least one image in each class folder", received, advice)
+    source = str(folder)
+    files = {name: _list_images(part, names) for name, part in parts.items()}
+    files = files or {"train": _labelled(classes)}
+    if "test" not in files and (held := files.pop("validation", None)):
+        files["test"] = held
+        source += f" ({parts['validation'].path.name} taken as the test set)"
+    elif "test" not in files:
+        files["train"], files["test"] = _every_fifth(files["train"])
+        source += " (every fifth image of a class held as the test set)"
+    if root is not top or source != str(folder):
+        logger.info(f"Reading {source}" + f", from {root.path}." * (root is not top))
+    _report(top, (image.path for images in files.values() for image in images))
+    splits = _decode(folder, files, fit)
+    return check(Dataset(folder_name(folder), source, names, **splits))
 
 
-def _check_test_classes(folder: Path, names: tuple[str, ...]) -> None:
-    unknown = [e.name for e in _entries(folder) if e.is_dir() and e.name not in names]
-    if unknown:
-        expected = f"the classes of the training folder, {', '.join(names)}"
-        raise unexpected(folder, expected, ", ".join(unknown), "Rename or remove them")
+def _unwrapped(root: _Folder) -> _Folder:
+    """Returns the folder that holds the classes or splits: not one that only wraps it."""
+    holding = root.classes
+    if len(holding) != 1:
+        return root
+    only = holding[0]
+    is_split = any(_SPLITS.get(part.path.name.lower()) == "train" for part in only.classes)
+    is_alone = len(root.folders) == 1 and (not only.images or len(only.classes) > 1)
+    return _unwrapped(only) if only.classes and (is_split or is_alone) else root
 
 
-def _list_images(root: Path, names: tuple[str, ...]) -> list[_File]:
-    """Returns the images of all classes, in the order of class and file names."""
-    return [
-        _inspect(path, label)
-        for label, name in enumerate(names)
-        if (root / name).is_dir()
-        for path in _entries(root / name)
-        if path.suffix.lower() in _SUFFIXES
-    ]
+def _split_folders(root: _Folder) -> dict[str, _Folder]:
+    """Returns the folders of the splits by the splits' names, {} where `root` holds the classes.
+
+    Raises:
+        DataError: The names say splits, and the folders hold none; or both readings are possible.
+    """
+    found: dict[str, _Folder] = {}
+    others: list[_Folder] = []
+    expected = "split folders (train, test, val) of class folders, or class folders alone"
+    for part in root.classes:
+        name = _SPLITS.get(part.path.name.lower())
+        if name is None:
+            others.append(part)
+        elif name in found:
+            received = f"{found[name].path.name} and {part.path.name}, which mean the same"
+            raise unexpected(root.path, expected, received, "Join them")
+        else:
+            found[name] = part
+
+    train = found.get("train")
+    classes = {part.path.name for part in train.classes} if train else set()
+
+    def is_alike(part: _Folder) -> bool:
+        return part is not train and any(inner.path.name in classes for inner in part.classes)
+
+    if others and (not classes or any(map(is_alike, others))):
+        return {}  # classes that happen to be called train or test
+    if classes and (not others or any(map(is_alike, found.values()))):
+        return {name: part for name, part in found.items() if part.classes}
+    if not found:
+        return {}
+    if others:
+        received = f"train with {listed(sorted(classes))}, beside "
+        received += listed(part.path.name for part in others)
+        raise unexpected(root.path, expected, received, "Move the folders of other data away")
+    holds = "; ".join(f"{part.path.name} with {part.seen()}" for part in found.values())
+    advice = "Sort the images of each into one folder per class"
+    raise unexpected(root.path, expected, f"no class folders in train: {holds}", advice)
+
+
+class _File(NamedTuple):
+    """An image that is not decoded yet."""
+
+    path: Path
+    label: int
+
+
+def _labelled(classes: list[_Folder]) -> list[_File]:
+    """Returns the images of all classes, in the order of class and paths."""
+    return [_File(path, n) for n, part in enumerate(classes) for path in part.all_images]
+
+
+def _list_images(part: _Folder, names: tuple[str, ...]) -> list[_File]:
+    """Returns the images of a split.
+
+    Raises:
+        DataError: It has a class that is not among `names`.
+    """
+    found = {inner.path.name: inner for inner in part.classes}
+    if unknown := [name for name in found if name not in names]:
+        expected = f"the classes of the training folder, {listed(names)}"
+        raise unexpected(part.path, expected, listed(unknown), "Rename or remove them")
+    return _labelled([found.get(name, _Folder(part.path / name)) for name in names])
 
 
 def _every_fifth(images: list[_File]) -> tuple[list[_File], list[_File]]:
@@ -146,27 +407,60 @@ def _every_fifth(images: list[_File]) -> tuple[list[_File], list[_File]]:
     return splits
 
 
-def _inspect(path: Path, label: int) -> _File:
-    with _opened(path) as image:
-        return _File(path, label, image.mode, image.size)
+def _decode(folder: Path, files: dict[str, list[_File]], fit: Fit | None) -> dict[str, Split]:
+    """Returns the splits as pixels of shape (N, H, W, 1) or, if any has a color, (N, H, W, 3)."""
+    blended = blank = 0
+    first: tuple[Path, tuple[int, int]] | None = None
+    pixels: dict[str, NDArray[np.uint8]] = {}
+    for name, images in files.items():
+        for index, file in enumerate(images):
+            with _opened(file.path) as opened:
+                shown = _shown(opened)
+                image = _fitted(shown.image, fit) if fit else shown.image
+                planes = np.atleast_3d(np.asarray(image))
+            blended, blank = blended + shown.is_blended, blank + shown.is_blank
+            first = first or (file.path, image.size)
+            if image.size != first[1]:
+                sizes = ["x".join(map(str, size)) for size in (image.size, first[1])]
+                received = f"{sizes[0]} pixels, and {sizes[1]} in {first[0]}"
+                advice = "Give --image-size H,W, or resize them"
+                raise unexpected(file.path, "all images of one size", received, advice)
+            if name not in pixels:
+                pixels[name] = _empty(folder, (len(images), *planes.shape))
+            if planes.shape[2] > pixels[name].shape[3]:
+                gray = pixels[name]
+                pixels[name] = _empty(folder, (*gray.shape[:3], 3))
+                pixels[name][:index] = gray[:index]
+            pixels[name][index] = planes
+    if blended:
+        logger.info(f"{folder}: blended the transparency of {blended:,} images over white.")
+    if blank:
+        logger.warning(f"{folder}: {blank:,} images are plain white then: white on transparent.")
+    channels = max(array.shape[3] for array in pixels.values())
+    shape = next(iter(pixels.values())).shape[1:3]
+    return {
+        name: Split(
+            np.repeat(pixels[name], channels // pixels[name].shape[3], axis=3)
+            if images
+            else np.empty((0, *shape, channels), np.uint8),
+            np.array([file.label for file in images], dtype=np.int32),
+        )
+        for name, images in files.items()
+    }
 
 
-def _check_sizes(images: list[_File]) -> None:
-    for image in images:
-        if image.size != images[0].size:
-            first, other = ("x".join(map(str, i.size)) for i in (images[0], image))
-            received = f"{other} pixels, and {first} in {images[0].path}"
-            raise unexpected(image.path, "all images of one size", received, "Resize or crop them")
+def _empty(folder: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Returns an array for pixels, if this machine has the memory."""
+    size, memory = math.prod(shape), math.inf
+    if hasattr(os, "sysconf"):  # not on Windows
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        expected = f"images that fit in the {memory / 2**30:.1f} GiB of this machine"
+        received = f"{shape[0]:,} of {shape[1]}x{shape[2]}, {size / 2**30:.1f} GiB"
+        raise unexpected(folder, expected, received, "Give a smaller --image-size H,W")
+    return np.empty(shape, np.uint8)
 
 
-def _decode(images: list[_File], mode: str) -> Split:
-    """Returns the images as pixels of shape (N, H, W, 1) or (N, H, W, 3)."""
-    width, height = images[0].size if images else (1, 1)
-    pixels = np.empty((len(images), height, width, len(mode)), dtype=np.uint8)
-    for index, file in enumerate(images):
-        with _opened(file.path) as image:
-            pixels[index] = np.asarray(_in_mode(image, mode)).reshape(height, width, len(mode))
-    return Split(pixels, np.array([file.label for file in images], dtype=np.int32))
-
-
-SOURCES = (Reader("a folder of class folders of images", Path.is_dir, read_class_folders),)
+SOURCES = (
+    Reader(DATA_FORMS["class folders"], holds_class_folders, read_class_folders, takes_fit=True),
+)

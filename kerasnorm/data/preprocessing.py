@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasnorm.data.dataset import Dataset, Split
+from kerasnorm.data.dataset import Dataset
 
 _LEVELS = 256
 _CHUNK = 4 * 2**20  # pixels times channels that are processed at a time
@@ -69,16 +69,8 @@ def input_statistics(
 
 def equalized(dataset: Dataset) -> Dataset:
     """Returns the data set with the histogram of every image and channel equalized."""
-    splits = {
-        name: Split(equalize(split.images), split.labels) for name, split in dataset.splits.items()
-    }
-    return dataclasses.replace(
-        dataset,
-        source=f"{dataset.source}, histograms equalized",
-        train=splits["train"],
-        test=splits["test"],
-        validation=splits.get("validation"),
-    )
+    source = f"{dataset.source}, histograms equalized"
+    return dataclasses.replace(dataset.map_images(equalize), source=source)
 
 
 def equalize(images: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -8,13 +8,21 @@ from typing import Any
 
 from kerasnorm.config import DataConfig
 from kerasnorm.data import arrays, cifar, pictures, shapes
-from kerasnorm.data.dataset import Dataset, Generated, Reader, check, parsing, unexpected
+from kerasnorm.data.dataset import (
+    Dataset,
+    Fit,
+    Generated,
+    Reader,
+    check,
+    parsing,
+    unexpected,
+)
 from kerasnorm.data.download import DownloadError, Official, fetch
 from kerasnorm.data.preprocessing import equalized
 from kerasnorm.runtime import cache_folder
 
 # One line per module that defines sources. The first reader that matches a path reads it;
-# `pictures` matches any folder.
+# `pictures` matches any folder with folders of images.
 SOURCES: tuple[Reader | Official | Generated, ...] = (
     *cifar.SOURCES,
     *arrays.SOURCES,
@@ -25,11 +33,30 @@ READERS = [source for source in SOURCES if isinstance(source, Reader)]
 OFFICIAL = {source.name: source for source in SOURCES if isinstance(source, Official)}
 GENERATED = {source.name: source for source in SOURCES if isinstance(source, Generated)}
 RETRIES = 2
+# What to do with files that are often given as data, by suffix.
+_ARCHIVE = "Unpack it and give the folder"
+_SAVE = "Save the arrays with np.savez(path, x_train=…, y_train=…, x_test=…, y_test=…)"
+_PICTURE = "Give the folder that holds the class folders"
+_ADVICE = {
+    **dict.fromkeys((".npy", ".npys", ".h5", ".hdf5", ".mat", ".parquet", ".tfrecord"), _SAVE),
+    **dict.fromkeys((".pkl", ".pickle", ".pt", ".pth"), f"Such files can run code. {_SAVE}"),
+    **dict.fromkeys((".zip", ".7z", ".rar", ".xz", ".bz2"), _ARCHIVE),
+    **dict.fromkeys((".csv", ".tsv", ".txt", ".json"), "Sort the images into one folder per class"),
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif"), _PICTURE),
+    ".keras": "This is a model; give the images it was trained on",
+}
 
 logger = logging.getLogger(__name__)
 
 
-def load(data: str, *, train_size: int = 0, test_size: int = 0) -> Dataset:
+def load(
+    data: str,
+    *,
+    train_size: int = 0,
+    test_size: int = 0,
+    fit: Fit | None = None,
+    needs_test: bool = True,
+) -> Dataset:
     """Returns a data set, checked.
 
     Downloads are logged, and so is a warning when `auto` falls back to `shapes`.
@@ -41,21 +68,37 @@ def load(data: str, *, train_size: int = 0, test_size: int = 0) -> Dataset:
         train_size: Number of training images; 0 takes all (of `shapes`, 10,000). A smaller
             number keeps the share of each class and always takes the same images.
         test_size: Number of test images; 0 takes all (of `shapes`, 2,000).
+        fit: The size that all images are brought to; by default they stay as they are.
+        needs_test: Whether there must be a test image.
 
     Raises:
         DataError: The data does not exist, does not download, is damaged or unsafe, has fewer
             images than asked for, or is not what a classifier can learn from.
     """
     if data == "auto":
-        return _auto(train_size, test_size)
+        data, why = _auto()
+        dataset = load(data, train_size=train_size, test_size=test_size, fit=fit)
+        return dataclasses.replace(dataset, source=dataset.source + why)
     if made := GENERATED.get(data):
-        return check(made.generate(train_size or made.train_size, test_size or made.test_size))
-    dataset = _named(OFFICIAL[data]) if data in OFFICIAL else read(_existing(data))
-    return dataset.subset(train_size, test_size)
+        dataset = made.generate(train_size or made.train_size, test_size or made.test_size)
+    else:
+        whole = _named(OFFICIAL[data]) if data in OFFICIAL else read(_existing(data), fit)
+        dataset = whole.subset(train_size, test_size)
+    if needs_test and len(dataset.test) == 0:
+        received = "none: no class has five images, of which the fifth would be a test image"
+        advice = "Add images, or a test folder"
+        raise unexpected(f"{dataset.source}: test set", "at least one image", received, advice)
+    if fit is not None:
+        dataset = dataset.map_images(lambda images: pictures.fit_images(images, fit))
+    return check(dataset)
 
 
-def read(path: Path) -> Dataset:
+def read(path: Path, fit: Fit | None = None) -> Dataset:
     """Returns the data set at a path; what lies there decides, not its name.
+
+    Args:
+        path: Any of the kinds that `READERS` describe.
+        fit: The size that image files are brought to when they are read.
 
     Raises:
         DataError: Nothing is there, or it is damaged, unsafe, or not what a classifier can learn
@@ -64,23 +107,48 @@ def read(path: Path) -> Dataset:
     with parsing(path, _kinds()):
         reader = next((reader for reader in READERS if reader.matches(path)), None)
     if reader is None:
-        raise unexpected(path, _kinds(), "a file of another kind", "Convert it to one of them")
-    return reader.read(path)
+        with parsing(path, _kinds()):
+            received, advice = _described(path)
+        raise unexpected(path, _kinds(), received, advice)
+    return reader.read(path, fit) if reader.takes_fit else reader.read(path)
 
 
-def prepare(config: DataConfig, seed: int) -> Dataset:
-    """Returns the data set of a config: loaded, split, and equalized if the config says so.
+def _described(path: Path) -> tuple[str, str]:
+    """Returns what lies at a path that no reader reads, and what to do with it."""
+    if path.is_dir():
+        return pictures.describe(path)
+    advice = _ADVICE.get(path.suffix.lower(), "Convert it to one of them")
+    return f"a file of another kind ({path.suffix or 'without suffix'})", advice
+
+
+def prepare(config: DataConfig, seed: int, *, needs_test: bool = True) -> Dataset:
+    """Returns the data set of a config: loaded, resized, split and equalized as the config says.
 
     Args:
         config: Source, sizes, validation and preprocessing.
         seed: Decides which training images are held out for validation.
+        needs_test: Whether there must be a test image.
 
     Raises:
         DataError: The data are missing, damaged, or not what a classifier can learn from.
     """
-    dataset = load(config.data, train_size=config.train_size, test_size=config.test_size)
+    dataset = load(
+        config.data,
+        train_size=config.train_size,
+        test_size=config.test_size,
+        fit=fit_of(config),
+        needs_test=needs_test,
+    )
     dataset = dataset.hold_out(config.validation, seed)
     return equalized(dataset) if config.preprocessing == "equalize" else dataset
+
+
+def fit_of(config: DataConfig) -> Fit | None:
+    """Returns the size that a config brings images to, None where they stay as they are."""
+    if not config.image_size:
+        return None
+    height, width = config.image_size
+    return Fit((height, width), config.resize)
 
 
 def describe_cache() -> list[dict[str, Any]]:
@@ -106,7 +174,8 @@ def _kinds() -> str:
     return f"{'; '.join(first)}; or {last}"
 
 
-def _auto(train_size: int, test_size: int) -> Dataset:
+def _auto() -> tuple[str, str]:
+    """Returns the data set that `auto` stands for, and why, for its source."""
     # Only a failing download leads to shapes: damaged data in the cache is an error.
     try:
         _path_of(OFFICIAL["cifar10"], retries=0)
@@ -115,10 +184,8 @@ def _auto(train_size: int, test_size: int) -> Dataset:
             f"auto: taking the generated data set shapes, because cifar10 is not in "
             f"{cache_folder()} and does not download ({error.reason})."
         )
-        dataset = load("shapes", train_size=train_size, test_size=test_size)
-        source = f"{dataset.source} (auto: cifar10 is not cached and does not download)"
-        return dataclasses.replace(dataset, source=source)
-    return load("cifar10", train_size=train_size, test_size=test_size)
+        return "shapes", " (auto: cifar10 is not cached and does not download)"
+    return "cifar10", ""
 
 
 def _existing(data: str) -> Path:

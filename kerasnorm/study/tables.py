@@ -321,7 +321,8 @@ def write(path: Path, runs: Sequence[PlannedRun], summary: Summary) -> None:
 def run_row(run: PlannedRun, axes: Sequence[str]) -> dict[str, Any]:
     """Returns a run as a row of runs.csv: its config, its state and its scores."""
     config, metrics = run.config, run.finished.metrics if run.finished else {}
-    measures = [m for m in MEASURES if config.data.validation or not m.startswith("val_")]
+    has_validation = config.data.validation or metrics.get("val_accuracy") is not None
+    measures = [m for m in MEASURES if has_validation or not m.startswith("val_")]
     return {
         "run": run.name,
         "state": "failed" if run.exit_code else "finished" if run.finished else str(run.state),

@@ -31,8 +31,8 @@ DEFINITIONS = {
     "train_accuracy": "share of the training images classified correctly during the last epoch, "
     "as the model saw them: augmented, with dropout, while it changed",
     "train_loss": "mean cross-entropy of the same, in nats, regularization terms left out",
-    "val_accuracy": "as test_accuracy, over the images held out of the training set",
-    "val_loss": "as test_loss, over the images held out of the training set",
+    "val_accuracy": "as test_accuracy, over the images of the validation split",
+    "val_loss": "as test_loss, over the images of the validation split",
     "seconds": "time spent training, evaluation and saving left out",
     "images_per_second": "training images per second, mean over all epochs",
     "confusion": "counts over the test images: one row per true, one column per predicted class",

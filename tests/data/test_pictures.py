@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from kerasnorm.data.pictures import read_picture
-from kerasnorm.data.sources import read
+from kerasnorm.data.sources import load, read
 from kerasnorm.errors import ConfigError, DataError
 
 
@@ -62,9 +62,18 @@ def folders_of(tmp_path: Path, *images: tuple[str, str, object]) -> Path:
     [
         ("x.png", "L", 77, [77]),
         ("x.png", "1", 1, [255]),
-        ("x.png", "LA", (77, 5), [77]),
+        ("x.png", "LA", (77, 255), [77]),
+        ("x.png", "LA", (77, 51), [219]),  # 77 * 0.2 + 255 * 0.8 = 219.4
         ("x.png", "RGB", (1, 2, 3), [1, 2, 3]),
-        ("x.png", "RGBA", (1, 2, 3, 0), [1, 2, 3]),
+        ("x.png", "RGBA", (1, 2, 3, 255), [1, 2, 3]),
+        ("x.png", "RGBA", (1, 2, 3, 0), [255, 255, 255]),
+        ("x.tif", "RGBA", (10, 20, 30, 102), [157, 161, 165]),  # 0.4 of the color, 0.6 of white
+        ("x.tif", "CMYK", (0, 255, 255, 0), [255, 0, 0]),
+        ("x.tiff", "L", 9, [9]),
+        ("x.jfif", "RGB", (9, 9, 9), [9, 9, 9]),
+        ("x.ppm", "RGB", (1, 2, 3), [1, 2, 3]),
+        ("x.tga", "RGB", (1, 2, 3), [1, 2, 3]),
+        ("x.jp2", "L", 77, [77]),
         ("x.webp", "RGB", (0, 0, 0), [0, 0, 0]),
         ("x.gif", "RGB", (1, 2, 3), [1, 2, 3]),
         ("x.bmp", "RGB", (1, 2, 3), [1, 2, 3]),
@@ -92,7 +101,8 @@ def test_a_palette_with_transparency(tmp_path: Path) -> None:
     folder = folders_of(tmp_path)
     (folder / "train" / "a").mkdir(parents=True)
     image.save(folder / "train" / "a" / "p.png", transparency=bytes([255, 128]))
-    assert read(folder).train.images[0, 0, 0].tolist() == [200, 100, 50]
+    # 128 / 255 of the color over white, in levels of 255.
+    assert read(folder).train.images[0, 0, 0].tolist() == [227, 177, 152]
 
 
 def test_the_first_frame_of_a_moving_image(tmp_path: Path) -> None:
@@ -134,7 +144,7 @@ def test_folders_without(missing: str, tmp_path: Path) -> None:
     elif missing == "fifth":
         draw(tmp_path / "a" / "1.png")
     with pytest.raises(DataError, match=r"expected .* Received: "):
-        read(tmp_path)
+        load(str(tmp_path))
 
 
 def test_deep_images_are_refused(tmp_path: Path) -> None:
