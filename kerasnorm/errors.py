@@ -64,7 +64,7 @@ class MissingPackageError(KerasnormError, ImportError):
     exit_code = 7
 
 
-def shortened(text: str, longest: int = 750) -> str:
+def shortened(text: str, longest: int = 800) -> str:
     """Returns a message of at most ten lines of a terminal: its middle is left out if need be."""
     lines = [line for line in text.splitlines() if line.strip()]
     if len(lines) > 10:

@@ -62,6 +62,10 @@ def test_era8_is_the_published_recipe():
         ({"widths": [16, 16]}, "10 numbers"),
         ({"widths": 16}, "list"),
         ({"widths": [0] * 10}, "at least 1"),
+        ({"image_size": [32, 32, 3]}, "image_size: expected a height and a width"),
+        ({"image_size": [0, 8]}, "image_size: .*at least 1"),
+        ({"image_size": [8], "resize": "fill"}, "stretch, crop, pad"),
+        ({"resize": "crop"}, "Give --image-size H,W too"),
         ({"residual": 1}, "true or false"),
         ({"device": "cuda"}, "cuda:1"),
         ({"device": "gpu:x"}, "device"),
@@ -146,3 +150,14 @@ def test_a_renamed_field_is_read_from_files_and_named_to_callers():
     assert resolve(document=old).data.preprocessing == "scale"
     with pytest.raises(ConfigError, match="now called preprocessing"):
         resolve({"treatment": "scale"})
+
+
+def test_one_number_is_height_and_width():
+    assert resolve({"image_size": [8]}).data.image_size == (8, 8)
+
+
+def test_a_config_without_new_fields_keeps_its_hash():
+    """Checkpoints of version 0.1.0 hold this hash of the defaults."""
+    assert resolve().hash() == "3c3cd7e92be7"
+    changed = {resolve({"image_size": [8], "resize": how}).hash() for how in ("pad", "crop")}
+    assert len(changed | {resolve().hash()}) == 3

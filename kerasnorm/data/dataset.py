@@ -17,12 +17,12 @@ Where = str | Path  # the file or array that an error message names
 _CHUNK = 1000
 _ONE_PER_CLASS = "at least one training image of every class"
 _SHOWN = 5  # names of a list that a message shows
-_LONGEST = 300  # letters of a message's part
+_LONGEST = 200  # letters of a message's part
 
 
 def unexpected(where: Where, expected: str, received: str, advice: str) -> DataError:
     """Returns the error for data that is not what was expected, in one sentence each."""
-    received = shortened(received, _LONGEST)
+    where, received = (shortened(str(text), _LONGEST) for text in (where, received))
     return DataError(f"{where}: expected {expected}. Received: {received}. {advice}.")
 
 

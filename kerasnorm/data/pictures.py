@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by number of channels
 # Pillow opens other formats too, some by starting programs.
 _FORMATS = (
-    "PNG", "JPEG", "MPO", "TIFF", "WEBP", "AVIF", "BMP", "DIB", "GIF", "JPEG2000",
+    "PNG", "JPEG", "TIFF", "WEBP", "AVIF", "BMP", "DIB", "GIF", "JPEG2000",
     "PPM", "TGA", "ICO", "PCX", "SGI", "PSD", "QOI",
 )  # fmt: skip
 _GRAY_MODES = frozenset({"1", "L", "LA"})
@@ -68,8 +68,9 @@ def _formats() -> tuple[str, ...]:
 @functools.cache
 def _suffixes() -> frozenset[str]:
     """Returns the suffixes of the formats that are read, in lower case."""
-    formats, known = _formats(), Image.registered_extensions()
-    return frozenset(suffix for suffix, name in known.items() if name in formats)
+    formats = {*_formats(), "MPO"}  # of phones; the reader of JPEG reads it
+    known = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, name in known if name in formats)
 
 
 @dataclass
@@ -192,7 +193,9 @@ def _shown(image: Image.Image) -> _Shown:
     over = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert(mode)
     alpha = np.asarray(layer)[..., 3]
     is_blended = bool(alpha.min() < 255)
-    return _Shown(over, is_blended, bool(is_blended and alpha.any() and np.asarray(over).min() == 255))
+    return _Shown(
+        over, is_blended, bool(is_blended and alpha.any() and np.asarray(over).min() == 255)
+    )
 
 
 def _fitted(image: Image.Image, fit: Fit) -> Image.Image:
@@ -315,7 +318,7 @@ def read_class_folders(folder: Path, fit: Fit | None = None) -> Dataset:
         files["train"], files["test"] = _every_fifth(files["train"])
         source += " (every fifth image of a class held as the test set)"
     if root is not top or source != str(folder):
-        logger.info(f"Reading {source}" + f", from {root.path}." * (root is not top))
+        logger.info(f"Reading {source}" + f" from {root.path}" * (root is not top) + ".")
     _report(top, (image.path for images in files.values() for image in images))
     splits = _decode(folder, files, fit)
     return check(Dataset(folder_name(folder), source, names, **splits))
@@ -409,6 +412,9 @@ def _every_fifth(images: list[_File]) -> tuple[list[_File], list[_File]]:
 
 def _decode(folder: Path, files: dict[str, list[_File]], fit: Fit | None) -> dict[str, Split]:
     """Returns the splits as pixels of shape (N, H, W, 1) or, if any has a color, (N, H, W, 3)."""
+    count = sum(map(len, files.values()))
+    if fit is not None:
+        _check_memory(folder, count, fit.size)
     blended = blank = 0
     first: tuple[Path, tuple[int, int]] | None = None
     pixels: dict[str, NDArray[np.uint8]] = {}
@@ -419,18 +425,18 @@ def _decode(folder: Path, files: dict[str, list[_File]], fit: Fit | None) -> dic
                 image = _fitted(shown.image, fit) if fit else shown.image
                 planes = np.atleast_3d(np.asarray(image))
             blended, blank = blended + shown.is_blended, blank + shown.is_blank
-            first = first or (file.path, image.size)
+            if first is None:
+                first = file.path, image.size
+                _check_memory(folder, count, planes.shape)
             if image.size != first[1]:
                 sizes = ["x".join(map(str, size)) for size in (image.size, first[1])]
                 received = f"{sizes[0]} pixels, and {sizes[1]} in {first[0]}"
                 advice = "Give --image-size H,W, or resize them"
                 raise unexpected(file.path, "all images of one size", received, advice)
             if name not in pixels:
-                pixels[name] = _empty(folder, (len(images), *planes.shape))
-            if planes.shape[2] > pixels[name].shape[3]:
-                gray = pixels[name]
-                pixels[name] = _empty(folder, (*gray.shape[:3], 3))
-                pixels[name][:index] = gray[:index]
+                pixels[name] = np.empty((len(images), *planes.shape), np.uint8)
+            if planes.shape[2] > pixels[name].shape[3]:  # the first image with a color
+                pixels[name] = np.repeat(pixels[name], 3, axis=3)
             pixels[name][index] = planes
     if blended:
         logger.info(f"{folder}: blended the transparency of {blended:,} images over white.")
@@ -449,16 +455,16 @@ def _decode(folder: Path, files: dict[str, list[_File]], fit: Fit | None) -> dic
     }
 
 
-def _empty(folder: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Returns an array for pixels, if this machine has the memory."""
-    size, memory = math.prod(shape), math.inf
-    if hasattr(os, "sysconf"):  # not on Windows
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _check_memory(folder: Path, count: int, shape: tuple[int, ...]) -> None:
+    """Refuses images that do not fit in this machine's memory, before they are read."""
+    if not hasattr(os, "sysconf"):  # on Windows
+        return
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    size = count * math.prod(shape)
     if size > memory:
         expected = f"images that fit in the {memory / 2**30:.1f} GiB of this machine"
-        received = f"{shape[0]:,} of {shape[1]}x{shape[2]}, {size / 2**30:.1f} GiB"
+        received = f"{count:,} images of {shape[0]}x{shape[1]}, {size / 2**30:,.1f} GiB"
         raise unexpected(folder, expected, received, "Give a smaller --image-size H,W")
-    return np.empty(shape, np.uint8)
 
 
 SOURCES = (

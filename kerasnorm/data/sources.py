@@ -189,9 +189,11 @@ def _auto() -> tuple[str, str]:
 
 
 def _existing(data: str) -> Path:
-    with parsing(data, _kinds()):
+    try:
         path = Path(data).expanduser()
         found = bool(data) and path.exists()
+    except (OSError, RuntimeError, ValueError):  # too long, or of a user who does not exist
+        found = False
     if not found:
         names = ["auto", *GENERATED, *OFFICIAL]
         near = difflib.get_close_matches(data, names, n=1)

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
-from kerasnorm.data.pictures import read_picture
+from kerasnorm.data import pictures
+from kerasnorm.data.dataset import Fit
+from kerasnorm.data.pictures import fit_images, list_pictures, read_picture
 from kerasnorm.data.sources import load, read
 from kerasnorm.errors import ConfigError, DataError
 
@@ -212,3 +214,111 @@ def test_deep_pictures_and_other_formats_are_refused(tmp_path):
     (tmp_path / "a.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n")
     with pytest.raises(DataError, match="expected an image"):
         read_picture(tmp_path / "a.eps", (8, 6, 1))
+
+
+# Where row 0 and column 0 of a stored image belong when it is shown, by EXIF orientation (tag 274
+# of Exif 2.32).
+SIDES = {
+    1: ("top", "left"), 2: ("top", "right"), 3: ("bottom", "right"), 4: ("bottom", "left"),
+    5: ("left", "top"), 6: ("right", "top"), 7: ("right", "bottom"), 8: ("left", "bottom"),
+}  # fmt: skip
+FORMATS = ["png", "tiff", "webp", "jpg", "mpo"] + ["avif"] * features.check("avif")
+
+
+def stored(shown: np.ndarray, orientation: int) -> np.ndarray:
+    """What a camera stores of an image that is to be shown, by the definition of the tag."""
+    row, column = SIDES[orientation]
+    if row in ("left", "right"):
+        shown = shown.swapaxes(0, 1)  # its rows are the shown image's columns
+    rows = slice(None, None, -1) if row in ("right", "bottom") else slice(None)
+    columns = slice(None, None, -1) if column in ("right", "bottom") else slice(None)
+    return shown[rows, columns]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("orientation", SIDES)
+def test_photos_are_turned_as_their_exif_says(orientation, suffix, tmp_path):
+    # Four blocks of 16x16, 2 high and 3 wide with two more: no turn looks like another.
+    blocks = np.array(
+        [[[250, 0, 0], [0, 250, 0], [0, 0, 250]], [[250, 250, 0], [0] * 3, [250] * 3]]
+    )
+    shown = blocks.repeat(16, 0).repeat(16, 1).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if suffix == "webp" else {}
+    options |= {"quality": 100, "subsampling": 0} if suffix in ("jpg", "mpo") else {}
+    options |= {"quality": 100, "subsampling": "4:4:4"} if suffix == "avif" else {}
+    path = tmp_path / "train" / "a" / f"x.{suffix}"
+    path.parent.mkdir(parents=True)
+    Image.fromarray(stored(shown, orientation)).save(path, exif=exif, **options)
+    draw(tmp_path / "test" / "a" / "0.png", size=(48, 32))
+    tolerance = 0 if suffix in ("png", "tiff", "webp") else 25
+    for found in (read(tmp_path).train.images[0], read_picture(path, (32, 48, 3))):
+        assert np.abs(found.astype(int) - shown).max() <= tolerance
+
+
+def test_damaged_metadata_do_not_keep_an_image_from_being_read(tmp_path):
+    path = tmp_path / "x.jpg"
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(path, exif=b"Exif\0\0MM\0*garbage")
+    assert (read_picture(path, (8, 8, 3)) == 9).all()
+
+
+def wide() -> np.ndarray:
+    """An image 4 high and 12 wide: a red third, a green and a blue one."""
+    return np.eye(3, dtype=np.uint8).repeat(4, 0)[None].repeat(4, 0) * 200
+
+
+def resized(how: str) -> np.ndarray:
+    """What becomes of `wide` at 4x4 (crop), 12x12 (pad) and 8x12 (stretch), by hand."""
+    if how == "crop":
+        return wide()[:, 4:8]
+    if how == "pad":
+        return np.pad(wide(), ((4, 4), (0, 0), (0, 0)))
+    return wide().repeat(2, 0)  # twice as high: rows are alike, so interpolation changes nothing
+
+
+@pytest.mark.parametrize("how", ["crop", "pad", "stretch"])
+def test_images_are_brought_to_a_size(how, tmp_path):
+    expected = resized(how)
+    fit = Fit(expected.shape[:2], how)
+    path = tmp_path / "train" / "a" / "x.png"
+    path.parent.mkdir(parents=True)
+    Image.fromarray(wide()).save(path)
+    draw(tmp_path / "test" / "a" / "0.png", size=(7, 3))
+    dataset = load(str(tmp_path), fit=fit)
+    assert np.array_equal(dataset.train.images[0], expected)
+    assert dataset.test.images.shape[1:3] == fit.size
+    assert np.array_equal(read_picture(path, expected.shape, how), expected)
+    arrays = np.stack([wide(), wide()[..., ::-1]])
+    assert np.array_equal(fit_images(arrays, fit)[1], expected[..., ::-1])
+    assert fit_images(np.repeat(arrays, 2, axis=3), fit).shape == (2, *fit.size, 6)
+
+
+def test_every_source_is_brought_to_a_size():
+    assert load("shapes", train_size=10, test_size=10, fit=Fit((8, 9), "pad")).image_shape == (
+        8,
+        9,
+        3,
+    )
+
+
+def test_images_that_do_not_fit_in_memory_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    draw(tmp_path / "train" / "a" / "1.png")
+    draw(tmp_path / "test" / "a" / "1.png")
+    monkeypatch.setattr(pictures.os, "sysconf", lambda name: 10)
+    with pytest.raises(DataError, match=r"2 images of 5x6.*Give a smaller --image-size"):
+        read(tmp_path)
+    with pytest.raises(DataError, match=r"2 images of 50x60.*Give a smaller --image-size"):
+        read(tmp_path, Fit((50, 60), "crop"))
+
+
+def test_pictures_of_a_folder_are_listed_with_those_in_it(tmp_path, caplog):
+    paths = [draw(tmp_path / name) for name in ("b.png", "a/c.TIF")]
+    (tmp_path / "notes.txt").write_text("x")
+    assert list_pictures(tmp_path) == sorted(paths)
+    assert "(1 .txt): 1, such as notes.txt" in caplog.text
+    assert list_pictures(tmp_path / "b.png") == [tmp_path / "b.png"]
+    (tmp_path / "none").mkdir()
+    (tmp_path / "notes.txt").rename(tmp_path / "none" / "notes.txt")
+    with pytest.raises(DataError, match=r"expected images\. Received: 1 \.txt"):
+        list_pictures(tmp_path / "none")

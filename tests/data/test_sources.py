@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kerasnorm.config import DataConfig
+from kerasnorm.config import SETTINGS, DataConfig
 from kerasnorm.data import describe_cache, load, prepare, sources
 from kerasnorm.data.download import DownloadError, RemoteFile
 from kerasnorm.data.preprocessing import equalize, equalized
@@ -320,6 +320,15 @@ def test_describe_cache(cache: Path) -> None:
         "bytes": size,
         "state": f"{size / 1e6:.1f} MB in {folder}",
     }
+
+
+def test_help_readme_and_errors_name_every_form_of_data(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        load(str(tmp_path / "nothing"))
+    for reader in sources.READERS:
+        for text in (SETTINGS["data"].field.metadata["help"], str(caught.value), readme):
+            assert reader.description in " ".join(text.replace("`", "").split())
 
 
 def test_data_needs_no_keras() -> None:
