@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,89 @@ def test_misclassified_lists_and_draws(trained, tmp_path):
     out, _ = call("misclassified", trained, "--json", "--out", tmp_path / "new" / "m.png")
     assert json.loads(out) == json.loads((trained / "metrics.json").read_text())["misclassified"]
     assert (tmp_path / "new" / "m.png").read_bytes().startswith(b"\x89PNG")
+
+
+def photos(folder, size=(24, 8)):
+    """Class folders of wide pictures of two sizes, whose class only their middle third tells."""
+    for index, name in enumerate(("left", "right")):
+        for number in range(10):
+            width, height = size[0] + 3 * (number % 2), size[1] + number % 2
+            image = Image.new("RGB", (width, height), (255 * (number % 3 == 0), 90, 30))
+            image.paste((0, 250 * index, 20 * number), (width // 3, 0, 2 * width // 3, height))
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            image.save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cropped(tmp_path_factory):
+    """A folder of photos, and the run of a model that was trained on them with --resize crop."""
+    folder = tmp_path_factory.mktemp("cropped")
+    data = photos(folder / "photos")
+    words = "--epochs 1 --batch-size 4 --widths 4,4,4,4,4,4,4,4,4,4 --image-size 8,8 --resize crop"
+    call("fit", "--data", data, "--out", folder / "run", *words.split())
+    return data, folder / "run"
+
+
+def answers(*words):
+    return [entry["classes"] for entry in json.loads(call("predict", *words, "--json")[0])]
+
+
+@pytest.mark.backend("any")
+def test_a_model_resizes_images_as_it_was_trained(cropped, tmp_path):
+    data, path = cropped
+    metrics = json.loads((path / "metrics.json").read_text())
+    for words in ((), ("--data", data)):
+        scores = json.loads(call("evaluate", path, *words, "--json")[0])
+        assert scores["accuracy"] == metrics["test_accuracy"]
+        assert scores["loss"] == pytest.approx(metrics["test_loss"], rel=1e-5)
+    picture = data / "right" / "0.png"  # 24x8, of which a crop to 8x8 is the middle third
+    with Image.open(picture) as image:
+        image.crop((8, 0, 16, 8)).save(tmp_path / "c.png")
+        image.resize((8, 8), Image.Resampling.BILINEAR).save(tmp_path / "s.png")
+    crop, stretch = (answers(path / "model.keras", tmp_path / name) for name in ("c.png", "s.png"))
+    assert crop != stretch
+    assert answers(path, picture) == crop
+    assert answers(path / "model.keras", picture, "--resize", "stretch") == stretch
+    losses = {how: json.loads(call("evaluate", path, "--resize", how, "--json")[0])["loss"]
+              for how in ("stretch", "crop", "pad")}  # fmt: skip
+    assert len(set(losses.values())) == 3
+    assert losses["crop"] == scores["loss"]
+
+
+@pytest.mark.backend("any")
+def test_all_images_of_a_folder_are_judged_and_predicted(cropped, tmp_path):
+    data, path = cropped
+    assert json.loads(call("evaluate", path, "--split", "all", "--json")[0])["n"] == 20
+    few = tmp_path / "few"
+    for name in ("left", "right"):
+        (few / name).mkdir(parents=True)
+        shutil.copy(data / name / "1.png", few / name)
+    assert "n 2 images" in call("evaluate", path, "--data", few, "--split", "all")[0]
+    assert "no class has five images" in call("evaluate", path, "--data", few, code=3)[1]
+    (few / "right" / "notes.txt").write_text("x")
+    out, err = call("predict", path, few)
+    assert [line.split(": ")[0] for line in out.splitlines()] == [
+        str(few / name / "1.png") for name in ("left", "right")
+    ]
+    assert "passed over" in err
+    assert "(1 .txt): 1, such as right/notes.txt" in err
+
+
+@pytest.mark.backend("any")
+def test_images_of_another_size_name_the_option(trained, tmp_path):
+    data = photos(tmp_path / "photos")
+    assert "--image-size H,W" in call("data", data, code=3)[1]
+    facts = json.loads(call("data", data, "--image-size", 6, "--resize", "pad", "--json")[0])
+    assert facts["image_shape"] == [6, 6, 3]
+    for index in range(10):
+        (tmp_path / "ten" / str(index)).mkdir(parents=True)
+        for number in range(5):
+            Image.new("RGB", (9, 9), (index, 9, number)).save(
+                tmp_path / "ten" / str(index) / f"{number}.png"
+            )
+    words = ("evaluate", trained, "--data", tmp_path / "ten")
+    assert "--resize stretch, crop or pad" in call(*words, code=3)[1]
 
 
 def test_plot_redraws_one_run_and_overlays_several(trained, tmp_path):

@@ -1,0 +1,46 @@
+"""Messages: their length, and what is said when memory runs out."""
+
+import pytest
+from helpers.command import call
+
+from kerasnorm import cli
+from kerasnorm.errors import is_out_of_memory, shortened
+
+
+def test_a_short_message_is_left_as_it_is():
+    assert shortened("expected 1.\nReceived: 2.") == "expected 1.\nReceived: 2."
+
+
+def test_a_long_message_keeps_its_beginning_and_its_end():
+    text = shortened("where: " + "x" * 9000 + " Do this.")
+    assert text.startswith("where: xxx")
+    assert text.endswith("xxx Do this.")
+    assert len(text) <= 803
+    lines = shortened("\n".join(f"line {number}" for number in range(90))).splitlines()
+    assert (len(lines), lines[0], lines[-1]) == (10, "line 0", "line 89")
+
+
+def torch_runs_out():
+    torch = pytest.importorskip("torch")
+    torch.empty(10**16)
+
+
+def tensorflow_runs_out():
+    errors = pytest.importorskip("tensorflow").errors
+    raise errors.ResourceExhaustedError(None, None, "OOM when allocating tensor" + "\nx" * 300)
+
+
+@pytest.mark.backend("any")
+@pytest.mark.parametrize("run", [lambda: bytearray(2**62), torch_runs_out, tensorflow_runs_out])
+def test_out_of_memory_says_what_to_make_smaller(run, monkeypatch):
+    monkeypatch.setattr(cli.doctor.runtime, "cache_folder", run)
+    _, err = call("data", "--json", code=1)
+    assert "out of memory" in err
+    assert "--batch-size" in err
+    assert "--image-size" in err
+    assert len(err.splitlines()) <= 10
+
+
+def test_other_errors_are_not_taken_for_it():
+    assert not is_out_of_memory(RuntimeError("shapes differ"))
+    assert not is_out_of_memory(ValueError("out of memory"))
