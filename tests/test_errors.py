@@ -20,6 +20,12 @@ def test_a_long_message_keeps_its_beginning_and_its_end():
     assert (len(lines), lines[0], lines[-1]) == (10, "line 0", "line 89")
 
 
+def test_no_mistake_is_answered_with_more_than_ten_lines():
+    for words in (["fit", "--norm", "x" * 9000], ["fit", "--" + "x" * 9000], ["x" * 9000]):
+        _, err = call(*words, code=2)
+        assert sum(1 + len(line) // 80 for line in err.splitlines()) <= 15  # usage stands above it
+
+
 def torch_runs_out():
     torch = pytest.importorskip("torch")
     torch.empty(10**16)

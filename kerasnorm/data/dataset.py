@@ -262,6 +262,9 @@ def parsing(where: Where, expected: str) -> Iterator[None]:
     except FileNotFoundError as error:
         advice = "Restore it, or download the data set again"
         raise unexpected(where, expected, "no such file", advice) from error
+    except PermissionError as error:
+        received = "no permission to read it"
+        raise unexpected(error.filename or where, expected, received, "Allow it") from error
     except Exception as error:  # damaged bytes can make a parser raise anything
         detail = f"{type(error).__name__}: {error}".removesuffix(".")
         received = f"a file that is damaged, truncated or of another kind ({detail})"

@@ -142,6 +142,8 @@ def test_a_model_resizes_images_as_it_was_trained(cropped, tmp_path):
     crop, stretch = (answers(path / "model.keras", tmp_path / name) for name in ("c.png", "s.png"))
     assert crop != stretch
     assert answers(path, picture) == crop
+    alone = shutil.copy(path / "model.keras", tmp_path)
+    assert answers(alone, picture) == crop
     assert answers(path / "model.keras", picture, "--resize", "stretch") == stretch
     losses = {how: json.loads(call("evaluate", path, "--resize", how, "--json")[0])["loss"]
               for how in ("stretch", "crop", "pad")}  # fmt: skip

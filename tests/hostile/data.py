@@ -394,4 +394,6 @@ if os.name == "posix" and os.geteuid() != 0:  # root reads everything
         (classes(folder, "cat", "dog") / "cat").chmod(0)
         return folder
 
-    INPUTS.append(("a class that may not be read", locked, Refused(("Permission denied",))))
+    INPUTS.append(
+        ("a class that may not be read", locked, Refused(("cat: expected", "no permission")))
+    )
