@@ -54,7 +54,6 @@ def _run() -> int:
         old = getattr(error, "option_name", "").removeprefix("--").replace("-", "_")
         if old in RENAMED:
             error = click.UsageError(f"No such option: --{old}. It is --{RENAMED[old]} now.")
-        error.message = shortened(error.message)
         error.show()
         return error.exit_code
     except BrokenPipeError:
