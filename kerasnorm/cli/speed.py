@@ -32,7 +32,7 @@ UNAUGMENTED = {
 
 def _several(name: str, text: str, choices: Iterable[str] | None = None) -> opt.Decorator:
     kind = None if choices is None else click.Choice(tuple(choices))
-    text = f"{name.capitalize()}; more than one may be given. {text}"
+    text = f"{name.capitalize()}; repeatable. {text}"
     return click.option(f"--{name}", f"{name}s", multiple=True, type=kind, help=text)
 
 
