@@ -262,7 +262,7 @@ NORMS = {norm.name: norm for norm in BUILT_IN}
 
 
 def register(norm: Norm) -> None:
-    """Adds a norm to `NORMS`; from then on every function of this process accepts its name.
+    """Adds a norm to `NORMS`; afterwards all functions in this process accept its name.
 
     Raises:
         ConfigError: The name is taken.

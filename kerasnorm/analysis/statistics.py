@@ -83,7 +83,7 @@ class LayerStatistics:
         activation_mean: Mean of the activation function's input, over images, pixels, channels.
         activation_std: Standard deviation of that input.
         zero_share: Share of the activation function's outputs that are 0.
-        dead_share: Share of its channels whose every output is 0.
+        dead_share: Share of its channels in which all outputs are 0.
         gradient_norm: |dL/dw| of the kernel, on the probed images, in training.
         weight_norm: |w| of the kernel.
         weight_quantiles: 5, 25, 50, 75 and 95 % quantiles of the kernel.

@@ -185,7 +185,7 @@ def _show(
     show: Callable[[Data], None],
     drawn: Sequence[Path] = (),
 ) -> None:
-    """Saves the pictures of an answer; prints its data and the paths of all pictures."""
+    """Saves the figures of an answer; prints its data and the paths of all figures."""
     paths = [str(path) for path in (*drawn, *answer.save(out))]
     if as_json:
         opt.print_json({"data": answer.document(), "figures": paths})

@@ -1,4 +1,4 @@
-"""Commands on models and runs: layers, receptive field, scores, predictions, pictures."""
+"""Commands on models and runs: layers, receptive field, scores, predictions, figures."""
 
 import dataclasses
 import logging

@@ -73,7 +73,7 @@ def bench(
 ) -> None:
     """Race this package's engine against model.fit and hand-written PyTorch loops.
 
-    The contenders take turns, each in a process of its own, on the same network, data and batches.
+    The contenders take turns, each in its own process, on the same network, data and batches.
 
     Example: kerasnorm bench --backend torch --norm gn --out results/bench
     """
