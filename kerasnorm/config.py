@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kerasnorm.errors import ConfigError
+from kerasnorm.files import read_text
 from kerasnorm.norms import NORMS
 
 BACKENDS = ("torch", "tensorflow", "jax")
@@ -194,7 +195,10 @@ class TrainConfig(_Checked):
         "float32", "Number types of the layers.", choices=("float32", "mixed_bfloat16")
     )
     deterministic: bool = _field(
-        False, "Give the same bits in every run on a GPU too, more slowly; a CPU always does."
+        False,
+        "Give the same bits in every run on a GPU too, more slowly; a CPU always does. The bits "
+        "depend on the number of threads (torch: OMP_NUM_THREADS, tensorflow: "
+        "TF_NUM_INTRAOP_THREADS) and on the device.",
     )
     seed: int = _field(
         0, "Seed of image order, augmentation, dropout and initial weights.", low=0, high=2**31 - 1
@@ -442,7 +446,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: The file cannot be read or is not valid TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(path))
     except OSError as error:
         raise ConfigError(f"Cannot read the config {path}: {error.strerror}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

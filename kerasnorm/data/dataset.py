@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasnorm.errors import DataError
+from kerasnorm.files import encoded
 
 Where = str | Path  # the file or array that an error message names
 
@@ -313,12 +314,18 @@ def numbered_classes(labels: NDArray[np.int32]) -> tuple[str, ...]:
 
 
 def check(dataset: Dataset) -> Dataset:
-    """Returns the data set, if a classifier can learn from it.
+    """Returns the data set, its names as valid text, if a classifier can learn from it.
 
     Raises:
         DataError: A split is empty, images and labels differ in number, the splits' images differ
-            in shape, a label has no class, or a class has no training image.
+            in shape, a label has no class, a class has no training image, or a class's name is
+            not UTF-8: no model file could hold it.
     """
+    dataset = dataclasses.replace(
+        dataset,
+        source=encoded(dataset.source).decode(errors="replace"),
+        class_names=tuple(_text(name, dataset.source) for name in dataset.class_names),
+    )
     for name, split in dataset.splits.items():
         _check_split(f"{dataset.source}: {name} set", split, dataset)
     counts = np.array(dataset.class_counts["train"])
@@ -327,6 +334,15 @@ def check(dataset: Dataset) -> Dataset:
         advice = "Remove the class, or number the classes without gaps"
         raise unexpected(dataset.source, _ONE_PER_CLASS, f"empty class {shown}", advice)
     return dataset
+
+
+def _text(name: str, source: str) -> str:
+    """Returns a class's name, decoded if the locale could not decode it."""
+    try:
+        return encoded(name).decode()
+    except UnicodeError:
+        advice = "Rename the class's folder"
+        raise unexpected(source, "class names in UTF-8", repr(name), advice) from None
 
 
 def _check_split(where: str, split: Split, dataset: Dataset) -> None:
