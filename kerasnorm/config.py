@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kerasnorm.errors import ConfigError
+from kerasnorm.files import read_text
 from kerasnorm.norms import NORMS
 
 BACKENDS = ("torch", "tensorflow", "jax")
@@ -234,7 +235,10 @@ class TrainConfig(_Checked):
         "float32", "Floating-point type of the layers.", choices=("float32", "mixed_bfloat16")
     )
     deterministic: bool = _field(
-        False, "Make runs on a GPU bitwise reproducible, at lower speed; on a CPU they always are."
+        False,
+        "Make runs on a GPU bitwise reproducible, at lower speed; on a CPU they always are. The bits "
+        "depend on the number of threads (torch: OMP_NUM_THREADS, tensorflow: "
+        "TF_NUM_INTRAOP_THREADS) and on the device.",
     )
     seed: int = _field(
         0, "Seed of image order, augmentation, dropout and initial weights.", low=0, high=2**31 - 1
@@ -485,7 +489,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: The file cannot be read or is not valid TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(path))
     except OSError as error:
         raise ConfigError(f"Cannot read the config {path}: {error.strerror}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -1,14 +1,24 @@
-"""Atomic writes, checksums and the run lock."""
+"""Atomic writes, checksums and locks, as far as the file system goes.
 
+Network and FUSE mounts may lack fsync of folders, or locks: one warning says so, and the work goes
+on without.
+"""
+
+import codecs
 import dataclasses
+import errno
+import functools
 import hashlib
 import json
+import logging
 import math
 import os
 import secrets
 import shutil
+import sys
+import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,17 +26,74 @@ from kerasnorm.errors import CorruptFileError, RunFolderError
 
 LOCK = ".lock"
 MANIFEST = "manifest.json"
+# What systems, version control and queues leave in a folder that people call empty.
+PLACEHOLDERS = frozenset({LOCK, ".gitkeep", ".gitignore", ".keep", ".DS_Store", "lost+found",
+                          "Thumbs.db", "desktop.ini", "log.txt"})  # fmt: skip
+LOG_SUFFIXES = frozenset({".log", ".out", ".err"})
+# Errors of a file system that does not offer an operation; others, such as a full disk, are raised.
+UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM,
+                         errno.EACCES, errno.EBADF})  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    logger.warning(text)
+
+
+def fsync(file: int | IO[bytes]) -> None:
+    """Makes what was written to an open file durable, where the file system can.
+
+    Raises:
+        OSError: The write failed.
+    """
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        _warn_once(
+            f"This file system has no fsync ({error.strerror}): after a power failure, the newest "
+            "files may be missing."
+        )
 
 
 def fsync_folder(folder: Path) -> None:
     """Makes the renames done in `folder` durable (POSIX; elsewhere nothing is needed)."""
     if os.name != "posix":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # a folder that may be written and not listed
+        return
+    try:
+        fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_empty(folder: Path) -> bool:
+    """Returns whether a folder holds nothing of its user.
+
+    Placeholders, temporary files of a process that died, and logs, such as the one that this
+    process writes, do not count.
+    """
+    streams = []
+    for number in (1, 2):
+        with suppress(OSError):  # it is closed
+            streams.append(os.fstat(number))
+
+    def counts(path: Path) -> bool:
+        is_temporary = path.name.startswith((".nfs", ".fuse_hidden")) or (
+            path.name.startswith(".") and path.suffix == ".tmp"
+        )
+        is_log = path.is_file() and (
+            path.suffix in LOG_SUFFIXES or any(os.path.samestat(path.stat(), s) for s in streams)
+        )
+        return not (path.name in PLACEHOLDERS or is_temporary or is_log)
+
+    return not any(counts(path) for path in folder.iterdir())
 
 
 @contextmanager
@@ -41,7 +108,7 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
         with temporary.open("xb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            fsync(file)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -90,11 +157,29 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def encoded(text: str) -> bytes:
+    """Returns text as UTF-8; a path that is not valid text becomes the bytes that it came from."""
+    return text.encode(errors="surrogateescape")
+
+
+def read_text(path: Path) -> str:
+    """Returns the text of a file in UTF-8, as `encoded` wrote it, or as an editor left it.
+
+    A byte order mark is passed over. Files in UTF-16, as PowerShell writes them, are read too.
+
+    Raises:
+        OSError: The file cannot be read.
+        UnicodeDecodeError: It starts like UTF-16 and is not.
+    """
+    content = path.read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16")
+    return content.decode("utf-8-sig", "surrogateescape")
+
+
 def as_json(document: Any) -> bytes:
     """Returns a JSON document, indented, as bytes; NaN and infinity are refused."""
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-    # A path that the locale could not decode goes back to the bytes that it came from.
-    return text.encode(errors="surrogateescape") + b"\n"
+    return encoded(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -168,30 +253,69 @@ def sweep(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def _has_locks(folder: Path) -> bool:
+    """Returns whether files in a folder can be locked.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    with tempfile.TemporaryFile(dir=folder, prefix=".", suffix=".tmp") as probe:
+        try:
+            fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            _warn_once(
+                f"The file system of {folder} has no locks ({error.strerror}): let no two "
+                "processes write to one folder there."
+            )
+            return False
+    return True
+
+
+@contextmanager
+def file_lock(path: Path, timeout: float) -> Iterator[None]:
+    """Holds the exclusive lock of a file while the block runs, where the file system has locks.
+
+    The operating system drops the lock of a process that dies.
+
+    Args:
+        path: The file, made if it is missing.
+        timeout: Seconds to wait for another process that holds it.
+
+    Raises:
+        TimeoutError: Another process holds it.
+        OSError: The file cannot be made.
+    """
+    from filelock import FileLock
+
+    if not _has_locks(path.parent):
+        yield
+        return
+    with FileLock(path, timeout=timeout):
+        yield
+
+
 @contextmanager
 def run_lock(folder: Path) -> Iterator[Path]:
     """Holds the exclusive lock of a run's folder, and yields the folder, while the block runs.
 
-    The operating system drops the lock of a process that dies.
-
     Raises:
         RunFolderError: Another process holds it.
     """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise RunFolderError(
-            f"{folder} is in use by another kerasnorm process; wait for it or choose another --out."
-        ) from None
-    except OSError as error:
-        raise RunFolderError(
-            f"Cannot write the run's folder {folder}: {error.strerror or error}. "
-            "Choose another --out."
-        ) from error
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(file_lock(folder / LOCK, timeout=0))
+        except TimeoutError:
+            raise RunFolderError(
+                f"{folder} is in use by another kerasnorm process; wait for it or choose another "
+                "--out."
+            ) from None
+        except OSError as error:
+            raise RunFolderError(
+                f"Cannot write the run's folder {folder}: {error.strerror or error}. "
+                "Choose another --out."
+            ) from error
         yield folder
-    finally:
-        lock.release()

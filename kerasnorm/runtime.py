@@ -12,6 +12,7 @@ import platform
 import random
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,11 +42,18 @@ class Device:
 
 
 def cache_folder() -> Path:
-    """Returns the folder of downloaded data: KERASNORM_CACHE, else the user's cache folder."""
+    """Returns the folder of downloaded data: KERASNORM_CACHE, else the user's cache folder.
+
+    A user without a home folder, as in many containers, gets one under the temporary files.
+    """
     if chosen := os.environ.get("KERASNORM_CACHE"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "kerasnorm"
+        return Path(os.path.expanduser(chosen))
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "kerasnorm"
+    try:
+        return Path.home() / ".cache" / "kerasnorm"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"kerasnorm-{os.getuid()}"
 
 
 def installed_backends() -> tuple[str, ...]:
@@ -322,6 +330,17 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def threads(backend: str) -> int:
+    """Returns the number of threads that one operation of a started backend computes on."""
+    count = 0  # stands for the number of cores
+    if backend == "torch":
+        count = sys.modules["torch"].get_num_threads()
+    elif backend == "tensorflow":
+        chosen = sys.modules["tensorflow"].config.threading.get_intra_op_parallelism_threads()
+        count = chosen or int(os.environ.get("TF_NUM_INTRAOP_THREADS") or 0)
+    return count or cores()
+
+
 def subprocess_environment(threads: int) -> dict[str, str]:
     """Returns the environment of a process that trains one of several runs.
 
@@ -347,7 +366,12 @@ def probe(backend: str) -> str:
     code = f"from kerasnorm.runtime import start; print(start({backend!r})[1].name)"
     try:
         done = subprocess.run(  # noqa: S603  (our own code, in this Python)
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=300,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return "does not start within five minutes"
@@ -362,6 +386,7 @@ def environment(backend: str, device: Device) -> dict[str, Any]:
         "versions": versions(),
         "backend": backend,
         "device": {"kind": device.kind, "name": device.name},
+        "threads": threads(backend),
         "host": host(),
         "git_revision": git_revision(),
         "command_line": [Path(sys.argv[0]).name, *sys.argv[1:]],

@@ -31,6 +31,7 @@ from kerasnorm.plots.style import (
     VERMILION,
     WIDTH,
     Picture,
+    log_ticks,
     new_figure,
     quiet,
     title,
@@ -252,6 +253,7 @@ def training_figure(found: Sequence[InputPreprocessing], heading: str) -> Pictur
         values = np.concatenate([_column(one, column) for one in found])
         if column == "train_loss" and values.size and values.max() > LOG_FROM * values.min():
             axes.set_yscale("log")
+            log_ticks(axes.yaxis)
         axes.set_xlabel("epoch")
         axes.set_ylabel(name)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -522,7 +522,7 @@ def surface_figure(found: Sequence[Landscape]) -> Picture:
         )
         axes.set_zlim(*limits)
         axes.set_zticks(np.log10(ticks), [f"{tick:g}" for tick in ticks])
-        axes.set_title(one.label, fontsize=TEXT_SIZE, color=INK, parse_math=False)
+        axes.set_title(one.label, fontsize=TEXT_SIZE, color=INK)
         ends = (one.surface.axis[0], 0.0, one.surface.axis[-1])
         axes.set_xticks(ends)
         axes.set_yticks(ends)

@@ -503,7 +503,7 @@ def explain_figure(found: Explanation) -> Picture:
     )
     height = 0.9
     for text in texts:
-        figure.text(0.03, height, text, fontsize=TEXT_SIZE, color=INK, va="top", parse_math=False)
+        figure.text(0.03, height, text, fontsize=TEXT_SIZE, color=INK, va="top")
         height -= 0.05 + 0.032 * (text.count("\n") + 1)
     steps = found.worked.training
     pitch = 0.91 / max(5, len(steps))

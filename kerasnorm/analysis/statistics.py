@@ -479,7 +479,7 @@ def epochs_figure(found: Sequence[NetworkStatistics]) -> Picture:
                 values[:, first:], cmap="viridis", norm=scale, aspect="auto", extent=limits
             )
             axes.set_facecolor(GRID)
-            axes.set_title(one.label, fontsize=TEXT_SIZE, color=INK, parse_math=False)
+            axes.set_title(one.label, fontsize=TEXT_SIZE, color=INK)
             axes.set_yticks(range(len(values)), [r.layer for r in one.rows(0)])
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             small_text(axes)
@@ -545,7 +545,6 @@ def weights_figure(found: Sequence[NetworkStatistics]) -> Picture:
     for cell in drawn.get_celld().values():
         cell.set_edgecolor(GRID)
         cell.get_text().set_color(INK)
-        cell.get_text().set_parse_math(False)
     text = "Histograms of all kernels' weights of the trained models"
     caption = f"{text}; below, norm, std and sparsity of the weights, and accuracies in %."
     texts = [f"{one.label} |w| {one.weights.norm:.2f}, gap {one.gap:+.2f} points" for one in found]

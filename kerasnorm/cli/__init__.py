@@ -4,6 +4,10 @@ Results go to stdout, everything else to stderr. Each error becomes one message 
 of its class (see `kerasnorm.errors`).
 """
 
+import difflib
+import io
+import logging
+import os
 import signal
 import sys
 from typing import NoReturn
@@ -17,6 +21,8 @@ from kerasnorm.errors import KerasnormError, RunFolderError, is_out_of_memory, s
 from kerasnorm.progress import console_notes
 from kerasnorm.training.signals import SIGNALLED, Interruptions, Terminated
 
+logger = logging.getLogger(__name__)
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kerasnorm")
@@ -28,6 +34,22 @@ def app(context: click.Context, debug: bool) -> None:
     Example: kerasnorm fit --norm gn --backend torch
     """
     context.ensure_object(dict)["debug"] = debug
+    if not {"-q", "--quiet"} & {*context.args}:
+        _warn_of_unknown_variables()
+
+
+def _warn_of_unknown_variables() -> None:
+    """Warns of each KERASNORM_* variable of the environment that nothing reads."""
+    known = {"KERASNORM_CACHE", "KERASNORM_DEBUG"}
+    for command in app.commands.values():
+        known |= {str(option.envvar) for option in command.params if option.envvar}
+    for name in sorted(os.environ):
+        if name.startswith("KERASNORM_") and name not in known:
+            renamed = RENAMED.get(name.removeprefix("KERASNORM_").lower())
+            near = difflib.get_close_matches(name, known, n=1)
+            near = [f"KERASNORM_{renamed.upper()}"] if renamed else near
+            advice = f" Did you mean {near[0]}?" if near else ""
+            logger.warning(f"The environment variable {name} has no meaning here.{advice}")
 
 
 for module in (training, studies, models, formats, explain, speed, doctor):
@@ -36,7 +58,12 @@ for module in (training, studies, models, formats, explain, speed, doctor):
 
 
 def main() -> NoReturn:
-    """Runs the command line and exits with its code."""
+    """Runs the command line and exits with its code.
+
+    Letters that the encoding of stdout lacks are written as escapes, as stderr does.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     with Interruptions().installed():
         code = _run()
     sys.exit(code)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,4 +163,10 @@ def print_table(table: "Table") -> None:
 
 def print_json(document: Any) -> None:
     """Prints one JSON document to stdout; numbers that are not finite become null."""
-    click.echo(json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False))
+    document = plain(document)
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # what stdout cannot hold is escaped, as JSON does
+        text = json.dumps(document, indent=2, allow_nan=False)
+    click.echo(text)

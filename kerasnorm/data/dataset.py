@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasnorm.errors import DataError, shortened
+from kerasnorm.files import encoded
 
 Where = str | Path  # the file or array that an error message names
 
@@ -379,15 +380,20 @@ def numbered_classes(labels: NDArray[np.int32]) -> tuple[str, ...]:
 
 
 def check(dataset: Dataset) -> Dataset:
-    """Returns the data set, if a classifier can learn from it.
+    """Returns the data set, its names as valid text, if a classifier can learn from it.
 
     Only the test set may be empty; `kerasnorm.data.load` refuses that unless it is not needed.
 
     Raises:
         DataError: Another split is empty, images and labels differ in number, the splits' images
-            differ in shape, no training pixel is above 1, a label has no class, or a class has no
-            training image.
+            differ in shape, no training pixel is above 1, a label has no class, a class has no
+            training image, or a class's name is not UTF-8: no model file could hold it.
     """
+    dataset = dataclasses.replace(
+        dataset,
+        source=encoded(dataset.source).decode(errors="replace"),
+        class_names=tuple(_text(name, dataset.source) for name in dataset.class_names),
+    )
     for name, split in dataset.splits.items():
         _check_split(f"{dataset.source}: {name} set", split, dataset)
     counts = np.array(dataset.class_counts["train"])
@@ -398,6 +404,15 @@ def check(dataset: Dataset) -> Dataset:
         advice = "Multiply them by 255"
         raise unexpected(dataset.source, "pixels from 0 to 255", "0 and 1 only", advice)
     return dataset
+
+
+def _text(name: str, source: str) -> str:
+    """Returns a class's name, decoded if the locale could not decode it."""
+    try:
+        return encoded(name).decode()
+    except UnicodeError:
+        advice = "Rename the class's folder"
+        raise unexpected(source, "class names in UTF-8", repr(name), advice) from None
 
 
 def _check_split(where: str, split: Split, dataset: Dataset) -> None:

@@ -70,8 +70,6 @@ def _name_classes(axes: Axes, class_names: Sequence[str]) -> None:
     places = range(len(names))
     axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(places, names)
-    for text in [*axes.get_xticklabels(), *axes.get_yticklabels()]:
-        text.set_parse_math(False)
 
 
 def _write_counts(axes: Axes, counts: NDArray[np.int64], percent: NDArray[np.float64]) -> None:
@@ -119,7 +117,7 @@ def misclassified_figure(
     for axes, entry in zip(grid, entries, strict=False):
         true, predicted = (shorten(class_names[int(entry[key])]) for key in ("true", "predicted"))
         caption = f"true {true}\n→ {predicted} {100 * entry['confidence']:.0f} %"
-        axes.set_title(caption, fontsize=TEXT_SIZE, color=INK, pad=4, parse_math=False)
+        axes.set_title(caption, fontsize=TEXT_SIZE, color=INK, pad=4)
         show_image(axes, images[int(entry["index"])])
     return picture
 

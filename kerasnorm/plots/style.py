@@ -3,19 +3,28 @@
 Figures are made without pyplot: no window, no global state.
 """
 
+import functools
+import logging
+import math
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager
+from matplotlib.ft2font import FT2Font
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, NullFormatter
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from kerasnorm.files import atomic_writer
+from kerasnorm.files import atomic_writer, encoded
 from kerasnorm.norms import NORMS
 
 DPI = 150
@@ -27,6 +36,7 @@ LEGEND_ROW = 0.2  # inches
 # the powers of ten.
 SHORT_RANGE = 30
 MOST_TEXTS = 8  # texts that an alternative text lists
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MARKERS = ("", "o", "s", "^", "D", "v", "P", "X")
 
 INK = "#333333"
@@ -35,6 +45,71 @@ GRID = "#e8e8e8"
 
 # Okabe & Ito's palette, which color-blind people can tell apart; its yellow is too faint on white.
 BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
+
+logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def fallback_fonts(letters: frozenset[str]) -> tuple[str, ...]:
+    """Returns families of installed fonts that have letters which the default font lacks.
+
+    The first has most of them. One warning says that no installed font has some letters.
+    """
+    missing = {letter for letter in letters if letter.isprintable() and not letter.isspace()}
+    missing -= _letters_in(findfont(FontProperties()), missing)
+    families: list[str] = []
+    while missing:
+        has = {
+            entry.name: _letters_in(entry.fname, missing)
+            for entry in fontManager.ttflist
+            if entry.style == "normal" and not entry.name.startswith(("Last Resort", ".Last"))
+        }
+        best = max(sorted(has), key=lambda name: len(has[name]), default="")
+        if not has.get(best):
+            _warn_of_missing_letters()
+            break
+        families.append(best)
+        missing -= has[best]
+    return tuple(families)
+
+
+@functools.cache
+def _warn_of_missing_letters() -> None:
+    logger.warning(
+        "Figures show boxes for letters that no installed font has. Install a font that has them, "
+        "such as Noto Sans CJK."
+    )
+
+
+def _letters_in(path: str, letters: set[str]) -> set[str]:
+    """Returns those letters that a font's file draws; none where it cannot be read or scaled."""
+    with suppress(OSError, RuntimeError):
+        font = FT2Font(path)
+        if font.scalable:
+            return {letter for letter in letters if font.get_char_index(ord(letter))}
+    return set()
+
+
+class _LiteralFigure(Figure):
+    """A figure that draws each text as it is written, in fonts that have its letters.
+
+    Names of classes, folders and values may hold "$", which matplotlib takes for mathematics.
+    """
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draws the figure."""
+        texts = [text for text in self.findobj(Text) if isinstance(text, Text)]
+        letters = frozenset("".join(text.get_text() for text in texts))
+        family = [*rcParams["font.family"], *fallback_fonts(letters)]
+        for text in texts:
+            # A path that the locale could not decode has surrogates, which no font has.
+            text.set_text(encoded(text.get_text()).decode(errors="replace"))
+            text.set_parse_math(False)
+            text.set_usetex(False)
+            text.set_fontfamily(family)
+        # Labels of ticks are made while they are drawn.
+        with rc_context({"text.parse_math": False, "text.usetex": False, "font.family": family}):
+            super().draw(renderer)
 
 
 @dataclass(frozen=True)
@@ -91,19 +166,21 @@ def new_figure(height: float) -> Figure:
     Args:
         height: Height in inches.
     """
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white", layout="constrained")
+    figure = _LiteralFigure(
+        figsize=(WIDTH, height), dpi=DPI, facecolor="white", layout="constrained"
+    )
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[union-attr,call-arg]
     return figure
 
 
 def title(figure: Figure, text: str) -> None:
-    """Puts a title, taken literally, above the whole figure."""
-    figure.suptitle(text, fontsize=TITLE_SIZE, color=INK, parse_math=False)
+    """Puts a title above the whole figure."""
+    figure.suptitle(text, fontsize=TITLE_SIZE, color=INK)
 
 
 def quiet(axes: Axes, heading: str = "") -> None:
     """Gives axes a heading, a faint grid and no box."""
-    axes.set_title(heading, fontsize=TITLE_SIZE, color=INK, pad=8, parse_math=False)
+    axes.set_title(heading, fontsize=TITLE_SIZE, color=INK, pad=8)
     axes.grid(visible=True, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
@@ -129,11 +206,15 @@ def log_ticks(axis: Axis) -> None:
     """
     low, high = sorted(axis.get_view_interval())
     plain = FuncFormatter(lambda value, _: f"{value:g}")
-    axis.set_major_formatter(plain if high < 1e5 * low else LogFormatterSciNotation())
+    axis.set_major_formatter(plain if high < 1e5 * low else FuncFormatter(_power_of_ten))
     is_short = high < SHORT_RANGE * low
     axis.set_minor_locator(LogLocator(subs=(2, 5) if is_short else "auto"))
     axis.set_minor_formatter(plain if is_short else NullFormatter())
     axis.set_tick_params(which="both", labelsize=TEXT_SIZE - 1, labelcolor=INK, color=FAINT)
+
+
+def _power_of_ten(value: float, _: int | None) -> str:
+    return "10" + f"{math.log10(value):.0f}".translate(SUPERSCRIPTS)
 
 
 def repeats(norms: Sequence[str]) -> list[int]:
@@ -169,10 +250,10 @@ def draw_legend(
     Args:
         figure: The figure that gets the legend.
         handles: One line, or the properties of one, per label.
-        labels: Texts, taken literally.
+        labels: Texts, one per handle.
         columns: Number of labels in a row, at most.
     """
-    legend = figure.legend(
+    figure.legend(
         [Line2D([], [], **handle) if isinstance(handle, dict) else handle for handle in handles],
         list(labels),
         loc="outside lower center",
@@ -182,5 +263,3 @@ def draw_legend(
         fontsize=TEXT_SIZE,
         labelcolor=INK,
     )
-    for text in legend.get_texts():
-        text.set_parse_math(False)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from kerasnorm.config import Config
 from kerasnorm.errors import CorruptFileError, RunFolderError
-from kerasnorm.files import run_lock, write_bytes
+from kerasnorm.files import encoded, is_empty, run_lock, write_bytes
 from kerasnorm.study import plan as plans
 from kerasnorm.study.plan import StudyPlan, identity, run_name
 from kerasnorm.training import run
@@ -127,7 +127,7 @@ def opened(path: Path, plan: StudyPlan) -> Iterator[None]:
     """
     try:
         is_known = is_study(path) or (path / RUNS).is_dir()
-        is_free = is_known or not path.exists() or not any(path.iterdir())
+        is_free = is_known or not path.exists() or is_empty(path)
         if is_free:
             (path / RUNS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -142,7 +142,7 @@ def opened(path: Path, plan: StudyPlan) -> Iterator[None]:
                 f"{path} holds another study, whose {name} differs from the one given. "
                 "Choose another --out, or resume that study with --resume."
             )
-        write_bytes(path / plans.STUDY, plans.to_toml(plan).encode())
+        write_bytes(path / plans.STUDY, encoded(plans.to_toml(plan)))
         yield
 
 

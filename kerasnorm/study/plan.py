@@ -9,6 +9,7 @@ from typing import Any
 
 from kerasnorm.config import RECIPES, RENAMED, SETTINGS, Config, resolve, unknown
 from kerasnorm.errors import ConfigError, CorruptFileError
+from kerasnorm.files import read_text
 from kerasnorm.norms import is_read
 
 STUDY = "study.toml"
@@ -194,7 +195,7 @@ def read(path: Path) -> StudyPlan:
         CorruptFileError: The file is missing or damaged.
     """
     try:
-        plan = StudyPlan(**_immutable(tomllib.loads(path.read_text(encoding="utf-8"))))
+        plan = StudyPlan(**_immutable(tomllib.loads(read_text(path))))
         plan.configs()  # raises where a value is out of range
     except FileNotFoundError:
         raise CorruptFileError(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kerasnorm import runtime, tables
 from kerasnorm.data import prepare
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError, KerasnormError
-from kerasnorm.files import write_bytes
+from kerasnorm.files import encoded, write_bytes
 from kerasnorm.norms import BUILT_IN, NORMS
 from kerasnorm.plots.style import Picture
 from kerasnorm.progress import Progress
@@ -186,7 +186,7 @@ def _write_report(
     first = summary.groups[0].first
     title = f"{name}: normalization compared on {data_name(first)}, recipe {first.config.recipe}"
     html = report.render(title, summary, pictures, commands, _layers(first))
-    write_bytes(target, html.encode())
+    write_bytes(target, encoded(html))
 
 
 def _layers(run: Run) -> tables.Table | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kerasnorm.files import write_bytes, write_json
+from kerasnorm.files import encoded, read_text, write_bytes, write_json
 from kerasnorm.norms import NORMS, is_read
 from kerasnorm.plots.labels import field_texts, value_text
 from kerasnorm.progress import duration
@@ -298,7 +298,7 @@ def environment_rows(runs: Iterable[Run]) -> list[tuple[str, str]]:
 
 def _environment(path: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = json.loads(read_text(path))
         host = facts.get("host", {})
         return {
             **facts.get("versions", {}),
@@ -371,4 +371,4 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
     writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue().encode()
+    return encoded(text.getvalue())

@@ -4,9 +4,10 @@ Keras is imported only after `runtime.start` has chosen its backend; hence the i
 """
 
 import dataclasses
+import json
 import logging
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from kerasnorm.data.augment import Augmentation
 from kerasnorm.data.batches import Batches
 from kerasnorm.data.preprocessing import channel_statistics, input_statistics
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError
-from kerasnorm.files import check_file, run_lock, sweep, write_json
+from kerasnorm.files import check_file, read_text, run_lock, sweep, write_json
 from kerasnorm.progress import NullProgress, Progress
 from kerasnorm.training import run
 from kerasnorm.training.process_group import ProcessGroup, this_launch
@@ -217,6 +218,7 @@ def _opened_folder(
         if plan.is_resumed:  # until it ends again, the run is unfinished
             (path / run.METRICS).unlink(missing_ok=True)
             run.write_config(path, config)
+            _note_threads(path / run.ENVIRONMENT, environment)
         write_json(path / run.ENVIRONMENT, environment)
         return path
 
@@ -228,6 +230,22 @@ def _opened_folder(
             logger.warning(f"Stopped. Resume with: kerasnorm fit --resume {shlex.quote(str(path))}")
             raise
         group.barrier()
+
+
+def _note_threads(path: Path, environment: Mapping[str, Any]) -> None:
+    """Warns where a run is resumed on a CPU with another number of threads than before."""
+    try:
+        before = json.loads(read_text(path)).get("threads")
+    except (OSError, ValueError, AttributeError):
+        return  # it was lost; the new one is written in its place
+    now, is_torch = environment["threads"], environment["backend"] == "torch"
+    variable = "OMP_NUM_THREADS" if is_torch else "TF_NUM_INTRAOP_THREADS"
+    if environment["device"]["kind"] == "cpu" and before not in (None, now):
+        logger.warning(
+            f"The run was computed on {before} threads and resumes on {now}: the last bits of its "
+            f"numbers may differ from those of an uninterrupted run. {variable}={before} "
+            "gives the same ones."
+        )
 
 
 def make_engine(config: Config, dataset: Dataset, group: ProcessGroup | None = None) -> "Engine":

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 from kerasnorm.config import Config, resolve, to_toml
 from kerasnorm.errors import CorruptFileError, RunFolderError
 from kerasnorm.files import (
-    LOCK,
     MANIFEST,
     check_file,
+    encoded,
+    is_empty,
     make_folder,
+    read_text,
     run_lock,
     write_bytes,
     write_manifest,
@@ -79,7 +81,7 @@ class Run:
                 check_file(path / name)
         history = tuple(read_history(path / HISTORY))
         try:
-            metrics = json.loads((path / METRICS).read_text(encoding="utf-8"))
+            metrics = json.loads(read_text(path / METRICS))
             missing = {"class_names", "confusion", "misclassified", "test_accuracy"} - {*metrics}
             if missing:
                 raise ValueError(f"it lacks {', '.join(sorted(missing))}")
@@ -106,7 +108,7 @@ def read_config(path: Path) -> Config:
         CorruptFileError: It is not the folder of a run, or its config is damaged.
     """
     try:
-        text = (path / CONFIG).read_text(encoding="utf-8")
+        text = read_text(path / CONFIG)
         check_file(path / CONFIG)
         return resolve(document=tomllib.loads(text))
     except CorruptFileError:
@@ -174,9 +176,8 @@ def create_folder(out: Path | None, config: Config, data_name: str) -> Path:
 
 
 def _check_free(path: Path) -> None:
-    """Raises RunFolderError if a folder holds more than the files of a dead process and a lock."""
-    names = [inner.name for inner in path.iterdir()]
-    if all(name == LOCK or (name.startswith(".") and name.endswith(".tmp")) for name in names):
+    """Raises RunFolderError if a folder holds anything of its user."""
+    if is_empty(path):
         return
     if is_run(path):
         what, advice = "another run", ", or resume that run: --resume."
@@ -188,7 +189,7 @@ def _check_free(path: Path) -> None:
 def write_config(path: Path, config: Config) -> None:
     """Writes `config.toml` and its checksum."""
     (path / MANIFEST).unlink(missing_ok=True)  # that of an earlier config
-    write_bytes(path / CONFIG, to_toml(config).encode(errors="surrogateescape"))
+    write_bytes(path / CONFIG, encoded(to_toml(config)))
     write_manifest(path, (CONFIG,))
 
 
@@ -225,7 +226,7 @@ def read_history(path: Path) -> list[Row]:
         CorruptFileError: The file is missing or damaged.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             return [{k: float(row[k]) if row[k] else None for k in COLUMNS} for row in reader]
     except (OSError, ValueError, KeyError, csv.Error) as error:
