@@ -236,9 +236,9 @@ class TrainConfig(_Checked):
     )
     deterministic: bool = _field(
         False,
-        "Make runs on a GPU bitwise reproducible, at lower speed; on a CPU they always are. The bits "
-        "depend on the number of threads (torch: OMP_NUM_THREADS, tensorflow: "
-        "TF_NUM_INTRAOP_THREADS) and on the device.",
+        "Make runs on a GPU bitwise reproducible, at lower speed; on a CPU they always are. The "
+        "bits depend on the device and the number of threads (torch: OMP_NUM_THREADS, tensorflow: "
+        "TF_NUM_INTRAOP_THREADS).",
     )
     seed: int = _field(
         0, "Seed of image order, augmentation, dropout and initial weights.", low=0, high=2**31 - 1
