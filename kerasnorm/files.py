@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import secrets
+import shlex
 import shutil
 import sys
 import tempfile
@@ -33,6 +34,7 @@ LOG_SUFFIXES = frozenset({".log", ".out", ".err"})
 # Errors of a file system that does not offer an operation; others, such as a full disk, are raised.
 UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM,
                          errno.EACCES, errno.EBADF})  # fmt: skip
+LONGEST_NAME = 120  # bytes; file systems take 255, encrypted ones 143, and names get endings
 
 logger = logging.getLogger(__name__)
 
@@ -234,6 +236,21 @@ def check_file(path: Path) -> None:
             f"{path} is damaged or was changed: its checksum differs from the one in "
             f"{path.parent / MANIFEST}."
         )
+
+
+def short_name(name: str) -> str:
+    """Returns a name for a file or folder: where it is long, its beginning and a hash of it all."""
+    content = name.encode(errors="surrogateescape")
+    if len(content) <= LONGEST_NAME:
+        return name
+    start = content[: LONGEST_NAME - 9].decode(errors="ignore")
+    return f"{start}-{digest(content)[:8]}"
+
+
+def in_command(path: Path | str) -> str:
+    """Returns a path as a word of a command line: quoted where the shell needs it."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def make_folder(path: Path) -> None:

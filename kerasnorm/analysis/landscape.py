@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from kerasnorm.analysis.answer import Answer, counter, expect, open_runs, some
-from kerasnorm.data import prepare
 from kerasnorm.data.batches import Batches
 from kerasnorm.data.dataset import Split
 from kerasnorm.plots.labels import run_labels
@@ -184,7 +183,7 @@ def landscape(
     found = []
     for run, label in zip(loaded, run_labels(loaded), strict=True):
         config = run.config.replace(backend=backend)
-        dataset = prepare(config.data, config.train.seed)
+        dataset = run.dataset()
         engine = make_engine(config, dataset)
         batches = engine.batches
         taken = min(steps, config.train.epochs * batches.steps)

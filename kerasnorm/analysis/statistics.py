@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kerasnorm.analysis.answer import Answer, counter, expect, open_runs, some
 from kerasnorm.config import LAYER_LABELS, Config
-from kerasnorm.data import Dataset, prepare
+from kerasnorm.data import Dataset
 from kerasnorm.data.dataset import Split
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.plots.labels import run_labels
@@ -212,7 +212,7 @@ def statistics(
     found = []
     for run, label, model, own in zip(loaded, run_labels(loaded), models, kernels, strict=True):
         config = run.config.replace(backend=backend, epochs=epochs or run.config.train.epochs)
-        dataset = prepare(config.data, config.train.seed)
+        dataset = run.dataset()
         train = some(dataset.train, train_size or len(dataset.train))
         layers = _repeat(config, dataclasses.replace(dataset, train=train), images, tick)
         found.append(

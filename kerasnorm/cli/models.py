@@ -15,8 +15,10 @@ from kerasnorm.norms import NORMS
 
 if TYPE_CHECKING:
     import keras
+    import numpy as np
+    from numpy.typing import NDArray
 
-    from kerasnorm.data import Split
+    from kerasnorm.data import Dataset, Split
     from kerasnorm.formats.archive import SavedModel
     from kerasnorm.formats.exported import ExportedModel
 
@@ -126,7 +128,7 @@ def _open(target: Path, backend: str | None, device: str | None) -> "ExportedMod
 def images_of(
     saved: "ExportedModel | SavedModel", data: str | None, split: str, resize: str | None = None
 ) -> "Split":
-    """Returns the images and labels to evaluate a model on.
+    """Returns the images to evaluate a model on, labelled by the classes in the model's order.
 
     Args:
         saved: The model.
@@ -137,11 +139,13 @@ def images_of(
 
     Raises:
         ConfigError: Neither the model nor `data` names the images.
-        DataError: The images do not fit the model, or there is no such split.
+        DataError: The images do not fit the model, the classes have other names, or there is no
+            such split.
     """
     from kerasnorm.config import DataConfig
-    from kerasnorm.data import prepare
+    from kerasnorm.data import Split, prepare
     from kerasnorm.data.dataset import joined
+    from kerasnorm.training.run import is_run, read_content
 
     seed = saved.config.train.seed if saved.config else 0
     if data is not None or saved.config is None:
@@ -154,25 +158,67 @@ def images_of(
     if resize or (saved.config and saved.config.data.image_size):
         size, resize = saved.image_shape[:2], resize_of(saved, resize)
         config = dataclasses.replace(config, image_size=size, resize=resize)
-    dataset = prepare(config, seed, needs_test=split == "test")
-    received = dataset.image_shape, len(dataset.class_names)
-    expected = saved.image_shape, len(saved.class_names)
-    if received != expected:
+    try:
+        dataset = prepare(config, seed, needs_test=split == "test")
+    except DataError as error:
+        if data is None:
+            raise DataError(f"{error} If the data were moved, name their place: --data.") from error
+        raise
+    if data is None and is_run(saved.path.parent):
+        known = read_content(saved.path.parent)
+        if known is not None and (differences := known.differences(dataset.content)):
+            logger.warning(
+                f"{dataset.source} has changed since {saved.path.parent} was trained on it: "
+                f"{'; '.join(differences)}."
+            )
+    if dataset.image_shape != saved.image_shape:
         raise DataError(
-            f"{saved.path} takes images of {expected[0]} in {expected[1]} classes. "
-            f"Received: {dataset.name} with {received[0]} in {received[1]} classes. Images of "
-            "another height or width are resized with --resize stretch, crop or pad."
+            f"{saved.path}: expected images of shape {saved.image_shape}. Received: "
+            f"{dataset.image_shape} in {dataset.source}. Images of another height or width are "
+            "resized with --resize stretch, crop or pad."
         )
-    if split == "all":
-        return joined(dataset.splits.values())
-    if split not in dataset.splits:
+    if split != "all" and split not in dataset.splits:
         raise DataError("There is no validation split. Use --split test, train or all.")
-    return dataset.splits[split]
+    chosen = joined(dataset.splits.values()) if split == "all" else dataset.splits[split]
+    return Split(chosen.images, _class_order(saved, dataset)[chosen.labels])
 
 
 def resize_of(saved: "ExportedModel | SavedModel", given: str | None) -> str:
     """Returns how images are brought to a model's size: as asked for, or as it was trained."""
     return given or (saved.config.data.resize if saved.config else "stretch")
+
+
+def _class_order(saved: "ExportedModel | SavedModel", dataset: "Dataset") -> "NDArray[np.int32]":
+    """Returns the model's index of each class of the data, matched by name.
+
+    Where only one of the two names its classes, and the other numbers them, numbers decide.
+    """
+    import unicodedata
+
+    import numpy as np
+
+    from kerasnorm.data.content import listed_names
+
+    # One name may be spelled with composed or with combining characters, by its file system.
+    ours, theirs = (
+        [unicodedata.normalize("NFC", name) for name in names]
+        for names in (saved.class_names, dataset.class_names)
+    )
+    numbers = [str(number) for number in range(len(ours))]
+    if len(ours) == len(theirs) and ours != theirs and numbers in (ours, theirs):
+        which = saved.path if ours == numbers else dataset.source
+        logger.warning(f"{which} numbers its classes; they are matched by their order.")
+        ours = theirs
+    if sorted(ours) != sorted(theirs):
+        raise DataError(
+            f"{saved.path}: expected its {len(ours)} classes {listed_names(ours)}. Received: "
+            f"{dataset.source} with {len(theirs)} classes {listed_names(theirs)}. "
+            f"Only in the model: {listed_names([n for n in ours if n not in theirs]) or 'none'}; "
+            f"only in the data: {listed_names([n for n in theirs if n not in ours]) or 'none'}"
+        )
+    return np.array(
+        [ours.index(name) for name in theirs] if ours != theirs else range(len(ours)), np.int32
+    )
 
 
 @click.command()
@@ -327,20 +373,13 @@ def plot(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     Example: kerasnorm plot results/runs/shapes-bn-torch-s0 results/runs/shapes-gn-torch-s0
     """
     from kerasnorm import plots
-    from kerasnorm.data import prepare
     from kerasnorm.training.run import Run
 
     loaded = [Run.load(path) for path in runs]
     if len(loaded) > 1:
         paths = plots.draw_runs(loaded, out or Path("results/plots"))
     else:
-        config = loaded[0].config
-        try:
-            images = prepare(config.data, config.train.seed).test.images
-        except DataError as error:
-            logger.warning(f"{error} misclassified.png is not drawn again.")
-            images = None
-        paths = plots.draw_run(loaded[0], images, out)
+        paths = plots.draw_run(loaded[0], loaded[0].test_images(), out)
     if as_json:
         opt.print_json([str(path) for path in paths])
         return

@@ -13,6 +13,7 @@ from kerasnorm import runtime
 from kerasnorm.cli import options as opt
 from kerasnorm.config import BACKENDS, SETTINGS
 from kerasnorm.errors import ConfigError
+from kerasnorm.files import short_name
 from kerasnorm.norms import COMPARED, NORMS
 from kerasnorm.progress import ConsoleProgress
 
@@ -74,7 +75,8 @@ STUDY_OPTIONS: tuple[opt.Decorator, ...] = (
     click.option(
         "--resume",
         type=click.Path(path_type=Path, exists=True, file_okay=False),
-        help="Resume the study in this folder, as planned in its study.toml.",
+        help="Resume the study in this folder, as planned in its study.toml; give --data too if "
+        "its data were moved.",
     ),
     click.option(
         "--jobs",
@@ -142,16 +144,24 @@ def _run(
     from kerasnorm.study import execution, folder, study
 
     if resume is not None:
-        typed = [name for name in (*options, "out") if opt.is_typed(name)]
+        typed = [name for name in (*options, "out") if name != "data" and opt.is_typed(name)]
         if typed:
             flag = {"norms": "norm", "backends": "backend"}.get(typed[0], typed[0])
             raise ConfigError(
                 f"--resume uses the plan of the study: leave out --{flag.replace('_', '-')}."
             )
         plan, out = folder.read_plan(resume), resume
+        if opt.is_typed("data"):  # the data were moved
+            if "data" in plan.vary:
+                raise ConfigError("--data: the study varies its data; repeat its command instead.")
+            plan = replace(plan, fixed={**plan.fixed, "data": options["data"]}).located()
     else:
         plan = _plan(options)
-        out = out or _default_folder(plan)
+        if out is None:
+            # Earlier versions named the folder after the place of the data as it was typed.
+            fixed = {**plan.fixed} | ({"data": options["data"]} if options["data"] else {})
+            earlier = _default_folder(replace(plan, fixed=fixed))
+            out = earlier if earlier.exists() else _default_folder(plan)
     if dry_run:
         _dry_run(plan, out, jobs, scheduler, as_json)
         return
@@ -194,7 +204,7 @@ def _plan(options: dict[str, Any]) -> "StudyPlan":
         from kerasnorm.data import load
 
         plan = replace(plan, fixed={**given, "data": load("auto").name})
-    return plan
+    return plan.located()
 
 
 def _default_folder(plan: "StudyPlan") -> Path:
@@ -203,7 +213,8 @@ def _default_folder(plan: "StudyPlan") -> Path:
     suffix = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:6]
     data = Path(str(plan.fixed.get("data", "data"))).name
     varied = ["one-at-a-time"] if plan.one_at_a_time else [*plan.vary]  # all names: too long
-    return Path("results/studies") / "-".join([data, *plan.norms, *varied, suffix])
+    name = short_name("-".join([data, *plan.norms, *varied]))
+    return Path("results/studies") / f"{name}-{suffix}"
 
 
 def _dry_run(plan: "StudyPlan", out: Path, jobs: int, scheduler: str | None, as_json: bool) -> None:

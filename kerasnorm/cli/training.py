@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 @click.option(
     "--resume",
     metavar="RUN|auto",
-    help="Resume the unfinished run in this folder. With auto, resume the run in --out, or start "
-    "it if there is none.",
+    help="Resume the unfinished run in this folder; give --data too if its data were moved. With "
+    "auto, resume the run in --out, or start it if there is none.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the resolved config and exit.")
 @opt.as_json

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kerasnorm.data.content import Content
 from kerasnorm.errors import DataError, shortened
 from kerasnorm.files import encoded
 
@@ -85,6 +86,7 @@ class Dataset:
         train: The training images.
         test: The test images, used only to report.
         validation: Images for choices, held out of the training set or the data's own, or None.
+        loaded: Content before images were held out or equalized; None where neither was done.
     """
 
     name: str
@@ -93,6 +95,12 @@ class Dataset:
     train: Split
     test: Split
     validation: Split | None = None
+    loaded: Content | None = None
+
+    @property
+    def content(self) -> Content:
+        """What the data held when they were loaded, by which a run knows its data."""
+        return self.loaded or Content.of(self)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -321,7 +321,8 @@ def read_class_folders(folder: Path, fit: Fit | None = None) -> Dataset:
         logger.info(f"Reading {source}" + f" from {root.path}" * (root is not top) + ".")
     _report(top, (image.path for images in files.values() for image in images))
     splits = _decode(folder, files, fit)
-    return check(Dataset(folder_name(folder), source, names, **splits))
+    train, test, validation = splits["train"], splits["test"], splits.get("validation")
+    return check(Dataset(folder_name(folder), source, names, train, test, validation))
 
 
 def _unwrapped(root: _Folder) -> _Folder:

@@ -8,6 +8,7 @@ from typing import Any
 
 from kerasnorm.config import DataConfig
 from kerasnorm.data import arrays, cifar, pictures, shapes
+from kerasnorm.data.content import Content
 from kerasnorm.data.dataset import (
     Dataset,
     Fit,
@@ -139,6 +140,8 @@ def prepare(config: DataConfig, seed: int, *, needs_test: bool = True) -> Datase
         fit=fit_of(config),
         needs_test=needs_test,
     )
+    # Of all images: which of them are held out depends on the seed.
+    dataset = dataclasses.replace(dataset, loaded=Content.of(dataset))
     dataset = dataset.hold_out(config.validation, seed)
     return equalized(dataset) if config.preprocessing == "equalize" else dataset
 
@@ -149,6 +152,24 @@ def fit_of(config: DataConfig) -> Fit | None:
         return None
     height, width = config.image_size
     return Fit((height, width), config.resize)
+
+
+def locate(data: str) -> str:
+    """Returns the name of a data set as it is, and any other path in full, links followed."""
+    if data in ("", "auto") or data in GENERATED or data in OFFICIAL:
+        return data
+    try:
+        return str(Path(data).expanduser().resolve())
+    except (OSError, RuntimeError, ValueError):  # reading it says what is wrong with it
+        return data
+
+
+def loading(config: DataConfig) -> DataConfig:
+    """Returns the fields of a config that decide what is loaded, the others at their defaults."""
+    read = {
+        name: getattr(config, name) for name in ("train_size", "test_size", "image_size", "resize")
+    }
+    return DataConfig(data=locate(config.data), **read)
 
 
 def describe_cache() -> list[dict[str, Any]]:

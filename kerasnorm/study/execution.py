@@ -27,6 +27,7 @@ from kerasnorm.errors import (
     MissingPackageError,
     RunFolderError,
 )
+from kerasnorm.files import in_command
 from kerasnorm.json_process import JsonProcess, ProcessEndedError, serve
 from kerasnorm.progress import NullProgress, Progress, console_notes, duration
 from kerasnorm.study.folder import LOG, PlannedRun, State, start_over, tidy
@@ -125,7 +126,7 @@ def _train(
             show()
             time.sleep(REFRESH)
     except BaseException:
-        logger.warning(f"Stopping. Resume with: kerasnorm compare --resume {path}")
+        logger.warning(f"Stopping. Resume with: kerasnorm compare --resume {in_command(path)}")
         _stop(path, futures)
         raise
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 from numpy.typing import NDArray
@@ -45,6 +46,8 @@ FAR = 20.0
 MOST_NORM_GROUPS = 8  # groups whose mistakes and confusion are drawn
 LOG_FROM = 8  # a field whose values span this factor gets a logarithmic axis
 LEAST_VALUES = 3  # of an ablation's field for which a line says more than its effects
+# First words of the names of the pictures of a study.
+OWN = {"accuracy", "loss", "final", "ablation", "against", "confusion", "misclassified"}
 # Fields against which the error is shown, as the papers do.
 AS_ERROR = ("batch_size",)
 Images = Callable[[Run], NDArray[np.uint8] | None]
@@ -53,19 +56,34 @@ Images = Callable[[Run], NDArray[np.uint8] | None]
 def draw_study(summary: Summary, folder: Path, test_images: Images) -> dict[Path, Picture]:
     """Writes the pictures of a study; returns them by the path of their PNG files.
 
+    Pictures of an earlier plan are removed, but none of misclassified images while images are
+    missing, because it could not be drawn again.
+
     Args:
         summary: Summary of the study.
         folder: Where to write, made if it is missing.
         test_images: Returns the raw test images of a run, shape (N, H, W, C); where it returns
-            None the misclassified ones are not drawn.
+            None an earlier picture of the misclassified ones is kept.
     """
     pictures = [effects_figure(summary)] if summary.effects else []
     pictures += [curves_figure(summary, measure) for measure in ("accuracy", "loss")]
     pictures.append(final_figure(summary))
     pictures += [against_figure(summary, name) for name in numeric_axes(summary)]
+    found = {picture.save(folder): picture for picture in pictures}
+    is_complete = True
     for group in summary.norm_groups[:MOST_NORM_GROUPS]:
-        pictures += _mistakes(group, summary, test_images(group.first))
-    return {picture.save(folder): picture for picture in pictures}
+        images = test_images(group.first)
+        found |= {picture.save(folder): picture for picture in _mistakes(group, summary, images)}
+        if images is None:
+            is_complete = False
+            kept = _kept_mistakes(group, summary)
+            path = folder / f"{kept.name}.png"
+            found |= {path: kept} if path.is_file() else {}
+    for path in {*folder.glob("*.png")} - {*found}:
+        kind = path.stem.partition("-")[0]
+        if kind in OWN and (is_complete or kind != "misclassified"):
+            path.unlink()
+    return found
 
 
 def file_name(group: Group, summary: Summary) -> str:
@@ -74,10 +92,14 @@ def file_name(group: Group, summary: Summary) -> str:
     return "-".join([group.norm, *values])
 
 
+def _label(group: Group) -> str:
+    return ", ".join([NORMS[group.norm].label, *field_texts(group.own)])
+
+
 def _mistakes(group: Group, summary: Summary, images: NDArray[np.uint8] | None) -> list[Picture]:
     """Returns the confusion matrix and, with the test images, the misclassified ones."""
     metrics, seed = group.first.metrics, group.first.config.train.seed
-    label = ", ".join([NORMS[group.norm].label, *field_texts(group.own)])
+    label = _label(group)
     found = [
         replace(
             confusion_figure(group.first),
@@ -98,6 +120,14 @@ def _mistakes(group: Group, summary: Summary, images: NDArray[np.uint8] | None) 
         )
     name = file_name(group, summary)
     return [replace(picture, name=f"{picture.name}-{name}") for picture in found]
+
+
+def _kept_mistakes(group: Group, summary: Summary) -> Picture:
+    """Returns the words for a picture of misclassified images that an earlier report drew."""
+    name = file_name(group, summary)
+    text = f"Misclassified test images of {_label(group)}"
+    caption = "Drawn by an earlier report; the images are not at hand now."
+    return Picture(f"misclassified-{name}", Figure(), text, caption, f"{text}. {caption}")
 
 
 def curves_figure(summary: Summary, measure: str) -> Picture:

@@ -15,11 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 
 from kerasnorm.config import Config
+from kerasnorm.data import prepare
+from kerasnorm.data.sources import loading
 from kerasnorm.errors import CorruptFileError, RunFolderError
-from kerasnorm.files import encoded, is_empty, run_lock, write_bytes
+from kerasnorm.files import encoded, in_command, is_empty, run_lock, write_bytes
 from kerasnorm.study import plan as plans
 from kerasnorm.study.plan import StudyPlan, identity, run_name
 from kerasnorm.training import run
@@ -120,9 +123,12 @@ def read_plan(path: Path) -> StudyPlan:
 def opened(path: Path, plan: StudyPlan) -> Iterator[None]:
     """Holds the lock of a study's folder, made if it is missing, and writes `plan` into it.
 
-    A study may be extended by seeds, norms, backends and values. Its fixed settings stay.
+    A study may be extended by seeds, norms, backends and values. Its fixed settings stay; its data
+    may have been moved.
 
     Raises:
+        DataError: The plan names another place of the data, which are missing there or differ from
+            those that a run of the study was trained on.
         RunFolderError: The folder is in use, holds another study, or cannot be written.
     """
     try:
@@ -137,13 +143,51 @@ def opened(path: Path, plan: StudyPlan) -> Iterator[None]:
     if not is_free:
         raise RunFolderError(f"{path} already holds other files. Choose another --out.")
     with run_lock(path):
-        if is_study(path) and (name := plan.conflict(read_plan(path))):
+        name = plan.conflict(read_plan(path)) if is_study(path) else ""
+        if name and not (name == "data" and _knows_data(path)):
             raise RunFolderError(
                 f"{path} holds another study, whose {name} differs from the one given. "
                 "Choose another --out, or resume that study with --resume."
             )
+        _relocate(path, plan)
         write_bytes(path / plans.STUDY, encoded(plans.to_toml(plan)))
         yield
+
+
+def _runs(path: Path) -> list[Path]:
+    return sorted(folder for folder in (path / RUNS).glob("*") if run.is_run(folder))
+
+
+def _knows_data(path: Path) -> bool:
+    return any(run.read_content(folder) is not None for folder in _runs(path))
+
+
+def _relocate(path: Path, plan: StudyPlan) -> None:
+    """Writes the plan's place of the data into each run that was trained on the same data.
+
+    Raises:
+        DataError: The data at the plan's place are missing, or are not those of a run.
+    """
+    wanted, load = plan.configs(), cache(prepare)
+    places = plan.vary.get("data") or (plan.fixed.get("data", "auto"),)
+    for folder in _runs(path):
+        try:
+            config = run.read_config(folder)
+        except CorruptFileError:
+            continue  # `survey` warns of it
+        is_known = run.read_content(folder) is not None
+        moved = [new for place in places if identity(new := config.replace(data=place)) in wanted]
+        if identity(config) in wanted:
+            moved = [new for new in moved if identity(new) == identity(config)]
+            # Checkpoints of earlier versions hold a hash of the place as it was spelled.
+            moved = moved if is_known or (folder / run.METRICS).is_file() else []
+        elif is_known and len(moved) == 1:
+            run.check_data(folder, load(loading(moved[0].data), 0))
+        else:
+            continue
+        if moved and moved[0] != config:
+            with run_lock(folder):
+                run.relocate(folder, moved[0])
 
 
 def survey(path: Path, plan: StudyPlan) -> list[PlannedRun]:
@@ -158,7 +202,7 @@ def survey(path: Path, plan: StudyPlan) -> list[PlannedRun]:
     wanted, changes = plan.configs(), plan.changes()
     found: dict[str, PlannedRun] = {}
     others = 0
-    for folder in sorted(item for item in (path / RUNS).glob("*") if run.is_run(item)):
+    for folder in _runs(path):
         try:
             planned = PlannedRun(folder, run.read_config(folder))
         except CorruptFileError as error:
@@ -218,6 +262,6 @@ def load(path: Path) -> tuple[StudyPlan, list[run.Run]]:
     if not runs:
         raise CorruptFileError(
             f"No run of the study {path} has finished; resume it with: "
-            f"kerasnorm compare --resume {path}"
+            f"kerasnorm compare --resume {in_command(path)}"
         )
     return plan, runs

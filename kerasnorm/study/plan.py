@@ -3,13 +3,14 @@
 import itertools
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from kerasnorm.config import RECIPES, RENAMED, SETTINGS, Config, resolve, unknown
+from kerasnorm.data.sources import locate
 from kerasnorm.errors import ConfigError, CorruptFileError
-from kerasnorm.files import read_text
+from kerasnorm.files import read_text, short_name
 from kerasnorm.norms import is_read
 
 STUDY = "study.toml"
@@ -83,25 +84,43 @@ class StudyPlan:
             del document["one_at_a_time"]
         return document
 
+    def located(self) -> "StudyPlan":
+        """Returns the plan with the place of its data in full, as workers elsewhere need it."""
+        fixed, vary = dict(self.fixed), dict(self.vary)
+        if "data" in fixed:
+            fixed["data"] = locate(fixed["data"])
+        if "data" in vary:
+            vary["data"] = tuple(dict.fromkeys(map(locate, vary["data"])))
+        return replace(self, fixed=fixed, vary=vary)
+
     def conflict(self, other: "StudyPlan") -> str:
-        """Returns the first setting that keeps two plans from being parts of one study, or ""."""
-        for name in sorted({*self.fixed, *other.fixed} - {"device"}):
-            if self.fixed.get(name) != other.fixed.get(name):
+        """Returns the first setting that keeps two plans from being parts of one study, or "".
+
+        The place of the data comes last, because data may be moved.
+        """
+        ours, theirs = self.located().fixed, other.located().fixed
+        for name in sorted({*ours, *theirs} - {"device", "data"}):
+            if ours.get(name) != theirs.get(name):
                 return name
         if self.linear_rate != other.linear_rate:
             return "linear_rate"
         # A plan without varied fields has the base alone, to which either kind can be added.
-        differs = self.one_at_a_time != other.one_at_a_time and self.vary and other.vary
-        return "one_at_a_time" if differs else ""
+        if self.one_at_a_time != other.one_at_a_time and self.vary and other.vary:
+            return "one_at_a_time"
+        return "data" if ours.get("data") != theirs.get("data") else ""
 
 
 def identity(config: Config) -> str:
-    """Returns a hash of what a run computes, without the device and fields its norm ignores."""
+    """Returns a hash of what a run computes, without the device and fields its norm ignores.
+
+    The place of the data counts in full, however it is spelled.
+    """
     model = config.model
     ignored = {name for name in SETTINGS if not is_read(name, model.norm)}
     if model.groups:
         ignored.add("group_size")
-    return config.replace(**{name: SETTINGS[name].field.default for name in ignored}).hash()
+    defaults = {name: SETTINGS[name].field.default for name in ignored}
+    return config.replace(**defaults | {"data": locate(config.data.data)}).hash()
 
 
 def run_name(config: Config, varied: Iterable[str]) -> str:
@@ -116,7 +135,7 @@ def run_name(config: Config, varied: Iterable[str]) -> str:
         value = field_value(config, name)
         text = "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
         parts += [name, Path(text).name]
-    return "-".join([*parts, f"s{config.train.seed}"])
+    return f"{short_name('-'.join(parts))}-s{config.train.seed}"
 
 
 def field_value(config: Config, name: str) -> Any:

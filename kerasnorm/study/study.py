@@ -4,17 +4,19 @@ import logging
 import shlex
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kerasnorm import runtime, tables
-from kerasnorm.data import prepare
+from kerasnorm.config import DataConfig
+from kerasnorm.data import Dataset, prepare
+from kerasnorm.data.sources import loading
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError, KerasnormError
-from kerasnorm.files import encoded, write_bytes
+from kerasnorm.files import encoded, in_command, write_bytes
 from kerasnorm.norms import BUILT_IN, NORMS
 from kerasnorm.plots.style import Picture
 from kerasnorm.progress import Progress
@@ -24,7 +26,7 @@ from kerasnorm.study.figures import draw_study
 from kerasnorm.study.folder import PlannedRun, State
 from kerasnorm.study.plan import StudyPlan
 from kerasnorm.study.summary import Summary, data_name, summarize
-from kerasnorm.training.run import MODEL, Run
+from kerasnorm.training.run import CONFIG, MODEL, Run, check_data
 
 logger = logging.getLogger(__name__)
 
@@ -86,10 +88,12 @@ def run_study(
         RunFolderError: The folder holds something else, is in use or cannot be written.
     """
     check(study)
+    study = study.located()
     if scheduler:
         out = out.resolve()  # workers may have another working directory
     with folder.opened(out, study):
         runs = folder.survey(out, study)
+        _check_data(runs, is_remote=scheduler is not None)
         place = execution.dask(scheduler) if scheduler else execution.local(jobs)
         execution.execute(out, runs, place, progress)
         return Outcome(out, runs, _write(out, study, runs))
@@ -115,14 +119,12 @@ def _write(path: Path, study: StudyPlan, runs: Sequence[PlannedRun]) -> Summary 
         return None
     summary = _summarize(finished, study)
     study_tables.write(path, runs, summary)
-    figures = path / folder.FIGURES
-    pictures = draw_study(summary, figures, image_source())
-    for old in {*figures.glob("*.png")} - {*pictures}:
-        old.unlink()
+    pictures = draw_study(summary, path / folder.FIGURES, image_source())
+    one = in_command(path / folder.RUNS / "RUN" / CONFIG)
     commands = {
         "The study; the same command resumes it:": shlex.join(plan.command(study, str(path))),
-        "One of its runs:": f"kerasnorm fit --config {path}/{folder.RUNS}/RUN/config.toml",
-        "This report:": f"kerasnorm report {path}",
+        "One of its runs:": f"kerasnorm fit --config {one}",
+        "This report:": f"kerasnorm report {in_command(path)}",
     }
     _write_report(path / folder.REPORT, path.name, summary, pictures, commands)
     return summary
@@ -156,6 +158,27 @@ def check(study: StudyPlan) -> None:
             norm.groups(config.model, width)
 
 
+def _check_data(runs: Sequence[PlannedRun], *, is_remote: bool) -> None:
+    """Makes sure, before any run is trained, that the data are there and are those of the runs.
+
+    Raises:
+        DataError: The data of a run to train are missing or damaged, or are not those that a run of
+            the study was trained on.
+    """
+    data = dict.fromkeys(loading(run.config.data) for run in runs if not run.finished)
+    for config in data:
+        try:
+            dataset = prepare(config, 0)
+        except DataError as error:
+            if not is_remote:
+                raise
+            logger.warning(f"{error} The workers must have them.")
+            continue
+        for run in runs:
+            if loading(run.config.data) == config:
+                check_data(run.path, dataset)
+
+
 def report_on_runs(runs: Sequence[Run], target: Path, study: StudyPlan | None = None) -> None:
     """Writes a report on some runs to an HTML file.
 
@@ -165,11 +188,12 @@ def report_on_runs(runs: Sequence[Run], target: Path, study: StudyPlan | None = 
         study: Plan of the study that all the runs belong to, if they belong to one.
     """
     summary = _summarize(runs, study)
-    paths = " ".join(shlex.quote(str(run.path)) for run in runs)
+    paths = " ".join(in_command(run.path) for run in runs)
     commands = {
-        f"{run.path.name}:": f"kerasnorm fit --config {run.path}/config.toml" for run in runs
+        f"{run.path.name}:": f"kerasnorm fit --config {in_command(run.path / CONFIG)}"
+        for run in runs
     }
-    commands["This report:"] = f"kerasnorm report {paths} --out {target}"
+    commands["This report:"] = f"kerasnorm report {paths} --out {in_command(target)}"
     name = runs[0].path.name if len(runs) == 1 else f"{len(runs)} runs"
     with tempfile.TemporaryDirectory() as temporary:
         pictures = draw_study(summary, Path(temporary), image_source())
@@ -207,19 +231,12 @@ def _layers(run: Run) -> tables.Table | None:
 def image_source() -> Callable[[Run], NDArray[np.uint8] | None]:
     """Returns a function that loads the test images of a run, once per data set.
 
-    The function returns None where the images cannot be loaded.
+    The function returns None, after a warning, where they are missing or not those of the run.
     """
-    loaded: dict[tuple[Any, ...], NDArray[np.uint8] | None] = {}
+    loaded = cache(prepare)
 
-    def images(run: Run) -> NDArray[np.uint8] | None:
-        config = run.config.data
-        key = (config.data, config.test_size, config.preprocessing)
-        if key not in loaded:
-            try:
-                loaded[key] = prepare(config, run.config.train.seed).test.images
-            except DataError as error:
-                logger.warning(f"{error} Misclassified images are not drawn.")
-                loaded[key] = None
-        return loaded[key]
+    def load(config: DataConfig, seed: int) -> Dataset:
+        # The test images depend on neither the seed nor the images held out.
+        return loaded(replace(loading(config), preprocessing=config.preprocessing), 0)
 
-    return images
+    return lambda run: run.test_images(load)

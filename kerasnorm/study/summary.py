@@ -6,9 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
-from kerasnorm.config import SETTINGS, Config, published, resolve
+from kerasnorm.config import SETTINGS, Config, DataConfig, published, resolve
+from kerasnorm.data.sources import loading, locate
+from kerasnorm.errors import DataError
 from kerasnorm.norms import is_read, owner
 from kerasnorm.study.plan import AXES, StudyPlan, field_value, identity
 from kerasnorm.training.run import Run
@@ -353,7 +356,11 @@ def summarize(
         runs: Finished runs, at least one.
         vary: Fields that were varied on purpose; they are named before others.
         plan: Plan of the one-factor-at-a-time study that these runs are; it defines the base.
+
+    Raises:
+        DataError: Runs that name the same data were trained on different data.
     """
+    runs = _with_one_place(runs)
     axes = _axes([run.config for run in runs], vary)
     changes = plan.changes() if plan else {}
     found: dict[str, Group] = {}
@@ -376,6 +383,35 @@ def summarize(
         one_at_a_time=plan is not None,
         effects=tuple(_effects(groups)) if plan else (),
     )
+
+
+def _with_one_place(runs: Sequence[Run]) -> list[Run]:
+    """Returns the runs with one place for each data set, wherever it lay when they were trained.
+
+    A place that the data have left is replaced by one that exists, if a run names it.
+
+    Raises:
+        DataError: Runs that name the same data were trained on different data.
+    """
+    places = [locate(run.config.data.data) for run in runs]
+    contents = [run.content for run in runs]
+    exists = {place: not Path(place).is_absolute() or Path(place).exists() for place in places}
+    known: dict[DataConfig, Run] = {}
+    found = []
+    for run, place, content in zip(runs, places, contents, strict=True):
+        same = [
+            p for p, other in zip(places, contents, strict=True) if content and other == content
+        ]
+        located = run.config.replace(data=max(same or [place], key=exists.__getitem__))
+        found.append(replace(run, config=located))
+        first = known.setdefault(loading(located.data), run) if content else run
+        if content and first.content and (differences := first.content.differences(content)):
+            raise DataError(
+                f"{run.path}: expected the data of {first.path}, with which it would be averaged "
+                f"or compared. Received: {'; '.join(differences)}, though both name "
+                f"{place}. Report on them separately."
+            )
+    return found
 
 
 def _axes(configs: Sequence[Config], vary: Sequence[str]) -> tuple[str, ...]:

@@ -6,9 +6,8 @@ Keras is imported only after `runtime.start` has chosen its backend; hence the i
 import dataclasses
 import json
 import logging
-import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +18,9 @@ from kerasnorm.data import Dataset, prepare
 from kerasnorm.data.augment import Augmentation
 from kerasnorm.data.batches import Batches
 from kerasnorm.data.preprocessing import channel_statistics, input_statistics
+from kerasnorm.data.sources import locate
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError
-from kerasnorm.files import check_file, read_text, run_lock, sweep, write_json
+from kerasnorm.files import check_file, in_command, read_text, run_lock, sweep, write_json
 from kerasnorm.progress import NullProgress, Progress
 from kerasnorm.training import run
 from kerasnorm.training.process_group import ProcessGroup, this_launch
@@ -49,7 +49,8 @@ def fit(
         config: What to train; by default the recipe `best`.
         out: The run's folder, new or empty; by default one under `results/runs`.
         resume: The folder of an unfinished run to resume, instead of `config` and `out`; or
-            "auto": start the run in `out`, or resume it if it was started before.
+            "auto": start the run in `out`, or resume it if it was started before. A run whose data
+            were moved is resumed with their new place, `data`.
         callbacks: Keras callbacks; their logs hold loss, accuracy, val_*, test_* and
             learning_rate.
         plots: Whether to draw the pictures of the finished run into its folder.
@@ -85,9 +86,16 @@ def fit(
             # The first process may have started the run while another was looking for it.
             plan = group.on_first(lambda: plan) or plan
             dataset = prepare(plan.config.data, plan.config.train.seed)
+            if plan.is_resumed:
+                run.check_data(plan.path, dataset)
             config = _resolved(plan.config, backend, dataset)
             engine = make_engine(config, dataset, group)
             environment = runtime.environment(backend, device)
+            environment["data"] = {
+                "name": dataset.name,
+                "source": dataset.source,
+                **dataclasses.asdict(dataset.content),
+            }
             with _opened_folder(plan, config, dataset.name, environment, group) as folder:
                 title = f"{config.model.norm} on {dataset.name}, {backend}, {device.name}"
                 logger.info(title + (f", {group.size} processes" if group.size > 1 else ""))
@@ -100,8 +108,7 @@ def fit(
     if plots and launch.rank == 0:
         from kerasnorm.plots import draw_run
 
-        dataset = dataset or prepare(done.config.data, done.config.train.seed)
-        draw_run(done, dataset.test.images)
+        draw_run(done, dataset.test.images if dataset else done.test_images())
     return done
 
 
@@ -133,13 +140,22 @@ class _Plan:
 
     def finished_run(self) -> run.Run | None:
         """Returns the run if it has finished, nothing of it is damaged and no more is wanted."""
-        if self.config == self.saved:
-            with suppress(CorruptFileError):  # what is damaged is computed again
-                done = run.Run.load(self.path)
-                check_file(done.path / run.MODEL)
-                logger.info(f"{done.path} has finished already.")
-                return done
-        return None
+        saved, data = self.saved, self.config.data.data
+        if saved is None or self.config != saved.replace(data=data):
+            return None
+        try:
+            done = run.Run.load(self.path)
+            check_file(done.path / run.MODEL)
+        except CorruptFileError:  # what is damaged is computed again
+            return None
+        logger.info(f"{done.path} has finished already.")
+        if data == saved.data.data:
+            return done
+        run.check_data(self.path, prepare(self.config.data, self.config.train.seed))
+        if this_launch().rank == 0:
+            with run_lock(self.path):
+                run.relocate(self.path, self.config)
+        return dataclasses.replace(done, config=self.config)
 
 
 def _plan(
@@ -151,6 +167,7 @@ def _plan(
     """Returns what a call of `fit` is to do; every way to resume a run goes through here."""
     if resume is None or resume == "auto":
         wanted = config.replace(**overrides) if config else resolve(overrides)
+        wanted = wanted.replace(data=locate(wanted.data.data))
         folder = None if out is None else Path(out)
         if resume is None:
             return _Plan(wanted, folder)
@@ -172,22 +189,31 @@ def _plan(
         saved = run.read_config(folder)
         recipe = overrides.pop("recipe", saved.recipe)
         wanted = dataclasses.replace(saved.replace(**overrides), recipe=recipe)
-    return _Plan(_resumed_config(saved, wanted), folder, saved)
+    has_content = run.read_content(folder) is not None
+    return _Plan(_resumed_config(saved, wanted, may_move=has_content), folder, saved)
 
 
-def _resumed_config(saved: Config, wanted: Config) -> Config:
+def _resumed_config(saved: Config, wanted: Config, *, may_move: bool) -> Config:
     """Returns the config with which a run is resumed.
 
-    Only the devices may change, and the number of epochs may grow where the schedule does not
-    depend on it.
+    Only the devices and the place of the data may change, and the number of epochs may grow where
+    the schedule does not depend on it.
+
+    Args:
+        saved: The config of the run.
+        wanted: The config that is asked for.
+        may_move: Whether the run recorded what its data held, so that data at another place can be
+            compared with them.
     """
     before = flatten(saved.to_dict()) | {"recipe": saved.recipe}
     after = flatten(wanted.to_dict()) | {"recipe": wanted.recipe}
-    allowed = {"device", "devices"}
+    allowed = {"device", "devices"} | ({"data"} if may_move else set())
+    if after["data"] == "auto" or locate(after["data"]) == locate(before["data"]):
+        after["data"] = before["data"]
     if run.has_open_end(saved) and after["epochs"] > before["epochs"]:
         allowed.add("epochs")
     for name, value in before.items():
-        is_resolved = name in ("backend", "data") and after[name] == "auto"
+        is_resolved = name == "backend" and after[name] == "auto"
         if name in allowed or is_resolved or after[name] == value:
             continue
         raise ConfigError(
@@ -195,7 +221,8 @@ def _resumed_config(saved: Config, wanted: Config) -> Config:
             f"Received: {name}={after[name]!r}. Start a new run for it."
             + (" Only a constant schedule takes more epochs." if name == "epochs" else "")
         )
-    return saved.replace(**{name: after[name] for name in ("device", "devices", "epochs")})
+    kept = {name: after[name] for name in ("device", "devices", "epochs")}
+    return saved.replace(**kept, data=after["data"])
 
 
 def _resolved(config: Config, backend: str, dataset: Dataset) -> Config:
@@ -227,7 +254,7 @@ def _opened_folder(
         try:
             yield path
         except (KeyboardInterrupt, SystemExit):
-            logger.warning(f"Stopped. Resume with: kerasnorm fit --resume {shlex.quote(str(path))}")
+            logger.warning(f"Stopped. Resume with: kerasnorm fit --resume {in_command(path)}")
             raise
         group.barrier()
 

@@ -139,7 +139,8 @@ class Training:
         if not facts:
             logger.info(f"{self.path} has no checkpoint yet: starting from the beginning.")
             return
-        if facts.get("config") != run.lineage(self.config):
+        known = (run.lineage(self.config), run.lineage(self.config, with_path=True))
+        if facts.get("config") not in known:
             raise CorruptFileError(
                 f"{self.path / run.CONFIG} differs from the config that the checkpoints of this "
                 "run were trained with. Restore the file, or start a new run."

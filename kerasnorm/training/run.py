@@ -4,30 +4,43 @@ import csv
 import io
 import itertools
 import json
+import logging
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kerasnorm.config import Config, resolve, to_toml
-from kerasnorm.errors import CorruptFileError, RunFolderError
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasnorm.config import Config, DataConfig, resolve, to_toml
+from kerasnorm.data import Dataset, prepare
+from kerasnorm.data.content import Content
+from kerasnorm.errors import CorruptFileError, DataError, RunFolderError
 from kerasnorm.files import (
     MANIFEST,
     check_file,
+    digest,
     encoded,
+    in_command,
     is_empty,
     make_folder,
+    read_manifest,
     read_text,
     run_lock,
+    short_name,
     write_bytes,
+    write_json,
     write_manifest,
 )
 
 if TYPE_CHECKING:
     import keras
 
+logger = logging.getLogger(__name__)
 CONFIG = "config.toml"
 ENVIRONMENT = "environment.json"
 HISTORY = "history.csv"
@@ -87,7 +100,8 @@ class Run:
                 raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         except FileNotFoundError:
             raise CorruptFileError(
-                f"The run {path} has not finished; resume it: kerasnorm fit --resume {path}"
+                f"The run {path} has not finished; resume it: "
+                f"kerasnorm fit --resume {in_command(path)}"
             ) from None
         except (OSError, ValueError, TypeError) as error:
             raise CorruptFileError(f"{path / METRICS} is damaged: {error}") from None
@@ -99,6 +113,49 @@ class Run:
 
         check_file(self.path / MODEL)
         return load_model(self.path / MODEL)
+
+    @cached_property
+    def content(self) -> Content | None:
+        """What its data held; None for a run of an earlier version, which did not record it."""
+        return read_content(self.path)
+
+    def dataset(self, load: Callable[[DataConfig, int], Dataset] = prepare) -> Dataset:
+        """Returns the data that the run was trained and tested on.
+
+        Args:
+            load: Loads data, given a config and a seed.
+
+        Raises:
+            DataError: The data are missing or damaged, or are not those that the run saw.
+        """
+        dataset = load(self.config.data, self.config.train.seed)
+        if differences := self._differences(dataset):
+            raise other_data(self.path, dataset, differences)
+        return dataset
+
+    def test_images(
+        self, load: Callable[[DataConfig, int], Dataset] = prepare
+    ) -> NDArray[np.uint8] | None:
+        """Returns the images of `dataset`'s test set; None, after a warning, without the data."""
+        try:
+            return self.dataset(load).test.images
+        except DataError as error:
+            logger.warning(f"{error} The figure of misclassified images is left as it is.")
+            return None
+
+    def _differences(self, dataset: Dataset) -> list[str]:
+        if self.content is not None:
+            return self.content.differences(dataset.content)
+        # An earlier version recorded what can be told from the results.
+        metrics, labels = self.metrics, dataset.test.labels
+        if metrics["class_names"] != list(dataset.class_names):
+            return ["other classes"]
+        if [sum(row) for row in metrics["confusion"]] != [*dataset.class_counts["test"]]:
+            return ["other numbers of test images"]
+        same = all(
+            labels[mistake["index"]] == mistake["true"] for mistake in metrics["misclassified"]
+        )
+        return [] if same else ["test images in another order"]
 
 
 def read_config(path: Path) -> Config:
@@ -117,6 +174,35 @@ def read_config(path: Path) -> Config:
         raise CorruptFileError(f"{path} is no run's folder: it has no {CONFIG}.") from None
     except (OSError, ValueError) as error:
         raise CorruptFileError(f"{path / CONFIG} is damaged: {error}") from None
+
+
+def read_content(path: Path) -> Content | None:
+    """Returns what the data of the run in folder `path` held, None where it is not recorded."""
+    try:
+        return Content.read(json.loads(read_text(path / ENVIRONMENT))["data"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def check_data(path: Path, dataset: Dataset) -> None:
+    """Compares data with those that the run in folder `path` has been trained on, if it has been.
+
+    Raises:
+        DataError: They differ.
+    """
+    has_begun = (path / METRICS).is_file() or any((path / CHECKPOINTS).glob("epoch-*"))
+    known = read_content(path) if has_begun else None
+    if known is not None and (differences := known.differences(dataset.content)):
+        raise other_data(path, dataset, differences)
+
+
+def other_data(path: Path, dataset: Dataset, differences: Sequence[str]) -> DataError:
+    """Returns the error for data that are not those of the run in folder `path`."""
+    return DataError(
+        f"{path}: expected the data that it was trained on. Received: {dataset.source} with "
+        f"{'; '.join(differences)}. Restore the data, name the place to which they were moved with "
+        "--data, or start a new run."
+    )
 
 
 def is_run(path: Path) -> bool:
@@ -138,7 +224,7 @@ def new_folder(out: Path | None, config: Config, data_name: str) -> Iterator[Pat
         RunFolderError: The folder holds something already, is in use, or cannot be written.
     """
     train = config.train
-    name = f"{data_name}-{config.model.norm}-{train.backend}-s{train.seed}"
+    name = f"{short_name(data_name)}-{config.model.norm}-{train.backend}-s{train.seed}"
     try:
         path = out if out is not None else _first_free(Path("results/runs"), name)
         make_folder(path)
@@ -161,11 +247,16 @@ def has_open_end(config: Config) -> bool:
     return config.train.schedule == "constant"
 
 
-def lineage(config: Config) -> str:
+def lineage(config: Config, *, with_path: bool = False) -> str:
     """Returns the hash of a config that its checkpoints hold, and that a resumed run must share.
 
     The number of epochs counts only where the schedule depends on it.
+
+    Args:
+        config: The resolved config.
+        with_path: Whether the place of the data counts, as in checkpoints of earlier versions.
     """
+    config = config if with_path else config.replace(data="auto")
     return (config.replace(epochs=1) if has_open_end(config) else config).hash()
 
 
@@ -191,6 +282,15 @@ def write_config(path: Path, config: Config) -> None:
     (path / MANIFEST).unlink(missing_ok=True)  # that of an earlier config
     write_bytes(path / CONFIG, encoded(to_toml(config)))
     write_manifest(path, (CONFIG,))
+
+
+def relocate(path: Path, config: Config) -> None:
+    """Writes a config that says where a run's data lie now; the run's lock must be held."""
+    content = encoded(to_toml(config))
+    checksums = read_manifest(path) | {CONFIG: digest(content)}
+    (path / MANIFEST).unlink(missing_ok=True)  # neither the old nor the new one fits meanwhile
+    write_bytes(path / CONFIG, content)
+    write_json(path / MANIFEST, {"sha256": checksums})
 
 
 def _first_free(parent: Path, name: str) -> Path:

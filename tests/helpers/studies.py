@@ -1,7 +1,7 @@
 """Runs and studies that were never trained."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from kerasnorm.config import resolve, to_toml
@@ -82,11 +82,13 @@ def summarize_ablation(runs=None):
     )
 
 
-def place(path, config, *, finished=True):
-    """Writes what a finished, or a begun, run leaves behind."""
+def place(path, config, *, finished=True, content=None):
+    """Writes what a finished, or a begun, run leaves behind; `content` is that of its data."""
     path.mkdir(parents=True)
     (path / runs.CONFIG).write_text(to_toml(config))
     done = make_run(0.5, norm="bn")
     runs.write_history(path / runs.HISTORY, list(done.history))
+    if content is not None:
+        (path / runs.ENVIRONMENT).write_text(json.dumps({"data": asdict(content)}))
     if finished:
         (path / runs.METRICS).write_text(json.dumps(done.metrics))

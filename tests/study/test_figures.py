@@ -144,3 +144,23 @@ def test_in_an_ablation_only_the_base_has_curves(tmp_path):
     assert len(lines) == 2
     assert np.allclose(lines[0].get_xdata(), [0, 0.1, 0.2, 0.3])
     assert np.allclose(lines[0].get_ydata(), [81, 80, 80, 80])
+
+
+def test_what_cannot_be_drawn_again_is_kept(tmp_path):
+    images = np.zeros((5, 8, 8, 3), np.uint8)
+    first = draw_study(summarize(RUNS), tmp_path, lambda run: images)
+    (tmp_path / "against-dropout.png").touch()  # of an earlier plan
+    (tmp_path / "misclassified-rms.png").touch()
+    (tmp_path / "photo.png").touch()  # of the user
+    before = {path: path.read_bytes() for path in first if "misclassified" in path.name}
+    assert len(before) == 4
+    again = draw_study(summarize(RUNS), tmp_path, lambda run: None)
+    assert {path: path.read_bytes() for path in before} == before
+    assert {*again} == {*first}
+    caption = again[tmp_path / "misclassified-bn.png"].caption
+    assert caption == "Drawn by an earlier report; the images are not at hand now."
+    names = {path.name for path in tmp_path.iterdir()} - {path.name for path in first}
+    assert names == {"misclassified-rms.png", "photo.png"}
+    draw_study(summarize(RUNS), tmp_path, lambda run: images)
+    names = {path.name for path in tmp_path.iterdir()} - {path.name for path in first}
+    assert names == {"photo.png"}

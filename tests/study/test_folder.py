@@ -1,10 +1,15 @@
 """A study's folder: runs are known by their config, whatever their folder is called."""
 
+from pathlib import Path
+
 import pytest
 from helpers import tiny
 from helpers.studies import place
+from hostile import changed_data
 
-from kerasnorm.errors import CorruptFileError, RunFolderError
+from kerasnorm.config import DataConfig
+from kerasnorm.data import prepare
+from kerasnorm.errors import CorruptFileError, DataError, RunFolderError
 from kerasnorm.study import folder
 from kerasnorm.study.plan import StudyPlan
 from kerasnorm.training import run as runs
@@ -119,3 +124,109 @@ def test_tidying_keeps_what_a_study_is_made_of(tmp_path):
     assert names == {runs.CONFIG, runs.HISTORY, runs.METRICS}
     folder.start_over(tmp_path / "a")
     assert {path.name for path in (tmp_path / "a").iterdir()} == {runs.CONFIG}
+
+
+def on(data, **fields):
+    """The plan on data at a place."""
+    fixed = {**FIXED, "train_size": 0, "test_size": 0, "data": str(data)}
+    return StudyPlan(**{**vars(PLAN), "fixed": fixed, **fields})
+
+
+def study_on(data, path, plan=None):
+    """A study of two finished runs and two that have begun, all on the data at a place."""
+    content = prepare(DataConfig(data=str(data)), 0).content
+    plan = on(data) if plan is None else plan
+    with folder.opened(path, plan):
+        for number, config in enumerate(plan.configs().values()):
+            home = path / "runs" / str(number)
+            place(home, config, finished=number < 2, content=content)
+            (home / runs.CHECKPOINTS / "epoch-001").mkdir(parents=True)
+    return content
+
+
+@pytest.mark.parametrize("same", changed_data.SAME, ids=lambda item: item.name)
+def test_a_study_is_resumed_on_the_same_data_wherever_they_are(tmp_path, same, caplog):
+    data = changed_data.write(tmp_path / "d")
+    study_on(data, tmp_path / "study")
+    plan = on(same.make(tmp_path)).located()
+    with folder.opened(tmp_path / "study", plan):
+        found = folder.survey(tmp_path / "study", plan)
+    assert [run.name for run in found] == ["0", "1", "2", "3"]
+    assert [bool(run.finished) for run in found] == [True, True, False, False]
+    assert {run.config.data.data for run in found} == {plan.fixed["data"]}
+    assert folder.read_plan(tmp_path / "study") == plan
+    assert caplog.messages == []
+
+
+def test_a_study_is_not_resumed_on_other_data(tmp_path):
+    data = changed_data.write(tmp_path / "d")
+    study_on(data, tmp_path / "study")
+    other = changed_data.write(tmp_path / "e", changed_data.CLASSES[:3])
+    with (
+        pytest.raises(DataError, match="the classes a b, crème, dog instead of"),
+        folder.opened(tmp_path / "study", on(other)),
+    ):
+        pass
+    assert folder.read_plan(tmp_path / "study").fixed["data"] == str(data)
+    assert {run.config.data.data for run in folder.survey(tmp_path / "study", on(data))} == {
+        str(data)
+    }
+
+
+def test_data_are_told_apart_by_what_they_hold_where_they_are_varied(tmp_path):
+    first = changed_data.write(tmp_path / "d")
+    second = changed_data.write(tmp_path / "e", changed_data.CLASSES[:3])
+    fixed = {name: value for name, value in on(first).fixed.items() if name != "data"}
+    one, both = (
+        on(first, fixed=fixed, vary={"data": places})
+        for places in ((str(first),), (str(first), str(second)))
+    )
+    study_on(first, tmp_path / "study", one)
+    with folder.opened(tmp_path / "study", both):
+        found = folder.survey(tmp_path / "study", both)
+    assert [run.config.data.data for run in found] == [str(first)] * 4 + [str(second)] * 4
+    assert [run.path.exists() for run in found] == [True] * 4 + [False] * 4
+
+
+def test_a_study_of_an_earlier_version_is_resumed_where_it_was_started(tmp_path, monkeypatch):
+    """Its runs and plan name the data as they were typed, and do not say what they held."""
+    changed_data.write(tmp_path / "d")
+    monkeypatch.chdir(tmp_path)
+    plan, path = on("d"), Path("study")
+    with folder.opened(path, plan):
+        place(path / "runs/a", next(iter(plan.configs().values())))
+    with folder.opened(path, plan.located()):
+        found = folder.survey(path, plan.located())
+    assert [bool(run.finished) for run in found] == [True, False, False, False]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(folder.load(tmp_path / "study")[1]) == 1
+    with (
+        pytest.raises(RunFolderError, match="whose data differs"),
+        folder.opened(tmp_path / "study", on("d")),
+    ):
+        pass
+
+
+def test_many_varied_fields_give_names_that_every_file_system_takes(tmp_path):
+    values = {
+        "widths": (tuple(tiny.WIDTHS), (8,) * 10),
+        "activation": ("silu",),
+        "order": ("conv-norm-act",),
+        "norm_transitions": (True,),
+        "residual": (True,),
+        "dropout_kind": ("element", "spatial"),
+        "weight_standardization": (False,),
+        "shift_scale_rotate": (0.0,),
+        "alternating_flip": (False,),
+        "initializer": ("he_normal",),
+        "preprocessing": ("standardize",),
+    }
+    plan = StudyPlan(**{**vars(PLAN), "vary": values})
+    names = [run.name for run in folder.survey(tmp_path, plan)]
+    assert len(set(names)) == len(names) == 16
+    assert max(len(name.encode()) for name in names) < 143
+    assert names[0].startswith("bn-torch-widths-4-4-4")
+    assert {name[-3:] for name in names} == {"-s0", "-s1"}
+    for name in names:
+        (tmp_path / name).mkdir()

@@ -1,19 +1,27 @@
 """Studies that really train: kept, resumed, interrupted, killed; on this machine and on Dask."""
 
+import base64
 import contextlib
 import csv
 import json
 import os
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from html import unescape
+from pathlib import Path
 
 import pytest
 from helpers.command import call
 from helpers.studies import place
+from hostile import changed_data
 
 from kerasnorm.cli import studies
+from kerasnorm.errors import DataError
 from kerasnorm.study import execution
 from kerasnorm.study.plan import run_name
 
@@ -250,3 +258,81 @@ def test_a_mistake_gets_one_clear_message(tmp_path, monkeypatch, words, code, na
     monkeypatch.setattr(execution, "CONNECT_TIMEOUT", "1s")
     _, err = call(*words, code=code)
     assert named in err
+
+
+BEST = Path(__file__).parents[2] / "results/best"
+
+
+def absent(config, seed):
+    raise DataError("cifar10 is not here.")
+
+
+def test_a_report_without_the_data_keeps_the_images_that_it_cannot_draw(tmp_path, monkeypatch):
+    path = tmp_path / "best"
+    shutil.copytree(BEST, path)
+    before = {file.name: file.read_bytes() for file in (path / "figures").iterdir()}
+    monkeypatch.setattr("kerasnorm.study.study.prepare", absent)
+    _, err = call("report", path)
+    assert "The figure of misclassified images is left as it is." in err
+    after = {file.name: file.read_bytes() for file in (path / "figures").iterdir()}
+    assert after.keys() == before.keys()
+    kept = [name for name in after if name.startswith("misclassified")]
+    assert len(kept) == 3
+    html = (path / "report.html").read_text()
+    for name in kept:
+        assert after[name] == before[name]
+        assert base64.b64encode(before[name]).decode() in html
+
+
+def test_missing_data_are_refused_before_any_run(tmp_path):
+    words = ("--data", tmp_path / "missing", *TINY[2:], "--norm", "bn", "--seeds", "1")
+    _, err = call("compare", *words, "--out", tmp_path / "study", code=3)
+    assert "no such file" in err
+    assert not any((tmp_path / "study/runs").iterdir())
+
+
+def test_changed_data_are_refused_before_any_run(tmp_path):
+    data = changed_data.write(tmp_path / "d")
+    words = ("--data", data, "--norm", "bn", "--epochs", "1", "--backend", "torch", *TINY[6:10],
+             "--out", tmp_path / "study")  # fmt: skip
+    call("compare", *words, "--seeds", "1")
+    (data / "test/dog/0.png").unlink()
+    _, err = call("compare", *words, "--seeds", "2", code=3)
+    assert "bn-torch-s0: expected the data that it was trained on" in err
+    assert "11 test images instead of 12" in err
+    assert len(list((tmp_path / "study/runs").iterdir())) == 1
+
+
+def test_a_study_is_extended_after_its_data_were_moved(tmp_path, monkeypatch):
+    """Started with a relative place, in a folder whose name has spaces, then moved and resumed."""
+    changed_data.write(tmp_path / "d")
+    monkeypatch.chdir(tmp_path)
+    words = ("--norm", "bn", "--epochs", "1", "--backend", "torch", *TINY[6:10])
+    call("compare", "--data", "d/", *words, "--seeds", "1", "--out", "my study")
+    (tmp_path / "d").rename(tmp_path / "my data")
+    monkeypatch.chdir(tmp_path.parent)
+    out, err = call("compare", "--resume", tmp_path / "my study", "--data", tmp_path / "my data",
+                    "--json")  # fmt: skip
+    assert "1 runs, 1 of them finished before" in err
+    assert [group["seeds"] for group in json.loads(out)["groups"]] == [[0]]
+    out, err = call("compare", "--data", tmp_path / "my data", *words, "--seeds", "2", "--out",
+                    tmp_path / "my study", "--json")  # fmt: skip
+    assert "2 runs, 1 of them finished before" in err
+    assert [group["seeds"] for group in json.loads(out)["groups"]] == [[0, 1]]
+    html = unescape((tmp_path / "my study/report.html").read_text())
+    lines = [
+        shlex.split(line) for line in re.findall("kerasnorm (?:compare|report|fit) [^<]*", html)
+    ]
+    assert len(lines) == 3
+    assert ["kerasnorm", "report", str(tmp_path / "my study")] in lines
+    for line in lines:
+        places = [word for word in line if word.startswith(str(tmp_path))]
+        assert places
+        assert all("my study" in place or "my data" in place for place in places)
+
+
+def test_varied_data_are_not_named_again(tmp_path):
+    words = ("--vary", f"data=shapes,{tmp_path / 'e'}", "--norm", "bn", "--seeds", "1")
+    call("sweep", *words, "--backend", "torch", "--out", tmp_path / "study", code=3)
+    _, err = call("compare", "--resume", tmp_path / "study", "--data", "shapes", code=2)
+    assert "the study varies its data" in err

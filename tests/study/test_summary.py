@@ -1,6 +1,7 @@
 """Groups, paired differences and published numbers, from runs that were never trained."""
 
 import csv
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -11,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kerasnorm.config import published, resolve
+from kerasnorm.data.content import Content
+from kerasnorm.errors import DataError
 from kerasnorm.study import tables
 from kerasnorm.study.folder import PlannedRun, State
 from kerasnorm.study.summary import Interval, summarize, t_distribution, t_quantile
@@ -252,3 +255,47 @@ def test_the_tables_hold_every_run_and_group(tmp_path):
     assert float(groups[0]["test_accuracy_mean"]) == pytest.approx(0.81)
     assert groups[-1]["test_accuracy_std"] == ""
     assert json.loads((tmp_path / "summary.json").read_text()) == found.to_dict()
+
+
+def content(images="a", classes=("cat", "dog")):
+    checksums = {"train images": images, "train labels": "b"}
+    return Content(classes, (8, 8, 3), {"train": (3, 2)}, checksums)
+
+
+def run_on(folder, data, seed, **options):
+    """A run whose folder says what its data held."""
+    run = make_run(0.5 + seed / 10, norm="bn", seed=seed, data=str(data))
+    folder.mkdir()
+    document = {"data": dataclasses.asdict(content(**options))}
+    (folder / "environment.json").write_text(json.dumps(document))
+    return dataclasses.replace(run, path=folder)
+
+
+def test_runs_on_other_data_are_not_averaged_though_their_place_is_the_same(tmp_path):
+    runs = [run_on(tmp_path / "a", "/d", 0), run_on(tmp_path / "b", "/d", 1, images="c")]
+    with pytest.raises(DataError, match=r"b: expected the data of .*a,.*other train images"):
+        summarize(runs)
+    renamed = [run_on(tmp_path / "c", "/d", 1, classes=("cat", "fox")), runs[0]]
+    with pytest.raises(DataError, match="the classes cat, dog instead of cat, fox"):
+        summarize(renamed)
+
+
+def test_runs_on_data_that_moved_are_averaged(tmp_path):
+    (tmp_path / "new").mkdir()
+    places = ["/gone", tmp_path / "new", "/gone/too"]
+    runs = [run_on(tmp_path / str(seed), place, seed) for seed, place in enumerate(places)]
+    found = summarize(runs)
+    assert [sorted(group.runs) for group in found.groups] == [[0, 1, 2]]
+    assert math.isclose(found.groups[0].interval("test_accuracy").mean, 0.6)
+    assert found.groups[0].first.config.data.data == str(tmp_path / "new")
+    other = run_on(tmp_path / "other", "/other", 3, images="c")
+    assert [sorted(group.runs) for group in summarize([*runs, other]).groups] == [[0, 1, 2], [3]]
+
+
+def test_one_place_spelled_in_several_ways_is_one(tmp_path, monkeypatch):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "link").symlink_to("d")
+    monkeypatch.chdir(tmp_path)
+    spelled = ("d", "d/", "./d", "link", str(tmp_path / "d"))
+    runs = [make_run(0.5, norm="bn", seed=seed, data=d) for seed, d in enumerate(spelled)]
+    assert [sorted(group.runs) for group in summarize(runs).groups] == [[0, 1, 2, 3, 4]]

@@ -2,14 +2,22 @@
 
 import csv
 import json
+import shutil
 
 import keras
 import numpy as np
 import pytest
 from helpers import tiny
+from hostile import changed_data
 
 import kerasnorm
-from kerasnorm.errors import ConfigError, CorruptFileError, DivergedError, RunFolderError
+from kerasnorm.errors import (
+    ConfigError,
+    CorruptFileError,
+    DataError,
+    DivergedError,
+    RunFolderError,
+)
 from kerasnorm.inspection.evaluation import Scores, predict, score
 from kerasnorm.training import checkpoints, run
 
@@ -341,3 +349,140 @@ def test_a_divergence_names_step_rate_and_layer_and_leaves_the_last_checkpoint(t
                        r"kernel of layer convblock2_conv2"):  # fmt: skip
         fit(tmp_path / "run", callbacks=[Poison()], norm="bn", epochs=3)
     assert checkpoints.load_newest(tmp_path / "run" / run.CHECKPOINTS)[1]["epoch"] == 1
+
+
+FOLDERS = {"train_size": 0, "test_size": 0, "batch_size": 5, "norm": "gn", "epochs": 3}
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A folder with the data "d", a run on them, and one like it that was stopped."""
+    folder = tmp_path_factory.mktemp("stopped")
+    options = {**FOLDERS, "data": str(changed_data.write(folder / "d"))}
+    fit(folder / "straight", **options)
+    with pytest.raises(KeyboardInterrupt):
+        fit(folder / "run", callbacks=[StopAfter(2)], **options)
+    return folder
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.backend("any")
+@pytest.mark.parametrize("changed", changed_data.CHANGED, ids=lambda item: item.name)
+def test_a_run_is_not_resumed_on_other_data_than_it_saw(tmp_path, stopped, changed):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    place, before = changed.make(tmp_path), files(tmp_path / "run")
+    with pytest.raises(DataError) as error:
+        tiny.train(resume=tmp_path / "run", data=str(place))
+    assert changed.expected in str(error.value)
+    assert files(tmp_path / "run") == before
+
+
+def test_changed_data_are_refused_at_their_old_place_too(tmp_path, stopped):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    for name in ("run", "straight"):
+        config = run.read_config(tmp_path / name)
+        run.relocate(tmp_path / name, config.replace(data=str(tmp_path / "d")))
+    (tmp_path / "d/test/dog/0.png").unlink()
+    with pytest.raises(DataError, match="11 test images instead of 12"):
+        tiny.train(resume=tmp_path / "run")
+    options = {**FOLDERS, "data": str(tmp_path / "d")}
+    with pytest.raises(DataError, match="11 test images instead of 12"):
+        tiny.train(tiny.config(**options), out=tmp_path / "run", resume="auto")
+    assert run.Run.load(tmp_path / "straight").test_images() is None
+
+
+@pytest.mark.backend("any")
+def test_a_run_is_resumed_where_its_data_were_moved_to(tmp_path, stopped):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "d").rename(tmp_path / "my data")
+    resumed = tiny.train(resume=tmp_path / "run", data=str(tmp_path / "my data"))
+    assert same_numbers(resumed, run.Run.load(stopped / "straight"))
+    assert resumed.test_images().shape == (12, 8, 8, 3)
+
+
+@pytest.mark.backend("any")
+@pytest.mark.parametrize("same", changed_data.SAME, ids=lambda item: item.name)
+def test_the_same_data_elsewhere_are_those_of_a_finished_run(tmp_path, stopped, same):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    again = tiny.train(resume=tmp_path / "straight", data=str(same.make(tmp_path)))
+    assert again.history == run.Run.load(stopped / "straight").history
+    assert again.test_images().shape == (12, 8, 8, 3)
+
+
+def test_a_run_may_be_told_where_its_data_are_after_it_has_finished(tmp_path, stopped):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    done, place = run.Run.load(tmp_path / "straight"), tmp_path / "new place"
+    before = files(done.path)
+    (tmp_path / "d").rename(place)
+    shutil.copytree(place, tmp_path / "d")
+    shutil.rmtree(tmp_path / "d/train/dog")
+    shutil.rmtree(tmp_path / "d/test/dog")
+    with pytest.raises(DataError, match="the classes a b, crème, ear instead of"):
+        tiny.train(resume=done.path, data=str(tmp_path / "d"))
+    assert files(done.path) == before
+    moved = tiny.train(resume=done.path, data=str(place))
+    assert moved.config.data.data == str(place)
+    assert run.Run.load(done.path).config == moved.config
+    changed = {path.name for path, content in files(done.path).items() if before[path] != content}
+    assert changed == {run.CONFIG, "manifest.json"}
+    assert moved.test_images().shape == (12, 8, 8, 3)
+
+
+def test_a_relative_place_is_recorded_in_full(tmp_path, monkeypatch):
+    data = changed_data.write(tmp_path / "d")
+    monkeypatch.chdir(tmp_path)
+    done = fit("run", **FOLDERS | {"data": "d/", "epochs": 1})
+    assert done.config.data.data == str(data)
+    environment = json.loads((tmp_path / "run" / run.ENVIRONMENT).read_text())
+    assert environment["data"]["source"] == str(data)
+    assert environment["data"]["class_names"] == list(changed_data.CLASSES)
+    assert environment["data"]["counts"] == {"train": [5] * 4, "test": [3] * 4}
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run.Run.load("../run").test_images().shape == (12, 8, 8, 3)
+
+
+def of_an_earlier_version(folder, data):
+    """Makes a run look as if it was written before runs recorded what their data held."""
+    config = run.read_config(folder).replace(data=data)
+    run.write_config(folder, config)
+    environment = json.loads((folder / run.ENVIRONMENT).read_text())
+    del environment["data"]
+    (folder / run.ENVIRONMENT).write_text(json.dumps(environment))
+    for place in checkpoints.checkpoint_folders(folder / run.CHECKPOINTS):
+        state, facts = checkpoints.load(place)
+        checkpoints.save(place.parent, state, facts | {"config": config.hash()})
+
+
+def test_a_run_of_an_earlier_version_is_resumed(tmp_path, stopped, monkeypatch):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    of_an_earlier_version(tmp_path / "run", "d")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"^data: a resumed run keeps its config"):
+        tiny.train(resume="run", data="elsewhere")
+    resumed = tiny.train(resume="run", data="./d/")
+    assert same_numbers(resumed, run.Run.load(stopped / "straight"))
+
+
+@pytest.mark.parametrize("changed", ["image removed", "images in another order", "class renamed"])
+def test_no_image_of_changed_data_is_shown_for_a_run_of_an_earlier_version(
+    tmp_path, stopped, changed, caplog
+):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    data = tmp_path / "d"
+    of_an_earlier_version(tmp_path / "straight", str(data))
+    done = run.Run.load(tmp_path / "straight")
+    done.metrics["misclassified"] = [{"index": 11, "true": 3, "predicted": 0, "confidence": 0.5}]
+    assert done.test_images().shape == (12, 8, 8, 3)
+    if changed == "image removed":
+        (data / "test/ear/0.png").unlink()
+    elif changed == "class renamed":
+        for half in ("train", "test"):
+            (data / half / "ear").rename(data / half / "eel")
+    else:
+        done.metrics["misclassified"][0]["true"] = 2
+    assert done.test_images() is None
+    assert "is left as it is" in caplog.messages[-1]

@@ -1,0 +1,89 @@
+"""What a data set holds, by which a run knows its data wherever they lie."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from kerasnorm.data.dataset import Dataset
+
+PARTS = ("images", "labels")  # of a split
+_SHOWN = 10  # names that a message lists
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a data set held when it was loaded, before images were held out or equalized.
+
+    Attributes:
+        class_names: One name per class, in label order.
+        image_shape: Shape (H, W, C) of one image.
+        counts: Number of images per class, in label order, of every split.
+        sha256: Checksum of the images and of the labels of every split, in their order; the keys
+            are such as "test images".
+    """
+
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, ...]
+    counts: Mapping[str, tuple[int, ...]]
+    sha256: Mapping[str, str]
+
+    @classmethod
+    def of(cls, dataset: "Dataset") -> "Content":
+        """Returns the content of a data set; the checksums take a second for 500 MB."""
+        arrays = {
+            f"{name} {part}": np.ascontiguousarray(getattr(split, part))
+            for name, split in dataset.splits.items()
+            for part in PARTS
+        }
+        return cls(
+            dataset.class_names,
+            dataset.image_shape,
+            dataset.class_counts,
+            {name: hashlib.sha256(array.data).hexdigest() for name, array in arrays.items()},
+        )
+
+    @classmethod
+    def read(cls, document: Any) -> "Content | None":
+        """Returns the content that a JSON document holds, None where it holds none."""
+        try:
+            return cls(
+                tuple(map(str, document["class_names"])),
+                tuple(map(int, document["image_shape"])),
+                {name: tuple(map(int, counts)) for name, counts in document["counts"].items()},
+                {
+                    f"{name} {part}": str(document["sha256"][f"{name} {part}"])
+                    for name in document["counts"]
+                    for part in PARTS
+                },
+            )
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+
+    def differences(self, other: "Content") -> list[str]:
+        """Returns in words what another content has in the place of what this one has."""
+        found = []
+        if self.class_names != other.class_names:
+            names = (listed_names(content.class_names) for content in (other, self))
+            found.append("the classes {} instead of {}".format(*names))
+        if self.image_shape != other.image_shape:
+            found.append(f"images of shape {other.image_shape} instead of {self.image_shape}")
+        for name in {**self.counts, **other.counts}:
+            before, now = (content.counts.get(name, ()) for content in (self, other))
+            if sum(before) != sum(now):
+                found.append(f"{sum(now):,} {name} images instead of {sum(before):,}")
+            elif before != now:
+                found.append(f"other numbers of {name} images per class")
+            else:
+                keys = [f"{name} {part}" for part in PARTS]
+                found += [f"other {key}" for key in keys if self.sha256[key] != other.sha256[key]]
+        return found
+
+
+def listed_names(names: Sequence[str]) -> str:
+    """Returns names for a message: the first few, and how many more there are."""
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
