@@ -271,8 +271,8 @@ def _is_augmentation(layer: keras.layers.Layer) -> bool:
 def portable(model: keras.Model) -> keras.Model:
     """Returns a float32 copy of stock Keras layers, without what only training needs.
 
-    The copy gives the same logits, up to rounding, and its files open in Keras without this package:
-    `portable(model).save("model.keras")`. Standardized kernels are folded into stock convolutions,
+    The copy gives the same logits, up to rounding, and `portable(model).save("model.keras")` writes
+    a file that opens in Keras without this package. Standardized kernels are folded into stock convolutions,
     layers trained in mixed precision become float32, and augmentation is left out.
 
     Args:

@@ -1,6 +1,7 @@
 """The network: its parts, its numbers against NumPy, what it refuses, and its portable copy."""
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+import kerasnorm
 from kerasnorm import runtime
 from kerasnorm.config import resolve
 from kerasnorm.errors import ConfigError

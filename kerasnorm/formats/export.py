@@ -82,6 +82,11 @@ class Export:
         return max(self.differences.values())
 
 
+def tolerated(logits: Outputs) -> float:
+    """Returns how far an exported model's logits may lie from these of Keras (N, classes)."""
+    return float(TOLERANCE * logits.std() + ROUNDING * np.abs(logits).max())
+
+
 class Exporter:
     """Exports one model to several formats; use it in a `with` block.
 
@@ -130,8 +135,7 @@ class Exporter:
         self._expected = {n: self._predict(model, self._images[:n]) for n in BATCHES}
         for outputs in self._expected.values():
             check_finite(outputs, self.saved.path)
-        logits = self._logits(self._expected[BATCHES[-1]])
-        self._limit = float(TOLERANCE * logits.std() + ROUNDING * np.abs(logits).max())
+        self._limit = tolerated(self._logits(self._expected[BATCHES[-1]]))
 
     def _logits(self, outputs: Outputs) -> Outputs:
         kind = self.saved.kind
