@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kerasnorm.inspection.layers import layer_table as layer_table
     from kerasnorm.inspection.layers import receptive_field as receptive_field
     from kerasnorm.network import build_model as build_model
+    from kerasnorm.network import portable as portable
     from kerasnorm.training.fit import fit as fit
     from kerasnorm.training.run import Run as Run
 
@@ -35,6 +36,7 @@ _HOMES = {
     "layer_table": "inspection.layers",
     "load_model": "formats.archive",
     "normalize": "analysis.norm",
+    "portable": "network",
     "receptive_field": "inspection.layers",
     "resolve": "config",
     "statistics": "analysis.statistics",

@@ -6,7 +6,7 @@ GAP is global average pooling; C10 is a 1x1 convolution to the classes.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -17,7 +17,7 @@ from keras import ops
 from kerasnorm.config import SKELETON, ModelConfig, resolve, unknown
 from kerasnorm.errors import ConfigError
 from kerasnorm.keras_settings import stock_keras
-from kerasnorm.norms import EPSILON, normalization
+from kerasnorm.norms import EPSILON, custom_layers, normalization
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
@@ -40,7 +40,10 @@ def build_model(
 ) -> keras.Model:
     """Returns the network as an ordinary functional `keras.Model`.
 
-    It maps raw pixels (N, H, W, C), 0 to 255, to logits (N, classes).
+    It maps raw pixels (N, H, W, C), 0 to 255, to logits (N, classes). `kerasnorm.load_model` opens
+    the files that it is saved to. With weight standardization, which is the default of some norms,
+    those files hold a layer of this package; `kerasnorm.portable(model).save("model.keras")` writes
+    one that opens in Keras without it.
 
     Args:
         norm: Name of a norm, see `kerasnorm.norms.NORMS`.
@@ -241,7 +244,8 @@ def standardize_kernel(kernel: Any) -> Any:
 class StandardizedConv2D(keras.layers.Conv2D):
     """A Conv2D that convolves with its standardized kernel (see `standardize_kernel`).
 
-    It exists only in training: saving a model folds it into a stock Conv2D.
+    `portable` folds it into a stock Conv2D, and so does every file that this package writes. A file
+    that Keras's own `save` wrote keeps it, and needs this package to be opened.
     """
 
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
@@ -249,17 +253,37 @@ class StandardizedConv2D(keras.layers.Conv2D):
         return super().convolution_op(inputs, standardize_kernel(kernel))
 
 
+def own_layers() -> dict[str, type[keras.layers.Layer]]:
+    """Returns the layers of this package that are not Keras's own, by the names Keras saves."""
+    name = keras.saving.get_registered_name(StandardizedConv2D)
+    return custom_layers() | {name: StandardizedConv2D}
+
+
+def _is_augmentation(layer: keras.layers.Layer) -> bool:
+    """Returns whether a layer of Keras changes images in training only."""
+    kind = type(layer)
+    is_random = kind.__name__.startswith("Random") and kind is not keras.layers.RandomCrop
+    is_listed = kind.__name__ in ("AugMix", "CutMix", "MixUp", "RandAugment")
+    return kind.__module__.startswith("keras.") and (is_random or is_listed)
+
+
 @stock_keras
 def portable(model: keras.Model) -> keras.Model:
-    """Returns a float32 copy for saving and exporting, without layers that only training needs.
+    """Returns a float32 copy of stock Keras layers, without what only training needs.
 
-    Standardized kernels are folded into stock convolutions; layers trained in mixed precision
-    become float32. The copy gives the same logits, up to rounding.
+    The copy gives the same logits, up to rounding, and `portable(model).save("model.keras")` writes
+    a file that opens in Keras without this package. Standardized kernels are folded into stock convolutions,
+    layers trained in mixed precision become float32, and augmentation is left out.
+
+    Args:
+        model: A functional model with one input and one output.
     """
 
     def stock(layer: Any) -> Any:
         if not isinstance(layer, keras.layers.Layer):
             return layer  # an operation such as a division: it has no weights and no precision
+        if _is_augmentation(layer):
+            return keras.layers.Activation("linear", name=layer.name, dtype="float32")
         config = layer.get_config() | {"dtype": "float32"}
         if config.get("synchronized"):
             config["synchronized"] = False  # it matters in training only; torch refuses to load it
@@ -268,10 +292,23 @@ def portable(model: keras.Model) -> keras.Model:
 
     # A clone would inherit the compile state of the model in training; this one has none.
     plain = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-    copy = keras.models.clone_model(plain, clone_function=stock)
-    for source, target in zip(plain.layers, copy.layers, strict=True):
+    copy = keras.models.clone_model(plain, clone_function=stock, recursive=True)
+    for source, target in zip(_leaves(plain), _leaves(copy), strict=True):
+        if _is_augmentation(source):
+            continue
         weights = source.get_weights()
         if isinstance(source, StandardizedConv2D):
             weights[0] = keras.ops.convert_to_numpy(standardize_kernel(source.kernel.value))
         target.set_weights(weights)
+        if hasattr(target, "finalize_state"):
+            target.finalize_state()  # Normalization and others derive what they compute with
     return copy
+
+
+def _leaves(model: keras.Model) -> Iterator[Any]:
+    """Yields the layers of a model and of the models in it."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _leaves(layer)
+        else:
+            yield layer

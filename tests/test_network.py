@@ -1,6 +1,7 @@
 """The network: its parts, its numbers against NumPy, what it refuses, and its portable copy."""
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+import kerasnorm
 from kerasnorm import runtime
 from kerasnorm.config import resolve
 from kerasnorm.errors import ConfigError
@@ -513,3 +515,44 @@ def test_portable_keeps_regularizers_dropout_and_names() -> None:
 def test_a_standardized_kernel_of_one_weight_is_refused() -> None:
     with pytest.raises(ConfigError, match="at least 2 channels"):
         build_model("ln", widths=(4, 1, *[4] * 8))
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn", "ln"])
+def test_a_model_saved_by_keras_is_opened_by_this_package(norm: str, tmp_path: Path) -> None:
+    model = small(norm)
+    model.compile("sgd", "mse")
+    scramble(model)
+    for name, saved in {"own": model, "clone": keras.models.clone_model(model)}.items():
+        saved.set_weights(model.get_weights())
+        saved.save(tmp_path / f"{name}.keras")
+        opened = kerasnorm.load_model(tmp_path / f"{name}.keras")
+        np.testing.assert_allclose(logits(opened), logits(model), rtol=1e-5, atol=1e-5)
+    kerasnorm.portable(model).save(tmp_path / "stock.keras")
+    assert is_stock(keras.saving.load_model(tmp_path / "stock.keras", custom_objects={}))
+
+
+AUGMENTATION = {
+    "flip": lambda: [keras.layers.RandomFlip()],
+    "contrast": lambda: [keras.layers.RandomContrast(0.5)],
+    "mixed": lambda: [keras.layers.MixUp(), keras.layers.RandAugment()],
+    "nested": lambda: [
+        keras.Sequential([keras.layers.RandomRotation(0.1), keras.layers.RandomZoom(0.1)])
+    ],
+}
+
+
+@pytest.mark.parametrize("name", AUGMENTATION)
+def test_portable_copies_leave_augmentation_out_and_keep_adapted_statistics(name: str) -> None:
+    images = np.random.default_rng(0).uniform(0, 255, (20, 8, 8, 3)).astype(np.float32)
+    normalization = keras.layers.Normalization()
+    normalization.adapt(images)
+    model = keras.Sequential(
+        [keras.Input((8, 8, 3)), *AUGMENTATION[name](), normalization, keras.layers.Flatten()]
+    )
+    copy = portable(model)
+    texts = copy.to_json()
+    assert "Random" not in texts
+    assert "MixUp" not in texts
+    mean, std = images.mean((0, 1, 2)), images.std((0, 1, 2))
+    expected = ((images - mean) / std).reshape(20, -1)
+    np.testing.assert_allclose(copy.predict(images, verbose=0), expected, rtol=1e-3, atol=1e-3)

@@ -11,7 +11,7 @@ import click
 from kerasnorm import runtime
 from kerasnorm.cli import options as opt
 from kerasnorm.config import resolve
-from kerasnorm.errors import ConfigError
+from kerasnorm.errors import ConfigError, KerasnormError
 from kerasnorm.formats import FORMATS, check_formats
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ def export(
     """Write a trained model in other formats, each checked in its own runtime.
 
     Every export takes raw pixels, 0 to 255, and is compared with Keras at batch 1, 7 and 256
-    before it is put in place, with its metadata (JSON) beside it.
+    before it is put in place, with its metadata (JSON) beside it. Where one format fails, the
+    others are written; the exit code is then 1.
 
     Example: kerasnorm export results/best/runs/gn-torch-s0 --format onnx --format litert
     """
@@ -78,15 +79,28 @@ def export(
     quantization = _quantization(saved, data) if quantize else None
     done = []
     with Exporter(saved, folder, _known_accuracy(saved)) as exporter:
-        work = [partial(exporter.export, name) for name in names]
+        work = {name: partial(exporter.export, name) for name in names}
         if quantization is not None:
-            work.append(partial(exporter.quantize, quantization))
-        for export_one in work:
-            done.append(export_one())
+            work["litert-int8"] = partial(exporter.quantize, quantization)
+        failed: list[str] = []
+        for name, export_one in work.items():
+            try:
+                done.append(export_one())
+            except KerasnormError as error:
+                if len(work) == 1:
+                    raise
+                failed.append(name)
+                logger.error(str(error))
+                continue
             if not as_json:
                 _show(done[-1])
     if as_json:
         opt.print_json([asdict(one) | {"max_difference": one.max_difference} for one in done])
+    if failed:
+        raise KerasnormError(
+            f"{len(failed)} of {len(work)} exports failed, for the reasons above: "
+            f"{', '.join(failed)}. The others are in {folder}."
+        )
 
 
 def _show(entry: "Export") -> None:

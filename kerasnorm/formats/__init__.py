@@ -51,5 +51,5 @@ def check_formats(names: Sequence[str]) -> None:
     for name in names:
         if name not in FORMATS:
             raise ConfigError(f"format: expected one of {', '.join(FORMATS)}. Received: {name!r}")
-        FORMATS[name].writer()
+        FORMATS[name].usable_writers()
         FORMATS[name].check_runtime()

@@ -18,10 +18,9 @@ from kerasnorm.config import Config, resolve
 from kerasnorm.errors import ConfigError, CorruptFileError
 from kerasnorm.files import as_json, check_file, unwritable, write_bytes
 from kerasnorm.formats import safety
-from kerasnorm.formats.format import Format, Opened
+from kerasnorm.formats.format import Format, Opened, fixed_sizes
 from kerasnorm.formats.safety import checks
 from kerasnorm.keras_settings import stock_keras
-from kerasnorm.norms import custom_layers
 
 if TYPE_CHECKING:
     import keras
@@ -190,11 +189,13 @@ def read_archive(path: Path) -> "tuple[keras.Model, dict[str, Any]]":
     import keras
     import numpy as np
 
+    from kerasnorm.network import own_layers
+
     config, metadata = checks.check_keras(path)
     _check_config(path, config)
     model = _load(
         path,
-        lambda: keras.saving.load_model(path, custom_layers(), compile=False, safe_mode=True),
+        lambda: keras.saving.load_model(path, own_layers(), compile=False, safe_mode=True),
     )
     for weight in model.weights:
         values = keras.ops.convert_to_numpy(weight)
@@ -219,15 +220,19 @@ def model_from_config(path: Path, config: dict[str, Any]) -> "keras.Model":
 def _deserialize(config: dict[str, Any]) -> Any:
     import keras
 
-    return keras.saving.deserialize_keras_object(config, custom_layers(), safe_mode=True)
+    from kerasnorm.network import own_layers
+
+    return keras.saving.deserialize_keras_object(config, own_layers(), safe_mode=True)
 
 
 def _check_config(path: Path, config: dict[str, Any]) -> None:
     """Refuses foreign classes, and models of too many weights before any is allocated."""
     import keras
 
+    from kerasnorm.network import own_layers
+
     config.pop("compile_config", None)  # not loaded
-    names = {name: kind.__name__ for name, kind in custom_layers().items()}
+    names = {name: kind.__name__ for name, kind in own_layers().items()}
     checks.check_keras_classes(path, config, names)
     # Inside of this scope variables have shapes and no values.
     with keras.StatelessScope(initialize_variables=False):
@@ -280,7 +285,7 @@ def open_file(path: Path) -> Opened:
     def call(batch: "NDArray[Any]") -> "NDArray[Any]":
         return np.asarray(model.predict_on_batch(batch))  # compiled, where the backend compiles
 
-    return Opened(call, model.input_shape[1:], "float32", model.inputs[0].name)
+    return Opened(call, fixed_sizes(model.input_shape), "float32", model.inputs[0].name)
 
 
 FORMAT = Format(

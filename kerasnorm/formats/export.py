@@ -30,7 +30,8 @@ from kerasnorm.runtime import installed_backends
 
 logger = logging.getLogger(__name__)
 BATCHES = (1, 7, 256)
-TOLERANCE = 1e-4  # absolute, and relative for logits above 1
+TOLERANCE = 1e-3  # of a difference of logits, relative to their standard deviation
+ROUNDING = 1e-5  # of a logit, relative to the largest: nearly equal logits have digits in common
 
 Images = NDArray[np.uint8]
 Outputs = NDArray[np.float32]
@@ -58,7 +59,7 @@ class Export:
         path: File or folder.
         made_on: Backend that wrote it, "" where none in particular was needed.
         runtime: What opened it again.
-        differences: Largest difference from Keras's outputs for each batch size.
+        differences: Largest difference from Keras's logits for each batch size.
         bytes: Size of all its files.
         milliseconds: Median time of a single image in its runtime.
         accuracy: Accuracy of the Keras model, 0 to 1, where it is known.
@@ -77,8 +78,13 @@ class Export:
 
     @property
     def max_difference(self) -> float:
-        """Largest difference from Keras's outputs over all batch sizes."""
+        """Largest difference from Keras's logits over all batch sizes."""
         return max(self.differences.values())
+
+
+def tolerated(logits: Outputs) -> float:
+    """Returns how far an exported model's logits may lie from these of Keras (N, classes)."""
+    return float(TOLERANCE * logits.std() + ROUNDING * np.abs(logits).max())
 
 
 class Exporter:
@@ -129,6 +135,11 @@ class Exporter:
         self._expected = {n: self._predict(model, self._images[:n]) for n in BATCHES}
         for outputs in self._expected.values():
             check_finite(outputs, self.saved.path)
+        self._limit = tolerated(self._logits(self._expected[BATCHES[-1]]))
+
+    def _logits(self, outputs: Outputs) -> Outputs:
+        kind = self.saved.kind
+        return outputs if kind == "other" else as_logits(outputs, kind)
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
@@ -145,11 +156,23 @@ class Exporter:
     def export(self, name: str) -> Export:
         """Exports to one format, and puts it in place once it agrees with Keras.
 
+        Where one backend cannot write a file that agrees, the next one writes it.
+
         Raises:
             KerasnormError: It cannot be written, or does not agree.
         """
-        entry = FORMATS[name]
-        backend, path = entry.writer(), self._new_path(entry)
+        entry, failures = FORMATS[name], list[KerasnormError]()
+        path = self._new_path(entry)
+        for backend in entry.usable_writers():
+            try:
+                return self._export_on(backend, entry, path)
+            except KerasnormError as error:
+                failures.append(error)
+                logger.info(str(error))
+        raise failures[0]
+
+    def _export_on(self, backend: str | None, entry: Format, path: Path) -> Export:
+        name = entry.name
         logger.info(f"{name}: writing{f' on {backend}' if backend else ''} …")
         if backend is None:
             entry.write(self._source, path)
@@ -159,6 +182,11 @@ class Exporter:
         facts: dict[str, Any] = {}
         for process in self._runtimes(done):
             facts = self._open(process, done, name)
+            if facts["batch"]:
+                raise KerasnormError(
+                    f"{name}: expected a free batch size. Received: {facts['batch']}. Nothing was "
+                    "written."
+                )
             self._measure(process, done)
         return self._place(done, entry, facts)
 
@@ -175,7 +203,7 @@ class Exporter:
         try:
             facts: dict[str, Any] = process.do("open", done.path, format=name, is_ours=True)
         except CorruptFileError as error:
-            reason = str(error).removeprefix(f"{done.path} ").removeprefix("is damaged: ")
+            reason = str(error).removeprefix(f"{done.path} ")
             raise KerasnormError(
                 f"{done.format}: what was written does not open in {done.runtime}: {reason}. "
                 "Nothing was kept; try another --format."
@@ -183,7 +211,7 @@ class Exporter:
         return facts
 
     def _measure(self, process: FileProcess, done: Export, *, is_exact: bool = True) -> None:
-        """Records the largest difference from Keras of each batch, and the time of an image.
+        """Records the largest difference from Keras's logits, and the time of an image.
 
         Raises:
             KerasnormError: A difference is too large for an exact export.
@@ -194,12 +222,12 @@ class Exporter:
                 raise KerasnormError(
                     f"{done.format}: expected outputs {expected.shape}. Received: {outputs.shape}"
                 )
-            difference = float(np.max(np.abs(outputs - expected)))
-            is_close = np.allclose(outputs, expected, rtol=TOLERANCE, atol=TOLERANCE)
-            if is_exact and not is_close:
+            difference = float(np.max(np.abs(self._logits(outputs) - self._logits(expected))))
+            if is_exact and not difference <= self._limit:
                 raise KerasnormError(
-                    f"{done.format}: expected Keras's outputs to {TOLERANCE:g}. Received: a "
-                    f"difference of {difference:.2g} at batch {n}. Nothing was written."
+                    f"{done.format}: expected Keras's logits to {self._limit:.2g}, {TOLERANCE:g} "
+                    f"of their standard deviation. Received: a difference of {difference:.2g} at "
+                    f"batch {n}. Nothing was written."
                 )
             done.differences[n] = max(done.differences.get(n, 0.0), difference)
         done.milliseconds = process.do("latency", done.path)
@@ -211,7 +239,7 @@ class Exporter:
             KerasnormError: It cannot be written.
         """
         entry, test = litert.FORMAT, quantization.test
-        backend, path = entry.writer() or "", self._new_path(entry, "-int8")
+        backend, path = entry.usable_writers()[0] or "", self._new_path(entry, "-int8")
         calibration = self._folder / "calibration.npy"
         np.save(calibration, quantization.calibration)
         logger.info(f"litert int8: writing, from {len(quantization.calibration)} images …")

@@ -23,30 +23,38 @@ class Opened:
 
     Attributes:
         call: Takes a batch of images (N, H, W, C) of `dtype` and returns its outputs (N, classes).
-        image_shape: Shape (H, W, C) of an image; 0 for a size that is not fixed.
+        shape: Shape (N, H, W, C) of the input; 0 for a size that is not fixed.
         dtype: Type of the input.
         input_name: Name of the input, which tells whether images must be equalized.
         quantization: Scale and zero point of a quantized input, None for any other.
     """
 
     call: "Callable[[NDArray[Any]], NDArray[Any]]"
-    image_shape: tuple[int, ...]
+    shape: tuple[int, ...]
     dtype: str
     input_name: str
     quantization: tuple[float, int] | None = None
 
     def predict(self, images: "NDArray[np.uint8]") -> "NDArray[np.float32]":
-        """Returns the outputs (N, classes) for raw images (N, H, W, C)."""
+        """Returns the outputs (N, classes) for raw images (N, H, W, C).
+
+        A model whose batch is fixed receives batches of that size, the last filled up with zeros.
+        """
         import numpy as np
 
         outputs = []
-        for start in range(0, len(images), BATCH):
-            batch = images[start : start + BATCH].astype(np.float32)
+        fixed = self.shape[0]
+        size = fixed or BATCH
+        for start in range(0, len(images), size):
+            batch = images[start : start + size].astype(np.float32)
+            missing = max(fixed - len(batch), 0)
+            batch = np.pad(batch, [(0, missing)] + [(0, 0)] * (batch.ndim - 1))
             if self.quantization is not None:
                 scale, zero = self.quantization
                 limits = np.iinfo(self.dtype)
                 batch = np.clip(np.rint(batch / scale) + zero, limits.min, limits.max)
-            outputs.append(np.asarray(self.call(batch.astype(self.dtype)), np.float32))
+            found = np.asarray(self.call(batch.astype(self.dtype)), np.float32)
+            outputs.append(found[: len(found) - missing])
         return np.concatenate(outputs)
 
 
@@ -96,22 +104,21 @@ class Format:
         """
         require(self.modules, self.name)
 
-    def writer(self) -> str | None:
-        """Returns the backend to write the format on, None where it needs none in particular.
+    def usable_writers(self) -> list[str | None]:
+        """Returns the backends that can write the format here, [None] where it needs none.
 
         Raises:
             MissingPackageError: No backend that can write it is installed, or a package is missing.
         """
         if not self.writers:
-            return None
+            return [None]
         installed = [name for name in self.writers if name in installed_backends()]
-        for backend in installed:
-            if not _missing(self.writers[backend]):
-                return backend
-        first = installed[0] if installed else next(iter(self.writers))
-        check_installed(first)
-        require(self.writers[first], self.name)
-        return first
+        usable: list[str | None] = [n for n in installed if not _missing(self.writers[n])]
+        if not usable:
+            first = installed[0] if installed else next(iter(self.writers))
+            check_installed(first)
+            require(self.writers[first], self.name)
+        return usable
 
 
 def require(modules: Sequence[str], name: str) -> None:
@@ -145,6 +152,6 @@ def only(path: Path, items: Iterable[Any], what: str) -> Any:
     return found[0]
 
 
-def image_shape(dimensions: Iterable[Any]) -> tuple[int, ...]:
-    """Returns the dimensions of an input without the first, with 0 for those that are not fixed."""
-    return tuple(n if isinstance(n, int) else 0 for n in dimensions)[1:]
+def fixed_sizes(dimensions: Iterable[Any]) -> tuple[int, ...]:
+    """Returns the dimensions of an input, with 0 for those that are not fixed."""
+    return tuple(n if isinstance(n, int) and n > 0 else 0 for n in dimensions)

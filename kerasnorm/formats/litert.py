@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kerasnorm.formats import archive, saved_model
-from kerasnorm.formats.format import Format, Opened, only
+from kerasnorm.formats.format import Format, Opened, fixed_sizes, only
 from kerasnorm.formats.safety import checks
 
 if TYPE_CHECKING:
@@ -49,11 +49,12 @@ def open_file(path: Path) -> Opened:
     entry = only(path, interpreter.get_input_details(), "input")
     output = only(path, interpreter.get_output_details(), "output")
     scale, zero = entry["quantization"]
-    shape = tuple(int(n) for n in entry.get("shape_signature", entry["shape"]))[1:]
+    shape = fixed_sizes(int(n) for n in entry.get("shape_signature", entry["shape"]))
     name = entry["name"].removeprefix("serving_default_").partition(":")[0]
 
     def call(batch: "NDArray[Any]") -> "NDArray[Any]":
-        interpreter.resize_tensor_input(entry["index"], batch.shape)
+        if not shape[0]:
+            interpreter.resize_tensor_input(entry["index"], batch.shape)
         interpreter.allocate_tensors()
         interpreter.set_tensor(entry["index"], batch)
         interpreter.invoke()

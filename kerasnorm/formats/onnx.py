@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kerasnorm.formats import archive
-from kerasnorm.formats.format import Format, Opened, image_shape, only
+from kerasnorm.formats.format import Format, Opened, fixed_sizes, only
 from kerasnorm.formats.safety import checks
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def open_file(path: Path) -> Opened:
         result: NDArray[Any] = session.run([output], {entry.name: batch})[0]
         return result
 
-    return Opened(call, image_shape(entry.shape), TYPES.get(entry.type, entry.type), entry.name)
+    return Opened(call, fixed_sizes(entry.shape), TYPES.get(entry.type, entry.type), entry.name)
 
 
 FORMAT = Format(

@@ -22,7 +22,7 @@ def open_file(path: Path) -> Opened:
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     compiled = core.compile_model(core.read_model(path), "CPU", options)
     entry = only(path, compiled.inputs, "input")
-    shape = tuple(0 if n.is_dynamic else n.get_length() for n in entry.get_partial_shape())[1:]
+    shape = tuple(0 if n.is_dynamic else n.get_length() for n in entry.get_partial_shape())
 
     def call(batch: "NDArray[Any]") -> "NDArray[Any]":
         result: NDArray[Any] = compiled([batch])[compiled.output(0)]

@@ -1,18 +1,26 @@
 """TensorFlow's SavedModel, a folder."""
 
-from functools import partial
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kerasnorm.formats import archive
-from kerasnorm.formats.format import Format, Opened, image_shape, only
+from kerasnorm.formats.format import Format, Opened, fixed_sizes, only
 from kerasnorm.formats.safety import checks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FILE = "saved_model.pb"
-write = partial(archive.export_with_keras, format="tf_saved_model")
+
+
+def write(source: Path, out: Path) -> None:
+    """Writes the model of a `.keras` file as a SavedModel."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "model"  # TensorFlow reads a path as a pattern: "[" fails
+        archive.export_with_keras(source, made, format="tf_saved_model")
+        shutil.copytree(made, out, dirs_exist_ok=True)
 
 
 def open_folder(path: Path) -> Opened:
@@ -20,7 +28,10 @@ def open_folder(path: Path) -> Opened:
     import tensorflow as tf
 
     checks.check_saved_model(path)
-    loaded = tf.saved_model.load(str(path))
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / "model"  # TensorFlow reads a path as a pattern: "[" fails
+        link.symlink_to(path.resolve(), target_is_directory=True)
+        loaded = tf.saved_model.load(str(link))
     function = loaded.signatures["serving_default"]
     name, spec = only(path, function.structured_input_signature[1].items(), "input")
     output = only(path, function.structured_outputs, "output")
@@ -30,7 +41,7 @@ def open_folder(path: Path) -> Opened:
         result: NDArray[Any] = function(**{name: tf.constant(batch)})[output].numpy()
         return result
 
-    return Opened(call, image_shape(spec.shape), spec.dtype.name, name)
+    return Opened(call, fixed_sizes(spec.shape), spec.dtype.name, name)
 
 
 FORMAT = Format(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from kerasnorm.errors import ConfigError, CorruptFileError
 from kerasnorm.formats import archive, safety
-from kerasnorm.formats.format import Format, Opened
+from kerasnorm.formats.format import Format, Opened, fixed_sizes
 
 if TYPE_CHECKING:
     import keras
@@ -123,7 +123,7 @@ def open_file(path: Path) -> Opened:
             result: NDArray[Any] = model(torch.from_numpy(batch)).numpy()
             return result
 
-    return Opened(call, tuple(first["batch_shape"][1:]), "float32", first["name"])
+    return Opened(call, fixed_sizes(first["batch_shape"]), "float32", first["name"])
 
 
 def generate(model: Any, weights: str) -> "tuple[str, dict[str, NDArray[Any]]]":

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kerasnorm.formats import archive
-from kerasnorm.formats.format import Format, Opened, image_shape, only
+from kerasnorm.formats.format import Format, Opened, fixed_sizes, only
 from kerasnorm.formats.safety import pt2
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def open_file(path: Path) -> Opened:
             result: NDArray[Any] = module(torch.from_numpy(batch)).numpy()
             return result
 
-    return Opened(call, image_shape(value.shape), str(value.dtype).removeprefix("torch."), name)
+    return Opened(call, fixed_sizes(value.shape), str(value.dtype).removeprefix("torch."), name)
 
 
 FORMAT = Format(

@@ -8,7 +8,10 @@ import keras
 import numpy as np
 import pytest
 from helpers import exported
+from helpers.command import call
 from helpers.exported import IMAGES, NAMES, SHAPE, network, path_of
+from hostile.exports import INPUTS as HOSTILE
+from hostile.exports import fixed_batch
 
 from kerasnorm.errors import (
     ConfigError,
@@ -227,3 +230,50 @@ def test_quantized_models_keep_most_of_their_accuracy(tmp_path):
     assert abs(done.quantized_accuracy - done.accuracy) < 0.05
     assert open_any(done.path).predict(data.test.images).shape == (200, 10)
     assert detect(done.path).name == "litert"
+
+
+@pytest.mark.parametrize(
+    "format_name", [name for name in ("onnx", "saved-model") if name in POSSIBLE]
+)
+@pytest.mark.parametrize("make", [make for _, make, outcome in HOSTILE if outcome == "is exported"])
+def test_models_that_people_really_have_are_exported(make, format_name, tmp_path):
+    saved = open_model(make(tmp_path))
+    expected = saved.model.predict(IMAGES.astype(np.float32), verbose=0)
+    with export.Exporter(saved, saved.path.parent / "out", None) as exporter:
+        opened = open_any(exporter.export(format_name).path)
+    answers = np.exp(opened.predict(IMAGES))
+    np.testing.assert_allclose(answers, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_of_a_fixed_batch_is_run_one_image_at_a_time(tmp_path):
+    pytest.importorskip("onnxruntime")
+    opened = open_any(fixed_batch(tmp_path))
+    np.testing.assert_allclose(opened.predict(IMAGES), IMAGES.mean((1, 2)), rtol=1e-5)
+
+
+def test_a_file_that_its_runtime_cannot_open_is_not_called_damaged(tmp_path):
+    pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(fixed_batch(tmp_path))
+    model.graph.node[0].op_type = "NoSuchOperation"
+    onnx.save(model, tmp_path / "new.onnx")
+    with pytest.raises(CorruptFileError, match=r"could not be opened: .*NoSuchOperation"):
+        open_any(tmp_path / "new.onnx")
+
+
+def test_differences_are_judged_by_how_far_logits_lie_apart():
+    apart = np.array([[-1.0, 1.0], [1.0, -1.0]], np.float32)
+    assert export.tolerated(apart) == pytest.approx(1.01e-3)
+    assert export.tolerated(100 * apart) == pytest.approx(1.01e-1)
+    near = np.log(0.5 + 1e-3 * apart)  # probabilities that 1e-4 would be a tenth of
+    assert export.tolerated(near) < 1e-5
+
+
+def test_one_failed_format_does_not_end_the_others(tmp_path):
+    pytest.importorskip("safetensors")
+    save_model(network(), tmp_path / "model.keras", {})
+    formats = ["--format", "keras", "--format", "state-dict"]
+    model = tmp_path / "model.keras"
+    _, err = call("export", model, *formats, "--out", tmp_path, code=1)
+    assert "1 of 2 exports failed, for the reasons above: keras." in err
+    assert (tmp_path / "model.safetensors").is_file()

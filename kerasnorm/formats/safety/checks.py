@@ -146,8 +146,8 @@ def _is_foreign(node: dict[str, Any]) -> bool:
 def _refuse(path: Path, found: set[str]) -> None:
     if found:
         raise CorruptFileError(
-            f"{path} was refused: it needs {', '.join(sorted(found)[:5])}, which an image "
-            "classifier does not need and which could do harm."
+            f"{path} was refused: it needs {', '.join(sorted(found)[:5])}, not on the list of "
+            "known operations, which only compute. Export the model in another format."
         )
 
 

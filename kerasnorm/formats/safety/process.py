@@ -118,7 +118,13 @@ class Tasks:
                 name = request.get("format", "litert")
                 message = f"The model cannot be written as {name}: {lines[0]}"
                 raise KerasnormError(message) from error
-            raise CorruptFileError(f"{path} is damaged: {lines[0][:300]}") from error
+            # The file has passed its checks; its runtime may lack an operation, or be older.
+            what = "opened" if task in ("open", "read_tensors") else "run"
+            message = (
+                f"{path} could not be {what}: {lines[0][:300]}. It is damaged, or its runtime here "
+                "does not support it: try another version of the runtime, or another format."
+            )
+            raise CorruptFileError(message) from error
 
     def write(self, path: Path, format: str, out: str) -> None:  # noqa: A002
         """Writes the model of our `.keras` file at `path` to `out` in another format."""
@@ -146,7 +152,7 @@ class Tasks:
         if entry.load is None:
             limit_memory(MEMORY)
         opened = self._opened[path] = entry.open(path)
-        shape = opened.image_shape
+        shape = opened.shape[1:]
         if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
             raise CorruptFileError(
                 f"{path}: expected a classifier of images (N, H, W, C) of fixed size. "
@@ -164,6 +170,7 @@ class Tasks:
             )
         check_finite(outputs, path)
         return {
+            "batch": opened.shape[0],
             "image_shape": shape,
             "classes": outputs.shape[1],
             "dtype": opened.dtype,
@@ -178,7 +185,7 @@ class Tasks:
     def latency(self, path: Path) -> float:
         """Returns the median time of one image in an open file, in milliseconds."""
         opened = self._opened[path]
-        image = np.full((1, *opened.image_shape), 127, np.uint8)
+        image = np.full((1, *opened.shape[1:]), 127, np.uint8)
         times = []
         for _ in range(REPEATS):
             start = time.perf_counter()

@@ -66,6 +66,13 @@ def _refusal(path: Path, what: str) -> CorruptFileError:
     )
 
 
+def _unknown(path: Path, operation: str) -> CorruptFileError:
+    return CorruptFileError(
+        f"{path} was refused: {operation[:80]} is not on the list of known operations, which only "
+        "compute. Export the model in another format."
+    )
+
+
 def _check_payloads(path: Path, document: Any) -> None:
     weights = 0
     for entry in document["config"].values():
@@ -87,7 +94,7 @@ def _model(path: Path, data: bytes) -> bytes:
         found = _TARGET.fullmatch(node["target"])
         # With an underscore at its end an operation writes its result into its first tensor.
         if found is None or not {found[1], found[1].removesuffix("_")} & operations:
-            raise _refusal(path, f"the operation {node['target']!r}")
+            raise _unknown(path, node["target"])
         node["metadata"] = {}
     if module["graph"]["custom_obj_values"]:
         raise _refusal(path, "an object")
