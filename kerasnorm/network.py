@@ -272,8 +272,8 @@ def portable(model: keras.Model) -> keras.Model:
     """Returns a float32 copy of stock Keras layers, without what only training needs.
 
     The copy gives the same logits, up to rounding, and `portable(model).save("model.keras")` writes
-    a file that opens in Keras without this package. Standardized kernels are folded into stock convolutions,
-    layers trained in mixed precision become float32, and augmentation is left out.
+    a file that opens in Keras without this package. Standardized kernels are folded into stock
+    convolutions, layers trained in mixed precision become float32, and augmentation is left out.
 
     Args:
         model: A functional model with one input and one output.
