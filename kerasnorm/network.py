@@ -277,7 +277,16 @@ def portable(model: keras.Model) -> keras.Model:
 
     Args:
         model: A functional model with one input and one output.
+
+    Raises:
+        ConfigError: The model is not of that kind.
     """
+    sizes = [len(getattr(model, name, None) or ()) for name in ("inputs", "outputs")]
+    if sizes != [1, 1]:
+        raise ConfigError(
+            "model: expected a functional Keras model with one input and one output. Received: "
+            f"{type(model).__name__} with {sizes[0]} inputs and {sizes[1]} outputs"
+        )
 
     def stock(layer: Any) -> Any:
         if not isinstance(layer, keras.layers.Layer):

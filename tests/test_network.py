@@ -556,3 +556,9 @@ def test_portable_copies_leave_augmentation_out_and_keep_adapted_statistics(name
     mean, std = images.mean((0, 1, 2)), images.std((0, 1, 2))
     expected = ((images - mean) / std).reshape(20, -1)
     np.testing.assert_allclose(copy.predict(images, verbose=0), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_portable_refuses_a_model_of_two_outputs() -> None:
+    image = keras.Input((4, 4, 1))
+    with pytest.raises(ConfigError, match="Functional with 1 inputs and 2 outputs"):
+        portable(keras.Model(image, [image, image + 1]))
