@@ -1,12 +1,21 @@
-"""Atomic writes and the run lock."""
+"""Atomic writes, the run lock, and paths as names and words of commands."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
 from kerasnorm.errors import RunFolderError
-from kerasnorm.files import atomic_writer, run_lock, sha256, write_bytes, write_json
+from kerasnorm.files import (
+    atomic_writer,
+    in_command,
+    run_lock,
+    sha256,
+    short_name,
+    write_bytes,
+    write_json,
+)
 
 
 def test_a_write_replaces_the_file_whole(tmp_path):
@@ -50,3 +59,30 @@ def test_a_second_process_cannot_take_a_held_lock(tmp_path):
     assert held.returncode == 1
     assert RunFolderError.__name__ in held.stderr
     subprocess.run(command, check=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["run", "my run", "it's", 'a"b', "$HOME", "a;b", "-x", "--out", "*", "a\nb", "ü", "~"]
+)
+def test_a_path_in_a_command_is_one_word_of_the_shell(tmp_path, name):
+    (tmp_path / name).mkdir()
+    done = subprocess.run(
+        ["bash", "-c", f"cd {in_command(name)} && pwd -P"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.removesuffix("\n") == str(tmp_path.resolve() / name)
+    assert not in_command(name).startswith("-")
+
+
+def test_long_names_are_cut_and_stay_distinct(tmp_path):
+    long = ["é" * 200 + end for end in "ab"] + ["x" * 120, "x" * 121, "\udcff" * 300]
+    names = [short_name(name) for name in long]
+    assert names[2] == long[2]
+    assert len(set(names)) == len(names)
+    for name in names:
+        (tmp_path / name).mkdir()
+        assert len(os.fsencode(name)) <= 120
+    assert short_name("bn-torch") == "bn-torch"

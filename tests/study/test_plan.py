@@ -239,3 +239,20 @@ def test_folders_are_named_after_what_tells_runs_apart():
 def test_every_owned_field_is_a_field():
     owned = {name for norm in NORMS.values() for name in norm.fields}
     assert {"groups", "ln_affine"} <= owned <= set(SETTINGS)
+
+
+def test_the_default_folder_is_one_for_a_place_and_can_be_made(tmp_path, monkeypatch):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "link").symlink_to("d")
+    monkeypatch.chdir(tmp_path)
+    spelled = ("d", "d/", "./d", "link", str(tmp_path / "d"))
+    located = [make(fixed={"data": text}).located() for text in spelled]
+    assert len({studies._default_folder(plan) for plan in located}) == 1
+    assert {identity(resolve({"data": text})) for text in spelled} == {
+        identity(resolve({"data": str(tmp_path / "d")}))
+    }
+    long = make(vary=dict.fromkeys(SETTINGS, ()))
+    longer = make(vary={name: () for name in SETTINGS if name != "flip"})
+    folders = {studies._default_folder(plan) for plan in (long, longer)}
+    assert len(folders) == 2
+    assert max(len(folder.name) for folder in folders) < 143

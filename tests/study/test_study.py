@@ -22,8 +22,8 @@ from hostile import changed_data
 
 from kerasnorm.cli import studies
 from kerasnorm.errors import DataError
-from kerasnorm.study import execution
-from kerasnorm.study.plan import run_name
+from kerasnorm.study import execution, folder, study
+from kerasnorm.study.plan import StudyPlan, run_name
 
 TINY = (
     *("--data", "shapes", "--train-size", "60", "--test-size", "20", "--batch-size", "16"),
@@ -336,3 +336,14 @@ def test_varied_data_are_not_named_again(tmp_path):
     call("sweep", *words, "--backend", "torch", "--out", tmp_path / "study", code=3)
     _, err = call("compare", "--resume", tmp_path / "study", "--data", "shapes", code=2)
     assert "the study varies its data" in err
+
+
+def test_data_that_only_the_workers_have_are_left_to_them(tmp_path, caplog):
+    """The client of a Dask scheduler may be a machine without the data."""
+    plan = StudyPlan(norms=("bn",), backends=("torch",), seeds=(0,),
+                     fixed={"data": str(tmp_path / "missing")})  # fmt: skip
+    runs = folder.survey(tmp_path / "study", plan)
+    study._check_data(runs, is_remote=True)
+    assert "The workers must have them." in caplog.text
+    with pytest.raises(DataError, match="no such file"):
+        study._check_data(runs, is_remote=False)

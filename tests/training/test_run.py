@@ -1,5 +1,7 @@
 """A run's folder: made once, written plainly, read with distrust."""
 
+import shlex
+
 import pytest
 
 from kerasnorm.config import resolve
@@ -42,6 +44,22 @@ def test_default_folders_are_named_and_numbered(tmp_path, monkeypatch):
     names = [str(run.create_folder(None, CONFIG, "shapes")) for _ in range(3)]
     base = "results/runs/shapes-bn-torch-s4"
     assert names == [base, f"{base}-2", f"{base}-3"]
+
+
+def test_the_command_that_resumes_a_run_can_be_pasted(tmp_path):
+    path = run.create_folder(tmp_path / "my runs" / "it's 1", CONFIG, "shapes")
+    run.write_history(path / run.HISTORY, [ROW])
+    with pytest.raises(CorruptFileError) as error:
+        run.Run.load(path)
+    words = shlex.split(str(error.value).partition("resume it: ")[2])
+    assert words == ["kerasnorm", "fit", "--resume", str(path)]
+
+
+def test_long_names_of_data_give_folders_that_can_be_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = [run.create_folder(None, CONFIG, "d" * 240 + end) for end in "ab"]
+    assert all(len(path.name) < 143 and path.name.endswith("-bn-torch-s4") for path in paths)
+    assert len(set(paths)) == 2
 
 
 def test_a_folder_that_holds_something_is_refused_and_kept(tmp_path):
