@@ -236,8 +236,8 @@ class TrainConfig(_Checked):
     )
     deterministic: bool = _field(
         False,
-        "Make runs on a GPU bitwise reproducible, at lower speed; on a CPU they always are. The bits "
-        "depend on the number of threads (torch: OMP_NUM_THREADS, tensorflow: "
+        "Make runs on a GPU bitwise reproducible, at lower speed; on a CPU they always are. The "
+        "bits depend on the number of threads (torch: OMP_NUM_THREADS, tensorflow: "
         "TF_NUM_INTRAOP_THREADS) and on the device.",
     )
     seed: int = _field(

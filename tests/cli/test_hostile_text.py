@@ -1,7 +1,10 @@
 """Commands that meet odd names, files, caches and variables end well, or say what to do."""
 
 import dataclasses
+import io
 import json
+import sys
+from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 from helpers.command import call, run
@@ -18,6 +21,7 @@ from hostile.text import (
     class_folder,
 )
 
+from kerasnorm.cli import app, main
 from kerasnorm.config import resolve
 from kerasnorm.data import load, sources
 from kerasnorm.errors import RunFolderError
@@ -26,7 +30,7 @@ from kerasnorm.study.plan import StudyPlan
 from kerasnorm.training.run import create_folder
 
 pytestmark = pytest.mark.backend("any")
-TRAIN = "fit --epochs 1 --batch-size 32 --widths 4,4,4,4,4,4,4,4,4,4".split()
+TRAIN = ["fit", "--epochs", "1", "--batch-size", "8", "--widths", "4,4,4,4,4,4,4,4,4,4"]
 
 
 def cases(inputs):
@@ -77,7 +81,7 @@ def test_data_and_run_in_a_folder_of_any_name(make, expected, tmp_path):
 @cases(FOLDERS)
 def test_a_folder_that_people_call_empty_is_taken(make, expected, tmp_path):
     before = {path.name for path in make(tmp_path).iterdir()}
-    config, plan = resolve({"backend": "torch"}), StudyPlan(norms=("bn",), seeds=(0,))
+    config, plan = resolve({"backend": "torch"}), StudyPlan(("bn",), ("torch",), (0,))
     if isinstance(expected, Refused):
         with pytest.raises(RunFolderError, match=expected.texts[0]):
             create_folder(tmp_path, config, "shapes")
@@ -127,15 +131,87 @@ def test_a_variable_that_nothing_reads_is_named(make, expected, tmp_path, monkey
     assert call("evaluate", tmp_path, "--quiet", code=5)[1].startswith("kerasnorm: ")
 
 
-def test_the_log_that_a_command_writes_does_not_fill_its_folder(tmp_path):
-    """The shell has opened the log in the run's folder before the command starts."""
-    code = (
-        "import sys, kerasnorm.files as files; from pathlib import Path\n"
-        "sys.exit(not files.is_empty(Path(sys.argv[1])))"
-    )
-    assert run_into(tmp_path / "notes", code, tmp_path) == 0
-    (tmp_path / "others").touch()
-    assert run_into(tmp_path / "notes", code, tmp_path) == 1
+class Stream(io.TextIOWrapper):
+    """A standard stream of an encoding that lacks most letters."""
+
+    def __init__(self, encoding, errors="strict"):
+        super().__init__(io.BytesIO(), encoding=encoding, errors=errors)
+
+    def content(self):
+        self.flush()
+        return self.buffer.getvalue()
+
+
+SMALL = ["--train-size", "40", "--test-size", "10", "--data", "shapes", "--epochs", "1"]
+COMMANDS = {
+    "fit": ["--resume", "RUN"],
+    "compare": ["--norm", "bn", "--seeds", "1", *TRAIN[1:], "--data", "DATA", "--out", "OUT"],
+    "sweep": ["--norm", "bn", "--vary", "data=DATA,shapes", "--dry-run", "--out", "OUT"],
+    "plot": ["RUN"],
+    "report": ["RUN"],
+    "evaluate": ["RUN"],
+    "predict": ["RUN", "PICTURE"],
+    "misclassified": ["RUN", "--out", "OUT"],
+    "summary": ["RUN"],
+    "receptive-field": ["RUN"],
+    "explain": ["gn", "--no-cost", "--out", "OUT"],
+    "landscape": ["RUN", "--steps", "1", "--lines", "1", "--points", "3", "--out", "OUT"],
+    "statistics": ["RUN", "--images", "8", "--out", "OUT"],
+    "inputs": ["--data", "DATA", "--out", "OUT"],
+    "export": ["RUN", "--format", "keras", "--format", "state-dict", "--out", "OUT"],
+    "import-torch": ["WEIGHTS", *TRAIN[5:], "--out", "OUT.keras", "--image-size", "6,6",
+                     "--class-names", ",".join(f"日{number}" for number in NAMES)],
+    "bench": ["--images", "20", "--rounds", "1", "--batch-size", "10", "--contender", "kerasnorm"],
+    "data": ["DATA"],
+    "doctor": [],
+}  # fmt: skip
+LIGHT = {"fit", "evaluate", "predict", "misclassified", "summary", "receptive-field", "data"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_command_ends_at_a_letter_that_stdout_lacks(name, trained, tmp_path, monkeypatch):
+    places = {
+        "RUN": trained / "run",
+        "DATA": trained / "data",
+        "PICTURE": trained / "data" / "日本語" / "0.png",
+        "OUT": tmp_path / "ü日",
+        "WEIGHTS": tmp_path / "weights.safetensors",
+    }
+    words = [name, *COMMANDS[name]]
+    for word, place in places.items():
+        words = [text.replace(word, str(place)) for text in words]
+    if name == "import-torch":
+        out = tmp_path / "exports"
+        call("export", trained / "run", "--format", "state-dict", "--out", out)
+        (path,) = out.glob("*.safetensors")
+        path.rename(places["WEIGHTS"])
+    monkeypatch.setattr(sys, "argv", ["kerasnorm", *words])
+    for encoding in ("cp1252", "ascii") if name in LIGHT else ("cp1252",):
+        out, err = Stream(encoding), Stream(encoding, "backslashreplace")
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code, err.content()
+        assert b"Traceback" not in err.content()
+        if name in LIGHT - {"fit", "summary", "receptive-field"}:
+            monkeypatch.setattr(sys, "argv", ["kerasnorm", *words, "--json"])
+            with redirect_stdout(out := Stream(encoding)), pytest.raises(SystemExit):
+                main()
+            assert json.loads(out.content().decode(encoding))
+            monkeypatch.setattr(sys, "argv", ["kerasnorm", *words])
+
+
+def test_every_command_is_tried():
+    assert set(COMMANDS) == set(app.commands)
+
+
+def test_a_process_whose_encoding_lacks_the_letters(trained):
+    picture = trained / "data" / "日本語" / "0.png"
+    for encoding in ("cp1252", "ascii:strict"):
+        words = ("predict", trained / "run", picture, "--top", len(NAMES), "--json")
+        out, _ = run(*words, PYTHONIOENCODING=encoding)
+        (answer,) = json.loads(out)
+        assert answer["image"] == str(picture)
+        assert {guess["class"] for guess in answer["classes"]} == {*NAMES.values()}
 
 
 def test_names_are_distinct():
