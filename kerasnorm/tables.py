@@ -6,8 +6,8 @@ from itertools import zip_longest
 from textwrap import fill
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text
 
 NOTE_WIDTH = 100
 
@@ -55,19 +55,19 @@ def to_text(table: Table) -> str:
 
 
 def to_rich(table: Table) -> RichTable:
-    """Returns a table as a rich table for the terminal."""
+    """Returns a table as a rich table for the terminal, its texts taken literally."""
     drawn = RichTable(
-        title=escape(table.title) or None,
-        caption="\n".join(table.notes) or None,
+        title=Text(table.title, "table.title") if table.title else None,
+        caption=Text("\n".join(table.notes), "table.caption") if table.notes else None,
         caption_justify="left",
         box=box.SIMPLE_HEAD,
     )
     for column in table.columns:
         is_number = column.startswith(">")
-        drawn.add_column(column.removeprefix(">"), justify="right" if is_number else "left")
+        drawn.add_column(Text(column.removeprefix(">")), justify="right" if is_number else "left")
     for cells, style in zip_longest(table.rows, table.styles[: len(table.rows)]):
-        drawn.add_row(*map(escape, cells), style=style)
+        drawn.add_row(*map(Text, cells), style=style)
     drawn.add_section()
     for cells in table.totals:
-        drawn.add_row(*map(escape, cells))
+        drawn.add_row(*map(Text, cells))
     return drawn

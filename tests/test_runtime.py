@@ -59,6 +59,38 @@ def test_a_device_becomes_a_number(device, count, index):
     assert runtime._gpu_index(device, "torch", count) == index
 
 
+def test_a_user_without_a_home_has_a_cache(monkeypatch):
+    import pwd
+
+    def nobody(_):
+        raise KeyError("uid not found")
+
+    for name in ("HOME", "XDG_CACHE_HOME", "KERASNORM_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    folder = runtime.cache_folder()
+    assert folder.is_absolute()
+    assert str(os.getuid()) in folder.name
+    monkeypatch.setenv("KERASNORM_CACHE", "~/x")
+    assert str(runtime.cache_folder()) == "~/x"
+
+
+THREADS = "from kerasnorm import runtime; runtime.start({0!r}); print(runtime.threads({0!r}))"
+
+
+@pytest.mark.parametrize(
+    ("backend", "variable"),
+    [("torch", "OMP_NUM_THREADS"), ("tensorflow", "TF_NUM_INTRAOP_THREADS")],
+)
+def test_the_number_of_threads_is_what_the_user_chose(backend, variable):
+    if backend not in runtime.installed_backends():
+        pytest.skip(f"{backend} is not installed")
+    command = [sys.executable, "-c", THREADS.format(backend)]
+    environment = os.environ | {"KERAS_BACKEND": backend, variable: "3"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "3\n"
+
+
 def test_the_environment_names_versions_device_and_command():
     record = runtime.environment("torch", runtime.Device("cpu", "CPU, 2 threads"))
     assert {"python", "keras", "numpy", "kerasnorm"} <= set(record["versions"])

@@ -36,3 +36,11 @@ def test_rich_shows_every_cell_and_takes_no_name_for_markup() -> None:
     shown = console.file.getvalue()
     for text in ("A title", "name", "a[b]", "[red]", "1,000", "sum", "1,001", "A note."):
         assert text in shown
+
+
+def test_rich_takes_no_text_for_an_emoji_or_a_style() -> None:
+    texts = (":car:", "[red]x[/]", "[/none]", "[b]")
+    console = Console(width=80, file=io.StringIO(), color_system=None)
+    console.print(to_rich(Table(texts, [texts], [texts], texts, title=":car:")))
+    shown = console.file.getvalue()
+    assert [shown.count(text) for text in texts] == [5, 4, 4, 4]

@@ -1,7 +1,6 @@
 """Downloads the official files of named data sets, checked, into the cache."""
 
 import logging
-import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from kerasnorm.errors import DataError
-from kerasnorm.files import fsync_folder
+from kerasnorm.files import file_lock, fsync, fsync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ class Official:
 
 
 def fetch(file: RemoteFile, cache: Path, timeout: float = TIMEOUT, retries: int = 0) -> Path:
-    """Returns the path of a file in the cache, downloaded first if it is not there.
+    """Returns the path of a file in the cache, downloaded first if it is not there or damaged.
 
     The file takes its name only when size and checksum are right. Of several processes that want
     the same file, one downloads it and the others wait.
@@ -85,17 +84,23 @@ def fetch(file: RemoteFile, cache: Path, timeout: float = TIMEOUT, retries: int 
         DownloadError: No address returned the file, its size or checksum is wrong, or the cache
             cannot be written.
     """
-    from filelock import FileLock
-
     target = cache / file.path
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(f".{target.name}.lock"), timeout=DEADLINE):
-            if not target.exists():
+        with file_lock(target.with_name(f".{target.name}.lock"), timeout=DEADLINE):
+            if not _is_whole(file, target):
                 _download(file, target, timeout, retries)
     except OSError as error:
         raise DownloadError(target, str(error)) from error
     return target
+
+
+def _is_whole(file: RemoteFile, target: Path) -> bool:
+    """Returns whether a file in the cache is the official one."""
+    from pooch.hashes import hash_matches
+
+    is_there = target.is_file() and target.stat().st_size == file.size
+    return is_there and bool(hash_matches(str(target), file.checksum))
 
 
 def _download(file: RemoteFile, target: Path, timeout: float, retries: int) -> None:
@@ -113,7 +118,7 @@ def _download(file: RemoteFile, target: Path, timeout: float, retries: int) -> N
             note = f"Downloading {url} ({size}) to {target.parent}"
             limited = _LimitedFile(output, file.size, note)
             pooch.HTTPDownloader(chunk_size=_PIECE, timeout=timeout)(url, limited, None)
-            os.fsync(output.fileno())
+            fsync(output)
 
     failures = []
     for url in file.urls:

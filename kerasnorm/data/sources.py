@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from kerasnorm.data.dataset import (
 )
 from kerasnorm.data.download import DownloadError, Official, fetch
 from kerasnorm.data.preprocessing import equalized
+from kerasnorm.errors import DataError
 from kerasnorm.runtime import cache_folder
 
 # One line per module that defines sources. The first reader that matches a path reads it;
@@ -60,7 +62,8 @@ def load(
 ) -> Dataset:
     """Returns a data set, checked.
 
-    Downloads are logged, and so is a warning when `auto` falls back to `shapes`.
+    Downloads are logged, and so are warnings of what is in the cache and is no data set, and of
+    `auto` falling back to `shapes`.
 
     Args:
         data: The name of a data set, which is downloaded unless it is cached ("cifar10") or
@@ -76,14 +79,17 @@ def load(
         DataError: The data does not exist, does not download, is damaged or unsafe, has fewer
             images than asked for, or is not what a classifier can learn from.
     """
-    if data == "auto":
-        data, why = _auto()
-        dataset = load(data, train_size=train_size, test_size=test_size, fit=fit)
-        return dataclasses.replace(dataset, source=dataset.source + why)
-    if made := GENERATED.get(data):
+    whole = _auto() if data == "auto" else None
+    is_replaced = data == "auto" and whole is None
+    if made := GENERATED.get("shapes" if is_replaced else data):
         dataset = made.generate(train_size or made.train_size, test_size or made.test_size)
+        if is_replaced:
+            source = f"{dataset.source} (auto: cifar10 is not cached and does not download)"
+            dataset = dataclasses.replace(dataset, source=source)
     else:
-        whole = _named(OFFICIAL[data]) if data in OFFICIAL else read(_existing(data), fit)
+        if whole is None:
+            is_official = data in OFFICIAL
+            whole = _named(OFFICIAL[data], RETRIES) if is_official else read(_existing(data), fit)
         dataset = whole.subset(train_size, test_size)
     if needs_test and len(dataset.test) == 0:
         received = "none: no class has five images, of which the fifth would be a test image"
@@ -181,12 +187,16 @@ def describe_cache() -> list[dict[str, Any]]:
     """
     found = []
     for official in OFFICIAL.values():
-        path = _cached_path(official)
-        files = [path, *path.rglob("*")] if path else []
-        size = sum(file.stat().st_size for file in files if file.is_file())
-        state = f"{size / 1e6:.1f} MB in {path}" if path else "not cached"
-        where = str(path) if path else None
-        found.append({"name": official.name, "path": where, "bytes": size, "state": state})
+        entry = {"name": official.name, "path": None, "bytes": 0, "state": "not cached"}
+        for path in _cached_paths(official):
+            files = [path, *path.rglob("*")]
+            if size := sum(file.stat().st_size for file in files if file.is_file()):
+                state = f"{size / 1e6:.1f} MB in {path}"
+                whole = {file.path: file.size for file in official.files}.get(path.name, size)
+                state += f", of {whole / 1e6:.1f} MB: it is incomplete" if size < whole else ""
+                entry |= {"path": str(path), "bytes": size, "state": state}
+                break
+        found.append(entry)
     return found
 
 
@@ -195,18 +205,16 @@ def _kinds() -> str:
     return f"{'; '.join(first)}; or {last}"
 
 
-def _auto() -> tuple[str, str]:
-    """Returns the data set that `auto` stands for, and why, for its source."""
-    # Only a failing download leads to shapes: damaged data in the cache is an error.
+def _auto() -> Dataset | None:
+    """Returns cifar10 if it is cached or downloads; else warns, and returns None for shapes."""
     try:
-        _path_of(OFFICIAL["cifar10"], retries=0)
+        return _named(OFFICIAL["cifar10"], retries=0)
     except DownloadError as error:
         logger.warning(
             f"auto: taking the generated data set shapes, because cifar10 is not in "
             f"{cache_folder()} and does not download ({error.reason})."
         )
-        return "shapes", " (auto: cifar10 is not cached and does not download)"
-    return "cifar10", ""
+        return None
 
 
 def _existing(data: str) -> Path:
@@ -224,28 +232,30 @@ def _existing(data: str) -> Path:
     return path
 
 
-def _named(official: Official) -> Dataset:
-    dataset = read(_path_of(official, RETRIES))
+def _named(official: Official, retries: int) -> Dataset:
+    """Returns an official data set from the cache, downloaded first if none there can be read."""
+    cache = cache_folder()
+    for path in _cached_paths(official):
+        try:
+            return _renamed(read(path), official)
+        except DataError as error:  # such as an interrupted download
+            logger.warning(f"{error} It is passed over.")
+    for file in official.files:
+        fetch(file, cache, retries=retries)
+    return _renamed(read(cache / Path(official.files[0].path).parts[0]), official)
+
+
+def _renamed(dataset: Dataset, official: Official) -> Dataset:
     names = official.class_names or dataset.class_names
     return check(dataclasses.replace(dataset, name=official.name, class_names=names))
 
 
-def _path_of(official: Official, retries: int) -> Path:
-    """Returns where a data set lies in the cache, downloaded first if it is not there."""
-    if path := _cached_path(official):
-        return path
-    for file in official.files:
-        fetch(file, cache_folder(), retries=retries)
-    path = _cached_path(official)
-    assert path is not None
-    return path
-
-
-def _cached_path(official: Official) -> Path | None:
-    cache = cache_folder()
+def _cached_paths(official: Official) -> list[Path]:
+    """Returns the places in the cache where a data set may be whole."""
+    cache, found = cache_folder(), []
     for place in official.places:
         # A folder that is downloaded file by file counts when it is complete.
         parts = [file.path for file in official.files if file.path.startswith(f"{place}/")]
-        if all((cache / part).exists() for part in [place, *parts]):
-            return cache / place
-    return None
+        if all(os.path.exists(cache / part) for part in [place, *parts]):
+            found.append(cache / place)
+    return found

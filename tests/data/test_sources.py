@@ -215,11 +215,59 @@ def test_auto_downloads_and_later_needs_no_network(
     assert len(caplog.messages) == 1
 
 
-def test_auto_does_not_hide_damage_in_the_cache(cache: Path) -> None:
+def test_a_damaged_archive_in_the_cache_is_named_and_downloaded_again(
+    cache: Path,
+    site: tuple[Path, ThreadingHTTPServer],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "kerasnorm")
+    whole = cifar10_archive(site[0] / "cifar-10-python.tar.gz").read_bytes()
+    serve("cifar10", site, monkeypatch)
+    (cache / "cifar-10-batches-py").mkdir(parents=True)
+    archive = cache / "cifar-10-python.tar.gz"
+    for damaged in (whole[:1000], whole[:999] + bytes(99) + whole[1098:], b""):
+        archive.write_bytes(damaged)
+        for data in ("auto", "cifar10"):
+            assert load(data).source == str(archive)
+        assert archive.read_bytes() == whole
+    assert sum(str(archive) in text and "passed over" in text for text in caplog.messages) == 3
+    assert sum("Downloading" in text for text in caplog.messages) == 3
+
+
+def test_a_damaged_archive_that_does_not_download_stays_and_auto_takes_shapes(
+    cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     archive = cifar10_archive(cache / "cifar-10-python.tar.gz")
-    archive.write_bytes(archive.read_bytes()[:1000])
-    with pytest.raises(DataError, match="cifar-10-python"):
-        load("auto")
+    damaged = archive.read_bytes()[:1000]
+    archive.write_bytes(damaged)
+    with pytest.raises(DownloadError, match="cifar-10-python"):
+        load("cifar10")
+    assert load("auto", train_size=20, test_size=10).name == "shapes"
+    assert archive.read_bytes() == damaged
+    assert all("cifar-10-python" in text for text in caplog.messages[:2])
+
+
+def test_a_file_of_several_that_is_damaged_is_downloaded_alone(
+    cache: Path,
+    site: tuple[Path, ThreadingHTTPServer],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for half in ("train", "t10k"):
+        images = np.arange(20 * 28 * 28).astype(np.uint8).reshape(20, 28, 28)
+        (site[0] / f"{half}-images-idx3-ubyte.gz").write_bytes(idx(images))
+        labels = np.arange(20, dtype=np.uint8) % 10
+        (site[0] / f"{half}-labels-idx1-ubyte.gz").write_bytes(idx(labels))
+    serve("fashion_mnist", site, monkeypatch)
+    load("fashion_mnist")
+    damaged = cache / "fashion-mnist" / "train-labels-idx1-ubyte.gz"
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    caplog.set_level("INFO", "kerasnorm")
+    caplog.clear()
+    assert load("fashion_mnist").class_counts["train"] == (2,) * 10
+    assert ["Downloading" in text for text in caplog.messages] == [False, True]
+    assert "train-labels" in caplog.messages[1]
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
@@ -329,6 +377,15 @@ def test_help_readme_and_errors_name_every_form_of_data(tmp_path: Path) -> None:
     for reader in sources.READERS:
         for text in (SETTINGS["data"].field.metadata["help"], str(caught.value), readme):
             assert reader.description in " ".join(text.replace("`", "").split())
+
+
+def test_what_is_incomplete_is_not_listed_as_cached(cache: Path) -> None:
+    (cache / "cifar-10-batches-py").mkdir(parents=True)
+    assert describe_cache()[0]["state"] == "not cached"
+    (cache / "cifar-10-python.tar.gz").write_bytes(bytes(10**6))
+    state = describe_cache()[0]["state"]
+    assert state.startswith("1.0 MB in")
+    assert state.endswith("of 170.5 MB: it is incomplete")
 
 
 def test_data_needs_no_keras() -> None:

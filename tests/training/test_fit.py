@@ -125,6 +125,22 @@ def test_a_resumed_run_keeps_its_config(tmp_path, field):
         tiny.train(resume=folder, **field)
 
 
+@pytest.mark.parametrize(("before", "is_said"), [(0, False), (1, True)])
+def test_another_number_of_threads_is_said_when_a_run_is_resumed(tmp_path, caplog, before, is_said):
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "run", [StopAfter(1)])
+    path = tmp_path / "run" / run.ENVIRONMENT
+    environment = json.loads(path.read_text())
+    now = environment["threads"]
+    assert now >= 1
+    path.write_text(json.dumps(environment | {"threads": now + before}))
+    tiny.train(resume=tmp_path / "run")
+    notes = [text for text in caplog.messages if "threads" in text]
+    expected = f"The run was computed on {now + before} threads and resumes on {now}:"
+    assert [note.startswith(expected) for note in notes] == [True] * is_said
+    assert json.loads(path.read_text())["threads"] == now
+
+
 def test_what_is_resumed_must_be_there_and_brings_its_own_config(tmp_path):
     with pytest.raises(ConfigError, match=r"^resume: expected a run's folder.*missing"):
         tiny.train(resume=tmp_path / "missing")
