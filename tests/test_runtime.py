@@ -86,9 +86,9 @@ def test_the_number_of_threads_is_what_the_user_chose(backend, variable):
     if backend not in runtime.installed_backends():
         pytest.skip(f"{backend} is not installed")
     command = [sys.executable, "-c", THREADS.format(backend)]
-    environment = os.environ | {"KERAS_BACKEND": backend, variable: "3"}
+    environment = os.environ | {"KERAS_BACKEND": backend, variable: "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == "3\n"
+    assert done.stdout == "1\n"
 
 
 def test_the_environment_names_versions_device_and_command():
