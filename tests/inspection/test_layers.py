@@ -195,8 +195,8 @@ def two_inputs() -> keras.Model:
     ("build", "message"),
     [
         (refused(Unknown(name="odd")), "layer 'odd'.*Received: Unknown.*a part of"),
-        (refused(layers.UpSampling2D(2)), "finer.*Received: UpSampling2D"),
-        (refused(layers.Conv2DTranspose(2, 3)), "finer.*Received: Conv2DTranspose"),
+        (refused(layers.UpSampling2D(2)), "enlarges.*Received: UpSampling2D"),
+        (refused(layers.Conv2DTranspose(2, 3)), "enlarges.*Received: Conv2DTranspose"),
         (refused(layers.Permute((2, 1, 3))), "Received: Permute"),
         (refused(lambda x: keras.ops.transpose(x, (0, 2, 1, 3))), "Received: Transpose"),
         (refused(layers.Reshape((16, 4, 2))), r"\[8, 8\] to \[16, 4\]"),
