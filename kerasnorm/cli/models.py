@@ -164,7 +164,8 @@ def images_of(
         if data is None:
             raise DataError(f"{error} If the data were moved, name their place: --data.") from error
         raise
-    if data is None and is_run(saved.path.parent):
+    is_own = saved.config is not None and config == saved.config.data  # resized as it was trained
+    if is_own and is_run(saved.path.parent):
         known = read_content(saved.path.parent)
         if known is not None and (differences := known.differences(dataset.content)):
             logger.warning(

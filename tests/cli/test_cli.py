@@ -145,6 +145,7 @@ def test_a_model_resizes_images_as_it_was_trained(cropped, tmp_path):
     alone = shutil.copy(path / "model.keras", tmp_path)
     assert answers(alone, picture) == crop
     assert answers(path / "model.keras", picture, "--resize", "stretch") == stretch
+    assert "has changed" not in call("evaluate", path, "--resize", "stretch")[1]
     losses = {how: json.loads(call("evaluate", path, "--resize", how, "--json")[0])["loss"]
               for how in ("stretch", "crop", "pad")}  # fmt: skip
     assert len(set(losses.values())) == 3
