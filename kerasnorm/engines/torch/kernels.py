@@ -1,8 +1,7 @@
 """Tensor functions that PyTorch lacks, or computes more slowly or less exactly than possible.
 
 All take 4-D tensors as (N, C, H, W) in channels-last memory, on which oneDNN and cuDNN are fastest;
-`torch.autograd` carries their gradients. Where the backward pass of a function writes into the
-gradient that it receives, the docstring says so: the caller must know that nothing else reads it.
+`torch.autograd` carries their gradients.
 """
 
 import math
@@ -34,53 +33,24 @@ def _rows(x: Tensor) -> Tensor:
     return channels_last(x).permute(0, 2, 3, 1).flatten(1, 2)
 
 
-class _ReLU(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.mark_dirty(x)
-        x.clamp_min_(0)
-        ctx.save_for_backward(x)
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (y,) = ctx.saved_tensors
-        gradient = channels_last(gradients[0])
-        write = torch.ops.aten.threshold_backward.grad_input
-        masked: Tensor = write(gradient, y, 0, grad_input=gradient)
-        return masked
-
-
-def relu_(x: Tensor) -> Tensor:
-    """Applies ReLU to x in place; backward writes into its gradient."""
-    y: Tensor = _ReLU.apply(x)
-    return y
-
-
 class _ZeroAt(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, positions: Tensor, owns_gradient: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, positions: Tensor) -> Tensor:
         ctx.mark_dirty(x)
         ctx.positions = positions
-        ctx.owns_gradient = owns_gradient
         _clear(x, positions)
         return x
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        gradient = channels_last(gradients[0])
-        if not ctx.owns_gradient:
-            gradient = gradient.clone()
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        gradient = gradients[0].clone(memory_format=torch.channels_last)
         _clear(gradient, ctx.positions)
-        return gradient, None, None
+        return gradient, None
 
 
-def zero_at_(x: Tensor, positions: Tensor, owns_gradient: bool) -> Tensor:
-    """Sets x to 0 at positions of its memory, in place.
-
-    Backward writes into its gradient if `owns_gradient`, else into a copy.
-    """
-    y: Tensor = _ZeroAt.apply(x, positions, owns_gradient)
+def zero_at_(x: Tensor, positions: Tensor) -> Tensor:
+    """Sets x to 0 at positions of its memory, in place."""
+    y: Tensor = _ZeroAt.apply(x, positions)
     return y
 
 

@@ -68,16 +68,12 @@ class Site:
     """Where in the graph a layer is called.
 
     Attributes:
-        number: Number of the call in the graph; each dropout draws numbers of its own.
-        is_alone: Whether its input is fresh memory (see `Lowered`) that no other layer reads.
-        owns_gradient: Whether the gradient of its output is fresh memory, whichever layer reads it.
         device: Device of the variables.
+        number: Number of the call in the graph; each dropout draws numbers of its own.
     """
 
     device: torch.device
     number: int = 0
-    is_alone: bool = False
-    owns_gradient: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,18 +82,15 @@ class Lowered:
 
     Attributes:
         call: Takes the mode and the input tensors, returns the output.
-        is_fresh: Whether its output is new memory, in training and in inference, that its own
-            backward pass does not read: the next layer may write into it.
-        gives_fresh: Whether the gradient of its input is new memory that nothing else reads.
-        scaled: For norms: returns the norm whose output is multiplied by a factor in training.
+        scaled: For a norm: returns the norm whose output is multiplied by a factor in training. It
+            is None unless the output is new memory that the norm's backward pass does not read, so
+            that a dropout may write into it.
         dropping: For elementwise dropout on the CPU: its rate, and the call that drops in place
             without scaling.
-        is_foreign: Whether `call` is the Keras layer's own.
+        is_foreign: Whether the call is that of the Keras layer itself.
     """
 
     call: Callable[..., Tensor]
-    is_fresh: bool = False
-    gives_fresh: bool = False
     scaled: "Callable[[float], Lowered] | None" = None
     dropping: tuple[float, Callable[..., Tensor]] | None = None
     is_foreign: bool = False
@@ -235,7 +228,7 @@ def _rescaling(layer: Any, site: Site) -> Lowered | None:
         torch.tensor(number, dtype=dtype, device=site.device).reshape(-1, 1, 1)
         for number in numbers
     )
-    return Lowered(lambda mode, x: x.to(dtype).mul(scale).add_(offset), is_fresh=True)
+    return Lowered(lambda mode, x: x.to(dtype).mul(scale).add_(offset))
 
 
 def _conv(layer: Any, _: Site) -> Lowered | None:
@@ -265,7 +258,7 @@ def _conv(layer: Any, _: Site) -> Lowered | None:
         )
         return y if is_linear else layer.activation(y)
 
-    return Lowered(call, is_fresh=is_linear, gives_fresh=True)
+    return Lowered(call)
 
 
 Normalize = Callable[[Mode, Tensor, Any, Any], Tensor]
@@ -289,7 +282,7 @@ def _norm(
         return _norm(normalize, layer, scale, shift, is_fresh, by)
 
     has_affine = gamma is not None and beta is not None
-    return Lowered(call, is_fresh, gives_fresh=True, scaled=scaled if has_affine else None)
+    return Lowered(call, scaled if is_fresh and has_affine else None)
 
 
 def _batch_norm(layer: Any, _: Site) -> Lowered | None:
@@ -340,18 +333,12 @@ def _rms_norm(layer: Any, _: Site) -> Lowered | None:
     return _norm(normalize, layer, layer.scale, None, is_fresh=False)
 
 
-def _activation(layer: Any, site: Site) -> Lowered | None:
-    if not _is_elementwise(layer.activation):
+def _activation(layer: Any, _: Site) -> Lowered | None:
+    activation = layer.activation
+    if not _is_elementwise(activation):
         return None
-    if layer.activation is not keras.activations.relu:
-        return Lowered(lambda mode, x: layer.activation(x))
-
-    def relu(mode: Mode, x: Tensor) -> Tensor:
-        if site.is_alone and site.owns_gradient and mode.training:
-            return kernels.relu_(x)
-        return F.relu(x, inplace=site.is_alone)
-
-    return Lowered(relu)
+    activation = F.relu if activation is keras.activations.relu else activation
+    return Lowered(lambda mode, x: activation(x))
 
 
 def _dropout(layer: Any, site: Site) -> Lowered | None:
@@ -365,7 +352,7 @@ def _dropout(layer: Any, site: Site) -> Lowered | None:
         if not mode.training or rate == 0:
             return x
         positions = mode.dropped(site.number, x.numel(), rate)
-        return kernels.zero_at_(x, torch.from_numpy(positions), site.owns_gradient)
+        return kernels.zero_at_(x, torch.from_numpy(positions))
 
     def scale_and_drop(mode: Mode, x: Tensor) -> Tensor:
         return drop(mode, x * (1 / (1 - rate))) if mode.training and rate > 0 else x
@@ -393,12 +380,12 @@ def _max_pooling(layer: Any, _: Site) -> Lowered | None:
     if layer.padding != "valid":
         return None
     size, strides = layer.pool_size, layer.strides
-    return Lowered(lambda mode, x: F.max_pool2d(x, size, strides), is_fresh=True, gives_fresh=True)
+    return Lowered(lambda mode, x: F.max_pool2d(x, size, strides))
 
 
 def _average_all(layer: Any, _: Site) -> Lowered:
     keep = layer.keepdims
-    return Lowered(lambda mode, x: x.mean((2, 3), keepdim=keep), gives_fresh=True)
+    return Lowered(lambda mode, x: x.mean((2, 3), keepdim=keep))
 
 
 def _add(layer: Any, _: Site) -> Lowered:

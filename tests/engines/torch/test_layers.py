@@ -300,34 +300,25 @@ def test_every_option_of_dropout_is_kept_in_training(case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("training", [False, True])
-def test_memory_that_a_rule_calls_fresh_is_nobody_elses(case, training):
+def test_memory_that_a_dropout_may_write_into_is_nobody_elses(case):
     layer = case.layer()
     model = model_of(layer)
     graph = functional_graph(model)
     node = next(n for n in nodes(graph) if n.operation is layer)
     lowered = lower_layer(layer, node.input_tensors, Site(torch.device("cpu")))
-    if lowered is None:
+    if lowered is None or lowered.scaled is None:
         return
-    mode, dtype = Mode(training=training), getattr(torch, layer.compute_dtype)
-    images = torch.from_numpy(PIXELS).to(dtype).permute(0, 3, 1, 2)
-    given = [images.clone().requires_grad_(True) for _ in node.input_tensors]
-    y = lowered.call(mode, *given)
-    others = [*given, *(v.value for v in layer.variables)]
-    if lowered.is_fresh:
-        assert not any(shares_memory(y, other) for other in others)
+    dtype = getattr(torch, layer.compute_dtype)
+    given = torch.from_numpy(PIXELS).to(dtype).permute(0, 3, 1, 2).clone().requires_grad_(True)
+    y = lowered.scaled(1.25).call(Mode(training=True), given)
+    assert not any(
+        shares_memory(y, other) for other in (given, *(v.value for v in layer.variables))
+    )
     gradient = torch.ones_like(y)
-    slopes = torch.autograd.grad(y, given, gradient, retain_graph=True)
-    before = [slope.clone() for slope in slopes]
-    if lowered.is_fresh:
-        y.data.fill_(7)
-    if lowered.gives_fresh:
-        for slope in slopes:
-            assert not any(shares_memory(slope, other) for other in [gradient, y, *others])
-            slope.fill_(7)
-    again = torch.autograd.grad(y, given, gradient)
-    for a, b in zip(again, before, strict=True):
-        assert torch.equal(a, b)
+    (before,) = torch.autograd.grad(y, given, gradient, retain_graph=True)
+    y.data.fill_(7)
+    (again,) = torch.autograd.grad(y, given, gradient)
+    assert torch.equal(again, before)
 
 
 def shares_memory(a, b):
