@@ -158,12 +158,7 @@ def images_of(
     if resize or (saved.config and saved.config.data.image_size):
         size, resize = saved.image_shape[:2], resize_of(saved, resize)
         config = dataclasses.replace(config, image_size=size, resize=resize)
-    try:
-        dataset = prepare(config, seed, needs_test=split == "test")
-    except DataError as error:
-        if data is None:
-            raise DataError(f"{error} If the data were moved, name their place: --data.") from error
-        raise
+    dataset = prepare(config, seed, needs_test=split == "test")
     if data is None and is_run(saved.path.parent):
         known = read_content(saved.path.parent)
         if known is not None and (differences := known.differences(dataset.content)):
