@@ -200,8 +200,8 @@ def other_data(path: Path, dataset: Dataset, differences: Sequence[str]) -> Data
     """Returns the error for data that are not those of the run in folder `path`."""
     return DataError(
         f"{path}: expected the data that it was trained on. Received: {dataset.source} with "
-        f"{'; '.join(differences)}. Restore the data; if they were moved, resume with --data PLACE; "
-        "else start a new run."
+        f"{'; '.join(differences)}. Restore the data; if they were moved, resume with --data "
+        "PLACE; else start a new run."
     )
 
 
