@@ -97,7 +97,7 @@ class LoweredModel:
 def _fold_dropout(step: _Step, before: list[_Step]) -> None:
     """Lets the norm before a dropout do its scaling, so that only the zeros are left to write.
 
-    It saves 4 % of a step of era8, with bn and with gn, measured on one core. The dropout must be
+    It saves 4.5 % of a step of era8 with bn and 3.6 % with gn (one thread). The dropout must be
     the only reader of its input.
     """
     source = next((other for other in before if step.sources[0] in other.targets), None)
