@@ -4,7 +4,7 @@
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 # Keras and matplotlib read these when they are imported, which the tests do.
@@ -43,6 +43,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=f"needs the {marker.args[0]} backend"))
     # One process runs all of TensorFlow's tests while the other begins with the rest.
     items.sort(key=lambda item: item.path.name != "test_backends.py")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escapes what is not UTF-8 in a report, which the processes of the suite could not send."""
+    report = yield
+    report.sections = [(name, _escaped(text)) for name, text in report.sections]
+    if (text := str(report.longrepr or "")) != _escaped(text):
+        report.longrepr = _escaped(text)
+    return report
+
+
+def _escaped(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 @pytest.fixture

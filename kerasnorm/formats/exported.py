@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kerasnorm.config import Config
 from kerasnorm.errors import CorruptFileError
-from kerasnorm.files import sha256
+from kerasnorm.files import read_text, sha256
 from kerasnorm.formats import archive, detect
 from kerasnorm.formats.archive import SavedModel
 from kerasnorm.formats.format import Format
@@ -47,7 +47,7 @@ def read_metadata(path: Path, format: Format) -> dict[str, Any]:  # noqa: A002
     try:
         if place.stat().st_size > MAX_BYTES:
             raise ValueError(f"it is larger than {MAX_BYTES >> 20} MiB")
-        metadata = json.loads(place.read_text(encoding="utf-8"))
+        metadata = json.loads(read_text(place))
         expected = metadata["sha256"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptFileError(f"The metadata {place} is damaged: {error}") from None

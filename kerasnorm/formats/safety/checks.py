@@ -70,7 +70,8 @@ def check_keras(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             if archive.getinfo(name).file_size > MAX_CONFIG:
                 raise CorruptFileError(f"{path}: {name} is over {MAX_CONFIG >> 20} MiB.")
         config = json.loads(archive.read("config.json"))
-        metadata = json.loads(archive.read(METADATA)) if METADATA in archive.namelist() else {}
+        content = archive.read(METADATA) if METADATA in archive.namelist() else b"{}"
+        metadata = json.loads(content.decode(errors="surrogateescape"))  # paths, see `files`
         _check_weights(path, archive)
     if not isinstance(config, dict) or not isinstance(metadata, dict):
         raise CorruptFileError(f"{path} is no .keras file: its config is no object.")
