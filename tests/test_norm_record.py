@@ -29,7 +29,7 @@ from kerasnorm.formats import state_dict
 from kerasnorm.formats.archive import open_model
 from kerasnorm.formats.export import Exporter
 from kerasnorm.inspection.layers import layer_table, receptive_field
-from kerasnorm.network import build_model, portable
+from kerasnorm.network import build_model
 from kerasnorm.norms import EPSILON, NORMS, FinalStep, Norm, NormFacts, normalization, register
 from kerasnorm.plots.curves import accuracy_figure
 from kerasnorm.study import study as studies
@@ -176,7 +176,7 @@ def test_a_report_compares_it_and_a_study_says_why_it_cannot(runs, tmp_path):
 
 def test_a_state_dict_refuses_its_layer(runs, tmp_path):
     with pytest.raises(ConfigError, match="type FilterResponseNormalization cannot be written"):
-        state_dict.write(portable(runs[0].model()), tmp_path / "model.safetensors")
+        state_dict.write(runs[0].path / "model.keras", tmp_path / "model.safetensors")
 
 
 def test_an_export_in_another_process_refuses_its_layer(runs, tmp_path):

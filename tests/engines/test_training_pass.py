@@ -364,6 +364,8 @@ CASES = [
     ("test_size", {}, (8, 12)),
     ("validation", {"train_size": 30, "batch_size": 20}, (0, 10)),
     ("preprocessing", {}, choices("preprocessing")),
+    ("image_size", {}, ((), (16, 16), (16, 24))),
+    ("resize", {"image_size": (16, 32)}, choices("resize")),
     ("flip", {}, (0.0, 1.0)),
     ("alternating_flip", {}, (False, True)),
     ("translate", {}, (0, 4)),

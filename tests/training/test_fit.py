@@ -135,7 +135,7 @@ def test_another_number_of_threads_is_said_when_a_run_is_resumed(tmp_path, caplo
     assert now >= 1
     path.write_text(json.dumps(environment | {"threads": now + before}))
     tiny.train(resume=tmp_path / "run")
-    notes = [text for text in caplog.messages if "threads" in text]
+    notes = [text for text in caplog.messages if text.startswith("The run was computed")]
     expected = f"The run was computed on {now + before} threads and resumes on {now}:"
     assert [note.startswith(expected) for note in notes] == [True] * is_said
     assert json.loads(path.read_text())["threads"] == now
