@@ -480,12 +480,6 @@ def test_layers_that_run_foreign_code_are_refused(file: Path, name: str, module:
         {"module": "my.package", "class_name": "Dense", "registered_name": "my>Dense"},
         {"module": None, "class_name": "Mine", "config": {}, "registered_name": "my>Mine"},
         {"module": "keras.layers", "class_name": "Dense", "registered_name": "my>Mine"},
-        {
-            "module": "kerasnorm.norms",
-            "class_name": "StandardizedConv2D",
-            "config": {"filters": 2, "kernel_size": 1},
-            "registered_name": "kerasnorm>StandardizedConv2D",
-        },
     ],
     ids=lambda layer: layer["class_name"],
 )
