@@ -145,9 +145,12 @@ def images_of(
     from kerasnorm.config import DataConfig
     from kerasnorm.data import Split, prepare
     from kerasnorm.data.dataset import joined
-    from kerasnorm.training.run import is_run, read_content
+    from kerasnorm.training.run import check_place, is_run, read_config, read_content
 
     seed = saved.config.train.seed if saved.config else 0
+    # An exported model lies in a folder of its run.
+    home = next((folder for folder in saved.path.parents[:2] if is_run(folder)), None)
+    known = None
     if data is not None or saved.config is None:
         if data is None:
             raise ConfigError(f"{saved.path} does not name its training data. Use --data.")
@@ -155,23 +158,19 @@ def images_of(
         config = DataConfig(data=data, preprocessing=preprocessing)
     else:
         config = saved.config.data
+        if home is not None:  # its config follows data that were moved
+            config = dataclasses.replace(config, data=read_config(home).data.data)
+            known = read_content(home) if resize is None else None
+        check_place(home or saved.path, config)
     if resize or (saved.config and saved.config.data.image_size):
         size, resize = saved.image_shape[:2], resize_of(saved, resize)
         config = dataclasses.replace(config, image_size=size, resize=resize)
-    try:
-        dataset = prepare(config, seed, needs_test=split == "test")
-    except DataError as error:
-        if data is None:
-            raise DataError(f"{error} If the data were moved, name their place: --data.") from error
-        raise
-    is_own = saved.config is not None and config == saved.config.data  # resized as it was trained
-    if is_own and is_run(saved.path.parent):
-        known = read_content(saved.path.parent)
-        if known is not None and (differences := known.differences(dataset.content)):
-            logger.warning(
-                f"{dataset.source} has changed since {saved.path.parent} was trained on it: "
-                f"{'; '.join(differences)}."
-            )
+    dataset = prepare(config, seed, needs_test=split == "test")
+    if known is not None and (differences := known.differences(dataset.content)):
+        logger.warning(
+            f"{dataset.source} has changed since {home} was trained on it: "
+            f"{'; '.join(differences)}."
+        )
     if dataset.image_shape != saved.image_shape:
         raise DataError(
             f"{saved.path}: expected images of shape {saved.image_shape}. Received: "

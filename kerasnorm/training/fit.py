@@ -75,6 +75,8 @@ def fit(
     done, dataset = plan.finished_run(), None
     if done is None:
         train = plan.config.train
+        if plan.is_resumed:
+            run.check_place(plan.path, plan.config.data)
         backend, device = runtime.start(
             train.backend, train.device, train.devices, deterministic=train.deterministic
         )

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from kerasnorm.config import Config, DataConfig, resolve, to_toml
 from kerasnorm.data import Dataset, prepare
 from kerasnorm.data.content import Content
+from kerasnorm.data.sources import locate
 from kerasnorm.errors import CorruptFileError, DataError, RunFolderError
 from kerasnorm.files import (
     MANIFEST,
@@ -182,6 +183,24 @@ def read_content(path: Path) -> Content | None:
         return Content.read(json.loads(read_text(path / ENVIRONMENT))["data"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def check_place(path: Path, config: DataConfig) -> None:
+    """Makes sure that the data of a config are still where they were.
+
+    Args:
+        path: The run or model, for the message.
+        config: The data that it was trained on.
+
+    Raises:
+        DataError: Nothing is there.
+    """
+    place = Path(locate(config.data))
+    if place.is_absolute() and not place.exists():
+        raise DataError(
+            f"{path}: expected the data that it was trained on in {place}. Received: no such file "
+            "or folder. Restore the data, or, if they were moved, name their place: --data."
+        )
 
 
 def check_data(path: Path, dataset: Dataset) -> None:

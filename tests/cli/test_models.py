@@ -86,8 +86,17 @@ def test_evaluate_says_that_a_runs_data_have_changed_or_where_to_name_them(tmp_p
     (data / "test/dog/0.png").unlink()
     assert "11 test images instead of 12" in accuracy(tmp_path / "run")[1]
     data.rename(tmp_path / "new place")
-    assert "--data" in call("evaluate", tmp_path / "run", code=3)[1]
-    assert "has changed" not in accuracy(tmp_path / "run", "--data", tmp_path / "new place")[1]
+    for words in (("evaluate", tmp_path / "run"), ("fit", "--resume", tmp_path / "run")):
+        if words[0] == "fit":
+            (tmp_path / "run/metrics.json").unlink()  # a finished run needs no data
+        _, err = call(*words, code=3)
+        assert f"trained on in {data}. Received: no such file or folder" in err
+        assert "if they were moved, name their place: --data." in err
+    again = ("fit", "--resume", tmp_path / "run", "--data", tmp_path / "new place")
+    assert "11 test images instead of 12" in call(*again, code=3)[1]
+    changed_data.write(tmp_path / "restored")
+    call(*again[:-1], tmp_path / "restored")
+    assert "has changed" not in accuracy(tmp_path / "run")[1]
 
 
 @pytest.mark.parametrize("change", ["removed", "changed", "moved away"])
