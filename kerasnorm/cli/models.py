@@ -213,8 +213,8 @@ def _class_order(saved: "ExportedModel | SavedModel", dataset: "Dataset") -> "ND
         raise DataError(
             f"{saved.path}: expected its {len(ours)} classes {listed_names(ours)}. Received: "
             f"{dataset.source} with {len(theirs)} classes {listed_names(theirs)}. "
-            f"Only in the model: {listed_names([n for n in ours if n not in theirs]) or 'none'}; "
-            f"only in the data: {listed_names([n for n in theirs if n not in ours]) or 'none'}"
+            f"Only in the model: {listed_names([n for n in ours if n not in theirs])}; "
+            f"only in the data: {listed_names([n for n in theirs if n not in ours])}"
         )
     return np.array(
         [ours.index(name) for name in theirs] if ours != theirs else range(len(ours)), np.int32

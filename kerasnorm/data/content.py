@@ -67,15 +67,18 @@ class Content:
         """Returns in words what another content has in the place of what this one has."""
         found = []
         if self.class_names != other.class_names:
-            names = (listed_names(content.class_names) for content in (other, self))
-            found.append("the classes {} instead of {}".format(*names))
+            before, now = self.class_names, other.class_names
+            if len(before) > _SHOWN and {*before} != {*now}:  # only those that differ
+                before = tuple(name for name in self.class_names if name not in now)
+                now = tuple(name for name in now if name not in self.class_names)
+            found.append(f"the classes {listed_names(now)} instead of {listed_names(before)}")
         if self.image_shape != other.image_shape:
             found.append(f"images of shape {other.image_shape} instead of {self.image_shape}")
         for name in {**self.counts, **other.counts}:
-            before, now = (content.counts.get(name, ()) for content in (self, other))
-            if sum(before) != sum(now):
-                found.append(f"{sum(now):,} {name} images instead of {sum(before):,}")
-            elif before != now:
+            old, new = (content.counts.get(name, ()) for content in (self, other))
+            if sum(old) != sum(new):
+                found.append(f"{sum(new):,} {name} images instead of {sum(old):,}")
+            elif old != new:
                 found.append(f"other numbers of {name} images per class")
             else:
                 keys = [f"{name} {part}" for part in PARTS]
@@ -86,4 +89,4 @@ class Content:
 def listed_names(names: Sequence[str]) -> str:
     """Returns names for a message: the first few, and how many more there are."""
     more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return (", ".join(names[:_SHOWN]) or "none") + (f" and {more} more" if more > 0 else "")

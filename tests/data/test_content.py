@@ -76,3 +76,16 @@ def test_a_place_is_one_however_it_is_spelled(tmp_path, monkeypatch):
         assert locate(name) == name
     config = DataConfig(data="d/", train_size=9, validation=2, flip=0.5)
     assert loading(config) == DataConfig(data=str(data.resolve()), train_size=9)
+
+
+def test_of_many_classes_those_are_named_that_differ(tmp_path):
+    before = content(changed_data.write(tmp_path / "d"))
+    many = tuple(f"class {number:02}" for number in range(40))
+    full = dataclasses.replace(before, class_names=many)
+    for names, text in (
+        ((*many[:39], "fox"), "the classes fox instead of class 39"),
+        (many[:39], "the classes none instead of class 39"),
+        (many[::-1], "the classes class 39, class 38,"),
+    ):
+        other = dataclasses.replace(full, class_names=names)
+        assert full.differences(other)[0].startswith(text)
