@@ -34,7 +34,7 @@ def app(context: click.Context, debug: bool) -> None:
     Example: kerasnorm fit --norm gn --backend torch
     """
     context.ensure_object(dict)["debug"] = debug
-    if not {"-q", "--quiet"} & {*context.args}:
+    if not {"-q", "--quiet"} & {*sys.argv}:  # click has not parsed the command's options yet
         _warn_of_unknown_variables()
 
 
