@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from kerasnorm import errors
 from kerasnorm.errors import KerasnormError
@@ -146,16 +146,23 @@ class JsonProcess:
         assert process.stdout is not None
         with contextlib.suppress(OSError):  # what was left to write has no reader
             process.stdin.close()
-        if self._exchange.is_alive():
-            self._exchange.join(POLL)
-        if not self._exchange.is_alive():  # closing would wait for its read, maybe for ever
-            process.stdout.close()
+        # Closing waits for the exchange's read, maybe for ever: we do not wait for it.
+        closing = threading.Thread(
+            target=_close, args=(process.stdout, self._exchange), daemon=True
+        )
+        closing.start()
+        closing.join(POLL)
         return code
 
     def _last_words(self) -> str:
         self._stderr.seek(0)
         lines = self._stderr.read()[-2000:].strip().splitlines()
         return lines[-1].removeprefix("kerasnorm: ") if lines else ""
+
+
+def _close(stdout: IO[str], exchange: threading.Thread) -> None:
+    exchange.join()
+    stdout.close()
 
 
 def _exchange(process: subprocess.Popen[str], request: str, lines: list[str]) -> None:
