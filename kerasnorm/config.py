@@ -19,10 +19,13 @@ from typing import Any, NamedTuple
 
 from kerasnorm.errors import ConfigError
 from kerasnorm.files import read_text
-from kerasnorm.norms import NORMS
+from kerasnorm.norms import NORMS, owner
 
 BACKENDS = ("torch", "tensorflow", "jax")
 RECIPES = ("best", "era8")
+DEFAULT_RECIPE = "best"
+ARMS = ("matched", "tuned")  # of a study: its norms differ alone, or have the recipe's own values
+RATE_POWERS = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}  # of the batch size, in the learning rate
 # Blocks of the network: name, number of convolutions and their kernel size. A pooling ends each
 # block of 1x1 convolutions.
 SKELETON = (
@@ -458,7 +461,7 @@ def resolve(
         ConfigError: A name is unknown or a value is out of range.
     """
     chosen, document = dict(overrides or {}), document or {}
-    written = document.get("recipe", chosen.get("recipe", "best"))
+    written = document.get("recipe", chosen.get("recipe", DEFAULT_RECIPE))
     recipe = chosen.pop("recipe", written)
     if recipe != written:
         raise ConfigError(
@@ -480,6 +483,23 @@ def resolve(
     if "group_size" in chosen and "groups" not in chosen:
         given["groups"] = 0  # and so would a file's
     return build_config(recipe, values | given)
+
+
+def values_of_all_norms(recipe: str) -> dict[str, Any]:
+    """Returns the recipe's common values of the fields to which it gives some norm its own.
+
+    With these as overrides, two norms differ only in fields that one of them alone reads.
+
+    Args:
+        recipe: Name of a recipe.
+    """
+    if recipe not in RECIPES:
+        raise unknown("recipe", recipe, RECIPES)
+    document = _recipe_document(recipe)
+    tuned = {name for own in document.get("norms", {}).values() for name in flatten(own)}
+    common = build_config(recipe, flatten({k: v for k, v in document.items() if k != "norms"}))
+    values = flatten(common.to_dict())
+    return {name: values[name] for name in tuned if owner(name) is None}
 
 
 def read_toml(path: Path) -> dict[str, Any]:

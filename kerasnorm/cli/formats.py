@@ -23,7 +23,7 @@ CALIBRATION = 200  # images
 
 
 @click.command()
-@click.argument("target", metavar="RUN-OR-MODEL", type=click.Path(path_type=Path))
+@opt.target
 @click.option(
     "--format",
     "formats",

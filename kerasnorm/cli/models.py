@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from kerasnorm.formats.exported import ExportedModel
 
 logger = logging.getLogger(__name__)
-target_argument = click.argument("target", metavar="RUN-OR-MODEL", type=click.Path(path_type=Path))
+target_argument = click.argument(
+    "target", metavar="RUN-MODEL-OR-STUDY", type=click.Path(path_type=Path)
+)
 split_option = click.option(
     "--split",
     type=click.Choice(("test", "validation", "train", "all")),
@@ -222,7 +224,7 @@ def _class_order(saved: "ExportedModel | SavedModel", dataset: "Dataset") -> "ND
 
 
 @click.command()
-@target_argument
+@opt.target
 @opt.data_option
 @split_option
 @resize_option
@@ -257,7 +259,7 @@ def evaluate(
 
 
 @click.command()
-@target_argument
+@opt.target
 @click.argument(
     "pictures", metavar="IMAGE-OR-FOLDER…", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
@@ -308,7 +310,7 @@ def predict(
 
 
 @click.command()
-@target_argument
+@opt.target
 @opt.data_option
 @split_option
 @resize_option
@@ -359,24 +361,29 @@ def misclassified(
 
 
 @click.command()
-@click.argument("runs", metavar="RUN…", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument(
+    "runs", metavar="RUN-OR-STUDY…", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@click.option("--best", is_flag=True, help=opt.BEST)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for the figures. By default plots/ in the run's folder, or results/plots for "
-    "several runs.",
+    help="Folder for the figures. By default plots/ in the run's folder, figures/ in the "
+    "study's, or results/plots for several runs.",
 )
 @opt.as_json
-def plot(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
-    """Redraw the figures of a run, or overlay the curves of several runs.
+def plot(runs: tuple[Path, ...], best: bool, out: Path | None, as_json: bool) -> None:
+    """Redraw the figures of a run or study, or overlay the curves of several runs.
 
     Example: kerasnorm plot results/runs/shapes-bn-torch-s0 results/runs/shapes-gn-torch-s0
     """
     from kerasnorm import plots
+    from kerasnorm.study import folder, study
     from kerasnorm.training.run import Run
 
-    loaded = [Run.load(path) for path in runs]
-    if len(loaded) > 1:
+    if len(runs) == 1 and not best and folder.is_study(runs[0]):
+        paths = study.redraw(runs[0], out)
+    elif len(loaded := [Run.load(opt.run_of(path, best)) for path in runs]) > 1:
         paths = plots.draw_runs(loaded, out or Path("results/plots"))
     else:
         paths = plots.draw_run(loaded[0], loaded[0].test_images(), out)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kerasnorm.config import RECIPES, SETTINGS, Config, read_toml, resolve
+from kerasnorm.errors import ConfigError
 from kerasnorm.files import plain
 from kerasnorm.progress import LOGGER
 
@@ -130,6 +131,57 @@ data_option = click.option(
 backend_option = option("backend")
 norm_option = option("norm")
 device_option = option("device")
+
+
+BEST = (
+    "Of a study, take the best run: by validation accuracy where all runs have it, else by test "
+    "accuracy."
+)
+
+
+def run_of(target: Path, best: bool) -> Path:
+    """Returns the path of a run or model that a command works on: with --best, of a study.
+
+    Raises:
+        ConfigError: The target is a study and `best` is false, or the other way round.
+        CorruptFileError: The study has no finished run.
+    """
+    from kerasnorm.study import folder
+
+    is_study = folder.is_study(target)
+    if is_study and not best:
+        raise ConfigError(
+            f"{target} is a study: add --best for its best run, or name one of {target}/runs."
+        )
+    if best and not is_study:
+        raise ConfigError(f"--best: expected the folder of a study. Received: {target}")
+    if not is_study:
+        return target
+    from kerasnorm.study.study import best_run
+
+    return best_run(target).path
+
+
+def _best(context: click.Context, param: click.Parameter, value: bool) -> None:
+    context.meta[BEST] = value
+
+
+def _target(context: click.Context, param: click.Parameter, value: Path) -> Path:
+    return run_of(value, context.meta[BEST])
+
+
+def target(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the argument `target`, the path of a run or model; with --best, of a study's run."""
+    flag = click.option(
+        "--best", is_flag=True, is_eager=True, expose_value=False, callback=_best, help=BEST
+    )
+    path = click.argument(
+        "target",
+        metavar="RUN-MODEL-OR-STUDY",
+        type=click.Path(path_type=Path),
+        callback=_target,
+    )
+    return path(flag(function))
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""Commands on many runs: `compare`, `sweep` and `report`."""
+"""Commands on many runs: `compare` and `report`."""
 
+import copy
 import hashlib
 import json
 import logging
@@ -11,15 +12,18 @@ import click
 
 from kerasnorm import runtime
 from kerasnorm.cli import options as opt
-from kerasnorm.config import BACKENDS, SETTINGS
+from kerasnorm.config import ARMS, BACKENDS, RATE_POWERS, SETTINGS
 from kerasnorm.errors import ConfigError
-from kerasnorm.files import short_name
+from kerasnorm.files import in_command, short_name
 from kerasnorm.norms import COMPARED, NORMS
 from kerasnorm.progress import ConsoleProgress
+from kerasnorm.study.intervals import MARGIN
 
 if TYPE_CHECKING:
     from kerasnorm.study.plan import StudyPlan
     from kerasnorm.study.study import Outcome
+
+logger = logging.getLogger(__name__)
 
 SEEDS_BY_DEFAULT = 3
 
@@ -62,9 +66,24 @@ STUDY_OPTIONS: tuple[opt.Decorator, ...] = (
         "its effect. By default all combinations are trained.",
     ),
     click.option(
-        "--linear-rate",
-        is_flag=True,
-        help="Scale the peak learning rate linearly with the batch size.",
+        "--arms",
+        type=click.Choice(ARMS),
+        help="Whether the norms' runs differ in the norm alone (matched), or each norm has the "
+        "values that the recipe holds for it (tuned). By default matched.",
+    ),
+    click.option(
+        "--rate-scaling",
+        type=click.Choice(tuple(RATE_POWERS)),
+        help="How the peak learning rate follows a varied batch size: none, linear, or sqrt. By "
+        "default linear with sgd (Goyal et al., arXiv 1706.02677), else sqrt (Malladi et al., "
+        "arXiv 2205.10782).",
+    ),
+    click.option(
+        "--margin",
+        type=click.FloatRange(0),
+        metavar="POINTS",
+        help="Largest difference in accuracy, in percentage points, that does not matter to you. "
+        f"By default {100 * MARGIN:g}.",
     ),
     click.option(
         "--out",
@@ -99,7 +118,7 @@ STUDY_OPTIONS: tuple[opt.Decorator, ...] = (
 
 
 def _study_options(function: Any) -> Any:
-    """Adds the options that `compare` and `sweep` share."""
+    """Adds `STUDY_OPTIONS`."""
     for decorate in reversed(STUDY_OPTIONS):
         function = decorate(function)
     return function
@@ -107,31 +126,7 @@ def _study_options(function: Any) -> Any:
 
 @click.command(cls=opt.ConfigCommand)
 @_study_options
-def compare(**options: Any) -> None:
-    """Train several norms on several seeds and compare them in one study folder.
-
-    The same command resumes an interrupted study: finished runs are kept.
-
-    Example: kerasnorm compare --norm bn --norm gn --norm ln --backend torch --seeds 3
-    """
-    _run(**options)
-
-
-@click.command(cls=opt.ConfigCommand)
-@_study_options
-def sweep(**options: Any) -> None:
-    """Vary any fields of the config, over several norms and seeds, in one study folder.
-
-    With --one-at-a-time, run an ablation: change one value at a time from the base config.
-
-    Example: kerasnorm sweep --vary batch_size=2,4,8,16,32 --norm bn --norm gn
-    """
-    if not options["vary"] and options["resume"] is None:
-        raise ConfigError("sweep: expected --vary FIELD=VALUE,VALUE. Received: none.")
-    _run(**options)
-
-
-def _run(
+def compare(
     resume: Path | None,
     out: Path | None,
     jobs: int,
@@ -141,6 +136,13 @@ def _run(
     quiet: bool,
     **options: Any,
 ) -> None:
+    """Train several norms on several seeds, compare them, and vary any field of the config.
+
+    The same command resumes an interrupted study: finished runs are kept. With --one-at-a-time it
+    is an ablation, which changes one value at a time from the base config.
+
+    Example: kerasnorm compare --norm bn --norm gn --vary batch_size=8,32,128 --seeds 3
+    """
     from kerasnorm.study import execution, folder, study
 
     if resume is not None:
@@ -157,11 +159,7 @@ def _run(
             plan = replace(plan, fixed={**plan.fixed, "data": options["data"]}).located()
     else:
         plan = _plan(options)
-        if out is None:
-            # Earlier versions named the folder after the place of the data as it was typed.
-            fixed = {**plan.fixed} | ({"data": options["data"]} if options["data"] else {})
-            earlier = _default_folder(replace(plan, fixed=fixed))
-            out = earlier if earlier.exists() else _default_folder(plan)
+        out = out or _default_folder(plan)
     if dry_run:
         _dry_run(plan, out, jobs, scheduler, as_json)
         return
@@ -196,20 +194,56 @@ def _plan(options: dict[str, Any]) -> "StudyPlan":
         seeds=tuple(range(first, first + count)),
         vary=vary,
         fixed=given,
-        linear_rate=options["linear_rate"],
+        arms=options["arms"] or ARMS[0],
+        rate_scaling=options["rate_scaling"] or "none",
+        margin=100 * MARGIN if options["margin"] is None else options["margin"],
         one_at_a_time=options["one_at_a_time"],
     )
-    plan.configs()  # refuses a value that is out of range before any data are read
-    if "data" not in vary and given.get("data", "auto") == "auto":
-        from kerasnorm.data import load
+    configs = plan.configs()  # refuses a value that is out of range before any data are read
+    if "batch_size" in vary and options["rate_scaling"] is None and "learning_rate" not in vary:
+        is_sgd = {config.train.optimizer for config in configs.values()} == {"sgd"}
+        plan = replace(plan, rate_scaling="linear" if is_sgd else "sqrt")
+        logger.warning(
+            f"The peak learning rate follows the batch size: --rate-scaling {plan.rate_scaling}. "
+            "With a fixed rate (--rate-scaling none) you would compare rates as well."
+        )
+    elif options["rate_scaling"] and "batch_size" not in vary:
+        raise ConfigError("--rate-scaling: expected --vary batch_size=… beside it. Received: none.")
+    return _with_data(plan).located()
 
-        plan = replace(plan, fixed={**given, "data": load("auto").name})
-    return plan.located()
+
+def _with_data(plan: "StudyPlan") -> "StudyPlan":
+    """Returns the plan with `auto` resolved, and with a validation split where it decides.
+
+    Where the data have no test set of their own, the images that this package sets aside for the
+    test must not choose the norm too: as many training images are held out for validation.
+    """
+    from kerasnorm.data import load, prepare
+    from kerasnorm.data.sources import locate
+
+    fixed = dict(plan.fixed)
+    if "data" not in plan.vary and fixed.get("data", "auto") == "auto":
+        fixed["data"] = load("auto").name
+        plan = replace(plan, fixed=fixed)
+    if {"data", "validation", "test_size"} & {*plan.vary} or "validation" in fixed:
+        return plan
+    config = next(iter(plan.configs().values()))
+    if not Path(locate(config.data.data)).is_absolute():  # a data set that is known by its name
+        return plan
+    data = prepare(config.data, 0)
+    if data.has_own_test or data.validation is not None:
+        return plan
+    logger.warning(
+        f"{data.source}: the data have no test set of their own, so {len(data.test)} images are "
+        f"held out for it and {len(data.test)} for validation, by which the norms are ranked "
+        "(--validation)."
+    )
+    return replace(plan, fixed={**fixed, "validation": len(data.test)})
 
 
 def _default_folder(plan: "StudyPlan") -> Path:
     """Returns a folder named after all but the seeds, so that more seeds use the same folder."""
-    plain = replace(plan, seeds=()).to_dict()
+    plain = replace(plan, seeds=(), margin=0.0).to_dict()
     suffix = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:6]
     data = Path(str(plan.fixed.get("data", "data"))).name
     varied = ["one-at-a-time"] if plan.one_at_a_time else [*plan.vary]  # all names: too long
@@ -254,14 +288,25 @@ def _print_outcome(outcome: "Outcome", as_json: bool) -> None:
         document = found.to_dict() if found else {}
         opt.print_json({"path": str(outcome.path), "runs": rows, **document})
     elif found:
+        for sentence in tables.sentences(found):
+            click.echo(sentence)
         opt.print_table(tables.group_table(found))
+        if found.failures:
+            opt.print_table(tables.failure_table(found))
         if found.effects:
             opt.print_table(tables.effect_table(found))
         elif found.differences:
             opt.print_table(tables.difference_table(found))
+        if found.changes:
+            opt.print_table(tables.change_table(found))
         if found.published:
             opt.print_table(tables.published_table(found))
-        click.echo(f"folder  {outcome.path}\nreport  {outcome.path / folder.REPORT}")
+        if len(found.groups) > 1:
+            opt.print_table(tables.answer_table(found))
+        click.echo(
+            f"folder  {outcome.path}\nreport  {outcome.path / folder.REPORT}\n"
+            f"next    kerasnorm export {in_command(outcome.path)} --best --format onnx"
+        )
 
 
 @click.command()
@@ -303,4 +348,7 @@ def report(paths: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
         click.echo(target)
 
 
+# The former name of `compare` with `--vary`, which scripts may use.
+sweep = copy.copy(compare)
+sweep.name, sweep.hidden = "sweep", True
 COMMANDS = (compare, sweep, report)

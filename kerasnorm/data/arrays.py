@@ -1,5 +1,6 @@
 """Reads arrays: `.npz` files, and the IDX files of MNIST and data sets like it."""
 
+import dataclasses
 import gzip
 import logging
 import math
@@ -83,7 +84,7 @@ def read_npz(path: Path) -> Dataset:
             check_size(f"{path}: {key}", sizes[key], _LARGEST_ARRAY)
         with np.load(path, allow_pickle=False) as arrays:
             splits = [_npz_split(arrays, half, path) for half in found]
-    return _numbered(path, *splits)
+    return dataclasses.replace(_numbered(path, *splits), has_own_test="test" in found)
 
 
 def _npz_split(arrays: "np.lib.npyio.NpzFile", half: str, path: Path) -> Split:

@@ -86,6 +86,7 @@ class Dataset:
         train: The training images.
         test: The test images, used only to report.
         validation: Images for choices, held out of the training set or the data's own, or None.
+        has_own_test: Whether the test set came as one; False where it was set aside here.
         loaded: Content before images were held out or equalized; None where neither was done.
     """
 
@@ -95,6 +96,7 @@ class Dataset:
     train: Split
     test: Split
     validation: Split | None = None
+    has_own_test: bool = True
     loaded: Content | None = None
 
     @property

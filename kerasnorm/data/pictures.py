@@ -308,7 +308,7 @@ def read_class_folders(folder: Path, fit: Fit | None = None) -> Dataset:
             received = f"empty class {part.path.name}, which holds {part.seen()}"
             advice = "Remove the folder, or convert its files to PNG or JPEG"
             raise unexpected(part.path, "at least one image in each class folder", received, advice)
-    source = str(folder)
+    source, has_own_test = str(folder), "test" in parts
     files = {name: _list_images(part, names) for name, part in parts.items()}
     files = files or {"train": _labelled(classes)}
     if "test" not in files and (held := files.pop("validation", None)):
@@ -322,7 +322,8 @@ def read_class_folders(folder: Path, fit: Fit | None = None) -> Dataset:
     _report(top, (image.path for images in files.values() for image in images))
     splits = _decode(folder, files, fit)
     train, test, validation = splits["train"], splits["test"], splits.get("validation")
-    return check(Dataset(folder_name(folder), source, names, train, test, validation))
+    name = folder_name(folder)
+    return check(Dataset(name, source, names, train, test, validation, has_own_test))
 
 
 def _unwrapped(root: _Folder) -> _Folder:

@@ -32,8 +32,16 @@ from kerasnorm.plots.style import (
     quiet,
     title,
 )
-from kerasnorm.study.summary import Group, Interval, Summary
-from kerasnorm.study.tables import change_text, group_label, measure_text, nats, percent
+from kerasnorm.study.intervals import Interval
+from kerasnorm.study.summary import Failure, Group, Summary
+from kerasnorm.study.tables import (
+    arms_sentence,
+    change_text,
+    group_label,
+    measure_text,
+    nats,
+    percent,
+)
 from kerasnorm.training.run import COLUMNS, Row, Run
 
 GROUP_ROW = 0.34  # inches of a group in the figure of final accuracies
@@ -146,9 +154,13 @@ def curves_figure(summary: Summary, measure: str) -> Picture:
     values = _values(summary, groups, f"test_{measure}")
     return replace(
         draw(means, labels=labels, spreads=stds),
-        caption="Means over the seeds, one standard deviation shaded.",
+        caption=_caption("Means over the seeds, one standard deviation shaded.", summary),
         alt=f"{text}. Test {measure} after the last epoch: {values}.",
     )
+
+
+def _caption(text: str, summary: Summary) -> str:
+    return f"{text} {arms_sentence(summary)}".strip()
 
 
 def _mean_run(group: Group) -> Run:
@@ -179,8 +191,9 @@ def _values(summary: Summary, groups: Sequence[Group], measure: str = "test_accu
 
 def final_figure(summary: Summary) -> Picture:
     """Returns each group's test accuracy after the last epoch: every seed, mean and interval."""
-    groups = summary.groups
-    figure = new_figure(1.2 + GROUP_ROW * len(groups))
+    groups, failures = summary.groups, summary.failures
+    rows = len(groups) + len(failures)
+    figure = new_figure(1.2 + GROUP_ROW * rows)
     axes = figure.subplots()
     quiet(axes, "TEST ACCURACY AFTER THE LAST EPOCH")
     for place, group in enumerate(groups):
@@ -191,8 +204,13 @@ def final_figure(summary: Summary) -> Picture:
     for item, place in published:
         value = 100 * item.values["test_accuracy"]
         axes.plot(value, place, marker="D", color="white", markeredgecolor=INK, markersize=6)
-    axes.set_yticks(range(len(groups)), [group_label(group, groups) for group in groups])
-    axes.set_ylim(len(groups) - 0.5, -0.5)
+    for place, failure in enumerate(failures, len(groups)):
+        words = f"{failure.count} of {failure.planned} runs failed"
+        axes.annotate(words, (0.5, place), xycoords=("axes fraction", "data"), ha="center",
+                      va="center", fontsize=TEXT_SIZE, color=INK)  # fmt: skip
+    labels = [group_label(group, groups) for group in groups] + [*map(_failed_label, failures)]
+    axes.set_yticks(range(rows), labels)
+    axes.set_ylim(rows - 0.5, -0.5)
     axes.set_xlim(*_final_limits(summary))
     words = "test accuracy (%): one dot per seed, the bar is their mean, the line its 95 % interval"
     axes.set_xlabel(words + ("; diamond: published" if published else ""))
@@ -201,9 +219,13 @@ def final_figure(summary: Summary) -> Picture:
         "final",
         figure,
         text,
-        "One dot per seed.",
+        _caption("One dot per seed.", summary),
         f"{text}, one dot per seed. Means: {_values(summary, groups)}.",
     )
+
+
+def _failed_label(item: Failure) -> str:
+    return ", ".join([NORMS[item.norm].label, *field_texts(item.fields)])
 
 
 def _final_limits(summary: Summary) -> tuple[float, float]:
@@ -236,7 +258,7 @@ def effects_figure(summary: Summary) -> Picture:
     Args:
         summary: Summary of a one-factor-at-a-time study with at least one effect.
     """
-    effects, measure = summary.effects, measure_text(summary.effects)
+    effects, measure = summary.effects, measure_text(summary)
     panels = [list(items) for _, items in groupby(effects, lambda i: (i.base.norm, i.base.backend))]
     figure = new_figure(MARGIN + PANEL_HEADING * len(panels) + EFFECT_ROW * len(effects))
     title(figure, "ONE CHOICE CHANGED ALONE, AGAINST THE BASE")
@@ -329,7 +351,7 @@ def against_figure(summary: Summary, name: str) -> Picture:
         f"against-{name}",
         figure,
         text,
-        "One line per norm, one standard deviation shaded.",
+        _caption("One line per norm, one standard deviation shaded.", summary),
         f"{text}, one line per norm. Test accuracy: {_values(summary, summary.groups)}.",
     )
 

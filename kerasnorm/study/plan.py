@@ -7,11 +7,22 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kerasnorm.config import RECIPES, RENAMED, SETTINGS, Config, resolve, unknown
+from kerasnorm.config import (
+    DEFAULT_RECIPE,
+    RATE_POWERS,
+    RECIPES,
+    RENAMED,
+    SETTINGS,
+    Config,
+    resolve,
+    unknown,
+    values_of_all_norms,
+)
 from kerasnorm.data.sources import locate
 from kerasnorm.errors import ConfigError, CorruptFileError
 from kerasnorm.files import read_text, short_name
 from kerasnorm.norms import is_read
+from kerasnorm.study.intervals import MARGIN
 
 STUDY = "study.toml"
 AXES = {"norm": "--norm", "backend": "--backend", "seed": "--seeds"}  # have options of their own
@@ -25,7 +36,11 @@ class StudyPlan:
         norms: Names of the norms to compare.
         backends: Names of the Keras backends, "auto" resolved.
         seeds: Seeds of every combination of the other choices, so that runs are paired by seed.
-        linear_rate: Whether the peak learning rate is scaled with the batch size.
+        arms: "matched" if the norms' runs differ in the norm and in fields that it alone reads;
+            "tuned" if each norm has the values that the recipe holds for it.
+        rate_scaling: How the peak learning rate follows a varied batch size: not at all ("none"),
+            in proportion to it ("linear") or to its square root ("sqrt").
+        margin: Largest difference in points of accuracy that does not matter in practice.
         one_at_a_time: Whether each value in `vary` is trained alone, beside a base without any of
             them, instead of all combinations (a one-factor-at-a-time ablation).
         vary: Values of each varied field; all combinations are trained.
@@ -35,7 +50,9 @@ class StudyPlan:
     norms: tuple[str, ...]
     backends: tuple[str, ...]
     seeds: tuple[int, ...]
-    linear_rate: bool = False
+    arms: str = "matched"
+    rate_scaling: str = "none"
+    margin: float = 100 * MARGIN
     one_at_a_time: bool = False
     vary: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -60,13 +77,20 @@ class StudyPlan:
             for norm, backend, seed in itertools.product(self.norms, self.backends, self.seeds):
                 fixed = {**self.fixed, "norm": norm, "backend": backend, "seed": seed}
                 chosen = {name: value for name, value in values.items() if is_read(name, norm)}
-                config = resolve(fixed | chosen)
-                if self.linear_rate and "learning_rate" not in chosen:
-                    base = resolve(fixed).train
-                    scale = config.train.batch_size / base.batch_size
+                config = self._resolved(fixed | chosen)
+                power = RATE_POWERS[self.rate_scaling]
+                if power and "batch_size" in chosen and "learning_rate" not in chosen:
+                    base = self._resolved(fixed).train
+                    scale = (config.train.batch_size / base.batch_size) ** power
                     config = config.replace(learning_rate=base.learning_rate * scale)
                 found.setdefault(identity(config), (config, chosen))
         return found
+
+    def _resolved(self, settings: Mapping[str, Any]) -> Config:
+        if self.arms == "tuned":
+            return resolve(settings)
+        recipe = str(settings.get("recipe", DEFAULT_RECIPE))
+        return resolve({**values_of_all_norms(recipe), **settings})
 
     def _choices(self) -> Iterator[dict[str, Any]]:
         if self.one_at_a_time:
@@ -102,8 +126,9 @@ class StudyPlan:
         for name in sorted({*ours, *theirs} - {"device", "data"}):
             if ours.get(name) != theirs.get(name):
                 return name
-        if self.linear_rate != other.linear_rate:
-            return "linear_rate"
+        for name in ("arms", "rate_scaling"):
+            if getattr(self, name) != getattr(other, name):
+                return name
         # A plan without varied fields has the base alone, to which either kind can be added.
         if self.one_at_a_time != other.one_at_a_time and self.vary and other.vary:
             return "one_at_a_time"
@@ -214,7 +239,7 @@ def read(path: Path) -> StudyPlan:
         CorruptFileError: The file is missing or damaged.
     """
     try:
-        plan = StudyPlan(**_immutable(tomllib.loads(read_text(path))))
+        plan = StudyPlan(**_present(_immutable(tomllib.loads(read_text(path)))))
         plan.configs()  # raises where a value is out of range
     except FileNotFoundError:
         raise CorruptFileError(
@@ -232,9 +257,17 @@ def _immutable(value: Any) -> Any:
     return tuple(map(_immutable, value)) if isinstance(value, list) else value
 
 
+def _present(document: dict[str, Any]) -> dict[str, Any]:
+    """Returns the document of a study of any version with the present fields."""
+    if "arms" in document:
+        return document
+    scaling = "linear" if document.pop("linear_rate", False) else "none"
+    return {"arms": "tuned", "rate_scaling": scaling} | document
+
+
 def command(plan: StudyPlan, out: str) -> list[str]:
     """Returns the words of the command that runs a study of this plan in folder `out`."""
-    words = ["kerasnorm", "sweep" if plan.vary else "compare"]
+    words = ["kerasnorm", "compare"]
     for name, value in plan.fixed.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
@@ -249,7 +282,9 @@ def command(plan: StudyPlan, out: str) -> list[str]:
     words += ["--seed", str(plan.seeds[0])] if plan.seeds[0] else []
     for name, values in plan.vary.items():
         words += ["--vary", f"{name}={_separator(name).join(map(_word, values))}"]
-    words += ["--linear-rate"] if plan.linear_rate else []
+    words += ["--arms", plan.arms] if plan.arms != "matched" else []
+    words += ["--rate-scaling", plan.rate_scaling] if "batch_size" in plan.vary else []
+    words += ["--margin", f"{plan.margin:g}"] if plan.margin != 100 * MARGIN else []
     words += ["--one-at-a-time"] if plan.one_at_a_time else []
     return [*words, "--out", out]
 

@@ -38,9 +38,12 @@ def render(
     )
     source = (resources.files("kerasnorm.study") / TEMPLATE).read_text(encoding="utf-8")
     figures, left_out = _within_budget(pictures)
-    found = [tables.effect_table(summary)] if summary.effects else []
+    found = [tables.answer_table(summary)] if len(summary.groups) > 1 else []
+    found += [tables.failure_table(summary)] if summary.failures else []
+    found += [tables.effect_table(summary)] if summary.effects else []
     found += [tables.published_table(summary)] if summary.published else []
     found += [tables.difference_table(summary)] if summary.differences else []
+    found += [tables.change_table(summary)] if summary.changes else []
     html: str = environment.from_string(source).render(
         title=title,
         sentences=tables.sentences(summary),

@@ -24,8 +24,8 @@ from kerasnorm.study import execution, folder, plan, report
 from kerasnorm.study import tables as study_tables
 from kerasnorm.study.figures import draw_study
 from kerasnorm.study.folder import PlannedRun, State
-from kerasnorm.study.plan import StudyPlan
-from kerasnorm.study.summary import Summary, data_name, summarize
+from kerasnorm.study.plan import StudyPlan, identity
+from kerasnorm.study.summary import Failure, Summary, data_name, summarize
 from kerasnorm.training.run import CONFIG, MODEL, Run, check_data
 
 logger = logging.getLogger(__name__)
@@ -112,12 +112,26 @@ def rebuild_report(path: Path) -> Path:
     return path / folder.REPORT
 
 
+def redraw(path: Path, out: Path | None = None) -> list[Path]:
+    """Draws the figures of a study, by default into its folder; returns their paths.
+
+    Raises:
+        CorruptFileError: The folder holds no study, or none of its runs has finished.
+        RunFolderError: It is in use.
+    """
+    study, finished = folder.load(path)
+    with folder.opened(path, study):
+        runs = folder.survey(path, study)
+        summary = replace(_summarize(finished, study), failures=_failures(runs, study))
+        return [*draw_study(summary, out or path / folder.FIGURES, image_source())]
+
+
 def _write(path: Path, study: StudyPlan, runs: Sequence[PlannedRun]) -> Summary | None:
     """Writes tables, figures and report of the finished runs; returns their summary."""
     finished = [run.finished for run in runs if run.finished]
     if not finished:
         return None
-    summary = _summarize(finished, study)
+    summary = replace(_summarize(finished, study), failures=_failures(runs, study))
     study_tables.write(path, runs, summary)
     pictures = draw_study(summary, path / folder.FIGURES, image_source())
     one = in_command(path / folder.RUNS / "RUN" / CONFIG)
@@ -133,7 +147,51 @@ def _write(path: Path, study: StudyPlan, runs: Sequence[PlannedRun]) -> Summary 
 def _summarize(runs: Sequence[Run], study: StudyPlan | None) -> Summary:
     if study is None:
         return summarize(runs)
-    return summarize(runs, tuple(study.vary), study if study.one_at_a_time else None)
+    is_ablation = study if study.one_at_a_time else None
+    return summarize(runs, tuple(study.vary), is_ablation, study.margin / 100)
+
+
+def best_run(path: Path) -> Run:
+    """Returns the best run of the study in a folder: that of the best group, and of its best seed.
+
+    Runs are ranked by validation accuracy where all have one, else by test accuracy.
+
+    Raises:
+        CorruptFileError: The folder holds no study, or none of its runs has finished.
+    """
+    study, runs = folder.load(path)
+    summary = _summarize(runs, study)
+    measure = summary.measure
+    best = max(summary.best.runs.values(), key=lambda run: float(run.metrics[measure]))
+    logger.info(
+        f"{path}: the best of {len(summary.runs)} runs by {study_tables.measure_text(summary)} is "
+        f"{best.path.name}, {100 * float(best.metrics[measure]):.2f} %."
+    )
+    return best
+
+
+def _failures(runs: Sequence[PlannedRun], study: StudyPlan) -> tuple[Failure, ...]:
+    """Returns the groups of runs of which one has failed."""
+    changes = study.changes()
+    groups: dict[str, list[PlannedRun]] = {}
+    for run in runs:
+        alike = run.config.replace(seed=0)
+        groups.setdefault(identity(alike), []).append(run)
+    found = []
+    for group in groups.values():
+        if failed := [run for run in group if run.state == State.FAILED]:
+            config = failed[0].config
+            found.append(
+                Failure(
+                    config.model.norm,
+                    config.train.backend,
+                    changes[identity(config)],
+                    len(failed),
+                    len(group),
+                    failed[0].message,
+                )
+            )
+    return tuple(found)
 
 
 def check(study: StudyPlan) -> None:
@@ -209,6 +267,8 @@ def _write_report(
 ) -> None:
     first = summary.groups[0].first
     title = f"{name}: normalization compared on {data_name(first)}, recipe {first.config.recipe}"
+    if len({group.norm for group in summary.groups}) > 1:
+        title += f", {'tuned' if summary.unmatched else 'matched'} arms"
     html = report.render(title, summary, pictures, commands, _layers(first))
     write_bytes(target, encoded(html))
 

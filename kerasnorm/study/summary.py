@@ -1,22 +1,28 @@
 """Summary of runs: groups over seeds, paired differences, ablation effects, published numbers."""
 
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kerasnorm.config import SETTINGS, Config, DataConfig, published, resolve
 from kerasnorm.data.sources import loading, locate
 from kerasnorm.errors import DataError
 from kerasnorm.norms import is_read, owner
+from kerasnorm.study.intervals import (
+    LEAST_SEEDS,
+    LEVEL,
+    MARGIN,
+    Comparison,
+    Interval,
+    Verdict,
+    compare,
+)
 from kerasnorm.study.plan import AXES, StudyPlan, field_value, identity
 from kerasnorm.training.run import Run
 
-LEVEL = 0.95  # confidence level of every interval
 MEASURES = (
     "test_accuracy",
     "test_loss",
@@ -25,92 +31,27 @@ MEASURES = (
     "val_accuracy",
     "val_loss",
 )
-# An ablation effect is judged by the first of these that all its runs have.
-JUDGED_BY = ("val_accuracy", "test_accuracy")
+# Groups are ranked and compared by the first of these that all runs of a study have.
+RANKED_BY = ("val_accuracy", "test_accuracy")
 DEFINITIONS = {
     "n": "runs, which differ in the seed alone",
     "mean": "mean over the seeds of the value after the last epoch",
     "std": "sample standard deviation over the seeds (n - 1)",
     "low, high": f"{LEVEL:.0%} t-interval of the mean: mean -+ t(n - 1) * std / sqrt(n)",
-    "differences": "first minus second, seed by seed over the seeds that both have, "
-    f"with the {LEVEL:.0%} t-interval of their mean; not corrected for their number",
+    "train_accuracy, train_loss": "means over the last epoch, of augmented images in training mode",
+    "measure": "accuracy by which groups are ranked and compared: that of the validation split "
+    "where all runs have one, else that of the test set, which then is no longer unseen",
+    "unmatched": "fields besides the norm in which the norms' runs differ, with their values",
+    "differences": "first minus second, seed by seed over the seeds that both have, with the "
+    "t-interval of the mean at the level of its step in Holm's procedure (5 % / number of "
+    "differences that are left) and Holm's adjusted p of the paired t-test",
     "ablation_effects": "value minus base, one field changed alone (with adam the weight decay "
-    "too, with a linear rate the learning rate of the batch size), seed by seed over the seeds "
-    "that both have; the measure is validation accuracy where all of these runs have it, else "
-    "test accuracy; with the t-interval of the mean, not corrected for the number of effects",
+    "too, with a scaled rate the learning rate of the batch size), seed by seed over the seeds "
+    "that both have; intervals and p as for differences, corrected for the number of effects",
+    "verdict": f"none below {LEAST_SEEDS} common seeds; equivalent where the interval lies within "
+    "the margin; different where it excludes zero; else not significant",
+    "margin": "largest difference in accuracy that does not matter in practice",
 }
-
-
-@dataclass(frozen=True)
-class Interval:
-    """The mean of a handful of measurements and its 95 % interval.
-
-    Attributes:
-        n: Number of measurements.
-        mean: Mean of the measurements.
-        std: Sample standard deviation (n - 1); None for one measurement.
-        low: Lower end of the 95 % t-interval of the mean; None for one measurement.
-        high: Upper end of that interval; None for one measurement.
-    """
-
-    n: int
-    mean: float
-    std: float | None = None
-    low: float | None = None
-    high: float | None = None
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Interval":
-        """Returns n, mean, std and the 95 % interval mean ± t(n - 1) * std / sqrt(n).
-
-        Raises:
-            ValueError: There are no values.
-        """
-        if not values:
-            raise ValueError("Interval.of: expected at least one value. Received: none")
-        n, mean = len(values), statistics.fmean(values)
-        if n < 2:
-            return cls(n, mean)
-        std = statistics.stdev(values)
-        half = t_quantile(0.5 + LEVEL / 2, n - 1) * std / math.sqrt(n)
-        return cls(n, mean, std, mean - half, mean + half)
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether there is an interval that does not contain zero."""
-        low, high = self.low, self.high
-        return low is not None and high is not None and (low > 0 or high < 0)
-
-
-def t_distribution(t: float, freedom: int) -> float:
-    """Returns P(T <= t) of Student's t with a whole number of degrees of freedom.
-
-    Source: Abramowitz & Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
-    """
-    angle = math.atan2(t, math.sqrt(freedom))
-    cos2 = math.cos(angle) ** 2
-    term = math.cos(angle) if freedom % 2 else 1.0
-    total = 0.0
-    for k in range(1 + freedom % 2, freedom, 2):
-        total += term
-        term *= cos2 * k / (k + 1)
-    inside = math.sin(angle) * total
-    if freedom % 2:
-        inside = 2 / math.pi * (angle + inside)
-    return 0.5 + inside / 2
-
-
-def t_quantile(p: float, freedom: int) -> float:
-    """Returns the t with P(T <= t) = p, for p from 0.5 up to 1, by bisection."""
-    low, high = 0.0, 1.0
-    while t_distribution(high, freedom) < p:
-        low, high = high, 2 * high
-    for _ in range(200):
-        middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        low, high = (middle, high) if t_distribution(middle, freedom) < p else (low, middle)
-    return high
 
 
 @dataclass(frozen=True)
@@ -151,6 +92,10 @@ class Group:
         known = [float(value) for value in values if value is not None]
         return Interval.of(known) if known and len(known) == len(values) else None
 
+    def mean(self, measure: str) -> float:
+        """Returns the mean over the seeds of a measure that all runs have."""
+        return statistics.fmean(float(run.metrics[measure]) for run in self.runs.values())
+
     def to_dict(self) -> dict[str, Any]:
         """Returns what identifies the group, as plain values."""
         return {"norm": self.norm, "backend": self.backend, **self.fields}
@@ -165,30 +110,61 @@ class Difference:
         second: The group whose measure is subtracted.
         seeds: Seeds that both groups have.
         measure: Measure that is compared, a key of the runs' metrics.
+        comparison: The mean difference, corrected for the number of differences of its study.
     """
 
     first: Group
     second: Group
     seeds: tuple[int, ...]
-    measure: str = "test_accuracy"
+    measure: str
+    comparison: Comparison
 
     @property
     def values(self) -> list[float]:
         """First minus second in the order of `seeds`, as shares of 1."""
-        pairs = zip(self._scores(self.first), self._scores(self.second), strict=True)
-        return [first - second for first, second in pairs]
+        return _paired(self.first, self.second, self.seeds, self.measure)
 
-    @cached_property
+    @property
     def interval(self) -> Interval:
-        """Mean of `values` with its interval."""
-        return Interval.of(self.values)
+        """Mean of `values` with its corrected interval."""
+        return self.comparison.interval
 
-    def mean(self, group: Group) -> float:
-        """Returns the mean of the measure over `seeds` of one of the two groups."""
-        return statistics.fmean(self._scores(group))
+    def mean(self, group: Group, measure: str = "") -> float:
+        """Returns the mean of a measure, by default that compared, over `seeds` of one group."""
+        return statistics.fmean(_scores(group, self.seeds, measure or self.measure))
 
-    def _scores(self, group: Group) -> list[float]:
-        return [float(group.runs[seed].metrics[self.measure]) for seed in self.seeds]
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the difference in the test accuracy too, as plain values."""
+        test = self.mean(self.first, "test_accuracy") - self.mean(self.second, "test_accuracy")
+        return {
+            "measure": self.measure,
+            "first": self.first.to_dict(),
+            "second": self.second.to_dict(),
+            "seeds": list(self.seeds),
+            **asdict(self.interval),
+            "p": self.comparison.p,
+            "test_accuracy_mean": test,
+        }
+
+
+def _scores(group: Group, seeds: Sequence[int], measure: str) -> list[float]:
+    return [float(group.runs[seed].metrics[measure]) for seed in seeds]
+
+
+def _paired(first: Group, second: Group, seeds: Sequence[int], measure: str) -> list[float]:
+    scores = (_scores(group, seeds, measure) for group in (first, second))
+    return [one - other for one, other in zip(*scores, strict=True)]
+
+
+def _compared(kind: "type[D]", pairs: Iterable[tuple[Group, Group]], measure: str) -> "list[D]":
+    """Returns the differences of those pairs that have seeds in common, corrected together."""
+    common = [(*pair, tuple(sorted({*pair[0].runs} & {*pair[1].runs}))) for pair in pairs]
+    common = [item for item in common if item[2]]
+    found = compare([_paired(*item, measure) for item in common])
+    return [kind(*item, measure, one) for item, one in zip(common, found, strict=True)]
+
+
+D = TypeVar("D", bound=Difference)
 
 
 @dataclass(frozen=True)
@@ -236,25 +212,58 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """Runs of one group that failed.
+
+    Attributes:
+        norm: Name of their norm.
+        backend: Name of their Keras backend.
+        fields: Varied fields and their values.
+        count: Number of runs that failed.
+        planned: Number of runs that the group was planned to have.
+        message: Reason of the first of them.
+    """
+
+    norm: str
+    backend: str
+    fields: Mapping[str, Any]
+    count: int
+    planned: int
+    message: str
+
+
+@dataclass(frozen=True)
 class Summary:
     """Results of a study.
 
     Attributes:
         axes: Fields, besides norm, backend and seed, in which its runs differ.
         groups: Groups in the order of their first runs.
-        differences: Paired differences of test accuracy between groups that differ in their norm,
-            or in their backend, alone.
+        measure: Accuracy by which groups are ranked and compared, one of `RANKED_BY`.
+        differences: Paired differences between groups that differ in their norm, or in their
+            backend, alone, corrected for their number.
+        changes: Paired differences between groups of one norm and backend that differ in one
+            varied field alone, each against the field's first value, corrected for their number.
         published: Published numbers for the same recipe and data.
+        unmatched: Values by norm of each field, besides the norm, in which the norms' runs differ
+            though it was not varied.
+        margin: Largest difference, as a share of 1, that does not matter in practice.
         one_at_a_time: Whether the groups are a base and variants that change one field of it.
         effects: Effects of these changes; empty for other studies.
+        failures: Groups of which a run failed.
     """
 
     axes: tuple[str, ...]
     groups: tuple[Group, ...]
+    measure: str
     differences: tuple[Difference, ...]
+    changes: tuple[Difference, ...]
     published: tuple[Published, ...]
+    unmatched: Mapping[str, Mapping[str, Any]]
+    margin: float = MARGIN
     one_at_a_time: bool = False
     effects: tuple[AblationEffect, ...] = ()
+    failures: tuple[Failure, ...] = ()
 
     @property
     def runs(self) -> list[Run]:
@@ -292,32 +301,33 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """Returns the summary as plain values, ready for JSON."""
         return {
+            "measure": self.measure,
+            "margin": self.margin,
+            "unmatched": self.unmatched,
             "groups": [_group_row(group) for group in self.groups],
-            "differences": [
-                {
-                    "measure": item.measure,
-                    "first": item.first.to_dict(),
-                    "second": item.second.to_dict(),
-                    "seeds": list(item.seeds),
-                    **asdict(item.interval),
-                }
-                for item in self.differences
-            ],
+            "differences": [self._judged(item) for item in self.differences],
+            "changes": [self._judged(item) for item in self.changes],
             "ablation_effects": [
-                {
-                    "measure": item.measure,
-                    **item.base.to_dict(),
-                    "field": item.field,
-                    "base": item.base_value,
-                    "value": item.value,
-                    "seeds": list(item.seeds),
-                    **asdict(item.interval),
-                }
+                {"field": item.field, "base": item.base_value, "value": item.value}
+                | self._judged(item)
                 for item in self.effects
             ],
+            "failures": [asdict(item) for item in self.failures],
             "published": [_published_row(item) for item in self.published],
             "definitions": DEFINITIONS,
         }
+
+    def verdict(self, item: Difference) -> Verdict:
+        """Returns what a difference says, by the margin of this summary."""
+        return item.comparison.verdict(self.margin)
+
+    def _judged(self, item: Difference) -> dict[str, Any]:
+        return {**item.to_dict(), "verdict": self.verdict(item)}
+
+    @property
+    def best(self) -> Group:
+        """The group of the highest mean of `measure`."""
+        return max(self.groups, key=lambda group: group.mean(self.measure))
 
 
 def _group_row(group: Group) -> dict[str, Any]:
@@ -348,7 +358,10 @@ def _published_row(item: Published) -> dict[str, Any]:
 
 
 def summarize(
-    runs: Sequence[Run], vary: Sequence[str] = (), plan: StudyPlan | None = None
+    runs: Sequence[Run],
+    vary: Sequence[str] = (),
+    plan: StudyPlan | None = None,
+    margin: float = MARGIN,
 ) -> Summary:
     """Returns the summary of some runs; of runs that compute the same, the last counts.
 
@@ -356,6 +369,7 @@ def summarize(
         runs: Finished runs, at least one.
         vary: Fields that were varied on purpose; they are named before others.
         plan: Plan of the one-factor-at-a-time study that these runs are; it defines the base.
+        margin: Largest difference, as a share of 1, that does not matter in practice.
 
     Raises:
         DataError: Runs that name the same data were trained on different data.
@@ -372,16 +386,24 @@ def summarize(
         known = found.get(key, group)
         found[key] = replace(known, runs={**known.runs, **group.runs})
     groups = tuple(found.values())
-    differences = _differences(groups)
+    measure = next(
+        name for name in RANKED_BY if all(run.metrics.get(name) is not None for run in runs)
+    )
+    pairs = _norm_pairs(groups)
     if plan:  # pairs that change different fields are no comparison of norms
-        differences = [item for item in differences if item.first.fields == item.second.fields]
+        pairs = [(first, second) for first, second in pairs if first.fields == second.fields]
+    effects = _compared(AblationEffect, _effect_pairs(groups), measure) if plan else []
     return Summary(
-        axes,
-        groups,
-        tuple(differences),
-        tuple(_published(groups)),
+        axes=axes,
+        groups=groups,
+        measure=measure,
+        differences=tuple(_compared(Difference, pairs, measure)),
+        changes=() if plan else tuple(_compared(Difference, _change_pairs(groups), measure)),
+        published=tuple(_published(groups)),
+        unmatched=_unmatched(groups, axes),
+        margin=margin,
         one_at_a_time=plan is not None,
-        effects=tuple(_effects(groups)) if plan else (),
+        effects=tuple(_norm_by_norm(effects)),
     )
 
 
@@ -434,39 +456,63 @@ def _fields(config: Config, axes: Iterable[str]) -> dict[str, Any]:
     return {name: field_value(config, name) for name in axes if is_read(name, config.model.norm)}
 
 
-def _common_seeds(first: Group, second: Group) -> tuple[int, ...]:
-    return tuple(sorted({*first.runs} & {*second.runs}))
+def _unmatched(groups: Sequence[Group], axes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Returns fields that every norm reads and that differ between norms though not varied."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in SETTINGS:
+        if name in AXES or name in axes or name == "device" or owner(name):
+            continue
+        for shared in {repr(group.shared): group.shared for group in groups}.values():
+            same = [group for group in groups if group.shared == shared]
+            values = {group.norm: field_value(group.first.config, name) for group in same}
+            if len({*map(repr, values.values())}) > 1:
+                found.setdefault(name, values)
+    return found
 
 
-def _differences(groups: Sequence[Group]) -> list[Difference]:
+def _norm_pairs(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
     """Returns all pairs of groups that differ in their norm, or in their backend, alone."""
     found = []
     for first, second in combinations(groups, 2):
         differs_in_norm = first.norm != second.norm or first.own != second.own
         differs_in_backend = first.backend != second.backend
         if first.shared == second.shared and differs_in_norm != differs_in_backend:
-            found.append(Difference(first, second, _common_seeds(first, second)))
-    return [item for item in found if item.seeds]
+            found.append((first, second))
+    return found
 
 
-def _effects(groups: Sequence[Group]) -> list[AblationEffect]:
-    """Returns the ablation effects norm by norm, the largest difference first."""
-    bases = {(group.norm, group.backend): group for group in groups if not group.fields}
+def _change_pairs(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
+    """Returns each group beside the first one that differs from it in one shared field alone."""
     found = []
-    for group in groups:
-        base = bases.get((group.norm, group.backend))
-        if base and group.fields and (seeds := _common_seeds(group, base)):
-            metrics = [g.runs[seed].metrics for g in (group, base) for seed in seeds]
-            measure = next(
-                name for name in JUDGED_BY if all(m.get(name) is not None for m in metrics)
+    for place, group in enumerate(groups):
+        for name in group.shared:
+            rest = {**group.fields, name: None}
+            first = next(
+                other
+                for other in groups[: place + 1]
+                if (other.norm, other.backend) == (group.norm, group.backend)
+                and {**other.fields, name: None} == rest
             )
-            found.append(AblationEffect(group, base, seeds, measure))
-    places = list(dict.fromkeys((group.norm, group.backend) for group in groups))
+            if first is not group:
+                found.append((group, first))
+    return found
+
+
+def _effect_pairs(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
+    """Returns each variant of a one-factor-at-a-time study beside the base of its norm."""
+    bases = {(group.norm, group.backend): group for group in groups if not group.fields}
+    pairs = [(group, bases.get((group.norm, group.backend))) for group in groups if group.fields]
+    return [(group, base) for group, base in pairs if base]
+
+
+def _norm_by_norm(effects: Sequence[AblationEffect]) -> list[AblationEffect]:
+    """Returns the effects norm by norm, the largest difference first."""
+    places = list(dict.fromkeys((item.base.norm, item.base.backend) for item in effects))
 
     def order(item: AblationEffect) -> tuple[int, float]:
         return places.index((item.base.norm, item.base.backend)), -abs(item.interval.mean)
 
-    return sorted(found, key=order)
+    return sorted(effects, key=order)
 
 
 def _published(groups: Sequence[Group]) -> list[Published]:

@@ -4,22 +4,25 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kerasnorm.errors import shortened
 from kerasnorm.files import encoded, read_text, write_bytes, write_json
 from kerasnorm.norms import NORMS, is_read
 from kerasnorm.plots.labels import field_texts, value_text
 from kerasnorm.progress import duration
 from kerasnorm.study.execution import Estimate, makespan
 from kerasnorm.study.folder import PlannedRun
+from kerasnorm.study.intervals import LEAST_SEEDS, Interval, Verdict
 from kerasnorm.study.plan import field_value, identity
 from kerasnorm.study.summary import (
     MEASURES,
     AblationEffect,
     Difference,
+    Failure,
     Group,
-    Interval,
     Published,
     Summary,
 )
@@ -31,20 +34,32 @@ PARTS = ("mean", "std", "low", "high")
 ACCURACIES = {"val_accuracy": "validation accuracy", "test_accuracy": "test accuracy"}
 LONGEST_VALUE = 18  # letters of a changed value; all ten widths would leave no room for the dots
 MOST_SENTENCES = 8
-INTERVAL = "95 % interval"
+LONGEST_MESSAGE = 120  # letters of the reason why a run failed
+JUDGED = (">n", ">difference", ">corrected interval", ">p", "verdict")
 NO_VALUE = "-"
 GROUP_NOTE = (
     "Values after the last epoch: mean ± sample std over the seeds, n runs. In brackets the "
     "95 % t-interval of the mean."
 )
+CORRECTION = (
+    "Intervals and p values are those of paired t-tests, corrected for the {count} of this table "
+    "(Holm). Different: the interval excludes zero. Equivalent: it lies within ±{margin:g} points. "
+    "With fewer than {least} common seeds there is no verdict."
+)
 DIFFERENCE_NOTE = (
-    "First minus second in points of test accuracy, seed by seed over the seeds that both have; "
-    "clear where the interval does not contain zero. Not corrected for the number of comparisons."
+    "First minus second in points of {measure}, seed by seed over the n seeds that both have; "
+    "the last column in points of test accuracy. " + CORRECTION
 )
 EFFECT_NOTE = (
     "One field changed alone, the rest as in the base: means of {measure} after the last epoch "
-    "over the n seeds that both have, and variant minus base in points, seed by seed; clear where "
-    "the interval does not contain zero. Not corrected for the number of effects."
+    "over the n seeds that both have, and variant minus base in points, seed by seed. " + CORRECTION
+)
+ANSWER_NOTE = (
+    "{measure} in percent, mean ± std over the seeds; the highest mean of a column has a *."
+)
+TRAINING_NOTE = (
+    "Training accuracy and loss are means over the last epoch, of augmented images in training "
+    "mode: their distance to the test set is no generalization gap (kerasnorm statistics has it)."
 )
 PLAN_NOTE = (
     "Estimated from the epochs of runs that differ in the seed alone, else from a few steps "
@@ -67,10 +82,9 @@ def group_label(group: Group, groups: Iterable[Group], *, without: str = "") -> 
     return ", ".join(texts)
 
 
-def measure_text(effects: Sequence[AblationEffect]) -> str:
-    """Returns which accuracy the ablation effects are measured by."""
-    used = {item.measure for item in effects}
-    return " or ".join(text for name, text in ACCURACIES.items() if name in used)
+def measure_text(summary: Summary) -> str:
+    """Returns which accuracy groups are compared by: "validation accuracy"."""
+    return ACCURACIES[summary.measure]
 
 
 def change_text(effect: AblationEffect) -> str:
@@ -119,62 +133,118 @@ def group_table(summary: Summary) -> Table:
         ("norm", ">n", ">test accuracy %", ">training %", *validation, ">test loss",
          ">training loss", ">parameters"),
         rows,
-        notes=(GROUP_NOTE,),
+        notes=(GROUP_NOTE, TRAINING_NOTE),
         title="Findings",
     )  # fmt: skip
 
 
 def difference_table(summary: Summary) -> Table:
-    """Returns the table of paired differences, in points of test accuracy."""
+    """Returns the table of paired differences between norms, or backends, in points."""
+    return _differences(summary, summary.differences, "Differences")
+
+
+def change_table(summary: Summary) -> Table:
+    """Returns the table of paired differences between values of a varied field, in points."""
+    return _differences(summary, summary.changes, "What the varied fields change")
+
+
+def _differences(summary: Summary, differences: Sequence[Difference], heading: str) -> Table:
+    has_test = summary.measure != "test_accuracy"
     rows = [
         (
             group_label(item.first, summary.groups),
             group_label(item.second, summary.groups),
-            str(item.interval.n),
-            f"{100 * item.interval.mean:+.2f}",
-            NO_VALUE if item.interval.std is None else f"{100 * item.interval.std:.2f}",
-            _ends(item.interval),
-            _clear(item.interval),
+            *_judged(item, summary),
+            *((_test_difference(item),) if has_test else ()),
         )
-        for item in summary.differences
+        for item in differences
     ]
     return Table(
-        ("first", "second", ">n", ">difference", ">std", f">{INTERVAL}", "clear"),
+        ("first", "second", *JUDGED, *((">test",) if has_test else ())),
         rows,
-        notes=(DIFFERENCE_NOTE,),
-        title="Differences",
+        notes=(_note(DIFFERENCE_NOTE, summary, f"{len(rows)} differences"),),
+        title=heading,
     )
 
 
 def effect_table(summary: Summary) -> Table:
     """Returns the table of ablation effects, in points of the accuracy they are measured by."""
-    is_mixed = len({item.measure for item in summary.effects}) > 1
     rows = [
         (
             group_label(item.base, summary.groups),
-            f"{item.field} ({ACCURACIES[item.measure]})" if is_mixed else item.field,
+            item.field,
             value_text(item.base_value),
             value_text(item.value),
-            str(item.interval.n),
             f"{100 * item.mean(item.base):.2f}",
             f"{100 * item.mean(item.first):.2f}",
-            f"{100 * item.interval.mean:+.2f}",
-            _ends(item.interval),
-            _clear(item.interval),
+            *_judged(item, summary),
         )
         for item in summary.effects
     ]
     return Table(
-        ("norm", "field", "base", "variant", ">n", ">base %", ">variant %", ">difference",
-         f">{INTERVAL}", "clear"),
+        ("norm", "field", "base", "variant", ">base %", ">variant %", *JUDGED),
         rows,
-        notes=(EFFECT_NOTE.format(measure=measure_text(summary.effects)),),
+        notes=(_note(EFFECT_NOTE, summary, f"{len(rows)} effects"),),
         title="Ablation effects",
-    )  # fmt: skip
+    )
 
 
-def _clear(found: Interval) -> str:
-    return NO_VALUE if found.low is None else "yes" if found.is_clear else "no"
+def _judged(item: Difference, summary: Summary) -> tuple[str, ...]:
+    """Returns the cells of a difference below `JUDGED`."""
+    p = item.comparison.p
+    return (
+        str(item.interval.n),
+        f"{100 * item.interval.mean:+.2f}",
+        _ends(item.interval),
+        NO_VALUE if p is None else f"{p:.3f}",
+        str(summary.verdict(item)),
+    )
+
+
+def _test_difference(item: Difference) -> str:
+    first, second = (item.mean(group, "test_accuracy") for group in (item.first, item.second))
+    return f"{100 * (first - second):+.2f}"
+
+
+def _note(note: str, summary: Summary, count: str) -> str:
+    return note.format(
+        measure=measure_text(summary), count=count, margin=100 * summary.margin, least=LEAST_SEEDS
+    )
+
+
+def answer_table(summary: Summary) -> Table:
+    """Returns the mean of the measure by norm (rows) and by what was varied (columns)."""
+    groups = summary.groups
+    columns = list({repr(group.shared): group.shared for group in groups}.values())
+    highest = [
+        max((g for g in groups if g.shared == shared), key=lambda g: g.mean(summary.measure))
+        for shared in columns
+    ]
+    cells: dict[str, list[str]] = {}
+    for group in groups:
+        label = group_label(replace(group, fields=group.own), groups)
+        row = cells.setdefault(label, [NO_VALUE] * len(columns))
+        mark = " *" if group in highest else ""
+        row[columns.index(group.shared)] = percent(group.interval(summary.measure)) + mark
+    return Table(
+        ("norm", *(f">{', '.join(field_texts(shared)) or 'all runs'}" for shared in columns)),
+        [(label, *row) for label, row in cells.items()],
+        notes=(ANSWER_NOTE.format(measure=measure_text(summary).capitalize()),),
+        title="Answer",
+    )
+
+
+def failure_table(summary: Summary) -> Table:
+    """Returns the table of the runs that failed, by norm and what was varied."""
+    rows = [
+        (
+            ", ".join([NORMS[item.norm].label, *field_texts(item.fields), item.backend]),
+            f"{item.count} of {item.planned}",
+            shortened(item.message, LONGEST_MESSAGE),
+        )
+        for item in summary.failures
+    ]
+    return Table(("norm", ">failed runs", "reason"), rows, title="Failed")
 
 
 def _ends(found: Interval) -> str:
@@ -208,46 +278,94 @@ def _beside(item: Published, measure: str) -> tuple[str, str, str]:
     return known, f"{percent(ours)} (n {ours.n})", f"{100 * (ours.mean - theirs):+.2f}"
 
 
-def sentences(summary: Summary) -> list[str]:
-    """Returns one sentence per difference and ablation effect, clear ones first.
+def arms_sentence(summary: Summary) -> str:
+    """Returns in which fields, besides the norm, the norms' runs differ; "" for one norm."""
+    if len({group.norm for group in summary.groups}) < 2:
+        return ""
+    if not summary.unmatched:
+        return "Matched arms: the norms' runs differ in the norm alone (and in what only it reads)."
+    texts = [_unmatched_text(name, values) for name, values in summary.unmatched.items()]
+    return f"The arms differ in more than the norm: {'; '.join(texts)}."
 
-    In a one-factor-at-a-time study the differences between the bases come first, then the effects,
-    the largest first.
+
+def _unmatched_text(name: str, values: Mapping[str, Any]) -> str:
+    norms: dict[str, list[str]] = {}
+    for norm, value in values.items():
+        norms.setdefault(value_text(value), []).append(NORMS[norm].label)
+    parts = [f"{', '.join(labels)} {value}" for value, labels in norms.items()]
+    return f"{name.replace('_', ' ')} ({'; '.join(parts)})"
+
+
+def measure_sentence(summary: Summary) -> str:
+    """Returns by which split the groups are ranked, and what it costs where that is the test."""
+    if summary.measure == "val_accuracy":
+        return "Ranked and compared by accuracy on the validation split; test accuracy beside it."
+    return (
+        "Ranked and compared by accuracy on the test set, for want of a validation split: the "
+        "winner's test accuracy is then too high by chance. Give --validation to choose on other "
+        "images than those you report."
+    )
+
+
+def sentences(summary: Summary) -> list[str]:
+    """Returns what the arms share, what ranks them, and one sentence per difference and effect.
+
+    Differences that matter come first, then those that are equivalent for practice, then those
+    that are not significant. In a one-factor-at-a-time study the differences between the bases
+    come first, then the effects, the largest first.
     """
     differences = [d for d in summary.differences if not (summary.one_at_a_time and d.first.fields)]
-    differences.sort(key=lambda item: not item.interval.is_clear)
+    differences.sort(key=lambda item: _rank(summary.verdict(item)))
     effects = sorted(
-        summary.effects, key=lambda item: (not item.interval.is_clear, -abs(item.interval.mean))
+        summary.effects,
+        key=lambda item: (_rank(summary.verdict(item)), -abs(item.interval.mean)),
     )
     ranked = [_difference_sentence(item, summary) for item in differences]
     ranked += [_effect_sentence(item, summary) for item in effects]
     left = len(ranked) - MOST_SENTENCES
-    return ranked[:MOST_SENTENCES] + ([f"The tables hold {left} more."] if left > 0 else [])
+    ranked = ranked[:MOST_SENTENCES] + ([f"The tables hold {left} more."] if left > 0 else [])
+    first = [text for text in (arms_sentence(summary), measure_sentence(summary)) if text]
+    first += [_failure_sentence(item) for item in summary.failures]
+    return first + ranked
+
+
+def _failure_sentence(item: Failure) -> str:
+    name = ", ".join([NORMS[item.norm].label, *field_texts(item.fields)])
+    message = shortened(item.message, LONGEST_MESSAGE).removesuffix(".")
+    return f"{name} failed in {item.count} of {item.planned} runs: {message}."
+
+
+def _rank(verdict: Verdict) -> int:
+    return (Verdict.DIFFERENT, Verdict.EQUIVALENT, Verdict.OPEN, Verdict.TOO_FEW).index(verdict)
 
 
 def _difference_sentence(item: Difference, summary: Summary) -> str:
     first, second = (group_label(group, summary.groups) for group in (item.first, item.second))
     points = 100 * item.interval.mean
-    if item.interval.n < 2:
-        return f"{first} against {second}: {points:+.2f} points of one seed, which proves nothing."
-    behind = _behind(item.interval)
-    if not item.interval.is_clear:
-        return f"{first} and {second} cannot be told apart: {points:+.2f} points {behind}."
-    direction = "below" if points < 0 else "above"
-    return f"{first} is {abs(points):.2f} points {direction} {second} {behind}."
+    match summary.verdict(item):
+        case Verdict.DIFFERENT:
+            direction = "below" if points < 0 else "above"
+            text = f"{first} is {abs(points):.2f} points {direction} {second}"
+        case Verdict.EQUIVALENT:
+            within = f"within {100 * summary.margin:g} points"
+            text = f"{first} and {second} are equivalent for practice, {within}: {points:+.2f}"
+        case Verdict.OPEN:
+            text = f"{first} against {second} is not significant: {points:+.2f} points"
+        case Verdict.TOO_FEW:
+            text = f"{first} against {second}: {points:+.2f} points, no verdict"
+    return f"{text} {_behind(item.interval)}."
 
 
 def _effect_sentence(item: AblationEffect, summary: Summary) -> str:
     name = f"{group_label(item.base, summary.groups)}, {change_text(item)}"
-    points = f"{100 * item.interval.mean:+.2f} points of {ACCURACIES[item.measure]}"
-    if item.interval.n < 2:
-        return f"{name}: {points} of one seed, which proves nothing."
-    unclear = "" if item.interval.is_clear else ", not clear"
-    return f"{name}: {points} {_behind(item.interval)}{unclear}."
+    verdict = summary.verdict(item)
+    text = "" if verdict is Verdict.DIFFERENT else f", {verdict}"
+    return f"{name}: {100 * item.interval.mean:+.2f} points{text} {_behind(item.interval)}."
 
 
 def _behind(found: Interval) -> str:
-    return f"({INTERVAL} {_ends(found)}, n = {found.n} common seeds)"
+    seeds = f"{found.n} common seed{'s' * (found.n != 1)}"
+    return f"({seeds})" if found.low is None else f"({seeds}, corrected interval {_ends(found)})"
 
 
 def plan_table(estimates: Sequence[Estimate], lanes: int) -> Table:

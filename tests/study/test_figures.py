@@ -113,7 +113,7 @@ def test_ablation_effects_have_a_panel_per_norm_and_a_dot_per_seed(tmp_path):
     dots = [line for line in bn.lines if line.get_marker() == "o" and line.get_ydata()[0] == 3]
     assert np.allclose(dots[0].get_xdata(), [-0.4, -0.2, -0.3])
     assert "-0.30" in [text.get_text() for text in bn.texts]
-    assert "validation accuracy or test accuracy" in figure.axes[1].get_xlabel()
+    assert "difference in test accuracy" in figure.axes[1].get_xlabel()
     assert picture.save(tmp_path).is_file()
 
 

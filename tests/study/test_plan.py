@@ -3,13 +3,14 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from kerasnorm.cli import studies
-from kerasnorm.config import SETTINGS, resolve
+from kerasnorm.config import ARMS, RATE_POWERS, SETTINGS, resolve
 from kerasnorm.errors import ConfigError, CorruptFileError
 from kerasnorm.norms import NORMS
 from kerasnorm.study import plan as plans
-from kerasnorm.study.plan import StudyPlan, identity, parse_vary, run_name
+from kerasnorm.study.plan import StudyPlan, field_value, identity, parse_vary, run_name
 
 
 def make(**changes):
@@ -55,8 +56,17 @@ def test_identity_knows_what_a_run_computes():
     assert identity(resolve(grouped)) == identity(resolve(grouped | {"group_size": 8}))
 
 
-def test_per_norm_values_of_the_recipe_stay():
-    configs = make(fixed={"data": "shapes"}).configs().values()
+def test_matched_arms_differ_in_the_norm_alone():
+    configs = make(fixed={"data": "shapes"}, seeds=(0,)).configs().values()
+    for field in set(SETTINGS) - {"norm", "groups"}:  # era8 and best give gn two groups
+        values = {repr(field_value(config, field)) for config in configs}
+        assert len(values) == 1, field
+    given_by_hand = make(fixed={"data": "shapes", "weight_standardization": True}, seeds=(0,))
+    assert all(c.model.weight_standardization for c in given_by_hand.configs().values())
+
+
+def test_tuned_arms_have_the_recipes_own_values():
+    configs = make(fixed={"data": "shapes"}, arms="tuned").configs().values()
     assert {c.model.norm: c.model.weight_standardization for c in configs} == {
         "bn": False,
         "gn": True,
@@ -64,10 +74,18 @@ def test_per_norm_values_of_the_recipe_stay():
     }
 
 
-def test_a_linear_rate_follows_the_batch_size():
-    plan = make(vary={"batch_size": (16, 64, 128)}, linear_rate=True)
-    rates = {c.train.batch_size: c.train.learning_rate for c in plan.configs().values()}
-    assert rates == {16: 0.0025, 64: 0.01, 128: 0.02}  # era8: 0.01 at 64
+@pytest.mark.parametrize(
+    ("scaling", "rates"),
+    [
+        ("none", {16: 0.01, 64: 0.01, 256: 0.01}),
+        ("linear", {16: 0.0025, 64: 0.01, 256: 0.04}),
+        ("sqrt", {16: 0.005, 64: 0.01, 256: 0.02}),
+    ],
+)
+def test_the_rate_follows_the_batch_size(scaling, rates):
+    plan = make(vary={"batch_size": (16, 64, 256)}, rate_scaling=scaling)  # era8: 0.01 at 64
+    found = {c.train.batch_size: c.train.learning_rate for c in plan.configs().values()}
+    assert found == rates
 
 
 ABLATION = {
@@ -117,6 +135,7 @@ def test_each_norm_has_a_base_of_its_own():
         seeds=(0,),
         fixed={"recipe": "best", "data": "shapes"},
         vary={"weight_standardization": (True, False)},
+        arms="tuned",
         one_at_a_time=True,
     )
     bases = {norm: resolve({"norm": norm}).model.weight_standardization for norm in plan.norms}
@@ -129,7 +148,7 @@ def test_each_norm_has_a_base_of_its_own():
 
 
 def test_one_at_a_time_scales_the_rate_of_a_batch_size_alone():
-    plan = make(norms=("gn",), linear_rate=True, **ABLATION)
+    plan = make(norms=("gn",), rate_scaling="linear", **ABLATION)
     rates = {repr(change): config.train.learning_rate for change, config in
              zip(plan.changes().values(), plan.configs().values(), strict=True)}  # fmt: skip
     assert rates["{}"] == rates["{'optimizer': 'sgd'}"] == 0.01
@@ -178,15 +197,25 @@ NUMBERS = st.lists(st.integers(1, 500), min_size=1, max_size=3, unique=True).map
 
 
 @settings(deadline=None, max_examples=20)
-@given(batch=NUMBERS, seeds=NUMBERS, linear=st.booleans(), one_at_a_time=st.booleans())
-def test_study_toml_gives_the_same_plan(tmp_path_factory, batch, seeds, linear, one_at_a_time):
+@given(
+    batch=NUMBERS,
+    seeds=NUMBERS,
+    arms=st.sampled_from(ARMS),
+    scaling=st.sampled_from([*RATE_POWERS]),
+    one_at_a_time=st.booleans(),
+)
+def test_study_toml_gives_the_same_plan(
+    tmp_path_factory, batch, seeds, arms, scaling, one_at_a_time
+):
     path = tmp_path_factory.mktemp("plan") / plans.STUDY
     fixed = {"recipe": "era8", "data": "shapes", "widths": (4,) * 10, "residual": True}
     plan = make(
         seeds=seeds,
         vary={"batch_size": batch},
         fixed=fixed,
-        linear_rate=linear,
+        arms=arms,
+        rate_scaling=scaling,
+        margin=1.5,
         one_at_a_time=one_at_a_time,
     )
     path.write_text(plans.to_toml(plan))
@@ -197,12 +226,20 @@ def test_study_toml_gives_the_same_plan(tmp_path_factory, batch, seeds, linear, 
 @pytest.mark.parametrize("one_at_a_time", [False, True])
 def test_the_command_of_a_plan_parses_to_the_same_plan(one_at_a_time):
     fixed = {"train_size": 50, "data": "shapes", "residual": False}
-    vary = {"widths": ((4,) * 10, (8,) * 10), "dropout": (0.0, 0.5)}
+    vary = {"widths": ((4,) * 10, (8,) * 10), "dropout": (0.0, 0.5), "batch_size": (8, 16)}
     fixed |= {"recipe": "era8"}
-    plan = make(fixed=fixed, vary=vary, linear_rate=True, seeds=(3, 4), one_at_a_time=one_at_a_time)
+    plan = make(
+        fixed=fixed,
+        vary=vary,
+        arms="tuned",
+        rate_scaling="linear",
+        margin=0.25,
+        seeds=(3, 4),
+        one_at_a_time=one_at_a_time,
+    )
     words = plans.command(plan, "out")
-    assert words[:2] == ["kerasnorm", "sweep"]
-    context = studies.sweep.make_context("sweep", words[2:])
+    assert words[:2] == ["kerasnorm", "compare"]
+    context = studies.compare.make_context("compare", words[2:])
     assert studies._plan(context.params) == plan
 
 
@@ -225,8 +262,45 @@ def test_a_study_of_an_earlier_version_is_read(tmp_path):
     plan = plans.read(tmp_path / plans.STUDY)
     assert plan.fixed == {"data": "shapes", "widths": (4,) * 10}
     assert plan.vary == {"preprocessing": ("scale", "standardize")}
-    assert not plan.linear_rate
+    assert (plan.arms, plan.rate_scaling) == ("tuned", "none")
     assert not plan.one_at_a_time
+
+
+def test_a_linear_rate_of_an_earlier_version_is_read(tmp_path):
+    (tmp_path / plans.STUDY).write_text(
+        "norms = ['bn']\nbackends = ['torch']\nseeds = [0]\nlinear_rate = true\n"
+        "[fixed]\ndata = 'shapes'\n[vary]\nbatch_size = [8, 16]\n"
+    )
+    assert plans.read(tmp_path / plans.STUDY).rate_scaling == "linear"
+
+
+def test_the_rate_scaling_that_is_taken_depends_on_the_optimizer(caplog):
+    words = ["--data", "shapes", "--vary", "batch_size=8,16", "--backend", "torch"]
+    for more, scaling in ((["--recipe", "era8"], "sqrt"), (["--optimizer", "sgd"], "linear")):
+        context = studies.compare.make_context("compare", [*words, *more])
+        assert studies._plan(context.params).rate_scaling == scaling
+        assert f"--rate-scaling {scaling}" in caplog.text
+    context = studies.compare.make_context(
+        "compare", ["--data", "shapes", "--rate-scaling", "sqrt"]
+    )
+    with pytest.raises(ConfigError, match="expected --vary batch_size"):
+        studies._plan(context.params)
+
+
+@pytest.mark.parametrize("has_test", [False, True])
+def test_norms_are_not_chosen_on_a_test_set_that_was_set_aside_here(tmp_path, has_test):
+    for name in ("train", "test") if has_test else ("",):
+        for kind in ("cat", "dog"):
+            folder = tmp_path / "d" / name / kind
+            folder.mkdir(parents=True)
+            for number in range(10):
+                Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+    words = ["--data", str(tmp_path / "d"), "--backend", "torch"]
+    plan = studies._plan(studies.compare.make_context("compare", words).params)
+    assert plan.fixed.get("validation") == (None if has_test else 4)  # a fifth of 20, as the test
+    words += ["--validation", "2"]
+    plan = studies._plan(studies.compare.make_context("compare", words).params)
+    assert plan.fixed["validation"] == 2
 
 
 def test_folders_are_named_after_what_tells_runs_apart():

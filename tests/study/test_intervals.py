@@ -1,0 +1,109 @@
+"""Intervals and corrected comparisons against printed tables and worked examples."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kerasnorm.study.intervals import Interval, Verdict, compare
+
+# Two-sided 95 % points of Student's t, as every statistics book prints them.
+TABLED = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 10: 2.228, 30: 2.042}
+SAMPLES = st.lists(
+    st.lists(st.floats(-0.125, 0.125, width=32), min_size=1, max_size=5), min_size=1, max_size=6
+)
+
+
+@pytest.mark.parametrize(("freedom", "quantile"), TABLED.items())
+def test_half_the_interval_is_a_tabled_quantile_times_the_standard_error(freedom, quantile):
+    values = [0.0] * freedom + [1.0]
+    found = Interval.of(values)
+    error = found.std / math.sqrt(freedom + 1)
+    assert round((found.high - found.mean) / error, 3) == quantile
+    assert math.isclose(found.high - found.mean, found.mean - found.low)
+
+
+def test_an_interval_has_mean_and_std():
+    found = Interval.of([0.81, 0.83])
+    assert found.n == 2
+    assert math.isclose(found.mean, 0.82)
+    assert math.isclose(found.std, 0.02 / math.sqrt(2))
+    assert math.isclose(found.high - 0.82, 12.7062047 * 0.01, rel_tol=1e-6)
+
+
+def test_one_value_has_no_interval_and_none_is_an_error():
+    alone = Interval.of([0.5])
+    assert (alone.n, alone.mean, alone.std, alone.low, alone.high) == (1, 0.5, None, None, None)
+    with pytest.raises(ValueError, match="at least one"):
+        Interval.of([])
+
+
+def spread(mean: float, std: float) -> list[float]:
+    """Three values of this mean and sample standard deviation."""
+    return [mean - std, mean, mean + std]
+
+
+def t_of(p: float) -> float:
+    """The t whose two-sided p with 2 degrees of freedom is p, by its closed form."""
+    inside = 1 - p  # = t / sqrt(t^2 + 2)
+    return inside * math.sqrt(2 / (1 - inside**2))
+
+
+def test_the_levels_are_those_of_holms_procedure():
+    # Holm 1979: p = 0.01, 0.04, 0.03 are compared with 0.05 / 3, 0.05 / 1 and 0.05 / 2.
+    samples = [spread(0.01 * t_of(p) / math.sqrt(3), 0.01) for p in (0.01, 0.04, 0.03)]
+    first, second, third = compare(samples)
+    assert [one.p for one in (first, second, third)] == pytest.approx([0.03, 0.06, 0.06], rel=1e-6)
+    assert first.interval.is_clear
+    # 0.03 > 0.025 ends the procedure: 0.04 is not significant though it is below 0.05.
+    assert not third.interval.is_clear
+    assert not second.interval.is_clear
+    half = (third.interval.high - third.interval.low) / 2
+    assert half == pytest.approx(t_of(0.025) * 0.01 / math.sqrt(3), rel=1e-6)
+
+
+def test_one_comparison_is_not_corrected():
+    [one] = compare([[0.01, 0.02, 0.04]])
+    assert one.interval == Interval.of([0.01, 0.02, 0.04])
+
+
+@given(SAMPLES)
+def test_an_interval_excludes_zero_if_and_only_if_p_is_at_most_5_percent(samples):
+    for values, one in zip(samples, compare(samples), strict=True):
+        assert one.interval.n == len(values)
+        if len(values) == 1:
+            assert one.p is None
+        elif abs(one.p - 0.05) > 1e-9 and one.interval.std > 1e-9:
+            assert one.interval.is_clear == (one.p < 0.05)
+
+
+@given(SAMPLES)
+def test_a_further_comparison_narrows_no_interval(samples):
+    before = compare(samples)
+    after = compare([*samples, [0.0, 0.1, -0.1]])
+    for one, other in zip(before, after, strict=False):
+        assert other.p is None or other.p >= one.p - 1e-12
+        if other.interval.low is not None:
+            assert other.interval.low <= one.interval.low + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ([0.02], Verdict.TOO_FEW),
+        ([0.02, 0.02], Verdict.TOO_FEW),
+        ([0.02, 0.021, 0.022], Verdict.DIFFERENT),
+        ([0.002, 0.0021, 0.0022], Verdict.EQUIVALENT),  # significant, but too small to matter
+        ([-0.0005, 0.0, 0.0005], Verdict.EQUIVALENT),
+        ([-0.02, 0.0, 0.02], Verdict.OPEN),
+    ],
+)
+def test_the_verdict_says_no_more_than_the_interval(values, verdict):
+    [one] = compare([values])
+    assert one.verdict(0.005) is verdict
+
+
+def test_a_wider_margin_makes_more_differences_equivalent():
+    [one] = compare([[0.02, 0.021, 0.022]])
+    assert one.verdict(0.03) is Verdict.EQUIVALENT
