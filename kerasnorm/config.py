@@ -54,6 +54,21 @@ LAYER_LABELS = {
 CONVOLUTIONS = "C1 C2 c3 C3 C4 C5 c6 C7 C8 C9"  # those that `widths` lists
 # Names of earlier versions: files may hold them; elsewhere the error gives the new name.
 RENAMED = {"treatment": "preprocessing", "sd": "std"}
+# Names by which other tools call a field, which an error message answers with ours.
+SYNONYMS = {
+    "lr": "learning_rate",
+    "bs": "batch_size",
+    "batch": "batch_size",
+    "wd": "weight_decay",
+    "decay": "weight_decay",
+    "epoch": "epochs",
+    "dataset": "data",
+    "val": "validation",
+    "val_size": "validation",
+    "imgsz": "image_size",
+    "scheduler": "schedule",
+    "dtype": "precision",
+}
 RENAMED_ARGUMENTS = {"monitor": "progress", "reporter": "progress"}  # of functions
 # Fields that a later version added: at their default they do not count in a config's hash, so that
 # checkpoints of earlier versions are resumed.
@@ -427,6 +442,36 @@ def flatten(document: Mapping[str, Any]) -> dict[str, Any]:
                 raise unknown(f"field of [{section}]", name, names)
             flat[name] = value
     return flat
+
+
+def defaults(recipe: str) -> dict[str, str]:
+    """Returns the default of each field as text: "64", or "false; gn, ln: true".
+
+    Args:
+        recipe: Name of a recipe, whose values these are.
+    """
+    if recipe not in RECIPES:
+        raise unknown("recipe", recipe, RECIPES)
+    document = _recipe_document(recipe)
+    common = build_config(recipe, flatten({k: v for k, v in document.items() if k != "norms"}))
+    texts = {name: _text(value) for name, value in flatten(common.to_dict()).items()}
+    own: dict[str, dict[str, list[str]]] = {}
+    for norm, sections in document.get("norms", {}).items():
+        for name, value in flatten(sections).items():
+            if owner(name) is None:
+                own.setdefault(name, {}).setdefault(_text(value), []).append(norm)
+            else:
+                texts[name] = _text(value)
+    for name, values in own.items():
+        parts = [f"{', '.join(norms)}: {value}" for value, norms in values.items()]
+        texts[name] = "; ".join([texts[name], *parts])
+    return texts
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _recipe_document(name: str) -> dict[str, Any]:

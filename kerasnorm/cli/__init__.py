@@ -16,12 +16,15 @@ import click
 
 from kerasnorm import __version__
 from kerasnorm.cli import doctor, explain, formats, models, speed, studies, training
-from kerasnorm.config import RENAMED
+from kerasnorm.config import RENAMED, SYNONYMS
 from kerasnorm.errors import KerasnormError, RunFolderError, is_out_of_memory, shortened
 from kerasnorm.progress import console_notes
 from kerasnorm.training.signals import SIGNALLED, Interruptions, Terminated
 
 logger = logging.getLogger(__name__)
+RENAMED_OPTIONS = {"linear_rate": "--rate-scaling linear"} | {
+    old: f"--{new}" for old, new in RENAMED.items()
+}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -45,7 +48,7 @@ def _warn_of_unknown_variables() -> None:
         known |= {str(option.envvar) for option in command.params if option.envvar}
     for name in sorted(os.environ):
         if name.startswith("KERASNORM_") and name not in known:
-            renamed = RENAMED.get(name.removeprefix("KERASNORM_").lower())
+            renamed = (RENAMED | SYNONYMS).get(name.removeprefix("KERASNORM_").lower())
             near = difflib.get_close_matches(name, known, n=1)
             near = [f"KERASNORM_{renamed.upper()}"] if renamed else near
             advice = f" Did you mean {near[0]}?" if near else ""
@@ -78,9 +81,13 @@ def _run() -> int:
         sys.stdout.flush()
         return code
     except click.ClickException as error:
-        old = getattr(error, "option_name", "").removeprefix("--").replace("-", "_")
-        if old in RENAMED:
-            error = click.UsageError(f"No such option: --{old}. It is --{RENAMED[old]} now.")
+        given = getattr(error, "option_name", "")
+        old = given.removeprefix("--").replace("-", "_")
+        if new := RENAMED_OPTIONS.get(old):
+            error = click.UsageError(f"No such option: {given}. It is {new} now.")
+        elif name := SYNONYMS.get(old):
+            new = name.replace("_", "-")
+            error = click.UsageError(f"No such option: {given}. It is called --{new} here.")
         error.show()
         return error.exit_code
     except BrokenPipeError:

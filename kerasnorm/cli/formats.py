@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 CALIBRATION = 200  # images
+SYNONYMS = {  # of the formats' names
+    "tflite": "litert",
+    "pt2": "torch",
+    "pytorch": "torch",
+    "pth": "state-dict",
+    "safetensors": "state-dict",
+    "savedmodel": "saved-model",
+    "tensorflow": "saved-model",
+}
 
 
 @click.command()
@@ -29,7 +38,7 @@ CALIBRATION = 200  # images
     "formats",
     multiple=True,
     required=True,
-    type=click.Choice((*FORMATS, "all")),
+    type=opt.Choice((*FORMATS, "all"), SYNONYMS),
     help="Format to write; repeat for several.",
 )
 @click.option(

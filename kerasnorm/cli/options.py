@@ -3,13 +3,21 @@
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from kerasnorm.config import RECIPES, SETTINGS, Config, read_toml, resolve
+from kerasnorm.config import (
+    DEFAULT_RECIPE,
+    RECIPES,
+    SETTINGS,
+    Config,
+    defaults,
+    read_toml,
+    resolve,
+)
 from kerasnorm.errors import ConfigError
 from kerasnorm.files import plain
 from kerasnorm.progress import LOGGER
@@ -37,21 +45,81 @@ class NumberList(click.ParamType[tuple[int, ...]]):
 
 
 class ConfigCommand(click.Command):
-    """A command whose help lists the config's fields by section."""
+    """A command whose help lists the config's fields by section, with the recipe's defaults."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parses the arguments; several values of an option that takes one are an error."""
+        for param in self.params:
+            if isinstance(param, click.Option) and not param.multiple and not param.is_flag:
+                values = _values(param, args)
+                if len(values) > 1:
+                    raise click.UsageError(f"{param.opts[0]}: given twice.{_advice(param, values)}")
+        try:
+            return super().parse_args(ctx, list(args))
+        except click.BadParameter as error:
+            values = _values(error.param, args) if error.param else []
+            if not any("," in value for value in values):
+                raise
+            values = [part for value in values for part in value.split(",")]
+            advice = _advice(error.param, values)
+            raise click.BadParameter(error.message + advice, ctx, error.param) from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the options, one table per section."""
+        recipe = str(ctx.params.get("recipe") or DEFAULT_RECIPE)
+        known = defaults(recipe)
         tables: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             if record is not None:
                 setting = SETTINGS.get(param.name or "")
                 title = TITLES[setting.section] if setting else "Options"
-                tables.setdefault(title, []).append(record)
+                default = known.get(param.name or "") if setting else None
+                text = f"{record[1]}  [{default}]" if default else record[1]
+                tables.setdefault(title, []).append((record[0], text))
         for title in ("Options", *TITLES.values()):
             if title in tables:
-                with formatter.section(title):
+                heading = f"{title}  [default of the recipe {recipe}]"
+                with formatter.section(heading if title != "Options" else title):
                     formatter.write_dl(tables[title])
+
+
+def _values(param: click.Parameter, words: Sequence[str]) -> list[str]:
+    """Returns the values that an option is given in the words of a command line."""
+    found = []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        if flag in param.opts:
+            found.append(value if equals else following)
+    return found
+
+
+def _advice(param: click.Parameter | None, values: Sequence[str]) -> str:
+    """Returns what to do with several values of an option that takes one."""
+    if isinstance(param, click.Option) and param.multiple:
+        return " Repeat it: " + " ".join(f"{param.opts[0]} {value}" for value in values)
+    if param is None or param.name not in SETTINGS:
+        return " It takes one value."
+    if param.name in ("norm", "backend"):
+        repeated = " ".join(f"{param.opts[0]} {value}" for value in values)
+        return f" To compare several: kerasnorm compare {repeated}"
+    if param.name == "seed":
+        return f" To train several: kerasnorm compare --seeds {len(values)}"
+    return f" To compare several: kerasnorm compare --vary {param.name}={','.join(values)}"
+
+
+class Choice(click.Choice[str]):
+    """A choice that knows by which names other tools call what it offers."""
+
+    def __init__(self, choices: Sequence[str], synonyms: Mapping[str, str]) -> None:
+        super().__init__(choices)
+        self.synonyms = synonyms
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """Returns the choice; the error for a synonym names it."""
+        if known := self.synonyms.get(str(value).lower().replace("_", "-")):
+            self.fail(f"{value!r} is called {known!r} here.", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def option(name: str) -> Decorator:
@@ -91,6 +159,7 @@ def config_options(*sections: str, without: Sequence[str] = ()) -> Decorator:
         recipe = click.option(
             "--recipe",
             type=click.Choice(RECIPES),
+            is_eager=True,  # so that --help shows its values
             envvar="KERASNORM_RECIPE",
             help="Named set of values for all fields; the other options override it.",
         )

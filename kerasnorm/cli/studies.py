@@ -13,7 +13,7 @@ import click
 from kerasnorm import runtime
 from kerasnorm.cli import options as opt
 from kerasnorm.config import ARMS, BACKENDS, RATE_POWERS, SETTINGS
-from kerasnorm.errors import ConfigError
+from kerasnorm.errors import ConfigError, DataError
 from kerasnorm.files import in_command, short_name
 from kerasnorm.norms import COMPARED, NORMS
 from kerasnorm.progress import ConsoleProgress
@@ -230,7 +230,10 @@ def _with_data(plan: "StudyPlan") -> "StudyPlan":
     config = next(iter(plan.configs().values()))
     if not Path(locate(config.data.data)).is_absolute():  # a data set that is known by its name
         return plan
-    data = prepare(config.data, 0)
+    try:
+        data = prepare(config.data, 0)
+    except DataError:  # the study says so, unless its workers have them elsewhere
+        return plan
     if data.has_own_test or data.validation is not None:
         return plan
     logger.warning(

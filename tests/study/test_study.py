@@ -137,7 +137,7 @@ def test_the_effects_of_an_ablation_are_reported(tmp_path):
     path = tmp_path / "ablation"
     words = (*TINY, "--recipe", "era8", "--norm", "gn", "--seeds", "2", "--vary", "optimizer=sgd",
              "--vary", "groups=2", "--one-at-a-time", "--out", str(path))  # fmt: skip
-    context = studies.sweep.make_context("sweep", list(words))
+    context = studies.compare.make_context("compare", list(words))
     plan = studies._plan(context.params)
     scores = {"{}": 0.8, "{'optimizer': 'sgd'}": 0.7, "{'groups': 2}": 0.85}
     for config, change in zip(plan.configs().values(), plan.changes().values(), strict=True):
@@ -146,7 +146,7 @@ def test_the_effects_of_an_ablation_are_reported(tmp_path):
         metrics = json.loads((home / "metrics.json").read_text())
         metrics["test_accuracy"] = scores[repr(change)] + 0.01 * config.train.seed
         (home / "metrics.json").write_text(json.dumps(metrics))
-    text, err = call("sweep", *words)
+    text, err = call("compare", *words)
     assert "6 runs, 6 of them finished before" in err
     assert "Ablation effects" in text
     assert "Differences" not in text
@@ -168,10 +168,41 @@ def test_the_effects_of_an_ablation_are_reported(tmp_path):
 def test_a_diverged_run_is_reported_and_the_others_are_kept(tmp_path):
     words = (*TINY, "--epochs", "1", "--optimizer", "sgd", "--schedule", "constant",
              "--vary", "learning_rate=0.01,1e30", "--norm", "none", "--seeds", "1")  # fmt: skip
-    _, err = call("sweep", *words, "--out", tmp_path / "s", code=4)
+    out, err = call("compare", *words, "--out", tmp_path / "s", code=4)
     assert "1 of 2 runs failed" in err
     assert "smaller --learning-rate" in err
     assert [row["state"] for row in rows(tmp_path / "s/runs.csv")] == ["finished", "failed"]
+    [failure] = json.loads((tmp_path / "s/summary.json").read_text())["failures"]
+    assert (failure["norm"], failure["count"], failure["planned"]) == ("none", 1, 1)
+    assert failure["fields"] == {"learning_rate": 1e30}
+    for text in (out, (tmp_path / "s/report.html").read_text()):
+        assert "failed in 1 of 1 runs: " in text
+        assert "1 of 1" in text
+
+
+def test_the_best_run_is_that_of_the_best_group_by_validation(tmp_path):
+    path = tmp_path / "study"
+    words = (*TINY, "--norm", "bn", "--norm", "gn", "--seeds", "2", "--out", str(path))
+    plan = studies._plan(studies.compare.make_context("compare", list(words)).params)
+    # gn is better on the validation images, bn on the test images; seed 1 is gn's better one.
+    scores = {("bn", 0): (0.5, 0.9), ("bn", 1): (0.8, 0.9)}
+    scores |= {("gn", 0): (0.7, 0.6), ("gn", 1): (0.75, 0.6)}
+    for config, change in zip(plan.configs().values(), plan.changes().values(), strict=True):
+        home = path / "runs" / run_name(config, change)
+        place(home, config)
+        metrics = json.loads((home / "metrics.json").read_text())
+        found = scores[config.model.norm, config.train.seed]
+        metrics["val_accuracy"], metrics["test_accuracy"] = found
+        (home / "metrics.json").write_text(json.dumps(metrics))
+    text, _ = call("compare", *words)
+    assert "Ranked and compared by accuracy on the validation split" in text
+    assert f"kerasnorm export {path} --best" in text
+    assert study.best_run(path).path.name == "gn-torch-s1"
+    assert str(path / "runs") in call("evaluate", path, code=2)[1]
+    _, err = call("evaluate", path, "--best", code=5)  # it was never trained: it has no model
+    assert "gn-torch-s1, 75.00 %" in err
+    figures = call("plot", path)[0].split()
+    assert str(path / "figures" / "final.png") in figures
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
@@ -237,17 +268,22 @@ def test_another_dask_worker_resumes_the_run_of_a_killed_one(tmp_path):
 
 
 MISTAKES = [
-    (("sweep",), 2, "--vary"),
-    (("sweep", "--vary", "batch_sise=3"), 2, "batch_size"),
+    (("compare", "--vary", "batch_sise=3"), 2, "batch_size"),
     (("compare", "--vary", "epochs=1,2", "--epochs", "3"), 2, "either --epochs or --vary"),
     (("compare", "--one-at-a-time"), 2, "--vary"),
-    (("sweep", "--resume", ".", "--one-at-a-time"), 2, "leave out --one-at-a-time"),
+    (("compare", "--resume", ".", "--one-at-a-time"), 2, "leave out --one-at-a-time"),
     (("compare", "--norm", "batch"), 2, "'bn', 'gn'"),
     (("compare", "--jobs", "0"), 2, "jobs"),
     (("compare", "--resume", ".", "--seeds", "2"), 2, "leave out --seeds"),
     (("compare", "--resume", "."), 5, "not the folder of a study"),
-    (("sweep", "--vary", "groups=3,4", *TINY[:2]), 2, "divisor"),
+    (("compare", "--vary", "groups=3,4", *TINY[:2]), 2, "divisor"),
     (("compare", *TINY, "--scheduler", "tcp://127.0.0.1:9", "--out", "s"), 2, "scheduler"),
+    (("compare", "--batch-size", "8", "--batch-size", "9"), 2, "--vary batch_size=8,9"),
+    (("compare", "--batch-size=8,9"), 2, "--vary batch_size=8,9"),
+    (("compare", "--norm", "bn,gn"), 2, "--norm bn --norm gn"),
+    (("compare", "--linear-rate"), 2, "--rate-scaling linear"),
+    (("compare", "--rate-scaling", "sqrt", *TINY[:2]), 2, "--vary batch_size"),
+    (("evaluate", ".", "--best"), 2, "expected the folder of a study"),
     (("report", "."), 5, "no run's folder"),
 ]
 

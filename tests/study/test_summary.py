@@ -263,3 +263,60 @@ def test_one_place_spelled_in_several_ways_is_one(tmp_path, monkeypatch):
     spelled = ("d", "d/", "./d", "link", str(tmp_path / "d"))
     runs = [make_run(0.5, norm="bn", seed=seed, data=d) for seed, d in enumerate(spelled)]
     assert [sorted(group.runs) for group in summarize(runs).groups] == [[0, 1, 2, 3, 4]]
+
+
+def test_fields_that_differ_between_the_norms_are_said():
+    assert summarize(RUNS).unmatched == {}
+    runs = [make_run(0.5, norm="bn"), make_run(0.5, norm="gn", dropout=0.3, groups=2)]
+    runs.append(make_run(0.5, norm="ln", dropout=0.3))
+    found = summarize(runs)
+    assert found.unmatched == {"dropout": {"bn": 0.01, "gn": 0.3, "ln": 0.3}}
+    sentence = tables.sentences(found)[0]
+    assert sentence == ("The arms differ in more than the norm: dropout (BN 0.01; GN, LN 0.3).")
+    assert found.to_dict()["unmatched"] == found.unmatched
+    assert not tables.arms_sentence(summarize(runs[:1]))
+
+
+def test_values_of_a_field_are_compared_within_each_norm():
+    accuracies = {2: (0.5, 0.51, 0.52), 8: (0.6, 0.612, 0.62), 32: (0.7, 0.71, 0.722)}
+    runs = [
+        make_run(accuracy, norm=norm, batch_size=size, seed=seed)
+        for norm in ("bn", "gn")
+        for size, seeds in accuracies.items()
+        for seed, accuracy in enumerate(seeds)
+    ]
+    found = summarize(runs, ("batch_size",))
+    changes = [(d.first.norm, *(g.fields["batch_size"] for g in (d.first, d.second)))
+               for d in found.changes]  # fmt: skip
+    assert changes == [("bn", 8, 2), ("bn", 32, 2), ("gn", 8, 2), ("gn", 32, 2)]
+    assert found.changes[0].interval.mean == pytest.approx(0.302 / 3)
+    answer = tables.answer_table(found)
+    assert answer.columns == ("norm", ">batch size 2", ">batch size 8", ">batch size 32")
+    assert [row[0] for row in answer.rows] == ["BN", "GN"]
+    assert answer.rows[1][1].startswith("51.00 ± 1.00")
+
+
+def test_groups_are_ranked_on_validation_where_all_have_it():
+    runs = [make_run(0.5 + seed / 100, norm=norm, seed=seed) for norm in ("bn", "gn")
+            for seed in (0, 1, 2)]  # fmt: skip
+    assert summarize(runs).measure == "test_accuracy"
+    for run in runs:
+        run.metrics["val_accuracy"] = 0.9 if run.config.model.norm == "gn" else 0.8
+    found = summarize(runs)
+    assert (found.measure, found.best.norm) == ("val_accuracy", "gn")
+    [difference] = found.differences
+    assert difference.interval.mean == pytest.approx(-0.1)
+    table = tables.difference_table(found)
+    assert table.columns[-1] == ">test"
+    assert table.rows[0][-1] == "+0.00"
+    assert "points of validation accuracy" in table.notes[0]
+    del runs[0].metrics["val_accuracy"]
+    assert summarize(runs).measure == "test_accuracy"
+
+
+def test_the_margin_decides_what_is_equivalent():
+    narrow, wide = (summarize(RUNS, margin=margin) for margin in (0.005, 0.05))
+    assert narrow.verdict(narrow.differences[0]) is Verdict.DIFFERENT
+    assert wide.verdict(wide.differences[0]) is Verdict.EQUIVALENT
+    text = next(text for text in tables.sentences(wide) if "BN and GN" in text)
+    assert "equivalent for practice, within 5 points: +1.07" in text
