@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kerasnorm.inspection.layers import receptive_field as receptive_field
     from kerasnorm.network import build_model as build_model
     from kerasnorm.network import portable as portable
+    from kerasnorm.study.study import compare as compare
     from kerasnorm.training.fit import fit as fit
     from kerasnorm.training.run import Run as Run
 
@@ -29,6 +30,7 @@ _HOMES = {
     "Config": "config",
     "Run": "training.run",
     "build_model": "network",
+    "compare": "study.study",
     "explain": "analysis.norm",
     "fit": "training.fit",
     "inputs": "analysis.inputs",

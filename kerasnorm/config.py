@@ -25,7 +25,7 @@ BACKENDS = ("torch", "tensorflow", "jax")
 RECIPES = ("best", "era8")
 DEFAULT_RECIPE = "best"
 ARMS = ("matched", "tuned")  # of a study: its norms differ alone, or have the recipe's own values
-RATE_POWERS = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}  # of the batch size, in the learning rate
+RATE_SCALINGS = ("auto", "none", "linear", "sqrt")  # of the learning rate, by the batch size
 # Blocks of the network: name, number of convolutions and their kernel size. A pooling ends each
 # block of 1x1 convolutions.
 SKELETON = (

@@ -1,8 +1,6 @@
 """Commands on many runs: `compare` and `report`."""
 
 import copy
-import hashlib
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +10,9 @@ import click
 
 from kerasnorm import runtime
 from kerasnorm.cli import options as opt
-from kerasnorm.config import ARMS, BACKENDS, RATE_POWERS, SETTINGS
-from kerasnorm.errors import ConfigError, DataError
-from kerasnorm.files import in_command, short_name
+from kerasnorm.config import ARMS, BACKENDS, RATE_SCALINGS, SETTINGS
+from kerasnorm.errors import ConfigError
+from kerasnorm.files import in_command
 from kerasnorm.norms import COMPARED, NORMS
 from kerasnorm.progress import ConsoleProgress
 from kerasnorm.study.intervals import MARGIN
@@ -22,8 +20,6 @@ from kerasnorm.study.intervals import MARGIN
 if TYPE_CHECKING:
     from kerasnorm.study.plan import StudyPlan
     from kerasnorm.study.study import Outcome
-
-logger = logging.getLogger(__name__)
 
 SEEDS_BY_DEFAULT = 3
 
@@ -67,23 +63,27 @@ STUDY_OPTIONS: tuple[opt.Decorator, ...] = (
     ),
     click.option(
         "--arms",
+        default=ARMS[0],
+        show_default=True,
         type=click.Choice(ARMS),
         help="Whether the norms' runs differ in the norm alone (matched), or each norm has the "
-        "values that the recipe holds for it (tuned). By default matched.",
+        "values that the recipe holds for it (tuned).",
     ),
     click.option(
         "--rate-scaling",
-        type=click.Choice(tuple(RATE_POWERS)),
-        help="How the peak learning rate follows a varied batch size: none, linear, or sqrt. By "
-        "default linear with sgd (Goyal et al., arXiv 1706.02677), else sqrt (Malladi et al., "
-        "arXiv 2205.10782).",
+        default=RATE_SCALINGS[0],
+        show_default=True,
+        type=click.Choice(RATE_SCALINGS),
+        help="How the peak learning rate follows a varied batch size: not at all, linearly, or by "
+        "its square root; auto: linearly with sgd, else by the square root.",
     ),
     click.option(
         "--margin",
+        default=100 * MARGIN,
+        show_default=True,
         type=click.FloatRange(0),
         metavar="POINTS",
-        help="Largest difference in accuracy, in percentage points, that does not matter to you. "
-        f"By default {100 * MARGIN:g}.",
+        help="Largest difference in accuracy, in percentage points, that does not matter to you.",
     ),
     click.option(
         "--out",
@@ -159,7 +159,7 @@ def compare(
             plan = replace(plan, fixed={**plan.fixed, "data": options["data"]}).located()
     else:
         plan = _plan(options)
-        out = out or _default_folder(plan)
+        out = out or folder.default(plan)
     if dry_run:
         _dry_run(plan, out, jobs, scheduler, as_json)
         return
@@ -175,83 +175,24 @@ def compare(
 def _plan(options: dict[str, Any]) -> "StudyPlan":
     """Returns the plan of the options; `auto` is resolved, so that hashes identify the runs."""
     from kerasnorm.study.plan import StudyPlan, parse_vary
+    from kerasnorm.study.study import completed
 
     given = {k: v for k, v in opt.given(options).items() if k in SETTINGS or k == "recipe"}
     given.pop("seed", None)
-    vary = parse_vary(options["vary"])
-    if options["one_at_a_time"] and not vary:
-        raise ConfigError("--one-at-a-time: expected --vary FIELD=VALUE,VALUE too. Received: none.")
-    if both := set(vary) & set(given):
-        name = sorted(both)[0]
-        raise ConfigError(f"{name}: expected either --{name.replace('_', '-')} or --vary {name}=…")
     first, count = options["seed"] or 0, options["seeds"] or SEEDS_BY_DEFAULT
-    backends = tuple(dict.fromkeys(options["backends"])) or (runtime.select_backend(),)
-    for backend in backends:
-        runtime.check_installed(backend)
-    plan = StudyPlan(
-        norms=tuple(dict.fromkeys(options["norms"])) or COMPARED,
-        backends=backends,
-        seeds=tuple(range(first, first + count)),
-        vary=vary,
-        fixed=given,
-        arms=options["arms"] or ARMS[0],
-        rate_scaling=options["rate_scaling"] or "none",
-        margin=100 * MARGIN if options["margin"] is None else options["margin"],
-        one_at_a_time=options["one_at_a_time"],
-    )
-    configs = plan.configs()  # refuses a value that is out of range before any data are read
-    if "batch_size" in vary and options["rate_scaling"] is None and "learning_rate" not in vary:
-        is_sgd = {config.train.optimizer for config in configs.values()} == {"sgd"}
-        plan = replace(plan, rate_scaling="linear" if is_sgd else "sqrt")
-        logger.warning(
-            f"The peak learning rate follows the batch size: --rate-scaling {plan.rate_scaling}. "
-            "With a fixed rate (--rate-scaling none) you would compare rates as well."
+    return completed(
+        StudyPlan(
+            norms=tuple(dict.fromkeys(options["norms"])) or COMPARED,
+            backends=tuple(dict.fromkeys(options["backends"])),
+            seeds=tuple(range(first, first + count)),
+            arms=options["arms"],
+            rate_scaling=options["rate_scaling"],
+            margin=options["margin"],
+            one_at_a_time=options["one_at_a_time"],
+            vary=parse_vary(options["vary"]),
+            fixed=given,
         )
-    elif options["rate_scaling"] and "batch_size" not in vary:
-        raise ConfigError("--rate-scaling: expected --vary batch_size=… beside it. Received: none.")
-    return _with_data(plan).located()
-
-
-def _with_data(plan: "StudyPlan") -> "StudyPlan":
-    """Returns the plan with `auto` resolved, and with a validation split where it decides.
-
-    Where the data have no test set of their own, the images that this package sets aside for the
-    test must not choose the norm too: as many training images are held out for validation.
-    """
-    from kerasnorm.data import load, prepare
-    from kerasnorm.data.sources import locate
-
-    fixed = dict(plan.fixed)
-    if "data" not in plan.vary and fixed.get("data", "auto") == "auto":
-        fixed["data"] = load("auto").name
-        plan = replace(plan, fixed=fixed)
-    if {"data", "validation", "test_size"} & {*plan.vary} or "validation" in fixed:
-        return plan
-    config = next(iter(plan.configs().values()))
-    if not Path(locate(config.data.data)).is_absolute():  # a data set that is known by its name
-        return plan
-    try:
-        data = prepare(config.data, 0)
-    except DataError:  # the study says so, unless its workers have them elsewhere
-        return plan
-    if data.has_own_test or data.validation is not None:
-        return plan
-    logger.warning(
-        f"{data.source}: the data have no test set of their own, so {len(data.test)} images are "
-        f"held out for it and {len(data.test)} for validation, by which the norms are ranked "
-        "(--validation)."
     )
-    return replace(plan, fixed={**fixed, "validation": len(data.test)})
-
-
-def _default_folder(plan: "StudyPlan") -> Path:
-    """Returns a folder named after all but the seeds, so that more seeds use the same folder."""
-    plain = replace(plan, seeds=(), margin=0.0).to_dict()
-    suffix = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:6]
-    data = Path(str(plan.fixed.get("data", "data"))).name
-    varied = ["one-at-a-time"] if plan.one_at_a_time else [*plan.vary]  # all names: too long
-    name = short_name("-".join([data, *plan.norms, *varied]))
-    return Path("results/studies") / f"{name}-{suffix}"
 
 
 def _dry_run(plan: "StudyPlan", out: Path, jobs: int, scheduler: str | None, as_json: bool) -> None:
@@ -293,19 +234,8 @@ def _print_outcome(outcome: "Outcome", as_json: bool) -> None:
     elif found:
         for sentence in tables.sentences(found):
             click.echo(sentence)
-        opt.print_table(tables.group_table(found))
-        if found.failures:
-            opt.print_table(tables.failure_table(found))
-        if found.effects:
-            opt.print_table(tables.effect_table(found))
-        elif found.differences:
-            opt.print_table(tables.difference_table(found))
-        if found.changes:
-            opt.print_table(tables.change_table(found))
-        if found.published:
-            opt.print_table(tables.published_table(found))
-        if len(found.groups) > 1:
-            opt.print_table(tables.answer_table(found))
+        for table in tables.all_tables(found):
+            opt.print_table(table)
         click.echo(
             f"folder  {outcome.path}\nreport  {outcome.path / folder.REPORT}\n"
             f"next    kerasnorm export {in_command(outcome.path)} --best --format onnx"

@@ -9,11 +9,13 @@ figures/*.png
 report.html
 """
 
+import hashlib
+import json
 import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -22,7 +24,7 @@ from kerasnorm.config import Config
 from kerasnorm.data import prepare
 from kerasnorm.data.sources import loading
 from kerasnorm.errors import CorruptFileError, RunFolderError
-from kerasnorm.files import encoded, in_command, is_empty, run_lock, write_bytes
+from kerasnorm.files import encoded, in_command, is_empty, run_lock, short_name, write_bytes
 from kerasnorm.study import plan as plans
 from kerasnorm.study.plan import StudyPlan, identity, run_name
 from kerasnorm.training import run
@@ -103,6 +105,19 @@ class PlannedRun:
         epochs = len(found.history)
         if epochs and found.metrics.get("epochs", epochs) == epochs:
             self.finished = found
+
+
+def default(plan: StudyPlan) -> Path:
+    """Returns the default folder of a study, named after all but its seeds and margin.
+
+    More seeds of a study so use the same folder.
+    """
+    plain = replace(plan, seeds=(), margin=0.0).to_dict()
+    suffix = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:6]
+    data = Path(str(plan.fixed.get("data", "data"))).name
+    varied = ["one-at-a-time"] if plan.one_at_a_time else [*plan.vary]  # all names: too long
+    name = short_name("-".join([data, *plan.norms, *varied]))
+    return Path("results/studies") / f"{name}-{suffix}"
 
 
 def is_study(path: Path) -> bool:

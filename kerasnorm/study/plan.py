@@ -9,7 +9,6 @@ from typing import Any
 
 from kerasnorm.config import (
     DEFAULT_RECIPE,
-    RATE_POWERS,
     RECIPES,
     RENAMED,
     SETTINGS,
@@ -39,7 +38,9 @@ class StudyPlan:
         arms: "matched" if the norms' runs differ in the norm and in fields that it alone reads;
             "tuned" if each norm has the values that the recipe holds for it.
         rate_scaling: How the peak learning rate follows a varied batch size: not at all ("none"),
-            in proportion to it ("linear") or to its square root ("sqrt").
+            in proportion to it ("linear", Goyal et al. 2017, arXiv 1706.02677) or to its square
+            root ("sqrt", Malladi et al. 2022, arXiv 2205.10782); "auto" is "linear" with sgd and
+            "sqrt" with the other optimizers.
         margin: Largest difference in points of accuracy that does not matter in practice.
         one_at_a_time: Whether each value in `vary` is trained alone, beside a base without any of
             them, instead of all combinations (a one-factor-at-a-time ablation).
@@ -51,7 +52,7 @@ class StudyPlan:
     backends: tuple[str, ...]
     seeds: tuple[int, ...]
     arms: str = "matched"
-    rate_scaling: str = "none"
+    rate_scaling: str = "auto"
     margin: float = 100 * MARGIN
     one_at_a_time: bool = False
     vary: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -78,13 +79,18 @@ class StudyPlan:
                 fixed = {**self.fixed, "norm": norm, "backend": backend, "seed": seed}
                 chosen = {name: value for name, value in values.items() if is_read(name, norm)}
                 config = self._resolved(fixed | chosen)
-                power = RATE_POWERS[self.rate_scaling]
-                if power and "batch_size" in chosen and "learning_rate" not in chosen:
+                if "batch_size" in chosen and "learning_rate" not in chosen:
                     base = self._resolved(fixed).train
-                    scale = (config.train.batch_size / base.batch_size) ** power
+                    scale = (config.train.batch_size / base.batch_size) ** self._rate_power(config)
                     config = config.replace(learning_rate=base.learning_rate * scale)
                 found.setdefault(identity(config), (config, chosen))
         return found
+
+    def _rate_power(self, config: Config) -> float:
+        """Returns the power of the batch size that the learning rate follows."""
+        by_optimizer = 1.0 if config.train.optimizer == "sgd" else 0.5
+        powers = {"auto": by_optimizer, "none": 0.0, "linear": 1.0, "sqrt": 0.5}
+        return powers[self.rate_scaling]
 
     def _resolved(self, settings: Mapping[str, Any]) -> Config:
         if self.arms == "tuned":
@@ -283,7 +289,7 @@ def command(plan: StudyPlan, out: str) -> list[str]:
     for name, values in plan.vary.items():
         words += ["--vary", f"{name}={_separator(name).join(map(_word, values))}"]
     words += ["--arms", plan.arms] if plan.arms != "matched" else []
-    words += ["--rate-scaling", plan.rate_scaling] if "batch_size" in plan.vary else []
+    words += ["--rate-scaling", plan.rate_scaling] if plan.rate_scaling != "auto" else []
     words += ["--margin", f"{plan.margin:g}"] if plan.margin != 100 * MARGIN else []
     words += ["--one-at-a-time"] if plan.one_at_a_time else []
     return [*words, "--out", out]

@@ -38,16 +38,11 @@ def render(
     )
     source = (resources.files("kerasnorm.study") / TEMPLATE).read_text(encoding="utf-8")
     figures, left_out = _within_budget(pictures)
-    found = [tables.answer_table(summary)] if len(summary.groups) > 1 else []
-    found += [tables.failure_table(summary)] if summary.failures else []
-    found += [tables.effect_table(summary)] if summary.effects else []
-    found += [tables.published_table(summary)] if summary.published else []
-    found += [tables.difference_table(summary)] if summary.differences else []
-    found += [tables.change_table(summary)] if summary.changes else []
+    findings, *found = tables.all_tables(summary)
     html: str = environment.from_string(source).render(
         title=title,
         sentences=tables.sentences(summary),
-        findings=tables.group_table(summary),
+        findings=findings,
         tables=found,
         figures=figures,
         left_out=left_out,

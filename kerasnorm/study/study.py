@@ -3,28 +3,30 @@
 import logging
 import shlex
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kerasnorm import runtime, tables
 from kerasnorm.config import DataConfig
-from kerasnorm.data import Dataset, prepare
-from kerasnorm.data.sources import loading
+from kerasnorm.data import Dataset, load, prepare
+from kerasnorm.data.sources import loading, locate
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError, KerasnormError
 from kerasnorm.files import encoded, in_command, write_bytes
-from kerasnorm.norms import BUILT_IN, NORMS
+from kerasnorm.norms import BUILT_IN, COMPARED, NORMS
 from kerasnorm.plots.style import Picture
 from kerasnorm.progress import Progress
 from kerasnorm.study import execution, folder, plan, report
 from kerasnorm.study import tables as study_tables
 from kerasnorm.study.figures import draw_study
 from kerasnorm.study.folder import PlannedRun, State
-from kerasnorm.study.plan import StudyPlan, identity
+from kerasnorm.study.intervals import MARGIN
+from kerasnorm.study.plan import AXES, StudyPlan, identity
 from kerasnorm.study.summary import Failure, Summary, data_name, summarize
 from kerasnorm.training.run import CONFIG, MODEL, Run, check_data
 
@@ -45,6 +47,36 @@ class Outcome:
     runs: Sequence[PlannedRun]
     summary: Summary | None
 
+    def __repr__(self) -> str:
+        states = [run.state for run in self.runs]
+        parts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
+        return f"Outcome({str(self.path)!r}, {', '.join(parts)})"
+
+    def __str__(self) -> str:
+        return "\n".join(self._parts())
+
+    def _parts(self) -> Iterator[str]:
+        if self.summary is None:
+            yield repr(self)
+            return
+        yield from study_tables.sentences(self.summary)
+        for table in study_tables.all_tables(self.summary):
+            yield tables.to_text(table)
+
+    def table(self) -> tables.Table:
+        """Returns the answer: the accuracy by norm and by what was varied.
+
+        Raises:
+            CorruptFileError: No run has finished.
+        """
+        if self.summary is None:
+            raise CorruptFileError(f"{self.path} has no finished run.")
+        return study_tables.answer_table(self.summary)
+
+    def best(self) -> Run:
+        """Returns the best run, see `best_run`."""
+        return best_run(self.path)
+
     def failure(self) -> KerasnormError | None:
         """Returns the error that names the failed runs, None if no run failed.
 
@@ -62,6 +94,123 @@ class Outcome:
         )
         error.exit_code = codes.pop() if len(codes) == 1 and min(codes) > 0 else 1
         return error
+
+
+def completed(study: StudyPlan) -> StudyPlan:
+    """Returns the plan with everything resolved that was left open.
+
+    No backends become the one in use, or the first that is installed; data `auto` become those at
+    hand; and images are held out for validation where the data have no test set of their own.
+
+    Raises:
+        ConfigError: A value does not fit.
+        DataError: The data are damaged or unfit.
+        MissingPackageError: A backend is not installed.
+    """
+    if study.one_at_a_time and not study.vary:
+        raise ConfigError("--one-at-a-time: expected --vary FIELD=VALUE,VALUE too. Received: none.")
+    if axes := sorted({*AXES} & {*study.fixed}):
+        raise ConfigError(
+            f"{axes[0]}: expected it among {axes[0]}s, which a study has several of. "
+            f"Received: {axes[0]}={study.fixed[axes[0]]!r}"
+        )
+    if both := sorted({*study.vary} & {*study.fixed}):
+        name = both[0]
+        raise ConfigError(f"{name}: expected either --{name.replace('_', '-')} or --vary {name}=…")
+    study = replace(study, backends=study.backends or (runtime.select_backend(),))
+    for backend in study.backends:
+        runtime.check_installed(backend)
+    study.configs()  # refuses a value that is out of range before any data are read
+    if "batch_size" in study.vary and study.rate_scaling == "auto":
+        logger.warning(
+            "The peak learning rate follows the batch size: linearly with sgd, else by its square "
+            "root. With --rate-scaling none you would compare learning rates as well."
+        )
+    return _with_data(study).located()
+
+
+def _with_data(study: StudyPlan) -> StudyPlan:
+    """Returns the plan with `auto` resolved, and with a validation split where it decides.
+
+    Where the data have no test set of their own, the images that this package sets aside for the
+    test must not choose the norm too: as many training images are held out for validation.
+    """
+    fixed = dict(study.fixed)
+    if "data" not in study.vary and fixed.get("data", "auto") == "auto":
+        fixed["data"] = load("auto").name
+        study = replace(study, fixed=fixed)
+    if {"data", "validation", "test_size"} & {*study.vary} or "validation" in fixed:
+        return study
+    config = next(iter(study.configs().values()))
+    if not Path(locate(config.data.data)).is_absolute():  # a data set that is known by its name
+        return study
+    try:
+        data = prepare(config.data, 0)
+    except DataError:  # the study says so, unless its workers have them elsewhere
+        return study
+    if data.has_own_test or data.validation is not None:
+        return study
+    logger.warning(
+        f"{data.source}: the data have no test set of their own, so {len(data.test)} images are "
+        f"held out for it and {len(data.test)} for validation, by which the norms are ranked "
+        "(--validation)."
+    )
+    return replace(study, fixed={**fixed, "validation": len(data.test)})
+
+
+def compare(  # noqa: PLR0913  (all but the norms are options by name)
+    norms: Sequence[str] = COMPARED,
+    *,
+    backends: Sequence[str] = (),
+    seeds: int = 3,
+    vary: Mapping[str, Sequence[Any]] | None = None,
+    arms: str = "matched",
+    rate_scaling: str = "auto",
+    margin: float = 100 * MARGIN,
+    one_at_a_time: bool = False,
+    out: Path | str | None = None,
+    jobs: int = 1,
+    progress: Progress | None = None,
+    **fixed: Any,
+) -> Outcome:
+    """Trains several norms on several seeds and compares them; runs that are finished are kept.
+
+    Args:
+        norms: Names of the norms.
+        backends: Names of Keras backends; by default the one in use, else the first installed.
+        seeds: Number of seeds, from 0.
+        vary: Values of config fields, all combinations of which are trained.
+        arms: "matched": the runs of the norms differ in the norm alone. "tuned": each norm has the
+            values that the recipe holds for it.
+        rate_scaling: How the peak learning rate follows a varied batch size, see `StudyPlan`.
+        margin: Largest difference in accuracy, in percentage points, that does not matter to you.
+        one_at_a_time: Whether each value in `vary` is trained alone: an ablation.
+        out: Folder of the study; by default one under `results/studies`.
+        jobs: Number of runs at a time.
+        progress: Receives the number of trained epochs and the table of all runs.
+        **fixed: Fields of the config that all runs share, `recipe` and `data` among them.
+
+    Raises:
+        ConfigError: A value does not fit.
+        DataError: The data are missing, damaged or unfit.
+        MissingPackageError: A backend is not installed.
+        RunFolderError: The folder holds something else, is in use or cannot be written.
+    """
+    study = completed(
+        StudyPlan(
+            norms=tuple(dict.fromkeys(norms)),
+            backends=tuple(dict.fromkeys(backends)),
+            seeds=tuple(range(seeds)),
+            arms=arms,
+            rate_scaling=rate_scaling,
+            margin=margin,
+            one_at_a_time=one_at_a_time,
+            vary={name: tuple(values) for name, values in (vary or {}).items()},
+            fixed=fixed,
+        )
+    )
+    place = folder.default(study) if out is None else Path(out)
+    return run_study(study, place, progress, jobs=jobs)
 
 
 def run_study(

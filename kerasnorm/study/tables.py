@@ -113,6 +113,17 @@ def nats(found: Interval | None) -> str:
     return f"{found.mean:.3f}" + ("" if found.std is None else f" ± {found.std:.3f}")
 
 
+def all_tables(summary: Summary) -> list[Table]:
+    """Returns the tables that a summary has rows for, the answer last."""
+    found = [group_table(summary)]
+    found += [failure_table(summary)] if summary.failures else []
+    found += [effect_table(summary)] if summary.effects else []
+    found += [difference_table(summary)] if summary.differences else []
+    found += [change_table(summary)] if summary.changes else []
+    found += [published_table(summary)] if summary.published else []
+    return found + ([answer_table(summary)] if len(summary.groups) > 1 else [])
+
+
 def group_table(summary: Summary) -> Table:
     """Returns the table of results, one row per group."""
     has_validation = any(group.interval("val_accuracy") for group in summary.groups)

@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kerasnorm.cli import studies
-from kerasnorm.config import ARMS, RATE_POWERS, SETTINGS, resolve
+from kerasnorm.config import ARMS, RATE_SCALINGS, SETTINGS, resolve
 from kerasnorm.errors import ConfigError, CorruptFileError
 from kerasnorm.norms import NORMS
+from kerasnorm.study import folder
 from kerasnorm.study import plan as plans
 from kerasnorm.study.plan import StudyPlan, field_value, identity, parse_vary, run_name
 
@@ -201,7 +202,7 @@ NUMBERS = st.lists(st.integers(1, 500), min_size=1, max_size=3, unique=True).map
     batch=NUMBERS,
     seeds=NUMBERS,
     arms=st.sampled_from(ARMS),
-    scaling=st.sampled_from([*RATE_POWERS]),
+    scaling=st.sampled_from(RATE_SCALINGS),
     one_at_a_time=st.booleans(),
 )
 def test_study_toml_gives_the_same_plan(
@@ -274,27 +275,27 @@ def test_a_linear_rate_of_an_earlier_version_is_read(tmp_path):
     assert plans.read(tmp_path / plans.STUDY).rate_scaling == "linear"
 
 
-def test_the_rate_scaling_that_is_taken_depends_on_the_optimizer(caplog):
-    words = ["--data", "shapes", "--vary", "batch_size=8,16", "--backend", "torch"]
-    for more, scaling in ((["--recipe", "era8"], "sqrt"), (["--optimizer", "sgd"], "linear")):
+def test_the_rate_scaling_by_default_depends_on_the_optimizer(caplog):
+    words = ["--data", "shapes", "--recipe", "era8", "--vary", "batch_size=64,256"]
+    for more, rate in (([], 0.02), (["--optimizer", "sgd"], 0.04)):  # era8: 0.01 at 64
         context = studies.compare.make_context("compare", [*words, *more])
-        assert studies._plan(context.params).rate_scaling == scaling
-        assert f"--rate-scaling {scaling}" in caplog.text
-    context = studies.compare.make_context(
-        "compare", ["--data", "shapes", "--rate-scaling", "sqrt"]
-    )
-    with pytest.raises(ConfigError, match="expected --vary batch_size"):
-        studies._plan(context.params)
+        plan = studies._plan(context.params)
+        assert {c.train.learning_rate for c in plan.configs().values()} == {0.01, rate}
+    assert "The peak learning rate follows the batch size" in caplog.text
+    caplog.clear()
+    context = studies.compare.make_context("compare", [*words, "--rate-scaling", "none"])
+    studies._plan(context.params)
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("has_test", [False, True])
 def test_norms_are_not_chosen_on_a_test_set_that_was_set_aside_here(tmp_path, has_test):
     for name in ("train", "test") if has_test else ("",):
         for kind in ("cat", "dog"):
-            folder = tmp_path / "d" / name / kind
-            folder.mkdir(parents=True)
+            home = tmp_path / "d" / name / kind
+            home.mkdir(parents=True)
             for number in range(10):
-                Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+                Image.new("RGB", (8, 8), (number, 0, 0)).save(home / f"{number}.png")
     words = ["--data", str(tmp_path / "d"), "--backend", "torch"]
     plan = studies._plan(studies.compare.make_context("compare", words).params)
     assert plan.fixed.get("validation") == (None if has_test else 4)  # a fifth of 20, as the test
@@ -321,12 +322,12 @@ def test_the_default_folder_is_one_for_a_place_and_can_be_made(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     spelled = ("d", "d/", "./d", "link", str(tmp_path / "d"))
     located = [make(fixed={"data": text}).located() for text in spelled]
-    assert len({studies._default_folder(plan) for plan in located}) == 1
+    assert len({folder.default(plan) for plan in located}) == 1
     assert {identity(resolve({"data": text})) for text in spelled} == {
         identity(resolve({"data": str(tmp_path / "d")}))
     }
     long = make(vary=dict.fromkeys(SETTINGS, ()))
     longer = make(vary={name: () for name in SETTINGS if name != "flip"})
-    folders = {studies._default_folder(plan) for plan in (long, longer)}
-    assert len(folders) == 2
-    assert max(len(folder.name) for folder in folders) < 143
+    names = {folder.default(plan).name for plan in (long, longer)}
+    assert len(names) == 2
+    assert max(map(len, names)) < 143
