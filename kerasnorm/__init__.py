@@ -1,10 +1,13 @@
 """A normalization lab for Keras 3: one small CNN, seven norms, two backends, honest numbers.
 
 The names below are imported when they are first used, and Keras with them: `import kerasnorm`
-alone costs nothing and leaves the choice of the Keras backend open.
+alone costs nothing and leaves the choice of the Keras backend open. Only where Keras would take
+TensorFlow by default and TensorFlow is not installed, KERAS_BACKEND is set to a backend that is.
 """
 
 import importlib
+import importlib.util
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -45,6 +48,11 @@ _HOMES = {
 }
 # Modules that import Keras at their top, and so need its backend chosen before.
 _NEED_KERAS = {"network", "inspection.layers", "formats.archive"}
+
+if "KERAS_BACKEND" not in os.environ and importlib.util.find_spec("tensorflow") is None:
+    from kerasnorm.runtime import name_an_installed_backend
+
+    name_an_installed_backend()
 
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604  (the keys are strings)
 

@@ -7,6 +7,7 @@ backend has been chosen, and no module of this package imports Keras before `sta
 
 import ctypes
 import importlib.util
+import json
 import os
 import platform
 import random
@@ -105,6 +106,18 @@ def select_backend(requested: str = "auto") -> str:
     check_installed(requested)
     os.environ["KERAS_BACKEND"] = requested
     return requested
+
+
+def name_an_installed_backend() -> None:
+    """Sets KERAS_BACKEND to an installed backend, unless Keras's own config file names one."""
+    home = Path(os.environ.get("KERAS_HOME", os.path.expanduser("~/.keras")))
+    try:
+        named = json.loads((home / "keras.json").read_text(encoding="utf-8")).get("backend")
+    except (OSError, ValueError, AttributeError):
+        named = None
+    installed = installed_backends()
+    if installed and named not in installed:
+        os.environ["KERAS_BACKEND"] = installed[0]
 
 
 def preferred(own: str) -> str:

@@ -1,5 +1,6 @@
 """Choosing backend and device, seeds, and the record of the environment."""
 
+import json
 import os
 import random
 import subprocess
@@ -73,6 +74,30 @@ def test_a_user_without_a_home_has_a_cache(monkeypatch):
     assert str(os.getuid()) in folder.name
     monkeypatch.setenv("KERASNORM_CACHE", "~/x")
     assert str(runtime.cache_folder()) == "~/x"
+
+
+WITHOUT_TENSORFLOW = """
+import importlib.util, os
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name: find(name) if name in ("torch", "kerasnorm") else None
+import kerasnorm
+print(os.environ.get("KERAS_BACKEND"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("named", "backend"), [(None, "torch"), ("tensorflow", "torch"), ("torch", "None")]
+)
+def test_keras_gets_an_installed_backend_where_tensorflow_is_missing(tmp_path, named, backend):
+    if "torch" not in runtime.installed_backends():
+        pytest.skip("torch is not installed")
+    if named:
+        (tmp_path / "keras.json").write_text(json.dumps({"backend": named}))
+    environment = {**os.environ, "KERAS_HOME": str(tmp_path)}
+    del environment["KERAS_BACKEND"]
+    command = [sys.executable, "-c", WITHOUT_TENSORFLOW]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{backend}\n"
 
 
 THREADS = "from kerasnorm import runtime; runtime.start({0!r}); print(runtime.threads({0!r}))"
