@@ -8,16 +8,26 @@ from pathlib import Path
 
 import pytest
 
+HERE = Path(__file__).parent
+
 
 def test_the_same_laws_hold_on_tensorflow() -> None:
+    marked = {path for path in HERE.rglob("test_*.py") if "mark.backend(" in path.read_text()}
+    run_on_tensorflow(marked - {Path(__file__)}, "backend and not slow")
+
+
+@pytest.mark.slow
+def test_hostile_inputs_end_the_same_on_tensorflow() -> None:
+    run_on_tensorflow({HERE / "cli/test_hostile_text.py"}, "slow or not slow")
+
+
+def run_on_tensorflow(files: set[Path], wanted: str) -> None:
     if importlib.util.find_spec("tensorflow") is None:
         pytest.skip("tensorflow is not installed")
-    here = Path(__file__).parent
-    marked = [path for path in here.rglob("test_*.py") if "mark.backend(" in path.read_text()]
-    options = ["-q", "-n0", "-p", "no:cacheprovider", "--tb=short", "-m", "backend and not slow"]
+    options = ["-q", "-n0", "-p", "no:cacheprovider", "--tb=short", "-m", wanted]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, *map(str, set(marked) - {Path(__file__)})],
-        cwd=here.parent,
+        [sys.executable, "-m", "pytest", *options, *map(str, sorted(files))],
+        cwd=HERE.parent,
         env=os.environ | {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2"},
         capture_output=True,
         text=True,

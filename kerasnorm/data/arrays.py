@@ -2,12 +2,15 @@
 
 import dataclasses
 import gzip
+import hashlib
+import io
 import logging
 import math
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +30,8 @@ from kerasnorm.data.dataset import (
     unexpected,
 )
 from kerasnorm.data.download import Official, RemoteFile
+from kerasnorm.files import write_bytes
+from kerasnorm.runtime import cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +90,38 @@ def read_npz(path: Path) -> Dataset:
         with np.load(path, allow_pickle=False) as arrays:
             splits = [_npz_split(arrays, half, path) for half in found]
     return dataclasses.replace(_numbered(path, *splits), has_own_test="test" in found)
+
+
+def save_arrays(arrays: Sequence[Any]) -> Path:
+    """Writes arrays into the cache, once, so that a run on them can be resumed; returns the file.
+
+    Args:
+        arrays: x_train, y_train, x_test, y_test and, if there is a validation split, x_val, y_val.
+
+    Raises:
+        DataError: There are fewer or more of them, or one is no array of numbers.
+    """
+    names = [f"{kind}_{half}" for half in _HALVES for kind in "xy"][: len(arrays)]
+    if len(arrays) not in (4, 6):
+        expected = "4 or 6 arrays: x_train, y_train, x_test, y_test (x_val, y_val)"
+        raise unexpected("data", expected, f"{len(arrays)} items", "Pass them in this order")
+    checksum = hashlib.sha256()
+    found: dict[str, Any] = {}
+    for name, given in zip(names, arrays, strict=True):
+        with parsing(f"data: {name}", "an array of numbers"):
+            array = found[name] = np.ascontiguousarray(given)
+        if array.dtype.hasobject:
+            received, advice = "objects", "Stack images of one shape: np.stack(list(x))"
+            raise unexpected(f"data: {name}", "an array of numbers", received, advice)
+        checksum.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        checksum.update(array.tobytes())
+    path = cache_folder() / "arrays" / f"arrays-{checksum.hexdigest()[:12]}.npz"
+    if not path.is_file():
+        content = io.BytesIO()
+        np.savez(content, **found)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, content.getvalue())
+    return path
 
 
 def _npz_split(arrays: "np.lib.npyio.NpzFile", half: str, path: Path) -> Split:

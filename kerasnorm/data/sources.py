@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,21 @@ def locate(data: str) -> str:
         return str(Path(data).expanduser().resolve())
     except (OSError, RuntimeError, ValueError):  # reading it says what is wrong with it
         return data
+
+
+def with_place(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns config fields with text for `data`, which may also be a path or a tuple of arrays.
+
+    Arrays are those of `arrays.save_arrays`.
+
+    Raises:
+        DataError: The arrays are not those of a data set.
+    """
+    data = fields.get("data", "")
+    if isinstance(data, str):
+        return dict(fields)
+    place = data if isinstance(data, Path) else arrays.save_arrays(data)
+    return {**fields, "data": str(place)}
 
 
 def loading(config: DataConfig) -> DataConfig:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from kerasnorm import runtime, tables
 from kerasnorm.config import DataConfig
 from kerasnorm.data import Dataset, load, prepare
-from kerasnorm.data.sources import loading, locate
+from kerasnorm.data.sources import loading, locate, with_place
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError, KerasnormError
 from kerasnorm.files import encoded, in_command, write_bytes
 from kerasnorm.norms import BUILT_IN, COMPARED, NORMS
@@ -188,7 +188,8 @@ def compare(  # noqa: PLR0913  (all but the norms are options by name)
         out: Folder of the study; by default one under `results/studies`.
         jobs: Number of runs at a time.
         progress: Receives the number of trained epochs and the table of all runs.
-        **fixed: Fields of the config that all runs share, `recipe` and `data` among them.
+        **fixed: Fields of the config that all runs share, `recipe` and `data` among them; `data`
+            may be a tuple of arrays, as for `fit`.
 
     Raises:
         ConfigError: A value does not fit.
@@ -206,7 +207,7 @@ def compare(  # noqa: PLR0913  (all but the norms are options by name)
             margin=margin,
             one_at_a_time=one_at_a_time,
             vary={name: tuple(values) for name, values in (vary or {}).items()},
-            fixed=fixed,
+            fixed=with_place(fixed),
         )
     )
     place = folder.default(study) if out is None else Path(out)

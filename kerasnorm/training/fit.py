@@ -18,7 +18,7 @@ from kerasnorm.data import Dataset, prepare
 from kerasnorm.data.augment import Augmentation
 from kerasnorm.data.batches import Batches
 from kerasnorm.data.preprocessing import channel_statistics, input_statistics
-from kerasnorm.data.sources import locate
+from kerasnorm.data.sources import locate, with_place
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError
 from kerasnorm.files import check_file, in_command, read_text, run_lock, sweep, write_json
 from kerasnorm.progress import NullProgress, Progress
@@ -56,7 +56,9 @@ def fit(
         plots: Whether to draw the pictures of the finished run into its folder.
         progress: Receives how far the run is, counted in steps; by default nothing is shown.
             Notes are logged, see `logging`, under the logger "kerasnorm".
-        **overrides: Any field of the config, named without its section.
+        **overrides: Any field of the config, named without its section; `data` may also be a tuple
+            of arrays: x_train, y_train, x_test, y_test (x_val, y_val), images uint8 of shape
+            (N, H, W, C) or (N, H, W), labels (N,).
 
     Returns:
         The finished run.
@@ -71,7 +73,7 @@ def fit(
     launch = this_launch()
     if launch.restarts and resume is None and out is not None:
         resume = "auto"  # torchrun restarts its processes with the same command line
-    plan = _plan(config, out, resume, overrides)
+    plan = _plan(config, out, resume, with_place(overrides))
     done, dataset = plan.finished_run(), None
     if done is None:
         train = plan.config.train

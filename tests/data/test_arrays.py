@@ -11,7 +11,7 @@ import pytest
 
 from kerasnorm.data import arrays
 from kerasnorm.data.arrays import IDX_FILES
-from kerasnorm.data.sources import read
+from kerasnorm.data.sources import load, read, with_place
 from kerasnorm.errors import DataError
 
 
@@ -216,3 +216,35 @@ def test_idx_missing(tmp_path: Path) -> None:
     (folder / "train-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(DataError, match=r"train-labels-idx1-ubyte.gz: .*no such file"):
         read(folder)
+
+
+def test_arrays_are_saved_once_and_read_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERASNORM_CACHE", str(tmp_path))
+    generator = np.random.default_rng(0)
+    x, y = generator.integers(0, 256, (12, 4, 5, 3), np.uint8), np.arange(12) % 3
+    given = (x[:8], y[:8], x[8:], y[8:])
+    place = with_place({"data": given, "epochs": 2})
+    assert place["epochs"] == 2
+    data = load(place["data"])
+    np.testing.assert_array_equal(data.train.images, x[:8])
+    np.testing.assert_array_equal(data.test.labels, y[8:])
+    assert with_place({"data": given}) == {"data": place["data"]}
+    assert with_place({"data": (*given, x[:3], y[:3])})["data"] != place["data"]
+    assert len(load(with_place({"data": (*given, x[:3], y[:3])})["data"]).validation) == 3
+    assert with_place({"data": tmp_path}) == {"data": str(tmp_path)}
+    assert with_place({"data": "shapes"}) == {"data": "shapes"}
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ((1, 2, 3), "4 or 6 arrays"),
+        (([object()], [0], [object()], [0]), "np.stack"),
+        (([[1], [1, 2]], [0], [[1]], [0]), "x_train: expected an array of numbers"),
+    ],
+)
+def test_other_arguments_than_arrays_are_refused(tmp_path, monkeypatch, given, text):
+    monkeypatch.setenv("KERASNORM_CACHE", str(tmp_path))
+    with pytest.raises(DataError, match=text):
+        with_place({"data": given})
+    assert list(tmp_path.iterdir()) == []
