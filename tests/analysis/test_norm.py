@@ -4,9 +4,9 @@ import dataclasses
 import json
 from typing import NamedTuple
 
-import keras
 import numpy as np
 import pytest
+from helpers.averaging import Averaging
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,33 +94,6 @@ def test_a_wrong_definition_does_not_pass(monkeypatch):
     monkeypatch.setitem(NORMS, "ln", dataclasses.replace(NORMS["ln"], axes=(1, 2)))
     with pytest.raises(ConfigError, match="definition"):
         worked_example("ln")
-
-
-class Averaging(keras.layers.Layer):
-    """A norm over the batch whose variables have the shape that is asked for."""
-
-    def __init__(self, shape, momentum=0.9):
-        super().__init__()
-        self.shape = shape
-        if momentum is not None:
-            self.momentum = momentum
-
-    def build(self, shape):
-        for name in ("gamma", "beta", "moving_mean", "moving_variance"):
-            initial = "ones" if name in ("gamma", "moving_variance") else "zeros"
-            affine = name in ("gamma", "beta")
-            variable = self.add_weight(
-                shape=shape[-1:] if affine else self.shape, initializer=initial, name=name
-            )
-            setattr(self, name, variable)
-
-    def call(self, x, training=False):
-        mean, variance = self.moving_mean, self.moving_variance
-        if training:
-            mean, variance = keras.ops.moments(x, (0, 1, 2))
-            for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
-                moving.assign(self.momentum * moving + (1 - self.momentum) * batch)
-        return self.gamma * (x - mean) * keras.ops.rsqrt(variance + 1e-5) + self.beta
 
 
 def test_moving_statistics_of_another_shape_or_without_momentum_are_named(monkeypatch):
