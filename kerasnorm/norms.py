@@ -73,8 +73,9 @@ class Norm:
             Keras layer, and returns the layer; None where nothing is normalized. Its variables
             gamma, beta and so on have one value per channel. A layer with moving statistics calls
             them `moving_mean` and `moving_variance`, of shape (C,) and not trainable, and the share
-            of the old value in them `momentum`. A class of your own stands in a module that this
-            function imports, so that importing `norms` needs no Keras, and is registered with
+            of the old value in them `momentum`. In mixed precision the layer casts its input to
+            float32, and its output to `compute_dtype`. A class of your own stands in a module that
+            this function imports, so that importing `norms` needs no Keras, and is registered with
             `keras.saving.register_keras_serializable(package="kerasnorm")`.
         color: Color of its curves and points, as #RRGGBB.
         facts: What is known about it; None where there is nothing to explain.
