@@ -2,7 +2,7 @@
 
 A norm is y = gamma * (x - mean) / sqrt(variance + epsilon) + beta with the biased variance, x of
 shape (N, H, W, C). Norms differ in the values that share a mean and a variance, in the shape of
-gamma and beta, and in the terms that they leave out. To add a norm, add its record to `NORMS`.
+gamma and beta, and in the terms that they leave out. To add a norm, add its record to `BUILT_IN`.
 """
 
 import importlib
@@ -70,7 +70,13 @@ class Norm:
     Attributes:
         name: Short name, which `--norm` takes.
         layer: Takes the network's config, the number of channels and the common arguments of a
-            Keras layer, and returns the layer; None where nothing is normalized.
+            Keras layer, and returns the layer; None where nothing is normalized. Its variables
+            gamma, beta and so on have one value per channel. A layer with moving statistics calls
+            them `moving_mean` and `moving_variance`, of shape (C,) and not trainable, and the share
+            of the old value in them `momentum`. In mixed precision the layer casts its input to
+            float32, and its output to `compute_dtype`. A class of your own stands in a module that
+            this function imports, so that importing `norms` needs no Keras, and is registered with
+            `keras.saving.register_keras_serializable(package="kerasnorm")`.
         color: Color of its curves and points, as #RRGGBB.
         facts: What is known about it; None where there is nothing to explain.
         groups: Takes the network's config and the number of channels and returns the number of

@@ -218,6 +218,11 @@ def console_notes(level: int = logging.INFO) -> Iterator[None]:
         logger.propagate = before[1]
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns a number with its noun, in the plural but for one: "1 epoch", "2,000 epochs"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Returns a time in seconds as m:ss or h:mm:ss, to the nearest second."""
     minutes, rest = divmod(round(seconds), 60)

@@ -300,7 +300,7 @@ def _tensorflow_device(device: str, count: int) -> Device:
             Device("gpu", f"{count} GPUs") if chosen else Device("cpu", f"CPU, as {count} devices")
         )
     if not chosen:
-        return _cpu(os.cpu_count() or 1)
+        return _cpu(threads("tensorflow"))
     details = tf.config.experimental.get_device_details(chosen[0])
     return Device("gpu", f"{details.get('device_name', 'GPU')} (GPU:{index})")
 
@@ -314,7 +314,7 @@ def _jax_device(device: str) -> Device:
     count = 0 if devices[0].platform == "cpu" else len(devices)
     index = _gpu_index(device, "jax", count)
     if index < 0:
-        return _cpu(os.cpu_count() or 1)
+        return _cpu(threads("jax"))
     jax.config.update("jax_default_device", devices[index])
     return Device("gpu", f"{devices[index].device_kind} ({devices[index]})")
 
@@ -344,7 +344,11 @@ def cores() -> int:
 
 
 def threads(backend: str) -> int:
-    """Returns the number of threads that one operation of a started backend computes on."""
+    """Returns the number of threads that one operation of a started backend computes on.
+
+    OMP_NUM_THREADS decides it on torch only; TensorFlow has a thread pool of its own, which
+    TF_NUM_INTRAOP_THREADS sizes.
+    """
     count = 0  # stands for the number of cores
     if backend == "torch":
         count = sys.modules["torch"].get_num_threads()

@@ -151,7 +151,7 @@ def test_it_is_explained(tmp_path):
 
 def test_a_wrong_record_does_not_pass(monkeypatch):
     monkeypatch.setitem(NORMS, "frn", replace(FRN, is_centered=True))
-    with pytest.raises(AssertionError, match="definition"):
+    with pytest.raises(ConfigError, match="definition"):
         worked_example("frn")
 
 

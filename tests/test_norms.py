@@ -24,22 +24,76 @@ pytestmark = pytest.mark.backend("any")
 
 
 class Case(NamedTuple):
-    """A norm by its definition: x is seen as (N, H, W, groups, C / groups)."""
+    """A norm by its definition: x is seen as (N, H, W, groups, C / groups).
+
+    Attributes:
+        settings: Fields of the config.
+        groups: Number of groups of channels.
+        axes: Axes of that view that share a mean and a variance.
+        pytorch: PyTorch's own norm, called with torch.nn.functional, x as (N, C, H, W), gamma and
+            beta; None where PyTorch has none.
+        is_centered: Whether the mean is subtracted.
+        has_shift: Whether there is a beta.
+    """
 
     settings: dict[str, Any]
     groups: int
-    axes: tuple[int, ...]  # of that view, which share a mean and a variance
+    axes: tuple[int, ...]
+    pytorch: Callable[..., Any] | None = None
     is_centered: bool = True
+    has_shift: bool = True
+
+
+def channels_last(norm: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a norm of (N, H, W, C) as one of (N, C, H, W)."""
+    return lambda F, x, *affine: norm(F, x.permute(0, 2, 3, 1), *affine).permute(0, 3, 1, 2)
 
 
 CASES = {
-    "bn": Case({"norm": "bn"}, SHAPE[-1], (0, 1, 2)),
-    "gn": Case({"norm": "gn", "groups": GROUPS}, GROUPS, (1, 2, 4)),
-    "ln channel": Case({"norm": "ln", "ln_affine": "channel"}, 1, (1, 2, 4)),
-    "ln element": Case({"norm": "ln", "ln_affine": "element"}, 1, (1, 2, 4)),
-    "lnc": Case({"norm": "lnc"}, 1, (4,)),
-    "in": Case({"norm": "in"}, SHAPE[-1], (1, 2)),
-    "rms": Case({"norm": "rms"}, 1, (4,), is_centered=False),
+    "bn": Case(
+        {"norm": "bn"},
+        SHAPE[-1],
+        (0, 1, 2),
+        lambda F, x, *affine: F.batch_norm(x, None, None, *affine, training=True, eps=EPSILON),
+    ),
+    "gn": Case(
+        {"norm": "gn", "groups": GROUPS},
+        GROUPS,
+        (1, 2, 4),
+        lambda F, x, *affine: F.group_norm(x, GROUPS, *affine, EPSILON),
+    ),
+    "ln channel": Case(
+        {"norm": "ln", "ln_affine": "channel"},
+        1,
+        (1, 2, 4),
+        lambda F, x, *affine: F.group_norm(x, 1, *affine, EPSILON),
+    ),
+    "ln element": Case(
+        {"norm": "ln", "ln_affine": "element"},
+        1,
+        (1, 2, 4),
+        channels_last(lambda F, x, *affine: F.layer_norm(x, x.shape[1:], *affine, EPSILON)),
+    ),
+    "lnc": Case(
+        {"norm": "lnc"},
+        1,
+        (4,),
+        channels_last(lambda F, x, *affine: F.layer_norm(x, x.shape[3:], *affine, EPSILON)),
+    ),
+    "in": Case(
+        {"norm": "in"},
+        SHAPE[-1],
+        (1, 2),
+        lambda F, x, gamma, beta: F.instance_norm(x, weight=gamma, bias=beta, eps=EPSILON),
+    ),
+    "rms": Case(
+        {"norm": "rms"},
+        1,
+        (4,),
+        channels_last(lambda F, x, gamma, beta: F.rms_norm(x, x.shape[3:], gamma, EPSILON)),
+        is_centered=False,
+        has_shift=False,
+    ),
 }
 # float32: half a dozen roundings of 2^-24 on sums of up to 160 numbers of size 10, and Keras's
 # variance E[x²] - E[x]². mixed_bfloat16: the arithmetic is the same, and all inputs are bfloat16
@@ -85,7 +139,7 @@ def tensors(case: Case, shape: tuple[int, ...] = SHAPE) -> list[np.ndarray]:
     x = rng.normal(size=shape) * rng.uniform(0.5, 2, channels) + rng.uniform(-2, 2, channels)
     affine = shape[1:] if case.settings.get("ln_affine") == "element" else (channels,)
     gamma, beta = rng.uniform(0.5, 2, affine), rng.normal(size=affine)
-    if case.settings["norm"] == "rms":
+    if not case.has_shift:
         beta = np.zeros(affine)
     return [bfloat16(values) for values in (x, gamma, beta, rng.normal(size=shape))]
 
@@ -104,7 +158,7 @@ def apply(layer: Any, x: Any, parameters: Any, training: bool = True) -> Any:
 
 
 def forward_and_gradients(layer: Any, arrays: list[np.ndarray], training: bool = True) -> list:
-    """Returns y, and the gradients of sum(cotangent * y) in x, gamma and (but for rms) beta."""
+    """Returns y, and the gradients of sum(cotangent * y) in x, gamma and, where it exists, beta."""
     *inputs, cotangent = arrays
     inputs = inputs[: 1 + len(layer.trainable_variables)]
 
@@ -153,38 +207,23 @@ def test_output_and_gradients_equal_the_definition(name: str, precision: str) ->
     arrays = tensors(case)
     found = forward_and_gradients(built(case, dtype=precision), arrays)
     expected = reference(*(array.astype(np.float64) for array in arrays), case)
-    assert len(found) == (3 if name == "rms" else 4)
+    assert len(found) == (4 if case.has_shift else 3)
     for ours, theirs in zip(found, expected, strict=False):
         np.testing.assert_allclose(ours, theirs, **TOLERANCE[precision])
 
 
 @pytest.mark.backend("torch")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.pytorch])
 def test_output_and_gradients_equal_pytorch(name: str) -> None:
     import torch
     from torch.nn import functional as F
-
-    def functional(x: Any, gamma: Any, beta: Any) -> Any:
-        if name == "ln element":
-            return F.layer_norm(x, x.shape[1:], gamma, beta, EPSILON)
-        if name == "lnc":
-            return F.layer_norm(x, x.shape[3:], gamma, beta, EPSILON)
-        if name == "rms":
-            return F.rms_norm(x, x.shape[3:], gamma, EPSILON)
-        x = x.permute(0, 3, 1, 2)
-        y = {
-            "bn": lambda: F.batch_norm(x, None, None, gamma, beta, training=True, eps=EPSILON),
-            "gn": lambda: F.group_norm(x, GROUPS, gamma, beta, EPSILON),
-            "ln channel": lambda: F.group_norm(x, 1, gamma, beta, EPSILON),
-            "in": lambda: F.instance_norm(x, weight=gamma, bias=beta, eps=EPSILON),
-        }[name]()
-        return y.permute(0, 2, 3, 1)
 
     arrays = tensors(CASES[name])
     *inputs, cotangent = (torch.tensor(array, dtype=torch.float64) for array in arrays)
     for tensor in inputs:
         tensor.requires_grad_(True)
-    y = functional(*inputs)
+    x, *affine = inputs
+    y = CASES[name].pytorch(F, x.permute(0, 3, 1, 2), *affine).permute(0, 2, 3, 1)
     y.backward(cotangent)
     expected = [y.detach(), *(tensor.grad for tensor in inputs if tensor.grad is not None)]
     found = forward_and_gradients(built(CASES[name]), arrays)
@@ -230,8 +269,8 @@ def test_bn_moves_its_statistics_towards_the_biased_ones_of_each_batch() -> None
     )
 
 
-@pytest.mark.parametrize("name", sorted(set(CASES) - {"bn"}))
-def test_all_but_bn_treat_each_image_alone_and_alike_in_training_and_inference(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if 0 not in case.axes])
+def test_norms_of_one_image_treat_it_alone_and_alike_in_training_and_inference(name: str) -> None:
     case = CASES[name]
     x, *parameters, _ = tensors(case)
     layer = built(case)
@@ -294,7 +333,7 @@ def test_gn_with_one_group_is_ln_and_with_a_group_a_channel_is_in(
 def test_scale_and_shift_of_the_input_do_not_matter(name: str, scale: float, shift: float) -> None:
     norm = CASES[name].settings
     x = images((3, 4, 5), 8)
-    moved = scale * x if name == "rms" else scale * (x + shift)
+    moved = scale * (x + shift) if CASES[name].is_centered else scale * x
     # Epsilon beside a variance of at least 0.1 changes the fifth digit.
     np.testing.assert_allclose(output(norm, moved), output(norm, x), rtol=1e-3, atol=1e-3)
 

@@ -4,7 +4,8 @@ The definition, `normalize`, is a few lines of NumPy. The layer is observed from
 inputs changes, or a small tensor passes through it, and its outputs must agree with the definition.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from kerasnorm import runtime
 from kerasnorm.analysis.answer import Answer
 from kerasnorm.config import ModelConfig, unknown
+from kerasnorm.errors import ConfigError
 from kerasnorm.norms import EPSILON, NORMS, Norm, NormFacts, normalization
 from kerasnorm.plots.style import FAINT, INK, TEXT_SIZE, Picture, new_figure, small_text, title
 
@@ -139,7 +141,7 @@ def explain(
         An `Answer` whose data are an `Explanation`, with a figure named after the norm.
 
     Raises:
-        ConfigError: The norm is unknown.
+        ConfigError: The norm is unknown, or its layer does not compute what its record says.
     """
     record = _record(norm)
     assert record.facts is not None
@@ -252,16 +254,39 @@ def _make_layer(
         channels: Number of channels C.
         groups: Number of groups of gn; other norms ignore it.
         values: Name → values of variables to set, each (C,).
+
+    Raises:
+        ConfigError: The layer lacks such a variable, or its number of values is another.
     """
     final = _record(norm).final
     layer = normalization(ModelConfig(norm=norm, groups=groups), channels)
     assert layer is not None
     layer.build((None, None, None, channels))
     values = values or ({final.variable: np.full(channels, final.neutral)} if final else {})
+    _expect_variables(norm, layer, values, channels)
     for variable in layer.variables:
         if variable.name in values:
             variable.assign(values[variable.name].reshape(tuple(variable.shape)))
     return layer
+
+
+def _expect_variables(
+    norm: str, layer: "keras.layers.Layer", names: Iterable[str], channels: int
+) -> None:
+    """Refuses a layer without variables of these names, with one value per channel each.
+
+    Raises:
+        ConfigError: A variable is missing, or its number of values is another.
+    """
+    shapes = {variable.name: tuple(variable.shape) for variable in layer.variables}
+    for name in names:
+        if name not in shapes or math.prod(shapes[name]) != channels:
+            found = ", ".join(f"{other} {shape}" for other, shape in shapes.items()) or "none"
+            raise ConfigError(
+                f"norm {norm!r}: expected its layer to have a variable {name!r} of shape "
+                f"({channels},), one value per channel. Received the variables: {found}. Give it "
+                "that name and shape in the layer's build(), or change the norm's record."
+            )
 
 
 def _call(layer: "keras.layers.Layer", x: Array, training: bool) -> Array:
@@ -292,8 +317,7 @@ def worked_example(norm: str) -> Worked:
     """Passes a small tensor through a norm step by step, and checks it against the Keras layer.
 
     Raises:
-        AssertionError: The last step differs from the layer's output: the definition is wrong.
-        ConfigError: The norm is unknown.
+        ConfigError: The norm is unknown, or its layer does not compute what its record says.
     """
     record, channels = _record(norm), SMALL[-1]
     x = np.random.Generator(np.random.PCG64(7)).integers(0, 10, SMALL).astype(np.float32)
@@ -316,32 +340,58 @@ def worked_example(norm: str) -> Worked:
     pairs = zip(names, (gamma, beta, final), strict=True)
     values = {name: array for name, array in pairs if name and array is not None}
     layer = _make_layer(norm, channels, values=values)
+    moving = [_moving_statistics(norm, layer)] if hasattr(layer, "moving_mean") else []
+    momentum = float(layer.momentum) if moving else 0.0
     training, from_layer = steps(*moments(x, norm, GROUPS)), _call(layer, x, True)
-    moving: list[Array] = []
-    momentum = float(getattr(layer, "momentum", 0.0))
-    if hasattr(layer, "moving_mean"):
-        moving.append(np.stack([np.zeros(channels), np.ones(channels)]))
-        for number in range(BATCHES):
-            batch = x + number  # each batch is brighter than the one before by 1
-            if number:
-                _call(layer, batch, True)
-            measured = np.stack([part[0, 0, 0] for part in moments(batch, norm)])
-            moving.append(momentum * moving[-1] + (1 - momentum) * measured)
-            kept = [layer.moving_mean, layer.moving_variance]
-            _agree(moving[-1], np.stack([np.asarray(variable) for variable in kept]))
+    _agree(norm, "output in training", training[-1].values, from_layer)
+    for number in range(BATCHES if moving else 0):
+        batch = x + number  # each batch is brighter than the one before by 1
+        if number:
+            _call(layer, batch, True)
+        measured = np.stack([part[0, 0, 0] for part in moments(batch, norm)])
+        moving.append(momentum * moving[-1] + (1 - momentum) * measured)
+        found = _moving_statistics(norm, layer)
+        _agree(norm, "moving mean and variance", moving[-1], found)
     inference = steps(*moving[-1]) if moving else training
     at_inference = _call(layer, x, False)
-    _agree(training[-1].values, from_layer)
-    _agree(inference[-1].values, at_inference)
+    _agree(norm, "output at inference", inference[-1].values, at_inference)
     return Worked(
         training, inference, from_layer, at_inference, gamma, beta, tuple(moving), momentum, final
     )
 
 
-def _agree(ours: Array, layers: Array) -> None:
-    assert np.allclose(ours, layers, rtol=TOLERANCE, atol=TOLERANCE), (
-        f"The definition gives {ours.ravel()[:4]}, the Keras layer {layers.ravel()[:4]}."
-    )
+def _moving_statistics(norm: str, layer: "keras.layers.Layer") -> Array:
+    """Returns a layer's moving mean and variance, (2, C).
+
+    Raises:
+        ConfigError: One is missing or not of shape (C,), or the layer has no momentum.
+    """
+    names = ("moving_mean", "moving_variance")
+    _expect_variables(norm, layer, names, SMALL[-1])
+    if not hasattr(layer, "momentum"):
+        raise ConfigError(
+            f"norm {norm!r}: expected a layer with moving statistics to have the attribute "
+            "'momentum', the share of the old value in them. Received a layer without it. Set it "
+            "in the layer's __init__()."
+        )
+    return np.stack([np.asarray(getattr(layer, name)).ravel() for name in names])
+
+
+def _agree(norm: str, what: str, defined: Array, layers: Array) -> None:
+    """Compares what the definition and the layer give.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    if not np.allclose(defined, layers, rtol=TOLERANCE, atol=TOLERANCE):
+        expected, received = (
+            np.array2string(a.ravel()[:4], precision=4) for a in (defined, layers)
+        )
+        raise ConfigError(
+            f"norm {norm!r}: expected its layer's {what} to begin with {expected}, as the "
+            f"definition in the norm's record says. Received: {received}. Change the record "
+            "(its axes, groups, is_centered or final) or the layer."
+        )
 
 
 def batch_of_one(norm: str) -> BatchOfOne:

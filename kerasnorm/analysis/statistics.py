@@ -36,7 +36,7 @@ from kerasnorm.plots.style import (
     small_text,
     title,
 )
-from kerasnorm.progress import Progress
+from kerasnorm.progress import Progress, counted
 from kerasnorm.tables import Table
 from kerasnorm.training.fit import make_engine
 from kerasnorm.training.run import Run
@@ -400,8 +400,8 @@ def statistics_table(found: Sequence[NetworkStatistics]) -> Table:
         for place, row in enumerate(one.rows(one.repeated_epochs))
     ]
     notes = [
-        f"{one.label}: repeated on {one.repeated_images:,} images for {one.repeated_epochs} "
-        "epochs; the rows show its last epoch."
+        f"{one.label}: repeated on {counted(one.repeated_images, 'image')} for "
+        f"{counted(one.repeated_epochs, 'epoch')}; the rows show its last epoch."
         for one in found
     ]
     return Table(columns, rows, notes=notes)

@@ -179,9 +179,9 @@ class Floats(click.ParamType[tuple[float, ...]]):
 )
 @click.option("--image-size", default="32,32", metavar="H,W", type=opt.NumberList(),
               show_default=True, help="Height and width of the images.")  # fmt: skip
-@click.option("--mean", type=Floats(), help="Mean per channel in its training, of pixels 0 to 1. "
-              "[default: CIFAR-10's for three channels, else 0.5]")  # fmt: skip
-@click.option("--std", type=Floats(), help="Standard deviation per channel in its training. "
+@click.option("--mean", type=Floats(), help="Mean of each channel in its training, for pixels "
+              "from 0 to 1. [default: CIFAR-10's for three channels, else 0.5]")  # fmt: skip
+@click.option("--std", type=Floats(), help="Standard deviation of each channel in its training. "
               "[default: CIFAR-10's for three channels, else 0.25]")  # fmt: skip
 @click.option("--class-names", help="Names of the classes, separated by commas.")
 @opt.backend_option
@@ -201,7 +201,8 @@ def import_torch(
     """Make a Keras model of a PyTorch state_dict (.pth, .pt, .safetensors) of this network.
 
     Tensors are matched by order and shape, whatever their names; widths come from the tensors.
-    A .safetensors file keeps no order: numbers in the names tell it there.
+    A .safetensors file does not keep the order of its tensors, so that there the numbers in
+    their names decide it.
 
     Example: kerasnorm import-torch weights.pth --norm bn --recipe era8 --out model.keras
     """

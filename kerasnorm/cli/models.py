@@ -36,7 +36,7 @@ split_option = click.option(
 resize_option = click.option(
     "--resize",
     type=click.Choice(SETTINGS["resize"].field.metadata["choices"]),
-    help="How images of another size are brought to the model's; by default as when it was "
+    help="How images of another size are resized to the model's; by default as when it was "
     "trained.",
 )
 image_shape_option = click.option(
@@ -332,7 +332,7 @@ def misclassified(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Show the ten mistakes of a model with the highest confidence.
+    """Show the ten mistakes that a model makes with the highest confidence.
 
     Example: kerasnorm misclassified results/runs/shapes-gn-torch-s0 --out mistakes.png
     """

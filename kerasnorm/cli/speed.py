@@ -54,9 +54,13 @@ def _count(name: str, default: int, text: str, least: int = 1) -> opt.Decorator:
 @_count("images", 2560, "Images per round.", least=20)
 @_count("batch-size", 128, "Images per step.")
 @_count("rounds", 5, "Timed rounds.")
-@click.option("--dropout", type=click.FloatRange(0, 0.95), help="Rate. By default the recipe's.")
+@click.option(
+    "--dropout", type=click.FloatRange(0, 0.95), help="Dropout rate. By default the recipe's."
+)
 @click.option("--augment/--no-augment", help="Augment as the recipe does.", show_default=True)
-@click.option("--deterministic", is_flag=True, help="As in fit; for model.fit and kerasnorm only.")
+@click.option(
+    "--deterministic", is_flag=True, help="Make model.fit and kerasnorm deterministic, as in fit."
+)
 @_several("contender", "By default all, see the notes of the table.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Output folder.")
 @opt.device_option

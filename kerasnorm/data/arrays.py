@@ -6,7 +6,6 @@ import hashlib
 import io
 import logging
 import math
-import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,11 +16,13 @@ from numpy.typing import NDArray
 
 from kerasnorm.config import DATA_FORMS
 from kerasnorm.data.dataset import (
+    LARGEST_ARRAY,
     Dataset,
     Reader,
     Split,
     check,
     check_size,
+    folder_name,
     listed,
     numbered_classes,
     parsing,
@@ -36,18 +37,12 @@ from kerasnorm.runtime import cache_folder
 logger = logging.getLogger(__name__)
 
 _HALVES = ("train", "test", "val")
-_LARGEST_ARRAY = 4 * 2**30
 
 # Official names of the files of images and labels, of the training and the test set.
 IDX_FILES = (
     ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 )
-
-
-def folder_name(path: Path) -> str:
-    """Returns the stem of a path, without characters that a folder's name should not have."""
-    return re.sub(r"[^\w.-]+", "-", path.resolve().stem).strip("-.") or "data"
 
 
 def _is_npz(path: Path) -> bool:
@@ -86,7 +81,7 @@ def read_npz(path: Path) -> Dataset:
         if others := [name for name in sizes if name not in keys]:
             logger.warning(f"{path}: passed over other arrays: {listed(others)}.")
         for key in keys:
-            check_size(f"{path}: {key}", sizes[key], _LARGEST_ARRAY)
+            check_size(f"{path}: {key}", sizes[key], LARGEST_ARRAY)
         with np.load(path, allow_pickle=False) as arrays:
             splits = [_npz_split(arrays, half, path) for half in found]
     return dataclasses.replace(_numbered(path, *splits), has_own_test="test" in found)
@@ -195,7 +190,7 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
             raise ValueError(f"it starts with {magic.hex(' ') or 'nothing'}")
         shape = np.frombuffer(file.read(4 * dimensions), ">u4", dimensions).tolist()
         size = math.prod(shape)
-        check_size(path, size, _LARGEST_ARRAY)
+        check_size(path, size, LARGEST_ARRAY)
         content = file.read(size + 1)
         if len(content) != size:
             more = "more" if len(content) > size else f"{len(content)} bytes"

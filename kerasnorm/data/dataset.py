@@ -1,6 +1,7 @@
 """What every source returns and satisfies: a data set of images and labels, and its checks."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from kerasnorm.errors import DataError, shortened
 from kerasnorm.files import encoded
 
 Where = str | Path  # the file or array that an error message names
+
+LARGEST_ARRAY = 4 * 2**30  # bytes of one array of a data set, unpacked
 
 _CHUNK = 1000
 _ONE_PER_CLASS = "at least one training image of every class"
@@ -198,8 +201,10 @@ class Reader:
 
     Attributes:
         description: What it is, with its article, for messages: "an .npz file".
-        matches: Returns whether a path holds it, judged by what lies there.
-        read: Returns the data set at such a path, checked by `check`.
+        matches: Returns whether a path holds any file of this kind, judged by what lies there, so
+            that `read`, and no other reader, says which of the other files are missing.
+        read: Returns the data set at such a path, checked by `check`. It reads untrusted files:
+            sizes pass `check_size` first, and `np.load` gets `allow_pickle=False`.
         takes_fit: Whether `read` takes a `Fit` (or None) too, because images may differ in size.
     """
 
@@ -283,8 +288,13 @@ def parsing(where: Where, expected: str) -> Iterator[None]:
         raise unexpected(where, expected, received, advice) from error
 
 
+def folder_name(path: Path) -> str:
+    """Returns the stem of a path, without characters that a folder's name should not have."""
+    return re.sub(r"[^\w.-]+", "-", path.resolve().stem).strip("-.") or "data"
+
+
 def check_size(where: Where, size: int, limit: int) -> None:
-    """Refuses what is larger than `limit` bytes, before it is read.
+    """Refuses what is larger than `limit` bytes, such as `LARGEST_ARRAY`, before it is read.
 
     Raises:
         DataError: `size` exceeds the limit.

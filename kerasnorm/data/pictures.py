@@ -21,8 +21,17 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from kerasnorm.config import DATA_FORMS
-from kerasnorm.data.arrays import folder_name
-from kerasnorm.data.dataset import Dataset, Fit, Reader, Split, check, listed, parsing, unexpected
+from kerasnorm.data.dataset import (
+    Dataset,
+    Fit,
+    Reader,
+    Split,
+    check,
+    folder_name,
+    listed,
+    parsing,
+    unexpected,
+)
 from kerasnorm.errors import ConfigError
 
 logger = logging.getLogger(__name__)

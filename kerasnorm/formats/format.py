@@ -67,13 +67,18 @@ class Format:
 
     Attributes:
         name: Name, which `--format` takes.
-        suffix: Suffix of the file, or of the folder, that holds the model.
-        runtime: What opens it, in words.
-        write: Takes a `.keras` file of this program and the path to write to.
+        suffix: Suffix of the file, or of the folder, that holds the model: one dot, and of no other
+            format, because it tells which format a file has.
+        runtime: What opens it, in words, as in "differs by 1e-6 in LiteRT interpreter".
+        write: Takes a `.keras` file of this program, whose model `archive.load_model` returns, and
+            the path to write to.
         open: Checks a file and opens it in its runtime. Runs in a process of `safety.process`.
-        load: Checks a file and returns its Keras model, where Keras is what runs the format.
+            Every error there becomes a `CorruptFileError` of one line.
+        load: Checks a file and returns its Keras model, where Keras is what runs the format; None
+            otherwise. `open` is needed too.
         runs_code: Whether `open` runs code in the file, so that only our own files may be opened.
-        modules: Modules that `open` needs, imported before memory is limited.
+        modules: Modules that `open` needs, imported before memory is limited. A package that is
+            not among the dependencies belongs to the extra `export` of `pyproject.toml`.
         writers: Each backend that `write` can run on, the best one first, with the modules that it
             needs too; empty where `write` needs no backend in particular.
         companions: Suffixes of further files that belong to the model.

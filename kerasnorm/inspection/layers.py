@@ -33,8 +33,8 @@ PUBLISHED_FIELDS = dict(
     zip(LAYER_LABELS.values(), (3, 5, 5, 6, 10, 14, 18, 18, 20, 24, 28, 32, 60), strict=False)
 )
 PUBLISHED_NOTE = (
-    "The published table adds 4 per convolution in the third block, where a 3x3 convolution at "
-    "jump 4 adds 8: an arithmetic slip."
+    "The published table (github.com/darshanvjani/ERA_vision_nlp_ai) adds 4 per convolution in the "
+    "third block, where a 3x3 convolution at jump 4 adds 8: an arithmetic error."
 )
 
 

@@ -41,7 +41,7 @@ def draw_run(
     if test_images is not None:
         metrics = run.metrics
         norm, accuracy = NORMS[run.config.model.norm].label, 100 * metrics["test_accuracy"]
-        heading = f"MISCLASSIFIED: {norm}, {accuracy:.2f} % right; the surest mistakes"
+        heading = f"MISCLASSIFIED: {norm}, {accuracy:.2f} % right; highest confidence first"
         entries, names = metrics["misclassified"], metrics["class_names"]
         pictures.append(misclassified_figure(test_images, entries, names, heading))
     return [*draw_runs([run], folder), *(picture.save(folder) for picture in pictures)]

@@ -29,7 +29,7 @@ from kerasnorm.errors import (
 )
 from kerasnorm.files import in_command
 from kerasnorm.json_process import JsonProcess, ProcessEndedError, serve
-from kerasnorm.progress import NullProgress, Progress, console_notes, duration
+from kerasnorm.progress import NullProgress, Progress, console_notes, counted, duration
 from kerasnorm.study.folder import LOG, PlannedRun, State, start_over, tidy
 from kerasnorm.study.plan import identity
 from kerasnorm.tables import Table
@@ -82,7 +82,9 @@ def execute(
         progress: Receives the number of trained epochs and the table of all runs.
     """
     open_runs = [run for run in runs if run.state != State.KEPT]
-    logger.info(f"{len(runs)} runs, {len(runs) - len(open_runs)} of them finished before")
+    logger.info(
+        f"{counted(len(runs), 'run')}, {len(runs) - len(open_runs)} of them finished before"
+    )
     if not open_runs:
         return
     progress, begun = progress or NullProgress(), time.monotonic()

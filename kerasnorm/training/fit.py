@@ -21,6 +21,7 @@ from kerasnorm.data.preprocessing import channel_statistics, input_statistics
 from kerasnorm.data.sources import locate, with_place
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError
 from kerasnorm.files import check_file, in_command, read_text, run_lock, sweep, write_json
+from kerasnorm.norms import NORMS
 from kerasnorm.progress import NullProgress, Progress
 from kerasnorm.training import run
 from kerasnorm.training.process_group import ProcessGroup, this_launch
@@ -295,7 +296,8 @@ def make_engine(config: Config, dataset: Dataset, group: ProcessGroup | None = N
     seed, preprocessing = config.train.seed, config.data.preprocessing
     runtime.seed_everything(seed, 0)
     mean, std = input_statistics(preprocessing, dataset.train.images)
-    with (group or ProcessGroup()).scope():
+    group = group or ProcessGroup()
+    with group.scope():
         model = build(
             config.model,
             input_shape=dataset.image_shape,
@@ -306,7 +308,24 @@ def make_engine(config: Config, dataset: Dataset, group: ProcessGroup | None = N
             precision=config.train.precision,
             seed=seed,
         )
+        _note_shard_statistics(config, model, group)
         return choice.make(model, make_batches(config, dataset), config.train, group)
+
+
+def _note_shard_statistics(config: Config, model: "keras.Model", group: ProcessGroup) -> None:
+    """Warns where a norm's statistics should be those of a batch and are those of a shard."""
+    import keras
+
+    record, is_alone = NORMS[config.model.norm], group.size == 1 and group.strategy is None
+    if is_alone or 0 not in record.axes or not group.is_first:
+        return
+    is_bn = any(isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers)
+    if not is_bn:
+        logger.warning(
+            f"norm {record.name}: each process or device computes the statistics over its own "
+            "shard of a batch, because only layers of BatchNormalization are synchronized. "
+            "Results depend on the number of processes."
+        )
 
 
 def make_batches(config: Config, dataset: Dataset) -> Batches:

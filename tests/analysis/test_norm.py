@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+from typing import NamedTuple
 
 import numpy as np
 import pytest
+from helpers.averaging import Averaging
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,12 +27,35 @@ pytestmark = pytest.mark.backend("any")
 
 EXPLAINED = tuple(name for name, norm in NORMS.items() if norm.facts)
 PLACES = [(0, 0, 0, 0), (1, 1, 2, 5), (2, 0, 1, 7)]
-# Of a tensor (N, H, W, C) = (3, 2, 3, 8), in two groups where there are groups.
-SHARERS = {"bn": 18, "gn": 24, "ln": 48, "lnc": 8, "in": 6, "rms": 8}
+
+
+class Expected(NamedTuple):
+    """What a norm does, counted by hand.
+
+    Attributes:
+        sharers: How many values of a tensor (N, H, W, C) = (3, 2, 3, 8) share statistics, in two
+            groups where there are groups.
+        is_over_batch: Whether images share statistics, and inference uses moving ones.
+        survives_one_pixel: Whether the output for one image of one pixel depends on it.
+    """
+
+    sharers: int
+    is_over_batch: bool = False
+    survives_one_pixel: bool = True
+
+
+EXPECTED = {
+    "bn": Expected(18, is_over_batch=True, survives_one_pixel=False),
+    "gn": Expected(24),
+    "ln": Expected(48),
+    "lnc": Expected(8),
+    "in": Expected(6, survives_one_pixel=False),
+    "rms": Expected(8),
+}
 
 
 def test_every_norm_but_none_is_explained():
-    assert {*EXPLAINED} == {*SHARERS} == {*NORMS} - {"none"}
+    assert {*EXPLAINED} == {*EXPECTED} == {*NORMS} - {"none"}
 
 
 @pytest.mark.parametrize("norm", EXPLAINED)
@@ -38,7 +63,7 @@ def test_every_norm_but_none_is_explained():
 def test_the_outputs_that_move_are_those_of_the_definition(norm, index):
     moved = shared_by_perturbation(norm, CUBE, index)
     assert np.array_equal(moved, shared_by_definition(norm, CUBE, index))
-    assert moved.sum() == SHARERS[norm]
+    assert moved.sum() == EXPECTED[norm].sharers
     assert moved[index]
 
 
@@ -55,7 +80,7 @@ def test_the_last_step_of_the_example_is_the_layers_output(norm):
     worked = worked_example(norm)
     assert np.allclose(worked.training[-1].values, worked.layer_training, atol=1e-4)
     assert np.allclose(worked.inference[-1].values, worked.layer_inference, atol=1e-4)
-    is_batch = norm == "bn"
+    is_batch = EXPECTED[norm].is_over_batch
     assert is_batch != np.allclose(worked.layer_training, worked.layer_inference)
     assert len(worked.moving) == (4 if is_batch else 0)
 
@@ -67,8 +92,27 @@ def test_rms_shows_no_mean_and_no_shift():
 
 def test_a_wrong_definition_does_not_pass(monkeypatch):
     monkeypatch.setitem(NORMS, "ln", dataclasses.replace(NORMS["ln"], axes=(1, 2)))
-    with pytest.raises(AssertionError, match="definition"):
+    with pytest.raises(ConfigError, match="definition"):
         worked_example("ln")
+
+
+def test_moving_statistics_of_another_shape_or_without_momentum_are_named(monkeypatch):
+    def explained(*options):
+        layer = lambda config, channels, **common: Averaging(*options)  # noqa: E731
+        monkeypatch.setitem(NORMS, "bn", dataclasses.replace(NORMS["bn"], layer=layer))
+        return worked_example("bn")
+
+    assert explained((4,)).momentum == 0.9
+    with pytest.raises(ConfigError, match=r"'moving_mean' of shape \(4,\).*moving_mean \(\)"):
+        explained(())
+    with pytest.raises(ConfigError, match="attribute 'momentum'"):
+        explained((4,), None)
+
+
+def test_a_variable_that_the_record_names_and_the_layer_lacks_is_named(monkeypatch):
+    monkeypatch.setitem(NORMS, "lnc", dataclasses.replace(NORMS["lnc"], scale="weight"))
+    with pytest.raises(ConfigError, match=r"variable 'weight' of shape \(4,\).*gamma \(4,\)"):
+        worked_example("lnc")
 
 
 @given(st.sampled_from(EXPLAINED), st.integers(0, 2**32 - 1))
@@ -76,14 +120,15 @@ def test_normalized_values_that_share_statistics_have_mean_0_and_variance_1(norm
     x = np.random.Generator(np.random.PCG64(seed)).normal(3, 2, CUBE)
     same = normalize(x, norm, 2, epsilon=0)[shared_by_definition(norm, CUBE, PLACES[1])]
     assert np.isclose(np.square(same).mean(), 1)
-    assert norm == "rms" or abs(same.mean()) < 1e-9
+    assert not NORMS[norm].is_centered or abs(same.mean()) < 1e-9
 
 
-def test_only_bn_asks_the_other_images_and_two_norms_lose_a_lone_pixel():
-    found = {norm: batch_of_one(norm) for norm in EXPLAINED}
-    assert [norm for norm in EXPLAINED if found[norm].training_change > 0] == ["bn"]
-    assert all(one.inference_change == 0 for one in found.values())
-    assert {norm for norm in EXPLAINED if not found[norm].survives_one_pixel} == {"bn", "in"}
+@pytest.mark.parametrize("norm", EXPLAINED)
+def test_an_image_alone_depends_on_the_others_and_on_its_pixel_as_expected(norm):
+    found = batch_of_one(norm)
+    assert (found.training_change > 0) == EXPECTED[norm].is_over_batch
+    assert found.inference_change == 0
+    assert found.survives_one_pixel == EXPECTED[norm].survives_one_pixel
 
 
 def test_mistakes_are_named():
@@ -100,9 +145,9 @@ def test_an_explanation_has_text_numbers_and_a_figure(norm, tmp_path):
     text = explanation_text(answer.data)
     assert NORMS[norm].facts.formula in text
     assert ("parameters" in text) == has_cost
-    assert ("Moving average" in text) == (norm == "bn")
+    assert ("Moving average" in text) == EXPECTED[norm].is_over_batch
     document = json.loads(json.dumps(answer.document(), allow_nan=False))
-    assert np.sum(document["shared"]) == SHARERS[norm]
+    assert np.sum(document["shared"]) == EXPECTED[norm].sharers
     if has_cost:
         assert document["cost"]["norm_parameters"] == 1008  # 252 channels of gamma, beta, moving
         assert document["cost"]["share"] < 1

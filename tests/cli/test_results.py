@@ -29,4 +29,5 @@ def test_the_last_epoch_counts():
 def test_validation_and_empty_history():
     row = ROW | {"val_loss": 0.81, "val_accuracy": 1.0}
     assert "validation accuracy 100.00 %   loss 0.8100" in results([row], Path("x"))
+    assert "trained    1 epoch in 0:41" in results([ROW], Path("x"))
     assert results([], Path("x")).splitlines()[0] == "trained    0 epochs in 0:00"

@@ -154,7 +154,7 @@ def test_npz_that_is_no_zip_of_arrays(tmp_path: Path) -> None:
 
 
 def test_npz_of_huge_size_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrays, "_LARGEST_ARRAY", 1000)
+    monkeypatch.setattr(arrays, "LARGEST_ARRAY", 1000)
     path = tmp_path / "big.npz"
     np.savez_compressed(path, **npz_arrays(x_test=np.zeros((3, 50, 50, 3), np.uint8)))
     with pytest.raises(DataError, match=r"x_test: expected at most .* It was not read"):

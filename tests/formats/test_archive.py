@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from helpers.exported import stock_norms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
@@ -24,7 +25,6 @@ from kerasnorm.formats.archive import load_model, open_model, read_archive, save
 from kerasnorm.formats.safety import checks
 from kerasnorm.formats.safety.checks import METADATA
 from kerasnorm.network import CIFAR10_MEAN, CIFAR10_STD, EQUALIZED_PIXELS, build, build_model
-from kerasnorm.norms import NORMS
 
 SHAPE = (8, 8, 3)
 WIDTHS = (4, 4, 4, 8, 8, 8, 4, 8, 8, 8)
@@ -164,7 +164,7 @@ for path in sorted(folder.glob("*.keras")):
     if path.stem in ("bn", "ln-element"):
         model.save(answers / path.name)
 """
-SAVED = {norm: {"norm": norm} for norm in NORMS}
+SAVED = {norm: {"norm": norm} for norm in stock_norms()}
 SAVED["ln-element"] = {"norm": "ln", "ln_affine": "element"}
 SAVED["standardized"] = {"norm": "gn", "weight_standardization": True}
 SAVED["best"] = {"norm": "in", "recipe": "best"}

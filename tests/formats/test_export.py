@@ -23,10 +23,9 @@ from kerasnorm.errors import (
 from kerasnorm.formats import check_formats, detect, export
 from kerasnorm.formats.archive import open_model, save_model
 from kerasnorm.formats.exported import metadata_path, open_any
-from kerasnorm.norms import NORMS
 
 POSSIBLE = exported.possible()
-NORM_OPTIONS = {norm: {"norm": norm} for norm in NORMS} | {
+NORM_OPTIONS = {norm: {"norm": norm} for norm in exported.stock_norms()} | {
     "ln-element": {"norm": "ln", "ln_affine": "element"},
     "standardized": {"norm": "gn", "weight_standardization": True},
     "era8": {"norm": "bn", "recipe": "era8"},

@@ -2,12 +2,13 @@
 
 import numpy as np
 
-from kerasnorm.config import Config, resolve
+from kerasnorm.config import Config, ModelConfig, resolve
 from kerasnorm.errors import MissingPackageError
 from kerasnorm.formats import FORMATS, check_formats
 from kerasnorm.formats.archive import open_model, save_model
 from kerasnorm.formats.export import Exporter
 from kerasnorm.network import build_model
+from kerasnorm.norms import NORMS, custom_layers, normalization
 
 SHAPE = (8, 8, 3)
 WIDTHS = (4, 4, 4, 8, 8, 8, 4, 8, 8, 8)
@@ -23,6 +24,13 @@ def network(norm="gn", **options):
         if variable.name != "kernel":
             variable.assign(rng.uniform(0.5, 1.5, variable.shape))
     return model
+
+
+def stock_norms():
+    """Names of the norms without a layer class of their own, which some formats refuse."""
+    custom = tuple(custom_layers().values())
+    made = {name: normalization(ModelConfig(norm=name), 4) for name in NORMS}
+    return [name for name, layer in made.items() if not isinstance(layer, custom)]
 
 
 def config() -> Config:

@@ -10,15 +10,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import tiny
+from helpers.averaging import Averaging
 from helpers.workers import tf_configs
 
 from kerasnorm.errors import ConfigError
+from kerasnorm.norms import NORMS, Norm
 from kerasnorm.runtime import installed_backends
-from kerasnorm.training.process_group import shard_of, this_launch
+from kerasnorm.training.fit import make_engine
+from kerasnorm.training.process_group import ProcessGroup, shard_of, this_launch
 
 HERE = Path(__file__).parents[1]
 STEPS = str(HERE / "helpers" / "steps.py")
-NORMS = ("bn", "gn", "ln")
+TRAINED = ("bn", "gn", "ln")
+AVERAGING = Norm(
+    name="averaging",
+    layer=lambda config, channels, **common: Averaging((channels,), **common),
+    color="#F0E442",
+    groups=lambda config, channels: channels,
+    axes=(0, 1, 2, 4),
+)
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}",
@@ -50,7 +61,7 @@ def farthest(alone, together):
     with np.load(alone) as first, np.load(together) as second:
         assert first.keys() == second.keys()
         gaps = {name: float(np.abs(first[name] - second[name]).max()) for name in first}
-    return {norm: max(gap for k, gap in gaps.items() if k.startswith(norm)) for norm in NORMS}
+    return {norm: max(gap for k, gap in gaps.items() if k.startswith(norm)) for norm in TRAINED}
 
 
 def assert_equal(alone, together):
@@ -70,8 +81,8 @@ def test_the_parts_make_up_the_batch(batch, size):
 def test_two_processes_on_torch_compute_what_one_does(tmp_path):
     needs("torch")
     alone, together = tmp_path / "alone.npz", tmp_path / "together.npz"
-    run(sys.executable, STEPS, alone, 1, "{}", *NORMS, backend="torch")
-    run(*TORCHRUN, STEPS, together, 1, "{}", *NORMS, backend="torch")
+    run(sys.executable, STEPS, alone, 1, "{}", *TRAINED, backend="torch")
+    run(*TORCHRUN, STEPS, together, 1, "{}", *TRAINED, backend="torch")
     assert_equal(alone, together)
 
 
@@ -93,14 +104,47 @@ def test_without_bn_sync_each_process_has_statistics_of_its_own(tmp_path):
         assert all(np.array_equal(on[name], off[name]) for name in on if name.startswith("gn"))
 
 
+class Pair(ProcessGroup):
+    """This process, with another one whose tensors are all 1."""
+
+    size = 2
+
+    def sum_(self, tensor):
+        return tensor.add_(1)
+
+
+@pytest.mark.backend("any")
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("norm", ["bn", "averaging"])
+def test_a_norm_over_shards_instead_of_the_batch_is_noted_once(norm, size, monkeypatch, caplog):
+    monkeypatch.setitem(NORMS, "averaging", AVERAGING)
+    group = Pair() if size == 2 else ProcessGroup()
+    make_engine(tiny.config(norm=norm), tiny.dataset(), group)
+    notes = [note.message for note in caplog.records if "own shard" in note.message]
+    assert len(notes) == (1 if norm == "averaging" and size == 2 else 0)
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.parametrize(
+    ("norm", "bn_sync", "mean"), [("bn", "on", 0), ("bn", "off", 0.5), ("averaging", "on", 0.5)]
+)
+def test_moving_statistics_that_differ_are_averaged(norm, bn_sync, mean, monkeypatch):
+    monkeypatch.setitem(NORMS, "averaging", AVERAGING)
+    engine = make_engine(tiny.config(norm=norm, bn_sync=bn_sync), tiny.dataset(), Pair())
+    engine.end_epoch()
+    found = {v.name: v.numpy() for v in engine.model.non_trainable_variables}
+    np.testing.assert_array_equal(found["moving_mean"], [mean] * 4)
+    np.testing.assert_array_equal(found["moving_variance"], [1] * 4)
+
+
 @pytest.mark.slow
 def test_two_devices_and_two_workers_on_tensorflow_compute_what_one_does(tmp_path):
     needs("tensorflow")
     files = [tmp_path / f"{name}.npz" for name in ("alone", "devices", "workers", "unused")]
-    run(sys.executable, STEPS, files[0], 1, "{}", *NORMS, backend="tensorflow")
-    run(sys.executable, STEPS, files[1], 2, "{}", *NORMS, backend="tensorflow")
+    run(sys.executable, STEPS, files[0], 1, "{}", *TRAINED, backend="tensorflow")
+    run(sys.executable, STEPS, files[1], 2, "{}", *TRAINED, backend="tensorflow")
     assert_equal(*files[:2])
-    workers = two_workers(lambda index: (STEPS, files[2 + index], 1, "{}", *NORMS))
+    workers = two_workers(lambda index: (STEPS, files[2 + index], 1, "{}", *TRAINED))
     said = [worker.communicate()[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], said
     assert_equal(files[0], files[2])

@@ -146,13 +146,16 @@ class TorchEngine(NativeEngine):
             raise self.diverged(epoch, step, loss, variable)
 
     def end_epoch(self) -> None:
-        """Replaces the moving statistics, which differ between processes, by their mean."""
-        if self.group.size == 1 or self.sum_ is not None:
+        """Replaces the moving statistics that differ between processes by their mean."""
+        if self.group.size == 1:
             return
         with torch.no_grad(), self.group.connection():
-            for variable in self.model.non_trainable_variables:
-                if variable.value.is_floating_point():
-                    self.group.sum_(variable.value).div_(self.group.size)
+            for layer in self.model.layers:
+                if self.sum_ is not None and isinstance(layer, keras.layers.BatchNormalization):
+                    continue  # its statistics are those of the whole batch
+                for variable in layer.non_trainable_variables:
+                    if variable.value.is_floating_point():
+                        self.group.sum_(variable.value).div_(self.group.size)
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Returns the logits (N, classes) of raw images (N, H, W, C), a shard from each process."""
