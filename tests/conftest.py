@@ -20,6 +20,12 @@ from filelock import FileLock
 BACKEND = os.environ["KERAS_BACKEND"]
 GOLDEN = Path(__file__).parent / "golden"
 
+if BACKEND == "tensorflow":
+    import tensorflow as tf
+
+    # A test trains for a few steps, which takes less time than to trace and compile them.
+    tf.config.run_functions_eagerly(True)
+
 # The first call of an operation is slow, and every call is on a busy machine.
 hypothesis.settings.register_profile(
     "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -72,6 +78,17 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text(encoding="utf-8"), "if this is meant: pytest --update-golden"
 
     return compare
+
+
+@pytest.fixture
+def compiled() -> Generator[None]:
+    """Lets TensorFlow trace and compile its functions, as users do."""
+    if BACKEND != "tensorflow":
+        yield
+        return
+    tf.config.run_functions_eagerly(False)
+    yield
+    tf.config.run_functions_eagerly(True)
 
 
 @pytest.fixture(scope="session")

@@ -132,8 +132,9 @@ class StudyPlan:
         for name in sorted({*ours, *theirs} - {"device", "data"}):
             if ours.get(name) != theirs.get(name):
                 return name
-        for name in ("arms", "rate_scaling"):
-            if getattr(self, name) != getattr(other, name):
+        for name, value in (("arms", other.arms), ("rate_scaling", other.rate_scaling)):
+            # It matters only where it changes what is trained.
+            if {*self.configs()} != {*replace(self, **{name: value}).configs()}:
                 return name
         # A plan without varied fields has the base alone, to which either kind can be added.
         if self.one_at_a_time != other.one_at_a_time and self.vary and other.vary:

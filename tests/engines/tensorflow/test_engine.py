@@ -17,7 +17,7 @@ from kerasnorm.engines.tensorflow.engine import TensorFlowEngine, inference, pre
 from kerasnorm.engines.tensorflow.lowering import CLEARED, HASHED, LoweredModel  # noqa: E402
 from kerasnorm.training.fit import make_engine  # noqa: E402
 
-pytestmark = pytest.mark.backend("tensorflow")
+pytestmark = [pytest.mark.backend("tensorflow"), pytest.mark.usefixtures("compiled")]
 
 
 def pair(norm, recipe, **overrides):
