@@ -132,10 +132,11 @@ class StudyPlan:
         for name in sorted({*ours, *theirs} - {"device", "data"}):
             if ours.get(name) != theirs.get(name):
                 return name
-        for name, value in (("arms", other.arms), ("rate_scaling", other.rate_scaling)):
-            # It matters only where it changes what is trained.
-            if {*self.configs()} != {*replace(self, **{name: value}).configs()}:
-                return name
+        # These matter only where they change what is trained.
+        if {*self.configs()} != {*replace(self, arms=other.arms).configs()}:
+            return "arms"
+        if {*self.configs()} != {*replace(self, rate_scaling=other.rate_scaling).configs()}:
+            return "rate_scaling"
         # A plan without varied fields has the base alone, to which either kind can be added.
         if self.one_at_a_time != other.one_at_a_time and self.vary and other.vary:
             return "one_at_a_time"
