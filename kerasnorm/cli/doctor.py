@@ -5,6 +5,8 @@ import click
 from kerasnorm import runtime
 from kerasnorm.cli import options as opt
 from kerasnorm.config import BACKENDS, DataConfig
+from kerasnorm.formats import FORMATS
+from kerasnorm.formats.format import install_command
 
 
 @click.command()
@@ -59,17 +61,26 @@ def data(
 @click.command()
 @opt.as_json
 def doctor(as_json: bool) -> None:
-    """Report versions, backends with their devices, and how to install what is missing.
+    """Report versions, backends with their devices, formats, and how to install what is missing.
 
     Example: kerasnorm doctor
     """
     versions, cache = runtime.versions(), str(runtime.cache_folder())
     backends = {name: runtime.probe(name) for name in BACKENDS}
+    missing = {name: entry.missing() for name, entry in FORMATS.items()}
+    formats = {
+        name: f"needs {', '.join(packages)}: {install_command(packages)}" if packages else "ready"
+        for name, packages in missing.items()
+    }
     if as_json:
-        opt.print_json({"versions": versions, "backends": backends, "cache": cache})
+        facts = {"versions": versions, "backends": backends, "formats": formats, "cache": cache}
+        opt.print_json(facts)
         return
-    for name, value in (*versions.items(), *backends.items(), ("data cache", cache)):
-        click.echo(f"{name:<16}{value}")
+    named = {f"export {name}": text for name, text in formats.items()}
+    rows = versions | backends | named | {"data cache": cache}
+    width = max(map(len, rows)) + 2
+    for name, value in rows.items():
+        click.echo(f"{name:<{width}}{value}")
 
 
 COMMANDS = (data, doctor)

@@ -16,7 +16,7 @@ from kerasnorm.formats import (
     state_dict,
     torch_program,
 )
-from kerasnorm.formats.format import Format
+from kerasnorm.formats.format import Format, lacking
 
 FORMATS = {
     entry.name: entry
@@ -45,11 +45,11 @@ def check_formats(names: Sequence[str]) -> None:
     """Makes sure that every format can be written and opened here, before any is.
 
     Raises:
-        MissingPackageError: A package is missing.
+        MissingPackageError: Packages are missing; the message names those of all formats.
         ConfigError: A format is unknown.
     """
     for name in names:
         if name not in FORMATS:
             raise ConfigError(f"format: expected one of {', '.join(FORMATS)}. Received: {name!r}")
-        FORMATS[name].usable_writers()
-        FORMATS[name].check_runtime()
+    if missing := {name: lacks for name in names if (lacks := FORMATS[name].missing())}:
+        raise lacking(missing)

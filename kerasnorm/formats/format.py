@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kerasnorm.errors import CorruptFileError, MissingPackageError
-from kerasnorm.runtime import check_installed, installed_backends
+from kerasnorm.runtime import installed_backends
 
 if TYPE_CHECKING:
     import keras
@@ -117,13 +117,36 @@ class Format:
         """
         if not self.writers:
             return [None]
-        installed = [name for name in self.writers if name in installed_backends()]
-        usable: list[str | None] = [n for n in installed if not _missing(self.writers[n])]
+        usable: list[str | None] = [
+            name
+            for name, modules in self.writers.items()
+            if name in installed_backends() and not _missing(modules)
+        ]
         if not usable:
-            first = installed[0] if installed else next(iter(self.writers))
-            check_installed(first)
-            require(self.writers[first], self.name)
+            raise lacking({self.name: self.missing()})
         return usable
+
+    def missing(self) -> list[str]:
+        """Returns the packages that are not installed, of those that write and open the format."""
+        needed = [_missing((name, *modules)) for name, modules in self.writers.items()]
+        return list(dict.fromkeys([*min(needed, key=len, default=[]), *_missing(self.modules)]))
+
+
+def lacking(missing: Mapping[str, Sequence[str]]) -> MissingPackageError:
+    """Returns the error that names the missing packages of formats, and one pip command for all."""
+    names = list(dict.fromkeys(package for packages in missing.values() for package in packages))
+    parts = [f"{', '.join(packages)} (for {name})" for name, packages in missing.items()]
+    return MissingPackageError(
+        f"These packages are not installed: {'; '.join(parts)}. "
+        f"Install them with: {install_command(names)}"
+    )
+
+
+def install_command(packages: Iterable[str]) -> str:
+    """Returns the pip command that installs packages which the formats need."""
+    own = ("tensorflow", "torch", "jax")  # extras of their own; the others are in "export"
+    extras = dict.fromkeys(name if name in own else "export" for name in packages)
+    return f"pip install 'kerasnorm[{','.join(extras)}]'"
 
 
 def require(modules: Sequence[str], name: str) -> None:
@@ -133,11 +156,7 @@ def require(modules: Sequence[str], name: str) -> None:
         MissingPackageError: One is not; the message names the pip command.
     """
     if missing := _missing(modules):
-        extra = missing[0] if missing[0] in ("tensorflow", "torch") else "export"
-        raise MissingPackageError(
-            f"The format {name} needs {', '.join(missing)}, which is not installed. "
-            f"Install it with: pip install 'kerasnorm[{extra}]'"
-        )
+        raise lacking({name: missing})
 
 
 def _missing(modules: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 from helpers.command import call, run, tiny_fit
 from PIL import Image
 
+from kerasnorm.formats import FORMATS
 from kerasnorm.runtime import installed_backends
 
 
@@ -228,6 +229,8 @@ def test_data_and_doctor_describe_what_is_there(tmp_path):
         assert str(tmp_path) in call("data")[0]
     report = json.loads(run("doctor", "--json")[0])
     assert report["backends"]["torch"].startswith("CPU") or "GPU" in str(report)
+    assert {*report["formats"]} == {*FORMATS}
+    assert report["formats"]["keras"] == "ready"
 
 
 def test_a_model_goes_out_as_pytorch_weights_and_comes_in_again(trained, tmp_path):

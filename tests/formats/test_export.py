@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 
 import keras
@@ -20,7 +21,7 @@ from kerasnorm.errors import (
     MissingPackageError,
     RunFolderError,
 )
-from kerasnorm.formats import check_formats, detect, export
+from kerasnorm.formats import FORMATS, check_formats, detect, export
 from kerasnorm.formats.archive import open_model, save_model
 from kerasnorm.formats.exported import metadata_path, open_any
 
@@ -149,6 +150,16 @@ def test_a_missing_package_is_named_with_its_pip_command(monkeypatch):
         check_formats(["onnx"])
     with pytest.raises(ConfigError, match="expected one of keras"):
         check_formats(["caffe"])
+    without("openvino", "onnxruntime", "tensorflow")
+    with pytest.raises(MissingPackageError) as caught:
+        check_formats(["keras", "openvino", "onnx", "litert"])
+    text = str(caught.value)
+    for name, package in (("openvino", "openvino"), ("onnx", "onnxruntime"), ("litert", "tensor")):
+        assert re.search(rf"{package}\w* \(for {name}\)", text)
+    (extras,) = re.findall(r"pip install 'kerasnorm\[(.*)\]'", text)
+    assert {*extras.split(",")} == {"export", "tensorflow"}
+    assert FORMATS["openvino"].missing() == ["openvino"]
+    assert FORMATS["keras"].missing() == []
 
 
 @pytest.mark.parametrize("options", NORM_OPTIONS.values(), ids=NORM_OPTIONS)
