@@ -259,7 +259,7 @@ def own_layers() -> dict[str, type[keras.layers.Layer]]:
     return custom_layers() | {name: StandardizedConv2D}
 
 
-def _is_augmentation(layer: keras.layers.Layer) -> bool:
+def is_augmentation(layer: keras.layers.Layer) -> bool:
     """Returns whether a layer of Keras changes images in training only."""
     kind = type(layer)
     is_random = kind.__name__.startswith("Random") and kind is not keras.layers.RandomCrop
@@ -291,7 +291,7 @@ def portable(model: keras.Model) -> keras.Model:
     def stock(layer: Any) -> Any:
         if not isinstance(layer, keras.layers.Layer):
             return layer  # an operation such as a division: it has no weights and no precision
-        if _is_augmentation(layer):
+        if is_augmentation(layer):
             return keras.layers.Activation("linear", name=layer.name, dtype="float32")
         config = layer.get_config() | {"dtype": "float32"}
         if config.get("synchronized"):
@@ -303,7 +303,7 @@ def portable(model: keras.Model) -> keras.Model:
     plain = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     copy = keras.models.clone_model(plain, clone_function=stock, recursive=True)
     for source, target in zip(_leaves(plain), _leaves(copy), strict=True):
-        if _is_augmentation(source):
+        if is_augmentation(source):
             continue
         weights = source.get_weights()
         if isinstance(source, StandardizedConv2D):

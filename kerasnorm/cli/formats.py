@@ -42,6 +42,7 @@ CALIBRATION = 200  # images
     type=click.Choice(("int8",)),
     help="Also write LiteRT in int8, and print the accuracy before and after.",
 )
+@opt.input_scale_option
 @opt.data_option
 @opt.backend_option
 @opt.device_option
@@ -51,10 +52,10 @@ def export(
     formats: tuple[str, ...],
     out: Path | None,
     quantize: str | None,
+    input_scale: str | None,
     data: str | None,
-    backend: str | None,
-    device: str | None,
     as_json: bool,
+    **where: str | None,
 ) -> None:
     """Write a trained model in other formats, each checked in its own runtime.
 
@@ -68,11 +69,12 @@ def export(
     if quantize and "litert" not in names:
         raise ConfigError("--quantize int8 belongs to LiteRT: add --format litert.")
     check_formats(names)
-    runtime.start(backend or "auto", device or "auto")
+    runtime.start(where["backend"] or "auto", where["device"] or "auto")
+    from kerasnorm.cli.models import training_images, with_input_scale
     from kerasnorm.formats.archive import open_model
     from kerasnorm.formats.export import Exporter
 
-    saved = open_model(target)
+    saved = with_input_scale(open_model(target), input_scale, partial(training_images, data, None))
     if saved.wants_equalized:
         logger.warning(f"{saved.path} takes histogram-equalized images, and so do its exports.")
     folder = out or (target if target.is_dir() else target.parent) / "exports"

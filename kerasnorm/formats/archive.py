@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from kerasnorm.inspection.outputs import Kind
 
+INPUT_SCALE = "input_scale"  # the key, in metadata, of `SavedModel.input_scale`
+
 
 def save_model(model: "keras.Model", path: Path, metadata: dict[str, Any]) -> None:
     """Writes a model to `path` (`.keras`), in float32 and of stock Keras layers only.
@@ -63,12 +65,15 @@ class SavedModel:
         model: The model, uncompiled.
         class_names: One name per class; "0", "1", … where the metadata has none.
         config: Config of the run that trained it, None for a model from elsewhere.
+        input_scale: Range of pixels that it was trained on, where that was stated for a model
+            without a rescaling; see `kerasnorm.formats.input_scale`.
     """
 
     path: Path
     model: "keras.Model"
     class_names: tuple[str, ...]
     config: Config | None
+    input_scale: str | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -121,7 +126,7 @@ def open_model(target: Path) -> SavedModel:
         check_file(path)
     model, metadata = read_archive(path)
     config = read_config(path, metadata)
-    return classifier(path, model, metadata.get("class_names"), config)
+    return classifier(path, model, metadata.get("class_names"), config, metadata.get(INPUT_SCALE))
 
 
 def read_config(path: Path, metadata: dict[str, Any]) -> Config | None:
@@ -142,7 +147,9 @@ def name_classes(names: Any, count: int) -> tuple[str, ...]:
     return tuple(map(str, names if is_fitting else range(count)))
 
 
-def classifier(path: Path, model: "keras.Model", names: Any, config: Config | None) -> SavedModel:
+def classifier(
+    path: Path, model: "keras.Model", names: Any, config: Config | None, input_scale: Any = None
+) -> SavedModel:
     """Returns a model read from `path` as a classifier of images.
 
     Raises:
@@ -159,7 +166,8 @@ def classifier(path: Path, model: "keras.Model", names: Any, config: Config | No
     if classes < 2:
         raise CorruptFileError(f"{path}: expected two classes or more. Received: one output.")
     safety.check_image(path, math.prod(model.input_shape[1:]))
-    return SavedModel(path, model, name_classes(names, classes), config)
+    scale = None if input_scale is None else str(input_scale)
+    return SavedModel(path, model, name_classes(names, classes), config, scale)
 
 
 def load_model(path: Path | str) -> "keras.Model":

@@ -130,6 +130,8 @@ class Exporter:
         config, model = self.saved.config, portable(self.saved.model)
         metadata: dict[str, Any] = {"class_names": list(self.saved.class_names)}
         metadata |= {"kerasnorm": kerasnorm.__version__}
+        if self.saved.input_scale is not None:
+            metadata[archive.INPUT_SCALE] = self.saved.input_scale
         save_model(model, self._source, metadata | ({"config": config.to_dict()} if config else {}))
         self._images = probe_images(self.saved.image_shape, BATCHES[-1])
         self._expected = {n: self._predict(model, self._images[:n]) for n in BATCHES}
@@ -301,6 +303,7 @@ class Exporter:
                 "dtype": facts["dtype"],
                 "range": [0, 255],
                 "name": facts["input_name"],
+                archive.INPUT_SCALE: saved.input_scale,
                 "equalized": saved.wants_equalized,
                 "quantization": facts["quantization"],
             },
