@@ -164,13 +164,14 @@ class Exporter:
             KerasnormError: It cannot be written, or does not agree.
         """
         entry, failures = FORMATS[name], list[KerasnormError]()
-        path = self._new_path(entry)
-        for backend in entry.usable_writers():
+        path, writers = self._new_path(entry), entry.usable_writers()
+        for backend in writers:
             try:
                 return self._export_on(backend, entry, path)
             except KerasnormError as error:
                 failures.append(error)
-                logger.info(str(error))
+                if len(writers) > 1:
+                    logger.info(str(error))
         raise failures[0]
 
     def _export_on(self, backend: str | None, entry: Format, path: Path) -> Export:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+import warnings
 
 import keras
 import numpy as np
@@ -11,7 +12,16 @@ from helpers import exported
 from helpers.command import call
 from helpers.exported import IMAGES, NAMES, SHAPE, network, path_of
 from hostile.exports import INPUTS as HOSTILE
-from hostile.exports import fixed_batch
+from hostile.exports import (
+    ODD_NAMES,
+    adapted,
+    answer_in_a_dict,
+    augmented,
+    bracketed,
+    fixed_batch,
+    oddly_named,
+)
+from keras import layers
 
 from kerasnorm.errors import (
     ConfigError,
@@ -234,7 +244,16 @@ def test_quantized_models_keep_most_of_their_accuracy(tmp_path):
 @pytest.mark.parametrize(
     "format_name", [name for name in ("onnx", "saved-model") if name in POSSIBLE]
 )
-@pytest.mark.parametrize("make", [make for _, make, outcome in HOSTILE if outcome == "is exported"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        make
+        if make in (adapted, augmented, bracketed)
+        else pytest.param(make, marks=pytest.mark.slow)
+        for _, make, outcome in HOSTILE
+        if outcome == "is exported"
+    ],
+)
 def test_models_that_people_really_have_are_exported(make, format_name, tmp_path):
     saved = open_model(make(tmp_path))
     expected = saved.model.predict(IMAGES.astype(np.float32), verbose=0)
@@ -242,6 +261,38 @@ def test_models_that_people_really_have_are_exported(make, format_name, tmp_path
         opened = open_any(exporter.export(format_name).path)
     answers = np.exp(opened.predict(IMAGES))
     np.testing.assert_allclose(answers, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.backend("any")
+@pytest.mark.parametrize("make", [answer_in_a_dict, oddly_named])
+def test_models_of_any_structure_and_names_are_opened(make, tmp_path):
+    path = make(tmp_path)
+    plain = tmp_path / "plain.keras"
+    images = IMAGES.astype(np.float32)
+    if make is oddly_named:
+        expected = keras.saving.load_model(plain).predict(images, verbose=0)
+    else:
+        expected = keras.saving.load_model(path).predict({"image": images}, verbose=0)["answer"]
+    opened = open_model(path)
+    np.testing.assert_allclose(np.exp(opened.predict(IMAGES)), expected, rtol=1e-4)
+    if make is oddly_named:
+        names = {layer.name for layer in opened.model.layers}
+        is_kept = keras.backend.backend() != "tensorflow"
+        assert ({ODD_NAMES["sum"], ODD_NAMES["inner"], ODD_NAMES["pool"]} <= names) == is_kept
+        assert is_kept or {"layer_a___b", "layer_a___b_", "layer__inner"} <= names
+
+
+@pytest.mark.backend("any")
+def test_a_quantized_model_is_refused_with_the_reason(tmp_path):
+    model = keras.Sequential([keras.Input(SHAPE), layers.Flatten(), layers.Dense(3, name="last")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the layers that quantize() passes over
+        model.quantize("int8")
+    model.save(tmp_path / "model.keras")
+    words = ("export", tmp_path / "model.keras", "--format", "keras", "--input-scale", "0-255")
+    _, err = call(*words, code=2)
+    assert "its layer 'last' was quantized by model.quantize()" in err
+    assert len(err.strip().splitlines()) == 1
 
 
 def test_a_model_of_a_fixed_batch_is_run_one_image_at_a_time(tmp_path):
