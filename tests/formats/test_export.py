@@ -35,6 +35,7 @@ from kerasnorm.formats.archive import open_model, save_model
 from kerasnorm.formats.exported import metadata_path, open_any
 
 POSSIBLE = exported.possible()
+QUICK = (adapted, augmented, bracketed)
 NORM_OPTIONS = {norm: {"norm": norm} for norm in exported.stock_norms()} | {
     "ln-element": {"norm": "ln", "ln_affine": "element"},
     "standardized": {"norm": "gn", "weight_standardization": True},
@@ -261,6 +262,22 @@ def test_models_that_people_really_have_are_exported(make, format_name, tmp_path
         opened = open_any(exporter.export(format_name).path)
     answers = np.exp(opened.predict(IMAGES))
     np.testing.assert_allclose(answers, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.backend("torch")
+def test_operations_of_keras_that_only_compute_are_admitted(tmp_path):
+    from kerasnorm.formats import torch_program
+
+    image = keras.Input(SHAPE)
+    x = keras.ops.roll(keras.ops.flip(image, axis=1), 2, axis=2)
+    x = keras.ops.take(keras.ops.floor(keras.ops.log1p(x)), [2, 0], axis=-1)
+    x = layers.AdaptiveMaxPooling2D(2)(keras.ops.concatenate([x, keras.ops.sin(x)], axis=-1))
+    model = keras.Model(image, layers.Dense(3)(layers.Flatten()(x)))
+    model.save(tmp_path / "model.keras")
+    torch_program.write(tmp_path / "model.keras", tmp_path / "model.pt2")
+    opened = torch_program.open_file(tmp_path / "model.pt2")
+    expected = model.predict(IMAGES.astype(np.float32), verbose=0)
+    np.testing.assert_allclose(opened.predict(IMAGES), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.backend("any")
