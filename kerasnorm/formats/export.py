@@ -30,7 +30,7 @@ from kerasnorm.runtime import installed_backends
 
 logger = logging.getLogger(__name__)
 BATCHES = (1, 7, 256)
-TOLERANCE = 1e-3  # of a difference of logits, relative to their standard deviation
+TOLERANCE = 1e-4  # of a difference of logits, relative to their standard deviation
 ROUNDING = 1e-5  # of a logit, relative to the largest: nearly equal logits have digits in common
 
 Images = NDArray[np.uint8]
