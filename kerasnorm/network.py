@@ -259,7 +259,7 @@ def own_layers() -> dict[str, type[keras.layers.Layer]]:
     return custom_layers() | {name: StandardizedConv2D}
 
 
-def _is_augmentation(layer: keras.layers.Layer) -> bool:
+def is_augmentation(layer: keras.layers.Layer) -> bool:
     """Returns whether a layer of Keras changes images in training only."""
     kind = type(layer)
     is_random = kind.__name__.startswith("Random") and kind is not keras.layers.RandomCrop
@@ -291,7 +291,13 @@ def portable(model: keras.Model) -> keras.Model:
     def stock(layer: Any) -> Any:
         if not isinstance(layer, keras.layers.Layer):
             return layer  # an operation such as a division: it has no weights and no precision
-        if _is_augmentation(layer):
+        if getattr(layer, "quantization_mode", None) is not None:
+            raise ConfigError(
+                f"model: its layer {layer.name!r} was quantized by model.quantize(), which only "
+                "Keras computes so. Export the model as it was before; --quantize int8 quantizes "
+                "for LiteRT."
+            )
+        if is_augmentation(layer):
             return keras.layers.Activation("linear", name=layer.name, dtype="float32")
         config = layer.get_config() | {"dtype": "float32"}
         if config.get("synchronized"):
@@ -302,8 +308,8 @@ def portable(model: keras.Model) -> keras.Model:
     # A clone would inherit the compile state of the model in training; this one has none.
     plain = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     copy = keras.models.clone_model(plain, clone_function=stock, recursive=True)
-    for source, target in zip(_leaves(plain), _leaves(copy), strict=True):
-        if _is_augmentation(source):
+    for source, target in zip(leaves(plain), leaves(copy), strict=True):
+        if is_augmentation(source):
             continue
         weights = source.get_weights()
         if isinstance(source, StandardizedConv2D):
@@ -314,10 +320,10 @@ def portable(model: keras.Model) -> keras.Model:
     return copy
 
 
-def _leaves(model: keras.Model) -> Iterator[Any]:
+def leaves(model: keras.Model) -> Iterator[Any]:
     """Yields the layers of a model and of the models in it."""
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            yield from _leaves(layer)
+            yield from leaves(layer)
         else:
             yield layer

@@ -13,6 +13,7 @@ from kerasnorm.cli import options as opt
 from kerasnorm.config import resolve
 from kerasnorm.errors import ConfigError, KerasnormError
 from kerasnorm.formats import FORMATS, check_formats
+from kerasnorm.norms import NORMS
 
 if TYPE_CHECKING:
     from kerasnorm.formats.archive import SavedModel
@@ -51,6 +52,7 @@ SYNONYMS = {  # of the formats' names
     type=click.Choice(("int8",)),
     help="Also write LiteRT in int8, and print the accuracy before and after.",
 )
+@opt.input_scale_option
 @opt.data_option
 @opt.backend_option
 @opt.device_option
@@ -60,10 +62,10 @@ def export(
     formats: tuple[str, ...],
     out: Path | None,
     quantize: str | None,
+    input_scale: str | None,
     data: str | None,
-    backend: str | None,
-    device: str | None,
     as_json: bool,
+    **where: str | None,
 ) -> None:
     """Write a trained model in other formats, each checked in its own runtime.
 
@@ -77,11 +79,12 @@ def export(
     if quantize and "litert" not in names:
         raise ConfigError("--quantize int8 belongs to LiteRT: add --format litert.")
     check_formats(names)
-    runtime.start(backend or "auto", device or "auto")
+    runtime.start(where["backend"] or "auto", where["device"] or "auto")
+    from kerasnorm.cli.models import training_images, with_input_scale
     from kerasnorm.formats.archive import open_model
     from kerasnorm.formats.export import Exporter
 
-    saved = open_model(target)
+    saved = with_input_scale(open_model(target), input_scale, partial(training_images, data, None))
     if saved.wants_equalized:
         logger.warning(f"{saved.path} takes histogram-equalized images, and so do its exports.")
     folder = out or (target if target.is_dir() else target.parent) / "exports"
@@ -183,6 +186,11 @@ class Floats(click.ParamType[tuple[float, ...]]):
               "from 0 to 1. [default: CIFAR-10's for three channels, else 0.5]")  # fmt: skip
 @click.option("--std", type=Floats(), help="Standard deviation of each channel in its training. "
               "[default: CIFAR-10's for three channels, else 0.25]")  # fmt: skip
+@click.option(
+    "--epsilon",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Epsilon of the norms in its training, which no file of weights holds. [default: 1e-5]",
+)
 @click.option("--class-names", help="Names of the classes, separated by commas.")
 @opt.backend_option
 @opt.as_json
@@ -198,7 +206,9 @@ def import_torch(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Make a Keras model of a PyTorch state_dict (.pth, .pt, .safetensors) of this network.
+    """Make a Keras model of a PyTorch state_dict of this network.
+
+    It may be alone or in a checkpoint, in a .pth, .pt, .ckpt, .bin, .tar or .safetensors file.
 
     Tensors are matched by order and shape, whatever their names; widths come from the tensors.
     A .safetensors file does not keep the order of its tensors, so that there the numbers in
@@ -210,6 +220,7 @@ def import_torch(
         raise ConfigError(f"--out: expected a .keras file. Received: {out}")
     if len(image_size) != 2:
         raise ConfigError(f"--image-size: expected H,W. Received: {image_size}")
+    epsilon: float | None = options.pop("epsilon")
     given = opt.given(options)
     if "widths" in given:
         raise ConfigError("--widths: leave it out; the widths come from the tensors.")
@@ -229,10 +240,21 @@ def import_torch(
             "order, import a .pth, or number them."
         )
     imported = import_tensors(
-        tensors, given, image_size=(image_size[0], image_size[1]), mean=mean, std=std
+        tensors,
+        given,
+        image_size=(image_size[0], image_size[1]),
+        mean=mean,
+        std=std,
+        epsilon=epsilon,
     )
     model = imported.model
-    if resolve(given).model.activation == "leaky_relu":
+    network = resolve(given).model
+    if epsilon is None and NORMS[network.norm].layer is not None:
+        logger.info(
+            "The norms have an epsilon of 1e-5, PyTorch's default (of nn.RMSNorm it is 1.2e-7). "
+            "The file does not hold that of its training; another one is --epsilon."
+        )
+    if network.activation == "leaky_relu":
         logger.warning("leaky_relu: Keras's slope is 0.2, that of PyTorch's nn.LeakyReLU() 0.01.")
     classes = model.output_shape[-1]
     names = class_names.split(",") if class_names else [str(n) for n in range(classes)]

@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from kerasnorm import runtime
 from kerasnorm.cli import options as opt
 from kerasnorm.config import SETTINGS, unknown
 from kerasnorm.errors import ConfigError, DataError
+from kerasnorm.files import in_command
 from kerasnorm.norms import NORMS
 
 if TYPE_CHECKING:
@@ -108,22 +111,59 @@ def receptive_field(target: str, as_json: bool, image_shape: tuple[int, ...], cl
         opt.print_table(receptive_field_table(rows))
 
 
-def _open(target: Path, backend: str | None, device: str | None) -> "ExportedModel | SavedModel":
+def _open(
+    target: Path,
+    where: Mapping[str, str | None],
+    input_scale: str | None,
+    training_images: "Callable[[SavedModel], NDArray[np.uint8]]",
+) -> "ExportedModel | SavedModel":
+    """Opens what a command is given; `where` holds its options of backend and device."""
     from kerasnorm.formats import detect
-    from kerasnorm.formats.exported import needs_keras, open_any
+    from kerasnorm.formats.exported import ExportedModel, needs_keras, open_any
 
     if needs_keras(target):
-        runtime.start(backend or "auto", device or "auto")
+        runtime.start(where["backend"] or "auto", where["device"] or "auto")
     else:
-        for name in ("backend", "device"):
-            if opt.is_typed(name):
+        for name in (*where, "input-scale"):
+            if opt.is_typed(name.replace("-", "_")):
                 raise ConfigError(
                     f"--{name} is for Keras; {target} runs in {detect(target).runtime}. "
                     "Leave it out."
                 )
     saved = open_any(target)
+    if not isinstance(saved, ExportedModel):
+        saved = with_input_scale(saved, input_scale, training_images)
     if saved.wants_equalized:
         logger.info(f"{saved.path} expects histogram-equalized images; they are equalized first.")
+    return saved
+
+
+def with_input_scale(
+    saved: "SavedModel",
+    scale: str | None,
+    training_images: "Callable[[SavedModel], NDArray[np.uint8]]",
+) -> "SavedModel":
+    """Returns a model that takes raw pixels, as `--input-scale` says; warns where it must guess.
+
+    Args:
+        saved: The model.
+        scale: What `--input-scale` says, None where it was not given.
+        training_images: Returns the images that `--input-scale standardize` measures.
+
+    Raises:
+        ConfigError: The model rescales its input itself, or its training images are not known.
+    """
+    from kerasnorm.formats.input_scale import scaled, unscaled_layer
+
+    if scale is not None:
+        return scaled(saved, scale, lambda: training_images(saved))
+    layer = unscaled_layer(saved.model) if saved.input_scale is None else None
+    if layer is not None:
+        logger.warning(
+            f"{saved.path} holds no rescaling: its layer {layer!r} receives pixels of 0 to 255. If "
+            "it was trained on others, name them: --input-scale 0-1, -1-1 or standardize. If not, "
+            "--input-scale 0-255 silences this warning."
+        )
     return saved
 
 
@@ -185,6 +225,22 @@ def images_of(
     return Split(chosen.images, _class_order(saved, dataset)[chosen.labels])
 
 
+def training_images(
+    data: str | None, resize: str | None, saved: "SavedModel"
+) -> "NDArray[np.uint8]":
+    """Returns the training images of `images_of`."""
+    return images_of(saved, data, "train", resize).images
+
+
+def _no_training_images(saved: "SavedModel") -> "NDArray[np.uint8]":
+    raise ConfigError(
+        "--input-scale standardize measures training images, and predict reads none. Write the "
+        "scale into a model once, and predict with that: "
+        f"kerasnorm export {in_command(saved.path)} --format keras --input-scale standardize "
+        "--data DATA"
+    )
+
+
 def resize_of(saved: "ExportedModel | SavedModel", given: str | None) -> str:
     """Returns how images are brought to a model's size: as asked for, or as it was trained."""
     return given or (saved.config.data.resize if saved.config else "stretch")
@@ -228,6 +284,7 @@ def _class_order(saved: "ExportedModel | SavedModel", dataset: "Dataset") -> "ND
 @opt.data_option
 @split_option
 @resize_option
+@opt.input_scale_option
 @opt.backend_option
 @opt.device_option
 @opt.as_json
@@ -236,15 +293,15 @@ def evaluate(
     data: str | None,
     split: str,
     resize: str | None,
-    backend: str | None,
-    device: str | None,
+    input_scale: str | None,
     as_json: bool,
+    **where: str | None,
 ) -> None:
     """Measure the accuracy and loss of a trained model.
 
     Example: kerasnorm evaluate results/runs/shapes-gn-torch-s0
     """
-    saved = _open(target, backend, device)
+    saved = _open(target, where, input_scale, partial(training_images, data, resize))
     images = images_of(saved, data, split, resize)
     from kerasnorm.inspection.evaluation import score
 
@@ -264,6 +321,7 @@ def evaluate(
     "pictures", metavar="IMAGE-OR-FOLDER…", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
 @resize_option
+@opt.input_scale_option
 @click.option(
     "--top", default=3, show_default=True, type=click.IntRange(1), help="Number of classes to show."
 )
@@ -274,16 +332,16 @@ def predict(
     target: Path,
     pictures: tuple[Path, ...],
     resize: str | None,
+    input_scale: str | None,
     top: int,
-    backend: str | None,
-    device: str | None,
     as_json: bool,
+    **where: str | None,
 ) -> None:
     """Classify image files and the images in folders, resized to the input size of the model.
 
     Example: kerasnorm predict results/runs/shapes-gn-torch-s0 photo.png
     """
-    saved = _open(target, backend, device)
+    saved = _open(target, where, input_scale, _no_training_images)
     import numpy as np
 
     from kerasnorm.data.pictures import list_pictures, read_picture
@@ -314,6 +372,7 @@ def predict(
 @opt.data_option
 @split_option
 @resize_option
+@opt.input_scale_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -327,16 +386,16 @@ def misclassified(
     data: str | None,
     split: str,
     resize: str | None,
+    input_scale: str | None,
     out: Path | None,
-    backend: str | None,
-    device: str | None,
     as_json: bool,
+    **where: str | None,
 ) -> None:
     """Show the ten mistakes that a model makes with the highest confidence.
 
     Example: kerasnorm misclassified results/runs/shapes-gn-torch-s0 --out mistakes.png
     """
-    saved = _open(target, backend, device)
+    saved = _open(target, where, input_scale, partial(training_images, data, resize))
     images = images_of(saved, data, split, resize)
     from dataclasses import asdict
 

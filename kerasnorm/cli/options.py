@@ -20,6 +20,7 @@ from kerasnorm.config import (
 )
 from kerasnorm.errors import ConfigError
 from kerasnorm.files import plain
+from kerasnorm.formats.input_scale import INPUT_SCALES
 from kerasnorm.progress import LOGGER
 
 if TYPE_CHECKING:
@@ -196,6 +197,13 @@ data_option = click.option(
     "--data",
     envvar="KERASNORM_DATA",
     help=SETTINGS["data"].field.metadata["help"] + " By default that of the run.",
+)
+input_scale_option = click.option(
+    "--input-scale",
+    type=click.Choice(INPUT_SCALES),
+    help="Range of the pixels that a Keras model without a rescaling was trained on; it is given "
+    "raw pixels, 0 to 255, otherwise. standardize is mean 0 and std 1 of each channel over the "
+    "training images.",
 )
 backend_option = option("backend")
 norm_option = option("norm")

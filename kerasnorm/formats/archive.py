@@ -5,10 +5,15 @@ and the config of the run travel with the model.
 """
 
 import copy
+import json
+import logging
 import math
+import re
 import shutil
+import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +33,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kerasnorm.inspection.outputs import Kind
+
+logger = logging.getLogger(__name__)
+# Of a name scope in TensorFlow.
+VALID_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")
+INPUT_SCALE = "input_scale"  # the key, in metadata, of `SavedModel.input_scale`
 
 
 def save_model(model: "keras.Model", path: Path, metadata: dict[str, Any]) -> None:
@@ -63,12 +73,15 @@ class SavedModel:
         model: The model, uncompiled.
         class_names: One name per class; "0", "1", … where the metadata has none.
         config: Config of the run that trained it, None for a model from elsewhere.
+        input_scale: Range of pixels that it was trained on, where that was stated for a model
+            without a rescaling; see `kerasnorm.formats.input_scale`.
     """
 
     path: Path
     model: "keras.Model"
     class_names: tuple[str, ...]
     config: Config | None
+    input_scale: str | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -121,7 +134,7 @@ def open_model(target: Path) -> SavedModel:
         check_file(path)
     model, metadata = read_archive(path)
     config = read_config(path, metadata)
-    return classifier(path, model, metadata.get("class_names"), config)
+    return classifier(path, model, metadata.get("class_names"), config, metadata.get(INPUT_SCALE))
 
 
 def read_config(path: Path, metadata: dict[str, Any]) -> Config | None:
@@ -142,7 +155,9 @@ def name_classes(names: Any, count: int) -> tuple[str, ...]:
     return tuple(map(str, names if is_fitting else range(count)))
 
 
-def classifier(path: Path, model: "keras.Model", names: Any, config: Config | None) -> SavedModel:
+def classifier(
+    path: Path, model: "keras.Model", names: Any, config: Config | None, input_scale: Any = None
+) -> SavedModel:
     """Returns a model read from `path` as a classifier of images.
 
     Raises:
@@ -155,11 +170,18 @@ def classifier(path: Path, model: "keras.Model", names: Any, config: Config | No
                 f"{path}: expected a classifier from (N, H, W, C), of fixed size, to "
                 f"(N, classes). Received: {shapes[0]} to {shapes[1]}"
             )
+    ends = (getattr(model, name, None) for name in ("input", "output"))  # a Sequential has none
+    if any(isinstance(end, (dict, list, tuple)) for end in ends):
+        # Of one tensor; a call on TensorFlow would return such a dict or list.
+        import keras
+
+        model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     classes = model.output_shape[-1]
     if classes < 2:
         raise CorruptFileError(f"{path}: expected two classes or more. Received: one output.")
     safety.check_image(path, math.prod(model.input_shape[1:]))
-    return SavedModel(path, model, name_classes(names, classes), config)
+    scale = None if input_scale is None else str(input_scale)
+    return SavedModel(path, model, name_classes(names, classes), config, scale)
 
 
 def load_model(path: Path | str) -> "keras.Model":
@@ -192,16 +214,74 @@ def read_archive(path: Path) -> "tuple[keras.Model, dict[str, Any]]":
     from kerasnorm.network import own_layers
 
     config, metadata = checks.check_keras(path)
-    _check_config(path, config)
-    model = _load(
-        path,
-        lambda: keras.saving.load_model(path, own_layers(), compile=False, safe_mode=True),
-    )
+    with _with_valid_names(path, config) as place:
+        _check_config(path, config)
+        model = _load(
+            path,
+            lambda: keras.saving.load_model(place, own_layers(), compile=False, safe_mode=True),
+        )
     for weight in model.weights:
         values = keras.ops.convert_to_numpy(weight)
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise CorruptFileError(f"{path}: the weight {weight.path} holds NaN or infinity.")
     return model, metadata
+
+
+@contextmanager
+def _with_valid_names(path: Path, config: dict[str, Any]) -> Iterator[Path]:
+    """Yields the path of an archive whose layers have names that the backend takes.
+
+    It is the file itself where they have; else a copy in which, as in `config`, others replace
+    them.
+    """
+    if not _rename(config):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        renamed = Path(folder) / "model.keras"
+        with zipfile.ZipFile(path) as source, zipfile.ZipFile(renamed, "w") as target:
+            for name in source.namelist():
+                is_config = name == "config.json"
+                target.writestr(name, json.dumps(config) if is_config else source.read(name))
+        yield renamed
+
+
+def _rename(config: Any) -> bool:
+    """Replaces the names in a Keras config that TensorFlow rejects; returns whether any was.
+
+    Nothing is replaced on other backends.
+    """
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        return False
+    tables = [node for node in _nodes(config) if isinstance(node, dict)]
+    names = {node["name"] for node in tables if isinstance(node.get("name"), str)}
+    valid = {name: name for name in names if VALID_NAME.fullmatch(name)}
+    for name in sorted(names - {*valid}):
+        new = "layer_" + re.sub(r"[^A-Za-z0-9_.>-]", "_", name)
+        while new in valid.values():
+            new += "_"
+        valid[name] = new
+        logger.info(f"The name {name!r}, which TensorFlow does not take, is replaced by {new!r}.")
+    for node in tables:
+        if isinstance(node.get("name"), str):
+            node["name"] = valid[node["name"]]
+        for key in ("keras_history", "input_layers", "output_layers"):
+            for call in _nodes(node.get(key)):  # [name, node, tensor]
+                if isinstance(call, list) and call and isinstance(call[0], str):
+                    call[0] = valid.get(call[0], call[0])
+    return any(name != new for name, new in valid.items())
+
+
+def _nodes(config: Any) -> Iterator[Any]:
+    """Yields every table and list of a config, at any depth."""
+    pending = [config]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, (dict, list)):
+            yield node
+            pending.extend(node.values() if isinstance(node, dict) else node)
 
 
 @stock_keras
@@ -213,6 +293,7 @@ def model_from_config(path: Path, config: dict[str, Any]) -> "keras.Model":
     """
     if not isinstance(config, dict):
         raise CorruptFileError(f"{path} is damaged: its config is no object.")
+    _rename(config)
     _check_config(path, config)
     return _load(path, lambda: _deserialize(config))
 

@@ -30,7 +30,7 @@ from kerasnorm.runtime import installed_backends
 
 logger = logging.getLogger(__name__)
 BATCHES = (1, 7, 256)
-TOLERANCE = 1e-3  # of a difference of logits, relative to their standard deviation
+TOLERANCE = 1e-4  # of a difference of logits, relative to their standard deviation
 ROUNDING = 1e-5  # of a logit, relative to the largest: nearly equal logits have digits in common
 
 Images = NDArray[np.uint8]
@@ -130,6 +130,8 @@ class Exporter:
         config, model = self.saved.config, portable(self.saved.model)
         metadata: dict[str, Any] = {"class_names": list(self.saved.class_names)}
         metadata |= {"kerasnorm": kerasnorm.__version__}
+        if self.saved.input_scale is not None:
+            metadata[archive.INPUT_SCALE] = self.saved.input_scale
         save_model(model, self._source, metadata | ({"config": config.to_dict()} if config else {}))
         self._images = probe_images(self.saved.image_shape, BATCHES[-1])
         self._expected = {n: self._predict(model, self._images[:n]) for n in BATCHES}
@@ -162,13 +164,14 @@ class Exporter:
             KerasnormError: It cannot be written, or does not agree.
         """
         entry, failures = FORMATS[name], list[KerasnormError]()
-        path = self._new_path(entry)
-        for backend in entry.usable_writers():
+        path, writers = self._new_path(entry), entry.usable_writers()
+        for backend in writers:
             try:
                 return self._export_on(backend, entry, path)
             except KerasnormError as error:
                 failures.append(error)
-                logger.info(str(error))
+                if len(writers) > 1:
+                    logger.info(str(error))
         raise failures[0]
 
     def _export_on(self, backend: str | None, entry: Format, path: Path) -> Export:
@@ -301,6 +304,7 @@ class Exporter:
                 "dtype": facts["dtype"],
                 "range": [0, 255],
                 "name": facts["input_name"],
+                archive.INPUT_SCALE: saved.input_scale,
                 "equalized": saved.wants_equalized,
                 "quantization": facts["quantization"],
             },

@@ -117,7 +117,8 @@ def open_any(target: Path) -> ExportedModel | SavedModel:
     if found.load is not None:
         metadata = read_metadata(target, found)
         model, config = found.load(target), archive.read_config(target, metadata)
-        return archive.classifier(target, model, metadata.get("classes"), config)
+        scale = _table(metadata, "input").get(archive.INPUT_SCALE)
+        return archive.classifier(target, model, metadata.get("classes"), config, scale)
     return _open_in_process(target, found)
 
 

@@ -1,13 +1,17 @@
 """ONNX files, run by onnxruntime."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from kerasnorm.formats import archive
 from kerasnorm.formats.format import Format, Opened, fixed_sizes, only
 from kerasnorm.formats.safety import checks
 
 if TYPE_CHECKING:
+    import keras
     from numpy.typing import NDArray
 
 TYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
@@ -17,9 +21,48 @@ def write(source: Path, out: Path) -> None:
     """Writes the model of a `.keras` file as an ONNX file."""
     import keras
 
-    if keras.config.backend() == "tensorflow":
-        _register_erfc()
-    archive.export_with_keras(source, out, format="onnx")
+    model = archive.load_used_model(source)
+    with ExitStack() as stack:
+        if keras.config.backend() == "tensorflow":
+            _register_erfc()
+            _make_constant(model)
+            stack.enter_context(_without_xla())
+        model.export(str(out), format="onnx", verbose=False)
+
+
+def _make_constant(model: "keras.Model") -> None:
+    """Makes the tensors that Normalization derived from its weights constants of a graph.
+
+    tf2onnx writes tensors from outside of the graph as further inputs.
+    """
+    import keras
+    import numpy as np
+
+    from kerasnorm.network import leaves
+
+    for layer in leaves(model):
+        if isinstance(layer, keras.layers.Normalization):
+            layer.mean, layer.variance = np.asarray(layer.mean), np.asarray(layer.variance)
+
+
+@contextmanager
+def _without_xla() -> Iterator[None]:
+    """Lets TensorFlow trace what Keras compiles with XLA as any other operation.
+
+    Those are grouped convolutions, which older kernels for CPUs lacked: tf2onnx writes the compiled
+    function as an operation that ONNX does not have. Their graph is only converted here, not run.
+    """
+    import tensorflow as tf
+
+    function = tf.function
+
+    def traced(*args: Any, jit_compile: bool | None = None, **options: Any) -> Any:
+        if jit_compile and not args:
+            return lambda plain: plain
+        return function(*args, **options)
+
+    with mock.patch.object(tf, "function", traced):
+        yield
 
 
 def _register_erfc() -> None:

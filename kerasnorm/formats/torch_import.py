@@ -59,6 +59,7 @@ def import_tensors(
     image_size: tuple[int, int] = (32, 32),
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    epsilon: float | None = None,
 ) -> Imported:
     """Returns the Keras model of a PyTorch state_dict of this skeleton.
 
@@ -68,6 +69,7 @@ def import_tensors(
         image_size: Height and width of the images; element-affine norms override it.
         mean: Mean per channel that the training subtracted, of pixels from 0 to 1.
         std: Standard deviation per channel that the training divided by.
+        epsilon: Epsilon of the norms, by default `kerasnorm.norms.EPSILON`.
 
     Raises:
         ConfigError: A tensor does not fit; the message names each.
@@ -90,6 +92,10 @@ def import_tensors(
         mean=mean,
         std=std,
     )
+    if epsilon is not None:
+        for layer in model.layers:
+            if hasattr(layer, "epsilon"):
+                layer.epsilon = epsilon
     imported = Imported(model, ignored=ignored)
     _fill(imported, kernels, norms, config.norm)
     return imported

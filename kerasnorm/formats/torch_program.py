@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 
 def write(source: Path, out: Path) -> None:
     """Writes the model of a `.keras` file as a program of torch.export."""
+    write_program(source, out)
+    out.write_bytes(pt2.clean(out))  # without the stack traces, which name the author's folders
+
+
+def write_program(source: Path, out: Path) -> None:
+    """Writes the model of a `.keras` file as torch.export itself does."""
     import torch
 
     model = archive.load_used_model(source)
@@ -24,7 +30,6 @@ def write(source: Path, out: Path) -> None:
     with torch.no_grad():
         program = torch.export.export(model, (images,), dynamic_shapes=(({0: batch},),))
     torch.export.save(program, out)
-    out.write_bytes(pt2.clean(out))  # without the stack traces, which name the author's folders
 
 
 def open_file(path: Path) -> Opened:

@@ -8,7 +8,7 @@ layer whose statistics are taken over space strictly sees the whole image.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import keras
 from keras import layers
@@ -20,6 +20,7 @@ from kerasnorm.inspection.receptive_field import FeatureMap, Field, merge, same_
 from kerasnorm.norms import custom_layers
 from kerasnorm.tables import Table
 
+T = TypeVar("T")
 FIELD_NOTE = (
     "Receptive field r and jump j in input pixels: r += (k_eff - 1) * j, then j *= stride. "
     "Global pooling over n units adds (n - 1) * j and leaves the jump as it was."
@@ -110,12 +111,17 @@ def receptive_field(model: keras.Model) -> list[LayerRow]:
 
 
 class _Call(NamedTuple):
-    """One call of a layer: maps of its inputs, shape of its output, units along each axis."""
+    """One call of a layer: maps of its inputs, shape of its output, units along each axis.
+
+    `slices` are those of a subscript such as x[..., ::-1], along the same axes as the units; None
+    where it does more than slice.
+    """
 
     layer: Any
     inputs: Sequence[FeatureMap]
     shape: tuple[int | None, ...]
     sizes: tuple[int | None, ...]
+    slices: Sequence[slice] | None = None
 
 
 def _elementwise(call: _Call) -> FeatureMap:
@@ -178,6 +184,21 @@ def _reshaped(call: _Call) -> FeatureMap:
     return source
 
 
+def _sliced(call: _Call) -> FeatureMap:
+    """Returns the output of a subscript: slices of channels leave the field as it is."""
+    (source,) = call.inputs
+    if call.slices is None:
+        raise ConfigError("Expected slices, such as x[..., ::-1]. Received: another subscript")
+    fields = []
+    for part, units in zip(call.slices, source.sizes, strict=True):
+        step = 1 if part.step is None else part.step
+        start = 0 if part.start is None else part.start
+        if step < 1 or (start < 0 and units is None):
+            raise ConfigError(f"Expected a slice that goes forward. Received: {part}")
+        fields.append(Field(jump=step, start=start if units is None else part.indices(units)[0]))
+    return source.through(fields, call.sizes)
+
+
 def _of(names: str, ranks: Sequence[int] = (1, 2, 3)) -> tuple[type, ...]:
     """Returns the Keras layers of these names, in which "#" stands for each of the ranks."""
     spelled = {name.replace("#", str(rank)): None for name in names.split() for rank in ranks}
@@ -217,6 +238,8 @@ ELEMENTWISE_OPERATIONS = {
     *("Relu", "Relu6", "LeakyRelu", "Elu", "Gelu", "Silu", "HardSilu", "Sigmoid", "HardSigmoid"),
     *("Tanh", "Softplus", "Softmax"),
 }
+# Layers of keras.applications that Keras does not export.
+APPLICATION_LAYERS = {"CustomScaleLayer", "LayerScale", "StochasticDepth"}
 REFINEMENTS = _of("Conv#DTranspose UpSampling#D")
 
 
@@ -226,6 +249,11 @@ def _rule(operation: Any) -> Rule:
             return rule
     kind = type(operation).__name__
     if not isinstance(operation, layers.Layer) and kind in ELEMENTWISE_OPERATIONS:
+        return _elementwise
+    if not isinstance(operation, layers.Layer) and kind == "GetItem":
+        return _sliced
+    is_application = type(operation).__module__.startswith("keras.src.applications.")
+    if is_application and kind in APPLICATION_LAYERS:
         return _elementwise
     if isinstance(operation, tuple(custom_layers().values())):
         return _elementwise  # a norm, whose units keep their field like those of all norms
@@ -246,7 +274,7 @@ class _Walk:
         self.rows: list[LayerRow] = []
         self.counted: set[int] = set()
 
-    def spatial(self, shape: Sequence[int | None]) -> tuple[int | None, ...]:
+    def spatial(self, shape: Sequence[T]) -> tuple[T, ...]:
         """Returns the part of a shape between batch and channels: (H, W) of (N, H, W, C)."""
         return tuple(shape[2:] if self.data_format == "channels_first" else shape[1:-1])
 
@@ -269,7 +297,7 @@ class _Walk:
                 pairs = zip(inner, node.outputs, strict=True)
                 outputs = [self._resized(m, tensor.shape) for m, tensor in pairs]
             else:
-                outputs = [self._call(name, layer, sources, node.outputs[0].shape)]
+                outputs = [self._call(name, node, sources)]
             maps |= {id(t): m for t, m in zip(node.outputs, outputs, strict=True)}
         return [maps[id(tensor)] for tensor in graph.outputs]
 
@@ -278,15 +306,27 @@ class _Walk:
         sizes = self.spatial(shape)
         return replace(source, sizes=sizes) if len(sizes) == len(source.sizes) else source
 
-    def _call(
-        self, name: str, layer: Any, sources: Sequence[FeatureMap], shape: tuple[int | None, ...]
-    ) -> FeatureMap:
+    def _slices(self, node: Any) -> Sequence[slice] | None:
+        """Returns the slices of space that a subscript takes, None where it does more."""
+        key, rank = node.arguments.args[-1], len(node.outputs[0].shape)
+        parts = list(key) if isinstance(key, (tuple, list)) else [key]
+        if len(node.input_tensors[0].shape) != rank:
+            return None
+        place = parts.index(...) if ... in parts else len(parts)
+        parts[place : place + 1] = [slice(None)] * (rank - len(parts) + (... in parts))
+        if not all(isinstance(part, slice) for part in parts) or parts[0] != slice(None):
+            return None
+        return self.spatial(parts)
+
+    def _call(self, name: str, node: Any, sources: Sequence[FeatureMap]) -> FeatureMap:
+        layer, shape = node.operation, node.outputs[0].shape
         try:
             rule = _rule(layer)
-            after = rule(_Call(layer, sources, shape, self.spatial(shape)))
+            slices = self._slices(node) if rule is _sliced else None
+            after = rule(_Call(layer, sources, shape, self.spatial(shape), slices))
         except ConfigError as error:
             raise ConfigError(f"The receptive field of layer {name!r}: {error}") from None
-        is_spatial = rule in SPATIAL_RULES or (rule is _dense and after != sources[0])
+        is_spatial = rule in SPATIAL_RULES or (rule in (_dense, _sliced) and after != sources[0])
         self._add(name, layer, shape, sources[0], after, is_spatial)
         return after
 

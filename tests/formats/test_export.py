@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shutil
+import warnings
 
 import keras
 import numpy as np
@@ -12,7 +13,16 @@ from helpers import exported
 from helpers.command import call
 from helpers.exported import IMAGES, NAMES, SHAPE, network, path_of
 from hostile.exports import INPUTS as HOSTILE
-from hostile.exports import fixed_batch
+from hostile.exports import (
+    ODD_NAMES,
+    adapted,
+    answer_in_a_dict,
+    augmented,
+    bracketed,
+    fixed_batch,
+    oddly_named,
+)
+from keras import layers
 
 from kerasnorm.errors import (
     ConfigError,
@@ -26,6 +36,7 @@ from kerasnorm.formats.archive import open_model, save_model
 from kerasnorm.formats.exported import metadata_path, open_any
 
 POSSIBLE = exported.possible()
+QUICK = (adapted, augmented, bracketed)
 NORM_OPTIONS = {norm: {"norm": norm} for norm in exported.stock_norms()} | {
     "ln-element": {"norm": "ln", "ln_affine": "element"},
     "standardized": {"norm": "gn", "weight_standardization": True},
@@ -46,7 +57,7 @@ def test_an_export_opens_with_the_logits_and_the_metadata_of_its_model(exports, 
     assert metadata["input"]["shape"] == [None, *SHAPE]
     assert metadata["input"]["range"] == [0, 255]
     assert metadata["accuracy"] == 0.5
-    assert all(value < 1e-3 for value in metadata["max_difference"].values())
+    assert all(value < 1e-4 for value in metadata["max_difference"].values())
     assert {*metadata["max_difference"]} == {"1", "7", "256"}
     opened = open_any(path)
     assert opened.class_names == NAMES
@@ -220,7 +231,7 @@ def test_every_norm_exports_to_every_format(options, tmp_path):
     save_model(network(**options), tmp_path / "model.keras", {})
     with export.Exporter(open_model(tmp_path), tmp_path / "out", None) as exporter:
         for name in POSSIBLE:
-            assert exporter.export(name).max_difference < 1e-3
+            assert exporter.export(name).max_difference < 1e-4
 
 
 @pytest.mark.slow
@@ -245,7 +256,16 @@ def test_quantized_models_keep_most_of_their_accuracy(tmp_path):
 @pytest.mark.parametrize(
     "format_name", [name for name in ("onnx", "saved-model") if name in POSSIBLE]
 )
-@pytest.mark.parametrize("make", [make for _, make, outcome in HOSTILE if outcome == "is exported"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        make
+        if make in (adapted, augmented, bracketed)
+        else pytest.param(make, marks=pytest.mark.slow)
+        for _, make, outcome in HOSTILE
+        if outcome == "is exported"
+    ],
+)
 def test_models_that_people_really_have_are_exported(make, format_name, tmp_path):
     saved = open_model(make(tmp_path))
     expected = saved.model.predict(IMAGES.astype(np.float32), verbose=0)
@@ -253,6 +273,54 @@ def test_models_that_people_really_have_are_exported(make, format_name, tmp_path
         opened = open_any(exporter.export(format_name).path)
     answers = np.exp(opened.predict(IMAGES))
     np.testing.assert_allclose(answers, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.backend("torch")
+def test_operations_of_keras_that_only_compute_are_admitted(tmp_path):
+    from kerasnorm.formats import torch_program
+
+    image = keras.Input(SHAPE)
+    x = keras.ops.roll(keras.ops.flip(image, axis=1), 2, axis=2)
+    x = keras.ops.take(keras.ops.floor(keras.ops.log1p(x)), [2, 0], axis=-1)
+    x = layers.AdaptiveMaxPooling2D(2)(keras.ops.concatenate([x, keras.ops.sin(x)], axis=-1))
+    model = keras.Model(image, layers.Dense(3)(layers.Flatten()(x)))
+    model.save(tmp_path / "model.keras")
+    torch_program.write(tmp_path / "model.keras", tmp_path / "model.pt2")
+    opened = torch_program.open_file(tmp_path / "model.pt2")
+    expected = model.predict(IMAGES.astype(np.float32), verbose=0)
+    np.testing.assert_allclose(opened.predict(IMAGES), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.backend("any")
+@pytest.mark.parametrize("make", [answer_in_a_dict, oddly_named])
+def test_models_of_any_structure_and_names_are_opened(make, tmp_path):
+    path = make(tmp_path)
+    plain = tmp_path / "plain.keras"
+    images = IMAGES.astype(np.float32)
+    if make is oddly_named:
+        expected = keras.saving.load_model(plain).predict(images, verbose=0)
+    else:
+        expected = keras.saving.load_model(path).predict({"image": images}, verbose=0)["answer"]
+    opened = open_model(path)
+    np.testing.assert_allclose(np.exp(opened.predict(IMAGES)), expected, rtol=1e-4)
+    if make is oddly_named:
+        names = {layer.name for layer in opened.model.layers}
+        is_kept = keras.backend.backend() != "tensorflow"
+        assert ({ODD_NAMES["sum"], ODD_NAMES["inner"], ODD_NAMES["pool"]} <= names) == is_kept
+        assert is_kept or {"layer_a___b", "layer_a___b_", "layer__inner"} <= names
+
+
+@pytest.mark.backend("any")
+def test_a_quantized_model_is_refused_with_the_reason(tmp_path):
+    model = keras.Sequential([keras.Input(SHAPE), layers.Flatten(), layers.Dense(3, name="last")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the layers that quantize() passes over
+        model.quantize("int8")
+    model.save(tmp_path / "model.keras")
+    words = ("export", tmp_path / "model.keras", "--format", "keras", "--input-scale", "0-255")
+    _, err = call(*words, code=2)
+    assert "its layer 'last' was quantized by model.quantize()" in err
+    assert len(err.strip().splitlines()) == 1
 
 
 def test_a_model_of_a_fixed_batch_is_run_one_image_at_a_time(tmp_path):
@@ -273,9 +341,9 @@ def test_a_file_that_its_runtime_cannot_open_is_not_called_damaged(tmp_path):
 
 def test_differences_are_judged_by_how_far_logits_lie_apart():
     apart = np.array([[-1.0, 1.0], [1.0, -1.0]], np.float32)
-    assert export.tolerated(apart) == pytest.approx(1.01e-3)
-    assert export.tolerated(100 * apart) == pytest.approx(1.01e-1)
-    near = np.log(0.5 + 1e-3 * apart)  # probabilities that 1e-4 would be a tenth of
+    assert export.tolerated(apart) == pytest.approx(1.1e-4)
+    assert export.tolerated(100 * apart) == pytest.approx(1.1e-2)
+    near = np.log(0.5 + 1e-3 * apart)  # 1e-4 would be a tenth of their spread
     assert export.tolerated(near) < 1e-5
 
 

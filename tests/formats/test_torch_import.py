@@ -4,13 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.command import call
 
 torch = pytest.importorskip("torch")  # before Keras, which may import TensorFlow
 from keras import ops  # noqa: E402
 from torch import nn  # noqa: E402
 
 from kerasnorm.errors import ConfigError, CorruptFileError  # noqa: E402
-from kerasnorm.formats.safety.torch_files import read_tensors, sorted_by_words  # noqa: E402
+from kerasnorm.formats.archive import load_model  # noqa: E402
+from kerasnorm.formats.safety.torch_files import read_pickled, read_tensors, sorted_by_words  # noqa: E402
 from kerasnorm.formats.torch_import import import_tensors  # noqa: E402
 from kerasnorm.network import CIFAR10_MEAN, CIFAR10_STD  # noqa: E402
 
@@ -122,8 +124,33 @@ def test_the_logits_are_those_of_pytorch(kind, order):
     np.testing.assert_allclose(answers, theirs(model, IMAGES), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
-@pytest.mark.parametrize("nested", [False, True])
+# Where instance normalization comes last, its mean over space is its shift, whatever epsilon is.
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("none", "in")])
+def test_another_epsilon_gives_the_logits_of_pytorch_too(kind):
+    model, epsilon = network(kind), 0.1
+    for module in model.modules():
+        if hasattr(module, "eps"):
+            module.eps = epsilon
+    expected = theirs(model, IMAGES)
+    given = {"norm": kind.partition("-")[0], "recipe": "era8"}
+    ours = import_tensors(named(model), given, image_size=(SIZE, SIZE), epsilon=epsilon).model
+    answers = ops.convert_to_numpy(ours(IMAGES, training=False))
+    np.testing.assert_allclose(answers, expected, rtol=1e-4, atol=1e-4)
+    wrong = ops.convert_to_numpy(imported(named(model), kind).model(IMAGES, training=False))
+    assert np.abs(wrong - expected).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("suffix", "nested"),
+    [
+        (".pth", False),
+        (".ckpt", True),
+        (".bin", False),
+        (".safetensors", False),
+        pytest.param(".pt", True, marks=pytest.mark.slow),
+        pytest.param(".pth.tar", True, marks=pytest.mark.slow),
+    ],
+)
 def test_files_give_the_tensors_that_were_saved(tmp_path, suffix, nested):
     state = network("bn").state_dict()
     path = tmp_path / f"weights{suffix}"
@@ -206,12 +233,41 @@ def test_kernels_whose_order_the_names_do_not_tell_are_named(tmp_path):
     assert sorted_by_words(Path("a.pth"), twins) == []  # keeps its order
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_programs_and_checkpoints_with_other_objects_are_refused_with_the_way_out(tmp_path):
+    layer = nn.Conv2d(3, 4, 3)
+    torch.jit.script(layer).save(tmp_path / "script.pt")
+    torch.save({"state_dict": layer.state_dict(), "path": Path("data")}, tmp_path / "a.ckpt")
+    torch.save(layer, tmp_path / "whole.bin")
+    for name, message in {
+        "script.pt": r"is a TorchScript program, which runs .*state_dict\(\), 'weights\.pth'",
+        "a.ckpt": r"wants to run pathlib\.\w+.*weights_only=False\)\['state_dict'\]",
+        "whole.bin": r"wants to run torch\.nn\.modules\.conv\.Conv2d.*Expected a state_dict",
+    }.items():
+        with pytest.raises(CorruptFileError, match=message):
+            read_pickled(tmp_path / name, tmp_path / "tensors.npz")
+
+
+def test_the_epsilon_that_a_file_does_not_hold_is_named(tmp_path):
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    save_file(network("bn").state_dict(), tmp_path / "a.safetensors")
+    words = ("import-torch", tmp_path / "a.safetensors", "--norm", "bn", "--recipe", "era8")
+    size = ("--image-size", f"{SIZE},{SIZE}", "--out")
+    _, err = call(*words, *size, tmp_path / "a.keras")
+    assert "The norms have an epsilon of 1e-5" in err
+    _, err = call(*words, "--epsilon", "1e-3", *size, tmp_path / "b.keras")
+    assert "epsilon of" not in err
+    layers = load_model(tmp_path / "b.keras").layers
+    assert {layer.epsilon for layer in layers if hasattr(layer, "epsilon")} == {1e-3}
+    assert "--epsilon" in call(*words, "--epsilon", "0", *size, tmp_path / "c.keras", code=2)[1]
+
+
 def test_files_that_hold_no_tensors_are_refused(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "a.pth")
     with pytest.raises(CorruptFileError, match=r"no state_dict.*Received: epoch"):
         read_tensors(tmp_path / "a.pth")
     (tmp_path / "a.h5").write_bytes(b"x")
-    with pytest.raises(CorruptFileError, match=r"Expected a \.pth"):
+    with pytest.raises(CorruptFileError, match=r"Expected a file of torch\.save \(\.pth, \.pt, "):
         read_tensors(tmp_path / "a.h5")
     with pytest.raises(CorruptFileError, match="no model file"):
         read_tensors(tmp_path / "missing.pth")

@@ -1,5 +1,7 @@
 """Models that people really export: each of them, as Keras or its runtime's own tools write it."""
 
+import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +36,51 @@ def bracketed(folder: Path) -> Path:
     return _save(folder / "runs [1]", layers.Rescaling(1 / 255), name="model [2]")
 
 
+def grouped(folder: Path) -> Path:
+    """As ConvNeXt begins: constant statistics, then convolutions of one channel each."""
+    scaled = layers.Normalization(mean=[100.0, 110.0, 120.0], variance=[1e3, 2e3, 3e3])
+    return _save(folder, scaled, layers.Conv2D(6, 3, groups=3, padding="same"))
+
+
+def answer_in_a_dict(folder: Path) -> Path:
+    image = keras.Input(SHAPE, name="image")
+    features = layers.GlobalAveragePooling2D()(layers.Rescaling(1 / 255)(image))
+    answer = layers.Dense(3, activation="softmax")(features)
+    path = folder / "model.keras"
+    keras.Model({"image": image}, {"answer": answer}).save(path)
+    return path
+
+
+def oddly_named(folder: Path) -> Path:
+    """Writes what only the other backends build: TensorFlow rejects these names."""
+    inner = keras.Sequential([keras.Input(SHAPE), layers.Conv2D(3, 1, name="first")], name="inner")
+    image = keras.Input(SHAPE, name="pixels")
+    x = layers.Rescaling(1 / 255)(image)
+    x = layers.GlobalAveragePooling2D(name="pool")(layers.Add(name="sum")([inner(x), x]))
+    path = folder / "model.keras"
+    plain = folder / "plain.keras"
+    keras.Model(image, layers.Dense(3, "softmax", name="last")(x)).save(plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(path, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "config.json":
+                text = content.decode()
+                for old, new in ODD_NAMES.items():
+                    text = text.replace(f'"{old}"', json.dumps(new))
+                content = text.encode()
+            target.writestr(name, content)
+    return path
+
+
+ODD_NAMES = {
+    "first": "conv 1: [ü]",
+    "inner": "_inner",
+    "pixels": "the pixels (RGB):0",
+    "sum": "a + b",
+    "pool": "layer_a___b",  # what "a + b" would become
+}
+
+
 def fixed_batch(folder: Path) -> Path:
     """Writes an ONNX file that takes one image at a time and answers its mean per channel."""
     import onnx
@@ -53,5 +100,8 @@ INPUTS: list[tuple[str, Callable[[Path], Path], str]] = [
     ("an adapted Normalization", adapted, "is exported"),
     ("augmentation in the model, nested too", augmented, "is exported"),
     ("brackets in the folder and the name", bracketed, "is exported"),
+    ("a grouped convolution after a Normalization", grouped, "is exported"),
+    ("inputs and outputs in a dict", answer_in_a_dict, "is exported"),
+    ("names that TensorFlow rejects", oddly_named, "is exported"),
     ("an ONNX file of batch 1", fixed_batch, "is evaluated"),
 ]

@@ -191,6 +191,14 @@ def two_inputs() -> keras.Model:
     return keras.Model([a, b], layers.Add()([a, b]))
 
 
+def test_the_order_of_channels_does_not_change_the_field() -> None:
+    pixels = keras.Input((8, 8, 3))
+    flipped = keras.Model(pixels, conv(conv(pixels)[..., ::-1], strides=2))
+    rows = layer_table(flipped)
+    assert [row.receptive_field for row in rows] == [1, 3, 3, 5]
+    assert [row.name for row in receptive_field(flipped)] == [rows[1].name, rows[3].name]
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -202,7 +210,9 @@ def two_inputs() -> keras.Model:
         (refused(layers.Reshape((16, 4, 2))), r"\[8, 8\] to \[16, 4\]"),
         (refused(lambda x: layers.Concatenate(1)([x, x])), "concatenate channels.*axis=1"),
         (refused(layers.AdaptiveMaxPooling2D(2)), r"Received: \[2, 2\]"),
-        (refused(lambda x: x[:, :4]), "Received: GetItem"),
+        (refused(lambda x: x[:, ::-1]), r"goes forward.*Received: slice\(None, None, -1\)"),
+        (refused(lambda x: x[:, 4]), "Expected slices.*another subscript"),
+        (refused(lambda x: x[0:1, :]), "Expected slices.*another subscript"),
         (
             refused(
                 lambda x: layers.Add(name="sum")(

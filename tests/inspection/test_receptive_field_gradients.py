@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from keras import Sequential, layers
+from keras.src.applications.convnext import LayerScale  # Keras does not export it
 
 from kerasnorm.inspection.layers import LayerRow, layer_table, receptive_field
 from kerasnorm.network import build_model
@@ -117,6 +118,9 @@ GRAPHS: dict[str, Callable[[object], object]] = {
     ),
     "multiply": lambda x: layers.Multiply()([same(x, (1, 3)), same(x, (3, 1))]),
     "operations": lambda x: keras.ops.relu(same(x) + same(x, 5)) * same(x) / 2 - 1,
+    "a slice of channels": lambda x: same(same(x)[..., ::2], strides=2)[..., :1],
+    "slices of space": lambda x: conv(same(x, strides=2)[:, 3:-4, -30::3], 5)[:, 1:],
+    "scaled by channel": lambda x: LayerScale(0.5, 2)(same(x)),
     "squeeze and excite": lambda x: same(squeeze_and_excite(same(x))),
     "nested": nested,
     "dense on a map": lambda x: layers.Dense(3, use_bias=False)(same(x)),

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -184,6 +187,44 @@ def test_early_stopping_and_model_checkpoint_work(tmp_path):
     done = fit(tmp_path / "run", callbacks=callbacks, epochs=5, norm="bn")
     assert len(done.history) == done.metrics["epochs"] == 2
     assert (tmp_path / "each.keras").is_file()
+
+
+OPEN_IN_KERAS = """
+import sys, keras, numpy as np
+images = np.load(sys.argv[1])
+for path in sys.argv[2:]:
+    model = keras.saving.load_model(path, compile=False)
+    np.save(path + ".npy", model.predict(images, verbose=0))
+assert not any(name.partition(".")[0] == "kerasnorm" for name in sys.modules)
+"""
+
+
+@pytest.mark.slow  # a process with another Keras
+@pytest.mark.backend("any")
+def test_what_model_checkpoint_writes_opens_here_and_in_plain_keras(tmp_path):
+    """Kernels that are standardized need this package, or its portable copy."""
+    paths, expected = [], []
+    for name, options in {
+        "stock": {"norm": "gn", "weight_standardization": False},
+        "standardized": {"norm": "gn", "weight_standardization": True},
+    }.items():
+        path = tmp_path / f"{name}.keras"
+        callbacks = [keras.callbacks.ModelCheckpoint(path)]
+        done = fit(tmp_path / name, callbacks=callbacks, **options)
+        images = done.test_images()[:5]
+        expected.append(predict(done.model(), images))
+        opened = kerasnorm.load_model(path)
+        np.testing.assert_allclose(predict(opened, images), expected[-1], rtol=1e-4, atol=1e-5)
+        if name == "standardized":
+            path = tmp_path / "portable.keras"
+            kerasnorm.portable(opened).save(path)
+        paths.append(path)
+    np.save(tmp_path / "images.npy", images)
+    command = [sys.executable, "-c", OPEN_IN_KERAS, tmp_path / "images.npy", *paths]
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(command, check=True, env=plain, cwd=tmp_path)
+    for path, logits in zip(paths, expected, strict=True):
+        np.testing.assert_allclose(np.load(f"{path}.npy"), logits, rtol=1e-4, atol=1e-5)
 
 
 def test_the_rate_can_be_reduced_by_a_callback_where_it_is_constant(tmp_path):

@@ -158,16 +158,12 @@ def check_saved_model(path: Path) -> None:
     Raises:
         CorruptFileError: It is damaged, too large, or holds operations that do more than compute.
     """
-    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
-
     entries = list(path.rglob("*"))
     if any(entry.is_symlink() for entry in entries):
         raise CorruptFileError(f"{path} was refused: it holds a symbolic link.")
     if sum(entry.stat().st_size for entry in entries) > safety.MAX_BYTES:
         raise CorruptFileError(f"{path} is larger than {safety.MAX_BYTES >> 20} MiB.")
-    document = SavedModel()
-    with safety.reading(path):
-        document.ParseFromString(safety.read_limited(path / "saved_model.pb"))
+    document = _saved_model(path)
     if len(document.meta_graphs) != 1:
         raise CorruptFileError(f"{path}: expected one graph. Received: {len(document.meta_graphs)}")
     graph = document.meta_graphs[0]
@@ -179,6 +175,20 @@ def check_saved_model(path: Path) -> None:
     _refuse(path, _foreign_operations(graph))
     shapes = [node.variable.shape for node in graph.object_graph_def.nodes]
     safety.check_count(path, sum(math.prod(d.size for d in s.dim) if s.dim else 1 for s in shapes))
+
+
+def _saved_model(path: Path) -> Any:
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+
+    document = SavedModel()
+    with safety.reading(path):
+        document.ParseFromString(safety.read_limited(path / "saved_model.pb"))
+    return document
+
+
+def unknown_operations(path: Path) -> set[str]:
+    """Returns the operations of a folder of tf.saved_model that are not on the list."""
+    return _foreign_operations(_saved_model(path).meta_graphs[0])
 
 
 def _foreign_operations(graph: Any) -> set[str]:

@@ -89,12 +89,9 @@ def _model(path: Path, data: bytes) -> bytes:
     module = document["graph_module"]
     module["metadata"] = {}
     module["treespec_namedtuple_fields"] = {}
-    operations = admitted("torch", "aten")
+    for operation in _unknown_operations(document):
+        raise _unknown(path, operation)
     for node in module["graph"]["nodes"]:
-        found = _TARGET.fullmatch(node["target"])
-        # With an underscore at its end an operation writes its result into its first tensor.
-        if found is None or not {found[1], found[1].removesuffix("_")} & operations:
-            raise _unknown(path, node["target"])
         node["metadata"] = {}
     if module["graph"]["custom_obj_values"]:
         raise _refusal(path, "an object")
@@ -109,6 +106,23 @@ def _model(path: Path, data: bytes) -> bytes:
         if not _SYMBOL.fullmatch(symbol):
             raise _refusal(path, f"the symbol {symbol!r}")
     return json.dumps(document).encode()
+
+
+def unknown_operations(path: Path) -> set[str]:
+    """Returns the operations of a `.pt2` file that are not on the list of known ones."""
+    with zipfile.ZipFile(path) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("/models/model.json"))
+        return {*_unknown_operations(json.loads(archive.read(name)))}
+
+
+def _unknown_operations(document: Any) -> list[str]:
+    operations, unknown = admitted("torch", "aten"), []
+    for node in document["graph_module"]["graph"]["nodes"]:
+        found = _TARGET.fullmatch(node["target"])
+        # With an underscore at its end an operation writes its result into its first tensor.
+        if found is None or not {found[1], found[1].removesuffix("_")} & operations:
+            unknown.append(str(node["target"]))
+    return unknown
 
 
 def _check_tree(path: Path, tree: Any) -> None:

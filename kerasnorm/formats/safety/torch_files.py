@@ -1,4 +1,4 @@
-"""Reads the tensors of PyTorch files that anyone may have written: .pth, .pt and .safetensors."""
+"""Reads the tensors of PyTorch files (torch.save, safetensors) that anyone may have written."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from kerasnorm.formats.format import require
 from kerasnorm.formats.safety import check_count, check_file, check_members, read_limited, reading
 
 Named = list[tuple[str, NDArray[Any]]]
-PICKLED = (".pth", ".pt")
+PICKLED = (".pth", ".pt", ".ckpt", ".bin", ".tar")  # that people give files of torch.save
 # Types of safetensors and their names in NumPy, which has none for BF16.
 TYPES = {
     "F64": "<f8",
@@ -29,6 +29,7 @@ TYPES = {
     "U8": "u1",
     "BOOL": "?",
 }
+PROGRAM = re.compile(r"[^/]+/(code/|constants\.pkl$)")  # members of TorchScript
 MAX_TENSORS = 10_000
 MAX_DEPTH = 4  # dicts within dicts
 
@@ -44,7 +45,10 @@ def read_tensors(path: Path) -> Named:
     if path.suffix == ".safetensors":
         return _natural(list(read_safetensors(path)[0].items()))
     if path.suffix not in PICKLED:
-        raise CorruptFileError(f"Expected a .pth, .pt or .safetensors file. Received: {path}")
+        raise CorruptFileError(
+            f"Expected a file of torch.save ({', '.join(PICKLED)}) or a .safetensors file. "
+            f"Received: {path}"
+        )
     require(("torch",), path.suffix)
     from kerasnorm.formats.safety.process import FileProcess
 
@@ -121,7 +125,7 @@ def sorted_by_words(path: Path, tensors: Named) -> list[str]:
 
 
 def read_pickled(path: Path, out: Path) -> list[str]:
-    """Writes the tensors of a `.pth` file to `out` (`.npz`) and returns their names.
+    """Writes the tensors of a file of `torch.save` to `out` (`.npz`) and returns their names.
 
     Runs in a process of `safety.process`. The pickle may rebuild tensors and nothing else.
 
@@ -135,6 +139,12 @@ def read_pickled(path: Path, out: Path) -> list[str]:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             check_members(path, archive)
+            if any(PROGRAM.match(name) for name in archive.namelist()):
+                raise CorruptFileError(
+                    f"{path} was refused: it is a TorchScript program, which runs "
+                    "where it is opened. If you trust its author, write its weights alone: "
+                    f"torch.save(torch.jit.load({str(path)!r}).state_dict(), 'weights.pth')"
+                )
     try:
         document = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -142,7 +152,8 @@ def read_pickled(path: Path, out: Path) -> list[str]:
         what = f"wants to run {found[1]}" if found else "wants more than tensors"
         raise CorruptFileError(
             f"{path} was refused: its pickle {what}, or it is damaged; nothing of it ran. Expected "
-            "a state_dict: torch.save(model.state_dict(), …)."
+            "a state_dict: torch.save(model.state_dict(), …). If you trust a checkpoint's author, "
+            "write its weights: torch.save(torch.load(…, weights_only=False)['state_dict'], …)."
         ) from None
     tensors = _tensors(path, document)
     check_count(path, sum(value.numel() for value in tensors.values()))
