@@ -122,12 +122,16 @@ def acts(node):
     return False
 
 
+# `import kerasnorm; import keras` must work where only torch is installed; see the decisions.
+ALLOWED = ("app.add_command(", "name_an_installed_backend()")
+
+
 def test_importing_a_module_changes_nothing():
     found = [
         f"{name}: {ast.unparse(node)}"
         for name, tree in modules().items()
         for node in tree.body
-        if acts(node) and "app.add_command(" not in ast.unparse(node)
+        if acts(node) and not any(call in ast.unparse(node) for call in ALLOWED)
     ]
     assert found == []
     assert acts(ast.parse("os.environ['A'] = '1'").body[0])
@@ -162,6 +166,6 @@ def test_a_public_name_is_documented(name):
     assert "Raises:\n" in doc
 
 
-@pytest.mark.parametrize("name", app.commands)
+@pytest.mark.parametrize("name", [name for name, one in app.commands.items() if not one.hidden])
 def test_a_command_has_help_with_an_example(name):
     assert f"Example: kerasnorm {name}" in (app.commands[name].help or "")

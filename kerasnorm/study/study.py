@@ -191,6 +191,9 @@ def compare(  # noqa: PLR0913  (all but the norms are options by name)
         **fixed: Fields of the config that all runs share, `recipe` and `data` among them; `data`
             may be a tuple of arrays, as for `fit`.
 
+    Returns:
+        The study's runs and their summary; printed, its sentences and tables.
+
     Raises:
         ConfigError: A value does not fit.
         DataError: The data are missing, damaged or unfit.
