@@ -26,12 +26,13 @@ EQUALIZED_PIXELS = "equalized_pixels"
 LAYOUT = "channels_last"  # whatever image_data_format the user's keras.json sets
 
 
-def build_model(
+def build_model(  # noqa: PLR0913  (all but two are options by name)
     norm: str = "gn",
     recipe: str = "best",
     *,
     input_shape: Sequence[int] = (32, 32, 3),
     classes: int = 10,
+    outputs: str = "logits",
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     precision: str = "float32",
@@ -45,11 +46,19 @@ def build_model(
     those files hold a layer of this package; `kerasnorm.portable(model).save("model.keras")` writes
     one that opens in Keras without it.
 
+    A loss must be told what it receives:
+
+        model = build_model("gn")
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile("adam", loss, metrics=["accuracy"])
+
     Args:
         norm: Name of a norm, see `kerasnorm.norms.NORMS`.
         recipe: "best" or "era8".
         input_shape: Shape (H, W, C) of an image, with H and W of at least 4.
         classes: Number of classes.
+        outputs: "logits", or "probabilities": a softmax behind them, for losses as they are by
+            default ("sparse_categorical_crossentropy").
         mean: Mean of each channel for pixels from 0 to 1; by default CIFAR-10's for three
             channels, otherwise 0.5.
         std: Standard deviation of each channel for pixels from 0 to 1; by default CIFAR-10's for
@@ -68,9 +77,13 @@ def build_model(
     given = {"norm": norm, "recipe": recipe, "precision": precision, "seed": seed}
     config = resolve(given | overrides)
     _check_shape(input_shape, classes)
+    if outputs not in ("logits", "probabilities"):
+        raise ConfigError(
+            f"outputs: expected 'logits' or 'probabilities'. Received: outputs={outputs!r}"
+        )
     channels = input_shape[-1]
     is_rgb = channels == 3
-    return build(
+    model = build(
         config.model,
         input_shape=tuple(input_shape),
         classes=classes,
@@ -79,6 +92,13 @@ def build_model(
         precision=config.train.precision,
         seed=config.train.seed,
     )
+    return model if outputs == "logits" else _with_softmax(model)
+
+
+@stock_keras
+def _with_softmax(model: keras.Model) -> keras.Model:
+    probabilities = keras.layers.Softmax(name="probabilities", dtype="float32")(model.output)
+    return keras.Model(model.inputs, probabilities, name=model.name)
 
 
 @stock_keras

@@ -562,3 +562,21 @@ def test_portable_refuses_a_model_of_two_outputs() -> None:
     image = keras.Input((4, 4, 1))
     with pytest.raises(ConfigError, match="Functional with 1 inputs and 2 outputs"):
         portable(keras.Model(image, [image, image + 1]))
+
+
+def test_outputs_are_logits_or_their_softmax():
+    logits, probabilities = (
+        build_model("gn", input_shape=(8, 8, 3), widths=NARROW, outputs=outputs)
+        for outputs in ("logits", "probabilities")
+    )
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3)).astype(np.float32)
+    raw = ops.convert_to_numpy(logits(images, training=False)).astype(np.float64)
+    expected = np.exp(raw) / np.exp(raw).sum(1, keepdims=True)
+    found = ops.convert_to_numpy(probabilities(images, training=False))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    labels = np.arange(5)
+    loss = -np.log(expected[labels, labels]).mean()
+    probabilities.compile(loss="sparse_categorical_crossentropy")
+    assert np.isclose(probabilities.evaluate(images, labels, verbose=0), loss, rtol=1e-5)
+    with pytest.raises(ConfigError, match="expected 'logits' or 'probabilities'"):
+        build_model("gn", outputs="softmax")

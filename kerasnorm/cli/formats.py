@@ -150,8 +150,8 @@ def _known_accuracy(saved: "SavedModel") -> float | None:
 def _quantization(saved: "SavedModel", data: str | None) -> "Quantization":
     import numpy as np
 
-    from kerasnorm.cli.models import images_of
     from kerasnorm.formats.export import Quantization
+    from kerasnorm.inspection.images import images_of
 
     train = images_of(saved, data, "train")
     rng = np.random.Generator(np.random.PCG64(0))

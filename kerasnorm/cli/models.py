@@ -1,6 +1,5 @@
 """Commands on models and runs: layers, receptive field, scores, predictions, figures."""
 
-import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -12,7 +11,7 @@ import click
 from kerasnorm import runtime
 from kerasnorm.cli import options as opt
 from kerasnorm.config import SETTINGS, unknown
-from kerasnorm.errors import ConfigError, DataError
+from kerasnorm.errors import ConfigError
 from kerasnorm.files import in_command
 from kerasnorm.norms import NORMS
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from kerasnorm.data import Dataset, Split
     from kerasnorm.formats.archive import SavedModel
     from kerasnorm.formats.exported import ExportedModel
 
@@ -167,68 +165,12 @@ def with_input_scale(
     return saved
 
 
-def images_of(
-    saved: "ExportedModel | SavedModel", data: str | None, split: str, resize: str | None = None
-) -> "Split":
-    """Returns the images to evaluate a model on, labelled by the classes in the model's order.
-
-    Args:
-        saved: The model.
-        data: What `--data` says; by default the model's own.
-        split: A split's name, or "all".
-        resize: How images of another size are resized, as `--resize` says; by default as when the
-            model was trained, which may be not at all.
-
-    Raises:
-        ConfigError: Neither the model nor `data` names the images.
-        DataError: The images do not fit the model, the classes have other names, or there is no
-            such split.
-    """
-    from kerasnorm.config import DataConfig
-    from kerasnorm.data import Split, prepare
-    from kerasnorm.data.dataset import joined
-    from kerasnorm.training.run import check_place, is_run, read_config, read_content
-
-    seed = saved.config.train.seed if saved.config else 0
-    # An exported model lies in a folder of its run.
-    home = next((folder for folder in saved.path.parents[:2] if is_run(folder)), None)
-    known = None
-    if data is not None or saved.config is None:
-        if data is None:
-            raise ConfigError(f"{saved.path} does not name its training data. Use --data.")
-        preprocessing = "equalize" if saved.wants_equalized else "none"
-        config = DataConfig(data=data, preprocessing=preprocessing)
-    else:
-        config = saved.config.data
-        if home is not None:  # its config follows data that were moved
-            config = dataclasses.replace(config, data=read_config(home).data.data)
-            known = read_content(home) if resize is None else None
-        check_place(home or saved.path, config)
-    if resize or (saved.config and saved.config.data.image_size):
-        size, resize = saved.image_shape[:2], resize_of(saved, resize)
-        config = dataclasses.replace(config, image_size=size, resize=resize)
-    dataset = prepare(config, seed, needs_test=split == "test")
-    if known is not None and (differences := known.differences(dataset.content)):
-        logger.warning(
-            f"{dataset.source} has changed since {home} was trained on it: "
-            f"{'; '.join(differences)}."
-        )
-    if dataset.image_shape != saved.image_shape:
-        raise DataError(
-            f"{saved.path}: expected images of shape {saved.image_shape}. Received: "
-            f"{dataset.image_shape} in {dataset.source}. Images of another height or width are "
-            "resized with --resize stretch, crop or pad."
-        )
-    if split != "all" and split not in dataset.splits:
-        raise DataError("There is no validation split. Use --split test, train or all.")
-    chosen = joined(dataset.splits.values()) if split == "all" else dataset.splits[split]
-    return Split(chosen.images, _class_order(saved, dataset)[chosen.labels])
-
-
 def training_images(
     data: str | None, resize: str | None, saved: "SavedModel"
 ) -> "NDArray[np.uint8]":
     """Returns the training images of `images_of`."""
+    from kerasnorm.inspection.images import images_of
+
     return images_of(saved, data, "train", resize).images
 
 
@@ -238,44 +180,6 @@ def _no_training_images(saved: "SavedModel") -> "NDArray[np.uint8]":
         "scale into a model once, and predict with that: "
         f"kerasnorm export {in_command(saved.path)} --format keras --input-scale standardize "
         "--data DATA"
-    )
-
-
-def resize_of(saved: "ExportedModel | SavedModel", given: str | None) -> str:
-    """Returns how images are brought to a model's size: as asked for, or as it was trained."""
-    return given or (saved.config.data.resize if saved.config else "stretch")
-
-
-def _class_order(saved: "ExportedModel | SavedModel", dataset: "Dataset") -> "NDArray[np.int32]":
-    """Returns the model's index of each class of the data, matched by name.
-
-    Where only one of the two names its classes, and the other numbers them, numbers decide.
-    """
-    import unicodedata
-
-    import numpy as np
-
-    from kerasnorm.data.content import listed_names
-
-    # One name may be spelled with composed or with combining characters, by its file system.
-    ours, theirs = (
-        [unicodedata.normalize("NFC", name) for name in names]
-        for names in (saved.class_names, dataset.class_names)
-    )
-    numbers = [str(number) for number in range(len(ours))]
-    if len(ours) == len(theirs) and ours != theirs and numbers in (ours, theirs):
-        which = saved.path if ours == numbers else dataset.source
-        logger.warning(f"{which} numbers its classes; they are matched by their order.")
-        ours = theirs
-    if sorted(ours) != sorted(theirs):
-        raise DataError(
-            f"{saved.path}: expected its {len(ours)} classes {listed_names(ours)}. Received: "
-            f"{dataset.source} with {len(theirs)} classes {listed_names(theirs)}. "
-            f"Only in the model: {listed_names([n for n in ours if n not in theirs])}; "
-            f"only in the data: {listed_names([n for n in theirs if n not in ours])}"
-        )
-    return np.array(
-        [ours.index(name) for name in theirs] if ours != theirs else range(len(ours)), np.int32
     )
 
 
@@ -302,9 +206,10 @@ def evaluate(
     Example: kerasnorm evaluate results/runs/shapes-gn-torch-s0
     """
     saved = _open(target, where, input_scale, partial(training_images, data, resize))
-    images = images_of(saved, data, split, resize)
     from kerasnorm.inspection.evaluation import score
+    from kerasnorm.inspection.images import images_of
 
+    images = images_of(saved, data, split, resize)
     scores = score(saved.predict(images.images), images.labels)
     if as_json:
         opt.print_json({"accuracy": scores.accuracy, "loss": scores.loss, "n": len(images)})
@@ -347,6 +252,7 @@ def predict(
     from kerasnorm.data.pictures import list_pictures, read_picture
     from kerasnorm.data.preprocessing import equalize
     from kerasnorm.inspection.evaluation import log_softmax
+    from kerasnorm.inspection.images import resize_of
 
     paths = [path for given in pictures for path in list_pictures(given)]
     method = resize_of(saved, resize)
@@ -396,11 +302,13 @@ def misclassified(
     Example: kerasnorm misclassified results/runs/shapes-gn-torch-s0 --out mistakes.png
     """
     saved = _open(target, where, input_scale, partial(training_images, data, resize))
-    images = images_of(saved, data, split, resize)
     from dataclasses import asdict
 
     from kerasnorm import plots
     from kerasnorm.inspection.evaluation import worst_mistakes
+    from kerasnorm.inspection.images import images_of
+
+    images = images_of(saved, data, split, resize)
 
     names = saved.class_names
     logits = saved.predict(images.images)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kerasnorm import runtime
 from kerasnorm.config import Config, DataConfig, resolve, to_toml
 from kerasnorm.data import Dataset, prepare
 from kerasnorm.data.content import Content
@@ -41,6 +42,10 @@ from kerasnorm.files import (
 if TYPE_CHECKING:
     import keras
 
+    from kerasnorm.formats.archive import SavedModel
+    from kerasnorm.formats.export import Export
+    from kerasnorm.inspection.evaluation import Scores
+
 logger = logging.getLogger(__name__)
 CONFIG = "config.toml"
 ENVIRONMENT = "environment.json"
@@ -65,7 +70,7 @@ COLUMNS = (
 Row = dict[str, float | None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A finished run, read from its folder.
 
@@ -114,6 +119,89 @@ class Run:
 
         check_file(self.path / MODEL)
         return load_model(self.path / MODEL)
+
+    def __repr__(self) -> str:
+        config, accuracy = self.config, 100 * float(self.metrics["test_accuracy"])
+        what = f"{config.model.norm} on {config.data.data}, {config.train.backend}"
+        return f"Run({str(self.path)!r}: {what}, test accuracy {accuracy:.2f} %)"
+
+    def saved_model(self) -> "SavedModel":
+        """Returns the trained model with its metadata.
+
+        Raises:
+            CorruptFileError: Its file is missing or damaged.
+            MissingPackageError: No backend is installed.
+        """
+        runtime.import_keras(runtime.preferred(self.config.train.backend))
+        from kerasnorm.formats.archive import open_model
+
+        return open_model(self.path)
+
+    def evaluate(self, data: str | None = None, split: str = "test") -> "Scores":
+        """Returns the accuracy and the loss of the trained model.
+
+        Args:
+            data: Name or path of the data; by default those that the run was trained on.
+            split: "test", "validation", "train", or "all".
+
+        Raises:
+            DataError: The images do not fit the model, its classes have other names, or there is
+                no such split.
+        """
+        from kerasnorm.inspection.evaluation import score
+        from kerasnorm.inspection.images import images_of
+
+        saved = self.saved_model()
+        images = images_of(saved, data, split)
+        return score(saved.predict(images.images), images.labels)
+
+    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Returns the probability of each class, shape (N, classes), for raw images.
+
+        Args:
+            images: Raw pixels, shape (N, H, W, C), of the size that the model was trained on.
+        """
+        from kerasnorm.data.preprocessing import equalize
+        from kerasnorm.inspection.evaluation import log_softmax
+
+        saved = self.saved_model()
+        pixels = equalize(images) if saved.wants_equalized else images
+        chances: NDArray[np.float32] = np.exp(log_softmax(saved.predict(pixels)))
+        return chances
+
+    def export(self, *formats: str, out: Path | str | None = None) -> "list[Export]":
+        """Writes the model in other formats, each checked in its own runtime.
+
+        Args:
+            *formats: Names of formats, such as "onnx" and "litert".
+            out: Folder for the files; by default `exports` in the run's folder.
+
+        Raises:
+            ConfigError: A format is unknown.
+            KerasnormError: An export differs from the Keras model, or cannot be written.
+            MissingPackageError: A package is missing; the message names those of all formats.
+        """
+        from kerasnorm.formats import check_formats
+
+        check_formats(formats)
+        saved = self.saved_model()
+        from kerasnorm.formats.export import Exporter
+
+        folder = self.path / "exports" if out is None else Path(out)
+        is_exact = self.config.train.precision == "float32"  # and so is that of the exports
+        accuracy = float(self.metrics["test_accuracy"]) if is_exact else None
+        with Exporter(saved, folder, accuracy) as exporter:
+            return [exporter.export(name) for name in formats]
+
+    def plot(self, out: Path | str | None = None) -> list[Path]:
+        """Draws the run's figures; returns their paths.
+
+        Args:
+            out: Folder for the figures; by default `plots` in the run's folder.
+        """
+        from kerasnorm.plots import draw_run
+
+        return draw_run(self, self.test_images(), None if out is None else Path(out))
 
     @cached_property
     def content(self) -> Content | None:

@@ -2,10 +2,12 @@
 
 import shlex
 
+import numpy as np
 import pytest
+from helpers import tiny
 
 from kerasnorm.config import resolve
-from kerasnorm.errors import CorruptFileError, RunFolderError
+from kerasnorm.errors import ConfigError, CorruptFileError, RunFolderError
 from kerasnorm.training import run
 
 ROW = dict.fromkeys(run.COLUMNS, 0.1) | {"epoch": 1, "val_loss": None, "val_accuracy": None}
@@ -92,3 +94,25 @@ def test_what_is_no_run_is_refused(tmp_path):
     (path / run.CONFIG).write_text("norm = ")
     with pytest.raises(CorruptFileError, match="damaged"):
         run.Run.load(path)
+
+
+def test_a_run_judges_predicts_exports_and_draws(tmp_path):
+    done = tiny.train(tiny.config(norm="bn", epochs=1), out=tmp_path / "run")
+    accuracy, loss = (done.metrics[f"test_{name}"] for name in ("accuracy", "loss"))
+    scores = done.evaluate()
+    assert scores.accuracy == accuracy
+    assert np.isclose(scores.loss, loss, rtol=1e-5)
+    test = done.dataset().test
+    chances = done.predict(test.images)
+    assert (chances.argmax(1) == test.labels).mean() == pytest.approx(accuracy)
+    np.testing.assert_allclose(chances.sum(1), 1, rtol=1e-5)
+    assert done.evaluate(split="train").accuracy != accuracy
+    [exported] = done.export("keras", out=tmp_path / "out")
+    assert exported.path.parent == tmp_path / "out"
+    assert exported.accuracy == accuracy
+    assert {path.parent for path in done.plot(tmp_path / "plots")} == {tmp_path / "plots"}
+    with pytest.raises(ConfigError, match="expected one of keras"):
+        done.export("caffe")
+    text = f"Run({str(done.path)!r}: bn on shapes, {done.config.train.backend}, test accuracy "
+    assert repr(done).startswith(text)
+    assert len(repr(done).splitlines()) == 1
