@@ -41,10 +41,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips the tests of other backends, and puts the longest test first."""
     for item in items:
         marker = item.get_closest_marker("backend")
+        if marker is not None and marker.kwargs.get("slow_on") == BACKEND:
+            item.add_marker(pytest.mark.slow)
         if marker is not None and not {"any", BACKEND} & set(marker.args):
             item.add_marker(pytest.mark.skip(reason=f"needs the {marker.args[0]} backend"))
     # One process runs all of TensorFlow's tests while the other begins with the rest.

@@ -12,18 +12,19 @@ HERE = Path(__file__).parent
 
 
 def test_the_same_laws_hold_on_tensorflow() -> None:
-    marked = {path for path in HERE.rglob("test_*.py") if "mark.backend(" in path.read_text()}
-    run_on_tensorflow(marked - {Path(__file__)}, "backend and not slow")
+    run_on_tensorflow("backend and not slow")
 
 
 @pytest.mark.slow
-def test_hostile_inputs_end_the_same_on_tensorflow() -> None:
-    run_on_tensorflow({HERE / "cli/test_hostile_text.py"}, "slow or not slow")
+def test_the_same_slow_laws_hold_on_tensorflow() -> None:
+    run_on_tensorflow("backend and slow")
 
 
-def run_on_tensorflow(files: set[Path], wanted: str) -> None:
+def run_on_tensorflow(wanted: str) -> None:
     if importlib.util.find_spec("tensorflow") is None:
         pytest.skip("tensorflow is not installed")
+    marked = {path for path in HERE.rglob("test_*.py") if "mark.backend(" in path.read_text()}
+    files = marked - {Path(__file__)}
     options = ["-q", "-n0", "-p", "no:cacheprovider", "--tb=short", "-m", wanted]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *map(str, sorted(files))],

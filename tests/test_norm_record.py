@@ -155,6 +155,7 @@ def test_a_wrong_record_does_not_pass(monkeypatch):
         worked_example("frn")
 
 
+@pytest.mark.backend("any", slow_on="tensorflow")
 def test_statistics_and_landscape_measure_it(runs):
     found = statistics(runs, train_size=32, epochs=1, images=8)
     assert [one.norm for one in found.data] == ["frn", "bn"]
@@ -179,6 +180,7 @@ def test_a_state_dict_refuses_its_layer(runs, tmp_path):
         state_dict.write(runs[0].path / "model.keras", tmp_path / "model.safetensors")
 
 
+@pytest.mark.backend("any", slow_on="tensorflow")
 def test_an_export_in_another_process_refuses_its_layer(runs, tmp_path):
     with (
         Exporter(open_model(runs[0].path), tmp_path, None) as exporter,

@@ -91,6 +91,7 @@ def test_settings_change_no_digit_of_a_model_of_others(name, tmp_path):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.backend("any", slow_on="tensorflow")
 def test_a_keras_json_of_other_settings_stops_no_command(tmp_path):
     file = {
         "floatx": "float16",

@@ -88,7 +88,7 @@ class ConfigCommand(click.Command):
 def _values(param: click.Parameter, words: Sequence[str]) -> list[str]:
     """Returns the values that an option is given in the words of a command line."""
     found = []
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words[1:], ""], strict=False):
         flag, equals, value = word.partition("=")
         if flag in param.opts:
             found.append(value if equals else following)

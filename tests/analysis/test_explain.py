@@ -67,7 +67,7 @@ def test_statistics_prints_two_tables(runs, tmp_path):
     words = ["--train-size", 20, "--epochs", 1, "--images", 10, "--out", tmp_path]
     out, err = call("statistics", runs["bn"], *words)
     assert "update/weight" in out
-    assert "repeated on 20 images for 1 epochs" in out.replace("\n", " ")
+    assert "repeated on 20 images for 1 epoch" in out.replace("\n", " ")
     assert "near 0 (%)" in out
     assert "statistics: 1/1" in err
 

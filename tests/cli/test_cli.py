@@ -128,6 +128,7 @@ def answers(*words):
     return [entry["classes"] for entry in json.loads(call("predict", *words, "--json")[0])]
 
 
+@pytest.mark.backend("any", slow_on="tensorflow")
 def test_a_model_resizes_images_as_it_was_trained(cropped, tmp_path):
     data, path = cropped
     metrics = json.loads((path / "metrics.json").read_text())
@@ -171,6 +172,7 @@ def test_all_images_of_a_folder_are_judged_and_predicted(cropped, tmp_path):
     assert "(1 .txt): 1, such as right/notes.txt" in err
 
 
+@pytest.mark.backend("any", slow_on="tensorflow")
 def test_images_of_another_size_name_the_option(trained, tmp_path):
     data = photos(tmp_path / "photos")
     assert "--image-size H,W" in call("data", data, code=3)[1]

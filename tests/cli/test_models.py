@@ -29,6 +29,7 @@ def accuracy(*words):
     return json.loads(out)["accuracy"], err
 
 
+@pytest.mark.backend("any", slow_on="tensorflow")
 @pytest.mark.parametrize("other", changed_data.CLASS_NAMES, ids=lambda item: item.name)
 def test_classes_are_matched_by_name(tmp_path, trained, other):
     """The folders hold the same images for the same label, so equal names give equal scores."""

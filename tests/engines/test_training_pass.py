@@ -166,14 +166,14 @@ def test_spatial_dropout_drops_the_same_channels_in_every_native_engine():
 
 @pytest.mark.backend("tensorflow")  # which has XLA
 @pytest.mark.parametrize("name", ["Dropout", "SpatialDropout2D"])
-def test_dropout_compiled_by_xla_keeps_its_rate(name):
+def test_dropout_compiled_by_xla_keeps_its_rate(name, compiled):
     model, x, y, _ = apply(name)
-    compiled = training_pass(model, x, is_compiled=True)
-    assert np.allclose(compiled[compiled != 0], x[compiled != 0] / (1 - RATE), rtol=1e-5)
-    dropped = compiled[:, 0, 0] == 0 if name == "SpatialDropout2D" else compiled == 0
+    hashed = training_pass(model, x, is_compiled=True)
+    assert np.allclose(hashed[hashed != 0], x[hashed != 0] / (1 - RATE), rtol=1e-5)
+    dropped = hashed[:, 0, 0] == 0 if name == "SpatialDropout2D" else hashed == 0
     assert_rate(dropped)
-    assert (compiled == 0).sum() == dropped.sum() * (64 if name == "SpatialDropout2D" else 1)
-    assert not np.array_equal(compiled, y)  # hashed, not drawn
+    assert (hashed == 0).sum() == dropped.sum() * (64 if name == "SpatialDropout2D" else 1)
+    assert not np.array_equal(hashed, y)  # hashed, not drawn
 
 
 def test_gaussian_noise_adds_its_standard_deviation():
@@ -241,16 +241,6 @@ def test_random_brightness_adds_a_number_to_each_image():
     assert np.abs(added).max() <= 100 + 1e-3
 
 
-@pytest.fixture
-def untraced():
-    """Runs TensorFlow's steps as they are written; to trace them takes seconds for each config."""
-    if BACKEND == "tensorflow":
-        tf.config.run_functions_eagerly(True)
-    yield
-    if BACKEND == "tensorflow":
-        tf.config.run_functions_eagerly(False)
-
-
 def engine_of(layer, **overrides):
     """A native engine of a small network with a layer behind its convolution."""
     seed_everything(7, 0)
@@ -264,7 +254,7 @@ def engine_of(layer, **overrides):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_layer_that_works_in_training_changes_the_history(name, untraced):
+def test_a_layer_that_works_in_training_changes_the_history(name):
     on, off = tiny.Listener(), tiny.Listener()
     engine_of(LAYERS[name](True)).train_epoch(0, on)
     engine_of(LAYERS[name](False)).train_epoch(0, off)
@@ -435,7 +425,7 @@ def test_every_field_of_the_config_is_in_the_table():
     assert changing | set(SAME_NUMBERS) == set(SETTINGS)
 
 
-def test_the_same_config_has_the_same_history(untraced):
+def test_the_same_config_has_the_same_history():
     first = history("{}")
     history.cache_clear()
     assert np.array_equal(np.concatenate(first), np.concatenate(history("{}")))
@@ -444,7 +434,7 @@ def test_the_same_config_has_the_same_history(untraced):
 @pytest.mark.parametrize(
     ("field", "others", "values"), CASES, ids=[f"{field}-{others}" for field, others, _ in CASES]
 )
-def test_every_value_of_a_field_has_a_history_of_its_own(field, others, values, untraced):
+def test_every_value_of_a_field_has_a_history_of_its_own(field, others, values):
     found = [run_history(field, others, value) for value in values]
     for index, one in enumerate(found):
         for other in range(index):

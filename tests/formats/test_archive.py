@@ -189,7 +189,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.
 
 
 @pytest.mark.parametrize(
-    ("backend", "absent"), [("torch", "tensorflow"), ("tensorflow", "torch"), ("jax", "torch")]
+    ("backend", "absent"),
+    [
+        pytest.param("torch", "tensorflow", marks=pytest.mark.slow),
+        ("tensorflow", "torch"),
+        ("jax", "torch"),
+    ],
 )
 def test_files_open_in_another_process_without_this_package(
     files: tuple[Path, dict[str, np.ndarray]], backend: str, absent: str, tmp_path: Path

@@ -254,7 +254,12 @@ def test_quantized_models_keep_most_of_their_accuracy(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "format_name", [name for name in ("onnx", "saved-model") if name in POSSIBLE]
+    "format_name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "saved-model" else ())
+        for name in ("onnx", "saved-model")
+        if name in POSSIBLE
+    ],
 )
 @pytest.mark.parametrize(
     "make",

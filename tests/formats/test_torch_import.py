@@ -151,6 +151,7 @@ def test_another_epsilon_gives_the_logits_of_pytorch_too(kind):
         pytest.param(".pth.tar", True, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.backend("any", slow_on="tensorflow")
 def test_files_give_the_tensors_that_were_saved(tmp_path, suffix, nested):
     state = network("bn").state_dict()
     path = tmp_path / f"weights{suffix}"
@@ -209,6 +210,7 @@ def test_an_instance_norm_without_scale_and_shift_fits():
     ],
     ids=["losses", "deep", "optimizer"],
 )
+@pytest.mark.backend("any", slow_on="tensorflow")
 def test_the_state_dict_is_found_in_any_checkpoint(tmp_path, nest):
     state = network("gn").state_dict()
     torch.save(nest(state), tmp_path / "a.pth")
@@ -234,6 +236,7 @@ def test_kernels_whose_order_the_names_do_not_tell_are_named(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.backend("any", slow_on="tensorflow")
 def test_programs_and_checkpoints_with_other_objects_are_refused_with_the_way_out(tmp_path):
     layer = nn.Conv2d(3, 4, 3)
     torch.jit.script(layer).save(tmp_path / "script.pt")
@@ -262,6 +265,7 @@ def test_the_epsilon_that_a_file_does_not_hold_is_named(tmp_path):
     assert "--epsilon" in call(*words, "--epsilon", "0", *size, tmp_path / "c.keras", code=2)[1]
 
 
+@pytest.mark.backend("any", slow_on="tensorflow")
 def test_files_that_hold_no_tensors_are_refused(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "a.pth")
     with pytest.raises(CorruptFileError, match=r"no state_dict.*Received: epoch"):

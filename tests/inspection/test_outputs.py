@@ -220,6 +220,7 @@ def test_outputs_that_are_not_finite_are_refused(value, tmp_path):
     assert "NaN or infinity for 1 of 1 images" in error
 
 
+@pytest.mark.backend("any", slow_on="tensorflow")
 @pytest.mark.parametrize("name", ["then linear", "average of two", "map, averaged, pooled"])
 def test_an_exports_metadata_say_what_it_gives(name, tmp_path):
     pytest.importorskip("onnxruntime")

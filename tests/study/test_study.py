@@ -255,6 +255,7 @@ def dask_process(kind, folder, *words):
         process.wait()
 
 
+@pytest.mark.slow
 def test_another_dask_worker_resumes_the_run_of_a_killed_one(tmp_path):
     pytest.importorskip("distributed")
     file = tmp_path / "scheduler.json"
@@ -362,7 +363,7 @@ def test_a_study_is_extended_after_its_data_were_moved(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path.parent)
     out, err = call("compare", "--resume", tmp_path / "my study", "--data", tmp_path / "my data",
                     "--json")  # fmt: skip
-    assert "1 runs, 1 of them finished before" in err
+    assert "1 run, 1 of them finished before" in err
     assert [group["seeds"] for group in json.loads(out)["groups"]] == [[0]]
     out, err = call("compare", "--data", tmp_path / "my data", *words, "--seeds", "2", "--out",
                     tmp_path / "my study", "--json")  # fmt: skip

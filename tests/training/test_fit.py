@@ -24,6 +24,8 @@ from kerasnorm.errors import (
 from kerasnorm.inspection.evaluation import Scores, predict, score
 from kerasnorm.training import checkpoints, run
 
+SLOW_ON_TENSORFLOW = pytest.mark.backend("any", slow_on="tensorflow")
+
 
 def fit(folder, callbacks=(), **overrides):
     return tiny.train(tiny.config(**overrides), out=folder, callbacks=callbacks)
@@ -96,7 +98,9 @@ class StopAfter(keras.callbacks.Callback):
 
 
 @pytest.mark.backend("any")
-@pytest.mark.parametrize("norm", ["bn", "gn", "ln"])
+@pytest.mark.parametrize(
+    "norm", [pytest.param(norm, marks=SLOW_ON_TENSORFLOW) for norm in ("bn", "ln")] + ["gn"]
+)
 def test_an_interrupted_and_resumed_run_equals_one_never_interrupted(tmp_path, norm):
     options = {"recipe": "era8", "norm": norm, "dropout": 0.1, "epochs": 3}
     straight = fit(tmp_path / "straight", **options)
@@ -426,7 +430,7 @@ def files(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.backend("any")
+@SLOW_ON_TENSORFLOW
 @pytest.mark.parametrize("changed", changed_data.CHANGED, ids=lambda item: item.name)
 def test_a_run_is_not_resumed_on_other_data_than_it_saw(tmp_path, stopped, changed):
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
@@ -451,7 +455,7 @@ def test_changed_data_are_refused_at_their_old_place_too(tmp_path, stopped):
     assert run.Run.load(tmp_path / "straight").test_images() is None
 
 
-@pytest.mark.backend("any")
+@SLOW_ON_TENSORFLOW
 def test_a_run_is_resumed_where_its_data_were_moved_to(tmp_path, stopped):
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     (tmp_path / "d").rename(tmp_path / "my data")
@@ -460,7 +464,7 @@ def test_a_run_is_resumed_where_its_data_were_moved_to(tmp_path, stopped):
     assert resumed.test_images().shape == (12, 8, 8, 3)
 
 
-@pytest.mark.backend("any")
+@SLOW_ON_TENSORFLOW
 @pytest.mark.parametrize("same", changed_data.SAME, ids=lambda item: item.name)
 def test_the_same_data_elsewhere_are_those_of_a_finished_run(tmp_path, stopped, same):
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)

@@ -48,15 +48,15 @@ def assert_ten_steps_are_equal(stock, native):
         ("bn", "era8", {}),
         ("gn", "best", {}),
         ("ln", "era8", {"ln_affine": "element", "l1": 1e-4, "l2": 1e-3}),
-        ("rms", "best", {"optimizer": "sgd"}),
-        ("bn", "best", {"optimizer": "muon"}),
+        pytest.param("rms", "best", {"optimizer": "sgd"}, marks=pytest.mark.slow),
+        pytest.param("bn", "best", {"optimizer": "muon"}, marks=pytest.mark.slow),
     ],
 )
 def test_ten_optimizer_steps_equal_the_keras_engine(norm, recipe, options):
     assert_ten_steps_are_equal(*pair(norm, recipe, **options))
 
 
-@pytest.mark.parametrize("norm", ["bn", "gn"])
+@pytest.mark.parametrize("norm", ["gn", pytest.param("bn", marks=pytest.mark.slow)])
 def test_steps_compiled_by_xla_equal_the_keras_engine(norm):
     stock, native = pair(norm, "best")
     compiled = TensorFlowEngine(native.model, native.batches, native.config, is_compiled=True)
