@@ -98,7 +98,7 @@ def build_model(  # noqa: PLR0913  (all but two are options by name)
 @stock_keras
 def _with_softmax(model: keras.Model) -> keras.Model:
     probabilities = keras.layers.Softmax(name="probabilities", dtype="float32")(model.output)
-    return keras.Model(model.inputs, probabilities, name=model.name)
+    return keras.Model(model.input, probabilities, name=model.name)
 
 
 @stock_keras
