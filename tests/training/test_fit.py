@@ -101,7 +101,7 @@ class StopAfter(keras.callbacks.Callback):
 @pytest.mark.parametrize(
     "norm", [pytest.param(norm, marks=SLOW_ON_TENSORFLOW) for norm in ("bn", "ln")] + ["gn"]
 )
-def test_an_interrupted_and_resumed_run_equals_one_never_interrupted(tmp_path, norm):
+def test_an_interrupted_and_resumed_run_equals_one_never_interrupted(tmp_path, norm, compiled):
     options = {"recipe": "era8", "norm": norm, "dropout": 0.1, "epochs": 3}
     straight = fit(tmp_path / "straight", **options)
     with pytest.raises(KeyboardInterrupt):
