@@ -44,11 +44,11 @@ GROUP_NOTE = (
 CORRECTION = (
     "Intervals and p values are those of paired t-tests, corrected for the {count} of this table "
     "(Holm). Different: the interval excludes zero. Equivalent: it lies within ±{margin:g} points. "
-    "With fewer than {least} common seeds there is no verdict."
+    "With fewer than {least} common seeds there are numbers only."
 )
 DIFFERENCE_NOTE = (
-    "First minus second in points of {measure}, seed by seed over the n seeds that both have; "
-    "the last column in points of test accuracy. " + CORRECTION
+    "First minus second in points of {measure}, seed by seed over the n seeds that both have. "
+    + CORRECTION
 )
 EFFECT_NOTE = (
     "One field changed alone, the rest as in the base: means of {measure} after the last epoch "
@@ -121,7 +121,8 @@ def all_tables(summary: Summary) -> list[Table]:
     found += [difference_table(summary)] if summary.differences else []
     found += [change_table(summary)] if summary.changes else []
     found += [published_table(summary)] if summary.published else []
-    return found + ([answer_table(summary)] if len(summary.groups) > 1 else [])
+    is_varied = len({repr(group.shared) for group in summary.groups}) > 1
+    return found + ([answer_table(summary)] if is_varied else [])
 
 
 def group_table(summary: Summary) -> Table:
@@ -171,7 +172,7 @@ def _differences(summary: Summary, differences: Sequence[Difference], heading: s
         for item in differences
     ]
     return Table(
-        ("first", "second", *JUDGED, *((">test",) if has_test else ())),
+        ("first", "second", *JUDGED, *((">difference in test",) if has_test else ())),
         rows,
         notes=(_note(DIFFERENCE_NOTE, summary, f"{len(rows)} differences"),),
         title=heading,
@@ -202,13 +203,14 @@ def effect_table(summary: Summary) -> Table:
 
 def _judged(item: Difference, summary: Summary) -> tuple[str, ...]:
     """Returns the cells of a difference below `JUDGED`."""
-    p = item.comparison.p
+    p, verdict = item.comparison.p, summary.verdict(item)
+    is_judged = p is not None and verdict is not Verdict.TOO_FEW
     return (
         str(item.interval.n),
         f"{100 * item.interval.mean:+.2f}",
-        _ends(item.interval),
-        NO_VALUE if p is None else f"{p:.3f}",
-        str(summary.verdict(item)),
+        _ends(item.interval) if is_judged else NO_VALUE,
+        f"{p:.3f}" if is_judged else NO_VALUE,
+        str(verdict),
     )
 
 
@@ -376,7 +378,9 @@ def _effect_sentence(item: AblationEffect, summary: Summary) -> str:
 
 def _behind(found: Interval) -> str:
     seeds = f"{found.n} common seed{'s' * (found.n != 1)}"
-    return f"({seeds})" if found.low is None else f"({seeds}, corrected interval {_ends(found)})"
+    if found.n < LEAST_SEEDS:
+        return f"({seeds})"
+    return f"({seeds}, corrected interval {_ends(found)})"
 
 
 def plan_table(estimates: Sequence[Estimate], lanes: int) -> Table:

@@ -307,7 +307,7 @@ def test_groups_are_ranked_on_validation_where_all_have_it():
     [difference] = found.differences
     assert difference.interval.mean == pytest.approx(-0.1)
     table = tables.difference_table(found)
-    assert table.columns[-1] == ">test"
+    assert table.columns[-1] == ">difference in test"
     assert table.rows[0][-1] == "+0.00"
     assert "points of validation accuracy" in table.notes[0]
     del runs[0].metrics["val_accuracy"]
