@@ -29,11 +29,12 @@ def kills(backend, count, times, *mutation):
         [sys.executable, "-m", "helpers.faults.kills", backend, str(count), str(times), *mutation],
         cwd=HERE,
         env=os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
+    if done.returncode != 0:
+        raise SystemExit(f"faults.kills {backend} ended with {done.returncode}:\n{done.stderr}")
     return json.loads(done.stdout)
 
 
