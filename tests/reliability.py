@@ -28,7 +28,8 @@ def kills(backend, count, times, *mutation):
     done = subprocess.run(
         [sys.executable, "-m", "helpers.faults.kills", backend, str(count), str(times), *mutation],
         cwd=HERE,
-        env=os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}"},
+        env=os.environ
+        | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}", "KERAS_BACKEND": backend},
         capture_output=True,
         text=True,
         check=False,
