@@ -450,25 +450,32 @@ def defaults(recipe: str) -> dict[str, str]:
     Args:
         recipe: Name of a recipe, whose values these are.
     """
-    if recipe not in RECIPES:
-        raise unknown("recipe", recipe, RECIPES)
-    document = _recipe_document(recipe)
-    common = build_config(recipe, flatten({k: v for k, v in document.items() if k != "norms"}))
-    texts = {name: _text(value) for name, value in flatten(common.to_dict()).items()}
+    common, by_norm = _recipe_values(recipe)
+    texts = {name: value_word(value) for name, value in common.items()}
     own: dict[str, dict[str, list[str]]] = {}
-    for norm, sections in document.get("norms", {}).items():
-        for name, value in flatten(sections).items():
+    for norm, values in by_norm.items():
+        for name, value in values.items():
             if owner(name) is None:
-                own.setdefault(name, {}).setdefault(_text(value), []).append(norm)
+                own.setdefault(name, {}).setdefault(value_word(value), []).append(norm)
             else:
-                texts[name] = _text(value)
-    for name, values in own.items():
-        parts = [f"{', '.join(norms)}: {value}" for value, norms in values.items()]
+                texts[name] = value_word(value)
+    for name, norms_by_text in own.items():
+        parts = [f"{', '.join(norms)}: {text}" for text, norms in norms_by_text.items()]
         texts[name] = "; ".join([texts[name], *parts])
     return texts
 
 
-def _text(value: Any) -> str:
+def _recipe_values(recipe: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Returns the values of a recipe that all norms share, and by norm those of its own."""
+    if recipe not in RECIPES:
+        raise unknown("recipe", recipe, RECIPES)
+    document = _recipe_document(recipe)
+    by_norm = {norm: flatten(values) for norm, values in document.pop("norms", {}).items()}
+    return flatten(build_config(recipe, flatten(document)).to_dict()), by_norm
+
+
+def value_word(value: Any) -> str:
+    """Returns the value of a field as it is typed: "true", "64", "16,32"."""
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
@@ -538,13 +545,9 @@ def values_of_all_norms(recipe: str) -> dict[str, Any]:
     Args:
         recipe: Name of a recipe.
     """
-    if recipe not in RECIPES:
-        raise unknown("recipe", recipe, RECIPES)
-    document = _recipe_document(recipe)
-    tuned = {name for own in document.get("norms", {}).values() for name in flatten(own)}
-    common = build_config(recipe, flatten({k: v for k, v in document.items() if k != "norms"}))
-    values = flatten(common.to_dict())
-    return {name: values[name] for name in tuned if owner(name) is None}
+    common, by_norm = _recipe_values(recipe)
+    tuned = {name for values in by_norm.values() for name in values}
+    return {name: common[name] for name in tuned if owner(name) is None}
 
 
 def read_toml(path: Path) -> dict[str, Any]:

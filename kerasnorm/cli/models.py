@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from kerasnorm.formats.exported import ExportedModel
 
 logger = logging.getLogger(__name__)
-target_argument = click.argument(
-    "target", metavar="RUN-MODEL-OR-STUDY", type=click.Path(path_type=Path)
-)
 split_option = click.option(
     "--split",
     type=click.Choice(("test", "validation", "train", "all")),

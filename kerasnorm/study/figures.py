@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from kerasnorm.norms import NORMS
 from kerasnorm.plots.curves import PANEL_HEIGHT, SHADE, accuracy_figure, loss_figure
 from kerasnorm.plots.images import confusion_figure, misclassified_figure
-from kerasnorm.plots.labels import field_texts
 from kerasnorm.plots.style import (
     FAINT,
     INK,
@@ -33,13 +32,14 @@ from kerasnorm.plots.style import (
     title,
 )
 from kerasnorm.study.intervals import Interval
-from kerasnorm.study.summary import Failure, Group, Summary
+from kerasnorm.study.summary import Group, Summary
 from kerasnorm.study.tables import (
     arms_sentence,
     change_text,
     group_label,
     measure_text,
     nats,
+    norm_label,
     percent,
 )
 from kerasnorm.training.run import COLUMNS, Row, Run
@@ -100,14 +100,10 @@ def file_name(group: Group, summary: Summary) -> str:
     return "-".join([group.norm, *values])
 
 
-def _label(group: Group) -> str:
-    return ", ".join([NORMS[group.norm].label, *field_texts(group.own)])
-
-
 def _mistakes(group: Group, summary: Summary, images: NDArray[np.uint8] | None) -> list[Picture]:
     """Returns the confusion matrix and, with the test images, the misclassified ones."""
     metrics, seed = group.first.metrics, group.first.config.train.seed
-    label = _label(group)
+    label = norm_label(group.norm, group.own)
     found = [
         replace(
             confusion_figure(group.first),
@@ -133,7 +129,7 @@ def _mistakes(group: Group, summary: Summary, images: NDArray[np.uint8] | None) 
 def _kept_mistakes(group: Group, summary: Summary) -> Picture:
     """Returns the words for a picture of misclassified images that an earlier report drew."""
     name = file_name(group, summary)
-    text = f"Misclassified test images of {_label(group)}"
+    text = f"Misclassified test images of {norm_label(group.norm, group.own)}"
     caption = "Drawn by an earlier report; the images are not at hand now."
     return Picture(f"misclassified-{name}", Figure(), text, caption, f"{text}. {caption}")
 
@@ -208,7 +204,9 @@ def final_figure(summary: Summary) -> Picture:
         words = f"{failure.count} of {failure.planned} runs failed"
         axes.annotate(words, (0.5, place), xycoords=("axes fraction", "data"), ha="center",
                       va="center", fontsize=TEXT_SIZE, color=INK)  # fmt: skip
-    labels = [group_label(group, groups) for group in groups] + [*map(_failed_label, failures)]
+    labels = [group_label(group, groups) for group in groups] + [
+        norm_label(item.norm, item.fields) for item in failures
+    ]
     axes.set_yticks(range(rows), labels)
     axes.set_ylim(rows - 0.5, -0.5)
     axes.set_xlim(*_final_limits(summary))
@@ -222,10 +220,6 @@ def final_figure(summary: Summary) -> Picture:
         _caption("One dot per seed.", summary),
         f"{text}, one dot per seed. Means: {_values(summary, groups)}.",
     )
-
-
-def _failed_label(item: Failure) -> str:
-    return ", ".join([NORMS[item.norm].label, *field_texts(item.fields)])
 
 
 def _final_limits(summary: Summary) -> tuple[float, float]:

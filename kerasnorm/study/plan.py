@@ -15,6 +15,7 @@ from kerasnorm.config import (
     Config,
     resolve,
     unknown,
+    value_word,
     values_of_all_norms,
 )
 from kerasnorm.data.sources import locate
@@ -281,7 +282,7 @@ def command(plan: StudyPlan, out: str) -> list[str]:
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            words += [f"--{flag}", _word(value)]
+            words += [f"--{flag}", value_word(value)]
     for norm in plan.norms:
         words += ["--norm", norm]
     for backend in plan.backends:
@@ -289,15 +290,9 @@ def command(plan: StudyPlan, out: str) -> list[str]:
     words += ["--seeds", str(len(plan.seeds))]
     words += ["--seed", str(plan.seeds[0])] if plan.seeds[0] else []
     for name, values in plan.vary.items():
-        words += ["--vary", f"{name}={_separator(name).join(map(_word, values))}"]
+        words += ["--vary", f"{name}={_separator(name).join(map(value_word, values))}"]
     words += ["--arms", plan.arms] if plan.arms != "matched" else []
     words += ["--rate-scaling", plan.rate_scaling] if plan.rate_scaling != "auto" else []
     words += ["--margin", f"{plan.margin:g}"] if plan.margin != 100 * MARGIN else []
     words += ["--one-at-a-time"] if plan.one_at_a_time else []
     return [*words, "--out", out]
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -274,8 +274,7 @@ def redraw(path: Path, out: Path | None = None) -> list[Path]:
     """
     study, finished = folder.load(path)
     with folder.opened(path, study):
-        runs = folder.survey(path, study)
-        summary = replace(_summarize(finished, study), failures=_failures(runs, study))
+        summary = _with_failures(finished, folder.survey(path, study), study)
         return [*draw_study(summary, out or path / folder.FIGURES, image_source())]
 
 
@@ -284,7 +283,7 @@ def _write(path: Path, study: StudyPlan, runs: Sequence[PlannedRun]) -> Summary 
     finished = [run.finished for run in runs if run.finished]
     if not finished:
         return None
-    summary = replace(_summarize(finished, study), failures=_failures(runs, study))
+    summary = _with_failures(finished, runs, study)
     study_tables.write(path, runs, summary)
     pictures = draw_study(summary, path / folder.FIGURES, image_source())
     one = in_command(path / folder.RUNS / "RUN" / CONFIG)
@@ -295,6 +294,13 @@ def _write(path: Path, study: StudyPlan, runs: Sequence[PlannedRun]) -> Summary 
     }
     _write_report(path / folder.REPORT, path.name, summary, pictures, commands)
     return summary
+
+
+def _with_failures(
+    finished: Sequence[Run], runs: Sequence[PlannedRun], study: StudyPlan
+) -> Summary:
+    """Returns the summary of the finished runs of a study, with those of all runs that failed."""
+    return replace(_summarize(finished, study), failures=_failures(runs, study))
 
 
 def _summarize(runs: Sequence[Run], study: StudyPlan | None) -> Summary:

@@ -76,10 +76,13 @@ def group_label(group: Group, groups: Iterable[Group], *, without: str = "") -> 
         without: Name of a field that the figure shows in another way.
     """
     fields = {name: value for name, value in group.fields.items() if name != without}
-    texts = [NORMS[group.norm].label, *field_texts(fields)]
-    if len({other.backend for other in groups}) > 1:
-        texts.append(group.backend)
-    return ", ".join(texts)
+    label = norm_label(group.norm, fields)
+    return f"{label}, {group.backend}" if len({g.backend for g in groups}) > 1 else label
+
+
+def norm_label(norm: str, fields: Mapping[str, Any]) -> str:
+    """Returns a norm and some values of fields, such as "LN, affine element"."""
+    return ", ".join([NORMS[norm].label, *field_texts(fields)])
 
 
 def measure_text(summary: Summary) -> str:
@@ -251,7 +254,7 @@ def failure_table(summary: Summary) -> Table:
     """Returns the table of the runs that failed, by norm and what was varied."""
     rows = [
         (
-            ", ".join([NORMS[item.norm].label, *field_texts(item.fields), item.backend]),
+            f"{norm_label(item.norm, item.fields)}, {item.backend}",
             f"{item.count} of {item.planned}",
             shortened(item.message, LONGEST_MESSAGE),
         )
@@ -270,7 +273,7 @@ def published_table(summary: Summary) -> Table:
     """Returns the published numbers beside ours, in percent."""
     rows = []
     for item in summary.published:
-        name = ", ".join([NORMS[item.norm].label, *field_texts(item.fields)])
+        name = norm_label(item.norm, item.fields)
         rows.append((name, *_beside(item, "train_accuracy"), *_beside(item, "test_accuracy")))
     sources = dict.fromkeys(item.source for item in summary.published)
     return Table(
@@ -343,7 +346,7 @@ def sentences(summary: Summary) -> list[str]:
 
 
 def _failure_sentence(item: Failure) -> str:
-    name = ", ".join([NORMS[item.norm].label, *field_texts(item.fields)])
+    name = norm_label(item.norm, item.fields)
     message = shortened(item.message, LONGEST_MESSAGE).removesuffix(".")
     return f"{name} failed in {item.count} of {item.planned} runs: {message}."
 
