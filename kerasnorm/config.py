@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import json
 import tomllib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -19,11 +19,13 @@ from typing import Any, NamedTuple
 
 from kerasnorm.errors import ConfigError
 from kerasnorm.files import read_text
-from kerasnorm.norms import NORMS, owner
+from kerasnorm.norms import KEEP, NORMS, is_foreign, owner
 
 BACKENDS = ("torch", "tensorflow", "jax")
-RECIPES = ("best", "era8")
+RECIPES = ("best", "era8", "plain")
 DEFAULT_RECIPE = "best"
+FOREIGN_RECIPE = "plain"  # the default for networks other than the built-in one
+BUILTIN = "builtin"  # the network of `SKELETON`
 ARMS = ("matched", "tuned")  # of a study: its norms differ alone, or have the recipe's own values
 RATE_SCALINGS = ("auto", "none", "linear", "sqrt")  # of the learning rate, by the batch size
 # Blocks of the network: name, number of convolutions and their kernel size. A pooling ends each
@@ -72,7 +74,12 @@ SYNONYMS = {
 RENAMED_ARGUMENTS = {"monitor": "progress", "reporter": "progress"}  # of functions
 # Fields that a later version added: at their default they do not count in a config's hash, so that
 # checkpoints of earlier versions are resumed.
-ADDED = ("image_size", "resize")
+ADDED = ("image_size", "resize", "network", "pretrained", "new_head")
+# Fields of a model that all networks read; the others are those of the built-in one.
+EVERY_NETWORK = (
+    *("network", "pretrained", "new_head", "norm", "groups", "group_size"),
+    *("weight_standardization", "bn_momentum"),
+)
 # What `--data PATH` reads; each is the description of a reader in `kerasnorm.data`.
 DATA_FORMS = {
     "class folders": "a folder of class folders of images: DIR/train/CLASS and DIR/test/CLASS "
@@ -90,10 +97,11 @@ def _field(
     help: str,  # noqa: A002  (click and argparse call it so)
     *,
     choices: Collection[str] = (),
+    others: Callable[[str], bool] = lambda text: False,
     low: float | None = None,
     high: float | None = None,
 ) -> Any:
-    metadata = {"help": help, "choices": choices, "low": low, "high": high}
+    metadata = {"help": help, "choices": choices, "others": others, "low": low, "high": high}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -110,7 +118,25 @@ class _Checked:
 class ModelConfig(_Checked):
     """The network: norm, widths and everything else between two convolutions."""
 
-    norm: str = _field("gn", "Normalization layer.", choices=NORMS)
+    network: str = _field(
+        BUILTIN,
+        "Network: builtin; keras:NAME, a classifier of keras.applications such as "
+        "keras:MobileNetV2; a .keras file; or your function (input_shape, classes) -> "
+        "keras.Model, as package.module:function or file.py:function.",
+    )
+    pretrained: bool = _field(
+        False, "Start from the weights of the .keras file that --network names."
+    )
+    new_head: bool = _field(
+        False, "Replace the last layer of the .keras file by one for the classes of the data."
+    )
+    norm: str = _field(
+        "gn",
+        "Normalization layer. A network other than builtin takes keep too, which is its default; "
+        "and your own layer, as package.module:Layer or file.py:Layer.",
+        choices=NORMS,
+        others=is_foreign,
+    )
     groups: int = _field(0, "Number of groups of gn; 0 uses --group-size instead.", low=0)
     group_size: int = _field(4, "Channels per group of gn, if --groups is 0.", low=1)
     ln_affine: str = _field(
@@ -150,11 +176,54 @@ class ModelConfig(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_network()
         if len(self.widths) != 10:
             raise ConfigError(
                 f"widths: expected 10 numbers, the channels of {CONVOLUTIONS}. "
                 f"Received: widths={list(self.widths)}"
             )
+
+    def _check_network(self) -> None:
+        """Refuses what a network does not read."""
+        if self.is_builtin:
+            refused = [name for name in ("pretrained", "new_head") if getattr(self, name)]
+            reader = "a .keras file as --network"
+            if self.norm == KEEP:
+                raise ConfigError(
+                    f"norm: expected one of {', '.join(NORMS)}, or your own layer. Received: "
+                    f"norm={KEEP!r}, which is for networks other than builtin."
+                )
+        else:
+            refused = [
+                field.name
+                for field in dataclasses.fields(self)
+                if field.name not in EVERY_NETWORK and getattr(self, field.name) != field.default
+            ]
+            reader = f"--network {BUILTIN}"
+            if not self.network.endswith(".keras"):
+                refused += [name for name in ("pretrained", "new_head") if getattr(self, name)]
+                reader = "a .keras file" if refused[:1] == ["pretrained"] else reader
+        if refused:
+            name = refused[0]
+            raise ConfigError(
+                f"{name}: expected {reader}, which reads it. Received: "
+                f"{name}={getattr(self, name)!r} with network={self.network!r}. Leave it out."
+            )
+
+    @property
+    def title(self) -> str:
+        """Network and norm in short: "gn", "MobileNetV2-gn", "resnet20-FRN"."""
+        norm = self.norm.rpartition(":")[2]
+        if self.is_builtin:
+            return norm
+        module, _, name = self.network.rpartition(":")
+        is_file = self.network.endswith(".keras") or module.endswith(".py")
+        return f"{Path(module or name).stem if is_file else name}-{norm}"
+
+    @property
+    def is_builtin(self) -> bool:
+        """Whether the network is the built-in one."""
+        return self.network == BUILTIN
 
     @property
     def normalized_widths(self) -> tuple[int, ...]:
@@ -202,7 +271,12 @@ class DataConfig(_Checked):
     )
     flip: float = _field(0.0, "Probability of a horizontal flip.", low=0.0, high=1.0)
     alternating_flip: bool = _field(False, "Flip each image in every other epoch.")
-    translate: int = _field(0, "Largest random shift, in pixels; edges are reflected.", low=0)
+    translate: int = _field(
+        0,
+        "Largest random shift, in pixels, or -1 for an eighth of the shorter side; edges are "
+        "reflected.",
+        low=-1,
+    )
     shift_scale_rotate: float = _field(
         0.0,
         "Probability of a random shift (10 %), scale (10 %) and rotation (15 degrees).",
@@ -373,7 +447,7 @@ def check_value(field: "dataclasses.Field[Any]", value: Any) -> Any:
     if kind in (bool, str):
         if not isinstance(value, kind):
             raise _wrong(name, "true or false" if kind is bool else "text", value)
-        if meta["choices"] and value not in meta["choices"]:
+        if meta["choices"] and value not in meta["choices"] and not meta["others"](value):
             raise _wrong(name, f"one of {', '.join(meta['choices'])}", value)
         return value
     return _check_number(name, value, kind, meta)
@@ -513,7 +587,9 @@ def resolve(
         ConfigError: A name is unknown or a value is out of range.
     """
     chosen, document = dict(overrides or {}), document or {}
-    written = document.get("recipe", chosen.get("recipe", DEFAULT_RECIPE))
+    network = (flatten(document) | chosen).get("network", BUILTIN)
+    default = DEFAULT_RECIPE if network == BUILTIN else FOREIGN_RECIPE
+    written = document.get("recipe", chosen.get("recipe", default))
     recipe = chosen.pop("recipe", written)
     if recipe != written:
         raise ConfigError(
@@ -528,6 +604,12 @@ def resolve(
     norm = given.get("norm", values.get("norm", "gn"))
     if isinstance(norm, str):
         values |= flatten(plan.get("norms", {}).get(norm, {}))
+    if network != BUILTIN:
+        values = {
+            name: value
+            for name, value in values.items()
+            if SETTINGS[name].section != "model" or name in EVERY_NETWORK
+        } | {"norm": KEEP, "groups": 32}
     if given.get("optimizer") == "adam":
         values["weight_decay"] = 0.0  # the recipe's decay is for its own optimizer
     if "group_size" in given:
@@ -568,4 +650,7 @@ def to_toml(config: Config) -> str:
     """Returns the config as TOML, from which `resolve(document=...)` makes the same config."""
     import tomli_w
 
-    return tomli_w.dumps(config.to_dict())
+    document = config.to_dict()
+    if not config.model.is_builtin:
+        document["model"] = {name: document["model"][name] for name in EVERY_NETWORK}
+    return tomli_w.dumps(document)

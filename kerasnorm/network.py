@@ -117,14 +117,22 @@ def build(
 
     The input's name is `PIXELS`, or `EQUALIZED_PIXELS` where images must be histogram-equalized
     first, so that a saved model says so. The logits are always float32.
+
+    Raises:
+        ConfigError: A value is out of range, or the network cannot be made of what the config names.
     """
     _check_shape(input_shape, classes)
     _check_statistics(mean, std, input_shape[-1])
     scale = 1.0 / (255.0 * np.asarray(std, np.float64))
     offset = -np.asarray(mean, np.float64) / np.asarray(std, np.float64)
-    pixels = keras.Input(input_shape, name=input_name, dtype="float32")
     # Of shape (1, 1, C): those of shape (C,) would follow Keras's image_data_format at each call.
     scale, offset = scale[None, None], offset[None, None]
+    if not config.is_builtin:
+        from kerasnorm import foreign
+
+        rescaling = scale.tolist(), offset.tolist()
+        return foreign.build(config, input_shape, classes, rescaling, input_name, precision, seed)
+    pixels = keras.Input(input_shape, name=input_name, dtype="float32")
     x = keras.layers.Rescaling(
         scale.tolist(), offset.tolist(), name="input_rescaling", dtype="float32"
     )(pixels)

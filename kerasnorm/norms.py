@@ -5,12 +5,16 @@ shape (N, H, W, C). Norms differ in the values that share a mean and a variance,
 gamma and beta, and in the terms that they leave out. To add a norm, add its record to `BUILT_IN`.
 """
 
+import functools
 import importlib
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from kerasnorm import user_code
 from kerasnorm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
 
 EPSILON = 1e-5  # of every norm, and of weight standardization
 COMPARED = ("bn", "gn", "ln")  # what studies and benchmarks compare by default
+KEEP = "keep"  # as a norm: a network other than the built-in one stays as it is
 CENTERED = "y = gamma * (x - mean) / sqrt(variance + epsilon) + beta"
 
 
@@ -104,15 +109,27 @@ class Norm:
     @property
     def label(self) -> str:
         """Name in figures and tables: "BN" for bn."""
+        if self.name == KEEP:
+            return "own norms"
+        if user_code.is_named(self.name):
+            return self.name.rpartition(":")[2]
         return self.name.upper() if self.layer else "no norm"
 
 
 def _groups(config: "ModelConfig", channels: int) -> int:
     """Returns the number of groups of gn.
 
+    The built-in network's groups must divide its channels. In another network, whose layers differ
+    in width, the number of groups or of channels per group is the largest divisor of the channels
+    that is not above the config's.
+
     Raises:
         ConfigError: The groups do not divide the channels; the message lists the counts that do.
     """
+    if not config.is_builtin:
+        limit = config.groups or config.group_size
+        largest = max(n for n in range(1, min(limit, channels) + 1) if channels % n == 0)
+        return largest if config.groups else channels // largest
     if config.groups:
         name, value, groups = "groups", config.groups, config.groups
     else:
@@ -142,6 +159,8 @@ def _layer(config: "ModelConfig", channels: int, **common: Any) -> "keras.layers
     return _grouped(config, channels, **common)
 
 
+# Colors of norms in the user's code, Paul Tol's "muted": each norm takes one by its name.
+USER_COLORS = ("#332288", "#88CCEE", "#117733", "#999933", "#CC6677", "#882255", "#AA4499")
 # The colors are Okabe & Ito's palette, which color-blind readers can tell apart; its yellow is too
 # faint on white.
 BUILT_IN = (
@@ -264,7 +283,63 @@ BUILT_IN = (
     ),
     Norm(name="none", layer=None, color="#000000"),
 )
-NORMS = {norm.name: norm for norm in BUILT_IN}
+
+
+class _Norms(dict[str, Norm]):
+    """Records by name: those of this package and, when they are asked for, those of the user."""
+
+    def __missing__(self, name: str) -> Norm:
+        """Returns the record of `KEEP`, or that of a layer in the user's code."""
+        if not is_foreign(name):
+            raise KeyError(name)
+        return _foreign(name)
+
+
+def is_foreign(name: str) -> bool:
+    """Returns whether a norm is none of `NORMS`, but `KEEP` or a layer of the user's code."""
+    return name == KEEP or user_code.is_named(name)
+
+
+@functools.cache
+def _foreign(name: str) -> Norm:
+    """Returns the record of a norm of which only the name is known; its code is not run yet."""
+    if name == KEEP:
+        return Norm(name=name, layer=None, color="#666666")
+    position = zlib.crc32(name.encode()) % len(USER_COLORS)
+    return Norm(name=name, layer=partial(_user_layer, name), color=USER_COLORS[position])
+
+
+def _user_layer(
+    name: str, config: "ModelConfig", channels: int, **common: Any
+) -> "keras.layers.Layer":
+    """Returns the layer that the user's class, function or record makes.
+
+    Raises:
+        ConfigError: It cannot be made.
+    """
+    import keras
+
+    found = user_code.load(name, "norm")
+    try:
+        if isinstance(found, Norm) and found.layer is not None:
+            layer = found.layer(config, channels, **common)
+        elif isinstance(found, type):
+            layer = found(**common)
+        else:
+            layer = found(channels, common["name"])
+    except Exception as error:  # it is the user's code, which may raise anything
+        raise ConfigError(
+            f"norm: {name} raised {type(error).__name__}: {error}. Expected a class of layers, "
+            "called with name=…, or a function (channels, name) -> layer."
+        ) from error
+    if not isinstance(layer, keras.layers.Layer):
+        raise ConfigError(
+            f"norm: expected {name} to make a keras.layers.Layer. Received: {type(layer).__name__}"
+        )
+    return layer
+
+
+NORMS: dict[str, Norm] = _Norms({norm.name: norm for norm in BUILT_IN})
 
 
 def register(norm: Norm) -> None:

@@ -21,6 +21,7 @@ from kerasnorm.config import (
 from kerasnorm.errors import ConfigError
 from kerasnorm.files import plain
 from kerasnorm.formats.input_scale import INPUT_SCALES
+from kerasnorm.norms import NORMS, is_foreign
 from kerasnorm.progress import LOGGER
 
 if TYPE_CHECKING:
@@ -123,13 +124,25 @@ class Choice(click.Choice[str]):
         return super().convert(value, param, ctx)
 
 
+class NormName(click.Choice[str]):
+    """A norm of this package, keep, or a layer in the user's code."""
+
+    name = "norm"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """Returns the name of the norm; a name of the user's code is checked when it is used."""
+        return str(value) if is_foreign(str(value)) else super().convert(value, param, ctx)
+
+
 def option(name: str) -> Decorator:
     """Returns a decorator that adds the option of a config field."""
     field = SETTINGS[name].field
     flag = "--" + name.replace("_", "-")
     declaration = f"{flag}/--no-{flag[2:]}" if isinstance(field.default, bool) else flag
     kind: Any = None
-    if field.metadata["choices"]:
+    if name == "norm":
+        kind = NormName(tuple(NORMS))
+    elif field.metadata["choices"]:
         kind = click.Choice(field.metadata["choices"])
     elif isinstance(field.default, tuple):
         kind = NumberList()

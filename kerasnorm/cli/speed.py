@@ -31,7 +31,8 @@ UNAUGMENTED = {
 
 
 def _several(name: str, text: str, choices: Iterable[str] | None = None) -> opt.Decorator:
-    kind = None if choices is None else click.Choice(tuple(choices))
+    make = opt.NormName if name == "norm" else click.Choice
+    kind = None if choices is None else make(tuple(choices))
     text = f"{name.capitalize()}; repeatable. {text}"
     return click.option(f"--{name}", f"{name}s", multiple=True, type=kind, help=text)
 

@@ -28,8 +28,9 @@ STUDY_OPTIONS: tuple[opt.Decorator, ...] = (
         "--norm",
         "norms",
         multiple=True,
-        type=click.Choice(NORMS),
-        help=f"Norm; repeatable. By default {', '.join(COMPARED)}.",
+        type=opt.NormName(tuple(NORMS)),
+        help=f"Norm, or your own layer as package.module:Layer; repeatable. By default "
+        f"{', '.join(COMPARED)}.",
     ),
     click.option(
         "--backend",

@@ -5,7 +5,7 @@ backend and engine trains on the same pixels. The order is: flip, shift-scale-ro
 cutout, gray.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +76,8 @@ class Augmentation:
         seed: int,
     ) -> None:
         side = min(image_shape[:2])
+        if config.translate < 0:
+            config = replace(config, translate=side // 8)
         if config.translate >= side:
             raise ConfigError(
                 f"translate: expected less than the image's side of {side} pixels. "

@@ -46,16 +46,26 @@ def scaled(
     """
     if scale == "0-255":
         return dataclasses.replace(saved, input_scale=scale)
-    first = _first_operation(saved.model)
-    if first is not None and type(first).__name__ in _RESCALING:
+    own = rescaling_layer(saved.model)
+    if own is not None:
         raise ConfigError(
-            f"--input-scale: {saved.path} rescales raw pixels itself, in {first.name!r}. "
+            f"--input-scale: {saved.path} rescales raw pixels itself, in {own!r}. "
             "Leave the option out."
         )
     factor, offset = _factor_and_offset(scale, training_images)
     return dataclasses.replace(
         saved, model=_with_rescaling(saved.model, factor, offset), input_scale=scale
     )
+
+
+def rescaling_layer(model: "keras.Model") -> str | None:
+    """Returns the name of the layer that rescales raw pixels, None where the model has none.
+
+    Raises:
+        ConfigError: The model, or one in it, has no graph.
+    """
+    first = _first_operation(model)
+    return str(first.name) if type(first).__name__ in _RESCALING else None
 
 
 def unscaled_layer(model: "keras.Model") -> str | None:
@@ -116,7 +126,7 @@ def _with_rescaling(model: "keras.Model", factor: Any, offset: Any) -> "keras.Mo
     """Returns a model of the same layers, after a Rescaling of its input."""
     import keras
 
-    from kerasnorm.inspection.graph import functional_graph, nodes
+    from kerasnorm.inspection.graph import call_again, functional_graph
 
     graph = functional_graph(model)
     name = "input_rescaling"
@@ -124,10 +134,4 @@ def _with_rescaling(model: "keras.Model", factor: Any, offset: Any) -> "keras.Mo
         name += "_"
     pixels = keras.Input(model.input_shape[1:], name=graph.inputs[0].name, dtype="float32")
     rescaled = keras.layers.Rescaling(factor, offset, name=name, dtype="float32")(pixels)
-    values = {id(graph.inputs[0]): rescaled}
-    for node in nodes(graph):
-        if not node.is_input:
-            arguments, options = node.arguments.fill_in(values)
-            outputs = keras.tree.flatten(node.operation(*arguments, **options))
-            values |= {id(t): v for t, v in zip(node.outputs, outputs, strict=True)}
-    return keras.Model(pixels, values[id(graph.outputs[0])], name=model.name)
+    return keras.Model(pixels, call_again(graph, rescaled), name=model.name)

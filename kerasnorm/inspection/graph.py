@@ -48,3 +48,17 @@ def call_node(node: Any, values: Mapping[int, Any], training: bool) -> list[Any]
         kwargs = kwargs | {"training": training}
     outputs: list[Any] = keras.tree.flatten(node.operation(*args, **kwargs))
     return outputs
+
+
+def call_again(graph: Any, tensor: Any) -> Any:
+    """Returns the output of a graph of one input for another input, a symbolic tensor.
+
+    The layers are the graph's own: each has one call more afterwards.
+    """
+    values = {id(graph.inputs[0]): tensor}
+    for node in nodes(graph):
+        if not node.is_input:
+            arguments, options = node.arguments.fill_in(values)
+            outputs = keras.tree.flatten(node.operation(*arguments, **options))
+            values |= {id(t): v for t, v in zip(node.outputs, outputs, strict=True)}
+    return values[id(graph.outputs[0])]

@@ -164,7 +164,7 @@ def run_name(config: Config, varied: Iterable[str]) -> str:
         config: Config of the run.
         varied: Names of the varied fields that tell it from other runs of its norm.
     """
-    parts = [config.model.norm, config.train.backend]
+    parts = [config.model.title, config.train.backend]
     for name in varied:
         value = field_value(config, name)
         text = "-".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -18,7 +18,7 @@ from kerasnorm.data import Dataset, load, prepare
 from kerasnorm.data.sources import loading, locate, with_place
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError, KerasnormError
 from kerasnorm.files import encoded, in_command, write_bytes
-from kerasnorm.norms import BUILT_IN, COMPARED, NORMS
+from kerasnorm.norms import BUILT_IN, COMPARED, NORMS, is_foreign
 from kerasnorm.plots.style import Picture
 from kerasnorm.progress import Progress
 from kerasnorm.study import execution, folder, plan, report
@@ -365,12 +365,14 @@ def check(study: StudyPlan) -> None:
         runtime.check_installed(backend)
     for config in study.configs().values():
         norm = NORMS[config.model.norm]
-        if norm not in BUILT_IN:
+        if norm not in BUILT_IN and not is_foreign(norm.name):
             raise ConfigError(
                 "norm: expected a norm of kerasnorm.norms, which the processes of a study's runs "
                 f"know. Received: norm={norm.name!r}, registered in this process only. Add its "
                 "record to BUILT_IN, or train with kerasnorm.fit and report on the runs."
             )
+        if not config.model.is_builtin:
+            continue  # its layers are known when it is made
         for width in config.model.normalized_widths:
             norm.groups(config.model, width)
 
@@ -425,7 +427,9 @@ def _write_report(
     commands: Mapping[str, str],
 ) -> None:
     first = summary.groups[0].first
-    title = f"{name}: normalization compared on {data_name(first)}, recipe {first.config.recipe}"
+    network = first.config.model.title.rpartition("-")[0]
+    title = f"{name}: normalization compared {f'in {network} ' if network else ''}on "
+    title += f"{data_name(first)}, recipe {first.config.recipe}"
     if len({group.norm for group in summary.groups}) > 1:
         title += f", {'tuned' if summary.unmatched else 'matched'} arms"
     html = report.render(title, summary, pictures, commands, _layers(first))

@@ -102,7 +102,7 @@ def fit(
                 **dataclasses.asdict(dataset.content),
             }
             with _opened_folder(plan, config, dataset.name, environment, group) as folder:
-                title = f"{config.model.norm} on {dataset.name}, {backend}, {device.name}"
+                title = f"{config.model.title} on {dataset.name}, {backend}, {device.name}"
                 logger.info(title + (f", {group.size} processes" if group.size > 1 else ""))
                 shown = progress if progress is not None and group.is_first else NullProgress()
                 training = Training(folder, config, dataset, engine, group, callbacks, shown)

@@ -122,7 +122,7 @@ class Run:
 
     def __repr__(self) -> str:
         config, accuracy = self.config, 100 * float(self.metrics["test_accuracy"])
-        what = f"{config.model.norm} on {config.data.data}, {config.train.backend}"
+        what = f"{config.model.title} on {config.data.data}, {config.train.backend}"
         return f"Run({str(self.path)!r}: {what}, test accuracy {accuracy:.2f} %)"
 
     def saved_model(self) -> "SavedModel":
@@ -331,7 +331,7 @@ def new_folder(out: Path | None, config: Config, data_name: str) -> Iterator[Pat
         RunFolderError: The folder holds something already, is in use, or cannot be written.
     """
     train = config.train
-    name = f"{short_name(data_name)}-{config.model.norm}-{train.backend}-s{train.seed}"
+    name = f"{short_name(data_name)}-{config.model.title}-{train.backend}-s{train.seed}"
     try:
         path = out if out is not None else _first_free(Path("results/runs"), name)
         make_folder(path)

@@ -1,0 +1,275 @@
+"""Networks other than the built-in one: applications of Keras, `.keras` files, users' functions.
+
+Each becomes a functional model of the same layers that takes raw pixels and gives logits: weights
+are drawn anew from the run's seed, a first layer rescales the pixels where the network has none
+that does, a softmax at the end is left out, and the norms are replaced where the config says so.
+"""
+
+import inspect
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from kerasnorm import user_code
+from kerasnorm.config import ModelConfig, unknown
+from kerasnorm.errors import ConfigError
+from kerasnorm.inspection.graph import call_again, functional_graph, nodes
+from kerasnorm.inspection.output_graph import AVERAGES, IDENTITIES, LINEAR, RESHAPES
+
+logger = logging.getLogger(__name__)
+APPLICATION = "keras:"  # before the name of a function of keras.applications
+
+
+def applications() -> list[str]:
+    """Returns the names of the classifiers in `keras.applications`."""
+    return [
+        name
+        for name, found in vars(keras.applications).items()
+        if inspect.isfunction(found)
+        and "classifier_activation" in inspect.signature(found).parameters
+    ]
+
+
+def build(
+    config: ModelConfig,
+    input_shape: tuple[int, ...],
+    classes: int,
+    rescaling: tuple[Any, Any],
+    input_name: str,
+    precision: str,
+    seed: int,
+) -> keras.Model:
+    """Returns the network that a config names, from raw pixels (N, H, W, C) to logits (N, classes).
+
+    Args:
+        config: Config of the model.
+        input_shape: Shape (H, W, C) of the images.
+        classes: Number of classes.
+        rescaling: Factor and offset of the pixels, for a network that does not rescale them itself.
+        input_name: Name of the input.
+        precision: Floating-point type of the layers before the last.
+        seed: Seed of the initial weights.
+
+    Raises:
+        ConfigError: There is no such network, or it does not fit the images or the classes.
+    """
+    name = config.network
+    source = _source(config, input_shape, classes)
+    _check_input(name, source, input_shape)
+    tail = list(_tail(source))
+    head = _head(name, tail)
+    source = _on_raw_pixels(name, source, input_shape, rescaling, input_name)
+    seeds = np.random.Generator(np.random.PCG64([seed, 0x1417]))
+    last = tail[: tail.index(head) + 1]
+
+    def fresh(layer: Any) -> Any:
+        if not isinstance(layer, keras.layers.Layer):
+            return layer  # an operation: it has no weights
+        options = layer.get_config()
+        is_last = any(layer is other for other in last)
+        is_float32 = is_last or layer.name == RESCALING
+        options["dtype"] = "float32" if is_float32 else precision
+        _seed(options, seeds)
+        if is_last and _activation(layer) is not None:
+            if "activation" not in options:
+                return keras.layers.Activation("linear", name=layer.name, dtype="float32")
+            options["activation"] = "linear"
+        if layer is head and config.new_head:
+            options["units" if "units" in options else "filters"] = classes
+        return type(layer).from_config(options)
+
+    try:
+        model = keras.models.clone_model(source, clone_function=fresh, recursive=True)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise ConfigError(
+            f"network: the layers of {name} cannot be made anew from their get_config(): "
+            f"{_first_line(error)}"
+        ) from error
+    _copy_weights(source, model, head if config.new_head else None, everything=config.pretrained)
+    if model.output_shape != (None, classes):
+        raise ConfigError(
+            f"network: expected logits of shape (N, {classes}), for the {classes} classes of the "
+            f"data. Received: {name} with an output of shape {model.output_shape}. "
+            + _advice(config)
+        )
+    return _with_norms(model, config)
+
+
+def _with_norms(model: keras.Model, config: ModelConfig) -> keras.Model:
+    """Returns the model with the norms that the config asks for."""
+    return model
+
+
+def _source(config: ModelConfig, input_shape: tuple[int, ...], classes: int) -> keras.Model:
+    """Returns the functional model that `config.network` names."""
+    name = config.network
+    if name.startswith(APPLICATION):
+        known = applications()
+        if name.removeprefix(APPLICATION) not in known:
+            raise unknown("network", name, [APPLICATION + one for one in known])
+        make = getattr(keras.applications, name.removeprefix(APPLICATION))
+        options = {"weights": None, "input_shape": input_shape, "classes": classes}
+        model = _made(name, make, **options, classifier_activation=None)
+    elif name.endswith(".keras"):
+        from kerasnorm.formats.archive import load_model
+
+        model = load_model(name)
+    elif user_code.is_named(name):
+        model = _made(name, user_code.load(name, "network"), input_shape, classes)
+    else:
+        raise ConfigError(
+            "network: expected builtin, keras:NAME, a .keras file, package.module:function or "
+            f"file.py:function. Received: network={name!r}"
+        )
+    graph = functional_graph(model)
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        raise ConfigError(
+            f"network: expected a model with one input and one output. Received: {name} with "
+            f"{len(graph.inputs)} and {len(graph.outputs)}"
+        )
+    return keras.Model(graph.inputs[0], graph.outputs[0], name=model.name)
+
+
+def _made(name: str, make: Any, *args: Any, **options: Any) -> keras.Model:
+    """Returns what a function makes.
+
+    Raises:
+        ConfigError: It raises an error, or returns no model.
+    """
+    try:
+        model = make(*args, **options)
+    except Exception as error:  # it may be the user's code, which may raise anything
+        raise ConfigError(
+            f"network: {name} raised {type(error).__name__}: {_first_line(error)}"
+        ) from error
+    if not isinstance(model, keras.Model):
+        raise ConfigError(
+            f"network: expected {name} to return a keras.Model. Received: {type(model).__name__}"
+        )
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "")
+
+
+def _check_input(name: str, model: keras.Model, shape: tuple[int, ...]) -> None:
+    """Refuses a network that does not take images of a shape (H, W, C)."""
+    wanted = model.input_shape[1:]
+    if len(wanted) != 3 or any(w not in (None, n) for w, n in zip(wanted, shape, strict=True)):
+        size = ",".join(map(str, wanted[:2]))
+        advice = f" Resize them with --image-size {size}." if wanted[2:] == shape[2:] else ""
+        raise ConfigError(
+            f"network: {name} takes images of shape {wanted}. Received: images of shape "
+            f"{shape}.{advice}"
+        )
+
+
+def _tail(model: keras.Model) -> Iterator[Any]:
+    """Yields the operations of a graph from its output backwards, up to one of several inputs."""
+    graph = functional_graph(model)
+    producers = {id(tensor): node for node in nodes(graph) for tensor in node.outputs}
+    tensors = graph.outputs
+    while len(tensors) == 1 and not producers[id(tensors[0])].is_input:
+        node = producers[id(tensors[0])]
+        if isinstance(node.operation, keras.Model):
+            yield from _tail(node.operation)
+        else:
+            yield node.operation
+        tensors = node.input_tensors
+
+
+def _activation(layer: Any) -> Any:
+    """Returns what a layer applies to its outputs: an activation, or None."""
+    if isinstance(layer, keras.layers.Softmax):
+        return keras.activations.softmax
+    found = getattr(layer, "activation", None)
+    return None if found is keras.activations.linear else found
+
+
+def _head(name: str, tail: Sequence[Any]) -> Any:
+    """Returns the layer that gives a network's logits.
+
+    Raises:
+        ConfigError: There is none, or its outputs are neither logits nor a softmax of them.
+    """
+    for layer in tail:
+        if _activation(layer) not in (None, keras.activations.softmax):
+            break
+        if isinstance(layer, LINEAR):
+            return layer
+        if type(layer).__name__ not in {"Activation", "Softmax", *IDENTITIES, *RESHAPES, *AVERAGES}:
+            break
+    raise ConfigError(
+        f"network: expected the outputs of a Dense layer or a convolution, or a softmax of them. "
+        f"Received: {name}, which ends in "
+        + ", ".join(type(layer).__name__ for layer in reversed(tail[:3]))
+    )
+
+
+RESCALING = "input_rescaling"
+
+
+def _on_raw_pixels(
+    name: str,
+    model: keras.Model,
+    shape: tuple[int, ...],
+    rescaling: tuple[Any, Any],
+    input_name: str,
+) -> keras.Model:
+    """Returns the network on an input of raw pixels; it shares its layers with the given one."""
+    from kerasnorm.formats.input_scale import rescaling_layer
+
+    pixels = keras.Input(shape, name=input_name, dtype="float32")
+    own, x = rescaling_layer(model), pixels
+    if own is None:
+        factor, offset = rescaling
+        x = keras.layers.Rescaling(factor, offset, name=RESCALING, dtype="float32")(pixels)
+        logger.info(f"{name} does not rescale pixels: a first layer, {RESCALING}, does.")
+    else:
+        logger.info(f"{name} rescales pixels itself, in {own!r}; the preprocessing is its own.")
+    return keras.Model(pixels, call_again(functional_graph(model), x), name=model.name)
+
+
+def _seed(options: Any, seeds: np.random.Generator) -> None:
+    """Gives every initializer and random layer in a layer's config a seed of its own."""
+    if isinstance(options, dict):
+        for key, value in options.items():
+            if key == "seed":
+                options[key] = int(seeds.integers(2**31))
+            else:
+                _seed(value, seeds)
+    elif isinstance(options, (list, tuple)):
+        for value in options:
+            _seed(value, seeds)
+
+
+def _copy_weights(
+    source: keras.Model, target: keras.Model, new: Any, *, everything: bool
+) -> None:
+    """Copies the weights that are not drawn anew.
+
+    Args:
+        source: The model that holds them.
+        target: Its copy.
+        new: The layer of `source` whose weights stay new, if there is one.
+        everything: Whether to copy all others, or what normalizes the input alone.
+    """
+    from kerasnorm.network import leaves
+
+    for old, layer in zip(leaves(source), leaves(target), strict=True):
+        is_input = isinstance(old, keras.layers.Normalization)
+        if old is not new and (everything or is_input):
+            layer.set_weights(old.get_weights())
+            if is_input:
+                layer.finalize_state()
+
+
+def _advice(config: ModelConfig) -> str:
+    if config.network.endswith(".keras") and not config.new_head:
+        return "Give it a new last layer with --new-head."
+    return "Make its last layer as wide as the number of classes that it is given."

@@ -1,0 +1,196 @@
+"""Networks other than the built-in one, compared with Keras's own layers and by hand."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from kerasnorm.config import resolve, to_toml
+from kerasnorm.errors import ConfigError
+from kerasnorm.network import build_model
+
+pytestmark = pytest.mark.backend("any")
+CODE = """
+import keras
+from keras import layers
+
+def small(input_shape, classes):
+    return keras.Sequential([
+        keras.Input(input_shape),
+        layers.Conv2D(4, 3, strides=2, name="conv"),
+        layers.BatchNormalization(name="norm"),
+        layers.GlobalAveragePooling2D(),
+        layers.Dense(classes, name="head"),
+    ], name="small")
+
+def broken(input_shape, classes):
+    raise RuntimeError("no weights\\nhere")
+
+def empty(input_shape, classes):
+    return "a model"
+
+def fixed(input_shape, classes):
+    return small(input_shape, 7)
+"""
+PIXELS = np.random.default_rng(3).integers(0, 256, (5, 8, 8, 3)).astype(np.float32)
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+@pytest.fixture
+def code(tmp_path):
+    """Returns the path of a file of functions that make networks."""
+    path = tmp_path / "nets.py"
+    path.write_text(CODE)
+    return path
+
+
+def make(network, **options):
+    options = {"input_shape": (8, 8, 3), "classes": 4, "mean": MEAN, "std": STD} | options
+    return build_model("keep", "plain", network=str(network), **options)
+
+
+def numbers(tensor):
+    return keras.ops.convert_to_numpy(tensor)
+
+
+def saved(tmp_path, *, activation="softmax", classes=4):
+    """Returns the path of a .keras file with a nested model and a softmax, and its model."""
+    inner = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(5, 3), layers.ReLU()])
+    image = keras.Input((8, 8, 3))
+    x = layers.GlobalAveragePooling2D()(inner(image))
+    model = keras.Model(image, layers.Dense(classes, activation=activation, name="head")(x))
+    path = tmp_path / "model.keras"
+    model.save(path)
+    return path, model
+
+
+def test_pixels_are_rescaled_before_a_network_that_does_not(code):
+    model = make(f"{code}:small")
+    assert model.input.name == "pixels"
+    rescaled = (PIXELS / 255 - MEAN) / STD
+    expected = model.get_layer("conv")(rescaled.astype(np.float32))
+    found = keras.Model(model.input, model.get_layer("conv").output)(PIXELS)
+    np.testing.assert_allclose(numbers(found), numbers(expected), rtol=1e-4, atol=1e-4)
+    assert model.output_shape == (None, 4)
+
+
+def test_a_network_that_rescales_pixels_keeps_its_own_rescaling():
+    model = make("keras:EfficientNetB0", input_shape=(32, 32, 3))
+    names = [layer.name for layer in model.layers]
+    assert "input_rescaling" not in names and names[1] == "rescaling"
+    assert model.layers[1].scale == pytest.approx(1 / 255)
+
+
+def test_pretrained_weights_give_the_logarithm_of_the_probabilities(tmp_path):
+    path, original = saved(tmp_path)
+    model = make(path, pretrained=True)
+    rescaled = ((PIXELS / 255 - MEAN) / STD).astype(np.float32)
+    expected = np.log(numbers(original(rescaled)))
+    found = numbers(model(PIXELS))
+    found = found - np.log(np.exp(found).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_weights_are_drawn_anew_by_the_seed_even_where_a_file_holds_seeds(tmp_path, code):
+    path = tmp_path / "built.keras"
+    build_model("bn", input_shape=(8, 8, 3), classes=4).save(path)
+    for network in (path, f"{code}:small"):
+        first, same, other = (make(network, seed=seed).get_weights() for seed in (0, 0, 1))
+        for one, two in zip(first, same, strict=True):
+            np.testing.assert_array_equal(one, two)
+        assert not np.allclose(first[0], other[0])
+        assert np.std(first[0]) > 0
+    drawn = make(path, seed=1).get_layer("convblock1_conv2").get_weights()[0]
+    kernel = keras.saving.load_model(path).get_layer("convblock1_conv2").get_weights()[0]
+    assert not np.allclose(drawn, kernel)
+
+
+def test_a_new_head_has_the_classes_of_the_data_and_the_rest_its_weights(tmp_path):
+    path, original = saved(tmp_path, classes=9)
+    with pytest.raises(ConfigError, match=r"expected logits of shape \(N, 4\).*--new-head"):
+        make(path)
+    model = make(path, new_head=True, pretrained=True)
+    assert model.output_shape == (None, 4)
+    np.testing.assert_array_equal(
+        model.layers[2].layers[0].get_weights()[0], original.layers[1].layers[0].get_weights()[0]
+    )
+
+
+def test_half_precision_reaches_all_layers_but_the_last(code):
+    model = make(f"{code}:small", precision="mixed_bfloat16")
+    assert model.get_layer("conv").compute_dtype == "bfloat16"
+    assert model.get_layer("head").compute_dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("broken", "raised RuntimeError: no weights$"),
+        ("empty", r"to return a keras.Model. Received: str$"),
+        ("fixed", r"expected logits of shape \(N, 4\).*as wide as the number of classes"),
+        ("missing", "expected the name of a function or class of .*nets.py. Received: missing"),
+    ],
+)
+def test_a_function_that_makes_no_network_is_refused_in_one_line(code, name, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        make(f"{code}:{name}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ("keras:MobilNetV2", "Did you mean keras:MobileNetV2"),
+        ("resnet", "expected builtin, keras:NAME, a .keras file"),
+        ("no_such_module:build", "importing no_such_module raised ModuleNotFoundError"),
+        ("no/such/file.py:build", "there is no such file"),
+        ("keras:InceptionV3", "raised ValueError: Input size must be at least 75x75"),
+    ],
+)
+def test_a_network_that_cannot_be_made_is_refused_in_one_line(network, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        make(network)
+    assert "\n" not in str(caught.value)
+
+
+def test_outputs_that_are_no_logits_are_refused(tmp_path):
+    path, _ = saved(tmp_path, activation="sigmoid")
+    with pytest.raises(ConfigError, match="or a softmax of them. Received: .*which ends in"):
+        make(path)
+
+
+def test_images_of_another_shape_are_refused_with_the_size_to_resize_to(tmp_path):
+    path, _ = saved(tmp_path)
+    with pytest.raises(ConfigError, match="Resize them with --image-size 8,8"):
+        make(path, input_shape=(16, 16, 3))
+    with pytest.raises(ConfigError, match=r"takes images of shape \(8, 8, 3\)") as caught:
+        make(path, input_shape=(8, 8, 1), mean=(0.5,), std=(0.2,))
+    assert "image-size" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"network": "keras:VGG16", "widths": (16,) * 10}, "widths"),
+        ({"network": "keras:VGG16", "dropout": 0.1}, "dropout"),
+        ({"network": "keras:VGG16", "pretrained": True}, "pretrained"),
+        ({"network": "keras:VGG16", "new_head": True}, "new_head"),
+        ({"new_head": True}, "new_head"),
+        ({"norm": "keep"}, "norm"),
+    ],
+)
+def test_a_field_that_the_network_does_not_read_is_refused_by_name(fields, name):
+    with pytest.raises(ConfigError, match=f"^{name}: "):
+        resolve(fields)
+
+
+def test_another_network_has_the_plain_recipe_and_keeps_its_norms_by_default():
+    config = resolve({"network": "keras:VGG16"})
+    assert (config.recipe, config.model.norm) == ("plain", "keep")
+    assert (config.train.optimizer, config.train.schedule) == ("sgd", "cosine")
+    assert resolve({}).recipe == "best"
+    assert "widths" not in to_toml(config)
+    import tomllib
+
+    assert resolve(document=tomllib.loads(to_toml(config))) == config
+    assert config.hash() != resolve({"recipe": "plain"}).hash()
