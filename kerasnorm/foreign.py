@@ -8,7 +8,6 @@ that does, a softmax at the end is left out, and the norms are replaced where th
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -248,9 +247,7 @@ def _seed(options: Any, seeds: np.random.Generator) -> None:
             _seed(value, seeds)
 
 
-def _copy_weights(
-    source: keras.Model, target: keras.Model, new: Any, *, everything: bool
-) -> None:
+def _copy_weights(source: keras.Model, target: keras.Model, new: Any, *, everything: bool) -> None:
     """Copies the weights that are not drawn anew.
 
     Args:

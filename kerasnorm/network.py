@@ -27,8 +27,8 @@ LAYOUT = "channels_last"  # whatever image_data_format the user's keras.json set
 
 
 def build_model(  # noqa: PLR0913  (all but two are options by name)
-    norm: str = "gn",
-    recipe: str = "best",
+    norm: str | None = None,
+    recipe: str | None = None,
     *,
     input_shape: Sequence[int] = (32, 32, 3),
     classes: int = 10,
@@ -53,8 +53,9 @@ def build_model(  # noqa: PLR0913  (all but two are options by name)
         model.compile("adam", loss, metrics=["accuracy"])
 
     Args:
-        norm: Name of a norm, see `kerasnorm.norms.NORMS`.
-        recipe: "best" or "era8".
+        norm: Name of a norm, see `kerasnorm.norms.NORMS`; by default "gn", and "keep" for another
+            `network` than the built-in one.
+        recipe: "best", "era8" or "plain"; by default "best", and "plain" for another `network`.
         input_shape: Shape (H, W, C) of an image, with H and W of at least 4.
         classes: Number of classes.
         outputs: "logits", or "probabilities": a softmax behind them, for losses as they are by
@@ -74,8 +75,9 @@ def build_model(  # noqa: PLR0913  (all but two are options by name)
     for name in overrides:
         if name not in fields:
             raise unknown("field of a model", name, fields)
-    given = {"norm": norm, "recipe": recipe, "precision": precision, "seed": seed}
-    config = resolve(given | overrides)
+    named = {"norm": norm, "recipe": recipe}
+    given = {name: value for name, value in named.items() if value is not None}
+    config = resolve(given | {"precision": precision, "seed": seed} | overrides)
     _check_shape(input_shape, classes)
     if outputs not in ("logits", "probabilities"):
         raise ConfigError(
@@ -119,7 +121,7 @@ def build(
     first, so that a saved model says so. The logits are always float32.
 
     Raises:
-        ConfigError: A value is out of range, or the network cannot be made of what the config names.
+        ConfigError: A value is out of range, or the config names no network that can be made.
     """
     _check_shape(input_shape, classes)
     _check_statistics(mean, std, input_shape[-1])

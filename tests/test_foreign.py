@@ -77,7 +77,8 @@ def test_pixels_are_rescaled_before_a_network_that_does_not(code):
 def test_a_network_that_rescales_pixels_keeps_its_own_rescaling():
     model = make("keras:EfficientNetB0", input_shape=(32, 32, 3))
     names = [layer.name for layer in model.layers]
-    assert "input_rescaling" not in names and names[1] == "rescaling"
+    assert "input_rescaling" not in names
+    assert names[1] == "rescaling"
     assert model.layers[1].scale == pytest.approx(1 / 255)
 
 
@@ -155,7 +156,7 @@ def test_a_network_that_cannot_be_made_is_refused_in_one_line(network, message):
 
 def test_outputs_that_are_no_logits_are_refused(tmp_path):
     path, _ = saved(tmp_path, activation="sigmoid")
-    with pytest.raises(ConfigError, match="or a softmax of them. Received: .*which ends in"):
+    with pytest.raises(ConfigError, match=r"or a softmax of them\. Received: .*which ends in"):
         make(path)
 
 

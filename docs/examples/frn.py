@@ -1,6 +1,6 @@
 """Filter response normalization, as a user's own norm: Singh & Krishnan, arXiv 1911.09737.
 
-    kerasnorm fit --network docs/examples/resnet20.py:build --norm docs/examples/frn.py:FRN
+kerasnorm fit --network docs/examples/resnet20.py:build --norm docs/examples/frn.py:FRN
 """
 
 import keras

@@ -1,6 +1,6 @@
 """ResNet-20 for small images, as a user's own network: He et al. 2016, arXiv 1512.03385, section 4.2.
 
-    kerasnorm fit --network docs/examples/resnet20.py:build --norm gn --data cifar10
+kerasnorm fit --network docs/examples/resnet20.py:build --norm gn --data cifar10
 """
 
 import keras

@@ -18,7 +18,9 @@ from kerasnorm.analysis.answer import Answer, counter, expect, open_runs, some
 from kerasnorm.config import LAYER_LABELS, Config
 from kerasnorm.data import Dataset
 from kerasnorm.data.dataset import Split
+from kerasnorm.errors import ConfigError
 from kerasnorm.keras_settings import stock_keras
+from kerasnorm.norms import custom_layers
 from kerasnorm.plots.labels import run_labels
 from kerasnorm.plots.style import (
     GRID,
@@ -273,13 +275,9 @@ class Taps:
 
         self.model = model
         self.probe = Probe(model)
-        self.kernels = {
-            label: model.get_layer(name)
-            for name, label in LAYER_LABELS.items()
-            if label[0] in "Cc" and label != "C10"
-        }
-        activations = [_activation_of(model, layer) for layer in self.kernels.values()]
-        outputs = [tensor for a in activations for tensor in (a.input, a.output)]
+        units = units_of(model)
+        self.kernels = {unit.label: unit.layer for unit in units}
+        outputs = [tensor for unit in units for tensor in (unit.inside, unit.outside)]
         self.tapped = keras.Model(model.inputs, outputs)
 
     def weights(self) -> "Weights":
@@ -341,16 +339,64 @@ def _ratio(new: NDArray[np.float32], old: NDArray[np.float32]) -> float:
     return float(np.linalg.norm(new - old) / max(float(np.linalg.norm(old)), 1e-30))
 
 
-def _activation_of(model: "keras.Model", convolution: "keras.Layer") -> "keras.Layer":
-    """Returns the activation layer that follows a convolution and its norm."""
+@dataclass(frozen=True)
+class Unit:
+    """A convolution and the activation that follows it, norms and additions in between.
+
+    Attributes:
+        label: Its short name in the built-in network, else the name of the layer.
+        layer: The convolution.
+        inside: Symbolic tensor before the activation.
+        outside: Symbolic tensor behind it.
+    """
+
+    label: str
+    layer: "keras.Layer"
+    inside: "keras.KerasTensor"
+    outside: "keras.KerasTensor"
+
+
+def units_of(model: "keras.Model") -> list[Unit]:
+    """Returns the convolutions that an activation follows, from the input to the output.
+
+    Raises:
+        ConfigError: There is none outside of models in the model.
+    """
     from keras import layers
 
-    block, _, number = convolution.name.partition("_conv")
-    for layer in model.layers:
-        is_activation = isinstance(layer, layers.Activation)
-        if is_activation and layer.name == f"{block}_{layer.activation.__name__}{number}":
-            return layer
-    raise AssertionError(f"{convolution.name} is not followed by an activation.")
+    from kerasnorm.inspection.graph import functional_graph, nodes
+
+    kinds = (layers.Conv2D, layers.DepthwiseConv2D, layers.Conv2DTranspose)
+    norms = (
+        *(layers.BatchNormalization, layers.GroupNormalization, layers.LayerNormalization),
+        *(layers.RMSNormalization, *custom_layers().values()),
+    )
+    graph = functional_graph(model)
+    readers: dict[int, list[Any]] = {}
+    for node in nodes(graph):
+        for tensor in node.input_tensors:
+            readers.setdefault(id(tensor), []).append(node)
+    found = []
+    for node in nodes(graph):
+        following, layer = node, node.operation
+        while isinstance(following.operation, (*kinds, *norms)):
+            if isinstance(following.operation, kinds) and following is not node:
+                break
+            read = readers.get(id(following.outputs[0]), [])
+            if len(read) != 1:
+                break
+            following = read[0]
+        if isinstance(layer, kinds) and isinstance(
+            following.operation, (layers.Activation, layers.ReLU, layers.LeakyReLU)
+        ):
+            inside, outside = following.input_tensors[0], following.outputs[0]
+            found.append(Unit(LAYER_LABELS.get(layer.name, layer.name), layer, inside, outside))
+    if not found:
+        raise ConfigError(
+            f"model: expected convolutions that an activation follows, norms in between. Received: "
+            f"{model.name!r}, which has none outside of the models in it."
+        )
+    return found
 
 
 def weight_histogram(kernels: "Weights", limit: float) -> WeightHistogram:

@@ -43,12 +43,12 @@ def contender(name: str, config: Config, images: int, first: _FirstStep) -> tupl
     Args:
         name: native, stock, loop, loop-channels-last or loop-compiled.
         config: Resolved config of model, augmentation, batches and backend.
-        images: Number of images, made by the `shapes` generator.
+        images: Number of images, made by the `shapes` generator in the config's image size.
         first: Is called after every step.
     """
     from kerasnorm.data.shapes import shapes
 
-    data = shapes(images, 10)
+    data = shapes(images, 10, size=min(config.data.image_size, default=32))
     if name.startswith("loop"):
         return _loop(name, config, data, first), lambda number: None
     choice = config.train

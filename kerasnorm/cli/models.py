@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kerasnorm import runtime
+from kerasnorm import runtime, user_code
 from kerasnorm.cli import options as opt
 from kerasnorm.config import SETTINGS, unknown
 from kerasnorm.errors import ConfigError
@@ -77,16 +77,17 @@ def summary(as_json: bool, image_shape: tuple[int, ...], classes: int, **options
 
 
 @click.command("receptive-field")
-@click.argument("target", metavar="[MODEL-OR-NORM]", default="none")
+@click.argument("target", metavar="[MODEL-NETWORK-OR-NORM]", default="none")
 @opt.as_json
 @image_shape_option
 @classes_option
 def receptive_field(target: str, as_json: bool, image_shape: tuple[int, ...], classes: int) -> None:
     """Print how size, receptive field and jump change from layer to layer.
 
-    The model is the built-in network with this norm, a run's model, or a functional .keras model.
+    The model is the built-in network with this norm, a run's model, a functional .keras model, or a
+    network such as keras:MobileNetV2 or file.py:function.
 
-    Example: kerasnorm receptive-field gn
+    Example: kerasnorm receptive-field keras:MobileNetV2 --image-shape 224,224,3
     """
     runtime.import_keras()
     from kerasnorm.formats.archive import load_model
@@ -95,6 +96,8 @@ def receptive_field(target: str, as_json: bool, image_shape: tuple[int, ...], cl
 
     if target in NORMS:
         model = _build({"norm": target}, image_shape, classes)
+    elif user_code.is_named(target):
+        model = _build({"network": target}, image_shape, classes)
     elif "." not in target and not Path(target).exists():
         raise unknown("norm", target, NORMS)
     else:

@@ -10,9 +10,9 @@ import click
 
 from kerasnorm import runtime
 from kerasnorm.cli import options as opt
-from kerasnorm.config import BACKENDS, RECIPES
+from kerasnorm.config import BACKENDS, BUILTIN, FOREIGN_RECIPE, RECIPES
 from kerasnorm.errors import ConfigError
-from kerasnorm.norms import COMPARED, NORMS
+from kerasnorm.norms import COMPARED, KEEP, NORMS
 
 if TYPE_CHECKING:
     from kerasnorm.benchmark.race import Result
@@ -48,9 +48,17 @@ def _count(name: str, default: int, text: str, least: int = 1) -> opt.Decorator:
 @click.option(
     "--recipe",
     type=click.Choice(RECIPES),
-    default="era8",
+    help="Recipe of the network. By default era8, and plain for other networks than builtin.",
+)
+@click.option(
+    "--network",
+    default=BUILTIN,
     show_default=True,
-    help="Recipe of the network.",
+    help="Network, as in fit. Others than builtin race model.fit alone, with their own norms by "
+    "default.",
+)
+@click.option(
+    "--side", default=32, show_default=True, type=click.IntRange(8), help="Side of an image."
 )
 @_count("images", 2560, "Images per round.", least=20)
 @_count("batch-size", 128, "Images per step.")
@@ -82,7 +90,9 @@ def bench(
 
     Example: kerasnorm bench --backend torch --norm gn --out results/bench
     """
-    is_augmented = options.pop("augment")
+    is_augmented, side = options.pop("augment"), options.pop("side")
+    is_builtin = options["network"] == BUILTIN
+    options["recipe"] = options["recipe"] or ("era8" if is_builtin else FOREIGN_RECIPE)
     if options["batch_size"] > images:
         raise ConfigError(
             f"batch_size: expected at most --images {images}. Received: {options['batch_size']}"
@@ -96,20 +106,24 @@ def bench(
             raise unknown("contender", name, CONTENDERS)
     installed = runtime.installed_backends()
     fields = opt.given(options) | ({} if is_augmented else UNAUGMENTED)
+    fields |= {"image_size": (side, side)}
     results = []
     for backend in backends or tuple(b for b in ("torch", "tensorflow") if b in installed):
         runtime.check_installed(backend)
         names = [
             name
             for name, contender in CONTENDERS.items()
-            if backend in contender.backends and (not contenders or name in contenders)
+            if backend in contender.backends
+            and (not contenders or name in contenders)
+            and (is_builtin or contender.predicts)
         ]
-        for norm in norms or COMPARED:
+        for norm in norms or (COMPARED if is_builtin else (KEEP,)):
             logger.info(f"{backend}, {norm}: {', '.join(names)}, {rounds} rounds")
             config = resolve(fields | {"backend": backend, "norm": norm})
             results += race(config, names, images, rounds)
     document: dict[str, Any] = {
         **opt.given(options),
+        "side": side,
         "images": images,
         "rounds": rounds,
         "augmented": is_augmented,
@@ -135,8 +149,9 @@ def _write(out: Path, document: dict[str, Any], table: "Table", results: list["R
     write_json(out / RESULT, document)
     write_bytes(out / TABLE, to_text(table).encode())
     host = document["host"]
+    network = "" if document["network"] == BUILTIN else f"{document['network']}, "
     heading = (
-        f"{document['recipe']}, batch {document['batch_size']}: {host['processor']}, "
+        f"{network}{document['recipe']}, batch {document['batch_size']}: {host['processor']}, "
         f"{host['cpus']} cores"
     )
     race_chart(results, heading).save(out)

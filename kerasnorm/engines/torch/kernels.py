@@ -19,8 +19,8 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def _flat(x: Tensor) -> Tensor:
-    """Returns the memory of a channels-last tensor as one row, a view."""
-    return x.permute(0, 2, 3, 1).view(-1)
+    """Returns the memory of a tensor, of images in channels-last memory, as one row, a view."""
+    return (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).view(-1)
 
 
 def _clear(x: Tensor, positions: Tensor) -> None:
@@ -43,7 +43,8 @@ class _ZeroAt(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        gradient = gradients[0].clone(memory_format=torch.channels_last)
+        memory = torch.channels_last if gradients[0].dim() == 4 else torch.contiguous_format
+        gradient = gradients[0].clone(memory_format=memory)
         _clear(gradient, ctx.positions)
         return gradient, None
 

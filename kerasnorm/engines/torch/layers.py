@@ -5,6 +5,8 @@ A layer of another type, or with any other option set, is left to Keras.
 """
 
 import inspect
+import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +15,7 @@ import keras
 import numpy as np
 import torch
 from keras import layers
+from keras.src.applications.convnext import LayerScale, StochasticDepth
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (its usual name)
@@ -70,10 +73,12 @@ class Site:
     Attributes:
         device: Device of the variables.
         number: Number of the call in the graph; each dropout draws numbers of its own.
+        shape: Shape (N, ...) of its first input as Keras has it; None where a size is not fixed.
     """
 
     device: torch.device
     number: int = 0
+    shape: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,12 +108,14 @@ class Rule:
     Attributes:
         lower: Returns the lowered form, or None for a value of an option that it does not know.
         options: Names of the constructor's arguments that `lower` reads.
+        ranks: Ranks that all inputs may have: 4 for images, 2 for features (N, C).
         autocast: Whether layers of this type let Keras cast their inputs to the compute type.
         takes_integers: Whether the layer casts inputs of every type itself.
     """
 
     lower: Callable[[Any, Site], Lowered | None]
     options: frozenset[str] = frozenset()
+    ranks: tuple[int, ...] = (4,)
     autocast: bool = True
     takes_integers: bool = False
 
@@ -125,14 +132,15 @@ def lower_layer(layer: Any, inputs: Sequence[Any], site: Site) -> Lowered | None
         None if no rule knows the layer with its options and inputs.
     """
     rule = RULES.get(type(layer))
-    if rule is None or any(len(tensor.shape) != 4 for tensor in inputs):
+    ranks = {len(tensor.shape) for tensor in inputs}
+    if rule is None or len(ranks) != 1 or not ranks <= {*rule.ranks}:
         return None
     has_floats = all(keras.backend.is_float_dtype(tensor.dtype) for tensor in inputs)
     if not (has_floats or rule.takes_integers) or not _is_usual(
         layer, rule.options, autocast=rule.autocast
     ):
         return None
-    lowered = rule.lower(layer, site)
+    lowered = rule.lower(layer, replace(site, shape=inputs[0].shape))
     is_cast = rule.autocast and any(tensor.dtype != layer.compute_dtype for tensor in inputs)
     return _after_cast(lowered, _dtype(layer)) if lowered and is_cast and has_floats else lowered
 
@@ -148,7 +156,7 @@ def _after_cast(lowered: Lowered, dtype: torch.dtype) -> Lowered:
 
 # Options that every rule accepts: each either does not change what a built layer computes, or is
 # handled in the same way for all layers. `seed` is one, because the engine draws its own numbers.
-VARIABLES = ("kernel", "bias", "gamma", "beta")
+VARIABLES = ("kernel", "bias", "gamma", "beta", "depthwise", "pointwise")
 COMMON_OPTIONS = frozenset(
     {
         *("name", "dtype", "trainable", "seed"),
@@ -231,34 +239,162 @@ def _rescaling(layer: Any, site: Site) -> Lowered | None:
     return Lowered(lambda mode, x: x.to(dtype).mul(scale).add_(offset))
 
 
+def _normalization(layer: Any, _: Site) -> Lowered | None:
+    """Keras's `Normalization`, whose mean and variance were given or adapted before."""
+    channels = layer.mean.shape[-1]
+    if layer.invert or any(n.numel() != channels for n in (layer.mean, layer.variance)):
+        return None
+    mean, variance = (n.reshape(-1, 1, 1) for n in (layer.mean, layer.variance))
+    std = torch.clamp(variance.sqrt(), min=keras.config.epsilon())
+    dtype = _dtype(layer)
+    return Lowered(lambda mode, x: (x.to(dtype) - mean.to(dtype)) / std.to(dtype))
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """Turns images (N, H, W, C) into (N, C, H, W) in channels-last memory; others stay."""
+    return kernels.channels_last(x.permute(0, 3, 1, 2)) if x.dim() == 4 else x
+
+
+def as_in_keras(x: Tensor) -> Tensor:
+    """Turns images (N, C, H, W) into (N, H, W, C), a view; others stay."""
+    return x.permute(0, 2, 3, 1) if x.dim() == 4 else x
+
+
+@dataclass(frozen=True)
+class _Window:
+    """How a convolution or pooling moves over an image; all pairs are of height and width."""
+
+    size: tuple[int, int]
+    strides: tuple[int, int]
+    dilation: tuple[int, int]
+    is_same: bool
+
+    @classmethod
+    def of(cls, layer: Any, size: tuple[int, int]) -> "_Window":
+        dilation = getattr(layer, "dilation_rate", (1, 1))
+        return cls(size, layer.strides, dilation, layer.padding == "same")
+
+    def padding(self, shape: Sequence[int]) -> list[tuple[int, int]]:
+        """Returns the pixels that "same" adds before and after each axis of (height, width)."""
+        if not self.is_same:
+            return [(0, 0), (0, 0)]
+        pairs = []
+        for length, size, stride, dilation in zip(
+            shape, self.size, self.strides, self.dilation, strict=True
+        ):
+            reach, outputs = dilation * (size - 1) + 1, -(-length // stride)
+            total = max(0, (outputs - 1) * stride + reach - length)
+            pairs.append((total // 2, total - total // 2))
+        return pairs
+
+    def padded(self, x: Tensor, value: float = 0.0) -> tuple[Tensor, list[int]]:
+        """Returns x, padded if the two sides differ, and what to pad on both sides otherwise."""
+        (top, bottom), (left, right) = self.padding(x.shape[2:])
+        if top == bottom and left == right:
+            return x, [top, left]
+        return F.pad(x, (left, right, top, bottom), value=value), [0, 0]
+
+
+Kernel = Callable[[], Tensor]
+
+
+def _convolve(x: Tensor, kernel: Tensor, bias: Any, window: _Window, groups: int) -> Tensor:
+    """Returns the convolution of x (N, C, H, W) with a kernel (out, in / groups, h, w)."""
+    x, padding = window.padded(x)
+    bias = None if bias is None else bias.to(kernel.dtype)
+    return F.conv2d(x, kernel, bias, window.strides, padding, window.dilation, groups)
+
+
+def _activated(layer: Any, call: Callable[[Tensor], Tensor]) -> Lowered:
+    """Returns a layer that applies its activation to what `call` returns."""
+    if layer.activation is keras.activations.linear:
+        return Lowered(lambda mode, x: call(x))
+    return Lowered(lambda mode, x: layer.activation(call(x)))
+
+
 def _conv(layer: Any, _: Site) -> Lowered | None:
-    reach = [d * (k - 1) for k, d in zip(layer.kernel_size, layer.dilation_rate, strict=True)]
-    is_same = layer.padding == "same"
     if not _is_elementwise(layer.activation) or layer.padding not in ("same", "valid"):
         return None
-    if is_same and (max(layer.strides) > 1 or any(n % 2 for n in reach)):
-        return None  # Keras pads the two sides differently.
-    padding = [n // 2 if is_same else 0 for n in reach]
     kernel, bias, dtype = _value(layer.kernel), _value(layer.bias), _dtype(layer)
+    window = _Window.of(layer, layer.kernel_size)
     is_standardized = isinstance(layer, StandardizedConv2D)
-    is_linear = layer.activation is keras.activations.linear
 
-    def call(mode: Mode, x: Tensor) -> Tensor:
+    def call(x: Tensor) -> Tensor:
         weight = kernel.permute(3, 2, 0, 1)
         if is_standardized:
             weight = kernels.standardize_kernel(weight, EPSILON)
-        y = F.conv2d(
-            x,
-            weight.to(dtype),
-            None if bias is None else bias.to(dtype),
-            layer.strides,
-            padding,
-            layer.dilation_rate,
-            layer.groups,
-        )
-        return y if is_linear else layer.activation(y)
+        return _convolve(x, weight.to(dtype), bias, window, layer.groups)
 
-    return Lowered(call)
+    return _activated(layer, call)
+
+
+def _depthwise(layer: Any, _: Site) -> Lowered | None:
+    if not _is_elementwise(layer.activation):
+        return None
+    kernel, bias, dtype = _value(layer.kernel), _value(layer.bias), _dtype(layer)
+    window, channels = _Window.of(layer, layer.kernel_size), kernel.shape[2]
+
+    def call(x: Tensor) -> Tensor:
+        return _convolve(x, _by_channel(kernel).to(dtype), bias, window, channels)
+
+    return _activated(layer, call)
+
+
+def _by_channel(kernel: Tensor) -> Tensor:
+    """Turns a depthwise kernel (h, w, in, multiplier) into (in * multiplier, 1, h, w)."""
+    return kernel.permute(2, 3, 0, 1).flatten(0, 1).unsqueeze(1)
+
+
+def _separable(layer: Any, _: Site) -> Lowered | None:
+    if not _is_elementwise(layer.activation):
+        return None
+    depthwise, pointwise = _value(layer.depthwise_kernel), _value(layer.pointwise_kernel)
+    bias, dtype = _value(layer.bias), _dtype(layer)
+    window, channels = _Window.of(layer, layer.kernel_size), depthwise.shape[2]
+    point = _Window((1, 1), (1, 1), (1, 1), is_same=False)
+
+    def call(x: Tensor) -> Tensor:
+        x = _convolve(x, _by_channel(depthwise).to(dtype), None, window, channels)
+        return _convolve(x, pointwise.permute(3, 2, 0, 1).to(dtype), bias, point, 1)
+
+    return _activated(layer, call)
+
+
+def _transposed(layer: Any, _: Site) -> Lowered | None:
+    if not _is_elementwise(layer.activation) or layer.output_padding is not None:
+        return None
+    kernel, bias, dtype = _value(layer.kernel), _value(layer.bias), _dtype(layer)
+    window = _Window.of(layer, layer.kernel_size)
+    cuts: list[int] = []  # of the left, right, top and bottom, as `F.pad` adds; below 0 it crops
+    for size, stride, dilation in zip(window.size, window.strides, window.dilation, strict=True):
+        reach = dilation * (size - 1) + 1
+        before = 0
+        if window.is_same:  # so that the output is `stride` times the input
+            padded = reach - 1 if stride > reach - 1 else -(-(reach + stride - 2) // 2)
+            before = reach - 1 - padded
+        wanted = stride if window.is_same else max(reach, stride)
+        cuts = [-before, wanted - reach + before, *cuts]
+
+    def call(x: Tensor) -> Tensor:
+        y = F.conv_transpose2d(
+            x, kernel.permute(3, 2, 0, 1).to(dtype), None, window.strides, dilation=window.dilation
+        )
+        y = F.pad(y, cuts) if any(cuts) else y
+        return y if bias is None else y + bias.to(dtype)[:, None, None]
+
+    return _activated(layer, call)
+
+
+def _dense(layer: Any, _: Site) -> Lowered | None:
+    if not _is_elementwise(layer.activation):
+        return None
+    kernel, bias, dtype = _value(layer.kernel), _value(layer.bias), _dtype(layer)
+
+    def call(x: Tensor) -> Tensor:
+        shift = None if bias is None else bias.to(dtype)
+        return channels_first(F.linear(as_in_keras(x), kernel.T.to(dtype), shift))
+
+    return _activated(layer, call)
 
 
 Normalize = Callable[[Mode, Tensor, Any, Any], Tensor]
@@ -309,15 +445,16 @@ def _group_norm(layer: Any, _: Site) -> Lowered | None:
     return _norm(normalize, layer, layer.gamma, layer.beta, is_fresh=True)
 
 
-def _layer_norm(layer: Any, _: Site) -> Lowered | None:
-    axes = sorted(axis % 4 for axis in np.atleast_1d(layer.axis))
-    if axes not in ([3], [1, 2, 3]):
+def _layer_norm(layer: Any, site: Site) -> Lowered | None:
+    rank = len(site.shape)
+    axes = sorted(axis % rank for axis in np.atleast_1d(layer.axis))
+    if axes not in ([rank - 1], [*range(1, rank)]):
         return None
 
     def normalize(mode: Mode, x: Tensor, gamma: Any, beta: Any) -> Tensor:
-        pixels = x.permute(0, 2, 3, 1)
-        y = F.layer_norm(pixels, pixels.shape[axes[0] :], gamma, beta, layer.epsilon)
-        return y.permute(0, 3, 1, 2)
+        x = as_in_keras(x)
+        y = F.layer_norm(x, x.shape[axes[0] :], gamma, beta, layer.epsilon)
+        return y.permute(0, 3, 1, 2) if rank == 4 else y
 
     return _norm(normalize, layer, layer.gamma, layer.beta, is_fresh=False)
 
@@ -341,10 +478,19 @@ def _activation(layer: Any, _: Site) -> Lowered | None:
     return Lowered(lambda mode, x: activation(x))
 
 
+def _relu(layer: Any, _: Site) -> Lowered:
+    slope, top, threshold = layer.negative_slope, layer.max_value, layer.threshold
+    if (slope, threshold) == (0, 0):
+        return Lowered(lambda mode, x: F.relu(x) if top is None else F.hardtanh(x, 0.0, top))
+    return Lowered(lambda mode, x: layer.call(x))
+
+
 def _dropout(layer: Any, site: Site) -> Lowered | None:
-    rate = layer.rate
+    rate, shape = layer.rate, layer.noise_shape
     if rate >= 1:
         return None  # Keras gives zeros; 1 / (1 - rate) would be infinite.
+    if shape is not None:
+        return _dropout_of_parts(layer, site) if len(shape) == len(site.shape) else None
     if site.device.type != "cpu":
         return Lowered(lambda mode, x: F.dropout(x, rate, mode.training))
 
@@ -357,7 +503,36 @@ def _dropout(layer: Any, site: Site) -> Lowered | None:
     def scale_and_drop(mode: Mode, x: Tensor) -> Tensor:
         return drop(mode, x * (1 / (1 - rate))) if mode.training and rate > 0 else x
 
-    return Lowered(scale_and_drop, dropping=(rate, drop))
+    return Lowered(scale_and_drop, dropping=(rate, drop) if len(site.shape) == 4 else None)
+
+
+def _dropout_of_parts(layer: Any, site: Site) -> Lowered:
+    """A dropout with a `noise_shape`: one draw holds along the axes of size 1."""
+    rate, shape = layer.rate, layer.noise_shape
+
+    def drop(mode: Mode, x: Tensor) -> Tensor:
+        if not mode.training or rate == 0:
+            return x
+        sizes = as_in_keras(x).shape
+        drawn = [n if n is not None else size for n, size in zip(shape, sizes, strict=True)]
+        kept = (mode.draw(site.number, drawn) >= rate) / (1 - rate)
+        return x * channels_first(torch.from_numpy(kept).to(x))
+
+    return Lowered(drop)
+
+
+def _stochastic_depth(layer: Any, site: Site) -> Lowered | None:
+    rate = layer.drop_path_rate
+    if rate >= 1:
+        return None
+
+    def drop(mode: Mode, x: Tensor) -> Tensor:
+        if not mode.training or rate == 0:
+            return x
+        kept = (mode.draw(site.number, x.shape[:1]) >= rate) / (1 - rate)
+        return x * torch.from_numpy(kept).to(x)[:, None, None, None]
+
+    return Lowered(drop)
 
 
 def _spatial_dropout(layer: Any, site: Site) -> Lowered | None:
@@ -376,11 +551,38 @@ def _spatial_dropout(layer: Any, site: Site) -> Lowered | None:
     return Lowered(drop)
 
 
-def _max_pooling(layer: Any, _: Site) -> Lowered | None:
-    if layer.padding != "valid":
-        return None
-    size, strides = layer.pool_size, layer.strides
-    return Lowered(lambda mode, x: F.max_pool2d(x, size, strides))
+def _max_pooling(layer: Any, _: Site) -> Lowered:
+    window = _Window.of(layer, layer.pool_size)
+
+    def call(mode: Mode, x: Tensor) -> Tensor:
+        x, padding = window.padded(x, value=-math.inf)
+        return F.max_pool2d(x, window.size, window.strides, padding)
+
+    return Lowered(call)
+
+
+def _average_pooling(layer: Any, site: Site) -> Lowered | None:
+    window = _Window.of(layer, layer.pool_size)
+    if window.is_same:
+        size = [n for n in site.shape[1:3] if n is not None]
+        if len(size) < 2 or any(before != after for before, after in window.padding(size)):
+            return None  # Keras on torch counts repeated edges, on TensorFlow the image alone.
+
+    def call(mode: Mode, x: Tensor) -> Tensor:
+        x, padding = window.padded(x)
+        return F.avg_pool2d(x, window.size, window.strides, padding, count_include_pad=False)
+
+    return Lowered(call)
+
+
+def _zero_padding(layer: Any, _: Site) -> Lowered:
+    (top, bottom), (left, right) = layer.padding
+    return Lowered(lambda mode, x: F.pad(x, (left, right, top, bottom)))
+
+
+def _max_all(layer: Any, _: Site) -> Lowered:
+    keep = layer.keepdims
+    return Lowered(lambda mode, x: x.amax((2, 3), keepdim=keep))
 
 
 def _average_all(layer: Any, _: Site) -> Lowered:
@@ -397,27 +599,108 @@ def _add(layer: Any, _: Site) -> Lowered:
     return Lowered(call)
 
 
+def _multiply(layer: Any, _: Site) -> Lowered:
+    def call(mode: Mode, x: Tensor, *others: Tensor) -> Tensor:
+        for other in others:
+            x = x * other
+        return x
+
+    return Lowered(call)
+
+
+def _concatenate(layer: Any, site: Site) -> Lowered | None:
+    rank = len(site.shape)
+    if layer.axis % rank != rank - 1:
+        return None
+    return Lowered(lambda mode, *several: torch.cat(several, dim=1))
+
+
+def _layer_scale(layer: Any, _: Site) -> Lowered:
+    gamma, dtype = _value(layer.gamma), _dtype(layer)
+    return Lowered(lambda mode, x: x * gamma.to(dtype)[:, None, None])
+
+
 def _flatten(layer: Any, _: Site) -> Lowered:
-    return Lowered(lambda mode, x: x.permute(0, 2, 3, 1).flatten(1))
+    return Lowered(lambda mode, x: as_in_keras(x).flatten(1))
+
+
+def _reshape(layer: Any, _: Site) -> Lowered | None:
+    shape = layer.target_shape
+    if len(shape) not in (1, 3):
+        return None
+    return Lowered(lambda mode, x: channels_first(as_in_keras(x).reshape(len(x), *shape)))
 
 
 WINDOW = frozenset({"strides", "padding", "data_format"})
-CONV_OPTIONS = {"filters", "kernel_size", "dilation_rate", "groups", "activation", "use_bias"}
-CONV = Rule(_conv, WINDOW | CONV_OPTIONS)
+ACTIVATED = WINDOW | {"kernel_size", "dilation_rate", "activation", "use_bias"}
+CONV = Rule(_conv, ACTIVATED | {"filters", "groups"})
+POOL = WINDOW | {"pool_size"}
+GLOBAL = frozenset({"data_format", "keepdims"})
 AFFINE = frozenset({"axis", "epsilon", "center", "scale"})
+BOTH = (2, 4)
 RULES: dict[type, Rule] = {
     layers.Rescaling: Rule(_rescaling, frozenset({"scale", "offset"}), takes_integers=True),
+    layers.Normalization: Rule(
+        _normalization, frozenset({"axis", "mean", "variance", "invert"}), takes_integers=True
+    ),
     layers.Conv2D: CONV,
     StandardizedConv2D: CONV,
+    layers.DepthwiseConv2D: Rule(_depthwise, ACTIVATED | {"depth_multiplier"}),
+    layers.SeparableConv2D: Rule(_separable, ACTIVATED | {"filters", "depth_multiplier"}),
+    layers.Conv2DTranspose: Rule(_transposed, ACTIVATED | {"filters", "output_padding"}),
+    layers.Dense: Rule(_dense, frozenset({"units", "activation", "use_bias"}), BOTH),
     layers.BatchNormalization: Rule(_batch_norm, AFFINE | {"momentum"}),
     layers.GroupNormalization: Rule(_group_norm, AFFINE | {"groups"}, autocast=False),
-    layers.LayerNormalization: Rule(_layer_norm, AFFINE, autocast=False),
+    layers.LayerNormalization: Rule(_layer_norm, AFFINE, BOTH, autocast=False),
     layers.RMSNormalization: Rule(_rms_norm, frozenset({"axis", "epsilon"})),
-    layers.Activation: Rule(_activation, frozenset({"activation"})),
-    layers.Dropout: Rule(_dropout, frozenset({"rate"})),
+    layers.Activation: Rule(_activation, frozenset({"activation"}), BOTH),
+    layers.ReLU: Rule(_relu, frozenset({"max_value", "negative_slope", "threshold"}), BOTH),
+    layers.Dropout: Rule(_dropout, frozenset({"rate", "noise_shape"}), BOTH),
     layers.SpatialDropout2D: Rule(_spatial_dropout, frozenset({"rate", "data_format"})),
-    layers.MaxPooling2D: Rule(_max_pooling, WINDOW | {"pool_size"}),
-    layers.GlobalAveragePooling2D: Rule(_average_all, frozenset({"data_format", "keepdims"})),
-    layers.Add: Rule(_add),
-    layers.Flatten: Rule(_flatten, frozenset({"data_format"})),
+    StochasticDepth: Rule(_stochastic_depth, frozenset({"drop_path_rate"})),
+    layers.MaxPooling2D: Rule(_max_pooling, POOL),
+    layers.AveragePooling2D: Rule(_average_pooling, POOL),
+    layers.GlobalAveragePooling2D: Rule(_average_all, GLOBAL),
+    layers.GlobalMaxPooling2D: Rule(_max_all, GLOBAL),
+    layers.ZeroPadding2D: Rule(_zero_padding, frozenset({"padding", "data_format"})),
+    layers.Add: Rule(_add, ranks=BOTH),
+    layers.Multiply: Rule(_multiply, ranks=BOTH),
+    layers.Concatenate: Rule(_concatenate, frozenset({"axis"}), BOTH),
+    LayerScale: Rule(_layer_scale, frozenset({"init_values", "projection_dim"})),
+    layers.Flatten: Rule(_flatten, frozenset({"data_format"}), BOTH),
+    layers.Reshape: Rule(_reshape, frozenset({"target_shape"}), BOTH),
 }
+
+ARITHMETIC: dict[type, Callable[[Any, Any], Tensor]] = {
+    keras.src.ops.numpy.Add: operator.add,
+    keras.src.ops.numpy.Subtract: operator.sub,
+    keras.src.ops.numpy.Multiply: operator.mul,
+}
+
+
+def lower_arithmetic(node: Any) -> Lowered | None:
+    """Returns a call of an operation such as `x + 3` or `x * y` in its lowered form.
+
+    Args:
+        node: A call of a graph.
+
+    Returns:
+        None for another operation, or other operands than images of one type and numbers.
+    """
+    operation = ARITHMETIC.get(type(node.operation))
+    operands, tensors = node.arguments.args, node.input_tensors
+    is_alike = len({tensor.dtype for tensor in tensors}) == 1 and all(
+        len(tensor.shape) == 4 and keras.backend.is_float_dtype(tensor.dtype) for tensor in tensors
+    )
+    numbers = [one for one in operands if not isinstance(one, keras.KerasTensor)]
+    if operation is None or node.arguments.kwargs or not is_alike or len(operands) != 2:
+        return None
+    if any(type(number) not in (int, float) for number in numbers):
+        return None
+
+    if len(tensors) == 2:
+        return Lowered(lambda mode, x, y: operation(x, y))
+    number = numbers[0]
+    if operands[0] is number:
+        return Lowered(lambda mode, x: operation(number, x))
+    return Lowered(lambda mode, x: operation(x, number))

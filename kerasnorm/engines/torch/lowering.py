@@ -7,28 +7,39 @@ on (N, H, W, C).
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
 import torch
+from keras.src.models.functional import Functional
 from torch import Tensor
 
-from kerasnorm.engines.torch.kernels import channels_last
-from kerasnorm.engines.torch.layers import Lowered, Mode, Site, lower_layer
+from kerasnorm.engines.torch.layers import (
+    Lowered,
+    Mode,
+    Site,
+    as_in_keras,
+    channels_first,
+    lower_arithmetic,
+    lower_layer,
+)
 from kerasnorm.errors import ConfigError
 from kerasnorm.inspection.graph import call_node, functional_graph, nodes
+
+# Of a tensor: the calls of models that it is in, and the `id` of its symbolic tensor.
+Name = tuple[int, ...]
 
 
 @dataclass
 class _Step:
     """One call: what to call, the tensors that it reads and writes, and those not read again."""
 
-    sources: list[int]
-    targets: list[int]
+    sources: list[Name]
+    targets: list[Name]
     lowered: Lowered
-    dead: list[int] = field(default_factory=list)
+    dead: list[Name] = field(default_factory=list)
 
 
 class LoweredModel:
@@ -53,9 +64,8 @@ class LoweredModel:
                 f"{len(graph.inputs)} and {len(graph.outputs)}"
             )
         self.device = keras.ops.zeros(()).device
-        self.input = id(graph.inputs[0])
+        self.input: Name = (id(graph.inputs[0]),)
         self.input_dtype: torch.dtype = getattr(torch, graph.inputs[0].dtype)
-        self.output = id(graph.outputs[0])
         self.steps = self._plan(graph)
         self.is_whole = not any(step.lowered.is_foreign for step in self.steps)
 
@@ -64,7 +74,7 @@ class LoweredModel:
 
         Inputs of any type are cast to that of the model's input, as Keras casts them.
         """
-        values = {self.input: _from_keras(inputs).to(self.input_dtype)}
+        values = {self.input: channels_first(inputs).to(self.input_dtype)}
         for step in self.steps:
             outputs = step.lowered.call(mode, *(values[source] for source in step.sources))
             if len(step.targets) == 1:
@@ -73,16 +83,16 @@ class LoweredModel:
                 values.update(zip(step.targets, outputs, strict=True))
             for name in step.dead:
                 del values[name]
-        return _to_keras(values[self.output])
+        return as_in_keras(values[self.output])
 
     def _plan(self, graph: Any) -> list[_Step]:
-        calls = [node for node in nodes(graph) if not node.is_input]
-        readers = Counter(id(tensor) for node in calls for tensor in node.input_tensors)
+        names: dict[int, Name] = {id(graph.inputs[0]): self.input}
+        calls = list(_calls(graph, names))
+        self.output = names[id(graph.outputs[0])]
+        readers = Counter(source for _, sources, _ in calls for source in sources)
         readers[self.output] += 1
         steps: list[_Step] = []
-        for number, node in enumerate(calls):
-            sources = [id(tensor) for tensor in node.input_tensors]
-            targets = [id(tensor) for tensor in node.outputs]
+        for number, (node, sources, targets) in enumerate(calls):
             step = _Step(sources, targets, _lower(node, Site(self.device, number)))
             if [readers[name] for name in sources] == [1]:
                 _fold_dropout(step, steps)
@@ -92,6 +102,42 @@ class LoweredModel:
             if name != self.output:
                 step.dead.append(name)
         return steps
+
+
+def _calls(
+    graph: Any, names: dict[int, Name], path: tuple[int, ...] = ()
+) -> Iterator[tuple[Any, list[Name], list[Name]]]:
+    """Yields each call of a graph, and of the models in it, with the names of inputs and outputs.
+
+    Args:
+        graph: A functional graph.
+        names: Names of the graph's input tensors by their `id`, which receives those of all others.
+        path: The calls of models that lead to the graph.
+    """
+    for node in nodes(graph):
+        if node.is_input:
+            continue
+        sources = [names[id(tensor)] for tensor in node.input_tensors]
+        inner = _inner_graph(node)
+        if inner is None:
+            targets = [(*path, id(tensor)) for tensor in node.outputs]
+            yield node, sources, targets
+        else:
+            inside = {id(t): name for t, name in zip(inner.inputs, sources, strict=True)}
+            yield from _calls(inner, inside, (*path, id(node)))
+            targets = [inside[id(tensor)] for tensor in inner.outputs]
+        names |= {id(tensor): name for tensor, name in zip(node.outputs, targets, strict=True)}
+
+
+def _inner_graph(node: Any) -> Any:
+    """Returns the graph of a model that is called as a layer, None where Keras must call it."""
+    model, dtypes = node.operation, {tensor.dtype for tensor in node.input_tensors}
+    if type(model) not in (Functional, keras.Sequential) or not _has_only_tensors(node):
+        return None
+    graph = functional_graph(model)
+    # Keras casts to the type of the model, and then to those of its inputs.
+    is_as_given = {model.compute_dtype, *(tensor.dtype for tensor in graph.inputs)} == dtypes
+    return graph if is_as_given else None
 
 
 def _fold_dropout(step: _Step, before: list[_Step]) -> None:
@@ -111,6 +157,7 @@ def _fold_dropout(step: _Step, before: list[_Step]) -> None:
 def _lower(node: Any, site: Site) -> Lowered:
     inputs = node.input_tensors
     lowered = lower_layer(node.operation, inputs, site) if _has_only_tensors(node) else None
+    lowered = lowered or lower_arithmetic(node)
     return lowered or Lowered(_keras_call(node), is_foreign=True)
 
 
@@ -130,18 +177,8 @@ def _keras_call(node: Any) -> Callable[..., Any]:
     names = [id(tensor) for tensor in node.input_tensors]
 
     def call(mode: Mode, *inputs: Tensor) -> Any:
-        tensors = dict(zip(names, map(_to_keras, inputs), strict=True))
-        outputs = [_from_keras(output) for output in call_node(node, tensors, mode.training)]
+        tensors = dict(zip(names, map(as_in_keras, inputs), strict=True))
+        outputs = [channels_first(output) for output in call_node(node, tensors, mode.training)]
         return outputs[0] if len(outputs) == 1 else outputs
 
     return call
-
-
-def _from_keras(x: Tensor) -> Tensor:
-    """Turns images (N, H, W, C) into (N, C, H, W) in channels-last memory."""
-    return channels_last(x.permute(0, 3, 1, 2)) if x.dim() == 4 else x
-
-
-def _to_keras(x: Tensor) -> Tensor:
-    """Turns images (N, C, H, W) into (N, H, W, C), a view."""
-    return x.permute(0, 2, 3, 1) if x.dim() == 4 else x

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from keras.src.applications.convnext import LayerScale, StochasticDepth
 
 torch = pytest.importorskip("torch")
 if keras.backend.backend() != "torch":
@@ -52,6 +53,7 @@ ACTIVATIONS = [
     Scaled(),
     layers.ReLU(max_value=0.5),
 ]  # fmt: skip
+FEW = ["relu", "softmax", Scaled()]
 # What every layer takes; each value differs from the default.
 COMMON = {
     "name": ["other"],
@@ -90,6 +92,19 @@ CONV = KERNEL | {
     "activation": ACTIVATIONS,
     "use_bias": [False],
 }
+DEPTHWISE = {
+    "activation": FEW,
+    "depth_multiplier": [2],
+    "depthwise_initializer": ["ones"],
+    "depthwise_regularizer": ["l2"],
+    "depthwise_constraint": ["non_neg"],
+}
+
+
+def without(options, *names):
+    return {name: values for name, values in options.items() if name not in names}
+
+
 # Of each layer: what it is made with, and values of its options; a dict sets several options.
 # Options that this Keras refuses on torch have an empty list.
 TABLE: dict[type, tuple[dict[str, Any], dict[str, list[Any]]]] = {
@@ -102,6 +117,58 @@ TABLE: dict[type, tuple[dict[str, Any], dict[str, list[Any]]]] = {
     ),
     layers.Conv2D: ({"filters": 4, "kernel_size": 3}, CONV),
     StandardizedConv2D: ({"filters": 4, "kernel_size": 3}, CONV),
+    layers.Normalization: (
+        {"mean": [0.5, -1.0, 2.0, 0.0], "variance": [1.0, 4.0, 0.01, 0.25]},
+        {
+            "axis": [{"axis": None, "mean": 0.5, "variance": 4.0}, (1, 3)],
+            "invert": [True],
+        },
+    ),
+    layers.DepthwiseConv2D: (
+        {"kernel_size": 3},
+        without(
+            CONV,
+            "filters",
+            "groups",
+            "kernel_initializer",
+            "kernel_regularizer",
+            "kernel_constraint",
+        )
+        | DEPTHWISE
+        | {"strides": [2, {"strides": 2, "padding": "same"}]},
+    ),
+    layers.SeparableConv2D: (
+        {"filters": 4, "kernel_size": 3},
+        without(CONV, "groups", "kernel_initializer", "kernel_regularizer", "kernel_constraint")
+        | DEPTHWISE
+        | {
+            "pointwise_initializer": ["ones"],
+            "pointwise_regularizer": ["l2"],
+            "pointwise_constraint": ["non_neg"],
+        },
+    ),
+    layers.Conv2DTranspose: (
+        {"filters": 4, "kernel_size": 3},
+        without(CONV, "groups")
+        | {
+            "activation": FEW,
+            "strides": [2, 4, {"strides": 2, "padding": "same"}, {"strides": 4, "padding": "same"}],
+            "kernel_size": [1, 2, (2, 5), {"kernel_size": 2, "strides": 3, "padding": "same"}],
+            "output_padding": [{"output_padding": 1, "strides": 2}],
+        },
+    ),
+    layers.Dense: (
+        {"units": 4},
+        KERNEL
+        | {
+            "units": [1, 8],
+            "activation": FEW,
+            "use_bias": [False],
+            "lora_rank": [2],
+            "lora_alpha": [{"lora_rank": 2, "lora_alpha": 3}],
+            "quantization_config": [],
+        },
+    ),
     layers.BatchNormalization: (
         {},
         AFFINE
@@ -123,6 +190,15 @@ TABLE: dict[type, tuple[dict[str, Any], dict[str, list[Any]]]] = {
     ),
     layers.RMSNormalization: ({}, {"axis": [1, 3, (1, 2, 3)], "epsilon": [0.1]}),
     layers.Activation: ({"activation": "relu"}, {"activation": ACTIVATIONS}),
+    layers.ReLU: (
+        {},
+        {
+            "max_value": [0.5, {"max_value": 0.5, "negative_slope": 0.1, "threshold": 0.2}],
+            "negative_slope": [0.1],
+            "threshold": [0.3],
+        },
+    ),
+    StochasticDepth: ({"drop_path_rate": 0.3}, {"drop_path_rate": [0.0, 0.6]}),
     layers.Dropout: (
         {"rate": 0.3},
         {"rate": [0, 0.6, 1], "seed": [3], "noise_shape": [(None, 1, 1, 4), (5, 6, 6, 4)]},
@@ -140,11 +216,46 @@ TABLE: dict[type, tuple[dict[str, Any], dict[str, list[Any]]]] = {
             "data_format": ["channels_first"],
         },
     ),
+    layers.AveragePooling2D: (
+        {"pool_size": 2},
+        {
+            "pool_size": [3, (1, 2)],
+            "strides": [1, (2, 1)],
+            "padding": [
+                "same",
+                {"padding": "same", "pool_size": 3, "strides": 1},
+                {"padding": "same", "pool_size": 3, "strides": 2},
+            ],
+            "data_format": ["channels_first"],
+        },
+    ),
     layers.GlobalAveragePooling2D: ({}, {"data_format": ["channels_first"], "keepdims": [True]}),
+    layers.GlobalMaxPooling2D: ({}, {"data_format": ["channels_first"], "keepdims": [True]}),
+    layers.ZeroPadding2D: (
+        {},
+        {"padding": [2, (0, 3), ((1, 0), (2, 3))], "data_format": ["channels_first"]},
+    ),
     layers.Add: ({}, {}),
+    layers.Multiply: ({}, {}),
+    layers.Concatenate: ({}, {"axis": [1, 2, 3]}),
+    LayerScale: (
+        {"init_values": 0.1, "projection_dim": 4},
+        {"init_values": [0.2]},
+    ),
     layers.Flatten: ({}, {"data_format": ["channels_first"]}),
+    layers.Reshape: (
+        {"target_shape": (-1,)},
+        {"target_shape": [(1, 1, 144), (-1, 3, 4), (36, 4), (2, 2, 6, 6)]},
+    ),
 }
-RANDOM = layers.Dropout, layers.SpatialDropout2D
+RANDOM = layers.Dropout, layers.SpatialDropout2D, StochasticDepth
+SEVERAL = layers.Add, layers.Multiply, layers.Concatenate
+
+
+def rate_of(layer):
+    return layer.drop_path_rate if isinstance(layer, StochasticDepth) else layer.rate
+
+
 NOT_TAKEN = {layers.SpatialDropout2D: {"trainable", "autocast", "activity_regularizer"}}
 
 
@@ -209,7 +320,7 @@ def model_of(layer):
     inputs = keras.Input(SHAPE)
     # Two inputs of unlike size, for a layer that takes several.
     several = [inputs, layers.Rescaling(-2.0, dtype="float32")(inputs)]
-    y = layer(several if isinstance(layer, layers.Add) else inputs)
+    y = layer(several if isinstance(layer, SEVERAL) else inputs)
     return shaken(keras.Model(inputs, y))
 
 
@@ -255,7 +366,7 @@ def test_every_option_gives_what_keras_gives(case):
     model = model_of(layer)
     lowered = LoweredModel(model)
     for training in (False, True):
-        if training and isinstance(layer, RANDOM) and layer.rate > 0:
+        if training and isinstance(layer, RANDOM) and rate_of(layer) > 0:
             continue
         mode = Mode(training=training)
         start = model.get_weights()
@@ -283,20 +394,21 @@ def test_every_option_of_dropout_is_kept_in_training(case):
         (slope,) = torch.autograd.grad(y.sum(), given)
         assert torch.allclose(slope.double(), y.detach().double(), rtol=0.01)
     kept = y.detach().float().numpy()
-    if layer.rate == 1:
+    if rate_of(layer) == 1:
         assert not kept.any()
         return
-    assert np.allclose(kept[kept != 0], 1 / (1 - layer.rate), rtol=0.01)
+    assert np.allclose(kept[kept != 0], 1 / (1 - rate_of(layer)), rtol=0.01)
     # Axes along which one draw holds.
     axes = (1, 2) if isinstance(layer, layers.SpatialDropout2D) else ()
-    if axes and layer.data_format == "channels_first":
+    axes = (1, 2, 3) if isinstance(layer, StochasticDepth) else axes
+    if isinstance(layer, layers.SpatialDropout2D) and layer.data_format == "channels_first":
         axes = (2, 3)
     if case.option == "noise_shape":
         axes = tuple(axis for axis in (1, 2, 3) if case.value[axis] == 1)
     draws = kept.max(axes, keepdims=True) if axes else kept
     assert np.array_equal(kept, np.broadcast_to(draws, kept.shape))
     share, spread = np.mean(draws == 0), np.sqrt(0.25 / draws.size)
-    assert abs(share - layer.rate) <= 5 * spread
+    assert abs(share - rate_of(layer)) <= 5 * spread
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -419,6 +531,120 @@ def test_a_mask_reaches_the_layers_that_use_it():
         passes(partial(model, training=True), model, x, upstream),
         2e-5,
     )
+
+
+FEATURES = np.random.default_rng(5).normal(0.3, 1, (5, 6)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        layers.Dense(3, activation="relu"),
+        layers.Dense(3, activation="softmax"),
+        layers.LayerNormalization(epsilon=0.1),
+        layers.Activation("silu"),
+        layers.ReLU(0.5),
+        lambda x: layers.Add()([x, layers.Dense(6)(x)]),
+        lambda x: layers.Multiply()([x, layers.Dense(1)(x)]),
+        lambda x: layers.Concatenate()([x, layers.Dense(2)(x)]),
+        layers.Flatten(),
+        layers.Reshape((1, 2, 3)),
+        layers.Reshape((3, 2)),
+        layers.BatchNormalization(),
+        layers.Dropout(0.4),
+    ],
+)
+def test_features_give_what_keras_gives(make):
+    inputs = keras.Input((6,))
+    model = shaken(keras.Model(inputs, make(inputs)))
+    for training in (False, True):
+        if training and isinstance(model.layers[-1], layers.Dropout):
+            continue
+        assert_same(
+            passes(partial(LoweredModel(model), mode=Mode(training)), model, FEATURES, upstream),
+            passes(partial(model, training=training), model, FEATURES, upstream),
+            2e-5,
+        )
+
+
+def test_dropout_of_features_drops_the_rate_and_its_gradient_is_its_output():
+    inputs = keras.Input((40,))
+    lowered = LoweredModel(keras.Model(inputs, layers.Dropout(0.4)(inputs)))
+    given = torch.ones(200, 40, requires_grad=True)
+    y = lowered(given, Mode(training=True, key=(1, 2, 3)))
+    (slope,) = torch.autograd.grad(y.sum(), given)
+    assert torch.equal(slope, y.detach())
+    assert abs(float((y == 0).float().mean()) - 0.4) < 0.01
+    assert torch.allclose(y[y != 0], torch.tensor(1 / 0.6))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: (x + 3.0) * (1.0 / 6.0),
+        lambda x: 1 - x,
+        lambda x: x * 2 - x,
+        lambda x: x - np.ones((1, 6, 6, 4), np.float32),
+        lambda x: x / 2.0,
+        lambda x: x * keras.ops.mean(x, axis=(1, 2), keepdims=True),
+    ],
+)
+def test_arithmetic_gives_what_keras_gives(make):
+    inputs = keras.Input(SHAPE)
+    model = keras.Model(inputs, make(inputs))
+    assert_same(
+        passes(partial(LoweredModel(model), mode=Mode(True)), model, PIXELS, upstream),
+        passes(partial(model, training=True), model, PIXELS, upstream),
+        2e-5,
+    )
+
+
+def test_models_in_a_model_are_lowered_even_when_they_are_called_twice():
+    inner = keras.Sequential(
+        [keras.Input(SHAPE), layers.Conv2D(4, 3, padding="same"), layers.BatchNormalization()]
+    )
+    middle_input = keras.Input(SHAPE)
+    middle = keras.Model(middle_input, layers.Add()([inner(middle_input), middle_input]))
+    inputs = keras.Input(SHAPE)
+    x = middle(inputs)
+    y = layers.Multiply()([middle(layers.ReLU()(x)), inner(x), x])
+    model = shaken(keras.Model(inputs, y))
+    lowered = LoweredModel(model)
+    assert lowered.is_whole
+    for training in (False, True):
+        assert_same(
+            passes(partial(lowered, mode=Mode(training)), model, PIXELS, upstream),
+            passes(partial(model, training=training), model, PIXELS, upstream),
+            2e-5,
+        )
+
+
+def test_a_model_of_another_type_in_a_model_is_called_by_keras():
+    inner = keras.Sequential([keras.Input(SHAPE), layers.ReLU()])
+    inner.dtype_policy = keras.DTypePolicy("float64")
+    inputs = keras.Input(SHAPE)
+    model = keras.Model(inputs, inner(inputs))
+    assert not LoweredModel(model).is_whole
+
+
+@pytest.mark.parametrize("length", [6, 7, 8, 9])
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_same_padding_is_that_of_tensorflow(length, size, stride):
+    """By the definition in TensorFlow's documentation: the extra pixel comes at the end."""
+    x = np.random.default_rng(length).normal(0, 1, (2, length, length + 1, 3)).astype(np.float32)
+    outputs = [-(-n // stride) for n in x.shape[1:3]]
+    totals = [
+        max(0, (o - 1) * stride + size - n) for o, n in zip(outputs, x.shape[1:3], strict=True)
+    ]
+    pads = [(0, 0), *((t // 2, t - t // 2) for t in totals), (0, 0)]
+    padded = np.pad(x, pads, constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), (1, 2))
+    expected = windows[:, ::stride, ::stride].max((-2, -1))
+    inputs = keras.Input(x.shape[1:])
+    pooled = layers.MaxPooling2D(size, stride, "same")(inputs)
+    received = LoweredModel(keras.Model(inputs, pooled))(torch.from_numpy(x), Mode())
+    np.testing.assert_array_equal(received.numpy(), expected)
 
 
 class Recorded(layers.Layer):
