@@ -34,7 +34,9 @@ def load(text: str, field: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except Exception as error:
-        raise ConfigError(f"{field}: cannot load {text}: {type(error).__name__}: {error}") from error
+        raise ConfigError(
+            f"{field}: cannot load {text}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def layer_factory(norm: "str | type[keras.layers.Layer] | LayerFactory") -> LayerFactory:
@@ -47,18 +49,20 @@ def layer_factory(norm: "str | type[keras.layers.Layer] | LayerFactory") -> Laye
     Raises:
         ConfigError: It is none of these. The function raises it where the user's code fails.
     """
-    given = load(norm, "norm") if isinstance(norm, str) else norm
+    given: Any = load(norm, "norm") if isinstance(norm, str) else norm
     if not callable(given):
         raise ConfigError(
             "norm: expected a keras.layers.Layer class or a function (channels, name) -> Layer. "
             f"Received: {norm!r}"
         )
 
+    is_class = inspect.isclass(given)
+
     def make(channels: int, name: str) -> "keras.layers.Layer":
         import keras
 
         try:
-            if not inspect.isclass(given):
+            if not is_class:
                 layer = given(channels, name)
             elif "channels" in inspect.signature(given).parameters:
                 layer = given(channels=channels, name=name)

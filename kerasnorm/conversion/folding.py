@@ -1,6 +1,6 @@
 """Batch norms folded into the layer before them: the same outputs at inference, less to compute."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -68,19 +68,18 @@ def fold_norms(model: keras.Model, *, rounds: int = 0) -> Conversion:
     kinds = (keras.layers.BatchNormalization,)
     refuse_hidden(model, kinds, "folded")
     calls = Calls(model)
-    places: dict[int, tuple[Any, Any]] = {}
-    rows, replaced, weights = [], {}, []
-    for node in calls.nodes:
-        if isinstance(node.operation, kinds):
-            places.setdefault(id(node.operation), (node.operation, node))
+    replaced: dict[int, keras.layers.Layer | None] = {}
+    rows, weights = [], []
+    places = {id(n.operation): n for n in reversed(calls.nodes) if isinstance(n.operation, kinds)}
     if not places:
         raise ConfigError(
             f"fold: expected a network with BatchNormalization. Received: {model.name!r}, which "
             "has none; the statistics of other norms depend on the image."
         )
-    for norm, node in places.values():
+    for node in reversed(places.values()):
+        norm = node.operation
         source = calls.producers[id(node.input_tensors[0])]
-        reason = _obstacle(calls, node, source)
+        reason = next(_obstacles(calls, node, source), None)
         after, kept = "kept", norm.count_params()
         if reason is None:
             layer = source.operation
@@ -125,43 +124,39 @@ def _float64(weight: Any) -> Array:
     return values
 
 
-def _obstacle(calls: Calls, node: Any, source: Any) -> str | None:
-    """Returns why a batch norm cannot be folded exactly into the call before it, None if it can."""
+def _obstacles(calls: Calls, node: Any, source: Any) -> Iterator[str]:
+    """Yields why a batch norm cannot be folded exactly into the call before it."""
     norm, layer = node.operation, source.operation
     name, kind = layer.name, type(layer).__name__
     if type(norm) is not keras.layers.BatchNormalization:
-        return f"{type(norm).__name__} is a class of its own"
+        yield f"{type(norm).__name__} is a class of its own"
     if calls.count[id(norm)] > 1:
-        return f"shared: called {calls.count[id(norm)]} times"
+        yield f"shared: called {calls.count[id(norm)]} times"
     if node.arguments.kwargs.get("training"):
-        return "always in training mode"
+        yield "always in training mode"
     if source.is_input:
-        return "first layer of its model"
+        yield "first layer of its model"
     activation = getattr(layer, "activation", None)
-    if type(layer) in SCALINGS and activation is not keras.activations.linear:
-        return f"behind the activation {getattr(activation, '__name__', activation)} of {name}"
     if type(layer) not in SCALINGS:
-        is_activation = activation is not None or "ReLU" in kind or not _is_layer(layer)
-        reason = f"behind {'the activation ' if is_activation else ''}{name} ({kind})"
-        return reason + _padded_reader(calls, node)
+        is_activation = activation is not None or "ReLU" in kind
+        is_activation = is_activation or not isinstance(layer, keras.Layer)
+        what = f"behind {'the activation ' if is_activation else ''}{name} ({kind})"
+        yield what + _padded_reader(calls, node)
+    elif activation is not keras.activations.linear:
+        word = getattr(activation, "__name__", activation)
+        yield f"behind the activation {word} of {name}" + _padded_reader(calls, node)
     if calls.count[id(layer)] > 1:
-        return f"{name} is shared: called {calls.count[id(layer)]} times"
-    others = [reader for reader in calls.readers(source) if reader is not node]
-    if others:
-        what = "the model's output" if others[0] is None else others[0].operation.name
-        return f"{name} has another consumer: {what}"
-    if getattr(layer, "data_format", "channels_last") != "channels_last":
-        return f"{name} has its channels first"
+        yield f"{name} is shared: called {calls.count[id(layer)]} times"
+    for reader in calls.readers(source):
+        if reader is not node:
+            what = "the model's output" if reader is None else reader.operation.name
+            yield f"{name} has another consumer: {what}"
     rank = len(node.input_tensors[0].shape)
-    if norm.axis % rank != rank - 1:
-        return f"over axis {norm.axis}, not the channels"
+    is_last = getattr(layer, "data_format", "channels_last") == "channels_last"
+    if not is_last or norm.axis % rank != rank - 1:
+        yield "its channels are not the last axis"
     if getattr(layer, "quantization_mode", None) or getattr(layer, "lora_enabled", False):
-        return f"{name} is quantized or has LoRA weights"
-    return None
-
-
-def _is_layer(operation: Any) -> bool:
-    return isinstance(operation, keras.Layer)
+        yield f"{name} is quantized or has LoRA weights"
 
 
 def _padded_reader(calls: Calls, node: Any) -> str:

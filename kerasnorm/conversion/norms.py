@@ -33,10 +33,9 @@ STOCK = (
     keras.layers.RMSNormalization,
 )
 # Settings that Keras's norms share, and that a replacement takes over.
-SHARED = ("center", "scale") + tuple(
-    f"{weight}_{kind}"
-    for weight in ("beta", "gamma")
-    for kind in ("initializer", "regularizer", "constraint")
+SHARED = (
+    *("center", "beta_initializer", "beta_regularizer", "beta_constraint"),
+    *("scale", "gamma_initializer", "gamma_regularizer", "gamma_constraint"),
 )
 # Names of the weights of the scale and of the shift.
 ROLES = {"scale": ("gamma", "scale"), "shift": ("beta",)}
@@ -268,7 +267,8 @@ def _standardizable(calls: Calls) -> tuple[list[Any], list[str]]:
             "weight_standardization: expected a Conv2D with a norm behind it. Received: none"
         )
     return list(chosen.values()), [
-        f"Not standardized: {len(names)} {what}, such as {names[0]}." for what, names in left.items()
+        f"Not standardized: {len(names)} {what}, such as {names[0]}."
+        for what, names in left.items()
     ]
 
 
@@ -291,9 +291,7 @@ def _reaches_norm(calls: Calls, node: Any) -> bool:
 def _weights(layer: Any) -> dict[str, Any]:
     """Returns the scale and the shift of a norm, those that it has."""
     named = {weight.name: weight for weight in layer.weights}
-    return {
-        role: named[name] for role, names in ROLES.items() for name in names if name in named
-    }
+    return {role: named[name] for role, names in ROLES.items() for name in names if name in named}
 
 
 def _carry_over(old_layers: Any, replaced: dict[int, Any]) -> list[str]:
@@ -360,9 +358,7 @@ def _note(old: Any, new: Any) -> str:
     return ", ".join(parts)
 
 
-def _gaps(
-    model: keras.Model, changed: Sequence[Any], replaced: dict[int, Any]
-) -> dict[int, float]:
+def _gaps(model: keras.Model, changed: Sequence[Any], replaced: dict[int, Any]) -> dict[int, float]:
     """Returns the difference of the outputs of old and new layers, on the old network's values."""
     gaps: dict[int, float] = {}
 
@@ -393,7 +389,9 @@ def freeze_batch_norms(model: keras.Model) -> list[str]:
         ConfigError: It has none.
     """
     found = [
-        part for part in model._flatten_layers() if isinstance(part, keras.layers.BatchNormalization)
+        part
+        for part in model._flatten_layers()
+        if isinstance(part, keras.layers.BatchNormalization)
     ]
     if not found:
         raise ConfigError("freeze_bn: expected a network with BatchNormalization. Received: none")

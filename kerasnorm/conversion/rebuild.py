@@ -95,9 +95,9 @@ def graphs(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.Mo
             continue
         seen.add(id(current))
         yield path, current
-        for node in nodes(functional_graph(current)):
-            if isinstance(node.operation, keras.Model):
-                pending.append((f"{path}{node.operation.name}/", node.operation))
+        operations = [node.operation for node in nodes(functional_graph(current))]
+        inner = [operation for operation in operations if isinstance(operation, keras.Model)]
+        pending += [(f"{path}{one.name}/", one) for one in inner]
 
 
 def layers(model: keras.Model) -> Iterator[Any]:
