@@ -63,7 +63,7 @@ def rebuild(model: keras.Model, replaced: Replacements) -> tuple[keras.Model, di
         return keras.Model(starts, ends, name=source.name)
 
     made = copy_of(model)
-    for _, inner in graphs(model):
+    for inner in models(model):
         if not inner.trainable:
             copies[id(inner)].trainable = False  # also of its layers, whose own follows
     for layer in layers(model):
@@ -85,31 +85,37 @@ def _parts(layer: Any) -> list[Any]:
     return list(layer._flatten_layers())
 
 
-def graphs(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.Model]]:
-    """Yields a model and each model in it once, with the path before the names of its layers."""
-    seen = set()
-    pending = [(prefix, model)]
-    while pending:
-        path, current = pending.pop(0)
-        if id(current) in seen:
-            continue
-        seen.add(id(current))
-        yield path, current
-        operations = [node.operation for node in nodes(functional_graph(current))]
-        inner = [operation for operation in operations if isinstance(operation, keras.Model)]
-        pending += [(f"{path}{one.name}/", one) for one in inner]
+def models(model: keras.Model) -> Iterator[keras.Model]:
+    """Yields a model, and each model in it once, after those that hold it."""
+    yield model
+    inner = [node.operation for _, node in walk(model)]
+    yield from {id(one): one for one in reversed(inner) if isinstance(one, keras.Model)}.values()
 
 
-def layers(model: keras.Model) -> Iterator[Any]:
-    """Yields each layer of a model, and of the models in it, once."""
-    seen = set()
-    for _, inner in graphs(model):
-        for node in nodes(functional_graph(inner)):
-            is_leaf = isinstance(node.operation, keras.Layer)
-            is_leaf = is_leaf and not isinstance(node.operation, keras.Model)
-            if is_leaf and id(node.operation) not in seen:
-                seen.add(id(node.operation))
-                yield node.operation
+def walk(
+    model: keras.Model, path: str = "", seen: set[int] | None = None
+) -> Iterator[tuple[str, Any]]:
+    """Yields the calls of a model in topological order, each with the path before its name.
+
+    Those of a model in it, "backbone/" for example, come before its first call, and only once.
+    """
+    seen = set() if seen is None else seen
+    for node in nodes(functional_graph(model)):
+        inner = node.operation
+        if isinstance(inner, keras.Model) and id(inner) not in seen:
+            seen.add(id(inner))
+            yield from walk(inner, f"{path}{inner.name}/", seen)
+        yield path, node
+
+
+def layers(model: keras.Model) -> list[Any]:
+    """Returns each layer of a model, and of the models in it, once, in topological order."""
+    found = {id(node.operation): node.operation for _, node in walk(model)}
+    return [
+        one
+        for one in found.values()
+        if isinstance(one, keras.Layer) and not isinstance(one, keras.Model)
+    ]
 
 
 class Calls:
@@ -117,7 +123,7 @@ class Calls:
 
     Attributes:
         paths: Path of each layer, by its `id`: "backbone/conv1".
-        nodes: Calls in topological order, those of inner models after those of the outer one.
+        nodes: Calls in topological order, those of an inner model before its first.
         count: Number of calls of each operation, by its `id`.
         producers: Call that computes a tensor, by the tensor's `id`.
         consumers: Calls that read a tensor; None stands for the output of the model.
@@ -128,15 +134,14 @@ class Calls:
         self.nodes: list[Any] = []
         self.producers: dict[int, Any] = {}
         self.consumers: defaultdict[int, list[Any]] = defaultdict(list)
-        for path, inner in graphs(model):
-            graph = functional_graph(inner)
-            for node in nodes(graph):
-                self.paths.setdefault(id(node.operation), path + node.operation.name)
-                self.nodes.append(node)
-                self.producers |= {id(tensor): node for tensor in node.outputs}
-                for tensor in node.input_tensors:
-                    self.consumers[id(tensor)].append(node)
-            for tensor in graph.outputs:
+        for path, node in walk(model):
+            self.paths.setdefault(id(node.operation), path + node.operation.name)
+            self.nodes.append(node)
+            self.producers |= {id(tensor): node for tensor in node.outputs}
+            for tensor in node.input_tensors:
+                self.consumers[id(tensor)].append(node)
+        for inner in models(model):
+            for tensor in functional_graph(inner).outputs:
                 self.consumers[id(tensor)].append(None)
         self.count = Counter(id(node.operation) for node in self.nodes)
 

@@ -29,8 +29,8 @@ def recalibrate(
         mean = sum(n_b * mean_b) / sum(n_b)
         variance = sum(n_b * (variance_b + mean_b^2)) / sum(n_b) - mean^2,
 
-    summed in float64: mean and population variance (biased, as in training) of all values that
-    the layer normalized, each counted once, where moving averages forget and begin with 0 and 1.
+    of moments in float32, summed in float64: mean and population variance (biased, as in training)
+    of all values that the layer normalized, each counted once, where moving averages forget.
     The images are cut into batches whose sizes differ by at most one. A batch norm that is called
     several times measures the values of all calls. Frozen batch norms are measured too.
 

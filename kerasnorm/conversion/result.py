@@ -12,6 +12,7 @@ import numpy as np
 
 from kerasnorm.conversion.rebuild import Calls
 from kerasnorm.files import plain
+from kerasnorm.inspection.graph import functional_graph
 from kerasnorm.inspection.outputs import probe_images
 from kerasnorm.tables import Table
 
@@ -180,7 +181,7 @@ def probe_inputs(model: keras.Model, count: int = 4) -> Any:
         values = probe_images(shape, count) if len(shape) == 3 else rng.normal(size=(count, *shape))
         return values.astype(tensor.dtype if tensor.dtype == "float64" else "float32")
 
-    return keras.tree.map_structure(noise, model.input)
+    return keras.tree.map_structure(noise, functional_graph(model).input)
 
 
 def multiply_adds(model: keras.Model) -> int | None:
