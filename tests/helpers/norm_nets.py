@@ -28,6 +28,12 @@ def images(count=4, size=8, seed=1):
     return np.random.default_rng(seed).normal(size=(count, size, size, 3)).astype("float32")
 
 
+def single(norm, shape=(6, 6, 8)):
+    """A model of one norm."""
+    pixels = keras.Input(shape)
+    return drawn(keras.Model(pixels, norm(pixels)))
+
+
 def network(dtype="float32", norm=layers.BatchNormalization):
     """A functional model with a Sequential, a model that is called twice, and a shared norm."""
     pixels = keras.Input((8, 8, 3), dtype=dtype, name="pixels")
