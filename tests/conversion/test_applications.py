@@ -1,4 +1,4 @@
-"""The networks of keras.applications, with random weights and statistics."""
+"""The networks of keras.applications in float64, with random weights."""
 
 import keras
 import numpy as np
@@ -31,7 +31,33 @@ def application(name):
         pytest.skip("Keras does not build it on torch")
     make = getattr(keras.applications, name)
     options = {"weights": None, "classes": 10, "classifier_activation": None}
-    return drawn(make(input_shape=(96, 96, 3), **options))
+    keras.utils.set_random_seed(1)
+    keras.config.set_dtype_policy("float64")
+    try:
+        model = make(input_shape=(96, 96, 3), **options)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    return measured(drawn(model))
+
+
+def measured(model):
+    """Makes the statistics those of some images, nearly: drawn alone they would drown the input."""
+    norms = [one for one in model.layers if isinstance(one, keras.layers.BatchNormalization)]
+    for norm in norms:
+        norm.momentum = 0.0
+    model(pixels(8), training=True)
+    rng = np.random.default_rng(6)
+    for norm in norms:
+        mean, variance = norm.moving_mean.numpy(), norm.moving_variance.numpy()
+        norm.moving_mean.assign(mean + rng.uniform(-0.3, 0.3, mean.shape) * np.sqrt(variance))
+        norm.moving_variance.assign(variance * rng.uniform(0.7, 1.5, mean.shape))
+    return model
+
+
+def pixels(count, seed=5):
+    rng = np.random.default_rng(seed)
+    coarse = rng.uniform(0, 255, (count, 6, 6, 3)).repeat(16, 1).repeat(16, 2)
+    return (coarse + rng.normal(0, 20, coarse.shape)).clip(0, 255).astype("float32")
 
 
 @pytest.mark.parametrize("name", NORMS)
@@ -53,11 +79,14 @@ def test_all_norms_are_converted_and_batch_norms_folded(name):
         return
     folded = fold_norms(model)
     assert sum(row.after == "kept" for row in folded.layers) == kept
-    x = np.random.default_rng(5).uniform(-1, 1, (2, 96, 96, 3)).astype("float32")
+    x = pixels(2, seed=7)
     expected, outputs = model.predict_on_batch(x), folded.model.predict_on_batch(x)
-    assert np.abs(outputs - expected).max() <= 1e-5 * np.abs(expected).max()
-    assert folded.difference <= 1e-5
-    assert np.ptp(expected, axis=0).max() > 1e-3 * np.abs(expected).max()  # it reads its input
+    # Keras on torch computes some operations of float64 in float32, whose rounding the network
+    # amplifies.
+    tolerance = 1e-5 if keras.backend.backend() == "torch" else 1e-11
+    assert np.abs(outputs - expected).max() <= tolerance * np.abs(expected).max()
+    assert folded.difference <= tolerance
+    assert np.ptp(expected, axis=0).max() > 0.01 * np.abs(expected).max()  # it reads its input
 
 
 def test_a_network_without_norms_is_refused():
