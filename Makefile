@@ -1,5 +1,5 @@
 # What a developer types. `make install` once, then the rest.
-.PHONY: install test slow lint format golden exports docs
+.PHONY: install test slow lint format golden exports conversions docs
 
 install:
 	pip install -c constraints.txt -e ".[all,dev]"
@@ -24,6 +24,9 @@ golden:
 
 exports:
 	python scripts/exports.py all
+
+conversions:
+	python scripts/conversions.py
 
 docs:
 	pytest tests/test_api_page.py --update-golden

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from kerasnorm.analysis.statistics import statistics as statistics
     from kerasnorm.config import Config as Config
     from kerasnorm.config import resolve as resolve
+    from kerasnorm.conversion.folding import fold_norms as fold_norms
+    from kerasnorm.conversion.norms import convert_norm as convert_norm
+    from kerasnorm.conversion.recalibration import recalibrate as recalibrate
     from kerasnorm.formats.archive import load_model as load_model
     from kerasnorm.inspection.layers import layer_table as layer_table
     from kerasnorm.inspection.layers import receptive_field as receptive_field
@@ -34,20 +37,26 @@ _HOMES = {
     "Run": "training.run",
     "build_model": "network",
     "compare": "study.study",
+    "convert_norm": "conversion.norms",
     "explain": "analysis.norm",
     "fit": "training.fit",
+    "fold_norms": "conversion.folding",
     "inputs": "analysis.inputs",
     "landscape": "analysis.landscape",
     "layer_table": "inspection.layers",
     "load_model": "formats.archive",
     "normalize": "analysis.norm",
     "portable": "network",
+    "recalibrate": "conversion.recalibration",
     "receptive_field": "inspection.layers",
     "resolve": "config",
     "statistics": "analysis.statistics",
 }
 # Modules that import Keras at their top, and so need its backend chosen before.
-_NEED_KERAS = {"network", "inspection.layers", "formats.archive"}
+_NEED_KERAS = {
+    *("network", "inspection.layers", "formats.archive"),
+    *("conversion.norms", "conversion.folding", "conversion.recalibration"),
+}
 
 if "KERAS_BACKEND" not in os.environ and importlib.util.find_spec("tensorflow") is None:
     from kerasnorm.runtime import name_an_installed_backend

@@ -78,7 +78,7 @@ ADDED = ("image_size", "resize", "network", "pretrained", "new_head")
 # Fields of a model that all networks read; the others are those of the built-in one.
 EVERY_NETWORK = (
     *("network", "pretrained", "new_head", "norm", "groups", "group_size"),
-    *("weight_standardization", "bn_momentum"),
+    "weight_standardization",
 )
 # What `--data PATH` reads; each is the description of a reader in `kerasnorm.data`.
 DATA_FORMS = {

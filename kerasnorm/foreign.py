@@ -18,6 +18,7 @@ from kerasnorm.config import ModelConfig, unknown
 from kerasnorm.errors import ConfigError
 from kerasnorm.inspection.graph import call_again, functional_graph, nodes
 from kerasnorm.inspection.output_graph import AVERAGES, IDENTITIES, LINEAR, RESHAPES
+from kerasnorm.norms import KEEP, normalization
 
 logger = logging.getLogger(__name__)
 APPLICATION = "keras:"  # before the name of a function of keras.applications
@@ -100,7 +101,28 @@ def build(
 
 def _with_norms(model: keras.Model, config: ModelConfig) -> keras.Model:
     """Returns the model with the norms that the config asks for."""
-    return model
+    if config.norm == KEEP and not config.weight_standardization:
+        return model
+    from kerasnorm.conversion.norms import DEFAULT_GROUPS, convert_norm
+
+    wanted: Any = config.norm
+    if user_code.is_named(config.norm):
+
+        def wanted(channels: int, name: str) -> keras.layers.Layer:
+            layer = normalization(config, channels, name=name)
+            assert layer is not None
+            return layer
+
+    groups = {}
+    if config.norm == "gn":
+        is_default = config.groups == DEFAULT_GROUPS  # which need not divide any width
+        groups = {
+            "groups": None if is_default else config.groups or None,
+            "group_size": None if config.groups else config.group_size,
+        }
+    return convert_norm(
+        model, wanted, weight_standardization=config.weight_standardization, **groups
+    ).model
 
 
 def _source(config: ModelConfig, input_shape: tuple[int, ...], classes: int) -> keras.Model:

@@ -153,7 +153,7 @@ def build(
     x = keras.layers.GlobalAveragePooling2D(keepdims=True, name="gap", **full)(x)
     x = keras.layers.Conv2D(classes, 1, name="fc1", **full, **units.kernel_options())(x)
     logits = keras.layers.Flatten(name="logits", **full)(x)
-    return keras.Model(pixels, logits, name=f"kerasnorm_{config.norm}")
+    return keras.Model(pixels, logits, name=f"kerasnorm_{config.title}")
 
 
 def _check_shape(input_shape: Sequence[int], classes: int) -> None:

@@ -119,17 +119,9 @@ class Norm:
 def _groups(config: "ModelConfig", channels: int) -> int:
     """Returns the number of groups of gn.
 
-    The built-in network's groups must divide its channels. In another network, whose layers differ
-    in width, the number of groups or of channels per group is the largest divisor of the channels
-    that is not above the config's.
-
     Raises:
         ConfigError: The groups do not divide the channels; the message lists the counts that do.
     """
-    if not config.is_builtin:
-        limit = config.groups or config.group_size
-        largest = max(n for n in range(1, min(limit, channels) + 1) if channels % n == 0)
-        return largest if config.groups else channels // largest
     if config.groups:
         name, value, groups = "groups", config.groups, config.groups
     else:
@@ -310,32 +302,19 @@ def _foreign(name: str) -> Norm:
 
 
 def _user_layer(
-    name: str, config: "ModelConfig", channels: int, **common: Any
+    code: str, config: "ModelConfig", channels: int, **common: Any
 ) -> "keras.layers.Layer":
     """Returns the layer that the user's class, function or record makes.
 
     Raises:
         ConfigError: It cannot be made.
     """
-    import keras
-
-    found = user_code.load(name, "norm")
-    try:
-        if isinstance(found, Norm) and found.layer is not None:
-            layer = found.layer(config, channels, **common)
-        elif isinstance(found, type):
-            layer = found(**common)
-        else:
-            layer = found(channels, common["name"])
-    except Exception as error:  # it is the user's code, which may raise anything
-        raise ConfigError(
-            f"norm: {name} raised {type(error).__name__}: {error}. Expected a class of layers, "
-            "called with name=…, or a function (channels, name) -> layer."
-        ) from error
-    if not isinstance(layer, keras.layers.Layer):
-        raise ConfigError(
-            f"norm: expected {name} to make a keras.layers.Layer. Received: {type(layer).__name__}"
-        )
+    found = user_code.load(code, "norm")
+    if isinstance(found, Norm) and found.layer is not None:
+        return found.layer(config, channels, **common)
+    layer = user_code.layer_factory(found)(channels, common["name"])
+    if "dtype" in common:
+        layer.dtype_policy = common["dtype"]
     return layer
 
 

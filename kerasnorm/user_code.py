@@ -7,13 +7,21 @@ as importing it does.
 import functools
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kerasnorm.errors import ConfigError
+
+if TYPE_CHECKING:
+    import keras
+
+# Takes the number of channels and the name of the layer.
+LayerFactory = Callable[[int, str], "keras.layers.Layer"]
 
 
 def is_named(text: str) -> bool:
@@ -27,11 +35,16 @@ def load(text: str, field: str) -> Any:
 
     Args:
         text: The name. Modules are looked for in the current folder too.
-        field: Name of the config field that holds it, for the messages.
+        field: Name of the config field, or of the option, that holds it, for the messages.
 
     Raises:
-        ConfigError: There is no such module or name in it, or importing it raises an error.
+        ConfigError: It is not of that form; there is no such module, or no such name in it; or
+            importing it raises an error.
     """
+    if not is_named(text):
+        raise ConfigError(
+            f"{field}: expected package.module:name or file.py:name. Received: {text!r}"
+        )
     module_name, _, name = text.rpartition(":")
     try:
         module = _module(module_name)
@@ -50,7 +63,7 @@ def load(text: str, field: str) -> Any:
 @functools.cache
 def _module(name: str) -> ModuleType:
     if not name.endswith(".py"):
-        sys.path.insert(0, os.getcwd())
+        sys.path.insert(0, os.getcwd())  # an installed command does not search the current folder
         try:
             return importlib.import_module(name)
         finally:
@@ -62,3 +75,46 @@ def _module(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+def layer_factory(norm: "str | type[keras.layers.Layer] | LayerFactory") -> LayerFactory:
+    """Returns a function (channels, name) -> Layer for a norm of the user's own.
+
+    Args:
+        norm: Such a function; a Layer class, which receives the channels if its constructor has a
+            parameter of that name; or "package.module:name" of one of the two.
+
+    Raises:
+        ConfigError: It is none of these. The function raises it where the user's code fails.
+    """
+    given: Any = load(norm, "norm") if isinstance(norm, str) else norm
+    if not callable(given):
+        raise ConfigError(
+            "norm: expected a keras.layers.Layer class or a function (channels, name) -> Layer. "
+            f"Received: {norm!r}"
+        )
+
+    is_class = inspect.isclass(given)
+
+    def make(channels: int, name: str) -> "keras.layers.Layer":
+        import keras
+
+        try:
+            if not is_class:
+                layer = given(channels, name)
+            elif "channels" in inspect.signature(given).parameters:
+                layer = given(channels=channels, name=name)
+            else:
+                layer = given(name=name)
+        except Exception as error:
+            raise ConfigError(
+                f"norm: {norm!r} raised {type(error).__name__} for {channels} channels: {error}"
+            ) from error
+        if not isinstance(layer, keras.layers.Layer) or layer.name != name:
+            raise ConfigError(
+                f"norm: expected {norm!r} to return a Keras layer named {name!r}. "
+                f"Received: {layer!r}"
+            )
+        return layer
+
+    return make

@@ -14,6 +14,7 @@ from kerasnorm.analysis.landscape import GradientLines, Landscape, Surface
 from kerasnorm.analysis.norm import BatchOfOne, Explanation, Worked
 from kerasnorm.analysis.statistics import LayerStatistics, NetworkStatistics, WeightHistogram
 from kerasnorm.benchmark.cost import NormCost
+from kerasnorm.conversion.result import Conversion, ConvertedLayer
 from kerasnorm.norms import NormFacts
 
 PAGE = Path(__file__).parent.parent / "docs" / "api.md"
@@ -21,6 +22,7 @@ NAMES = sorted(set(kerasnorm.__all__) - {"__version__"}, key=str.lower)
 RESULTS = (
     *(Answer, Explanation, NormFacts, Worked, BatchOfOne, NormCost, InputPreprocessing),
     *(Landscape, GradientLines, Surface, NetworkStatistics, LayerStatistics, WeightHistogram),
+    *(Conversion, ConvertedLayer),
 )
 HEAD = """# kerasnorm in Python
 

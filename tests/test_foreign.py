@@ -46,7 +46,7 @@ def code(tmp_path):
 
 def make(network, **options):
     options = {"input_shape": (8, 8, 3), "classes": 4, "mean": MEAN, "std": STD} | options
-    return build_model("keep", "plain", network=str(network), **options)
+    return build_model(network=str(network), **options)
 
 
 def numbers(tensor):
@@ -195,3 +195,75 @@ def test_another_network_has_the_plain_recipe_and_keeps_its_norms_by_default():
 
     assert resolve(document=tomllib.loads(to_toml(config))) == config
     assert config.hash() != resolve({"recipe": "plain"}).hash()
+
+
+def norm_of(model, name="norm"):
+    return model.get_layer(name)
+
+
+def test_norms_are_replaced_and_keep_names_and_all_other_weights_are_drawn_alike(code):
+    kept = make(f"{code}:small")
+    assert isinstance(norm_of(kept), layers.BatchNormalization)
+    for norm, kind in [
+        ("gn", layers.GroupNormalization),
+        ("ln", layers.GroupNormalization),
+        ("lnc", layers.LayerNormalization),
+        ("rms", layers.RMSNormalization),
+    ]:
+        model = make(f"{code}:small", norm=norm)
+        assert type(norm_of(model)) is kind
+        np.testing.assert_array_equal(
+            model.get_layer("conv").get_weights()[0], kept.get_layer("conv").get_weights()[0]
+        )
+    assert [layer.name for layer in make(f"{code}:small", norm="none").layers].count("norm") == 0
+    assert norm_of(make(f"{code}:small", norm="gn")).groups == 4  # of 32 wanted, for 4 channels
+    assert norm_of(make(f"{code}:small", norm="gn", group_size=2)).groups == 2
+    assert norm_of(make(f"{code}:small", norm="gn", groups=2)).groups == 2
+
+
+def test_kernels_are_standardized_on_demand(code):
+    from kerasnorm.network import StandardizedConv2D
+
+    model = make(f"{code}:small", weight_standardization=True)
+    assert isinstance(model.get_layer("conv"), StandardizedConv2D)
+
+
+NORM = """
+import keras
+from kerasnorm.norms import Norm
+
+@keras.saving.register_keras_serializable(package="test_foreign")
+class Halved(keras.layers.Layer):
+    def call(self, x):
+        return x / 2
+
+def by_width(channels, name):
+    return keras.layers.GroupNormalization(channels // 2, name=name)
+
+RECORD = Norm(
+    name="record", layer=lambda config, channels, **common: Halved(**common), color="#000000"
+)
+"""
+
+
+@pytest.mark.parametrize("name", ["Halved", "by_width", "RECORD"])
+def test_a_norm_of_the_users_own_works_in_any_network(code, tmp_path, name):
+    path = tmp_path / "norms.py"
+    path.write_text(NORM)
+    for model in (
+        make(f"{code}:small", norm=f"{path}:{name}"),
+        build_model(f"{path}:{name}", input_shape=(8, 8, 3), classes=4),
+    ):
+        layer = next(layer for layer in model.layers if "norm" in layer.name)
+        if name == "by_width":
+            assert layer.groups == model.get_layer(layer.name).input.shape[-1] // 2
+        else:
+            x = np.ones((1, 2, 2, 4), np.float32)
+            np.testing.assert_array_equal(numbers(layer(x)), x / 2)
+
+
+def test_a_norm_of_the_users_own_that_fails_is_refused_in_one_line(code):
+    with pytest.raises(ConfigError, match=r"norm: importing .*none.py raised FileNotFoundError"):
+        make(f"{code}:small", norm="none.py:Norm")
+    with pytest.raises(ConfigError, match=r"norm: .*broken.* raised RuntimeError"):
+        make(f"{code}:small", norm=f"{code}:broken")

@@ -15,7 +15,7 @@ from typing import NoReturn
 import click
 
 from kerasnorm import __version__
-from kerasnorm.cli import doctor, explain, formats, models, speed, studies, training
+from kerasnorm.cli import conversion, doctor, explain, formats, models, speed, studies, training
 from kerasnorm.config import RENAMED, SYNONYMS
 from kerasnorm.errors import KerasnormError, RunFolderError, is_out_of_memory, shortened
 from kerasnorm.progress import console_notes
@@ -55,7 +55,7 @@ def _warn_of_unknown_variables() -> None:
             logger.warning(f"The environment variable {name} has no meaning here.{advice}")
 
 
-for module in (training, studies, models, formats, explain, speed, doctor):
+for module in (training, studies, models, conversion, formats, explain, speed, doctor):
     for command in module.COMMANDS:
         app.add_command(command)
 

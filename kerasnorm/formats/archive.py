@@ -50,15 +50,23 @@ def save_model(model: "keras.Model", path: Path, metadata: dict[str, Any]) -> No
     """
     from kerasnorm.network import portable
 
+    write_archive(portable(model), path, metadata)
+
+
+def write_archive(model: "keras.Model", path: Path, metadata: dict[str, Any]) -> None:
+    """Writes a model to `path` (`.keras`) as it is, with its metadata, atomically.
+
+    Raises:
+        RunFolderError: It cannot be written.
+    """
     temporary = path.with_name(f".{path.stem}.saving.keras")  # Keras insists on the suffix
-    stock = portable(model)
     try:
-        stock.save(temporary)
+        model.save(temporary)
         with zipfile.ZipFile(temporary, "a") as archive:
             archive.writestr(checks.METADATA, as_json(metadata))
         content = temporary.read_bytes()
     except OSError as error:
-        raise unwritable(path, error, 4 * stock.count_params()) from error
+        raise unwritable(path, error, 4 * model.count_params()) from error
     finally:
         temporary.unlink(missing_ok=True)
     write_bytes(path, content)
@@ -129,12 +137,21 @@ def open_model(target: Path) -> SavedModel:
     Raises:
         CorruptFileError: It is missing, damaged, not safe to open or no image classifier.
     """
+    path, model, metadata = open_archive(target)
+    config = read_config(path, metadata)
+    return classifier(path, model, metadata.get("class_names"), config, metadata.get(INPUT_SCALE))
+
+
+def open_archive(target: Path) -> "tuple[Path, keras.Model, dict[str, Any]]":
+    """Returns the path, the model and the metadata of a run's folder or of a `.keras` file.
+
+    Raises:
+        CorruptFileError: It is missing, damaged or not safe to open.
+    """
     path = _model_file(target)
     if target.is_dir():
         check_file(path)
-    model, metadata = read_archive(path)
-    config = read_config(path, metadata)
-    return classifier(path, model, metadata.get("class_names"), config, metadata.get(INPUT_SCALE))
+    return path, *read_archive(path)
 
 
 def read_config(path: Path, metadata: dict[str, Any]) -> Config | None:

@@ -1,0 +1,219 @@
+"""Commands that change the norms of a trained model."""
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kerasnorm import runtime
+from kerasnorm.cli import options as opt
+from kerasnorm.cli.models import resize_option, training_images, with_input_scale
+from kerasnorm.errors import ConfigError, RunFolderError
+
+if TYPE_CHECKING:
+    import keras
+
+    from kerasnorm.conversion.result import Conversion
+
+logger = logging.getLogger(__name__)
+KEEP = "keep"
+ROUNDS = 20  # of timing
+
+
+def _check_out(out: Path | None) -> None:
+    if out is not None and out.suffix != ".keras":
+        raise ConfigError(f"--out: expected a .keras file. Received: {out}")
+    if out is not None and out.exists():
+        raise RunFolderError(f"{out} exists already. Choose another --out.")
+
+
+def _write(model: "keras.Model", out: Path, metadata: dict[str, Any], **facts: Any) -> None:
+    """Writes a model; its metadata lists what was done to it since it was trained."""
+    from kerasnorm.formats.archive import write_archive
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    done = [*metadata.get("conversions", []), {k: v for k, v in facts.items() if v}]
+    write_archive(model, out, metadata | {"conversions": done})
+
+
+@click.command()
+@opt.target
+@click.option(
+    "--norm",
+    default=KEEP,
+    show_default=True,
+    help="Norm that replaces the others: a norm's name; none, which removes them; keep; or "
+    "package.module:name of a Layer class or of a function (channels, name) -> Layer.",
+)
+@click.option(
+    "--groups",
+    type=int,
+    help="Number of groups of gn: each layer takes the largest divisor of its channels that is at "
+    "most this. [default: 32]",
+)
+@click.option(
+    "--group-size",
+    type=int,
+    help="Channels per group of gn instead: the largest divisor that is at most this.",
+)
+@click.option(
+    "--weight-standardization",
+    is_flag=True,
+    help="Standardize the kernels of the convolutions before norms.",
+)
+@click.option(
+    "--fold", is_flag=True, help="Fold batch norms into the layers before them, for inference."
+)
+@click.option("--freeze-bn", is_flag=True, help="Batch norms keep their statistics in training.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="New .keras file; without it, nothing is written.",
+)
+@opt.backend_option
+@opt.device_option
+@opt.as_json
+def convert(
+    target: Path,
+    norm: str,
+    fold: bool,
+    freeze_bn: bool,
+    out: Path | None,
+    backend: str | None,
+    device: str | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Replace, remove, fold or freeze the norms of any .keras model.
+
+    All other weights stay, and the table says which layers compute another function than before.
+
+    Example: kerasnorm convert results/best/runs/bn-torch-s0 --norm gn --groups 8 --out gn.keras
+    """
+    converts = norm != KEEP or any(settings.values())
+    if fold and converts:
+        raise ConfigError(
+            "--fold: expected the batch norms as they were trained. Leave out --norm, --groups, "
+            "--group-size and --weight-standardization."
+        )
+    if not (fold or freeze_bn or converts):
+        raise ConfigError("Nothing to do: add --norm, --fold, --freeze-bn or another option.")
+    _check_out(out)
+    runtime.start(backend or "auto", device or "auto")
+    from kerasnorm.conversion.folding import fold_norms
+    from kerasnorm.conversion.norms import convert_norm, freeze_batch_norms
+    from kerasnorm.formats.archive import open_archive
+
+    path, model, metadata = open_archive(target)
+    done: Conversion | None = None
+    if fold:
+        done = fold_norms(model, rounds=ROUNDS)
+    elif converts:
+        done = convert_norm(model, norm, **settings)
+    new = done.model if done else model
+    frozen = freeze_batch_norms(new) if freeze_bn else []
+    if out is not None:
+        _write(new, out, metadata, norm=norm, fold=fold, freeze_bn=freeze_bn, **settings)
+    if as_json:
+        facts = done.to_json() if done else {}
+        opt.print_json(facts | {"frozen": frozen, "path": out})
+        return
+    if done:
+        opt.print_table(done.table(f"{path}: {'fold' if fold else norm}"))
+    if frozen:
+        click.echo(f"{len(frozen)} batch norms frozen: {', '.join(frozen)}")
+    if out is not None:
+        click.echo(f"{out}   {new.count_params():,} parameters")
+
+
+@click.command()
+@opt.target
+@opt.data_option
+@click.option(
+    "--images",
+    "count",
+    default=2000,
+    show_default=True,
+    type=click.IntRange(2),
+    help="Number of training images to measure, drawn at random.",
+)
+@click.option(
+    "--batch-size",
+    default=64,
+    show_default=True,
+    type=click.IntRange(2),
+    help="Images per batch, as in training.",
+)
+@resize_option
+@opt.input_scale_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="New .keras file; without it, nothing is written.",
+)
+@opt.backend_option
+@opt.device_option
+@opt.as_json
+def recalibrate(
+    target: Path,
+    data: str | None,
+    count: int,
+    batch_size: int,
+    resize: str | None,
+    input_scale: str | None,
+    out: Path | None,
+    as_json: bool,
+    **where: str | None,
+) -> None:
+    """Measure the moving statistics of a model's batch norms exactly, over training images.
+
+    Precise batch norm (Wu & Johnson, arXiv 2105.07576), with the accuracy on the test images
+    before and after.
+
+    Example: kerasnorm recalibrate results/best/runs/bn-torch-s0 --data cifar10 --out new.keras
+    """
+    _check_out(out)
+    runtime.start(where["backend"] or "auto", where["device"] or "auto")
+    import dataclasses
+
+    import numpy as np
+
+    from kerasnorm.conversion.recalibration import recalibrate as measured
+    from kerasnorm.formats.archive import INPUT_SCALE, open_archive, open_model
+    from kerasnorm.inspection.evaluation import score
+    from kerasnorm.inspection.images import images_of
+
+    saved = with_input_scale(
+        open_model(target), input_scale, partial(training_images, data, resize)
+    )
+    train, test = (images_of(saved, data, split, resize) for split in ("train", "test"))
+    order = np.random.Generator(np.random.PCG64(0)).permutation(len(train))[:count]
+    if len(order) < count:
+        logger.info(f"There are {len(order)} training images; all of them are measured.")
+    new = dataclasses.replace(
+        saved, model=measured(saved.model, train.images[np.sort(order)], batch_size=batch_size)
+    )
+    before, after = (score(one.predict(test.images), test.labels) for one in (saved, new))
+    if out is not None:
+        metadata = open_archive(target)[2]
+        if saved.input_scale is not None:
+            metadata[INPUT_SCALE] = saved.input_scale
+        _write(new.model, out, metadata, recalibrated_on=len(order))
+    if as_json:
+        opt.print_json(
+            {"images": len(order), "before": before, "after": after, "n": len(test), "path": out}
+        )
+        return
+    for name, scores in (("before", before), ("after", after)):
+        click.echo(
+            f"{name:<7} accuracy {100 * scores.accuracy:.2f} %   loss {scores.loss:.4f}   "
+            f"n {len(test)} test images"
+        )
+    click.echo(f"measured over {len(order)} training images in batches of {batch_size} or less")
+    if out is not None:
+        click.echo(str(out))
+
+
+COMMANDS = (convert, recalibrate)

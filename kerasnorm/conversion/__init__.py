@@ -1,0 +1,1 @@
+"""Other norms for a trained network: replaced, removed, folded or measured anew."""

@@ -1,0 +1,167 @@
+"""Batch norms folded into the layer before them: the same outputs at inference, less to compute."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasnorm.conversion.rebuild import Calls, rebuild, refuse_hidden
+from kerasnorm.conversion.result import Conversion, ConvertedLayer, compared
+from kerasnorm.errors import ConfigError
+from kerasnorm.keras_settings import stock_keras
+from kerasnorm.network import StandardizedConv2D, standardize_kernel
+
+Array = NDArray[np.float64]
+Scaling = Callable[[Array, Array], Array]
+
+
+def _last(kernel: Array, scale: Array) -> Array:
+    return kernel * scale
+
+
+def _before_inputs(kernel: Array, scale: Array) -> Array:
+    return kernel * scale[:, None]
+
+
+def _by_input(kernel: Array, scale: Array) -> Array:
+    return kernel * scale.reshape(kernel.shape[-2:])
+
+
+# How the output channels of each layer scale its last kernel: of shape (…, in, out), (…, out, in),
+# or (…, in, multiplier) with the channels in that order.
+SCALINGS: dict[type, Scaling] = {
+    keras.layers.Conv1D: _last,
+    keras.layers.Conv2D: _last,
+    keras.layers.Conv3D: _last,
+    StandardizedConv2D: _last,
+    keras.layers.Dense: _last,
+    keras.layers.SeparableConv1D: _last,
+    keras.layers.SeparableConv2D: _last,
+    keras.layers.Conv1DTranspose: _before_inputs,
+    keras.layers.Conv2DTranspose: _before_inputs,
+    keras.layers.Conv3DTranspose: _before_inputs,
+    keras.layers.DepthwiseConv1D: _by_input,
+    keras.layers.DepthwiseConv2D: _by_input,
+}
+
+
+@stock_keras
+def fold_norms(model: keras.Model, *, rounds: int = 0) -> Conversion:
+    """Returns a copy of a network with its batch norms folded into the layers before them.
+
+    At inference a batch norm multiplies each channel by gamma / sqrt(variance + epsilon) and adds
+    a constant. The convolution, depthwise, separable, transposed convolution or dense layer
+    directly before it takes both into its kernel and bias, which are computed in float64. Batch
+    norms of which that is not exactly the same stay, with the reason. Fold for inference only: the
+    copy trains without these norms.
+
+    Args:
+        model: A functional or Sequential model.
+        rounds: Number of times that the prediction of an image is timed before and after; 0 for
+            not at all.
+
+    Raises:
+        ConfigError: The model has no batch norms, or no graph.
+    """
+    kinds = (keras.layers.BatchNormalization,)
+    refuse_hidden(model, kinds, "folded")
+    calls = Calls(model)
+    replaced: dict[int, keras.layers.Layer | None] = {}
+    rows, weights = [], []
+    places = {id(n.operation): n for n in reversed(calls.nodes) if isinstance(n.operation, kinds)}
+    if not places:
+        raise ConfigError(
+            f"fold: expected a network with BatchNormalization. Received: {model.name!r}, which "
+            "has none; the statistics of other norms depend on the image."
+        )
+    for node in reversed(places.values()):
+        norm = node.operation
+        source = calls.producers[id(node.input_tensors[0])]
+        reason = next(_obstacles(calls, node, source), None)
+        after, kept = "kept", norm.count_params()
+        if reason is None:
+            layer = source.operation
+            kind = keras.layers.Conv2D if type(layer) is StandardizedConv2D else type(layer)
+            folded = kind.from_config(layer.get_config() | {"use_bias": True})
+            replaced |= {id(layer): folded, id(norm): None}
+            weights.append((folded, _folded_weights(layer, norm)))
+            after, kept = "folded", 0 if layer.use_bias else norm.moving_mean.shape[0]
+        rows.append(
+            ConvertedLayer(
+                name=calls.paths[id(norm)],
+                before=type(norm).__name__,
+                after=after,
+                channels=norm.moving_mean.shape[0],
+                parameters=(norm.count_params(), kept),
+                preserves=True,
+                note=reason or f"into {calls.paths[id(source.operation)]}",
+            )
+        )
+    made, _ = rebuild(model, replaced)
+    for layer, values in weights:
+        layer.set_weights(values)
+    return compared(model, made, rows, rounds=rounds)
+
+
+def _folded_weights(layer: Any, norm: Any) -> list[Array]:
+    """Returns the weights of a layer that computes what it and the batch norm behind it did."""
+    variance, mean = (_float64(w) for w in (norm.moving_variance, norm.moving_mean))
+    scale = 1.0 / np.sqrt(variance + norm.epsilon)
+    if norm.gamma is not None:
+        scale = scale * _float64(norm.gamma)
+    shift = _float64(norm.beta) if norm.beta is not None else np.zeros_like(mean)
+    *kernels, last = [_float64(w) for w in layer.weights if w.name.endswith("kernel")]
+    if type(layer) is StandardizedConv2D:
+        last = _float64(standardize_kernel(layer.kernel.value))
+    bias = _float64(layer.bias) if layer.use_bias else np.zeros_like(mean)
+    return [*kernels, SCALINGS[type(layer)](last, scale), shift + (bias - mean) * scale]
+
+
+def _float64(weight: Any) -> Array:
+    values: Array = keras.ops.convert_to_numpy(weight).astype(np.float64)
+    return values
+
+
+def _obstacles(calls: Calls, node: Any, source: Any) -> Iterator[str]:
+    """Yields why a batch norm cannot be folded exactly into the call before it."""
+    norm, layer = node.operation, source.operation
+    name, kind = layer.name, type(layer).__name__
+    if type(norm) is not keras.layers.BatchNormalization:
+        yield f"{type(norm).__name__} is a class of its own"
+    if calls.count[id(norm)] > 1:
+        yield f"shared: called {calls.count[id(norm)]} times"
+    if node.arguments.kwargs.get("training"):
+        yield "always in training mode"
+    if source.is_input:
+        yield "first layer of its model"
+    activation = getattr(layer, "activation", None)
+    if type(layer) not in SCALINGS:
+        is_activation = activation is not None or "ReLU" in kind
+        is_activation = is_activation or not isinstance(layer, keras.Layer)
+        what = f"behind {'the activation ' if is_activation else ''}{name} ({kind})"
+        yield what + _padded_reader(calls, node)
+    elif activation is not keras.activations.linear:
+        word = getattr(activation, "__name__", activation)
+        yield f"behind the activation {word} of {name}" + _padded_reader(calls, node)
+    if calls.count[id(layer)] > 1:
+        yield f"{name} is shared: called {calls.count[id(layer)]} times"
+    for reader in calls.readers(source):
+        if reader is not node:
+            what = "the model's output" if reader is None else reader.operation.name
+            yield f"{name} has another consumer: {what}"
+    rank = len(node.input_tensors[0].shape)
+    is_last = getattr(layer, "data_format", "channels_last") == "channels_last"
+    if not is_last or norm.axis % rank != rank - 1:
+        yield "its channels are not the last axis"
+    if getattr(layer, "quantization_mode", None) or getattr(layer, "lora_enabled", False):
+        yield f"{name} is quantized or has LoRA weights"
+
+
+def _padded_reader(calls: Calls, node: Any) -> str:
+    """Returns what also prevents that a norm is folded into the convolution behind it."""
+    for reader in calls.readers(node):
+        if reader is not None and getattr(reader.operation, "padding", None) == "same":
+            return f", before the padded {reader.operation.name}"
+    return ""

@@ -1,0 +1,399 @@
+"""Every norm of a network replaced by another, or removed, or frozen."""
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from kerasnorm.config import ModelConfig, unknown
+from kerasnorm.conversion.rebuild import Calls, Tap, layers, rebuild, refuse_hidden, run_tapped
+from kerasnorm.conversion.result import (
+    EXACT,
+    Conversion,
+    ConvertedLayer,
+    compared,
+    difference,
+    probe_inputs,
+)
+from kerasnorm.errors import ConfigError
+from kerasnorm.keras_settings import stock_keras
+from kerasnorm.network import StandardizedConv2D
+from kerasnorm.norms import KEEP, NORMS, custom_layers
+from kerasnorm.user_code import LayerFactory, layer_factory
+
+logger = logging.getLogger(__name__)
+DEFAULT_GROUPS = 32  # Wu & He 2018
+STOCK = (
+    keras.layers.BatchNormalization,
+    keras.layers.GroupNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.RMSNormalization,
+)
+# Settings that Keras's norms share, and that a replacement takes over.
+SHARED = (
+    *("center", "beta_initializer", "beta_regularizer", "beta_constraint"),
+    *("scale", "gamma_initializer", "gamma_regularizer", "gamma_constraint"),
+)
+# Names of the weights of the scale and of the shift.
+ROLES = {"scale": ("gamma", "scale"), "shift": ("beta",)}
+MOVING_NOTE = (
+    "The moving statistics of the new batch norms are those of an untrained layer: train the "
+    "network, or measure them with kerasnorm recalibrate."
+)
+
+
+@stock_keras
+def convert_norm(
+    model: keras.Model,
+    norm: "str | type[keras.layers.Layer] | LayerFactory",
+    *,
+    groups: int | None = None,
+    group_size: int | None = None,
+    weight_standardization: bool = False,
+) -> Conversion:
+    """Returns a copy of a network in which every norm is replaced by another.
+
+    Batch, group, layer, RMS and instance norms over channels are replaced, in nested models and in
+    a Sequential too; a layer that is the wanted norm already stays. Scale and shift are carried
+    over where their shapes agree, and all other weights always. Names, regularizers, dtype
+    policies, `trainable` and shared layers stay.
+
+    Args:
+        model: A functional or Sequential model, channels last.
+        norm: A norm's name, see `kerasnorm.norms.NORMS`; "none" removes the norms and "keep"
+            leaves them. Or a norm of your own: a Layer class, a function (channels, name) -> Layer,
+            or "package.module:name" of one of the two.
+        groups: Number of groups of "gn", by default 32: a layer takes the largest divisor of its
+            channels that is at most this.
+        group_size: Channels per group of "gn" instead: a layer takes the largest divisor of its
+            channels that is at most this.
+        weight_standardization: Whether Conv2D layers standardize their kernels. Those are changed
+            from which a norm is reached before the next layer with a kernel, which leaves the
+            output layer and squeeze-and-excite blocks as they are.
+
+    Raises:
+        ConfigError: The model has no norms, or holds one that cannot be converted; the number of
+            groups divides the channels of no layer; the norm is unknown or fails.
+    """
+    factory = None
+    if not isinstance(norm, str) or ":" in norm:
+        factory = layer_factory(norm)
+    elif norm not in (*NORMS, KEEP):
+        raise unknown("norm", norm, [*NORMS, KEEP])
+    if (groups is not None or group_size is not None) and norm != "gn":
+        raise ConfigError(f"groups and group_size: only gn reads them. Received: norm={norm!r}")
+    calls = Calls(model)
+    found = _norms(model, calls)
+    if norm == "gn":
+        _check_groups([channels for _, channels, _ in found], groups, group_size)
+    replaced: dict[int, Any] = {}
+    for layer, channels, positions in found:
+        if factory is not None:
+            replaced[id(layer)] = factory(channels, layer.name)
+            replaced[id(layer)].dtype_policy = layer.dtype_policy
+        elif norm == "none":
+            replaced[id(layer)] = None
+        elif norm != KEEP:
+            count = fitting_groups(channels, positions, groups, group_size)
+            new = _stock(str(norm), layer, channels, count)
+            if not _is_same(layer, new, channels, positions):
+                _refuse_constant(layer, new, channels, positions)
+                replaced[id(layer)] = new
+    notes = []
+    if weight_standardization:
+        chosen, left = _standardizable(calls)
+        replaced |= {id(c): StandardizedConv2D.from_config(c.get_config()) for c in chosen}
+        notes += left
+    made, _ = rebuild(model, replaced)
+    notes += _carry_over(layers(model), replaced)
+    return compared(model, made, _rows(model, calls, found, replaced), notes=notes)
+
+
+def _norms(model: keras.Model, calls: Calls) -> list[tuple[Any, int, int | None]]:
+    """Returns each norm once, with its channels and the number of positions of its smallest map.
+
+    Raises:
+        ConfigError: There are none, or one cannot be converted.
+    """
+    kinds = (*STOCK, *custom_layers().values())
+    refuse_hidden(model, kinds, "converted")
+    found: dict[int, tuple[Any, int, int | None]] = {}
+    for node in calls.nodes:
+        layer = node.operation
+        if not isinstance(layer, kinds):
+            _refuse_foreign(layer, calls)
+            continue
+        shape = node.input_tensors[0].shape
+        axes = getattr(layer, "axis", -1)
+        axes = [axis % len(shape) for axis in (axes if isinstance(axes, Sequence) else [axes])]
+        if len(shape) - 1 not in axes or shape[-1] is None:
+            raise ConfigError(
+                f"model: its norm {calls.paths[id(layer)]!r} is over axis {axes} of {shape}. "
+                "Expected norms of which the last axis is the channels (channels_last)."
+            )
+        positions = None if None in shape[1:-1] else math.prod(shape[1:-1])
+        known = found.get(id(layer), (layer, 0, positions))[2]
+        smallest = None if positions is None or known is None else min(known, positions)
+        found[id(layer)] = layer, shape[-1], smallest
+    if not found:
+        raise ConfigError(
+            f"model: expected a network with normalization layers. Received: {model.name!r}, which "
+            "has none."
+        )
+    return list(found.values())
+
+
+def _refuse_foreign(layer: Any, calls: Calls) -> None:
+    """Refuses a norm of a class of its own, which a replacement would have to understand."""
+    kind = type(layer)
+    is_own = kind.__module__.partition(".")[0] not in ("keras", "kerasnorm")
+    if is_own and isinstance(layer, keras.Layer) and "norm" in kind.__name__.lower():
+        raise ConfigError(
+            f"model: its layer {calls.paths[id(layer)]!r} is a {kind.__name__}, a class that this "
+            f"package does not know. Expected {', '.join(stock.__name__ for stock in STOCK)}, or a "
+            "norm that kerasnorm.norms.register was given."
+        )
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _check_groups(widths: Sequence[int], groups: int | None, group_size: int | None) -> None:
+    """Refuses a number of groups, or a size, that divides the channels of no layer."""
+    if groups is not None and group_size is not None:
+        raise ConfigError(
+            "groups and group_size: expected one of the two. "
+            f"Received: groups={groups}, group_size={group_size}"
+        )
+    name, wanted = ("groups", groups) if group_size is None else ("group_size", group_size)
+    if wanted is None or (wanted > 0 and any(width % wanted == 0 for width in widths)):
+        return
+    fitting = sorted({n for width in widths for n in _divisors(width)})
+    raise ConfigError(
+        f"{name}: expected a number that divides the channels of some norm, which are "
+        f"{', '.join(map(str, sorted(set(widths))))}: one of {', '.join(map(str, fitting))}. "
+        f"Received: {name}={wanted}"
+    )
+
+
+def fitting_groups(
+    channels: int,
+    positions: int | None = None,
+    groups: int | None = None,
+    group_size: int | None = None,
+) -> int:
+    """Returns the number of groups that a layer takes.
+
+    It is the largest divisor of the channels that is at most `groups`, or that makes groups of at
+    most `group_size` channels. On a map of a single position groups have two channels or more,
+    since a single value, normalized, is always 0.
+
+    Args:
+        channels: Number of channels of the layer.
+        positions: Number of positions of its map; None where that is not known.
+        groups: Number of groups that is wanted; 32 where neither is.
+        group_size: Number of channels per group that is wanted.
+    """
+    sizes = [n for n in _divisors(channels) if n > 1 or positions != 1] or [channels]
+    if group_size is not None:
+        return channels // max((n for n in sizes if n <= group_size), default=sizes[0])
+    wanted = groups or DEFAULT_GROUPS
+    return max(n for n in [channels // size for size in sizes] if n <= wanted or n == 1)
+
+
+def _stock(norm: str, layer: Any, channels: int, groups: int) -> Any:
+    """Returns the layer that a norm's record makes, with the settings that the old one shares."""
+    config = ModelConfig(norm=norm, groups=groups) if norm == "gn" else ModelConfig(norm=norm)
+    make = NORMS[norm].layer
+    assert make is not None
+    made = make(config, channels, name=layer.name, dtype=layer.dtype_policy)
+    if type(made) not in STOCK or type(layer) not in STOCK:
+        return made
+    old, new = layer.get_config(), made.get_config()
+    return type(made).from_config(new | {key: old[key] for key in SHARED if key in {*old} & {*new}})
+
+
+def _is_same(old: Any, new: Any, channels: int, positions: int | None) -> bool:
+    """Returns whether a layer is the wanted norm already, whatever its epsilon."""
+    if type(old) is not type(new):
+        return False
+    if isinstance(old, keras.layers.GroupNormalization):
+        return _group_count(old, channels) == _group_count(new, channels)
+    if isinstance(old, keras.layers.LayerNormalization):
+        return len(keras.tree.flatten(old.axis)) == 1
+    return True
+
+
+def _group_count(layer: Any, channels: int) -> int | None:
+    if not isinstance(layer, keras.layers.GroupNormalization):
+        return None
+    return channels if layer.groups == -1 else int(layer.groups)
+
+
+def _refuse_constant(old: Any, new: Any, channels: int, positions: int | None) -> None:
+    """Refuses a group norm whose groups hold a single value."""
+    if positions == 1 and _group_count(new, channels) == channels:
+        raise ConfigError(
+            f"norm: {old.name!r} normalizes a map of one position, of which instance "
+            "normalization would leave nothing. Expected another norm for this network."
+        )
+
+
+def _standardizable(calls: Calls) -> tuple[list[Any], list[str]]:
+    """Returns the convolutions to standardize, and sentences on the other convolutions."""
+    chosen: dict[int, Any] = {}
+    left: dict[str, list[str]] = {}
+    for node in calls.nodes:
+        layer = node.operation
+        name = type(layer).__name__
+        if not isinstance(layer, keras.Layer) or "Conv" not in name or id(layer) in chosen:
+            continue
+        if type(layer) is not keras.layers.Conv2D:
+            reason = "no standardized form"
+        elif math.prod(layer.kernel.shape[:3]) == 1:
+            reason = "a kernel of one weight"
+        elif not _reaches_norm(calls, node):
+            reason = "no norm behind it"
+        else:
+            chosen[id(layer)] = layer
+            continue
+        left.setdefault(f"{name} ({reason})", []).append(calls.paths[id(layer)])
+    if not chosen:
+        raise ConfigError(
+            "weight_standardization: expected a Conv2D with a norm behind it. Received: none"
+        )
+    return list(chosen.values()), [
+        f"Not standardized: {len(names)} {what}, such as {names[0]}."
+        for what, names in left.items()
+    ]
+
+
+def _reaches_norm(calls: Calls, node: Any) -> bool:
+    """Returns whether a norm follows a call before the next layer with a kernel."""
+    pending, seen = [node], set()
+    while pending:
+        for reader in calls.readers(pending.pop()):
+            if reader is None or id(reader) in seen or isinstance(reader.operation, keras.Model):
+                continue
+            seen.add(id(reader))
+            if isinstance(reader.operation, (*STOCK, *custom_layers().values())):
+                return True
+            weights = getattr(reader.operation, "weights", ())
+            if not any(weight.name.endswith("kernel") for weight in weights):
+                pending.append(reader)
+    return False
+
+
+def _weights(layer: Any) -> dict[str, Any]:
+    """Returns the scale and the shift of a norm, those that it has."""
+    named = {weight.name: weight for weight in layer.weights}
+    return {role: named[name] for role, names in ROLES.items() for name in names if name in named}
+
+
+def _carry_over(old_layers: Any, replaced: dict[int, Any]) -> list[str]:
+    """Gives the new layers the weights of the old ones; returns sentences for the table."""
+    notes = set()
+    for old in old_layers:
+        new = replaced.get(id(old))
+        if new is None:
+            continue
+        if isinstance(new, StandardizedConv2D):
+            new.set_weights(old.get_weights())
+            continue
+        if isinstance(new, keras.layers.BatchNormalization):
+            notes.add(MOVING_NOTE)
+        source, target = _weights(old), _weights(new)
+        for role in {*source} & {*target}:
+            if source[role].shape == target[role].shape:
+                target[role].assign(source[role])
+    return sorted(notes)
+
+
+def _rows(
+    model: keras.Model,
+    calls: Calls,
+    found: Sequence[tuple[Any, int, int | None]],
+    replaced: dict[int, Any],
+) -> list[ConvertedLayer]:
+    """Returns the rows of all norms and of the other replaced layers, in the order of calls."""
+    channels = {id(layer): count for layer, count, _ in found}
+    changed = [old for old in layers(model) if id(old) in replaced]
+    gaps = _gaps(model, changed, replaced)
+    rows = []
+    for old in layers(model):
+        if id(old) not in channels and id(old) not in replaced:
+            continue
+        new = replaced.get(id(old), old)
+        width = channels.get(id(old)) or old.filters
+        gap = gaps.get(id(old), 0.0)
+        rows.append(
+            ConvertedLayer(
+                name=calls.paths[id(old)],
+                before=type(old).__name__,
+                after="removed" if new is None else "kept" if new is old else type(new).__name__,
+                groups=_group_count(new, width),
+                channels=width,
+                parameters=(old.count_params(), new.count_params() if new is not None else 0),
+                preserves=gap <= EXACT,
+                difference=gap,
+                note=_note(old, new),
+            )
+        )
+    return rows
+
+
+def _note(old: Any, new: Any) -> str:
+    if new is old or new is None or id(old) == id(new) or isinstance(new, StandardizedConv2D):
+        return ""
+    source, target = _weights(old), _weights(new)
+    carried = [r for r in source if r in target and source[r].shape == target[r].shape]
+    lost = [role for role in source if role not in carried]
+    fresh = [role for role in target if role not in carried]
+    parts = [f"{' and '.join(roles)} {what}" for roles, what in
+             ((carried, "kept"), (lost, "lost"), (fresh, "new")) if roles]  # fmt: skip
+    return ", ".join(parts)
+
+
+def _gaps(model: keras.Model, changed: Sequence[Any], replaced: dict[int, Any]) -> dict[int, float]:
+    """Returns the difference of the outputs of old and new layers, on the old network's values."""
+    gaps: dict[int, float] = {}
+
+    def tap(old: Any) -> Tap:
+        new = replaced[id(old)]
+
+        def compare(x: Any) -> Any:
+            before = old(x, training=False)
+            after = x if new is None else new(x, training=False)
+            gaps[id(old)] = max(gaps.get(id(old), 0.0), difference(before, after))
+            return before
+
+        return Tap(old, compare)
+
+    run_tapped(model, {id(old): tap(old) for old in changed}, [probe_inputs(model)])
+    return gaps
+
+
+def freeze_batch_norms(model: keras.Model) -> list[str]:
+    """Sets `trainable` of every BatchNormalization to False and returns their names.
+
+    Keras then runs them in inference mode, in training too: by their moving statistics.
+
+    Args:
+        model: Any model, which is changed.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    found = [
+        part
+        for part in model._flatten_layers()
+        if isinstance(part, keras.layers.BatchNormalization)
+    ]
+    if not found:
+        raise ConfigError("freeze_bn: expected a network with BatchNormalization. Received: none")
+    for part in found:
+        part.trainable = False
+    return [part.name for part in found]

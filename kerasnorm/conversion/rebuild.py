@@ -1,0 +1,197 @@
+"""A copy of a functional or Sequential model in which some layers are replaced or removed."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import keras
+
+from kerasnorm.errors import ConfigError
+from kerasnorm.inspection.graph import functional_graph, nodes
+from kerasnorm.keras_settings import stock_keras
+
+# By the `id` of a layer: what takes its place, None where it is removed.
+Replacements = Mapping[int, keras.layers.Layer | None]
+
+
+@stock_keras
+def rebuild(model: keras.Model, replaced: Replacements) -> tuple[keras.Model, dict[int, Any]]:
+    """Returns an uncompiled copy of a model, and the copy of each operation by its `id`.
+
+    Names, weights, regularizers, dtype policies, `trainable` and which layers are shared stay. A
+    layer that is replaced has one input, and its replacement receives it alone; the weights of the
+    replacement are the caller's.
+
+    Raises:
+        ConfigError: The model, or one in it, has no graph.
+    """
+    copies: dict[int, Any] = dict(replaced)
+
+    def copy_of(operation: Any) -> Any:
+        if id(operation) not in copies:
+            if isinstance(operation, keras.Model):
+                copies[id(operation)] = copy_of_model(operation)
+            elif isinstance(operation, keras.Layer):
+                copies[id(operation)] = type(operation).from_config(operation.get_config())
+            else:
+                copies[id(operation)] = operation  # such as an addition: it has no state
+        return copies[id(operation)]
+
+    def copy_of_model(source: keras.Model) -> keras.Model:
+        graph = functional_graph(source)
+        starts = keras.tree.map_structure(
+            lambda tensor: copy_of(tensor._keras_history.operation).output, graph.input
+        )
+        if isinstance(source, keras.Sequential):
+            kept = [copy for layer in source.layers if (copy := copy_of(layer)) is not None]
+            return keras.Sequential([starts, *kept], name=source.name)
+        flat = keras.tree.flatten(starts)
+        values = {id(tensor): start for tensor, start in zip(graph.inputs, flat, strict=True)}
+        for node in nodes(graph):
+            if node.is_input:
+                continue
+            copy = copy_of(node.operation)
+            if id(node.operation) in replaced:
+                first = values[id(node.input_tensors[0])]
+                outputs = first if copy is None else copy(first)
+            else:
+                arguments, options = node.arguments.fill_in(values)
+                outputs = copy(*arguments, **options)
+            flat = keras.tree.flatten(outputs)
+            values |= {id(t): value for t, value in zip(node.outputs, flat, strict=True)}
+        ends = keras.tree.map_structure(lambda tensor: values[id(tensor)], graph.output)
+        return keras.Model(starts, ends, name=source.name)
+
+    made = copy_of(model)
+    for inner in models(model):
+        if not inner.trainable:
+            copies[id(inner)].trainable = False  # also of its layers, whose own follows
+    for layer in layers(model):
+        copy = copies[id(layer)]
+        if copy is None:
+            continue
+        if id(layer) in replaced:
+            copy.trainable = layer.trainable
+            continue
+        for old, new in zip(_parts(layer), _parts(copy), strict=True):
+            new.trainable = old.trainable
+        copy.set_weights(layer.get_weights())
+        if hasattr(copy, "finalize_state"):
+            copy.finalize_state()  # Normalization and others derive what they compute with
+    return made, copies
+
+
+def _parts(layer: Any) -> list[Any]:
+    return list(layer._flatten_layers())
+
+
+def models(model: keras.Model) -> Iterator[keras.Model]:
+    """Yields a model, and each model in it once, after those that hold it."""
+    yield model
+    inner = [node.operation for _, node in walk(model)]
+    yield from {id(one): one for one in reversed(inner) if isinstance(one, keras.Model)}.values()
+
+
+def walk(
+    model: keras.Model, path: str = "", seen: set[int] | None = None
+) -> Iterator[tuple[str, Any]]:
+    """Yields the calls of a model in topological order, each with the path before its name.
+
+    Those of a model in it, "backbone/" for example, come before its first call, and only once.
+    """
+    seen = set() if seen is None else seen
+    for node in nodes(functional_graph(model)):
+        inner = node.operation
+        if isinstance(inner, keras.Model) and id(inner) not in seen:
+            seen.add(id(inner))
+            yield from walk(inner, f"{path}{inner.name}/", seen)
+        yield path, node
+
+
+def layers(model: keras.Model) -> list[Any]:
+    """Returns each layer of a model, and of the models in it, once, in topological order."""
+    found = {id(node.operation): node.operation for _, node in walk(model)}
+    return [
+        one
+        for one in found.values()
+        if isinstance(one, keras.Layer) and not isinstance(one, keras.Model)
+    ]
+
+
+class Calls:
+    """Which layer calls precede and follow each other in a model and in the models in it.
+
+    Attributes:
+        paths: Path of each layer, by its `id`: "backbone/conv1".
+        nodes: Calls in topological order, those of an inner model before its first.
+        count: Number of calls of each operation, by its `id`.
+        producers: Call that computes a tensor, by the tensor's `id`.
+        consumers: Calls that read a tensor; None stands for the output of the model.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self.paths: dict[int, str] = {}
+        self.nodes: list[Any] = []
+        self.producers: dict[int, Any] = {}
+        self.consumers: defaultdict[int, list[Any]] = defaultdict(list)
+        for path, node in walk(model):
+            self.paths.setdefault(id(node.operation), path + node.operation.name)
+            self.nodes.append(node)
+            self.producers |= {id(tensor): node for tensor in node.outputs}
+            for tensor in node.input_tensors:
+                self.consumers[id(tensor)].append(node)
+        for inner in models(model):
+            for tensor in functional_graph(inner).outputs:
+                self.consumers[id(tensor)].append(None)
+        self.count = Counter(id(node.operation) for node in self.nodes)
+
+    def readers(self, node: Any) -> list[Any]:
+        """Returns the calls that read the outputs of a call; None stands for the model's output."""
+        return [reader for tensor in node.outputs for reader in self.consumers[id(tensor)]]
+
+
+class Tap(keras.layers.Layer):
+    """Calls a function on real values in place of a layer that keeps the shape of its input.
+
+    Args:
+        layer: The layer.
+        function: Takes its input and returns its output.
+    """
+
+    def __init__(self, layer: keras.layers.Layer, function: Callable[[Any], Any]) -> None:
+        super().__init__(name=layer.name, dtype=layer.dtype_policy)
+        self.layer_output = layer.compute_output_shape
+        self.function = function
+        self.built = True
+
+    def call(self, x: Any) -> Any:
+        """Returns the function's output."""
+        return self.function(x)
+
+    def compute_output_spec(self, x: Any) -> Any:
+        """Returns the shape of the output, without a call of the function on symbols."""
+        return keras.KerasTensor(self.layer_output(x.shape), dtype=self.compute_dtype)
+
+
+def run_tapped(model: keras.Model, taps: Mapping[int, Tap], batches: Any) -> None:
+    """Runs a copy of a model, in inference mode and eagerly, with taps in place of layers."""
+    tapped, _ = rebuild(model, taps)
+    tapped.run_eagerly = True
+    for batch in batches:
+        tapped.predict_on_batch(batch)
+
+
+def refuse_hidden(model: keras.Model, kinds: tuple[type, ...], verb: str) -> None:
+    """Makes sure that no layer of a model hides a layer of these kinds in it.
+
+    Raises:
+        ConfigError: One does.
+    """
+    for layer in layers(model):
+        for part in layer._flatten_layers(include_self=False):
+            if isinstance(part, kinds):
+                raise ConfigError(
+                    f"model: its layer {layer.name!r} ({type(layer).__name__}) holds a "
+                    f"{type(part).__name__} inside, which cannot be {verb}. Expected norms in the "
+                    "graph of the model, or of models in it."
+                )

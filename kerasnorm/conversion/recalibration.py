@@ -1,0 +1,97 @@
+"""Moving statistics of batch norms measured exactly: precise batch normalization."""
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasnorm.conversion.rebuild import Tap, layers, rebuild, refuse_hidden, run_tapped
+from kerasnorm.errors import ConfigError
+from kerasnorm.keras_settings import stock_keras
+
+BATCH = 64
+
+
+@stock_keras
+def recalibrate(
+    model: keras.Model, images: NDArray[Any], *, batch_size: int = BATCH
+) -> keras.Model:
+    """Returns a copy of a network with the moving statistics of its batch norms measured anew.
+
+    This is PreciseBN of Wu & Johnson, "Rethinking 'Batch' in BatchNorm", arXiv 2105.07576, section
+    3. Every batch passes through the network once. Each batch norm normalizes it with the mean and
+    the variance of that batch, as in training, so that each layer sees what the layers before it
+    give in training; all other layers, such as dropout, are in inference mode. Over batches b of
+    n_b values (images times positions), and per channel,
+
+        mean = sum(n_b * mean_b) / sum(n_b)
+        variance = sum(n_b * (variance_b + mean_b^2)) / sum(n_b) - mean^2,
+
+    of moments in float32, summed in float64: mean and population variance (biased, as in training)
+    of all values that the layer normalized, each counted once, where moving averages forget.
+    The images are cut into batches whose sizes differ by at most one. A batch norm that is called
+    several times measures the values of all calls. Frozen batch norms are measured too.
+
+    Args:
+        model: A functional or Sequential model with one input.
+        images: Images as the model takes them, (N, H, W, C).
+        batch_size: Largest number of images in a batch; that of training is the best choice.
+
+    Raises:
+        ConfigError: The model has no batch norms, or there are no images.
+    """
+    if len(images) < 2 or batch_size < 2:
+        raise ConfigError(
+            "recalibrate: expected at least 2 images and a batch size of at least 2. Received: "
+            f"{len(images)} images, batch_size={batch_size}"
+        )
+    kinds = (keras.layers.BatchNormalization,)
+    refuse_hidden(model, kinds, "measured")
+    norms = [layer for layer in layers(model) if isinstance(layer, kinds)]
+    if not norms:
+        raise ConfigError(
+            f"recalibrate: expected a network with BatchNormalization. Received: {model.name!r}, "
+            "which has none; other norms keep no statistics."
+        )
+    meters = [_Meter(norm) for norm in norms]
+    parts = np.array_split(images, math.ceil(len(images) / batch_size))
+    taps = {id(meter.norm): Tap(meter.norm, meter) for meter in meters}
+    run_tapped(model, taps, (part.astype("float32") for part in parts))
+    made, copies = rebuild(model, {})
+    for meter in meters:
+        mean, variance = meter.total()
+        copies[id(meter.norm)].moving_mean.assign(mean)
+        copies[id(meter.norm)].moving_variance.assign(variance)
+    return made
+
+
+class _Meter:
+    """Normalizes with the statistics of the batch, and adds them up."""
+
+    def __init__(self, norm: Any) -> None:
+        self.norm = norm
+        self.count = 0
+        self.sums = np.zeros((2, *norm.moving_mean.shape))  # of the values and of their squares
+
+    def __call__(self, x: Any) -> Any:
+        norm, rank = self.norm, len(x.shape)
+        x = keras.ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
+        axes = [axis for axis in range(rank) if axis != norm.axis % rank]
+        mean, variance = keras.ops.moments(x, axes)
+        first, second = (
+            keras.ops.convert_to_numpy(moment).astype(np.float64) for moment in (mean, variance)
+        )
+        count = math.prod(x.shape[axis] for axis in axes)
+        self.count += count
+        self.sums += count * np.stack([first, second + first**2])
+        y = keras.ops.batch_normalization(
+            x, mean, variance, norm.axis, norm.beta, norm.gamma, norm.epsilon
+        )
+        return keras.ops.cast(y, norm.compute_dtype)
+
+    def total(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Returns the mean and the population variance of all values, per channel."""
+        mean, square = self.sums / self.count
+        return mean, np.maximum(square - mean**2, 0.0)

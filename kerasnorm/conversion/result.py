@@ -1,0 +1,222 @@
+"""What a conversion did to a network: its layers, its cost, and how far the outputs moved."""
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from kerasnorm.conversion.rebuild import Calls
+from kerasnorm.files import plain
+from kerasnorm.inspection.graph import functional_graph
+from kerasnorm.inspection.outputs import probe_images
+from kerasnorm.tables import Table
+
+EXACT = 1e-5  # relative difference up to which two functions count as the same
+FREE_SIZE = 64  # of an axis whose size a model leaves open, where it is probed
+# Multiply-adds per value of a norm: at inference a batch norm is one scale and shift; the others
+# also measure a mean and a mean square.
+NORM_COST = {
+    keras.layers.BatchNormalization: 1,
+    keras.layers.GroupNormalization: 3,
+    keras.layers.LayerNormalization: 3,
+    keras.layers.RMSNormalization: 2,
+}
+COST_NOTE = (
+    "Multiply-adds of one image: convolutions and dense layers; a batch norm counts 1 per value, "
+    "RMS 2, group and layer norm 3. Differences are relative to the largest value, on noise images."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertedLayer:
+    """One layer of a conversion.
+
+    Attributes:
+        name: Path of the layer, such as "backbone/conv1_bn".
+        before: Class of the layer.
+        after: What became of it: the class of the new layer, "removed", "kept" or "folded".
+        groups: Number of groups of a group norm, None for any other layer.
+        channels: Number of its channels.
+        parameters: Number of its weights before and after, moving statistics included.
+        preserves: Whether it computes the same function as before, at inference.
+        difference: Largest difference of its outputs on the same inputs, relative to the largest
+            output; None where it was not measured.
+        note: What was carried over, or why the layer stayed.
+    """
+
+    name: str
+    before: str
+    after: str
+    groups: int | None = None
+    channels: int
+    parameters: tuple[int, int]
+    preserves: bool
+    difference: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """A converted network.
+
+    Attributes:
+        model: The new network, uncompiled; the given one stays as it is.
+        layers: Its layers that are norms, or that were changed.
+        difference: Largest difference of the network's outputs on noise images, relative to the
+            largest output.
+        parameters: Number of weights before and after.
+        multiply_adds: Multiply-adds of one image before and after, None where a size is not fixed.
+        milliseconds: Measured time of a prediction of one image before and after, None where it
+            was not measured.
+        notes: Sentences about what was left as it was.
+    """
+
+    model: keras.Model
+    layers: tuple[ConvertedLayer, ...]
+    difference: float
+    parameters: tuple[int, int]
+    multiply_adds: tuple[int, int] | None
+    milliseconds: tuple[float, float] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def preserves(self) -> bool:
+        """Whether the network computes the same function as before, at inference."""
+        return self.difference <= EXACT
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns everything but the model, ready for JSON."""
+        document: dict[str, Any] = plain({k: v for k, v in vars(self).items() if k != "model"})
+        return document | {"preserves": self.preserves}
+
+    def table(self, title: str = "") -> Table:
+        """Returns the table of the layers, with the totals of the network."""
+        rows = [
+            (
+                row.name,
+                row.before,
+                row.after,
+                f"{row.groups} of {row.channels // row.groups}" if row.groups else "",
+                _arrow(row.parameters),
+                "yes" if row.preserves else "no",
+                "" if row.difference is None else f"{row.difference:.1e}",
+                row.note,
+            )
+            for row in self.layers
+        ]
+        total = "yes" if self.preserves else "no"
+        totals = [
+            ("outputs", "", "", "", _arrow(self.parameters), total, f"{self.difference:.1e}", "")
+        ]
+        notes = [*self.notes, COST_NOTE]
+        if self.multiply_adds:
+            notes.insert(0, f"Multiply-adds {_arrow(self.multiply_adds)}.")
+        if self.milliseconds:
+            before, after = self.milliseconds
+            notes.insert(0, f"One image takes {before:.2f} ms -> {after:.2f} ms.")
+        columns = ("layer", "from", "to", "groups", ">parameters", "same", ">difference", "note")
+        return Table(columns, rows, totals, notes, title)
+
+
+def _arrow(pair: tuple[int, int]) -> str:
+    before, after = pair
+    return f"{before:,}" if before == after else f"{before:,} -> {after:,}"
+
+
+def compared(
+    before: keras.Model,
+    after: keras.Model,
+    layers: Sequence[ConvertedLayer],
+    *,
+    rounds: int = 0,
+    notes: Sequence[str] = (),
+) -> Conversion:
+    """Returns a conversion, with the costs and outputs of both networks.
+
+    Args:
+        before: The given network.
+        after: The new one.
+        layers: Its layers.
+        rounds: Number of times that each network is timed; 0 for not at all.
+        notes: Sentences about what was left.
+    """
+    probe = probe_inputs(before)
+    one, other = (keras.tree.flatten(model.predict_on_batch(probe)) for model in (before, after))
+    costs = multiply_adds(before), multiply_adds(after)
+    return Conversion(
+        model=after,
+        layers=tuple(layers),
+        difference=max(difference(a, b) for a, b in zip(one, other, strict=True)),
+        parameters=(before.count_params(), after.count_params()),
+        multiply_adds=None if costs[0] is None or costs[1] is None else (costs[0], costs[1]),
+        milliseconds=_milliseconds(before, after, rounds) if rounds else None,
+        notes=tuple(notes),
+    )
+
+
+def difference(one: Any, other: Any) -> float:
+    """Returns the largest difference of two arrays, relative to the largest value of the first.
+
+    Infinity where one of them is not finite.
+    """
+    # Arrays of a narrower type than float32, or of a GPU, become NumPy's through Keras.
+    one, other = (keras.ops.convert_to_numpy(array).astype(np.float64) for array in (one, other))
+    gap, largest = float(np.abs(one - other).max()), float(np.abs(one).max())
+    return gap / (largest or 1.0) if math.isfinite(gap) else math.inf
+
+
+def probe_inputs(model: keras.Model, count: int = 4) -> Any:
+    """Returns inputs of noise for a model, in the structure of its own: pixels for images."""
+    rng = np.random.Generator(np.random.PCG64(11))
+
+    def noise(tensor: Any) -> Any:
+        shape = tuple(size or FREE_SIZE for size in tensor.shape[1:])
+        if not keras.backend.is_float_dtype(tensor.dtype):
+            return np.zeros((count, *shape), tensor.dtype)
+        values = probe_images(shape, count) if len(shape) == 3 else rng.normal(size=(count, *shape))
+        return values.astype(tensor.dtype if tensor.dtype == "float64" else "float32")
+
+    return keras.tree.map_structure(noise, functional_graph(model).input)
+
+
+def multiply_adds(model: keras.Model) -> int | None:
+    """Returns the multiply-adds of a network for one image, None where a size is not fixed.
+
+    Those of convolutions, dense layers and norms (`NORM_COST`); activations, additions, poolings
+    and layers of the user's own count as none.
+    """
+    total = 0
+    for node in Calls(model).nodes:
+        layer = node.operation
+        if node.is_input or not isinstance(layer, keras.Layer) or isinstance(layer, keras.Model):
+            continue
+        is_transposed = type(layer).__name__.endswith("Transpose")
+        shape = (node.input_tensors if is_transposed else node.outputs)[0].shape[1:]
+        kernels = [w for w in layer.weights if w.name.endswith("kernel")]
+        per_value = next((n for kind, n in NORM_COST.items() if isinstance(layer, kind)), 0)
+        if not kernels and not per_value:
+            continue
+        if None in shape:
+            return None
+        # Every position of the output uses each value of the kernel once.
+        total += math.prod(shape[:-1]) * sum(math.prod(w.shape) for w in kernels)
+        total += math.prod(shape) * per_value
+    return total
+
+
+def _milliseconds(before: keras.Model, after: keras.Model, rounds: int) -> tuple[float, float]:
+    """Returns the median time of a prediction of one image by each of two models, in turns."""
+    probe = probe_inputs(before, 1)
+    taken: tuple[list[float], list[float]] = ([], [])
+    for turn in range(rounds + 1):
+        for model, times in zip((before, after), taken, strict=True):
+            start = time.perf_counter()
+            model.predict_on_batch(probe)
+            if turn:  # the first compiles
+                times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(taken[0]), statistics.median(taken[1])

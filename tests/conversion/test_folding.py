@@ -1,0 +1,159 @@
+"""Folded batch norms: the formula in float64, and every reason for which one stays."""
+
+import keras
+import numpy as np
+import pytest
+from helpers.norm_nets import drawn, images, network
+from keras import layers
+
+from kerasnorm import convert_norm, fold_norms
+from kerasnorm.errors import ConfigError
+from kerasnorm.network import StandardizedConv2D
+
+pytestmark = pytest.mark.backend("any")
+WIDE = {"dtype": "float64"}
+ROWS = (8, 3)  # of a sequence
+MAPS = (8, 8, 3)
+LAYERS = {
+    "conv": (MAPS, lambda: layers.Conv2D(4, 3, strides=2, padding="same", **WIDE)),
+    "conv without bias": (MAPS, lambda: layers.Conv2D(4, 3, use_bias=False, **WIDE)),
+    "grouped conv": (MAPS, lambda: layers.Conv2D(6, 3, groups=3, **WIDE)),
+    "conv 1d": (ROWS, lambda: layers.Conv1D(4, 3, **WIDE)),
+    "depthwise": (MAPS, lambda: layers.DepthwiseConv2D(3, depth_multiplier=2, **WIDE)),
+    "depthwise 1d": (ROWS, lambda: layers.DepthwiseConv1D(3, **WIDE)),
+    "separable": (MAPS, lambda: layers.SeparableConv2D(4, 3, depth_multiplier=2, **WIDE)),
+    "separable 1d": (ROWS, lambda: layers.SeparableConv1D(4, 3, **WIDE)),
+    "transposed": (MAPS, lambda: layers.Conv2DTranspose(4, 3, strides=2, **WIDE)),
+    "transposed 1d": (ROWS, lambda: layers.Conv1DTranspose(4, 3, strides=2, **WIDE)),
+    "dense": ((5,), lambda: layers.Dense(4, **WIDE)),
+    "dense of maps": (MAPS, lambda: layers.Dense(4, use_bias=False, **WIDE)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_folded_layer_computes_the_formula_of_batch_norm(name):
+    shape, make = LAYERS[name]
+    pixels = keras.Input(shape, dtype="float64")
+    layer, norm = make(), layers.BatchNormalization(epsilon=0.01, **WIDE)
+    model = drawn(keras.Model(pixels, norm(layer(pixels))))
+    x = np.random.default_rng(3).normal(size=(2, *shape))
+
+    folded = fold_norms(model)
+
+    gamma, beta, mean, variance = (np.asarray(w.numpy()) for w in norm.weights)
+    y = keras.ops.convert_to_numpy(layer(x))
+    expected = gamma * (y - mean) / np.sqrt(variance + 0.01) + beta
+    # Keras multiplies matrices of float64 in float32 on torch.
+    tolerance = 1e-6 if "dense" in name else 1e-10
+    outputs = keras.ops.convert_to_numpy(folded.model(x))
+    assert np.allclose(outputs, expected, rtol=tolerance, atol=tolerance)
+    assert [type(one) for one in folded.model.layers[1:]] == [type(layer)]
+    assert folded.layers[0].after == "folded"
+
+
+def test_standardized_kernels_are_folded_into_a_stock_convolution():
+    model = keras.Sequential(
+        [keras.Input(MAPS), StandardizedConv2D(4, 3), layers.BatchNormalization()]
+    )
+    x = images(2)
+    expected = drawn(model).predict_on_batch(x)
+    folded = fold_norms(model).model
+    assert [type(one) for one in folded.layers] == [layers.Conv2D]
+    assert np.allclose(folded.predict_on_batch(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_folded_in_nested_and_shared_models():
+    model, x = network("float64"), images().astype("float64")
+    before = keras.ops.convert_to_numpy(model(x))
+    folded = fold_norms(model)
+    assert {row.name: (row.after, row.note) for row in folded.layers} == {
+        "stem/bn": ("folded", "into stem/conv"),
+        "block/inner_bn": ("folded", "into block/depthwise"),
+        "shared_bn": ("kept", "shared: called 2 times"),
+        "last_bn": ("kept", "behind both (Concatenate)"),
+    }
+    after = keras.ops.convert_to_numpy(folded.model(x))
+    assert np.allclose(after, before, rtol=1e-6, atol=1e-6)
+    assert folded.preserves
+    # Four weights per channel before, a bias per channel after that was there already.
+    assert folded.parameters[0] - folded.parameters[1] == 4 * 6 + 4 * 6
+    assert np.array_equal(keras.ops.convert_to_numpy(model(x)), before)
+
+
+def made(build):
+    pixels = keras.Input(MAPS)
+    return drawn(keras.Model(pixels, build(pixels)))
+
+
+def norm(**options):
+    return layers.BatchNormalization(name="bn", **options)
+
+
+def conv(**options):
+    return layers.Conv2D(4, 3, name="conv", padding="same", **options)
+
+
+def twice(x):
+    layer = conv()
+    return layers.Add()([norm()(layer(x)), layer(x)])
+
+
+def with_consumer(x):
+    y = conv()(x)
+    return layers.Add(name="sum")([norm()(y), y])
+
+
+def as_output(x):
+    y = conv()(x)
+    return [y, norm()(y)]
+
+
+class Scaled(layers.BatchNormalization):
+    """A batch norm whose inference is another."""
+
+
+OBSTACLES = {
+    "behind the activation relu of conv": lambda x: norm()(conv(activation="relu")(x)),
+    "behind the activation relu (ReLU), before the padded after": lambda x: layers.Conv2D(
+        2, 3, padding="same", name="after"
+    )(norm()(layers.ReLU(name="relu")(conv()(x)))),
+    "behind pool (MaxPooling2D)": lambda x: norm()(layers.MaxPooling2D(name="pool")(conv()(x))),
+    "first layer of its model": norm(),
+    "conv is shared: called 2 times": twice,
+    "conv has another consumer: sum": with_consumer,
+    "conv has another consumer: the model's output": as_output,
+    "always in training mode": lambda x: norm()(conv()(x), training=True),
+    "its channels are not the last axis": lambda x: norm(axis=1)(conv()(x)),
+    "Scaled is a class of its own": lambda x: Scaled(name="bn")(conv()(x)),
+}
+
+
+@pytest.mark.parametrize("reason", OBSTACLES)
+def test_a_norm_that_cannot_be_folded_exactly_stays(reason):
+    model = made(OBSTACLES[reason])
+    folded = fold_norms(model)
+    assert [(row.after, row.note) for row in folded.layers] == [("kept", reason)]
+    assert folded.difference <= 1e-6
+    assert folded.parameters[0] == folded.parameters[1]
+
+
+def test_a_network_without_batch_norms_is_refused():
+    with pytest.raises(ConfigError, match="expected a network with BatchNormalization"):
+        fold_norms(convert_norm(network(), "lnc").model)
+
+
+def test_multiply_adds_and_time():
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(4, 3, padding="same", use_bias=False),
+            layers.BatchNormalization(),
+            layers.SeparableConv2D(5, 3, strides=2, padding="same"),
+            layers.Flatten(),
+            layers.Dense(2),
+        ]
+    )
+    folded = fold_norms(model, rounds=1)
+    kernels = 64 * 27 * 4 + 16 * (9 * 4 + 4 * 5) + 80 * 2
+    assert folded.multiply_adds == (kernels + 64 * 4, kernels)
+    assert min(folded.milliseconds) > 0

@@ -1,0 +1,227 @@
+"""Converted norms: formulas by hand, what is carried over, what is refused."""
+
+import keras
+import numpy as np
+import pytest
+from helpers.norm_nets import drawn, images, network, single, weights_by_path
+from keras import layers, ops
+
+from kerasnorm import convert_norm
+from kerasnorm.conversion.norms import freeze_batch_norms
+from kerasnorm.errors import ConfigError
+from kerasnorm.network import StandardizedConv2D, standardize_kernel
+from kerasnorm.norms import EPSILON
+
+pytestmark = pytest.mark.backend("any")
+NORMS_OF_NETWORK = ["stem/bn", "block/inner_bn", "shared_bn", "last_bn"]
+
+
+def by_hand(x, norm, gamma, beta, groups=1):
+    """Normalizes x (N, H, W, C) in float64 by the definition of a norm."""
+    x = x.astype(np.float64)
+    shape = x.shape
+    if norm in ("lnc", "rms"):
+        axes = 3
+    else:
+        x, axes = x.reshape(*shape[:3], groups, -1), (1, 2, 4)
+    mean = 0 if norm == "rms" else x.mean(axes, keepdims=True)
+    variance = np.square(x - mean).mean(axes, keepdims=True)
+    return ((x - mean) / np.sqrt(variance + EPSILON)).reshape(shape) * gamma + beta
+
+
+CASES = {"gn": 4, "ln": 1, "in": 8, "lnc": 1, "rms": 1}
+
+
+@pytest.mark.parametrize("norm", CASES)
+def test_the_new_norm_normalizes_by_its_formula_with_the_old_scale_and_shift(norm):
+    model, x = (
+        single(layers.BatchNormalization()),
+        np.random.default_rng(2).normal(size=(3, 6, 6, 8)),
+    )
+    gamma, beta = (np.asarray(w.numpy()) for w in model.layers[1].weights[:2])
+    new = convert_norm(model, norm, **({"groups": 4} if norm == "gn" else {})).model
+    expected = by_hand(x, norm, gamma, 0 if norm == "rms" else beta, CASES[norm])
+    assert np.allclose(new.predict_on_batch(x), expected, atol=1e-5)
+
+
+def test_every_norm_of_nested_and_shared_models_is_replaced():
+    model = network()
+    before = weights_by_path(model)
+    done = convert_norm(model, "gn", groups=4)
+    assert [row.name for row in done.layers] == NORMS_OF_NETWORK
+    assert [(row.channels, row.groups) for row in done.layers] == [(6, 3), (6, 3), (4, 4), (8, 4)]
+    after = weights_by_path(done.model)
+    moving = {name for name in before if "moving" in name}
+    assert {*after} == {*before} - moving
+    assert all(np.array_equal(after[name], before[name]) for name in after)
+    assert all(
+        np.array_equal(values, before[name]) for name, values in weights_by_path(model).items()
+    )
+    assert [layer.name for layer in done.model.layers] == [layer.name for layer in model.layers]
+    block = done.model.get_layer("block")
+    assert len(done.model.get_layer("block")._inbound_nodes) == 2
+    assert isinstance(block.get_layer("inner_bn"), layers.GroupNormalization)
+    assert isinstance(done.model.get_layer("stem"), keras.Sequential)
+    assert done.parameters[0] - done.parameters[1] == 2 * (6 + 6 + 4 + 8)
+    assert not done.preserves
+    assert not any(row.preserves for row in done.layers)
+
+
+def test_what_a_layer_had_stays():
+    norm = layers.BatchNormalization(
+        scale=False,
+        beta_regularizer=keras.regularizers.L2(0.1),
+        beta_constraint="non_neg",
+        beta_initializer="ones",
+        dtype="mixed_bfloat16",
+        name="norm",
+    )
+    model = single(norm)
+    norm.trainable = False
+    model.get_layer("norm").beta.assign(np.ones(8))
+    new = convert_norm(model, "gn").model.get_layer("norm")
+    assert new.dtype_policy.name == "mixed_bfloat16"
+    assert (new.scale, new.center, new.trainable) == (False, True, False)
+    assert float(new.beta_regularizer.l2) == pytest.approx(0.1)
+    assert isinstance(new.beta_constraint, keras.constraints.NonNeg)
+    assert isinstance(new.beta_initializer, keras.initializers.Ones)
+    assert np.array_equal(new.beta.numpy(), np.ones(8))
+
+
+def test_frozen_models_stay_frozen():
+    model = network()
+    model.get_layer("block").trainable = False
+    new = convert_norm(model, "gn", groups=2).model
+    assert not new.get_layer("block").get_layer("depthwise").trainable
+    assert new.get_layer("stem").get_layer("conv").trainable
+    assert len(new.trainable_weights) == len(model.trainable_weights)
+
+
+@pytest.mark.parametrize(
+    ("old", "norm", "after"),
+    [
+        (layers.BatchNormalization(), "bn", "kept"),
+        (layers.LayerNormalization(), "lnc", "kept"),
+        (layers.RMSNormalization(), "rms", "kept"),
+        (layers.GroupNormalization(4), "gn", "kept"),
+        (layers.GroupNormalization(-1), "in", "kept"),
+        (layers.GroupNormalization(1), "ln", "kept"),
+        (layers.GroupNormalization(2), "gn", "GroupNormalization"),
+        (layers.RMSNormalization(), "lnc", "LayerNormalization"),
+        (layers.LayerNormalization(), "rms", "RMSNormalization"),
+    ],
+)
+def test_a_layer_that_is_the_wanted_norm_stays(old, norm, after):
+    model = single(old)
+    done = convert_norm(model, norm, **({"groups": 4} if norm == "gn" else {}))
+    assert done.layers[0].after == after
+    assert done.layers[0].preserves == done.preserves == (after == "kept")
+    scale = next(w for w in model.weights if w.name in ("gamma", "scale"))
+    new = next(w for w in done.model.weights if w.name in ("gamma", "scale"))
+    assert np.array_equal(scale.numpy(), new.numpy())
+
+
+def test_layer_norm_over_elements_loses_its_scale():
+    done = convert_norm(single(layers.LayerNormalization(axis=(1, 2, 3))), "ln")
+    assert done.layers[0].note == "scale and shift lost, scale and shift new"
+    assert done.parameters == (2 * 6 * 6 * 8, 2 * 8)
+
+
+def test_no_norm_is_the_network_without_the_layers():
+    model, x = network(), images()
+    done = convert_norm(model, "none")
+    assert {row.after for row in done.layers} == {"removed"}
+    assert not [w for w in weights_by_path(done.model) if "bn" in w]
+
+    def through(values, *names):
+        for name in names:
+            values = model.get_layer(name)(values)
+        return values
+
+    y = ops.relu(model.get_layer("stem").get_layer("conv")(x))
+    for _ in range(2):
+        y = y + model.get_layer("block").get_layer("depthwise")(y)
+    y = ops.concatenate([through(y, "left"), through(y, "right")], axis=-1)
+    expected = ops.convert_to_numpy(through(ops.mean(y, (1, 2)), "logits"))
+    assert np.allclose(done.model.predict_on_batch(x), expected, atol=1e-5)
+
+
+def test_weight_standardization_of_the_convolutions_before_norms():
+    pixels = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, name="stem")(pixels)
+    x = layers.BatchNormalization(name="bn")(x)
+    x = layers.Conv2D(8, 1, name="sum_conv")(x)
+    x = layers.Add()([x, layers.DepthwiseConv2D(1, name="depthwise")(x)])
+    x = layers.BatchNormalization(name="bn2")(x)
+    gate = layers.Conv2D(8, 1, activation="sigmoid", name="gate")(x)
+    x = layers.Conv2D(4, 1, name="head")(layers.Multiply()([x, gate]))
+    model = drawn(keras.Model(pixels, x))
+    done = convert_norm(model, "keep", weight_standardization=True)
+    chosen = [one.name for one in done.model.layers if isinstance(one, StandardizedConv2D)]
+    assert chosen == ["stem", "sum_conv"]
+    assert done.notes == (
+        "Not standardized: 1 DepthwiseConv2D (no standardized form), such as depthwise.",
+        "Not standardized: 2 Conv2D (no norm behind it), such as gate.",
+    )
+    kernel = np.asarray(done.model.get_layer("stem").kernel.numpy(), np.float64)
+    assert np.array_equal(kernel, model.get_layer("stem").kernel.numpy())
+    standardized = kernel - kernel.mean((0, 1, 2))
+    standardized /= np.sqrt(27 * standardized.var((0, 1, 2)) + EPSILON)
+    assert np.allclose(ops.convert_to_numpy(standardize_kernel(kernel)), standardized, atol=1e-6)
+
+
+class OwnNorm(layers.Layer):
+    """A user's norm: a scale of the channels."""
+
+    def build(self, shape):
+        self.gamma = self.add_weight(shape=(shape[-1],), name="gamma", initializer="ones")
+
+    def call(self, x):
+        return x * self.gamma
+
+
+class NormOfWidth(OwnNorm):
+    """One that wants to know the channels."""
+
+    def __init__(self, channels, **options):
+        super().__init__(**options)
+        self.channels = channels
+
+
+def factory(channels, name):
+    return NormOfWidth(channels, name=name)
+
+
+@pytest.mark.parametrize("norm", [OwnNorm, NormOfWidth, factory], ids=lambda norm: norm.__name__)
+def test_a_norm_of_the_users_own(norm):
+    model, x = network(), images()
+    done = convert_norm(model, norm)
+    assert all(row.after in ("OwnNorm", "NormOfWidth") for row in done.layers)
+    assert done.layers[0].note == "scale kept, shift lost"
+    gamma = model.get_layer("stem").get_layer("bn").gamma
+    new = done.model.get_layer("stem").get_layer("bn")
+    assert np.array_equal(new.gamma.numpy(), gamma.numpy())
+    assert getattr(new, "channels", 6) == 6
+    assert np.isfinite(done.model.predict_on_batch(x)).all()
+
+
+def test_frozen_batch_norms_run_in_inference_mode_in_training():
+    model, x = network(), images()
+    expected = model.predict_on_batch(x)
+    assert sorted(freeze_batch_norms(model)) == ["bn", "inner_bn", "last_bn", "shared_bn"]
+    assert np.allclose(ops.convert_to_numpy(model(x, training=True)), expected, atol=1e-5)
+    with pytest.raises(ConfigError, match="expected a network with BatchNormalization"):
+        freeze_batch_norms(single(layers.ReLU()))
+
+
+def test_inputs_and_outputs_keep_their_structure():
+    one, two = keras.Input((4, 4, 2), name="one"), keras.Input((4,), name="two")
+    x = layers.GlobalAveragePooling2D()(layers.BatchNormalization(name="bn")(one))
+    y = layers.Dense(2, name="dense")(two)
+    model = drawn(keras.Model({"one": one, "two": two}, {"sum": x + y, "y": y}))
+    new = convert_norm(model, "gn", groups=2).model
+    values = {"one": images()[:, :4, :4, :2], "two": np.ones((4, 4), "float32")}
+    assert {*new(values)} == {"sum", "y"}
+    before, after = model.predict_on_batch(values), new.predict_on_batch(values)
+    assert np.allclose(before["y"], after["y"])
+    assert not np.allclose(before["sum"], after["sum"])

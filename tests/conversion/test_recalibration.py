@@ -1,0 +1,69 @@
+"""Precise batch norm: moments over all values, each layer behind batch statistics."""
+
+import keras
+import numpy as np
+import pytest
+from helpers.norm_nets import drawn, images, network, weights_by_path
+from keras import layers
+
+from kerasnorm import convert_norm, recalibrate
+from kerasnorm.errors import ConfigError
+
+pytestmark = pytest.mark.backend("any")
+
+
+def test_statistics_are_those_of_all_values_under_batch_statistics():
+    wide = {"dtype": "float64"}
+    first = layers.Conv2D(4, 3, name="first", **wide)
+    second = layers.Conv2D(5, 3, name="second", **wide)
+    one, two = (layers.BatchNormalization(name=name, **wide) for name in ("one", "two"))
+    model = keras.Sequential([keras.Input((8, 8, 3), dtype="float64"), first, one,
+                              layers.Dropout(0.9, **wide), second, two])  # fmt: skip
+    drawn(model)
+    x = images(10)
+
+    new = recalibrate(model, x, batch_size=4)
+
+    # By hand: batches of 4, 3 and 3, the first norm with the moments of its batch.
+    inputs = {"one": [], "two": []}
+    gamma, beta = (np.asarray(weight.numpy()) for weight in one.weights[:2])
+    for part in (x[:4], x[4:7], x[7:]):
+        y = keras.ops.convert_to_numpy(first(part))
+        inputs["one"].append(y)
+        mean, variance = y.mean((0, 1, 2)), y.var((0, 1, 2))
+        y = gamma * (y - mean) / np.sqrt(variance + one.epsilon) + beta
+        inputs["two"].append(keras.ops.convert_to_numpy(second(y)))
+    for name, parts in inputs.items():
+        values = np.concatenate(parts)
+        layer = new.get_layer(name)
+        assert np.allclose(layer.moving_mean.numpy(), values.mean((0, 1, 2)), atol=1e-6)
+        assert np.allclose(layer.moving_variance.numpy(), values.var((0, 1, 2)), rtol=1e-6)
+
+
+def test_all_other_weights_stay_and_a_shared_norm_counts_every_call():
+    model, x = network(), images(6)
+    left, right = model.get_layer("left"), model.get_layer("right")
+    before = weights_by_path(model)
+    new = recalibrate(model, x, batch_size=6)
+    after = weights_by_path(new)
+    assert {*before} == {*after}
+    for name, values in before.items():
+        is_statistic = name.endswith(("moving_mean", "moving_variance"))
+        assert np.array_equal(values, after[name]) != is_statistic, name
+    assert all(np.array_equal(weights_by_path(model)[name], before[name]) for name in before)
+    # One batch: the model in training mode gives what the shared norm received.
+    for layer in model._flatten_layers():
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum = 0.0
+    probe = keras.Model(model.input, [left.output, right.output])
+    values = np.stack([keras.ops.convert_to_numpy(y) for y in probe(x, training=True)])
+    shared = new.get_layer("shared_bn")
+    assert np.allclose(shared.moving_mean.numpy(), values.mean((0, 1, 2, 3)), atol=1e-5)
+    assert np.allclose(shared.moving_variance.numpy(), values.var((0, 1, 2, 3)), rtol=1e-4)
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(ConfigError, match="at least 2 images"):
+        recalibrate(network(), images(1))
+    with pytest.raises(ConfigError, match="other norms keep no statistics"):
+        recalibrate(convert_norm(network(), "gn").model, images())
