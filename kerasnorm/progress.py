@@ -29,8 +29,8 @@ class Progress(Protocol):
     def start(self, title: str, total: int, done: int = 0) -> None:
         """Starts to show work of `total` parts, `done` of which are already done."""
 
-    def advance(self, done: int, status: str = "") -> None:
-        """Shows that `done` parts are done, with the status beside the bar."""
+    def advance(self, done: int, status: str = "", seconds_left: float | None = None) -> None:
+        """Shows that `done` parts are done, with the status and the time left, where known."""
 
     def show(self, table: "Table") -> None:
         """Shows a table of the current state in place of the previous one."""
@@ -45,7 +45,7 @@ class NullProgress:
     def start(self, title: str, total: int, done: int = 0) -> None:
         """Shows nothing."""
 
-    def advance(self, done: int, status: str = "") -> None:
+    def advance(self, done: int, status: str = "", seconds_left: float | None = None) -> None:
         """Shows nothing."""
 
     def show(self, table: "Table") -> None:
@@ -77,6 +77,7 @@ class ConsoleProgress:
         self._title = self._status = ""
         self._total = self._first = self._done = 0
         self._begun = self._drawn = 0.0
+        self._seconds_left: float | None = None
 
     @property
     def is_live(self) -> bool:
@@ -112,9 +113,16 @@ class ConsoleProgress:
         )
         self._live.start(refresh=True)
 
-    def advance(self, done: int, status: str = "") -> None:
-        """Redraws the bar, at most every `REFRESH` seconds until the work is done."""
+    def advance(self, done: int, status: str = "", seconds_left: float | None = None) -> None:
+        """Redraws the bar, at most every `REFRESH` seconds until the work is done.
+
+        Args:
+            done: Number of parts that are done.
+            status: Text beside the bar.
+            seconds_left: Time left; by default that at the rate since the start.
+        """
         before, self._done, self._status = self._done, done, status
+        self._seconds_left = seconds_left
         total = max(self._total, 1)
         if self._live is not None:
             self._draw(is_last=done >= self._total)
@@ -146,6 +154,8 @@ class ConsoleProgress:
 
     def _left(self) -> str:
         """Returns the time left at the rate since the start; "" before the first part is done."""
+        if self._seconds_left is not None:
+            return f"{duration(self._seconds_left)} left"
         new = self._done - self._first
         if new <= 0 or self._done >= self._total:
             return ""

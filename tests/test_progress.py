@@ -102,6 +102,9 @@ def test_the_bar_tells_done_time_left_and_status(terminal, clock):
     progress.advance(10, "epoch 3/20  25 images/s")
     assert "10/2,000 2:45:50 left  epoch 3/20  25 images/s" in terminal.text  # 2 steps took 10 s
     clock[0] += 10
+    progress.advance(11, "known better", seconds_left=60.0)
+    assert "11/2,000 1:00 left  known better" in terminal.text
+    clock[0] += 10
     progress.advance(2000, "test 71.9 %")
     assert "2,000/2,000 test 71.9 %" in terminal.text
     progress.finish()
