@@ -198,6 +198,41 @@ def test_quarters_are_a_line_each_where_there_is_no_terminal(clock):
     ]
 
 
+def test_a_notebook_shows_the_table_and_the_bar_in_the_output_of_its_cell(monkeypatch, clock):
+    display = pytest.importorskip("IPython.display")
+    shown = []
+
+    class Handle:
+        def update(self, bundle, raw):
+            assert raw
+            shown.append(bundle)
+
+    def show(bundle, raw, display_id):
+        shown.append(bundle)
+        return Handle()
+
+    monkeypatch.setattr(display, "display", show)
+    monkeypatch.setattr(console, "is_notebook", lambda: True)
+    progress = console.default_progress()
+    progress.start("epochs", 40)
+    for done in (10, 20):
+        clock[0] += 10
+        progress.advance(done, "[half]")
+    assert [bundle["text/plain"].split()[-1] for bundle in shown] == ["0/40", "[half]", "[half]"]
+    assert "20/40 0:20 left" in shown[-1]["text/plain"]
+    assert shown[-1]["text/html"].startswith("<pre>")
+    clock[0] += 10
+    progress.show(TABLE)
+    progress.finish()
+    assert "row-31" in shown[-1]["text/plain"]  # of 40 lines, 32 are rows
+    assert "row-32" not in shown[-1]["text/plain"]
+    assert "20/40" not in shown[-1]["text/plain"]
+
+
+def test_elsewhere_nothing_is_shown_by_default():
+    assert isinstance(console.default_progress(), NullProgress)
+
+
 class TestNotes:
     def test_they_go_to_the_stderr_of_the_moment_and_stop_at_the_end(self, capsys):
         package = logging.getLogger("kerasnorm")

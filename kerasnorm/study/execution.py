@@ -26,7 +26,7 @@ from kerasnorm.errors import (
 )
 from kerasnorm.files import in_command
 from kerasnorm.json_process import JsonProcess, ProcessEndedError, serve
-from kerasnorm.progress import NullProgress, Progress, console_notes, counted, duration
+from kerasnorm.progress import Progress, console_notes, counted, default_progress, duration
 from kerasnorm.study.estimate import Forecast
 from kerasnorm.study.folder import LOG, PlannedRun, State, start_over, tidy
 from kerasnorm.tables import Table
@@ -81,7 +81,7 @@ def execute(
     )
     if not open_runs:
         return
-    progress, begun = progress or NullProgress(), time.monotonic()
+    progress, begun = progress or default_progress(), time.monotonic()
     total = sum(run.epoch + run.epochs_left for run in runs)
     forecast, places = Forecast(runs), {run.name: n for n, run in enumerate(runs, 1)}
 

@@ -198,7 +198,8 @@ def compare(  # noqa: PLR0913  (all but the norms are options by name)
         one_at_a_time: Whether each value in `vary` is trained alone: an ablation.
         out: Folder of the study; by default one under `results/studies`.
         jobs: Number of runs at a time.
-        progress: Receives the number of trained epochs and the table of all runs.
+        progress: Receives the number of trained epochs and the table of all runs; by default both
+            are shown in a notebook, and nothing elsewhere.
         **fixed: Fields of the config that all runs share, `recipe` and `data` among them; `data`
             may be a tuple of arrays, as for `fit`.
 
