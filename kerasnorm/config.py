@@ -8,6 +8,7 @@ under `recipes/`: sections as in the config, and under `norms` values for one no
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import tomllib
@@ -544,8 +545,9 @@ def _recipe_values(recipe: str) -> tuple[dict[str, Any], dict[str, dict[str, Any
     if recipe not in RECIPES:
         raise unknown("recipe", recipe, RECIPES)
     document = _recipe_document(recipe)
-    by_norm = {norm: flatten(values) for norm, values in document.pop("norms", {}).items()}
-    return flatten(build_config(recipe, flatten(document)).to_dict()), by_norm
+    common = {name: values for name, values in document.items() if name != "norms"}
+    by_norm = {norm: flatten(values) for norm, values in document.get("norms", {}).items()}
+    return flatten(build_config(recipe, flatten(common)).to_dict()), by_norm
 
 
 def value_word(value: Any) -> str:
@@ -555,7 +557,8 @@ def value_word(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _recipe_document(name: str) -> dict[str, Any]:
+@functools.cache
+def _recipe_document(name: str) -> Mapping[str, Any]:
     path = resources.files("kerasnorm") / "recipes" / f"{name}.toml"
     return tomllib.loads(path.read_text(encoding="utf-8"))
 

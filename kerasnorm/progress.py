@@ -5,6 +5,7 @@ shown.
 """
 
 import dataclasses
+import io
 import logging
 import sys
 import time
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 REFRESH = 0.125  # seconds between two drawings of the live bar
 MARGIN = 8  # lines of the terminal that a table's rows leave to its frame, the bar and the prompt
+NOTEBOOK = (100, 40)  # columns and lines of the view in a notebook
 LOGGER = "kerasnorm"
 
 
@@ -29,8 +31,8 @@ class Progress(Protocol):
     def start(self, title: str, total: int, done: int = 0) -> None:
         """Starts to show work of `total` parts, `done` of which are already done."""
 
-    def advance(self, done: int, status: str = "") -> None:
-        """Shows that `done` parts are done, with the status beside the bar."""
+    def advance(self, done: int, status: str = "", seconds_left: float | None = None) -> None:
+        """Shows that `done` parts are done, with the status and the time left, where known."""
 
     def show(self, table: "Table") -> None:
         """Shows a table of the current state in place of the previous one."""
@@ -45,7 +47,7 @@ class NullProgress:
     def start(self, title: str, total: int, done: int = 0) -> None:
         """Shows nothing."""
 
-    def advance(self, done: int, status: str = "") -> None:
+    def advance(self, done: int, status: str = "", seconds_left: float | None = None) -> None:
         """Shows nothing."""
 
     def show(self, table: "Table") -> None:
@@ -55,11 +57,23 @@ class NullProgress:
         """Shows nothing."""
 
 
+def default_progress() -> Progress:
+    """Returns what shows progress by default: a live view in a notebook, nothing elsewhere."""
+    return ConsoleProgress() if is_notebook() else NullProgress()
+
+
+def is_notebook() -> bool:
+    """Returns whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
 class ConsoleProgress:
-    """A `Progress` that draws a live bar, and a table above it, on a terminal.
+    """A `Progress` that draws a live bar, and a table above it, on a terminal or in a notebook.
 
     The bar disappears at the end; the table stays. If the stream is not a terminal, nothing is
-    shown, or one line per quarter of the work. As a context manager it calls `finish` at the end.
+    shown, or one line per quarter of the work. In a notebook the output of the cell shows both, and
+    keeps the bar where there is no table. As a context manager it calls `finish` at the end.
 
     Args:
         quiet: Whether to show nothing at all.
@@ -72,16 +86,17 @@ class ConsoleProgress:
     ) -> None:
         self._stream = stream if stream is not None else sys.stderr
         self._quiet, self._quarters = quiet, quarters
-        self._live: Live | None = None
+        self._live: Live | _NotebookView | None = None
         self._table: Table | None = None
         self._title = self._status = ""
         self._total = self._first = self._done = 0
         self._begun = self._drawn = 0.0
+        self._seconds_left: float | None = None
 
     @property
     def is_live(self) -> bool:
         """Whether the progress is redrawn in place."""
-        return not self._quiet and self._stream.isatty()
+        return not self._quiet and (self._stream.isatty() or is_notebook())
 
     def __enter__(self) -> "ConsoleProgress":
         return self
@@ -96,6 +111,9 @@ class ConsoleProgress:
         self._total, self._first, self._done = total, done, done
         self._begun = self._drawn = time.monotonic()
         if not self.is_live:
+            return
+        if not self._stream.isatty():
+            self._live = _NotebookView(self._view())
             return
         from rich.console import Console
         from rich.live import Live
@@ -112,9 +130,16 @@ class ConsoleProgress:
         )
         self._live.start(refresh=True)
 
-    def advance(self, done: int, status: str = "") -> None:
-        """Redraws the bar, at most every `REFRESH` seconds until the work is done."""
+    def advance(self, done: int, status: str = "", seconds_left: float | None = None) -> None:
+        """Redraws the bar, at most every `REFRESH` seconds until the work is done.
+
+        Args:
+            done: Number of parts that are done.
+            status: Text beside the bar.
+            seconds_left: Time left; by default that at the rate since the start.
+        """
         before, self._done, self._status = self._done, done, status
+        self._seconds_left = seconds_left
         total = max(self._total, 1)
         if self._live is not None:
             self._draw(is_last=done >= self._total)
@@ -146,13 +171,17 @@ class ConsoleProgress:
 
     def _left(self) -> str:
         """Returns the time left at the rate since the start; "" before the first part is done."""
+        if self._seconds_left is not None:
+            return f"{duration(self._seconds_left)} left"
         new = self._done - self._first
         if new <= 0 or self._done >= self._total:
             return ""
         seconds = (time.monotonic() - self._begun) / new * (self._total - self._done)
         return f"{duration(seconds)} left"
 
-    def _view(self, live: "Live | None" = None, *, with_bar: bool = True) -> "Group":
+    def _view(
+        self, live: "Live | _NotebookView | None" = None, *, with_bar: bool = True
+    ) -> "Group":
         """Returns the table and the bar as they are now."""
         from rich.console import Group, RenderableType
         from rich.progress_bar import ProgressBar
@@ -176,6 +205,39 @@ class ConsoleProgress:
             )
             parts.append(bar)
         return Group(*parts)
+
+
+class _NotebookView:
+    """What rich's `Live` is on a terminal, in the output of a notebook's cell."""
+
+    def __init__(self, view: "Group") -> None:
+        from IPython.display import display
+        from rich.console import Console
+
+        width, height = NOTEBOOK
+        # In a notebook a console would display what it is to record.
+        self.console = Console(
+            file=io.StringIO(), record=True, force_jupyter=False, width=width, height=height
+        )
+        self.transient = False
+        self._view = view
+        self._handle = display(self._bundle(), raw=True, display_id=True)
+
+    def update(self, view: "Group", *, refresh: bool = False) -> None:
+        """Takes a view, and shows it if `refresh` says so."""
+        self._view = view
+        if refresh:
+            self._handle.update(self._bundle(), raw=True)
+
+    def stop(self) -> None:
+        """Shows the last view."""
+        self.update(self._view, refresh=True)
+
+    def _bundle(self) -> dict[str, str]:
+        self.console.print(self._view)
+        text = self.console.export_text(clear=False)
+        html = self.console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+        return {"text/plain": text, "text/html": html}
 
 
 class _NoteHandler(logging.Handler):

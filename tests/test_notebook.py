@@ -70,3 +70,20 @@ def test_it_runs_from_top_to_bottom(backend, tmp_path, monkeypatch):
     client.km = client.create_kernel_manager()
     client.km.kernel_spec.argv[0] = sys.executable
     client.execute()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of Jupyter's machinery
+def test_training_in_a_notebook_shows_its_progress(tmp_path, monkeypatch):
+    from nbclient import NotebookClient
+
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    tiny = "data='shapes', train_size=60, test_size=20, batch_size=20, epochs=2, widths=[4] * 10"
+    source = f"import kerasnorm\nrun = kerasnorm.fit({tiny}, plots=False, out='run')"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    client = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}})
+    client.km = client.create_kernel_manager()
+    client.km.kernel_spec.argv[0] = sys.executable
+    client.execute()
+    (output,) = [o for o in notebook.cells[0].outputs if o.output_type == "display_data"]
+    assert re.search(r"training .* 6/6 +epoch 2/2", output.data["text/plain"])

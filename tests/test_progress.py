@@ -102,6 +102,9 @@ def test_the_bar_tells_done_time_left_and_status(terminal, clock):
     progress.advance(10, "epoch 3/20  25 images/s")
     assert "10/2,000 2:45:50 left  epoch 3/20  25 images/s" in terminal.text  # 2 steps took 10 s
     clock[0] += 10
+    progress.advance(11, "known better", seconds_left=60.0)
+    assert "11/2,000 1:00 left  known better" in terminal.text
+    clock[0] += 10
     progress.advance(2000, "test 71.9 %")
     assert "2,000/2,000 test 71.9 %" in terminal.text
     progress.finish()
@@ -193,6 +196,41 @@ def test_quarters_are_a_line_each_where_there_is_no_terminal(clock):
         "work: 6/8, 0:20 left",
         "work: 8/8",
     ]
+
+
+def test_a_notebook_shows_the_table_and_the_bar_in_the_output_of_its_cell(monkeypatch, clock):
+    display = pytest.importorskip("IPython.display")
+    shown = []
+
+    class Handle:
+        def update(self, bundle, raw):
+            assert raw
+            shown.append(bundle)
+
+    def show(bundle, raw, display_id):
+        shown.append(bundle)
+        return Handle()
+
+    monkeypatch.setattr(display, "display", show)
+    monkeypatch.setattr(console, "is_notebook", lambda: True)
+    progress = console.default_progress()
+    progress.start("epochs", 40)
+    for done in (10, 20):
+        clock[0] += 10
+        progress.advance(done, "[half]")
+    assert [bundle["text/plain"].split()[-1] for bundle in shown] == ["0/40", "[half]", "[half]"]
+    assert "20/40 0:20 left" in shown[-1]["text/plain"]
+    assert shown[-1]["text/html"].startswith("<pre>")
+    clock[0] += 10
+    progress.show(TABLE)
+    progress.finish()
+    assert "row-31" in shown[-1]["text/plain"]  # of 40 lines, 32 are rows
+    assert "row-32" not in shown[-1]["text/plain"]
+    assert "20/40" not in shown[-1]["text/plain"]
+
+
+def test_elsewhere_nothing_is_shown_by_default():
+    assert isinstance(console.default_progress(), NullProgress)
 
 
 class TestNotes:

@@ -12,7 +12,7 @@ from kerasnorm.data.dataset import stratified_sample
 from kerasnorm.errors import ConfigError
 from kerasnorm.files import plain
 from kerasnorm.plots.style import Picture
-from kerasnorm.progress import NullProgress, Progress
+from kerasnorm.progress import Progress, default_progress
 from kerasnorm.training.run import Run
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def open_runs(runs: Sequence[Run | Path | str]) -> tuple[list[Run], str]:
 
 def counter(progress: Progress | None, title: str, total: int) -> Callable[[], None]:
     """Reports the start of work of `total` parts; returns a function to call after each part."""
-    progress = progress or NullProgress()
+    progress = progress or default_progress()
     progress.start(title, total)
     done = itertools.count(1)
     return lambda: progress.advance(next(done))

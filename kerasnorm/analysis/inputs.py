@@ -100,7 +100,7 @@ def inputs(
         config: A full config; None resolves one from the overrides.
         train: Whether to train once on each preprocessing, all else equal; on at most 5,000 images
             if no `train_size` is given.
-        progress: Receives the progress; by default nothing is shown.
+        progress: Receives the progress; by default shown in notebooks alone.
         **overrides: Any config field, such as data="shapes".
 
     Returns:

@@ -162,7 +162,7 @@ def landscape(
         points: Number of points on each axis of the surface; odd.
         radius: The surface reaches from -radius to radius, in norms of each filter.
         images: Number of test images that the surface is measured on.
-        progress: Receives the progress; by default nothing is shown.
+        progress: Receives the progress; by default shown in notebooks alone.
 
     Returns:
         An `Answer` whose data are a list of `Landscape`, with the figures `gradient`, `line`,

@@ -185,7 +185,7 @@ def statistics(
         train_size: Number of training images to repeat the training on; 0 uses all.
         epochs: Number of epochs to repeat; 0 uses the run's.
         images: Number of training images that the layers are measured on.
-        progress: Receives the progress; by default nothing is shown.
+        progress: Receives the progress; by default shown in notebooks alone.
 
     Returns:
         An `Answer` whose data are a list of `NetworkStatistics`, with the figures `layers`,

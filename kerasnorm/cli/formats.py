@@ -16,8 +16,11 @@ from kerasnorm.formats import FORMATS, check_formats
 from kerasnorm.norms import NORMS
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from kerasnorm.formats.archive import SavedModel
-    from kerasnorm.formats.export import Export, Quantization
+    from kerasnorm.formats.export import Export
 
 logger = logging.getLogger(__name__)
 CALIBRATION = 200  # images
@@ -50,7 +53,12 @@ SYNONYMS = {  # of the formats' names
 @click.option(
     "--quantize",
     type=click.Choice(("int8",)),
-    help="Also write LiteRT in int8, and print the accuracy before and after.",
+    help="Also write LiteRT in int8, and measure the accuracy of all exports.",
+)
+@click.option(
+    "--accuracy",
+    is_flag=True,
+    help="Measure the accuracy of each export on all test images, in its own runtime.",
 )
 @opt.input_scale_option
 @opt.data_option
@@ -62,6 +70,7 @@ def export(
     formats: tuple[str, ...],
     out: Path | None,
     quantize: str | None,
+    accuracy: bool,
     input_scale: str | None,
     data: str | None,
     as_json: bool,
@@ -70,8 +79,8 @@ def export(
     """Write a trained model in other formats, each checked in its own runtime.
 
     Every export takes raw pixels, 0 to 255, and is compared with Keras at batch 1, 7 and 256
-    before it is put in place, with its metadata (JSON) beside it. Where one format fails, the
-    others are written; the exit code is then 1.
+    before it is put in place, with its metadata (JSON) beside it. A table compares size and time
+    of an image. Where one format fails, the others are written; the exit code is then 1.
 
     Example: kerasnorm export results/best/runs/gn-torch-s0 --format onnx --format litert
     """
@@ -82,18 +91,20 @@ def export(
     runtime.start(where["backend"] or "auto", where["device"] or "auto")
     from kerasnorm.cli.models import training_images, with_input_scale
     from kerasnorm.formats.archive import open_model
-    from kerasnorm.formats.export import Exporter
+    from kerasnorm.formats.export import INT8, Exporter, export_table
+    from kerasnorm.inspection.images import images_of
 
     saved = with_input_scale(open_model(target), input_scale, partial(training_images, data, None))
     if saved.wants_equalized:
         logger.warning(f"{saved.path} takes histogram-equalized images, and so do its exports.")
     folder = out or (target if target.is_dir() else target.parent) / "exports"
-    quantization = _quantization(saved, data) if quantize else None
-    done = []
-    with Exporter(saved, folder, _known_accuracy(saved)) as exporter:
+    calibration = _calibration(saved, data) if quantize else None
+    test = images_of(saved, data, "test") if accuracy or quantize else None
+    done: list[Export] = []
+    with Exporter(saved, folder, _known_accuracy(saved), test=test) as exporter:
         work = {name: partial(exporter.export, name) for name in names}
-        if quantization is not None:
-            work["litert-int8"] = partial(exporter.quantize, quantization)
+        if calibration is not None:
+            work[INT8] = partial(exporter.quantize, calibration)
         failed: list[str] = []
         for name, export_one in work.items():
             try:
@@ -105,27 +116,15 @@ def export(
                 logger.error(str(error))
                 continue
             if not as_json:
-                _show(done[-1])
+                click.echo(f"{name:<12}{done[-1].path}   written by {done[-1].writer_text}")
     if as_json:
         opt.print_json([asdict(one) | {"max_difference": one.max_difference} for one in done])
+    elif done:
+        opt.print_table(export_table(done))
     if failed:
         raise KerasnormError(
             f"{len(failed)} of {len(work)} exports failed, for the reasons above: "
             f"{', '.join(failed)}. The others are in {folder}."
-        )
-
-
-def _show(entry: "Export") -> None:
-    differences = " ".join(f"{value:.1e}" for value in entry.differences.values())
-    took = f"   {entry.milliseconds:.2f} ms per image" if entry.milliseconds is not None else ""
-    click.echo(
-        f"{entry.format:<12}{entry.path}   {entry.bytes / 1000:.0f} kB   "
-        f"differs by {differences} at batch 1, 7, 256 in {entry.runtime}{took}"
-    )
-    if entry.quantized_accuracy is not None and entry.accuracy is not None:
-        click.echo(
-            f"{'':<12}accuracy {100 * entry.accuracy:.2f} % before, "
-            f"{100 * entry.quantized_accuracy:.2f} % after quantization"
         )
 
 
@@ -147,16 +146,16 @@ def _known_accuracy(saved: "SavedModel") -> float | None:
         return None  # an unfinished run has no accuracy yet
 
 
-def _quantization(saved: "SavedModel", data: str | None) -> "Quantization":
+def _calibration(saved: "SavedModel", data: str | None) -> "NDArray[np.uint8]":
+    """Returns training images from which quantization takes ranges."""
     import numpy as np
 
-    from kerasnorm.formats.export import Quantization
     from kerasnorm.inspection.images import images_of
 
     train = images_of(saved, data, "train")
     rng = np.random.Generator(np.random.PCG64(0))
     chosen = rng.permutation(len(train))[:CALIBRATION]
-    return Quantization(train.take(np.sort(chosen)).images, images_of(saved, data, "test"))
+    return train.images[np.sort(chosen)]
 
 
 class Floats(click.ParamType[tuple[float, ...]]):

@@ -2,13 +2,13 @@
 
 import copy
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from kerasnorm import runtime
 from kerasnorm.cli import options as opt
 from kerasnorm.config import ARMS, BACKENDS, RATE_SCALINGS, SETTINGS
 from kerasnorm.errors import ConfigError
@@ -18,8 +18,9 @@ from kerasnorm.progress import ConsoleProgress
 from kerasnorm.study.intervals import MARGIN
 
 if TYPE_CHECKING:
+    from kerasnorm.study.folder import PlannedRun
     from kerasnorm.study.plan import StudyPlan
-    from kerasnorm.study.study import Outcome
+    from kerasnorm.study.study import Describe, Outcome
 
 SEEDS_BY_DEFAULT = 3
 
@@ -146,6 +147,7 @@ def compare(
     """
     from kerasnorm.study import execution, folder, study
 
+    describe = study.describer()
     if resume is not None:
         typed = [name for name in (*options, "out") if name != "data" and opt.is_typed(name)]
         if typed:
@@ -159,21 +161,26 @@ def compare(
                 raise ConfigError("--data: the study varies its data; repeat its command instead.")
             plan = replace(plan, fixed={**plan.fixed, "data": options["data"]}).located()
     else:
-        plan = _plan(options)
+        plan = _plan(options, describe)
         out = out or folder.default(plan)
     if dry_run:
-        _dry_run(plan, out, jobs, scheduler, as_json)
+        study.check(plan)
+        runs = folder.survey(out, plan)
+        study.check_content(runs, describe, is_remote=scheduler is not None)
+        _dry_run(runs, out, jobs, scheduler, as_json)
         return
     progress = ConsoleProgress(quiet=quiet)
     if progress.is_live:  # its table shows every event
         logging.getLogger(execution.EVENTS).setLevel(logging.WARNING)
-    outcome = study.run_study(plan, out, progress, jobs=jobs, scheduler=scheduler)
+    outcome = study.run_study(
+        plan, out, progress, jobs=jobs, scheduler=scheduler, describe=describe
+    )
     _print_outcome(outcome, as_json)
     if (error := outcome.failure()) is not None:
         raise error
 
 
-def _plan(options: dict[str, Any]) -> "StudyPlan":
+def _plan(options: dict[str, Any], describe: "Describe | None" = None) -> "StudyPlan":
     """Returns the plan of the options; `auto` is resolved, so that hashes identify the runs."""
     from kerasnorm.study.plan import StudyPlan, parse_vary
     from kerasnorm.study.study import completed
@@ -192,21 +199,21 @@ def _plan(options: dict[str, Any]) -> "StudyPlan":
             one_at_a_time=options["one_at_a_time"],
             vary=parse_vary(options["vary"]),
             fixed=given,
-        )
+        ),
+        describe,
     )
 
 
-def _dry_run(plan: "StudyPlan", out: Path, jobs: int, scheduler: str | None, as_json: bool) -> None:
+def _dry_run(
+    runs: "Sequence[PlannedRun]", out: Path, jobs: int, scheduler: str | None, as_json: bool
+) -> None:
     """Prints the runs of a study with their estimated time."""
-    from kerasnorm.data import prepare
-    from kerasnorm.study import execution, folder, study, tables
+    from kerasnorm.study import execution, tables
+    from kerasnorm.study.estimate import estimate, makespan
 
-    study.check(plan)
-    runs = folder.survey(out, plan)
-    lanes = execution.lanes(scheduler) if scheduler else jobs
-    first = runs[0].config
-    data = prepare(first.data, first.train.seed)
-    estimates = execution.estimate(runs, data, threads=max(1, runtime.cores() // jobs))
+    slots = execution.slots(scheduler) if scheduler else {"": jobs}
+    lanes = max(1, sum(slots.values()))
+    estimates = estimate(runs, max(slots.values(), default=1))
     if not as_json:
         opt.print_table(tables.plan_table(estimates, lanes))
         return
@@ -220,7 +227,7 @@ def _dry_run(plan: "StudyPlan", out: Path, jobs: int, scheduler: str | None, as_
         }
         for one in estimates
     ]
-    total = execution.makespan(estimates, lanes)
+    total = makespan(estimates, lanes)
     opt.print_json({"path": str(out), "at_a_time": lanes, "seconds": total, "runs": rows})
 
 

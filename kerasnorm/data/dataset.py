@@ -126,6 +126,11 @@ class Dataset:
         }
         return dataclasses.replace(self, **splits)
 
+    def without_images(self) -> "Dataset":
+        """Returns the data set with its labels and what it held, and no image in memory."""
+        emptied = self.map_images(lambda images: np.empty((0, *images.shape[1:]), np.uint8))
+        return dataclasses.replace(emptied, loaded=self.content)
+
     @property
     def class_counts(self) -> dict[str, tuple[int, ...]]:
         """Number of images per class, in label order, of every split."""

@@ -1,9 +1,11 @@
 """Exports a model: writes it, opens it in its runtime, compares it with Keras, puts it in place."""
 
+import json
 import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 import kerasnorm
 from kerasnorm.data import Split
 from kerasnorm.errors import CorruptFileError, KerasnormError, RunFolderError
-from kerasnorm.files import write_json
+from kerasnorm.files import read_text, write_json
 from kerasnorm.formats import FORMATS, archive, litert
 from kerasnorm.formats.archive import SavedModel, save_model
 from kerasnorm.formats.exported import checksums, metadata_path
@@ -27,27 +29,16 @@ from kerasnorm.inspection.outputs import as_logits, check_finite, probe_images
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.network import portable
 from kerasnorm.runtime import installed_backends
+from kerasnorm.tables import Table
 
 logger = logging.getLogger(__name__)
+INT8 = "litert-int8"
 BATCHES = (1, 7, 256)
 TOLERANCE = 1e-4  # of a difference of logits, relative to their standard deviation
 ROUNDING = 1e-5  # of a logit, relative to the largest: nearly equal logits have digits in common
 
 Images = NDArray[np.uint8]
 Outputs = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """Images that quantization to int8 needs.
-
-    Attributes:
-        calibration: Raw training images (N, H, W, C) from which ranges are taken.
-        test: Images with labels on which the accuracy is measured.
-    """
-
-    calibration: Images
-    test: Split
 
 
 @dataclass
@@ -58,28 +49,63 @@ class Export:
         format: Name of its format; "litert-int8" if it is quantized.
         path: File or folder.
         made_on: Backend that wrote it, "" where none in particular was needed.
+        writer: Version of each package that wrote it, by name.
         runtime: What opened it again.
         differences: Largest difference from Keras's logits for each batch size.
         bytes: Size of all its files.
-        milliseconds: Median time of a single image in its runtime.
-        accuracy: Accuracy of the Keras model, 0 to 1, where it is known.
-        quantized_accuracy: Accuracy of the quantized file on the same images.
+        milliseconds: Median time of a single image in its runtime, on one thread.
+        accuracy: Its accuracy on the test images in its runtime, 0 to 1; None if not measured.
+        keras_accuracy: Accuracy of the Keras model, where it is known.
     """
 
     format: str
     path: Path
     made_on: str
+    writer: dict[str, str]
     runtime: str
     differences: dict[int, float] = field(default_factory=dict)
     bytes: int = 0
     milliseconds: float | None = None
     accuracy: float | None = None
-    quantized_accuracy: float | None = None
+    keras_accuracy: float | None = None
+
+    @property
+    def writer_text(self) -> str:
+        """The packages that wrote it, with their versions."""
+        return ", ".join(f"{name} {version}" for name, version in self.writer.items())
 
     @property
     def max_difference(self) -> float:
         """Largest difference from Keras's logits over all batch sizes."""
         return max(self.differences.values())
+
+
+def export_table(exports: Sequence[Export]) -> Table:
+    """Returns the table that compares exported models: size, time, difference and accuracy."""
+    columns: tuple[str, ...] = ("format", ">kB", ">ms", ">difference")
+    rows: list[tuple[str, ...]] = [
+        (
+            one.format,
+            f"{one.bytes / 1000:,.0f}",
+            "-" if one.milliseconds is None else f"{one.milliseconds:.2f}",
+            f"{one.max_difference:.1e}",
+        )
+        for one in exports
+    ]
+    batches = ", ".join(map(str, BATCHES))
+    notes = [
+        "ms: median time of one image in the format's own runtime, on one thread.",
+        f"difference: the largest one from Keras's logits, at batches of {batches} images.",
+    ]
+    scores = [one.accuracy for one in exports]
+    if known := [score for score in scores if score is not None]:
+        columns = (*columns, ">accuracy %")
+        cells = ["-" if score is None else f"{100 * score:.2f}" for score in scores]
+        rows = [(*row, cell) for row, cell in zip(rows, cells, strict=True)]
+    before = exports[0].keras_accuracy
+    if known and before is not None:
+        notes.append(f"accuracy: on the test images, where Keras has {100 * before:.2f} %.")
+    return Table(columns, rows, notes=notes, title="Exports")
 
 
 def tolerated(logits: Outputs) -> float:
@@ -95,6 +121,7 @@ class Exporter:
         out: Folder of the exports.
         accuracy: Accuracy of the model on its test set, where it is known.
         processes: Processes that several exporters share; by default it starts its own.
+        test: Test images, on which the accuracy of Keras and of each export is measured.
     """
 
     def __init__(
@@ -103,8 +130,9 @@ class Exporter:
         out: Path,
         accuracy: float | None,
         processes: FileProcesses | None = None,
+        test: Split | None = None,
     ) -> None:
-        self.saved, self.out, self.accuracy = saved, out, accuracy
+        self.saved, self.out, self.accuracy, self.test = saved, out, accuracy, test
         self._stack = ExitStack()
         self._processes = processes or self._stack.enter_context(FileProcesses())
 
@@ -138,6 +166,8 @@ class Exporter:
         for outputs in self._expected.values():
             check_finite(outputs, self.saved.path)
         self._limit = tolerated(self._logits(self._expected[BATCHES[-1]]))
+        if self.test is not None:
+            self.accuracy = score(self.saved.predict(self.test.images), self.test.labels).accuracy
 
     def _logits(self, outputs: Outputs) -> Outputs:
         kind = self.saved.kind
@@ -181,7 +211,7 @@ class Exporter:
             entry.write(self._source, path)
         else:
             self._keras_on(backend).do("write", self._source, format=name, out=path)
-        done = Export(name, path, backend or "", entry.runtime, accuracy=self.accuracy)
+        done = self._begun(name, path, entry, backend)
         facts: dict[str, Any] = {}
         for process in self._runtimes(done):
             facts = self._open(process, done, name)
@@ -192,6 +222,12 @@ class Exporter:
                 )
             self._measure(process, done)
         return self._place(done, entry, facts)
+
+    def _begun(self, name: str, path: Path, entry: Format, backend: str | None) -> Export:
+        writer = entry.written_with(backend)
+        return Export(
+            name, path, backend or "", writer, entry.runtime, keras_accuracy=self.accuracy
+        )
 
     def _runtimes(self, done: Export) -> list[FileProcess]:
         """Returns the processes to open an export in: for Keras, one per other backend."""
@@ -214,7 +250,7 @@ class Exporter:
         return facts
 
     def _measure(self, process: FileProcess, done: Export, *, is_exact: bool = True) -> None:
-        """Records the largest difference from Keras's logits, and the time of an image.
+        """Records the largest difference from Keras's logits, time of an image, and accuracy.
 
         Raises:
             KerasnormError: A difference is too large for an exact export.
@@ -234,29 +270,31 @@ class Exporter:
                 )
             done.differences[n] = max(done.differences.get(n, 0.0), difference)
         done.milliseconds = process.do("latency", done.path)
+        if self.test is not None:
+            outputs = process.run(done.path, self.test.images)
+            check_finite(outputs, done.path.name)
+            logits = as_logits(outputs, self.saved.kind, done.path.name)
+            done.accuracy = score(logits, self.test.labels).accuracy
 
-    def quantize(self, quantization: Quantization) -> Export:
-        """Exports to LiteRT in int8 and measures what that costs in accuracy.
+    def quantize(self, calibration: Images) -> Export:
+        """Exports to LiteRT in int8.
+
+        Args:
+            calibration: Raw training images (N, H, W, C) from which ranges are taken.
 
         Raises:
             KerasnormError: It cannot be written.
         """
-        entry, test = litert.FORMAT, quantization.test
+        entry = litert.FORMAT
         backend, path = entry.usable_writers()[0] or "", self._new_path(entry, "-int8")
-        calibration = self._folder / "calibration.npy"
-        np.save(calibration, quantization.calibration)
-        logger.info(f"litert int8: writing, from {len(quantization.calibration)} images …")
-        writer = self._keras_on(backend)
-        writer.do("write_int8", self._source, out=path, calibration=calibration)
-        done = Export("litert-int8", path, backend, entry.runtime)
+        file = self._folder / "calibration.npy"
+        np.save(file, calibration)
+        logger.info(f"{INT8}: writing, from {len(calibration)} images …")
+        self._keras_on(backend).do("write_int8", self._source, out=path, calibration=file)
+        done = self._begun(INT8, path, entry, backend)
         process = self._processes.get(entry.name)
         facts = self._open(process, done, entry.name)
         self._measure(process, done, is_exact=False)
-        outputs = process.run(path, test.images)
-        check_finite(outputs, path.name)
-        outputs = as_logits(outputs, self.saved.kind, path.name)
-        done.quantized_accuracy = score(outputs, test.labels).accuracy
-        done.accuracy = score(self.saved.predict(test.images), test.labels).accuracy
         return self._place(done, entry, facts)
 
     def _new_path(self, entry: Format, ending: str = "") -> Path:
@@ -280,6 +318,7 @@ class Exporter:
 
     def _place(self, done: Export, entry: Format, facts: dict[str, Any]) -> Export:
         """Moves an export to its place and writes its metadata."""
+        self._note_other_writer(done)
         made = [done.path] if done.path.is_dir() else entry.files(done.path)
         for path in made:
             place = self.out / path.name
@@ -291,9 +330,22 @@ class Exporter:
         write_json(metadata_path(done.path), self._metadata(done, entry, facts))
         return done
 
+    def _note_other_writer(self, done: Export) -> None:
+        """Warns where an export takes the place of one that other packages wrote."""
+        try:
+            document = json.loads(read_text(metadata_path(self.out / done.path.name)))
+            before = ", ".join(document["writer"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        if before != (now := ", ".join(done.writer)):
+            logger.warning(
+                f"{done.format}: the earlier file was written by {before}, this one by {now}."
+            )
+
     def _metadata(self, done: Export, entry: Format, facts: dict[str, Any]) -> dict[str, Any]:
         saved = self.saved
-        is_int8 = done.quantized_accuracy is not None
+        is_int8 = done.format == INT8
+        accuracy = done.keras_accuracy if done.accuracy is None and not is_int8 else done.accuracy
         metadata = {
             "format": done.format,
             "runtime": done.runtime,
@@ -310,14 +362,15 @@ class Exporter:
             },
             "output": {"shape": [None, len(saved.class_names)], "kind": saved.kind},
             "parameters": saved.model.count_params(),
-            "accuracy": done.quantized_accuracy if is_int8 else done.accuracy,
+            "accuracy": accuracy,
             "max_difference": {str(n): value for n, value in done.differences.items()},
             "made_on": done.made_on,
+            "writer": done.writer,
             "kerasnorm": kerasnorm.__version__,
             "sha256": checksums(done.path, entry),
         }
         if is_int8:
-            metadata["accuracy_before_quantization"] = done.accuracy
+            metadata["accuracy_before_quantization"] = done.keras_accuracy
         if saved.config is not None:
             metadata["config"] = saved.config.to_dict()
         return metadata

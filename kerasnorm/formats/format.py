@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,7 @@ class Format:
         name: Name, which `--format` takes.
         suffix: Suffix of the file, or of the folder, that holds the model: one dot, and of no other
             format, because it tells which format a file has.
-        runtime: What opens it, in words, as in "differs by 1e-6 in LiteRT interpreter".
+        runtime: What opens it, in words, such as "LiteRT interpreter".
         write: Takes a `.keras` file of this program, whose model `archive.load_model` returns, and
             the path to write to.
         open: Checks a file and opens it in its runtime. Runs in a process of `safety.process`.
@@ -126,6 +127,16 @@ class Format:
             raise lacking({self.name: self.missing()})
         return usable
 
+    def written_with(self, backend: str | None) -> dict[str, str]:
+        """Returns the packages that write the format, and their versions.
+
+        Args:
+            backend: The writer that was used, of `usable_writers`.
+        """
+        modules = (backend, *self.writers[backend]) if backend else self.modules
+        names = dict.fromkeys(name.partition(".")[0] for name in ("keras", *modules))
+        return {name: found for name in names if (found := _version(name))}
+
     def missing(self) -> list[str]:
         """Returns the packages that are not installed, of those that write and open the format."""
         needed = [_missing((name, *modules)) for name, modules in self.writers.items()]
@@ -162,6 +173,15 @@ def require(modules: Sequence[str], name: str) -> None:
 def _missing(modules: Sequence[str]) -> list[str]:
     packages = dict.fromkeys(name.partition(".")[0] for name in modules)
     return [name for name in packages if importlib.util.find_spec(name) is None]
+
+
+def _version(module: str) -> str:
+    """Returns the version of the distribution that a module is of, "" where that is not known."""
+    try:
+        return metadata.version(module)
+    except metadata.PackageNotFoundError:  # such as tensorflow in tensorflow-cpu
+        found = metadata.packages_distributions().get(module, [])
+        return metadata.version(found[0]) if found else ""
 
 
 def only(path: Path, items: Iterable[Any], what: str) -> Any:

@@ -85,7 +85,7 @@ def open_file(path: Path) -> Opened:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
+    options.log_severity_level, options.intra_op_num_threads = 4, 1
     content, providers = checks.check_onnx(path), ["CPUExecutionProvider"]
     session = onnxruntime.InferenceSession(content, options, providers=providers)
     entry = only(path, session.get_inputs(), "input")

@@ -12,14 +12,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kerasnorm import runtime
-from kerasnorm.config import Config
-from kerasnorm.data import Dataset
 from kerasnorm.errors import (
     ConfigError,
     CorruptFileError,
@@ -29,9 +26,9 @@ from kerasnorm.errors import (
 )
 from kerasnorm.files import in_command
 from kerasnorm.json_process import JsonProcess, ProcessEndedError, serve
-from kerasnorm.progress import NullProgress, Progress, console_notes, counted, duration
+from kerasnorm.progress import Progress, console_notes, counted, default_progress, duration
+from kerasnorm.study.estimate import Forecast
 from kerasnorm.study.folder import LOG, PlannedRun, State, start_over, tidy
-from kerasnorm.study.plan import identity
 from kerasnorm.tables import Table
 from kerasnorm.training import run as run_folder
 from kerasnorm.training.fit import fit
@@ -50,9 +47,6 @@ REFRESH = 0.5  # seconds between two readings of the runs' folders
 STOP_TIMEOUT = 10.0  # seconds in which runs that were asked to end must end
 LOCK_TIMEOUT = 60.0  # seconds to wait for a run that the process of a killed parent still holds
 CONNECT_TIMEOUT = "10s"  # of the connection to a Dask scheduler
-PROBE_IMAGES, PROBE_STEPS = 512, 4  # images and at least steps of one measured epoch
-PROBE_ROUNDS = 2  # measured epochs; the fastest counts
-START_SECONDS = 15.0  # for a process to import its backend and build its model
 COLORS = {
     State.FAILED: "red",
     State.RUNNING: "cyan",
@@ -87,27 +81,42 @@ def execute(
     )
     if not open_runs:
         return
-    progress, begun = progress or NullProgress(), time.monotonic()
+    progress, begun = progress or default_progress(), time.monotonic()
     total = sum(run.epoch + run.epochs_left for run in runs)
+    forecast, places = Forecast(runs), {run.name: n for n, run in enumerate(runs, 1)}
 
     def show() -> None:
+        now = time.monotonic()
         # The remaining epochs of a failed run count as done: nobody will train them.
-        progress.advance(total - sum(run.epochs_left for run in runs))
-        progress.show(runs_table(runs, time.monotonic() - begun))
+        done = total - sum(run.epochs_left for run in runs)
+        progress.advance(done, seconds_left=forecast.study_left(now))
+        left = {run.name: forecast.left(run, now) for run in runs if run.state == State.RUNNING}
+        progress.show(runs_table(runs, now - begun, left))
+
+    def announce(run: PlannedRun) -> None:
+        now = time.monotonic()
+        forecast.note(run, now)
+        place = f"run {places[run.name]}/{len(runs)}"
+        left = forecast.left(run, now), forecast.study_left(now)
+        events.info("  ".join([place, event_line(run, *left)]))
 
     progress.start("epochs", total, sum(run.epoch for run in runs))
     show()
     try:
         (path / STOP).unlink(missing_ok=True)
         with place as submit:
-            _train(path, open_runs, submit, show)
+            _train(path, open_runs, submit, announce, show)
     finally:
         show()
         progress.finish()
 
 
 def _train(
-    path: Path, runs: Sequence[PlannedRun], submit: Submit, show: Callable[[], None]
+    path: Path,
+    runs: Sequence[PlannedRun],
+    submit: Submit,
+    announce: Callable[[PlannedRun], None],
+    show: Callable[[], None],
 ) -> None:
     for run in runs:
         if not run_folder.is_run(run.path):
@@ -122,9 +131,9 @@ def _train(
                 if future.done():
                     _record_ending(run, future)
                     del futures[future]
-                    events.info(event_line(run))
+                    announce(run)
                 elif run.refresh():
-                    events.info(event_line(run))
+                    announce(run)
             show()
             time.sleep(REFRESH)
     except BaseException:
@@ -160,43 +169,60 @@ def _record_ending(run: PlannedRun, future: "Future[Ending]") -> None:
         run.load()
 
 
-def runs_table(runs: Sequence[PlannedRun], seconds: float) -> Table:
+def runs_table(
+    runs: Sequence[PlannedRun], seconds: float, left: Mapping[str, float | None]
+) -> Table:
     """Returns the table of all runs, failed and running ones first.
 
     Args:
         runs: Runs in the order of the plan.
         seconds: Seconds since the study was started.
+        left: Seconds left of running runs, by name.
     """
     order = list(State)
-    shown = sorted(runs, key=lambda run: order.index(run.state))
+    shown = sorted(enumerate(runs, 1), key=lambda item: order.index(item[1].state))
     rows = [
         (
+            f"{place}/{len(runs)}",
             run.name,
             run.state + (f": {run.message}" if run.message else ""),
             f"{run.epoch}/{run.config.train.epochs}",
             "" if run.test_accuracy is None else f"{100 * run.test_accuracy:.2f}",
             duration(run.seconds) if run.seconds else "",
+            "" if (rest := left.get(run.name)) is None else duration(rest),
         )
-        for run in shown
+        for place, run in shown
     ]
     counts = {state: sum(run.state == state for run in runs) for state in order}
     parts = [f"{count} {state}" for state, count in counts.items() if count]
     return Table(
-        columns=("run", "state", ">epoch", ">test %", ">trained"),
+        columns=(">run", "name", "state", ">epoch", ">test %", ">trained", ">left"),
         rows=rows,
         notes=(", ".join([*parts, f"{duration(seconds)} elapsed"]),),
-        styles=[COLORS[run.state] for run in shown],
+        styles=[COLORS[run.state] for _, run in shown],
     )
 
 
-def event_line(run: PlannedRun) -> str:
-    """Returns a run in one line: name, state, epoch, accuracy, and why it failed."""
+def event_line(run: PlannedRun, left: float | None = None, study_left: float | None = None) -> str:
+    """Returns a run in one line: name, state, epoch, accuracy, time left, and why it failed.
+
+    Args:
+        run: The run.
+        left: Seconds left of the run, None where they are not known.
+        study_left: Seconds left of the study.
+    """
     parts = [run.name, run.state]
     if run.epoch:
         parts.append(f"epoch {run.epoch}/{run.config.train.epochs}")
     if run.test_accuracy is not None:
         parts.append(f"test {100 * run.test_accuracy:.2f} %")
-    return "  ".join([*parts, *filter(None, [run.message])])
+    if run.message:
+        parts.append(run.message)
+    if left is not None and run.state == State.RUNNING:
+        parts.append(f"{duration(left)} left")
+    if study_left is not None:
+        parts.append(f"study {duration(study_left)} left")
+    return "  ".join(parts)
 
 
 @contextmanager
@@ -223,15 +249,15 @@ def dask(address: str) -> Iterator[Submit]:
             yield partial(executor.submit, _train_on_worker, slots=slots)
 
 
-def lanes(address: str) -> int:
-    """Returns how many runs the workers of a Dask scheduler train at a time.
+def slots(address: str) -> dict[str, int]:
+    """Returns how many runs the workers of a Dask scheduler train at a time, by host.
 
     Raises:
         MissingPackageError: dask.distributed is not installed.
         ConfigError: No scheduler answers at `address`.
     """
     with _connected(address) as client:
-        return max(1, sum(_slots(client).values()))
+        return _slots(client)
 
 
 def _connected(address: str) -> "Client":
@@ -310,75 +336,6 @@ def _train_once(folder: Path, threads: int) -> Ending:
 def _is_stopped(folder: Path) -> bool:
     """Returns whether the study of the run in `folder` was interrupted."""
     return (folder.parent.parent / STOP).exists()
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Time that one run is expected to take.
-
-    Attributes:
-        run: The run.
-        seconds: Seconds until it is finished; None where they could not be estimated.
-        source: Origin of the rate: "runs", "measured", or "" for a finished run.
-    """
-
-    run: PlannedRun
-    seconds: float | None
-    source: str
-
-
-def estimate(runs: Sequence[PlannedRun], data: Dataset, threads: int) -> list[Estimate]:
-    """Returns an estimate for each run, from runs that differ in the seed alone or measured here.
-
-    Args:
-        runs: Runs from `folder.survey`.
-        data: The data set as the runs receive it.
-        threads: Number of threads that each run may keep busy.
-    """
-    evaluated = len(data.test) + len(data.validation or ())
-    kinds = {run.name: identity(run.config.replace(seed=0)) for run in runs}
-    known: dict[str, tuple[float | None, str]] = {}
-    for run in runs:
-        if run.epoch:  # evaluation is assumed to take a third of training per image
-            epoch = run.seconds / run.epoch * (1 + evaluated / 3 / len(data.train))
-            known[kinds[run.name]] = (epoch, "runs")
-    found = []
-    for run in runs:
-        if run.finished:
-            found.append(Estimate(run, 0.0, ""))
-            continue
-        kind = kinds[run.name]
-        if kind not in known:
-            logger.info(f"measuring {run.name} …")
-            known[kind] = (_measure(run.config, len(data.train), evaluated, threads), "measured")
-        seconds, source = known[kind]
-        if seconds is not None:
-            seconds = START_SECONDS + seconds * max(0, run.config.train.epochs - run.epoch)
-        found.append(Estimate(run, seconds, source))
-    return found
-
-
-def _measure(config: Config, trained: int, evaluated: int, threads: int) -> float | None:
-    """Returns the seconds per epoch of a few steps trained here, None where they fail."""
-    from kerasnorm.benchmark.race import race
-
-    contender = "native" if config.train.engine == "native" else "stock"
-    images = max(PROBE_IMAGES, PROBE_STEPS * config.train.batch_size)
-    environment = runtime.subprocess_environment(threads)
-    results = race(config, [contender], images, PROBE_ROUNDS, environment)
-    if not results or not results[0].train or not results[0].predict:
-        return None
-    return trained / max(results[0].train) + evaluated / max(results[0].predict)
-
-
-def makespan(estimates: Sequence[Estimate], lanes: int) -> float | None:
-    """Returns the seconds until all runs are done, `lanes` at a time in the given order."""
-    ends = [0.0] * max(1, lanes)
-    for one in estimates:
-        if one.seconds is None:
-            return None
-        ends[ends.index(min(ends))] += one.seconds
-    return max(ends)
 
 
 def train_run(request: Mapping[str, Any]) -> None:

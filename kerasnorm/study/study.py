@@ -31,6 +31,7 @@ from kerasnorm.study.summary import Failure, Summary, data_name, summarize
 from kerasnorm.training.run import CONFIG, MODEL, Run, check_data
 
 logger = logging.getLogger(__name__)
+Describe = Callable[[DataConfig], Dataset]  # the data set of a config, without its images
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,21 @@ class Outcome:
         return error
 
 
-def completed(study: StudyPlan) -> StudyPlan:
+def describer() -> Describe:
+    """Returns a function that describes the data of a config, and reads each data set once."""
+    describe = cache(lambda config: prepare(config, 0).without_images())
+    return lambda config: describe(loading(config))
+
+
+def completed(study: StudyPlan, describe: Describe | None = None) -> StudyPlan:
     """Returns the plan with everything resolved that was left open.
 
     No backends become the one in use, or the first that is installed; data `auto` become those at
     hand; and images are held out for validation where the data have no test set of their own.
+
+    Args:
+        study: The plan.
+        describe: The `describer` of the command, which `run_study` may use too.
 
     Raises:
         ConfigError: A value does not fit.
@@ -126,10 +137,10 @@ def completed(study: StudyPlan) -> StudyPlan:
             "The peak learning rate follows the batch size: linearly with sgd, else by its square "
             "root. With --rate-scaling none you would compare learning rates as well."
         )
-    return _with_data(study).located()
+    return _with_data(study, describe or describer()).located()
 
 
-def _with_data(study: StudyPlan) -> StudyPlan:
+def _with_data(study: StudyPlan, describe: Describe) -> StudyPlan:
     """Returns the plan with `auto` resolved, and with a validation split where it decides.
 
     Where the data have no test set of their own, the images that this package sets aside for the
@@ -145,7 +156,7 @@ def _with_data(study: StudyPlan) -> StudyPlan:
     if not Path(locate(config.data.data)).is_absolute():  # a data set that is known by its name
         return study
     try:
-        data = prepare(config.data, 0)
+        data = describe(config.data)
     except DataError:  # the study says so, unless its workers have them elsewhere
         return study
     if data.has_own_test or data.validation is not None:
@@ -187,7 +198,8 @@ def compare(  # noqa: PLR0913  (all but the norms are options by name)
         one_at_a_time: Whether each value in `vary` is trained alone: an ablation.
         out: Folder of the study; by default one under `results/studies`.
         jobs: Number of runs at a time.
-        progress: Receives the number of trained epochs and the table of all runs.
+        progress: Receives the number of trained epochs and the table of all runs; by default both
+            are shown in a notebook, and nothing elsewhere.
         **fixed: Fields of the config that all runs share, `recipe` and `data` among them; `data`
             may be a tuple of arrays, as for `fit`.
 
@@ -200,6 +212,7 @@ def compare(  # noqa: PLR0913  (all but the norms are options by name)
         MissingPackageError: A backend is not installed.
         RunFolderError: The folder holds something else, is in use or cannot be written.
     """
+    describe = describer()
     study = completed(
         StudyPlan(
             norms=tuple(dict.fromkeys(norms)),
@@ -211,10 +224,11 @@ def compare(  # noqa: PLR0913  (all but the norms are options by name)
             one_at_a_time=one_at_a_time,
             vary={name: tuple(values) for name, values in (vary or {}).items()},
             fixed=with_place(fixed),
-        )
+        ),
+        describe,
     )
     place = folder.default(study) if out is None else Path(out)
-    return run_study(study, place, progress, jobs=jobs)
+    return run_study(study, place, progress, jobs=jobs, describe=describe)
 
 
 def run_study(
@@ -224,6 +238,7 @@ def run_study(
     *,
     jobs: int = 1,
     scheduler: str | None = None,
+    describe: Describe | None = None,
 ) -> Outcome:
     """Trains the missing runs of a study and writes its tables, figures and report.
 
@@ -233,6 +248,7 @@ def run_study(
         progress: Receives the number of trained epochs and the table of all runs.
         jobs: Number of runs at a time on this machine.
         scheduler: Address of a Dask scheduler whose workers train instead.
+        describe: The `describer` by which the plan was completed.
 
     Raises:
         ConfigError: A value does not fit, or the scheduler does not answer.
@@ -246,7 +262,7 @@ def run_study(
         out = out.resolve()  # workers may have another working directory
     with folder.opened(out, study):
         runs = folder.survey(out, study)
-        _check_data(runs, is_remote=scheduler is not None)
+        check_content(runs, describe or describer(), is_remote=scheduler is not None)
         place = execution.dask(scheduler) if scheduler else execution.local(jobs)
         execution.execute(out, runs, place, progress)
         return Outcome(out, runs, _write(out, study, runs))
@@ -377,8 +393,15 @@ def check(study: StudyPlan) -> None:
             norm.groups(config.model, width)
 
 
-def _check_data(runs: Sequence[PlannedRun], *, is_remote: bool) -> None:
+def check_content(
+    runs: Sequence[PlannedRun], describe: Describe, *, is_remote: bool = False
+) -> None:
     """Makes sure, before any run is trained, that the data are there and are those of the runs.
+
+    Args:
+        runs: Runs from `folder.survey`.
+        describe: Describes the data of a config.
+        is_remote: Whether the workers of a Dask scheduler train, which may have the data alone.
 
     Raises:
         DataError: The data of a run to train are missing or damaged, or are not those that a run of
@@ -387,7 +410,7 @@ def _check_data(runs: Sequence[PlannedRun], *, is_remote: bool) -> None:
     data = dict.fromkeys(loading(run.config.data) for run in runs if not run.finished)
     for config in data:
         try:
-            dataset = prepare(config, 0)
+            dataset = describe(config)
         except DataError as error:
             if not is_remote:
                 raise

@@ -13,7 +13,7 @@ from kerasnorm.files import encoded, read_text, write_bytes, write_json
 from kerasnorm.norms import NORMS, is_read
 from kerasnorm.plots.labels import field_texts, value_text
 from kerasnorm.progress import duration
-from kerasnorm.study.execution import Estimate, makespan
+from kerasnorm.study.estimate import Estimate, makespan
 from kerasnorm.study.folder import PlannedRun
 from kerasnorm.study.intervals import LEAST_SEEDS, Interval, Verdict
 from kerasnorm.study.plan import field_value, identity
@@ -62,8 +62,9 @@ TRAINING_NOTE = (
     "mode: their distance to the test set is no generalization gap (kerasnorm statistics has it)."
 )
 PLAN_NOTE = (
-    "Estimated from the epochs of runs that differ in the seed alone, else from a few steps "
-    "measured here, each run on its share of the cores. A busy machine makes the estimate too long."
+    "Estimated from the epochs of runs whose epochs take as long, else from a few seconds of "
+    "training measured here, in as many processes at a time as will share this machine. A busy "
+    "machine makes the estimate too long. The tables and the report come on top."
 )
 
 

@@ -22,7 +22,7 @@ from kerasnorm.data.sources import locate, with_place
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError
 from kerasnorm.files import check_file, in_command, read_text, run_lock, sweep, write_json
 from kerasnorm.norms import NORMS
-from kerasnorm.progress import NullProgress, Progress
+from kerasnorm.progress import NullProgress, Progress, default_progress
 from kerasnorm.training import run
 from kerasnorm.training.process_group import ProcessGroup, this_launch
 
@@ -55,7 +55,8 @@ def fit(
         callbacks: Keras callbacks; their logs hold loss, accuracy, val_*, test_* and
             learning_rate.
         plots: Whether to draw the pictures of the finished run into its folder.
-        progress: Receives how far the run is, counted in steps; by default nothing is shown.
+        progress: Receives how far the run is, counted in steps; by default a live bar in a
+            notebook, and nothing elsewhere.
             Notes are logged, see `logging`, under the logger "kerasnorm".
         **overrides: Any field of the config, named without its section; `data` may also be a tuple
             of arrays: x_train, y_train, x_test, y_test (x_val, y_val), images uint8 of shape
@@ -104,7 +105,7 @@ def fit(
             with _opened_folder(plan, config, dataset.name, environment, group) as folder:
                 title = f"{config.model.title} on {dataset.name}, {backend}, {device.name}"
                 logger.info(title + (f", {group.size} processes" if group.size > 1 else ""))
-                shown = progress if progress is not None and group.is_first else NullProgress()
+                shown = (progress or default_progress()) if group.is_first else NullProgress()
                 training = Training(folder, config, dataset, engine, group, callbacks, shown)
                 training.execute(is_resumed=plan.is_resumed)
             done = run.Run.load(folder)

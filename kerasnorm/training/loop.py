@@ -19,7 +19,7 @@ from kerasnorm.errors import CorruptFileError, DivergedError
 from kerasnorm.files import write_json, write_manifest
 from kerasnorm.formats.archive import save_model
 from kerasnorm.inspection.evaluation import Scores, confusion, score, worst_mistakes
-from kerasnorm.progress import Progress
+from kerasnorm.progress import Progress, duration
 from kerasnorm.training import checkpoints, run
 from kerasnorm.training.callback_state import CallbackStates
 from kerasnorm.training.process_group import ProcessGroup
@@ -40,12 +40,13 @@ DEFINITIONS = {
 }
 
 
-def epoch_line(row: run.Row, epochs: int) -> str:
+def epoch_line(row: run.Row, epochs: int, seconds_left: float | None = None) -> str:
     """Returns one epoch in one line; measures without a value are left out.
 
     Args:
         row: A row of the history.
         epochs: Number of epochs of the whole run.
+        seconds_left: Time left of the run.
     """
     parts = [f"epoch {row['epoch']:>{len(str(epochs))}.0f}/{epochs}"]
     for name in ("train", "val", "test"):
@@ -55,6 +56,7 @@ def epoch_line(row: run.Row, epochs: int) -> str:
     forms = {"lr": "lr {:#.2g}", "seconds": "{:.1f} s", "images_per_second": "{:.0f} images/s"}
     values = {name: row.get(name) for name in forms}
     parts += [forms[name].format(value) for name, value in values.items() if value is not None]
+    parts += [f"{duration(seconds_left)} left"] if seconds_left else []
     return "  ".join(parts)
 
 
@@ -198,7 +200,10 @@ class Training:
         self.epoch += 1
         with self.group.interruptions.held():
             self._save()
-            logger.info(epoch_line(row, self.config.train.epochs))
+            epochs = self.config.train.epochs
+            took = time.perf_counter() - self.epoch_begun  # evaluation and saving included
+            left = 0 if self.is_stopped else epochs - self.epoch
+            logger.info(epoch_line(row, epochs, left * took))
 
     def _row(self, train: Scores, seconds: float) -> run.Row:
         validation, test = map(self._score, (self.dataset.validation, self.dataset.test))

@@ -236,7 +236,9 @@ def test_data_and_doctor_describe_what_is_there(tmp_path):
 def test_a_model_goes_out_as_pytorch_weights_and_comes_in_again(trained, tmp_path):
     torch = pytest.importorskip("torch")
     safetensors = pytest.importorskip("safetensors.torch")
-    out, _ = call("export", trained, "--format", "state-dict", "--out", tmp_path, "--json")
+    words = ("--format", "state-dict", "--out", tmp_path)
+    assert "Exports" in call("export", trained, *words)[0]
+    out, _ = call("export", trained, *words, "--accuracy", "--json")
     done = json.loads(out)[0]
     assert done["max_difference"] < 1e-3
     torch.save(safetensors.load_file(done["path"]), tmp_path / "weights.pth")
@@ -245,6 +247,7 @@ def test_a_model_goes_out_as_pytorch_weights_and_comes_in_again(trained, tmp_pat
     assert len(facts["matched"]) == 11 + 2 * 10
     scores = json.loads(call("evaluate", trained, "--json")[0])
     assert json.loads(call("evaluate", done["path"], "--json")[0]) == pytest.approx(scores)
+    assert (done["accuracy"], done["keras_accuracy"]) == (scores["accuracy"],) * 2
 
 
 MISTAKES = [

@@ -24,6 +24,7 @@ from hostile.exports import (
 )
 from keras import layers
 
+from kerasnorm.data import Split
 from kerasnorm.errors import (
     ConfigError,
     CorruptFileError,
@@ -34,6 +35,8 @@ from kerasnorm.errors import (
 from kerasnorm.formats import FORMATS, check_formats, detect, export
 from kerasnorm.formats.archive import open_model, save_model
 from kerasnorm.formats.exported import metadata_path, open_any
+from kerasnorm.runtime import installed_backends
+from kerasnorm.tables import to_text
 
 POSSIBLE = exported.possible()
 QUICK = (adapted, augmented, bracketed)
@@ -78,6 +81,55 @@ def test_a_file_that_its_metadata_was_not_written_for_is_refused(exports, name, 
     changed.write_bytes(changed.read_bytes() + b" ")
     with pytest.raises(CorruptFileError, match="checksums differ"):
         open_any(copy)
+
+
+WRITERS = {
+    "keras": {"keras"},
+    "saved-model": {"keras", "tensorflow"},
+    "onnx": {"keras", "tensorflow", "onnx", "tf2onnx"},
+    "litert": {"keras", "tensorflow"},
+    "torch": {"keras", "torch"},
+    "openvino": {"keras", "tensorflow", "openvino", "scipy"},
+    "state-dict": {"keras", "safetensors", "torch"},
+}
+
+
+@pytest.mark.skipif("tensorflow" not in installed_backends(), reason="torch writes some then")
+@pytest.mark.parametrize("name", POSSIBLE)
+def test_the_metadata_name_the_packages_that_wrote_the_file(exports, name):
+    metadata = json.loads(metadata_path(path_of(exports, name)).read_text())
+    assert set(metadata["writer"]) == WRITERS[name]
+    assert metadata["writer"]["keras"] == keras.__version__
+
+
+def test_another_writer_than_before_is_a_warning(exports, tmp_path, caplog):
+    pytest.importorskip("safetensors")
+    with export.Exporter(open_model(exports), tmp_path, None) as exporter:
+        done = exporter.export("state-dict")
+        place = metadata_path(done.path)
+        exporter.export("state-dict")
+        assert not caplog.records
+        place.write_text(json.dumps({"writer": {"keras": "3.0", "pickle": "1"}}))
+        exporter.export("state-dict")
+    assert "was written by keras, pickle, this one by keras, safetensors" in caplog.text
+
+
+def test_exports_are_compared_in_a_table_with_their_accuracy(exports, tmp_path):
+    pytest.importorskip("safetensors")
+    saved = open_model(exports)
+    labels = np.array([0, 1, 2, 3, 4], np.int32)
+    right = np.mean(saved.model.predict(IMAGES, verbose=0).argmax(1) == labels)
+    with export.Exporter(saved, tmp_path, 0.5, test=Split(IMAGES, labels)) as exporter:
+        done = exporter.export("state-dict")
+    assert done.accuracy == done.keras_accuracy == right
+    files = [done.path, done.path.with_suffix(".py")]
+    assert done.bytes == sum(file.stat().st_size for file in files)
+    other = export.Export("onnx", tmp_path / "m.onnx", "", {}, "onnxruntime", {1: 2e-6, 7: 3e-6})
+    lines = to_text(export.export_table([done, other])).splitlines()
+    assert lines[1].split() == ["format", "kB", "ms", "difference", "accuracy", "%"]
+    assert lines[3].split()[-1] == f"{100 * right:.2f}"
+    assert lines[4].split() == ["onnx", "0", "-", "3.0e-06", "-"]
+    assert "accuracy" not in to_text(export.export_table([other]))
 
 
 def test_nothing_but_the_exports_is_left(exports):
@@ -245,10 +297,15 @@ def test_quantized_models_keep_most_of_their_accuracy(tmp_path):
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.fit(data.train.images, data.train.labels, batch_size=20, epochs=4, verbose=0)
     save_model(model, tmp_path / "model.keras", {})
-    given = export.Quantization(data.train.images[:50], data.test)
-    with export.Exporter(open_model(tmp_path), tmp_path, None) as exporter:
-        done = exporter.quantize(given)
-    assert abs(done.quantized_accuracy - done.accuracy) < 0.05
+    saved = open_model(tmp_path)
+    with export.Exporter(saved, tmp_path, None, test=data.test) as exporter:
+        done = exporter.quantize(data.train.images[:50])
+    guesses = saved.model.predict(data.test.images, verbose=0).argmax(1)
+    assert done.keras_accuracy == pytest.approx(np.mean(guesses == data.test.labels))
+    assert abs(done.accuracy - done.keras_accuracy) < 0.05
+    metadata = json.loads(metadata_path(done.path).read_text())
+    assert metadata["accuracy"] == done.accuracy
+    assert metadata["accuracy_before_quantization"] == done.keras_accuracy
     assert open_any(done.path).predict(data.test.images).shape == (200, 10)
     assert detect(done.path).name == "litert"
 

@@ -29,9 +29,17 @@ def planned_runs():
 
 def test_the_table_orders_runs_by_what_matters():
     out = io.StringIO()
-    Console(file=out, width=100).print(to_rich(runs_table(planned_runs(), 75.0)))
-    lines = [text.split()[0] for text in out.getvalue().splitlines() if "run-" in text]
-    assert lines == ["run-failed", "run-running", "run-waiting", "run-done", "run-kept"]
+    left = {"run-running": 93.0}
+    Console(file=out, width=100).print(to_rich(runs_table(planned_runs(), 75.0, left)))
+    lines = [text.split()[:2] for text in out.getvalue().splitlines() if "run-" in text]
+    assert lines == [
+        ["5/5", "run-failed"],
+        ["3/5", "run-running"],
+        ["2/5", "run-waiting"],
+        ["4/5", "run-done"],
+        ["1/5", "run-kept"],
+    ]
+    assert "1:33" in out.getvalue()
     assert "a [bold] loss" in out.getvalue()
     assert "4/10" in out.getvalue()
     assert "50.00" in out.getvalue()
@@ -42,7 +50,7 @@ def test_the_table_orders_runs_by_what_matters():
 def test_failed_runs_are_red():
     out = io.StringIO()
     console = Console(file=out, width=100, force_terminal=True, color_system="standard")
-    console.print(to_rich(runs_table(planned_runs(), 0.0)))
+    console.print(to_rich(runs_table(planned_runs(), 0.0, {})))
     (failed,) = [text for text in out.getvalue().splitlines() if "run-failed" in text]
     assert "\x1b[31m" in failed
 
@@ -50,6 +58,9 @@ def test_failed_runs_are_red():
 def test_an_event_is_a_line():
     found = planned_runs()
     assert event_line(found[2]) == "run-running  running  epoch 4/10  test 50.00 %"
+    line = "run-running  running  epoch 4/10  test 50.00 %  1:33 left  study 5:00 left"
+    assert event_line(found[2], 93.0, 300.0) == line
+    assert event_line(found[3], 0.0, 300.0) == "run-done  done  study 5:00 left"
     assert event_line(found[4]) == "run-failed  failed  a [bold] loss"
 
 
@@ -83,8 +94,8 @@ def execute(path, stream, monkeypatch, **options):
 def test_elsewhere_than_on_a_terminal_each_event_is_a_line(tmp_path, monkeypatch):
     assert execute(tmp_path, io.StringIO(), monkeypatch).splitlines() == [
         "2 runs, 0 of them finished before",
-        "gn-torch-s0  done",
-        "gn-torch-s1  failed  a [bold] loss",
+        "run 1/2  gn-torch-s0  done",
+        "run 2/2  gn-torch-s1  failed  a [bold] loss",
     ]
 
 

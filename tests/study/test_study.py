@@ -19,6 +19,7 @@ import pytest
 from helpers.command import call
 from helpers.studies import place
 from hostile import changed_data
+from PIL import Image
 
 import kerasnorm
 from kerasnorm.cli import studies
@@ -388,12 +389,34 @@ def test_varied_data_are_not_named_again(tmp_path):
     assert "the study varies its data" in err
 
 
+def test_a_folder_of_images_is_read_once(tmp_path, monkeypatch):
+    """It has no test set of its own: of ten images per class, two are tests, two validation."""
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(10):
+            image = Image.new("RGB", (8, 8), (number, 0, 0))
+            image.save(tmp_path / "data" / name / f"{number}.png")
+    read = []
+    prepare = study.prepare
+    monkeypatch.setattr(study, "prepare", lambda *args: read.append(args) or prepare(*args))
+    describe = study.describer()
+    fixed = {"data": str(tmp_path / "data"), "preprocessing": "equalize"}
+    asked = StudyPlan(norms=("bn", "gn"), backends=("torch",), seeds=(0, 1), fixed=fixed)
+    plan = study.completed(asked, describe)
+    assert plan.fixed["validation"] == 4
+    runs = folder.survey(tmp_path / "study", plan)
+    study.check_content(runs, describe)
+    assert len(runs) == 4
+    assert len(read) == 1
+    assert describe(runs[0].config.data).train.images.nbytes == 0
+
+
 def test_data_that_only_the_workers_have_are_left_to_them(tmp_path, caplog):
     """The client of a Dask scheduler may be a machine without the data."""
     plan = StudyPlan(norms=("bn",), backends=("torch",), seeds=(0,),
                      fixed={"data": str(tmp_path / "missing")})  # fmt: skip
     runs = folder.survey(tmp_path / "study", plan)
-    study._check_data(runs, is_remote=True)
+    study.check_content(runs, study.describer(), is_remote=True)
     assert "The workers must have them." in caplog.text
     with pytest.raises(DataError, match="no such file"):
-        study._check_data(runs, is_remote=False)
+        study.check_content(runs, study.describer())

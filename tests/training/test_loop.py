@@ -1,5 +1,7 @@
 """What a run reports while it goes on: an epoch in a line, and steps to a progress."""
 
+import re
+
 import pytest
 from helpers import tiny
 
@@ -42,6 +44,7 @@ class Recorder:
 class TestEpochLine:
     def test_the_whole_line(self):
         assert epoch_line(ROW, 20) == LINE
+        assert epoch_line(ROW, 20, 17 * 42.0) == f"{LINE}  11:54 left"
 
     def test_validation_is_shown_where_it_exists(self):
         row = ROW | {"val_loss": 0.81, "val_accuracy": 0.7}
@@ -72,7 +75,9 @@ def test_a_run_reports_each_step_and_logs_its_title_and_epochs(tmp_path, caplog)
         assert " images/s" in status
         assert status.endswith(accuracy) == (count > steps)
     assert caplog.messages[0].startswith(f"{config.model.norm} on shapes, ")
-    assert caplog.messages[1:] == [epoch_line(row, 2) for row in done.history]
+    first_line, last_line = (epoch_line(row, 2) for row in done.history)
+    assert re.fullmatch(rf"{re.escape(first_line)}  \d+:\d\d left", caplog.messages[1])
+    assert caplog.messages[2:] == [last_line]
 
     resumed = Recorder()
     tiny.train(resume=tmp_path / "run", epochs=3, progress=resumed)

@@ -43,6 +43,9 @@ class FileProcess(JsonProcess):
             "TF_CPP_MIN_LOG_LEVEL": "3",
             "CUDA_VISIBLE_DEVICES": "-1",  # a GPU's address space would burst the memory limit
             "JAX_PLATFORMS": "cpu",
+            # The times of the formats are compared: each runs on one thread.
+            "OMP_NUM_THREADS": "1",
+            "TF_NUM_INTRAOP_THREADS": "1",
         }
         super().__init__(MODULE, environment=os.environ | forced | chosen)
 
