@@ -36,7 +36,7 @@ from kerasnorm.plots.style import (
     quiet,
     title,
 )
-from kerasnorm.progress import Progress
+from kerasnorm.progress import Progress, rounded
 from kerasnorm.tables import Table
 from kerasnorm.training import run
 from kerasnorm.training.fit import fit
@@ -182,7 +182,7 @@ def inputs_table(found: Sequence[InputPreprocessing]) -> Table:
         cells = [one.preprocessing, *numbers]
         if has_training and one.history and not one.diverged:
             loss, accuracy = _column(one, "train_loss"), _column(one, "test_accuracy")
-            cells += [f"{loss[-1]:.3f}", f"{accuracy[-1]:.2f}"]
+            cells += [rounded(loss[-1], 3), f"{accuracy[-1]:.2f}"]
         elif has_training:
             cells += ["diverged", ""]
         rows.append(tuple(cells))
@@ -379,7 +379,8 @@ def histogram_figure(
         axes.legend(frameon=False, fontsize=TEXT_SIZE, labelcolor=INK, loc="upper left")
     left.set_ylabel("share of the pixels (%)")
     text = f"Histograms of each channel's pixels, raw and after preprocessing ({preprocessing})"
-    return Picture("histograms", figure, "Histograms of the pixels", f"{text}.", f"{text}.")
+    caption = f"{text}. A peak at an end is clipped pixels: 0 or 255 in the file."
+    return Picture("histograms", figure, "Histograms of the pixels", caption, f"{text}.")
 
 
 def _draw_histogram(axes: Axes, images: NDArray[Any]) -> None:

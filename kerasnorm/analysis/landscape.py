@@ -32,7 +32,7 @@ from kerasnorm.plots.style import (
     quiet,
     title,
 )
-from kerasnorm.progress import Progress
+from kerasnorm.progress import Progress, rounded
 from kerasnorm.tables import Table
 from kerasnorm.training.fit import make_engine
 from kerasnorm.training.run import Run
@@ -486,7 +486,7 @@ def contours_figure(found: Sequence[Landscape]) -> Picture:
         drawn = axes.contourf(axis, axis, plane, levels, cmap="viridis", norm=scale)
         axes.contour(axis, axis, plane, levels, colors="white", linewidths=0.5, norm=scale)
         axes.plot(0, 0, "+", color="white", markersize=8)
-        quiet(axes, f"{one.label}: {one.surface.center:.3f} at +")
+        quiet(axes, f"{one.label}: {rounded(one.surface.center, 3)} at +")
         axes.grid(visible=False)
         axes.set_aspect("equal")
     rows = -(-len(found) // COLUMNS)
@@ -495,7 +495,7 @@ def contours_figure(found: Sequence[Landscape]) -> Picture:
     bar.set_label("test loss (nats)", fontsize=TEXT_SIZE, color=INK)
     bar.ax.tick_params(labelsize=TEXT_SIZE, labelcolor=INK)
     text = "Contours of the test loss around each trained model over two random directions"
-    texts = [f"{one.label} {one.surface.center:.3f}" for one in found]
+    texts = [f"{one.label} {rounded(one.surface.center, 3)}" for one in found]
     caption = f"{text}; the cross is the model, and all panels share their levels."
     alt = f"{text}. Loss of the model in nats: {first_texts(texts)}."
     return Picture("contours", figure, "Contours of the loss", caption, alt)

@@ -108,8 +108,7 @@ class WeightHistogram:
 
     Attributes:
         edges: Edges of the bins, (BINS + 1,).
-        share: Share of the weights in each bin, (BINS,); the first and the last bin also count
-            the weights beyond them.
+        share: Share of the weights in each bin, (BINS,); those beyond the edges are in none.
         sparsity: Share of the weights below a thousandth of their layer's largest one.
         norm: |w| of all kernels together.
         mean: Mean of the weights.
@@ -366,7 +365,7 @@ def weight_histogram(kernels: "Weights", limit: float) -> WeightHistogram:
     flat = np.concatenate([kernel.ravel() for kernel in kernels]).astype(np.float64)
     small = sum(int((np.abs(k) < SPARSE * np.abs(k).max()).sum()) for k in kernels)
     edges = np.linspace(-limit, limit, BINS + 1)
-    share = np.histogram(np.clip(flat, -limit, limit), edges)[0] / flat.size
+    share = np.histogram(flat, edges)[0] / flat.size
     norm, mean, std = np.linalg.norm(flat), flat.mean(), flat.std()
     return WeightHistogram(edges, share, small / flat.size, float(norm), float(mean), float(std))
 
@@ -546,7 +545,10 @@ def weights_figure(found: Sequence[NetworkStatistics]) -> Picture:
         cell.set_edgecolor(GRID)
         cell.get_text().set_color(INK)
     text = "Histograms of all kernels' weights of the trained models"
-    caption = f"{text}; below, norm, std and sparsity of the weights, and accuracies in %."
+    caption = (
+        f"{text}; at most {100 * (1 - SHOWN):.1g} % of a run's weights lie outside the panel. "
+        "Below, norm, std and sparsity of the weights, and accuracies in %."
+    )
     texts = [f"{one.label} |w| {one.weights.norm:.2f}, gap {one.gap:+.2f} points" for one in found]
     alt = f"{text}. {first_texts(texts)}."
     return Picture("weights", figure, "Weights of the trained models", caption, alt)

@@ -425,7 +425,8 @@ def _write_report(
     commands: Mapping[str, str],
 ) -> None:
     first = summary.groups[0].first
-    title = f"{name}: normalization compared on {data_name(first)}, recipe {first.config.recipe}"
+    data = " and ".join(dict.fromkeys(data_name(run) for run in summary.runs))
+    title = f"{name}: normalization compared on {data}, recipe {first.config.recipe}"
     if len({group.norm for group in summary.groups}) > 1:
         title += f", {'tuned' if summary.unmatched else 'matched'} arms"
     html = report.render(title, summary, pictures, commands, _layers(first))
