@@ -330,7 +330,7 @@ def draw_legend(
         [Line2D([], [], **handle) if isinstance(handle, dict) else handle for handle in handles],
         fit(labels, WIDTH - LEGEND_LINE),
         loc="outside lower center",
-        ncols=min(columns, max(1, len(labels))),
+        ncols=min(columns, legend_shape(labels)[0]),
         frameon=False,
         borderaxespad=0.2,
         fontsize=TEXT_SIZE,

@@ -123,7 +123,7 @@ def test_a_browser_shows_it_without_an_error_and_without_sideways_scrolling(html
         "all('img').every(i => i.naturalWidth > 500 && i.width > 700),"
         "wide.length, wide.every(box => style(box).includes('gradient')),"
         "all('.hint').filter(hint => hint.offsetHeight > 0).length,"
-        "all('img').length].join(' ') }</script>"
+        "all('img').length, Math.max(...all('th').map(th => th.offsetHeight))].join(' ') }</script>"
     )
     done = subprocess.run(
         [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
@@ -131,11 +131,14 @@ def test_a_browser_shows_it_without_an_error_and_without_sideways_scrolling(html
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     assert "CONSOLE" not in done.stderr
-    found = re.search(r"<title>widths (\d+) (\d+) true (\d+) true (\d+) (\d+)</title>", done.stdout)
+    found = re.search(
+        r"<title>widths (\d+) (\d+) true (\d+) true (\d+) (\d+) (\d+)</title>", done.stdout
+    )
     assert found, done.stdout[:500]
-    scrolled, shown, wide, hints, pictures = map(int, found.groups())
+    scrolled, shown, wide, hints, pictures, highest = map(int, found.groups())
     assert scrolled <= shown <= width
     is_phone = width < 700
+    assert highest < 100  # no heading is broken letter by letter
     assert hints == (pictures if is_phone else 0)
     assert (wide > pictures) == is_phone  # tables too
 
