@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -35,6 +36,8 @@ LOG_SUFFIXES = frozenset({".log", ".out", ".err"})
 UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM,
                          errno.EACCES, errno.EBADF})  # fmt: skip
 LONGEST_NAME = 120  # bytes; file systems take 255, encrypted ones 143, and names get endings
+# A list of numbers alone in indented JSON; a text in JSON holds no line break.
+_NUMBERS = re.compile(r"\[\n[-+.\deE,\s]*\]")
 
 logger = logging.getLogger(__name__)
 
@@ -180,8 +183,12 @@ def read_text(path: Path) -> str:
 
 
 def as_json(document: Any) -> bytes:
-    """Returns a JSON document, indented, as bytes; NaN and infinity are refused."""
-    return encoded(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Returns a JSON document, indented, as bytes; NaN and infinity are refused.
+
+    A list of numbers is one line: the confusion matrix of 1,000 classes has a million of them.
+    """
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    return encoded(_NUMBERS.sub(lambda found: re.sub(r"\s", "", found[0]), text) + "\n")
 
 
 def write_json(path: Path, document: Any) -> None:

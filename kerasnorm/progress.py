@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 REFRESH = 0.125  # seconds between two drawings of the live bar
 MARGIN = 8  # lines of the terminal that a table's rows leave to its frame, the bar and the prompt
 NOTEBOOK = (100, 40)  # columns and lines of the view in a notebook
+LONG = 1e5  # from here on a number is shown by its power of ten
 LOGGER = "kerasnorm"
 
 
@@ -194,7 +195,7 @@ class ConsoleProgress:
             from kerasnorm.tables import to_rich
 
             rows = self._table.rows[: max(1, live.console.height - MARGIN)]
-            parts.append(to_rich(dataclasses.replace(self._table, rows=rows)))
+            parts.append(to_rich(dataclasses.replace(self._table, rows=rows), live.console.width))
         if with_bar:
             bar = RichTable.grid(*(Column(no_wrap=True) for _ in range(4)), padding=(0, 1))
             bar.add_row(
@@ -283,6 +284,15 @@ def console_notes(level: int = logging.INFO) -> Iterator[None]:
 def counted(number: int, noun: str) -> str:
     """Returns a number with its noun, in the plural but for one: "1 epoch", "2,000 epochs"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def rounded(value: float, digits: int) -> str:
+    """Returns a number with some decimals, one of more than five digits before them in short.
+
+    >>> rounded(2.0496, 3), rounded(1.23e21, 3), rounded(float("inf"), 3)
+    ('2.050', '1.2e+21', 'inf')
+    """
+    return f"{value:.1e}" if abs(value) >= LONG else f"{value:.{digits}f}"
 
 
 def duration(seconds: float) -> str:

@@ -3,6 +3,7 @@
 import codecs
 import errno
 import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -56,6 +57,20 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
         file.write("no bytes")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_list_of_numbers_is_one_line_of_json(tmp_path):
+    document = {"counts": [[1, 2], [3, 4]], "x": [1.5, -2e-08], "text": ["[\n1\n]", "[ 1 ]"]}
+    write_json(tmp_path / "a.json", document)
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text) == document
+    assert [line.strip() for line in text.splitlines()][1:6] == [
+        '"counts": [',
+        "[1,2],",
+        "[3,4]",
+        "],",
+        '"x": [1.5,-2e-08],',
+    ]
 
 
 def test_json_refuses_what_json_cannot_hold(tmp_path):

@@ -36,7 +36,7 @@ from kerasnorm.plots.style import (
     quiet,
     title,
 )
-from kerasnorm.progress import Progress
+from kerasnorm.progress import Progress, rounded
 from kerasnorm.tables import Table
 from kerasnorm.training import run
 from kerasnorm.training.fit import fit
@@ -47,6 +47,7 @@ SAMPLES = 2000  # images used for statistics and histograms
 ROWS, EPOCHS = 5, 6  # images and epochs in the figure of an augmentation
 IMAGES = 4  # samples shown of each preprocessing
 LOG_FROM = 10  # ratio of highest to lowest loss from which the axis is logarithmic
+CLIPPED = "A peak at an end is clipped pixels: 0 or 255 in the file."
 BINS = 64  # bins of a histogram, at most
 MARGIN, HEADINGS = 0.08, 0.55  # inches: around a grid of images, and above it
 GAP = 0.05  # between images of a grid, as a share of an image's width
@@ -182,7 +183,7 @@ def inputs_table(found: Sequence[InputPreprocessing]) -> Table:
         cells = [one.preprocessing, *numbers]
         if has_training and one.history and not one.diverged:
             loss, accuracy = _column(one, "train_loss"), _column(one, "test_accuracy")
-            cells += [f"{loss[-1]:.3f}", f"{accuracy[-1]:.2f}"]
+            cells += [rounded(loss[-1], 3), f"{accuracy[-1]:.2f}"]
         elif has_training:
             cells += ["diverged", ""]
         rows.append(tuple(cells))
@@ -220,7 +221,7 @@ def preprocessing_figure(pixels: Mapping[str, NDArray[np.float64]]) -> Picture:
         row[-1].set_ylabel("share (%)")
     grid[-1, -1].set_xlabel("value")
     text = "Training images after each preprocessing, beside the histogram of each channel"
-    caption = f"{text}. Every channel is drawn from its lowest value to its highest."
+    caption = f"{text}. Every channel is drawn from its lowest value to its highest. {CLIPPED}"
     alt = f"{text}: {', '.join(PREPROCESSINGS[name][0] for name in pixels)}."
     return Picture("preprocessing", figure, "Input preprocessing", caption, alt)
 
@@ -256,7 +257,7 @@ def training_figure(found: Sequence[InputPreprocessing], heading: str) -> Pictur
             log_ticks(axes.yaxis)
         axes.set_xlabel("epoch")
         axes.set_ylabel(name)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         quiet(axes)
     panels[0].legend(frameon=False, fontsize=TEXT_SIZE - 1, labelcolor=INK)
     ends = [
@@ -379,7 +380,8 @@ def histogram_figure(
         axes.legend(frameon=False, fontsize=TEXT_SIZE, labelcolor=INK, loc="upper left")
     left.set_ylabel("share of the pixels (%)")
     text = f"Histograms of each channel's pixels, raw and after preprocessing ({preprocessing})"
-    return Picture("histograms", figure, "Histograms of the pixels", f"{text}.", f"{text}.")
+    caption = f"{text}. {CLIPPED}"
+    return Picture("histograms", figure, "Histograms of the pixels", caption, f"{text}.")
 
 
 def _draw_histogram(axes: Axes, images: NDArray[Any]) -> None:

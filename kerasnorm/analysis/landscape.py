@@ -22,17 +22,19 @@ from kerasnorm.plots.labels import run_labels
 from kerasnorm.plots.style import (
     INK,
     TEXT_SIZE,
+    TITLE_SIZE,
     WIDTH,
     Picture,
     draw_legend,
     first_texts,
+    fit,
     log_ticks,
     marked_styles,
     new_figure,
     quiet,
     title,
 )
-from kerasnorm.progress import Progress
+from kerasnorm.progress import Progress, rounded
 from kerasnorm.tables import Table
 from kerasnorm.training.fit import make_engine
 from kerasnorm.training.run import Run
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 FACTORS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)  # of the rate; the range of Santurkar et al., 1/2 to 4
 SEED = 0x1712  # of the random directions
+COLOR_BAR = 2.0  # inches beside the panels, and between them
 COLUMNS = 3  # panels in a row, at most
 LEVELS = 16  # levels of a contour plot
 CEILING = 1e4  # nats: higher losses are drawn there
@@ -481,12 +484,13 @@ def contours_figure(found: Sequence[Landscape]) -> Picture:
     planes, low, high = _planes(found)
     levels = np.geomspace(low, high, LEVELS)
     scale = LogNorm(low, high)
-    for axes, one, plane in zip(panels, found, planes, strict=True):
+    labels = _panel_labels(found)
+    for axes, one, plane, label in zip(panels, found, planes, labels, strict=True):
         axis = one.surface.axis
         drawn = axes.contourf(axis, axis, plane, levels, cmap="viridis", norm=scale)
         axes.contour(axis, axis, plane, levels, colors="white", linewidths=0.5, norm=scale)
         axes.plot(0, 0, "+", color="white", markersize=8)
-        quiet(axes, f"{one.label}: {one.surface.center:.3f} at +")
+        quiet(axes, f"{label}\n{rounded(one.surface.center, 3)} at +")
         axes.grid(visible=False)
         axes.set_aspect("equal")
     rows = -(-len(found) // COLUMNS)
@@ -495,7 +499,7 @@ def contours_figure(found: Sequence[Landscape]) -> Picture:
     bar.set_label("test loss (nats)", fontsize=TEXT_SIZE, color=INK)
     bar.ax.tick_params(labelsize=TEXT_SIZE, labelcolor=INK)
     text = "Contours of the test loss around each trained model over two random directions"
-    texts = [f"{one.label} {one.surface.center:.3f}" for one in found]
+    texts = [f"{one.label} {rounded(one.surface.center, 3)}" for one in found]
     caption = f"{text}; the cross is the model, and all panels share their levels."
     alt = f"{text}. Loss of the model in nats: {first_texts(texts)}."
     return Picture("contours", figure, "Contours of the loss", caption, alt)
@@ -507,7 +511,8 @@ def surface_figure(found: Sequence[Landscape]) -> Picture:
     planes, low, high = _planes(found)
     ticks = [tick for tick in TICKS if low <= tick <= high]
     limits = np.log10([low, high])
-    for axes, one, plane in zip(panels, found, planes, strict=True):
+    labels = _panel_labels(found)
+    for axes, one, plane, label in zip(panels, found, planes, labels, strict=True):
         axes.plot_surface(
             *np.meshgrid(one.surface.axis, one.surface.axis),
             np.log10(plane),
@@ -521,7 +526,7 @@ def surface_figure(found: Sequence[Landscape]) -> Picture:
         )
         axes.set_zlim(*limits)
         axes.set_zticks(np.log10(ticks), [f"{tick:g}" for tick in ticks])
-        axes.set_title(one.label, fontsize=TEXT_SIZE, color=INK)
+        axes.set_title(label, fontsize=TEXT_SIZE, color=INK)
         ends = (one.surface.axis[0], 0.0, one.surface.axis[-1])
         axes.set_xticks(ends)
         axes.set_yticks(ends)
@@ -534,10 +539,18 @@ def surface_figure(found: Sequence[Landscape]) -> Picture:
     return Picture("surface", figure, "Surface of the loss", caption, alt)
 
 
+def _columns(found: Sequence[Landscape]) -> int:
+    """Returns how many panels are in a row: at most three; four make a square."""
+    return 2 if len(found) == 4 else min(COLUMNS, len(found))
+
+
+def _panel_labels(found: Sequence[Landscape]) -> list[str]:
+    return fit([one.label for one in found], (WIDTH - COLOR_BAR) / _columns(found), TITLE_SIZE)
+
+
 def _panels(found: Sequence[Landscape], **options: Any) -> tuple[Figure, list[Any]]:
-    """Returns a figure with one panel per run, at most three per row; four make a square."""
-    count = len(found)
-    columns = 2 if count == 4 else min(COLUMNS, count)
+    """Returns a figure with one panel per run."""
+    count, columns = len(found), _columns(found)
     rows = -(-count // columns)
     figure = new_figure(0.7 + rows * (WIDTH / columns if columns > 1 else 5.0))
     title(figure, "LOSS AROUND THE TRAINED MODEL")

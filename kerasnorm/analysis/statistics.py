@@ -30,12 +30,14 @@ from kerasnorm.plots.style import (
     Picture,
     draw_legend,
     first_texts,
+    fit,
     log_ticks,
     marked_styles,
     new_figure,
     quiet,
     repeats,
     small_text,
+    text_width,
     title,
 )
 from kerasnorm.progress import Progress, counted
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BINS = 61  # bins of a weight histogram
+LABEL_WIDTH = 3.0  # inches of a run's name
 SPARSE = 1e-3  # a weight below this share of its layer's largest counts as 0
 SHOWN = 0.999  # share of the weights that lie between the edges of a histogram
 JUDGED = 2000  # images of each split that the trained model is scored on, at most
@@ -110,8 +113,7 @@ class WeightHistogram:
 
     Attributes:
         edges: Edges of the bins, (BINS + 1,).
-        share: Share of the weights in each bin, (BINS,); the first and the last bin also count
-            the weights beyond them.
+        share: Share of the weights in each bin, (BINS,); those beyond the edges are in none.
         sparsity: Share of the weights below a thousandth of their layer's largest one.
         norm: |w| of all kernels together.
         mean: Mean of the weights.
@@ -412,7 +414,7 @@ def weight_histogram(kernels: "Weights", limit: float) -> WeightHistogram:
     flat = np.concatenate([kernel.ravel() for kernel in kernels]).astype(np.float64)
     small = sum(int((np.abs(k) < SPARSE * np.abs(k).max()).sum()) for k in kernels)
     edges = np.linspace(-limit, limit, BINS + 1)
-    share = np.histogram(np.clip(flat, -limit, limit), edges)[0] / flat.size
+    share = np.histogram(flat, edges)[0] / flat.size
     norm, mean, std = np.linalg.norm(flat), flat.mean(), flat.std()
     return WeightHistogram(edges, share, small / flat.size, float(norm), float(mean), float(std))
 
@@ -517,17 +519,18 @@ def epochs_figure(found: Sequence[NetworkStatistics]) -> Picture:
     grid = figure.subplots(len(MAPS), count, squeeze=False, sharey=True)
     for row, (name, heading) in zip(grid, MAPS, strict=True):
         maps = [_matrix(one, name) for one in found]
+        labels = fit([one.label for one in found], (WIDTH - 1.5) / count)
         scale = _scale(maps)
-        for axes, one, values in zip(row, found, maps, strict=True):
+        for axes, one, values, label in zip(row, found, maps, labels, strict=True):
             first = 1 if np.isnan(values[:, 0]).all() else 0
             limits = (first - 0.5, values.shape[1] - 0.5, len(values) - 0.5, -0.5)
             drawn = axes.imshow(
                 values[:, first:], cmap="viridis", norm=scale, aspect="auto", extent=limits
             )
             axes.set_facecolor(GRID)
-            axes.set_title(one.label, fontsize=TEXT_SIZE, color=INK)
+            axes.set_title(label, fontsize=TEXT_SIZE, color=INK)
             axes.set_yticks(range(len(values)), [r.layer for r in one.rows(0)])
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             small_text(axes)
             axes.tick_params(axis="y", labelsize=TEXT_SIZE - 2)
         bar = figure.colorbar(drawn, ax=list(row), fraction=0.05 if count > 1 else 0.1)
@@ -565,11 +568,12 @@ def weights_figure(found: Sequence[NetworkStatistics]) -> Picture:
     figure = new_figure(3.2 + 0.26 * len(found) + 0.6)
     title(figure, "WEIGHTS OF THE TRAINED MODELS")
     upper, lower = figure.subplots(2, 1, height_ratios=(3.0, 0.26 * len(found) + 0.3))
-    for one, style in zip(found, _styles(found), strict=True):
+    labels = fit([one.label for one in found], LABEL_WIDTH)
+    for one, style, label in zip(found, _styles(found), labels, strict=True):
         weights = one.weights
         line = {key: style[key] for key in ("color", "linestyle")}
         share = np.where(weights.share > 0, 100 * weights.share, np.nan)
-        upper.stairs(share, weights.edges, label=one.label, **line, linewidth=1.3)
+        upper.stairs(share, weights.edges, label=label, **line, linewidth=1.3)
     upper.set_yscale("log")
     log_ticks(upper.yaxis)
     upper.set_xlabel("weight")
@@ -578,9 +582,9 @@ def weights_figure(found: Sequence[NetworkStatistics]) -> Picture:
     upper.legend(frameon=False, fontsize=TEXT_SIZE - 1, labelcolor=INK, loc="upper right")
     lower.set_axis_off()
     numbers = weights_table(found)
-    width = min(0.5, 0.08 * max(len(one.label) for one in found) / WIDTH + 0.06)
+    width = max(map(text_width, labels)) / WIDTH + 0.06
     drawn = lower.table(
-        [list(row) for row in numbers.rows],
+        [[label, *row[1:]] for label, row in zip(labels, numbers.rows, strict=True)],
         colLabels=["", *(heading.removeprefix(">") for heading in numbers.columns[1:])],
         colWidths=[width, *[(1 - width) / 6] * 6],
         loc="center",
@@ -592,7 +596,10 @@ def weights_figure(found: Sequence[NetworkStatistics]) -> Picture:
         cell.set_edgecolor(GRID)
         cell.get_text().set_color(INK)
     text = "Histograms of all kernels' weights of the trained models"
-    caption = f"{text}; below, norm, std and sparsity of the weights, and accuracies in %."
+    caption = (
+        f"{text}; at most {100 * (1 - SHOWN):.1g} % of a run's weights lie outside the panel. "
+        "Below, norm, std and sparsity of the weights, and accuracies in %."
+    )
     texts = [f"{one.label} |w| {one.weights.norm:.2f}, gap {one.gap:+.2f} points" for one in found]
     alt = f"{text}. {first_texts(texts)}."
     return Picture("weights", figure, "Weights of the trained models", caption, alt)

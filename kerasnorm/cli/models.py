@@ -14,6 +14,7 @@ from kerasnorm.config import SETTINGS, unknown
 from kerasnorm.errors import ConfigError
 from kerasnorm.files import in_command
 from kerasnorm.norms import NORMS
+from kerasnorm.progress import rounded
 
 if TYPE_CHECKING:
     import keras
@@ -215,7 +216,7 @@ def evaluate(
         opt.print_json({"accuracy": scores.accuracy, "loss": scores.loss, "n": len(images)})
     else:
         click.echo(
-            f"accuracy {100 * scores.accuracy:.2f} %   loss {scores.loss:.4f}   "
+            f"accuracy {100 * scores.accuracy:.2f} %   loss {rounded(scores.loss, 4)}   "
             f"n {len(images)} {'' if split == 'all' else split + ' '}images"
         )
 

@@ -298,7 +298,7 @@ def print_table(table: "Table") -> None:
 
     console = Console()
     if console.is_terminal:
-        console.print(tables.to_rich(table))
+        console.print(tables.to_rich(table, console.width))
     else:
         click.echo(tables.to_text(table), nl=False)
 

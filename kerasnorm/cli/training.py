@@ -9,7 +9,7 @@ import click
 from kerasnorm.cli import options as opt
 from kerasnorm.config import to_toml
 from kerasnorm.errors import ConfigError
-from kerasnorm.progress import ConsoleProgress, counted, duration
+from kerasnorm.progress import ConsoleProgress, counted, duration, rounded
 from kerasnorm.training.process_group import this_launch
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def results(history: "Sequence[Row]", folder: Path) -> str:
     for name, word in (("train", "train"), ("val", "validation"), ("test", "test")):
         loss, accuracy = last.get(f"{name}_loss"), last.get(f"{name}_accuracy")
         if loss is not None and accuracy is not None:
-            lines.append(f"{word:<11}accuracy {100 * accuracy:6.2f} %   loss {loss:.4f}")
+            lines.append(f"{word:<11}accuracy {100 * accuracy:6.2f} %   loss {rounded(loss, 4)}")
     seconds = sum(row.get("seconds") or 0.0 for row in history)
     lines.append(f"{'trained':<11}{counted(len(history), 'epoch')} in {duration(seconds)}")
     lines.append(f"{'folder':<11}{folder}")

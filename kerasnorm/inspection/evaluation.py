@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import keras
 
 PREDICT_BATCH = 500
+# With more classes the cells of a confusion matrix are too small for names and counts.
+MOST_NAMED_CLASSES = 20
 
 
 class Scores(NamedTuple):
@@ -66,6 +68,30 @@ def confusion(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> NDAr
     classes = logits.shape[1]
     pairs = labels.astype(np.int64) * classes + logits.argmax(axis=1)
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+class ConfusedPair(NamedTuple):
+    """Indices of a true and a predicted class, and the number of images confused so."""
+
+    true: int
+    predicted: int
+    images: int
+
+
+def most_confused(counts: NDArray[np.int64], count: int) -> list[ConfusedPair]:
+    """Returns the pairs of classes that are confused most often, the most frequent first.
+
+    Args:
+        counts: Confusion matrix: rows are true classes, columns predicted ones.
+        count: Number of pairs, at most; a pair that is never confused does not count.
+
+    >>> most_confused(np.array([[8, 1, 0], [0, 5, 4], [0, 0, 9]]), 5)
+    [ConfusedPair(true=1, predicted=2, images=4), ConfusedPair(true=0, predicted=1, images=1)]
+    """
+    wrong = np.where(np.eye(len(counts), dtype=bool), 0, counts).ravel()
+    places = np.flatnonzero(wrong)
+    order = places[np.argsort(-wrong[places], kind="stable")][:count]
+    return [ConfusedPair(*divmod(int(place), len(counts)), int(wrong[place])) for place in order]
 
 
 def worst_mistakes(

@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasnorm.norms import NORMS
 from kerasnorm.plots.curves import accuracy_figure, learning_rate_figure, loss_figure
-from kerasnorm.plots.images import confusion_figure, misclassified_figure
+from kerasnorm.plots.images import confusion_figure, misclassified_figure, mistakes_figure
 from kerasnorm.plots.style import Picture, save
 from kerasnorm.training.run import PLOTS, Run
 
@@ -39,11 +38,7 @@ def draw_run(
     folder = run.path / PLOTS if folder is None else folder
     pictures = [confusion_figure(run)]
     if test_images is not None:
-        metrics = run.metrics
-        norm, accuracy = NORMS[run.config.model.norm].label, 100 * metrics["test_accuracy"]
-        heading = f"MISCLASSIFIED: {norm}, {accuracy:.2f} % right; highest confidence first"
-        entries, names = metrics["misclassified"], metrics["class_names"]
-        pictures.append(misclassified_figure(test_images, entries, names, heading))
+        pictures.append(mistakes_figure(run, test_images))
     return [*draw_runs([run], folder), *(picture.save(folder) for picture in pictures)]
 
 

@@ -25,7 +25,9 @@ from kerasnorm.plots.style import (
     new_figure,
     quiet,
     repeats,
+    shade,
 )
+from kerasnorm.progress import rounded
 from kerasnorm.training.run import Row, Run
 
 PANEL_HEIGHT = 3.3  # inches
@@ -113,23 +115,24 @@ def _pair(
             if has_validation and part == "test":
                 dashed = style | {"linestyle": DASHES, "linewidth": 1.1, "marker": ""}
                 axes.plot(epochs, factor * _values(run.history, f"val_{name}"), **dashed)
-        for run, half in zip(runs, spreads, strict=False):
+        for run, half, style in zip(runs, spreads, styles, strict=False):
             if half:
                 low, high = (factor * end for end in _band(run, half, f"{part}_{name}"))
-                color = NORMS[run.config.model.norm].color
                 epochs = _values(run.history, "epoch")
+                color = style["color"]
                 axes.fill_between(epochs, low, high, color=color, alpha=alpha, linewidth=0)
     left.set_ylabel(measure.axis)
     last = max((run.history[-1]["epoch"] or 1 for run in runs if run.history), default=1)
     left.set_xlim(*((1.0, last) if last > 1 else (0.5, 1.5)))
     left.set_ylim(*_limits(runs, measure, spreads))
     if len(runs) <= MOST_FINAL_VALUES:
-        _annotate_ends(left, runs, f"train_{name}", measure)
-        _annotate_ends(right, runs, f"test_{name}", measure)
+        for axes, part in ((left, "train"), (right, "test")):
+            ends = [factor * _values(run.history[-1:], f"{part}_{name}") for run in runs]
+            _annotate_ends(axes, ends, [style["color"] for style in styles], measure.digits)
     draw_legend(figure, handles, shown, columns)
     ends = [_values(run.history[-1:], f"test_{name}") for run in runs]
     texts = [
-        f"{label} {factor * end[0]:.{measure.digits}f} {measure.unit}"
+        f"{label} {rounded(factor * end[0], measure.digits)} {measure.unit}"
         for label, end in zip(labels, ends, strict=True)
         if end.size
     ]
@@ -150,20 +153,20 @@ def _band(run: Run, half: Sequence[Row], name: str) -> tuple[NDArray[np.float64]
 
 
 def _styles(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Returns line properties: a color per norm; per run of a norm a marker, then an alpha."""
+    """Returns line properties: a color per norm; per run of a norm a shade and a marker."""
     styles: list[dict[str, Any]] = []
     norms = [run.config.model.norm for run in runs]
     for run, norm, repeat in zip(runs, norms, repeats(norms), strict=True):
+        color = shade(NORMS[norm].color, repeat, norms.count(norm))
         is_short = len(run.history) == 1  # a line of one point needs a marker to be seen
         marker = MARKERS[repeat % len(MARKERS)] or ("." if is_short else "")
         styles.append(
             {
-                "color": NORMS[norm].color,
+                "color": color,
                 "linewidth": 1.6,
-                "alpha": max(0.35, 1.0 - 0.3 * (repeat // len(MARKERS))),
                 "marker": marker,
                 "markersize": 8.0 if marker == "." else 4.0,
-                "markerfacecolor": NORMS[norm].color if marker == "." else "white",
+                "markerfacecolor": color if marker == "." else "white",
                 "markevery": max(1, len(run.history) // 20),
             }
         )
@@ -195,17 +198,18 @@ def _limits(
     return max(0.0, low - room), high + room
 
 
-def _annotate_ends(axes: Axes, runs: Sequence[Run], name: str, measure: _Measure) -> None:
-    """Writes each curve's last value to the right of the axes, apart from one another."""
+def _annotate_ends(
+    axes: Axes, values: Sequence[NDArray[np.float64]], colors: Sequence[str], digits: int
+) -> None:
+    """Writes each curve's last value, if it has one, right of the axes, apart from one another."""
     low, high = axes.get_ylim()
     ends: dict[tuple[str, str], float] = {}  # text and color → height, so that none comes twice
-    for run in runs:
-        values = measure.factor * _values(run.history, name)
-        if values.size and np.isfinite(values[-1]):
-            text = f"{values[-1]:.{measure.digits}f}"
-            ends[text, NORMS[run.config.model.norm].color] = float(values[-1])
+    for value, color in zip(values, colors, strict=True):
+        if value.size and np.isfinite(value[0]):
+            ends[rounded(value[0], digits), color] = float(value[0])
     texts = sorted(ends, key=lambda key: ends[key])
-    heights = spread_labels([ends[key] for key in texts], LINE_HEIGHT * (high - low), low, high)
+    heights = [min(max(ends[key], low), high) for key in texts]
+    heights = spread_labels(heights, LINE_HEIGHT * (high - low), low, high)
     for (text, color), height in zip(texts, heights, strict=True):
         axes.annotate(
             text,

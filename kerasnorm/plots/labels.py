@@ -1,6 +1,6 @@
 """Labels of runs and config fields in figures and tables."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from kerasnorm.training.run import Run
 HEADLINES: dict[str, Callable[[Config], str]] = {
     "network": lambda config: config.model.title.rpartition("-")[0] or config.model.network,
     "recipe": lambda config: config.recipe,
-    "data": lambda config: Path(config.data.data).name,
+    "data": lambda config: config.data.data,
     "backend": lambda config: config.train.backend,
     "seed": lambda config: f"seed {config.train.seed}",
 }
@@ -27,8 +27,10 @@ def run_labels(runs: Sequence[Run]) -> list[str]:
     """
     configs = [run.config for run in runs]
     norms = labels = [NORMS[config.model.norm].label for config in configs]
-    for text in HEADLINES.values():
+    for name, text in HEADLINES.items():
         texts = [text(config) for config in configs]
+        if name == "data":
+            texts = [short_places(texts)[place] for place in texts]
         if len(set(texts)) > 1:
             labels = _join(labels, texts)
     for name in SETTINGS:
@@ -43,6 +45,39 @@ def run_labels(runs: Sequence[Run]) -> list[str]:
 
 def _join(labels: Sequence[str], texts: Sequence[str]) -> list[str]:
     return [f"{label}, {text}" for label, text in zip(labels, texts, strict=True)]
+
+
+def short_places(places: Iterable[str]) -> dict[str, str]:
+    """Returns each path with as many of its last parts as tell it from the others.
+
+    >>> short_places(["shapes", "/data/old/pets", "/data/new/pets"])
+    {'shapes': 'shapes', '/data/old/pets': 'old/pets', '/data/new/pets': 'new/pets'}
+    """
+    parts = {place: Path(place).parts for place in places}
+    found = {}
+    for place, own in parts.items():
+        others = [other for other in parts.values() if other != own]
+        count = 1
+        while count < len(own) and any(other[-count:] == own[-count:] for other in others):
+            count += 1
+        found[place] = str(Path(*own[-count:])) if own else place
+    return found
+
+
+def shown_fields(
+    fields: Mapping[str, Any], among: Iterable[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """Returns fields and their values; a path of data as short as tells it from other data.
+
+    Args:
+        fields: Fields and values.
+        among: Fields and values of all that is shown beside them.
+    """
+    shown = dict(fields)
+    if "data" in shown:
+        places = [str(other["data"]) for other in (fields, *among) if "data" in other]
+        shown["data"] = short_places(places)[str(fields["data"])]
+    return shown
 
 
 def field_texts(fields: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ import functools
 import logging
 import math
 import warnings
+from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from matplotlib import rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backend_bases import RendererBase
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager
 from matplotlib.ft2font import FT2Font
@@ -31,12 +33,16 @@ DPI = 150
 WIDTH = 8.0  # inches, 1200 pixels: what a README shows without scaling up
 TITLE_SIZE = 10.0  # points, as all sizes below
 TEXT_SIZE = 8.5
+POINTS = 72.0  # in an inch
 LEGEND_ROW = 0.2  # inches
+MOST_LETTERS = 200  # of a text in a figure, whose width holds about half of them
+LEGEND_LINE = 0.55  # inches of a legend's sample line and of the gap behind a label
 # A logarithmic axis whose highest value is below this many times its lowest one gets ticks between
 # the powers of ten.
 SHORT_RANGE = 30
 MOST_TEXTS = 8  # texts that an alternative text lists
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+DARKEST = 0.5  # share of a color that the last of its shades lacks
 MARKERS = ("", "o", "s", "^", "D", "v", "P", "X")
 
 INK = "#333333"
@@ -112,6 +118,55 @@ class _LiteralFigure(Figure):
             super().draw(renderer)
 
 
+def text_width(text: str, size: float = TEXT_SIZE) -> float:
+    """Returns the width of a line of text in inches; letters that the font lacks count in full."""
+    return sum(map(_advance, text)) * size / POINTS
+
+
+@functools.cache
+def _advance(letter: str) -> float:
+    """Returns the width of a letter as a share of the font's size."""
+    font = FT2Font(findfont(FontProperties()))
+    if not font.get_char_index(ord(letter)):
+        return 1.0
+    font.set_size(100.0, POINTS)
+    return float(font.load_char(ord(letter)).linearHoriAdvance) / 65536 / 100
+
+
+def fit(texts: Sequence[str], inches: float, size: float = TEXT_SIZE) -> list[str]:
+    """Returns texts no wider than some inches: their middle is left out if need be.
+
+    Different texts that would look the same end with their number, counted from 0.
+    """
+    short = [_cut(text, inches, size) for text in texts]
+    owners: dict[str, set[str]] = {}
+    for text, cut in zip(texts, short, strict=True):
+        owners.setdefault(cut, set()).add(text)
+    return [
+        cut if len(owners[cut]) == 1 else _cut(text, inches, size, f" #{texts.index(text)}")
+        for text, cut in zip(texts, short, strict=True)
+    ]
+
+
+def _cut(text: str, inches: float, size: float, end: str = "") -> str:
+    """Returns a text, with an end, without as much of its middle as does not fit."""
+
+    def width(kept: int) -> float:
+        return text_width(_without_middle(text, kept) + end, size)
+
+    longest = min(len(text), MOST_LETTERS)
+    kept = longest
+    if width(longest) > inches:
+        kept = max(2, bisect_right(range(longest), inches, key=width) - 1)
+    return _without_middle(text, kept) + end
+
+
+def _without_middle(text: str, kept: int) -> str:
+    """Returns a text with that many of its letters, more of them from its beginning."""
+    head, tail = kept - kept // 2, kept // 2
+    return text if kept >= len(text) else f"{text[:head]}…{text[len(text) - tail :]}"
+
+
 @dataclass(frozen=True)
 class Picture:
     """A figure and the words that go with it.
@@ -174,8 +229,13 @@ def new_figure(height: float) -> Figure:
 
 
 def title(figure: Figure, text: str) -> None:
-    """Puts a title above the whole figure."""
-    figure.suptitle(text, fontsize=TITLE_SIZE, color=INK)
+    """Puts a title above the whole figure, each of its lines cut to the figure's width."""
+    figure.suptitle(fit_lines(text, WIDTH), fontsize=TITLE_SIZE, color=INK)
+
+
+def fit_lines(text: str, inches: float) -> str:
+    """Returns the lines of a title, each without its middle where it is too wide."""
+    return "\n".join(fit([line], inches - 0.2, TITLE_SIZE)[0] for line in text.split("\n"))
 
 
 def quiet(axes: Axes, heading: str = "") -> None:
@@ -222,10 +282,23 @@ def repeats(norms: Sequence[str]) -> list[int]:
     return [norms[:place].count(norm) for place, norm in enumerate(norms)]
 
 
+def shade(color: str, place: int, count: int) -> str:
+    """Returns a color for one of several lines of a norm: from the norm's own to a dark one."""
+    if not place:
+        return color
+    light = 1.0 - DARKEST * place / (count - 1)
+    red, green, blue = to_rgb(color)
+    return to_hex((light * red, light * green, light * blue))
+
+
 def marked_styles(norms: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns line properties: one color per norm, one marker per further run of that norm."""
+    """Returns line properties: a color per norm; per run of a norm a shade and a marker."""
     return [
-        {"color": NORMS[norm].color, "marker": MARKERS[repeat % len(MARKERS)], "markersize": 3.5}
+        {
+            "color": shade(NORMS[norm].color, repeat, norms.count(norm)),
+            "marker": MARKERS[repeat % len(MARKERS)],
+            "markersize": 3.5,
+        }
         for norm, repeat in zip(norms, repeats(norms), strict=True)
     ]
 
@@ -234,7 +307,7 @@ def legend_shape(labels: Sequence[str]) -> tuple[int, int]:
     """Returns the columns and rows of a legend as wide as the figure."""
     if not labels:
         return 1, 0
-    inches = 0.55 + 0.075 * max(map(len, labels))  # the sample line, then the letters
+    inches = LEGEND_LINE + max(map(text_width, labels))
     columns = max(1, min(len(labels), int(WIDTH / inches)))
     return columns, -(-len(labels) // columns)
 
@@ -255,9 +328,9 @@ def draw_legend(
     """
     figure.legend(
         [Line2D([], [], **handle) if isinstance(handle, dict) else handle for handle in handles],
-        list(labels),
+        fit(labels, WIDTH - LEGEND_LINE),
         loc="outside lower center",
-        ncols=min(columns, max(1, len(labels))),
+        ncols=min(columns, legend_shape(labels)[0]),
         frameon=False,
         borderaxespad=0.2,
         fontsize=TEXT_SIZE,

@@ -1,5 +1,6 @@
 """Pictures of a study: means over the seeds with their intervals, and every seed as a dot."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 
 from kerasnorm.norms import NORMS
 from kerasnorm.plots.curves import PANEL_HEIGHT, SHADE, accuracy_figure, loss_figure
-from kerasnorm.plots.images import confusion_figure, misclassified_figure
+from kerasnorm.plots.images import confusion_figure, mistakes_figure
+from kerasnorm.plots.labels import shown_fields, value_text
 from kerasnorm.plots.style import (
     FAINT,
     INK,
@@ -26,9 +28,12 @@ from kerasnorm.plots.style import (
     Picture,
     draw_legend,
     first_texts,
+    fit,
     legend_shape,
     new_figure,
     quiet,
+    repeats,
+    shade,
     title,
 )
 from kerasnorm.study.intervals import Interval
@@ -36,10 +41,11 @@ from kerasnorm.study.summary import Group, Summary
 from kerasnorm.study.tables import (
     arms_sentence,
     change_text,
+    failure_label,
+    first_label,
     group_label,
     measure_text,
     nats,
-    norm_label,
     percent,
 )
 from kerasnorm.training.run import COLUMNS, Row, Run
@@ -51,7 +57,8 @@ MARGIN = 0.9  # inches of its title and axis
 # A difference beyond this many times the median one, and a point, leaves the panel as an arrow:
 # one choice that ruins the training must not squeeze the others together.
 FAR = 20.0
-MOST_NORM_GROUPS = 8  # groups whose mistakes and confusion are drawn
+WIDE = 1.5  # times the range of the seeds; an interval that reaches farther is an arrow
+LABEL_WIDTH = 3.0  # inches of the names beside the axes
 LOG_FROM = 8  # a field whose values span this factor gets a logarithmic axis
 LEAST_VALUES = 3  # of an ablation's field for which a line says more than its effects
 # First words of the names of the pictures of a study.
@@ -79,7 +86,7 @@ def draw_study(summary: Summary, folder: Path, test_images: Images) -> dict[Path
     pictures += [against_figure(summary, name) for name in numeric_axes(summary)]
     found = {picture.save(folder): picture for picture in pictures}
     is_complete = True
-    for group in summary.norm_groups[:MOST_NORM_GROUPS]:
+    for group in summary.shown_groups:
         images = test_images(group.first)
         found |= {picture.save(folder): picture for picture in _mistakes(group, summary, images)}
         if images is None:
@@ -95,41 +102,34 @@ def draw_study(summary: Summary, folder: Path, test_images: Images) -> dict[Path
 
 
 def file_name(group: Group, summary: Summary) -> str:
-    """Returns a norm's part of file names: "ln-element" where ln has several groups."""
-    values = [str(value) for name, value in group.own.items() if name in summary.axes]
-    return "-".join([group.norm, *values])
+    """Returns a group's part of file names: "ln-element" where ln has several groups."""
+    fields = shown_fields(group.fields, [other.fields for other in summary.groups])
+    parts = [group.norm, *map(value_text, fields.values())]
+    parts += [group.backend] if len({g.backend for g in summary.groups}) > 1 else []
+    return re.sub(r"[^\w.-]+", "-", "-".join(parts))
 
 
 def _mistakes(group: Group, summary: Summary, images: NDArray[np.uint8] | None) -> list[Picture]:
     """Returns the confusion matrix and, with the test images, the misclassified ones."""
-    metrics, seed = group.first.metrics, group.first.config.train.seed
-    label = norm_label(group.norm, group.own)
-    found = [
+    label = first_label(group, summary)
+    found = [confusion_figure(group.first, label)]
+    found += [] if images is None else [mistakes_figure(group.first, images, label)]
+    name, more = file_name(group, summary), len(summary.bases) - len(summary.shown_groups)
+    left_out = f" {more} other variants have no such figure; kerasnorm plot RUN draws it."
+    return [
         replace(
-            confusion_figure(group.first),
-            title=f"Confusion matrix of {label} on the test set",
-            caption=f"The color is the share of the true class; run of seed {seed}.",
+            picture,
+            name=f"{picture.name}-{name}",
+            caption=picture.caption + (left_out if more else ""),
         )
+        for picture in found
     ]
-    if images is not None:
-        right = f"{100 * metrics['test_accuracy']:.2f} % right"
-        heading = f"MISCLASSIFIED: {label}, seed {seed}, {right}"
-        entries, names = metrics["misclassified"], metrics["class_names"]
-        found.append(
-            replace(
-                misclassified_figure(images, entries, names, heading),
-                title=f"Misclassified test images of {label}",
-                caption=f"The mistakes of highest confidence; run of seed {seed}.",
-            )
-        )
-    name = file_name(group, summary)
-    return [replace(picture, name=f"{picture.name}-{name}") for picture in found]
 
 
 def _kept_mistakes(group: Group, summary: Summary) -> Picture:
     """Returns the words for a picture of misclassified images that an earlier report drew."""
     name = file_name(group, summary)
-    text = f"Misclassified test images of {norm_label(group.norm, group.own)}"
+    text = f"Misclassified test images of {first_label(group, summary)}"
     caption = "Drawn by an earlier report; the images are not at hand now."
     return Picture(f"misclassified-{name}", Figure(), text, caption, f"{text}. {caption}")
 
@@ -192,9 +192,10 @@ def final_figure(summary: Summary) -> Picture:
     figure = new_figure(1.2 + GROUP_ROW * rows)
     axes = figure.subplots()
     quiet(axes, "TEST ACCURACY AFTER THE LAST EPOCH")
+    limits, is_cut = _final_limits(summary), False
     for place, group in enumerate(groups):
-        values = [100 * float(run.metrics["test_accuracy"]) for run in group.runs.values()]
-        found = _draw_row(axes, place, values, group.norm)
+        found = Interval.of(_percents(group))
+        is_cut |= _draw_row(axes, place, _percents(group), found, limits, NORMS[group.norm].color)
         _annotate(axes, place, f"{found.mean:.2f}", NORMS[group.norm].color)
     published = [(item, groups.index(item.group)) for item in summary.published if item.group]
     for item, place in published:
@@ -205,12 +206,13 @@ def final_figure(summary: Summary) -> Picture:
         axes.annotate(words, (0.5, place), xycoords=("axes fraction", "data"), ha="center",
                       va="center", fontsize=TEXT_SIZE, color=INK)  # fmt: skip
     labels = [group_label(group, groups) for group in groups] + [
-        norm_label(item.norm, item.fields) for item in failures
+        failure_label(item, summary) for item in failures
     ]
-    axes.set_yticks(range(rows), labels)
+    axes.set_yticks(range(rows), fit(labels, LABEL_WIDTH))
     axes.set_ylim(rows - 0.5, -0.5)
-    axes.set_xlim(*_final_limits(summary))
-    words = "test accuracy (%): one dot per seed, the bar is their mean, the line its 95 % interval"
+    axes.set_xlim(limits)
+    words = "test accuracy (%)\none dot per seed, the bar is their mean, the line its 95 % interval"
+    words += "; arrow: beyond" if is_cut else ""
     axes.set_xlabel(words + ("; diamond: published" if published else ""))
     text = "Test accuracy after the last epoch"
     return Picture(
@@ -222,23 +224,48 @@ def final_figure(summary: Summary) -> Picture:
     )
 
 
+def _percents(group: Group) -> list[float]:
+    return [100 * float(run.metrics["test_accuracy"]) for run in group.runs.values()]
+
+
 def _final_limits(summary: Summary) -> tuple[float, float]:
-    """Returns the range of all seeds with room; an interval of two seeds may leave it."""
+    """Returns a range of percentages that has all seeds, and the intervals unless they are wide."""
     values = [100 * float(run.metrics["test_accuracy"]) for run in summary.runs]
     values += [100 * item.values["test_accuracy"] for item in summary.published if item.group]
-    room = max(0.5, 0.35 * (max(values) - min(values)))
-    return max(0.0, min(values) - room), min(100.0, max(values) + room)
+    room = max(0.5, WIDE * (max(values) - min(values)))
+    low, high = min(values) - room, max(values) + room
+    found = [Interval.of(_percents(group)) for group in summary.groups]
+    ends = [end for one in found for end in (one.low, one.high) if end is not None]
+    inside = [*values, *(end for end in ends if low <= end <= high)]
+    small = 0.04 * (max(inside) - min(inside)) or 0.5
+    return max(0.0, min(inside) - small), min(100.0, max(inside) + small)
 
 
-def _draw_row(axes: Axes, place: int, values: Sequence[float], norm: str) -> Interval:
-    """Draws one row of dots with their mean and its interval; returns these."""
-    color, found = NORMS[norm].color, Interval.of(values)
+def _draw_row(
+    axes: Axes,
+    place: int,
+    values: Sequence[float],
+    found: Interval,
+    limits: tuple[float, float],
+    color: str,
+) -> bool:
+    """Draws a row of dots with their mean and interval; returns whether it goes beyond the limits.
+
+    What lies beyond is an arrow at the limit.
+    """
+    low, high = limits
     if found.low is not None and found.high is not None:
-        ends = [found.low, found.high]
+        ends = np.clip([found.low, found.high], low, high)
         axes.plot(ends, [place, place], color=color, linewidth=1.2, alpha=0.6)
     axes.plot([found.mean] * 2, [place - 0.3, place + 0.3], color=color, linewidth=2.2)
     axes.plot(values, [place] * len(values), "o", color=color, markersize=5, alpha=0.75)
-    return found
+    known = [*values, *(end for end in (found.low, found.high) if end is not None)]
+    inset = 0.008 * (high - low)  # half an arrow
+    beyond = [(low + inset, "<")] if min(known) < low else []
+    beyond += [(high - inset, ">")] if max(known) > high else []
+    for end, marker in beyond:
+        axes.plot(end, place, marker, color=color, markersize=7)
+    return bool(beyond)
 
 
 def _annotate(axes: Axes, place: int, text: str, color: str) -> None:
@@ -267,26 +294,22 @@ def effects_figure(summary: Summary) -> Picture:
     near = [0.0, *(point for point in points if abs(point) <= far)]
     room = max(0.1, 0.06 * (max(near) - min(near)))
     left, right = min(near) - room, max(near) + room
+    is_cut = False
     for axes, items in zip(column, panels, strict=True):
         quiet(axes, group_label(items[0].base, summary.groups))
         axes.grid(visible=False, axis="y")
         axes.axvline(0.0, color=FAINT, linewidth=1.2)
         for place, item in enumerate(items):
             values = [100 * value for value in item.values]
-            found = _draw_row(axes, place, values, item.base.norm)
+            found, color = Interval.of(values), NORMS[item.base.norm].color
+            is_cut |= _draw_row(axes, place, values, found, (left, right), color)
             _annotate(axes, place, f"{found.mean:+.2f}", INK)
-            beyond = [(left, "<")] if min(values) < left else []
-            beyond += [(right, ">")] if max(values) > right else []
-            for end, marker in beyond:
-                color = NORMS[item.base.norm].color
-                axes.plot(end, place, marker, color=color, markersize=7, clip_on=False)
         axes.set_yticks(range(len(items)), [change_text(item) for item in items])
         axes.set_ylim(len(items) - 0.5, -0.5)
         axes.set_xlim(left, right)
     words = f"difference in {measure} (points)\none dot per seed, the bar is their mean"
     if any(item.interval.low is not None for item in effects):
         words += ", the line its 95 % interval"
-    is_cut = min(points) < left or max(points) > right
     column[-1].set_xlabel(words + ("; arrow: beyond" if is_cut else ""))
     text = f"What one choice changed alone does to {measure}"
     means = [
@@ -332,11 +355,11 @@ def against_figure(summary: Summary, name: str) -> Picture:
     quiet(axes, f"TEST {measure.upper()} AGAINST {words.upper()}")
     values = sorted({float(g.fields[name]) for g in summary.groups if name in g.fields})
     _scale(axes, values)
-    turns: dict[str, int] = {}
-    handles = []
-    for groups in lines:
-        turn = turns[groups[0].norm] = turns.get(groups[0].norm, -1) + 1
-        handles.append(_draw_line(axes, groups, name, turn, values))
+    norms = [groups[0].norm for groups in lines]
+    handles = [
+        _draw_line(axes, groups, name, values, (turn, norms.count(groups[0].norm)))
+        for groups, turn in zip(lines, repeats(norms), strict=True)
+    ]
     axes.set_xlabel(words)
     axes.set_ylabel(f"test {measure} (%)")
     draw_legend(figure, handles, labels, columns)
@@ -370,16 +393,26 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _draw_line(
-    axes: Axes, groups: Sequence[Group], name: str, turn: int, values: Sequence[float]
+    axes: Axes,
+    groups: Sequence[Group],
+    name: str,
+    values: Sequence[float],
+    turn_of: tuple[int, int],
 ) -> Line2D:
-    """Draws one line of `against_figure`; returns it for the legend."""
+    """Draws one line of `against_figure`; returns it for the legend.
 
-    def percents(group: Group) -> list[float]:
-        shares = [float(run.metrics["test_accuracy"]) for run in group.runs.values()]
-        return [100 * (1 - share if name in AS_ERROR else share) for share in shares]
-
-    color = NORMS[groups[0].norm].color
-    dots = [percents(group) for group in groups]
+    Args:
+        axes: Axes to draw on.
+        groups: The groups on the line, by their values of the field.
+        name: Name of the field.
+        values: All values of the field.
+        turn_of: Which of the lines of its norm this is, and how many there are.
+    """
+    turn = turn_of[0]
+    color = shade(NORMS[groups[0].norm].color, *turn_of)
+    dots = [_percents(group) for group in groups]
+    if name in AS_ERROR:
+        dots = [[100 - percent for percent in seeds] for seeds in dots]
     is_level = name not in groups[0].fields  # the norm does not read the field
     if is_level:
         places = [values[0], values[-1]]
@@ -393,7 +426,7 @@ def _draw_line(
     stds = np.array([one.std or 0.0 for one in found])
     axes.fill_between(places, means - stds, means + stds, color=color, alpha=SHADE, linewidth=0)
     (line,) = axes.plot(places, means, color=color, linewidth=1.6)
-    line.set_linestyle(":" if is_level else "--" if turn else "-")
+    line.set_linestyle(":" if is_level else "-")
     if not is_level:
         line.set(marker=MARKERS[1 + turn % (len(MARKERS) - 1)], markersize=5.0)
         line.set_markerfacecolor("white")

@@ -450,9 +450,10 @@ def _write_report(
     commands: Mapping[str, str],
 ) -> None:
     first = summary.groups[0].first
+    data = " and ".join(dict.fromkeys(data_name(run) for run in summary.runs))
     network = first.config.model.title.rpartition("-")[0]
-    title = f"{name}: normalization compared {f'in {network} ' if network else ''}on "
-    title += f"{data_name(first)}, recipe {first.config.recipe}"
+    title = f"{name}: normalization compared {f'in {network} ' if network else ''}on {data}, "
+    title += f"recipe {first.config.recipe}"
     if len({group.norm for group in summary.groups}) > 1:
         title += f", {'tuned' if summary.unmatched else 'matched'} arms"
     html = report.render(title, summary, pictures, commands, _layers(first))

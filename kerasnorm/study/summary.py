@@ -31,6 +31,7 @@ MEASURES = (
     "val_accuracy",
     "val_loss",
 )
+MOST_SHOWN = 12  # groups whose confused classes and mistakes are shown
 # Groups are ranked and compared by the first of these that all runs of a study have.
 RANKED_BY = ("val_accuracy", "test_accuracy")
 DEFINITIONS = {
@@ -277,12 +278,14 @@ class Summary:
         return found if self.one_at_a_time and found else self.groups
 
     @property
-    def norm_groups(self) -> list[Group]:
-        """First base group of each norm and of each choice of the fields only that norm reads."""
+    def shown_groups(self) -> tuple[Group, ...]:
+        """Base groups whose mistakes are shown: all, or of many the first of each norm."""
+        if len(self.bases) <= MOST_SHOWN:
+            return self.bases
         found: dict[str, Group] = {}
         for group in self.bases:
             found.setdefault(f"{group.norm} {group.own}", group)
-        return list(found.values())
+        return tuple(found.values())[:MOST_SHOWN]
 
     def along(self, name: str) -> "Summary":
         """Returns the base and the variants of field `name` of a one-factor-at-a-time study.

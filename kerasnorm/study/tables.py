@@ -8,11 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kerasnorm.errors import shortened
 from kerasnorm.files import encoded, read_text, write_bytes, write_json
+from kerasnorm.inspection.evaluation import MOST_NAMED_CLASSES, most_confused
 from kerasnorm.norms import NORMS, is_read
-from kerasnorm.plots.labels import field_texts, value_text
-from kerasnorm.progress import duration
+from kerasnorm.plots.labels import field_texts, shown_fields, value_text
+from kerasnorm.progress import counted, duration, rounded
 from kerasnorm.study.estimate import Estimate, makespan
 from kerasnorm.study.folder import PlannedRun
 from kerasnorm.study.intervals import LEAST_SEEDS, Interval, Verdict
@@ -34,7 +37,8 @@ PARTS = ("mean", "std", "low", "high")
 ACCURACIES = {"val_accuracy": "validation accuracy", "test_accuracy": "test accuracy"}
 LONGEST_VALUE = 18  # letters of a changed value; all ten widths would leave no room for the dots
 MOST_SENTENCES = 8
-LONGEST_MESSAGE = 120  # letters of the reason why a run failed
+MOST_PAIRS = 20  # rows of the table of confused classes
+LONGEST_MESSAGE = 300  # letters of the reason why a run failed
 JUDGED = (">n", ">difference", ">corrected interval", ">p", "verdict")
 NO_VALUE = "-"
 GROUP_NOTE = (
@@ -61,6 +65,9 @@ TRAINING_NOTE = (
     "Training accuracy and loss are means over the last epoch, of augmented images in training "
     "mode: their distance to the test set is no generalization gap (kerasnorm statistics has it)."
 )
+CONFUSED_NOTE = (
+    "Test images of the first seed's run. Classes are numbered from 0, as in the confusion matrix."
+)
 PLAN_NOTE = (
     "Estimated from the epochs of runs whose epochs take as long, else from a few seconds of "
     "training measured here, in as many processes at a time as will share this machine. A busy "
@@ -76,14 +83,27 @@ def group_label(group: Group, groups: Iterable[Group], *, without: str = "") -> 
         groups: All groups that are shown beside it.
         without: Name of a field that the figure shows in another way.
     """
-    fields = {name: value for name, value in group.fields.items() if name != without}
-    label = norm_label(group.norm, fields)
+    groups = list(groups)
+    fields = shown_fields(group.fields, (other.fields for other in groups))
+    label = norm_label(group.norm, {name: v for name, v in fields.items() if name != without})
     return f"{label}, {group.backend}" if len({g.backend for g in groups}) > 1 else label
 
 
 def norm_label(norm: str, fields: Mapping[str, Any]) -> str:
     """Returns a norm and some values of fields, such as "LN, affine element"."""
     return ", ".join([NORMS[norm].label, *field_texts(fields)])
+
+
+def failure_label(item: Failure, summary: Summary) -> str:
+    """Returns the norm of failed runs and what was varied."""
+    others = [group.fields for group in summary.groups]
+    others += [failure.fields for failure in summary.failures]
+    return norm_label(item.norm, shown_fields(item.fields, others))
+
+
+def first_label(group: Group, summary: Summary) -> str:
+    """Returns a group and its first seed, whose mistakes are shown: "GN, groups 2, seed 0"."""
+    return f"{group_label(group, summary.groups)}, seed {min(group.runs)}"
 
 
 def measure_text(summary: Summary) -> str:
@@ -93,9 +113,15 @@ def measure_text(summary: Summary) -> str:
 
 def change_text(effect: AblationEffect) -> str:
     """Returns what an ablation changes, long values cut: "batch size 128 → 64"."""
-    values = [value_text(value) for value in (effect.base_value, effect.value)]
+    values = _values(effect)
     short = [v if len(v) <= LONGEST_VALUE else f"{v[: LONGEST_VALUE - 1]}…" for v in values]
     return f"{effect.field.replace('_', ' ')} {' → '.join(short)}"
+
+
+def _values(effect: AblationEffect) -> list[str]:
+    """Returns the base's value of the field that an ablation changes, and the variant's."""
+    pair = [{effect.field: value} for value in (effect.base_value, effect.value)]
+    return [value_text(shown_fields(one, pair)[effect.field]) for one in pair]
 
 
 def percent(found: Interval | None, *, interval: bool = False) -> str:
@@ -114,7 +140,8 @@ def nats(found: Interval | None) -> str:
     """Returns a mean of losses: "0.517 ± 0.004"."""
     if found is None:
         return NO_VALUE
-    return f"{found.mean:.3f}" + ("" if found.std is None else f" ± {found.std:.3f}")
+    text = rounded(found.mean, 3)
+    return text if found.std is None else f"{text} ± {rounded(found.std, 3)}"
 
 
 def all_tables(summary: Summary) -> list[Table]:
@@ -125,8 +152,45 @@ def all_tables(summary: Summary) -> list[Table]:
     found += [difference_table(summary)] if summary.differences else []
     found += [change_table(summary)] if summary.changes else []
     found += [published_table(summary)] if summary.published else []
+    confused = confused_table(summary)
+    found += [confused] if confused.rows else []
     is_varied = len({repr(group.shared) for group in summary.groups}) > 1
     return found + ([answer_table(summary)] if is_varied else [])
+
+
+def confused_table(summary: Summary) -> Table:
+    """Returns the table of the classes that are confused most often.
+
+    It has no rows where the confusion matrix names all classes.
+    """
+    groups = summary.shown_groups
+    rows = []
+    for group in groups:
+        metrics = group.first.metrics
+        counts = np.asarray(metrics["confusion"], np.int64)
+        names = [
+            name if name == str(place) else f"{place} {name}"
+            for place, name in enumerate(metrics["class_names"])
+        ]
+        if len(names) > MOST_NAMED_CLASSES:
+            rows += [
+                (
+                    first_label(group, summary),
+                    names[true],
+                    names[predicted],
+                    str(images),
+                    f"{100 * images / counts[true].sum():.1f}",
+                )
+                for true, predicted, images in most_confused(
+                    counts, max(2, MOST_PAIRS // len(groups))
+                )
+            ]
+    return Table(
+        ("norm", "true class", "predicted class", ">images", ">% of the class"),
+        rows,
+        notes=(CONFUSED_NOTE,),
+        title="Most confused classes",
+    )
 
 
 def group_table(summary: Summary) -> Table:
@@ -178,7 +242,7 @@ def _differences(summary: Summary, differences: Sequence[Difference], heading: s
     return Table(
         ("first", "second", *JUDGED, *((">difference in test",) if has_test else ())),
         rows,
-        notes=(_note(DIFFERENCE_NOTE, summary, f"{len(rows)} differences"),),
+        notes=(_note(DIFFERENCE_NOTE, summary, counted(len(rows), "difference")),),
         title=heading,
     )
 
@@ -188,9 +252,8 @@ def effect_table(summary: Summary) -> Table:
     rows = [
         (
             group_label(item.base, summary.groups),
-            item.field,
-            value_text(item.base_value),
-            value_text(item.value),
+            item.field.replace("_", " "),
+            *_values(item),
             f"{100 * item.mean(item.base):.2f}",
             f"{100 * item.mean(item.first):.2f}",
             *_judged(item, summary),
@@ -200,7 +263,7 @@ def effect_table(summary: Summary) -> Table:
     return Table(
         ("norm", "field", "base", "variant", ">base %", ">variant %", *JUDGED),
         rows,
-        notes=(_note(EFFECT_NOTE, summary, f"{len(rows)} effects"),),
+        notes=(_note(EFFECT_NOTE, summary, counted(len(rows), "effect")),),
         title="Ablation effects",
     )
 
@@ -237,6 +300,9 @@ def answer_table(summary: Summary) -> Table:
         max((g for g in groups if g.shared == shared), key=lambda g: g.mean(summary.measure))
         for shared in columns
     ]
+    headings = [
+        ", ".join(field_texts(shown_fields(shared, columns))) or "all runs" for shared in columns
+    ]
     cells: dict[str, list[str]] = {}
     for group in groups:
         label = group_label(replace(group, fields=group.own), groups)
@@ -244,7 +310,7 @@ def answer_table(summary: Summary) -> Table:
         mark = " *" if group in highest else ""
         row[columns.index(group.shared)] = percent(group.interval(summary.measure)) + mark
     return Table(
-        ("norm", *(f">{', '.join(field_texts(shared)) or 'all runs'}" for shared in columns)),
+        ("norm", *(f">{heading}" for heading in headings)),
         [(label, *row) for label, row in cells.items()],
         notes=(ANSWER_NOTE.format(measure=measure_text(summary).capitalize()),),
         title="Answer",
@@ -255,7 +321,7 @@ def failure_table(summary: Summary) -> Table:
     """Returns the table of the runs that failed, by norm and what was varied."""
     rows = [
         (
-            f"{norm_label(item.norm, item.fields)}, {item.backend}",
+            f"{failure_label(item, summary)}, {item.backend}",
             f"{item.count} of {item.planned}",
             shortened(item.message, LONGEST_MESSAGE),
         )
@@ -342,12 +408,12 @@ def sentences(summary: Summary) -> list[str]:
     left = len(ranked) - MOST_SENTENCES
     ranked = ranked[:MOST_SENTENCES] + ([f"The tables hold {left} more."] if left > 0 else [])
     first = [text for text in (arms_sentence(summary), measure_sentence(summary)) if text]
-    first += [_failure_sentence(item) for item in summary.failures]
+    first += [_failure_sentence(item, summary) for item in summary.failures]
     return first + ranked
 
 
-def _failure_sentence(item: Failure) -> str:
-    name = norm_label(item.norm, item.fields)
+def _failure_sentence(item: Failure, summary: Summary) -> str:
+    name = failure_label(item, summary)
     message = shortened(item.message, LONGEST_MESSAGE).removesuffix(".")
     return f"{name} failed in {item.count} of {item.planned} runs: {message}."
 

@@ -19,7 +19,7 @@ from kerasnorm.errors import CorruptFileError, DivergedError
 from kerasnorm.files import write_json, write_manifest
 from kerasnorm.formats.archive import save_model
 from kerasnorm.inspection.evaluation import Scores, confusion, score, worst_mistakes
-from kerasnorm.progress import Progress, duration
+from kerasnorm.progress import Progress, duration, rounded
 from kerasnorm.training import checkpoints, run
 from kerasnorm.training.callback_state import CallbackStates
 from kerasnorm.training.process_group import ProcessGroup
@@ -52,7 +52,7 @@ def epoch_line(row: run.Row, epochs: int, seconds_left: float | None = None) -> 
     for name in ("train", "val", "test"):
         loss, accuracy = row.get(f"{name}_loss"), row.get(f"{name}_accuracy")
         if loss is not None and accuracy is not None:
-            parts.append(f"{name} {loss:.3f} {100 * accuracy:4.1f} %")
+            parts.append(f"{name} {rounded(loss, 3)} {100 * accuracy:4.1f} %")
     forms = {"lr": "lr {:#.2g}", "seconds": "{:.1f} s", "images_per_second": "{:.0f} images/s"}
     values = {name: row.get(name) for name in forms}
     parts += [forms[name].format(value) for name, value in values.items() if value is not None]

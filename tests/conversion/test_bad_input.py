@@ -49,7 +49,7 @@ def test_a_norm_by_module_and_name(tmp_path, monkeypatch):
     assert [row.groups for row in done.layers] == [6, 6, 4, 8]
     for text, message in {
         "own_norms:missing": "expected the name of a function or class of own_norms. "
-            "Received: missing",
+        "Received: missing",
         "no_such_module:Norm": "importing no_such_module raised ModuleNotFoundError",
         "own_norms:": "expected package.module:name",
         "own_norms:number": "or a function",

@@ -67,12 +67,24 @@ def test_validation_is_dashed_in_the_test_panel_only():
     assert legend_texts(picture) == ["GN", "BN", "validation"]
 
 
-def test_runs_of_one_norm_share_the_color_and_differ_otherwise():
+def test_runs_of_one_norm_have_shades_of_its_color_and_markers():
     runs = [make_run("bn", seed=seed) for seed in range(20)]
     lines = accuracy_figure(runs).figure.axes[0].lines
-    assert {line.get_color() for line in lines} == {NORMS["bn"].color}
-    looks = {(line.get_marker(), line.get_alpha()) for line in lines}
-    assert len(looks) == len(runs)
+    assert lines[0].get_color() == NORMS["bn"].color == "#0072B2"
+    assert lines[-1].get_color() == "#003959"  # half of red 0, green 114 and blue 178
+    assert len({line.get_color() for line in lines}) == len(runs)
+    assert lines[0].get_marker() != lines[1].get_marker()
+
+
+def test_a_loss_that_exploded_is_written_in_short():
+    runs = [make_run("bn"), make_run("gn")]
+    rows = [*runs[0].history[:-1], runs[0].history[-1] | {"test_loss": 1.23e21}]
+    picture = loss_figure([dataclasses.replace(runs[0], history=tuple(rows)), runs[1]])
+    axes = picture.figure.axes[1]
+    assert sorted(text.get_text() for text in axes.texts) == ["1.2e+21", "1.330"]
+    assert all(text.xy[1] <= axes.get_ylim()[1] < 10 for text in axes.texts)
+    assert "BN 1.2e+21 nats; GN 1.330 nats" in picture.alt
+    written(picture)
 
 
 @pytest.mark.parametrize("count", [1, 3, 36])

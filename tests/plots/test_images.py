@@ -1,12 +1,21 @@
 """The confusion matrix and the misclassified images show what a run measured."""
 
 import dataclasses
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from helpers.drawn import NAMES, entries, images, make_run, words, written
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from kerasnorm.plots.images import confusion_figure, misclassified_figure
+from kerasnorm.plots.images import confusion_figure, misclassified_figure, mistakes_figure
+
+
+def with_classes(counts):
+    run = make_run()
+    names = [f"class {n}" for n in range(len(counts))]
+    metrics = run.metrics | {"confusion": counts.tolist(), "class_names": names}
+    return dataclasses.replace(run, metrics=metrics)
 
 
 class TestConfusion:
@@ -20,12 +29,34 @@ class TestConfusion:
         assert [label.get_text() for label in axes.get_yticklabels()] == NAMES
         assert written(picture).width == 1200
 
-    def test_many_classes_have_no_text(self):
-        run = make_run()
-        metrics = run.metrics | {"confusion": np.eye(100).tolist(), "class_names": ["x"] * 100}
-        picture = confusion_figure(dataclasses.replace(run, metrics=metrics))
-        assert not picture.figure.axes[0].texts
+    @pytest.mark.parametrize("classes", [21, 100])
+    def test_many_classes_have_whole_numbers_and_no_text(self, classes):
+        axes = confusion_figure(with_classes(np.eye(classes))).figure.axes[0]
+        assert not axes.texts
+        assert axes.images[0].get_array().shape == (classes, classes)
+        for ticks in (axes.get_xticks(), axes.get_yticks()):
+            assert len(ticks) > 4
+            assert all(tick == int(tick) for tick in ticks)
+
+    def test_a_cell_counts_several_of_very_many_classes(self):
+        counts = np.zeros((250, 250))
+        counts[0, 0], counts[2, 1], counts[1, 5] = 1, 2, 1  # the first three classes are a row
+        counts[249, 249] = 4
+        picture = confusion_figure(with_classes(counts))
+        axes = picture.figure.axes[0]
+        shares = np.asarray(axes.images[0].get_array())
+        assert shares.shape == (84, 84)
+        np.testing.assert_allclose(shares[0, :3], [75, 25, 0])
+        assert shares[83, 83] == 100
+        assert axes.get_xlabel() == "predicted class, 3 in each cell"
+        assert "3 in each cell" in picture.caption
+        assert axes.images[0].get_extent() == [-0.5, 251.5, 251.5, -0.5]
         written(picture)
+
+    def test_it_says_of_which_run_it_is(self):
+        run = make_run("bn", seed=4)
+        assert confusion_figure(run).figure.get_suptitle().endswith("90.00 % right\nBN, seed 4")
+        assert mistakes_figure(run, images()).title == "Misclassified test images of BN, seed 4"
 
     def test_odd_class_names(self):
         names = ["$broken", "猫", "a name that is longer than anyone would like"]
@@ -33,11 +64,23 @@ class TestConfusion:
         run.metrics["class_names"] = names
         picture = confusion_figure(run)
         texts = [label.get_text() for label in picture.figure.axes[0].get_yticklabels()]
-        assert texts == ["$broken", "猫", "a name that is …"]
+        assert texts == ["$broken", "猫", "a name tha…ould like"]
         written(picture)
 
 
 class TestMisclassified:
+    def test_long_names_stay_distinct_and_captions_touch_nothing(self):
+        names = [f"{'W' * 116}{n:04}" for n in range(3)]
+        figure = misclassified_figure(images(), entries(10), names).figure
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        figure.draw(renderer)
+        for row in (figure.axes[:5], figure.axes[5:]):
+            boxes = [axes.title.get_window_extent(renderer) for axes in row]
+            assert boxes[0].x0 >= 0
+            assert boxes[-1].x1 <= figure.bbox.width
+            assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+        assert figure.axes[0].get_title() == "true WWWW…0000\n→ WWWW…0001 99 %"
+
     @pytest.mark.parametrize("count", [1, 3, 10])
     def test_each_entry_has_its_image_and_caption(self, count):
         pixels = images()

@@ -36,6 +36,10 @@ class TestLabels:
         runs = [make_run(**{field: value}) for value in values]
         assert run_labels(runs) == expected
 
+    def test_data_in_folders_of_one_name_are_told_apart(self):
+        runs = [make_run(data=data) for data in ("/a/old/pets", "/a/new/pets", "shapes")]
+        assert run_labels(runs) == ["GN, old/pets", "GN, new/pets", "GN, shapes"]
+
     def test_fields_are_combined(self):
         runs = [
             make_run(n, seed=s, batch_size=b) for n in ("bn", "gn") for s in (0, 1) for b in (2, 4)

@@ -9,6 +9,7 @@ import pytest
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from helpers.drawn import make_run, written
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import is_color_like
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
@@ -18,12 +19,47 @@ from PIL import Image
 from kerasnorm.norms import NORMS
 from kerasnorm.plots import style
 from kerasnorm.plots.curves import loss_figure
-from kerasnorm.plots.style import Picture, fallback_fonts, log_ticks, new_figure, save
+from kerasnorm.plots.style import (
+    Picture,
+    fallback_fonts,
+    fit,
+    log_ticks,
+    new_figure,
+    save,
+    shade,
+    text_width,
+)
 
 
 def test_every_norm_has_its_own_color():
     assert all(is_color_like(norm.color) for norm in NORMS.values())
     assert len({norm.color for norm in NORMS.values()}) == len(NORMS)
+
+
+class TestFit:
+    def test_widths_are_those_that_are_drawn(self):
+        figure = new_figure(1.0)
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        for text in ("W" * 20, "i" * 20, "a_class-name 0.5, ±"):
+            drawn = figure.text(0, 0, text, fontsize=8.5).get_window_extent(renderer)
+            assert text_width(text, 8.5) == pytest.approx(drawn.width / figure.dpi, rel=0.03)
+
+    def test_the_middle_is_left_out(self):
+        assert fit(["short", "first_of_many_letters_a"], 1.0) == ["short", "first_of…tters_a"]
+        assert fit(["x" * 5000], 100.0)[0] == f"{'x' * 100}…{'x' * 100}"
+
+    def test_texts_that_would_look_the_same_are_numbered(self):
+        texts = [f"the_same_start_{n}_and_the_same_end" for n in range(3)]
+        short = fit(["bird", *texts], 1.0)
+        assert short == ["bird", "the_s…e_end #1", "the_s…e_end #2", "the_s…e_end #3"]
+        assert all(text_width(text) <= 1.0 for text in short)
+
+    def test_a_shade_is_the_color_itself_or_darker(self):
+        assert [shade("#ff8040", place, 3) for place in range(3)] == [
+            "#ff8040",
+            "#bf6030",  # three quarters of 255, 128 and 64
+            "#804020",
+        ]
 
 
 class TestFiles:

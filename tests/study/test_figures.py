@@ -14,7 +14,6 @@ from kerasnorm.study.figures import (
     curves_figure,
     draw_study,
     effects_figure,
-    file_name,
     final_figure,
     numeric_axes,
 )
@@ -96,8 +95,76 @@ def test_a_study_is_drawn_whole(tmp_path):
     }  # fmt: skip
     names = {path.name for path in draw_study(sweep(), tmp_path / "sweep", lambda run: None)}
     assert "against-batch_size.png" in names
-    assert "misclassified-bn.png" not in names
-    assert file_name(sweep().groups[0], sweep()) == "bn"
+    assert not any("misclassified" in name for name in names)
+    assert "confusion-bn-2.png" in names
+
+
+def test_confusions_and_mistakes_say_of_which_variant_and_seed_they_are(tmp_path):
+    runs = [
+        make_run(0.5, norm=norm, data=data, seed=seed)
+        for norm in ("bn", "gn")
+        for data in ("/a/old/pets", "/a/new/pets")
+        for seed in (3, 4)
+    ]
+    summary = summarize(runs)
+    images = np.zeros((5, 8, 8, 3), np.uint8)
+    found = draw_study(summary, tmp_path, lambda run: images)
+    for norm in ("bn", "gn"):
+        for data in ("old", "new"):
+            label = f"{norm.upper()}, data {data}/pets, seed 3"
+            for kind in ("confusion", "misclassified"):
+                picture = found[tmp_path / f"{kind}-{norm}-{data}-pets.png"]
+                assert picture.figure.get_suptitle().endswith(f"\n{label}")
+                assert label in picture.title
+    legend = curves_figure(summary, "loss").figure.legends[0]
+    assert [text.get_text() for text in legend.get_texts()][:2] == [
+        "BN, data old/pets (n 2)",
+        "BN, data new/pets (n 2)",
+    ]
+    names = [tick.get_text() for tick in final_figure(summary).figure.axes[0].get_yticklabels()]
+    assert names == [f"{n}, data {d}/pets" for n in ("BN", "GN") for d in ("old", "new")]
+
+
+def test_of_many_variants_the_first_of_each_norm_is_shown(tmp_path):
+    runs = [make_run(0.5, norm=n, batch_size=b) for n in ("bn", "gn") for b in range(2, 9)]
+    found = draw_study(summarize(runs), tmp_path, lambda run: None)
+    shown = [path.stem for path in found if path.stem.startswith("confusion")]
+    assert shown == ["confusion-bn-2", "confusion-gn-2"]
+    assert "12 other variants" in found[tmp_path / "confusion-bn-2.png"].caption
+
+
+def test_variants_differ_in_color():
+    summary = sweep()
+    axes = curves_figure(summary, "accuracy").figure.axes[0]
+    assert len({to_hex(line.get_color()) for line in axes.lines}) == 6
+    runs = [
+        make_run(0.5, norm="bn", batch_size=b, dropout=d) for b in (2, 8) for d in (0.0, 0.1, 0.2)
+    ]
+    axes = against_figure(summarize(runs), "batch_size").figure.axes[0]
+    assert len({to_hex(line.get_color()) for line in axes.lines}) == 3
+
+
+def test_an_interval_stays_in_the_axes_and_an_arrow_says_that_it_goes_on():
+    runs = [make_run(a, norm="bn", seed=s) for s, a in enumerate((0.5, 0.6))]  # 55 ± 64 points
+    runs += [make_run(a, norm="gn", seed=s) for s, a in enumerate((0.5, 0.5))]
+    axes = final_figure(summarize(runs)).figure.axes[0]
+    low, high = axes.get_xlim()
+    assert 0 <= low < 50
+    assert 60 < high <= 100
+    assert all(low <= x <= high for line in axes.lines for x in line.get_xdata())
+    arrows = [line for line in axes.lines if line.get_marker() in ("<", ">")]
+    assert [line.get_ydata()[0] for line in arrows] == [0, 0]
+    assert "; arrow: beyond" in axes.get_xlabel()
+
+
+def test_intervals_that_fit_are_shown_whole():
+    # Three seeds, std 1, t(2) = 4.303: 60 ± 2.48 points.
+    runs = [make_run(a, norm="bn", seed=s) for s, a in enumerate((0.59, 0.60, 0.61))]
+    axes = final_figure(summarize(runs)).figure.axes[0]
+    line = next(line for line in axes.lines if len(line.get_xdata()) == 2)
+    assert np.allclose(line.get_xdata(), [57.516, 62.484], atol=1e-3)
+    assert axes.get_xlim()[0] < 57.5 < 62.5 < axes.get_xlim()[1]
+    assert "arrow" not in axes.get_xlabel()
 
 
 def test_ablation_effects_have_a_panel_per_norm_and_a_dot_per_seed(tmp_path):

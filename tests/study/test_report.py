@@ -59,7 +59,7 @@ def html(tmp_path_factory):
     pictures = draw_study(summary, tmp_path_factory.mktemp("figures"), lambda run: images)
     layers = Table(("layer", ">field"), [("C1", "3")], title="Receptive field of bn")
     commands = {"The study:": "kerasnorm compare --out 'a b'"}
-    return report.render(f"study {UNTRUSTED}", summary, pictures, commands, layers)
+    return report.render(f"study {UNTRUSTED} {'x' * 120}", summary, pictures, commands, layers)
 
 
 def test_it_holds_everything_in_one_file(html):
@@ -116,8 +116,14 @@ def test_a_browser_shows_it_without_an_error_and_without_sideways_scrolling(html
     (tmp_path / "frame.html").write_text(
         f"<iframe src='report.html' style='width:{width}px;height:800px'></iframe><script>"
         "onload = () => { const page = frames[0].document.documentElement;"
-        "document.title = 'widths ' + page.scrollWidth + ' ' + page.clientWidth + ' '"
-        "+ [...frames[0].document.images].every(i => i.naturalWidth > 500) }</script>"
+        "const all = s => [...frames[0].document.querySelectorAll(s)];"
+        "const wide = all('.wide').filter(box => box.scrollWidth > box.clientWidth);"
+        "const style = box => frames[0].getComputedStyle(box).backgroundImage;"
+        "document.title = ['widths', page.scrollWidth, page.clientWidth,"
+        "all('img').every(i => i.naturalWidth > 500 && i.width > 700),"
+        "wide.length, wide.every(box => style(box).includes('gradient')),"
+        "all('.hint').filter(hint => hint.offsetHeight > 0).length,"
+        "all('img').length, Math.max(...all('th').map(th => th.offsetHeight))].join(' ') }</script>"
     )
     done = subprocess.run(
         [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
@@ -125,10 +131,16 @@ def test_a_browser_shows_it_without_an_error_and_without_sideways_scrolling(html
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     assert "CONSOLE" not in done.stderr
-    found = re.search(r"<title>widths (\d+) (\d+) (\w+)</title>", done.stdout)
+    found = re.search(
+        r"<title>widths (\d+) (\d+) true (\d+) true (\d+) (\d+) (\d+)</title>", done.stdout
+    )
     assert found, done.stdout[:500]
-    assert int(found[1]) <= int(found[2]) <= width
-    assert found[3] == "true"
+    scrolled, shown, wide, hints, pictures, highest = map(int, found.groups())
+    assert scrolled <= shown <= width
+    is_phone = width < 700
+    assert highest < 100  # no heading is broken letter by letter
+    assert hints == (pictures if is_phone else 0)
+    assert (wide > pictures) == is_phone  # tables too
 
 
 def test_the_environment_names_each_value_once(tmp_path):

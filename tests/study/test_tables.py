@@ -1,0 +1,82 @@
+"""The tables of a study."""
+
+import numpy as np
+import pytest
+from helpers.studies import make_run
+
+from kerasnorm.study.intervals import Interval
+from kerasnorm.study.summary import Failure, summarize
+from kerasnorm.study.tables import (
+    all_tables,
+    answer_table,
+    confused_table,
+    failure_table,
+    group_table,
+    nats,
+    run_table,
+)
+from kerasnorm.tables import to_text
+
+
+def many_classes(count=30, **fields):
+    run = make_run(0.5, **fields)
+    counts = 10 * np.eye(count, dtype=int)
+    counts[3, 7], counts[20, 4], counts[4, 20] = 6, 6, 2
+    names = [str(n) for n in range(count - 1)] + ["a name"]
+    counts[count - 1, 0] = 30
+    run.metrics.update(confusion=counts.tolist(), class_names=names)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0.5168, "0.517"), (1.23e21, "1.2e+21"), (99_999.0, "99999.000"),
+                            (float("inf"), "inf"), (float("nan"), "nan")],
+)  # fmt: skip
+def test_a_loss_is_short(value, expected):
+    assert nats(Interval(1, value)) == expected
+
+
+def test_of_many_classes_the_most_confused_pairs_are_listed():
+    runs = [many_classes(norm=norm, seed=seed) for norm in ("bn", "gn") for seed in (1, 2)]
+    table = confused_table(summarize(runs))
+    assert table.rows[:4] == [
+        ("BN, seed 1", "29 a name", "0", "30", "75.0"),
+        ("BN, seed 1", "3", "7", "6", "37.5"),
+        ("BN, seed 1", "20", "4", "6", "37.5"),
+        ("BN, seed 1", "4", "20", "2", "16.7"),
+    ]
+    assert [row[0] for row in table.rows[4:]] == ["GN, seed 1"] * 4
+
+
+def test_few_classes_have_no_such_table():
+    summary = summarize([make_run(0.5, norm="bn")])
+    assert "Most confused classes" not in [table.title for table in all_tables(summary)]
+    summary = summarize([many_classes(norm="bn")])
+    assert "Most confused classes" in [table.title for table in all_tables(summary)]
+
+
+def test_two_data_sets_are_named_in_every_table():
+    runs = [
+        make_run(0.5, norm=norm, data=data)
+        for norm in ("bn", "gn")
+        for data in ("/a/old/pets", "/a/new/pets")
+    ]
+    summary = summarize(runs)
+    labels = [f"{n}, data {d}/pets" for n in ("BN", "GN") for d in ("old", "new")]
+    assert [row[0] for row in group_table(summary).rows] == labels
+    assert [row[1] for row in run_table(summary).rows] == labels
+    assert answer_table(summary).columns == ("norm", ">data old/pets", ">data new/pets")
+    failed = Failure("ln", "torch", {"data": "/a/old/pets"}, 1, 1, "diverged")
+    failed = failure_table(type(summary)(**vars(summary) | {"failures": (failed,)}))
+    assert failed.rows[0][0] == "LN, data old/pets, torch"
+
+
+def test_every_table_fits_80_columns():
+    runs = [
+        make_run(0.5 + 0.01 * seed, norm=norm, seed=seed, batch_size=size, dropout=0.123456789)
+        for norm in ("bn", "gn", "ln")
+        for size in (1, 2, 4, 8, 16, 32, 64, 128)
+        for seed in (0, 1, 2)
+    ]
+    for table in all_tables(summarize(runs, ("batch_size", "dropout"))):
+        assert max(map(len, to_text(table).splitlines())) <= 80
