@@ -14,6 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from kerasnorm import user_code
 from kerasnorm.config import SKELETON, ModelConfig, resolve, unknown
 from kerasnorm.errors import ConfigError
 from kerasnorm.keras_settings import stock_keras
@@ -284,9 +285,9 @@ class StandardizedConv2D(keras.layers.Conv2D):
 
 
 def own_layers() -> dict[str, type[keras.layers.Layer]]:
-    """Returns the layers of this package that are not Keras's own, by the names Keras saves."""
-    name = keras.saving.get_registered_name(StandardizedConv2D)
-    return custom_layers() | {name: StandardizedConv2D}
+    """Returns the layers that are not Keras's own and may be opened, by the names Keras saves."""
+    kinds: list[type[keras.layers.Layer]] = [StandardizedConv2D, *user_code.layers()]
+    return custom_layers() | {keras.saving.get_registered_name(kind): kind for kind in kinds}
 
 
 def is_augmentation(layer: keras.layers.Layer) -> bool:

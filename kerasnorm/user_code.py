@@ -1,7 +1,8 @@
 """Functions and classes of the user, named on the command line as `package.module:name`.
 
 A file works too: `path/to/file.py:name`, relative to the current folder. Naming one runs its code,
-as importing it does.
+as importing it does. A saved model that holds layers of such a module is opened only where the
+module was named in this process, or in the environment variable KERASNORM_TRUST.
 """
 
 import functools
@@ -20,14 +21,15 @@ from kerasnorm.errors import ConfigError
 if TYPE_CHECKING:
     import keras
 
+TRUST = "KERASNORM_TRUST"  # modules and .py files whose layers models may hold, as in PATH
 # Takes the number of channels and the name of the layer.
 LayerFactory = Callable[[int, str], "keras.layers.Layer"]
 
 
 def is_named(text: str) -> bool:
-    """Returns whether a text names something of the user's code."""
-    module, colon, name = text.rpartition(":")
-    return bool(colon and module) and name.isidentifier()
+    """Returns whether a text names something of the user's code; `keras:NAME` does not."""
+    module, _, name = text.rpartition(":")
+    return module not in ("", "keras") and name.isidentifier()
 
 
 def load(text: str, field: str) -> Any:
@@ -53,11 +55,53 @@ def load(text: str, field: str) -> Any:
             f"{field}: importing {module_name} raised {type(error).__name__}: {error}. Expected a "
             "module, or the path of a .py file, before the colon."
         ) from error
+    trust(module_name)
     if not hasattr(module, name):
         raise ConfigError(
             f"{field}: expected the name of a function or class of {module_name}. Received: {name}"
         )
     return getattr(module, name)
+
+
+def trust(*modules: str) -> None:
+    """Lets this process, and those that it starts, open models that hold layers of these modules.
+
+    Args:
+        *modules: Names of modules and paths of .py files.
+    """
+    known = _trusted()
+    os.environ[TRUST] = os.pathsep.join([*known, *(m for m in modules if m not in known)])
+
+
+def _trusted() -> list[str]:
+    return [name for name in os.environ.get(TRUST, "").split(os.pathsep) if name]
+
+
+def layers() -> "list[type[keras.layers.Layer]]":
+    """Returns the layer classes that the trusted modules define.
+
+    Raises:
+        ConfigError: One of the modules cannot be imported.
+    """
+    import keras
+
+    found = []
+    for name in _trusted():
+        try:
+            module = _module(name)
+        except Exception as error:  # it is the user's code, which may raise anything
+            raise ConfigError(
+                f"trust: importing {name} raised {type(error).__name__}: {error}. Expected a "
+                "module, or the path of a .py file."
+            ) from error
+        found += [
+            kind
+            for kind in vars(module).values()
+            if inspect.isclass(kind)
+            and issubclass(kind, keras.layers.Layer)
+            and kind.__module__ == module.__name__
+        ]
+    return found
 
 
 @functools.cache

@@ -267,3 +267,28 @@ def test_a_norm_of_the_users_own_that_fails_is_refused_in_one_line(code):
         make(f"{code}:small", norm="none.py:Norm")
     with pytest.raises(ConfigError, match=r"norm: .*broken.* raised RuntimeError"):
         make(f"{code}:small", norm=f"{code}:broken")
+
+
+def test_a_model_with_layers_of_the_user_is_opened_where_their_code_is_trusted(
+    code, tmp_path, monkeypatch
+):
+    from kerasnorm import user_code
+    from kerasnorm.errors import CorruptFileError
+    from kerasnorm.formats.archive import load_model, save_model
+
+    monkeypatch.delenv(user_code.TRUST, raising=False)
+    norms = tmp_path / "trusted.py"
+    norms.write_text(NORM.replace("Halved", "Thirds").replace("x / 2", "x / 3"))
+    model = make(f"{code}:small", norm=f"{norms}:Thirds")
+    path = tmp_path / "model.keras"
+    save_model(model, path, {})
+    expected = numbers(model(PIXELS))
+    np.testing.assert_allclose(numbers(load_model(path)(PIXELS)), expected, atol=1e-5)
+    monkeypatch.setenv(user_code.TRUST, "")  # as in another process
+    with pytest.raises(CorruptFileError, match=r"needs trusted.Thirds.*--trust"):
+        load_model(path)
+    user_code.trust(str(norms))
+    np.testing.assert_allclose(numbers(load_model(path)(PIXELS)), expected, atol=1e-5)
+    monkeypatch.setenv(user_code.TRUST, "no_such_module")
+    with pytest.raises(ConfigError, match="trust: importing no_such_module raised"):
+        load_model(path)

@@ -20,6 +20,7 @@ from kerasnorm.config import RENAMED, SYNONYMS
 from kerasnorm.errors import KerasnormError, RunFolderError, is_out_of_memory, shortened
 from kerasnorm.progress import console_notes
 from kerasnorm.training.signals import SIGNALLED, Interruptions, Terminated
+from kerasnorm.user_code import TRUST
 
 logger = logging.getLogger(__name__)
 RENAMED_OPTIONS = {"linear_rate": "--rate-scaling linear"} | {
@@ -43,7 +44,7 @@ def app(context: click.Context, debug: bool) -> None:
 
 def _warn_of_unknown_variables() -> None:
     """Warns of each KERASNORM_* variable of the environment that nothing reads."""
-    known = {"KERASNORM_CACHE", "KERASNORM_DEBUG"}
+    known = {"KERASNORM_CACHE", "KERASNORM_DEBUG", TRUST}
     for command in app.commands.values():
         known |= {str(option.envvar) for option in command.params if option.envvar}
     for name in sorted(os.environ):

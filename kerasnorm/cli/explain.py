@@ -103,6 +103,7 @@ def inputs(config_file: Path | None, out: Path, train: bool, as_json: bool, **op
 
 @click.command()
 @runs_argument
+@opt.trust_option
 @_count("--steps", 100, "Training steps to repeat.")
 @_count("--lines", 10, "Lines along the gradient, spread evenly over these steps.")
 @_positive("--rate", 0.1, "Factor of the gradient in a step; a line runs from 1/2 to 4 times this.")
@@ -136,6 +137,7 @@ def landscape(
 
 @click.command()
 @runs_argument
+@opt.trust_option
 @_count("--train-size", 2000, "Training images to repeat the training on; 0 uses all.", low=0)
 @_count("--epochs", 0, "Epochs of the repeated training; 0 uses the run's.", low=0)
 @_count("--images", 128, "Training images to measure the layers on.")

@@ -79,6 +79,7 @@ def summary(as_json: bool, image_shape: tuple[int, ...], classes: int, **options
 
 @click.command("receptive-field")
 @click.argument("target", metavar="[MODEL-NETWORK-OR-NORM]", default="none")
+@opt.trust_option
 @opt.as_json
 @image_shape_option
 @classes_option
@@ -97,7 +98,7 @@ def receptive_field(target: str, as_json: bool, image_shape: tuple[int, ...], cl
 
     if target in NORMS:
         model = _build({"norm": target}, image_shape, classes)
-    elif user_code.is_named(target):
+    elif user_code.is_named(target) or target.startswith("keras:"):
         model = _build({"network": target}, image_shape, classes)
     elif "." not in target and not Path(target).exists():
         raise unknown("norm", target, NORMS)
@@ -339,6 +340,7 @@ def misclassified(
     help="Folder for the figures. By default plots/ in the run's folder, figures/ in the "
     "study's, or results/plots for several runs.",
 )
+@opt.trust_option
 @opt.as_json
 def plot(runs: tuple[Path, ...], best: bool, out: Path | None, as_json: bool) -> None:
     """Redraw the figures of a run or study, or overlay the curves of several runs.

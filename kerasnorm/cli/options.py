@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kerasnorm import user_code
 from kerasnorm.config import (
     DEFAULT_RECIPE,
     RECIPES,
@@ -260,6 +261,20 @@ def _target(context: click.Context, param: click.Parameter, value: Path) -> Path
     return run_of(value, context.meta[BEST])
 
 
+def _trust(context: click.Context, param: click.Parameter, value: tuple[str, ...]) -> None:
+    user_code.trust(*value)
+
+
+trust_option = click.option(
+    "--trust",
+    multiple=True,
+    metavar="MODULE",
+    expose_value=False,
+    callback=_trust,
+    help="Module, or .py file, whose layers a model may hold: its code is run; repeatable.",
+)
+
+
 def target(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the argument `target`, the path of a run or model; with --best, of a study's run."""
     flag = click.option(
@@ -271,7 +286,7 @@ def target(function: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Path(path_type=Path),
         callback=_target,
     )
-    return path(flag(function))
+    return path(flag(trust_option(function)))
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:

@@ -260,6 +260,7 @@ def _print_outcome(outcome: "Outcome", as_json: bool) -> None:
     help="HTML file to write. By default report.html in the folder of the study or run, or in "
     "results/plots for several runs.",
 )
+@opt.trust_option
 @opt.as_json
 def report(paths: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     """Write one HTML file with the findings, figures and commands of a study or of runs.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasnorm import runtime, tables
+from kerasnorm import runtime, tables, user_code
 from kerasnorm.config import DataConfig
 from kerasnorm.data import Dataset, load, prepare
 from kerasnorm.data.sources import loading, locate, with_place
@@ -257,6 +257,9 @@ def run_study(
         RunFolderError: The folder holds something else, is in use or cannot be written.
     """
     check(study)
+    for config in study.configs().values():
+        for name in filter(user_code.is_named, (config.model.norm, config.model.network)):
+            user_code.trust(name.rpartition(":")[0])  # the report opens the models that it makes
     study = study.located()
     if scheduler:
         out = out.resolve()  # workers may have another working directory

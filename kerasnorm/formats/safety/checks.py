@@ -131,7 +131,8 @@ def check_keras_classes(path: Path, config: dict[str, Any], norms: Mapping[str, 
     if found:
         raise CorruptFileError(
             f"{path} was refused: it needs {', '.join(sorted(found))}, which could run code of its "
-            "author. Expected layers of Keras itself."
+            "author. Expected layers of Keras itself. If you trust that code, name its module or "
+            "file: --trust package.module, or --trust file.py."
         )
 
 
