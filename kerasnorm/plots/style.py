@@ -328,7 +328,7 @@ def draw_legend(
     """
     figure.legend(
         [Line2D([], [], **handle) if isinstance(handle, dict) else handle for handle in handles],
-        fit(labels, WIDTH - LEGEND_LINE),
+        fit(labels, WIDTH - LEGEND_LINE - 0.2),
         loc="outside lower center",
         ncols=min(columns, legend_shape(labels)[0]),
         frameon=False,

@@ -1,11 +1,19 @@
 """Networks from inside."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 from helpers.tiny import config, dataset
 
-from kerasnorm.analysis.statistics import Taps, weight_histogram
+from kerasnorm.analysis.statistics import (
+    LayerStatistics,
+    NetworkStatistics,
+    Taps,
+    epochs_figure,
+    weight_histogram,
+)
 from kerasnorm.training.fit import make_engine
 
 LABELS = ["C1", "C2", "c3", "C3", "C4", "C5", "c6", "C7", "C8", "C9"]
@@ -61,6 +69,21 @@ def test_updates_are_measured_against_the_weights_before():
     ]
     assert np.allclose([row.update_ratio for row in rows], moved)
     assert min(moved) > 0
+
+
+def test_one_epoch_has_whole_ticks():
+    rows = [
+        LayerStatistics(
+            epoch, layer, 0.0, 1.0, 0.5, 0.0, 1.0, 1.0, (0.0,) * 5, 0.1 if epoch else np.nan
+        )
+        for epoch in (0, 1)
+        for layer in ("C1", "C2")
+    ]
+    weights = weight_histogram([np.array([1.0, -1.0])], 1.0)
+    run = NetworkStatistics(Path("run"), "a " * 99, "bn", rows, weights, 1.0, 0.5, 1.0, 0.5, 9, 1)
+    axes = epochs_figure([run]).figure.axes[2]  # the updates, which the start has none of
+    assert [tick for tick in axes.get_xticks() if 0.5 <= tick <= 1.5] == [1]
+    assert "…" in axes.get_title()
 
 
 def test_a_histogram_counts_the_weights_between_its_edges_once():

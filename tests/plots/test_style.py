@@ -21,6 +21,7 @@ from kerasnorm.plots import style
 from kerasnorm.plots.curves import loss_figure
 from kerasnorm.plots.style import (
     Picture,
+    draw_legend,
     fallback_fonts,
     fit,
     log_ticks,
@@ -53,6 +54,16 @@ class TestFit:
         short = fit(["bird", *texts], 1.0)
         assert short == ["bird", "the_s…e_end #1", "the_s…e_end #2", "the_s…e_end #3"]
         assert all(text_width(text) <= 1.0 for text in short)
+
+    def test_a_legend_of_long_labels_stays_in_the_figure(self):
+        figure = new_figure(3.0)
+        labels = [f"{'W' * 120}{n}" for n in range(3)] + ["BN"]
+        draw_legend(figure, [{"color": "red"}] * 4, labels, 4)
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        figure.draw(renderer)
+        box = figure.legends[0].get_window_extent(renderer)
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+        assert len({text.get_text() for text in figure.legends[0].get_texts()}) == 4
 
     def test_a_shade_is_the_color_itself_or_darker(self):
         assert [shade("#ff8040", place, 3) for place in range(3)] == [
