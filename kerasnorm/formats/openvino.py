@@ -1,6 +1,5 @@
 """OpenVINO models: an `.xml` file, with the weights in the `.bin` file of the same name."""
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,20 @@ from kerasnorm.formats.safety import checks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+def write(source: Path, out: Path) -> None:
+    """Writes the model of a `.keras` file, its input of a fixed height, width and channels.
+
+    Keras on torch leaves them open.
+    """
+    import openvino
+
+    archive.export_with_keras(source, out, format="openvino")
+    model = openvino.Core().read_model(out.read_bytes(), out.with_suffix(".bin").read_bytes())
+    sizes = archive.load_model(source).input_shape[1:]
+    model.reshape([-1, *sizes])
+    openvino.save_model(model, out, compress_to_fp16=False)
 
 
 def open_file(path: Path) -> Opened:
@@ -36,7 +49,7 @@ FORMAT = Format(
     name="openvino",
     suffix=".xml",
     runtime="OpenVINO",
-    write=partial(archive.export_with_keras, format="openvino"),
+    write=write,
     open=open_file,
     modules=("openvino",),
     # Keras converts with the help of SciPy, which neither of the two brings.
