@@ -1,0 +1,118 @@
+"""The numbers in the README and the guide are those of the committed results, file by file.
+
+Each claim names its page and the summary that it rests on; its text is made from the rows.
+"""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README, GUIDE = "README.md", "docs/guide/README.md"
+
+
+class Claim(NamedTuple):
+    """A claim: its page, its study, the rows that it uses by a name of its own, and its text."""
+
+    page: str
+    study: str
+    rows: dict[str, dict[str, Any]]
+    text: str
+
+
+ROW = "{r.test:.2f} ± {r.test_std:.2f}** | {r.n} | {r.train:.2f} ± {r.train_std:.2f} | {r.size:,} |"
+THREE = {norm: {"norm": norm} for norm in ("bn", "gn", "ln")}
+GROUPS = {f"g{n}": {"norm": "gn", "groups": n} for n in (1, 2, 4, 8, 16)}
+SIZES = {
+    f"{norm}{size}": {"norm": norm, "batch_size": size}
+    for norm in ("bn", "gn")
+    for size in (2, 4, 8, 16, 32, 128)
+}
+BATCHES = (
+    "`bn` loses ten points ({bn4.test:.1f} to {bn2.test:.1f} %), while `gn` stays between "
+    "{low:.1f} and {high:.1f} % from 2 to 32 images and falls to {gn128.test:.1f} % at 128"
+)
+CLAIMS = [
+    *(Claim(README, "best", {"r": row}, ROW) for row in THREE.values()),
+    Claim(GUIDE, "best", THREE, "{bn.test:.2f}, {gn.test:.2f} and {ln.test:.2f} %, mean of three"),
+    Claim(
+        README,
+        "era8",
+        THREE | {"ln": {"norm": "ln", "ln_affine": "element"}},
+        "gives {bn.test:.2f}, {gn.test:.2f} and {ln.test:.2f}",
+    ),
+    Claim(
+        README,
+        "backends",
+        {norm: {"norm": norm, "backend": "tensorflow"} for norm in THREE},
+        "TensorFlow gives {bn.test:.2f}, {gn.test:.2f} and {ln.test:.2f} with one seed",
+    ),
+    Claim(
+        GUIDE,
+        "groups",
+        GROUPS,
+        "{g1.test:.1f}, {g2.test:.1f}, {g4.test:.1f}, {g8.test:.1f} and {g16.test:.1f} % with 1",
+    ),
+    Claim(README, "batch-size", SIZES, BATCHES),
+]
+
+
+def rows_of(claim):
+    """Returns the rows of a claim, accuracies in percent, under the claim's names."""
+    document = json.loads((ROOT / "results" / claim.study / "summary.json").read_text())
+    found = {}
+    for name, wanted in claim.rows.items():
+        matching = [g for g in document["groups"] if wanted.items() <= g.items()]
+        if "backend" not in wanted:
+            matching = [g for g in matching if g["backend"] == "torch"]
+        (group,) = matching
+        test, train = group["test_accuracy"], group["train_accuracy"]
+        found[name] = SimpleNamespace(
+            test=100 * test["mean"],
+            test_std=100 * (test["std"] or 0),
+            train=100 * train["mean"],
+            train_std=100 * (train["std"] or 0),
+            n=test["n"],
+            size=group["parameters"],
+        )
+    return found
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda c: f"{c.study}-{c.text[:20]}")
+def test_a_claim_is_what_its_rows_say(claim):
+    rows = rows_of(claim)
+    low_to_32 = [row.test for name, row in rows.items() if name.startswith("gn")][:-1] or [0.0]
+    text = claim.text.format(**rows, low=min(low_to_32), high=max(low_to_32))
+    page = " ".join((ROOT / claim.page).read_text(encoding="utf-8").split())
+    assert " ".join(text.split()) in page
+
+
+def effects(study, **wanted):
+    document = json.loads((ROOT / "results" / study / "summary.json").read_text())
+    return next(e for e in document["ablation_effects"] if wanted.items() <= e.items())
+
+
+def test_the_effects_of_weight_standardization_are_those_of_the_ablation():
+    losses = []
+    for norm, value in (("gn", False), ("bn", True)):
+        first = {"norm": norm, "backend": "torch", "weight_standardization": value}
+        effect = effects("ablation", field="weight_standardization", first=first)
+        assert effect["n"] == 2
+        losses.append(-100 * effect["mean"])
+    guide = (ROOT / GUIDE).read_text(encoding="utf-8")
+    text = "without it `gn` loses {:.1f} points, with it `bn` loses {:.1f}; two seeds"
+    assert text.format(*losses) in guide
+    assert f"without them it loses {losses[0]:.1f} points" in (ROOT / README).read_text()
+
+
+def test_the_interval_of_the_first_difference_is_that_of_the_study():
+    document = json.loads((ROOT / "results/best/summary.json").read_text())
+    found = next(d for d in document["differences"] if d["first"]["norm"] == "bn")
+    low, mean, high = (100 * found[name] for name in ("low", "mean", "high"))
+    assert found["verdict"] == "not significant"
+    readme = " ".join((ROOT / README).read_text(encoding="utf-8").split())
+    assert f"{mean:.2f} points" in readme
+    assert f"from {low:.2f} to {high:+.2f}" in readme
