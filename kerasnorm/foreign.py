@@ -103,7 +103,7 @@ def _with_norms(model: keras.Model, config: ModelConfig) -> keras.Model:
     """Returns the model with the norms that the config asks for."""
     if config.norm == KEEP and not config.weight_standardization:
         return model
-    from kerasnorm.conversion.norms import DEFAULT_GROUPS, convert_norm
+    from kerasnorm.conversion.norms import DEFAULT_GROUPS, replace_norms
 
     wanted: Any = config.norm
     if user_code.is_named(config.norm):
@@ -120,7 +120,7 @@ def _with_norms(model: keras.Model, config: ModelConfig) -> keras.Model:
             "groups": None if is_default else config.groups or None,
             "group_size": None if config.groups else config.group_size,
         }
-    return convert_norm(
+    return replace_norms(
         model, wanted, weight_standardization=config.weight_standardization, **groups
     ).model
 

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -44,6 +45,25 @@ MOVING_NOTE = (
 )
 
 
+@dataclass(frozen=True)
+class Replaced:
+    """A copy of a network with other norms.
+
+    Attributes:
+        model: The copy, uncompiled.
+        calls: The calls of the given network.
+        found: Its norms, each with its channels and the positions of its smallest map.
+        replaced: What took the place of a layer, by its `id`; None where it was removed.
+        notes: Sentences about what was left as it was.
+    """
+
+    model: keras.Model
+    calls: Calls
+    found: Sequence[tuple[Any, int, int | None]]
+    replaced: dict[int, Any]
+    notes: Sequence[str]
+
+
 @stock_keras
 def convert_norm(
     model: keras.Model,
@@ -77,6 +97,27 @@ def convert_norm(
         ConfigError: The model has no norms, or holds one that cannot be converted; the number of
             groups divides the channels of no layer; the norm is unknown or fails.
     """
+    done = replace_norms(
+        model,
+        norm,
+        groups=groups,
+        group_size=group_size,
+        weight_standardization=weight_standardization,
+    )
+    rows = _rows(model, done.calls, done.found, done.replaced)
+    return compared(model, done.model, rows, notes=done.notes)
+
+
+@stock_keras
+def replace_norms(
+    model: keras.Model,
+    norm: "str | type[keras.layers.Layer] | LayerFactory",
+    *,
+    groups: int | None = None,
+    group_size: int | None = None,
+    weight_standardization: bool = False,
+) -> Replaced:
+    """Returns the network that `convert_norm` makes, without measuring what it changed."""
     factory = None
     if not isinstance(norm, str) or ":" in norm:
         factory = layer_factory(norm)
@@ -108,7 +149,7 @@ def convert_norm(
         notes += left
     made, _ = rebuild(model, replaced)
     notes += _carry_over(layers(model), replaced)
-    return compared(model, made, _rows(model, calls, found, replaced), notes=notes)
+    return Replaced(made, calls, found, replaced, notes)
 
 
 def _norms(model: keras.Model, calls: Calls) -> list[tuple[Any, int, int | None]]:
