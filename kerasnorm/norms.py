@@ -312,7 +312,7 @@ def _user_layer(
     found = user_code.load(code, "norm")
     if isinstance(found, Norm) and found.layer is not None:
         return found.layer(config, channels, **common)
-    layer = user_code.layer_factory(found)(channels, common["name"])
+    layer = user_code.layer_factory(found)(channels, common.get("name", "norm"))
     if "dtype" in common:
         layer.dtype_policy = common["dtype"]
     return layer

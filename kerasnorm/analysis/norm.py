@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasnorm import runtime
+from kerasnorm import runtime, user_code
 from kerasnorm.analysis.answer import Answer
 from kerasnorm.config import ModelConfig, unknown
 from kerasnorm.errors import ConfigError
@@ -32,6 +32,7 @@ Index = tuple[int, int, int, int]
 CUBE = (3, 2, 3, 8)  # (N, H, W, C) of the tensor in which one value changes
 SMALL = (2, 1, 2, 4)  # (N, H, W, C) of the worked example
 GROUPS = 2  # of gn in both
+DRAWS = 64  # random inputs by which a norm of unknown code is probed
 MOVED = 1e-6  # smallest change of an output that counts; rounding of float32 is 1e-7
 BATCHES = 3  # batches after which the moving statistics are shown
 TOLERANCE = 1e-4  # of the layer in float32 against the definition in float64
@@ -131,8 +132,11 @@ def explain(
     y = gamma * (x - mean) / sqrt(variance + epsilon) + beta, x (N, H, W, C); norms differ in the
     axes that share a mean and a variance. Sources: `kerasnorm.norms`.
 
+    Of a norm in the user's code, `package.module:MyNorm`, the values that share statistics are
+    found by perturbation, and the small tensor's input and output are shown.
+
     Args:
-        norm: Name of a norm, see `kerasnorm.norms.NORMS`.
+        norm: Name of a norm, see `kerasnorm.norms.NORMS`, or of one in the user's code.
         cost: Whether to measure what the norm costs in this network, which takes about ten seconds.
         batch_size: Number of images per step of that measurement.
         rounds: Number of times that the network is timed, each with and without the norm.
@@ -144,17 +148,18 @@ def explain(
         ConfigError: The norm is unknown, or its layer does not compute what its record says.
     """
     record = _record(norm)
-    assert record.facts is not None
     backend, _ = runtime.start()
     from kerasnorm.benchmark.cost import norm_cost
 
     index = (0, 0, 0, 0)
+    draws = 1 if record.facts else DRAWS
+    shared = shared_by_perturbation(norm, CUBE, index, draws=draws)
     found = Explanation(
         norm,
-        record.facts,
+        record.facts or _observed(norm, shared),
         index,
-        shared_by_perturbation(norm, CUBE, index),
-        worked_example(norm),
+        shared,
+        worked_example(norm) if record.facts else _passed_through(norm),
         batch_of_one(norm),
         norm_cost(norm, backend, batch_size, rounds) if cost else None,
     )
@@ -168,9 +173,39 @@ def _record(norm: str) -> Norm:
         ConfigError: The norm is unknown, or there is nothing to explain about it.
     """
     known = [name for name, record in NORMS.items() if record.facts]
-    if norm not in known:
+    if norm not in known and not user_code.is_named(norm):
         raise unknown("norm to explain", norm, known)
     return NORMS[norm]
+
+
+def _observed(norm: str, shared: NDArray[np.bool_]) -> NormFacts:
+    """Returns what perturbation tells about a norm in the user's code.
+
+    Args:
+        norm: Its name.
+        shared: Which outputs changed with one input, bool (N, H, W, C).
+    """
+    # Along each axis, how many places hold an output that changed.
+    changed = [len(set(places.tolist())) for places in np.nonzero(shared)]
+    names = [name for name, count in zip("NHW", changed, strict=False) if count > 1]
+    if changed[3] == shared.shape[3]:
+        names.append("C")
+    elif changed[3] > 1:
+        names.append(f"{changed[3]} of {shared.shape[3]} channels")
+    over = f"{', '.join(names)} (found by perturbation)" if names else "nothing: each value alone"
+    return NormFacts(
+        name="a norm of your own", over=over, formula=f"that of {norm}", source="your code"
+    )
+
+
+def _passed_through(norm: str) -> Worked:
+    """Passes a small tensor through a norm in the user's code, with its initial variables."""
+    channels = SMALL[-1]
+    x = np.random.Generator(np.random.PCG64(7)).integers(0, 10, SMALL).astype(np.float32)
+    outputs = [_call(_make_layer(norm, channels), x, training) for training in (True, False)]
+    phases = [(Step("input", x), Step("output", y)) for y in outputs]
+    ones, zeros = np.ones(channels), np.zeros(channels)
+    return Worked(phases[0], phases[1], outputs[0], outputs[1], ones, zeros, (), 0.0)
 
 
 # Definition
@@ -298,18 +333,27 @@ def _call(layer: "keras.layers.Layer", x: Array, training: bool) -> Array:
 
 
 def shared_by_perturbation(
-    norm: str, shape: Index, index: Index, groups: int = GROUPS
+    norm: str, shape: Index, index: Index, groups: int = GROUPS, draws: int = 1
 ) -> NDArray[np.bool_]:
     """Returns which outputs of the Keras layer in training change when its input at `index` does.
 
     Takes the arguments of `shared_by_definition`, and must return the same.
+
+    Args:
+        norm: Name of the norm.
+        shape: Shape (N, H, W, C) of the input.
+        index: Index of the value that changes.
+        groups: Number of groups of gn; other norms ignore it.
+        draws: Number of random inputs; an output counts that changes with one of them. A layer that
+            cuts off its outputs, as a ReLU does, needs many.
     """
-    x = np.random.Generator(np.random.PCG64(0)).normal(size=shape).astype(np.float32)
-    moved = x.copy()
-    moved[index] += 1.0
-    layer = _make_layer(norm, shape[-1], groups)
-    change = np.abs(_call(layer, moved, True) - _call(layer, x, True))
-    has_moved: NDArray[np.bool_] = change > MOVED
+    has_moved = np.zeros(shape, bool)
+    for seed in range(draws):
+        x = np.random.Generator(np.random.PCG64(seed)).normal(size=shape).astype(np.float32)
+        moved = x.copy()
+        moved[index] += 1.0
+        layer = _make_layer(norm, shape[-1], groups)
+        has_moved |= np.abs(_call(layer, moved, True) - _call(layer, x, True)) > MOVED
     return has_moved
 
 
@@ -473,6 +517,8 @@ def _worked_text(norm: Norm, worked: Worked) -> str:
         for image in range(len(steps[0].values)):
             lines.append(f"    image {image}")
             lines += [f"      {step.name:<20}{_cells(step.values[image])}" for step in steps]
+    if norm.facts is None:
+        return "\n".join([*lines, "  Its variables have their initial values."])
     variables = f"gamma {_row(worked.gamma)}"
     variables += f", beta {_row(worked.beta)}" if norm.shift else ""
     if norm.final and worked.final is not None:
@@ -566,7 +612,9 @@ def explain_figure(found: Explanation) -> Picture:
     text = f"What {record.label} computes: statistics over {facts.over}"
     caption = f"{text}; below, a small tensor step by step."
     alt = f"{text}. One input changes {changed} of the {others} other outputs."
-    return Picture(found.norm, figure, f"{record.label}: {facts.name}", caption, alt)
+    return Picture(
+        found.norm.rpartition(":")[2], figure, f"{record.label}: {facts.name}", caption, alt
+    )
 
 
 def _draw_cube(axes: Any, shared: NDArray[np.bool_], index: Index, color: str) -> None:

@@ -47,7 +47,7 @@ def _positive(flag: str, default: float, text: str) -> opt.Decorator:
 
 
 @click.command()
-@click.argument("norm", metavar="|".join(EXPLAINED), type=click.Choice(EXPLAINED))
+@click.argument("norm", metavar="|".join(EXPLAINED), type=opt.NormName(EXPLAINED))
 @click.option("--cost/--no-cost", default=True, show_default=True, help="Measure the norm's cost.")
 @_count("--batch-size", 64, "Images per timed training step.")
 @_count("--rounds", 7, "Timed rounds, each with and without the norm.")
@@ -64,6 +64,8 @@ def explain(
     as_json: bool,
 ) -> None:
     """Explain a norm: which values share statistics, each step in numbers, and its cost.
+
+    The norm may be your own, as package.module:Layer or file.py:Layer.
 
     Example: kerasnorm explain gn
     """

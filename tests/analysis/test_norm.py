@@ -153,3 +153,52 @@ def test_an_explanation_has_text_numbers_and_a_figure(norm, tmp_path):
         assert document["cost"]["share"] < 1
     (path,) = answer.save(tmp_path)
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+OWN = """
+import keras
+from keras import ops
+
+class OverRows(keras.layers.Layer):
+    def call(self, x):
+        return x - ops.mean(x, axis=1, keepdims=True)
+
+class Halved(keras.layers.Layer):
+    def call(self, x):
+        return x / 2
+
+def pairs(channels, name):
+    return keras.layers.GroupNormalization(channels // 2, name=name)
+
+class Cut(keras.layers.Layer):
+    def call(self, x):
+        return ops.maximum(x * ops.rsqrt(ops.mean(x * x, axis=(1, 2), keepdims=True) + 1e-6), 0.5)
+
+def batch(channels, name):
+    return keras.layers.BatchNormalization(name=name)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "over"),
+    [
+        ("OverRows", "H (found"),
+        ("Halved", "nothing: each value alone"),
+        ("pairs", "H, W, 2 of 8 channels (found"),
+        ("batch", "N, H, W (found"),
+        ("Cut", "H, W (found"),
+    ],
+)
+def test_what_shares_statistics_in_a_norm_of_the_user_is_found(tmp_path, name, over):
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    answer = explain(f"{path}:{name}", cost=False)
+    assert answer.data.facts.over.startswith(over)
+    text = explanation_text(answer.data)
+    assert f"over {over}" in text
+    if name == "Halved":
+        first, second = (step.values for step in answer.data.worked.training)
+        np.testing.assert_array_equal(second, first / 2)
+        assert answer.data.batch_of_one.training_change == 0
+    if name == "batch":
+        assert answer.data.batch_of_one.training_change > 0.1
