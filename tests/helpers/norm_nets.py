@@ -1,5 +1,7 @@
 """Small networks with norms in every place, and statistics that are not those of a new layer."""
 
+import re
+
 import keras
 import numpy as np
 from keras import layers
@@ -65,5 +67,7 @@ def weights_by_path(model):
     found = {}
     for layer in model._flatten_layers():
         if not isinstance(layer, keras.Model):
-            found |= {f"{layer.name}/{w.name}": np.asarray(w.numpy()) for w in layer.weights}
+            for weight in layer.weights:  # one without a name is numbered by Keras
+                name = re.sub(r"variable_\d+", "variable", weight.name)
+                found[f"{layer.name}/{name}"] = np.asarray(weight.numpy())
     return found
