@@ -29,7 +29,7 @@ def planned_runs():
 
 def test_the_table_orders_runs_by_what_matters():
     out = io.StringIO()
-    Console(file=out, width=100).print(to_rich(runs_table(planned_runs(), 75.0)))
+    Console(file=out, width=100).print(to_rich(runs_table(planned_runs(), 75.0), 100))
     lines = [text.split()[0] for text in out.getvalue().splitlines() if "run-" in text]
     assert lines == ["run-failed", "run-running", "run-waiting", "run-done", "run-kept"]
     assert "a [bold] loss" in out.getvalue()
@@ -42,7 +42,7 @@ def test_the_table_orders_runs_by_what_matters():
 def test_failed_runs_are_red():
     out = io.StringIO()
     console = Console(file=out, width=100, force_terminal=True, color_system="standard")
-    console.print(to_rich(runs_table(planned_runs(), 0.0)))
+    console.print(to_rich(runs_table(planned_runs(), 0.0), 100))
     (failed,) = [text for text in out.getvalue().splitlines() if "run-failed" in text]
     assert "\x1b[31m" in failed
 
