@@ -393,9 +393,8 @@ def _note(old: Any, new: Any) -> str:
     carried = [r for r in source if r in target and source[r].shape == target[r].shape]
     lost = [role for role in source if role not in carried]
     fresh = [role for role in target if role not in carried]
-    parts = [f"{' and '.join(roles)} {what}" for roles, what in
-             ((carried, "kept"), (lost, "lost"), (fresh, "new")) if roles]  # fmt: skip
-    return ", ".join(parts)
+    changed = (("lost", lost), ("new", fresh))
+    return ", ".join(f"{' and '.join(roles)} {what}" for what, roles in changed if roles)
 
 
 def _gaps(model: keras.Model, changed: Sequence[Any], replaced: dict[int, Any]) -> dict[int, float]:

@@ -28,7 +28,8 @@ NORM_COST = {
 }
 COST_NOTE = (
     "Multiply-adds of one image: convolutions and dense layers; a batch norm counts 1 per value, "
-    "RMS 2, group and layer norm 3. Differences are relative to the largest value, on noise images."
+    "RMS 2, group and layer norm 3. Changes are relative to the largest output, on noise images. "
+    "Scale and shift are kept where the note says nothing else."
 )
 
 
@@ -103,8 +104,7 @@ class Conversion:
         rows = [
             (
                 row.name,
-                row.before,
-                row.after,
+                " -> ".join(name.removesuffix("Normalization") for name in (row.before, row.after)),
                 f"{row.groups} of {row.channels // row.groups}" if row.groups else "",
                 _arrow(row.parameters),
                 "yes" if row.preserves else "no",
@@ -114,16 +114,16 @@ class Conversion:
             for row in self.layers
         ]
         total = "yes" if self.preserves else "no"
-        totals = [
-            ("outputs", "", "", "", _arrow(self.parameters), total, f"{self.difference:.1e}", "")
-        ]
+        totals = [("outputs", "", "", _arrow(self.parameters), total, f"{self.difference:.1e}", "")]
         notes = [*self.notes, COST_NOTE]
         if self.multiply_adds:
             notes.insert(0, f"Multiply-adds {_arrow(self.multiply_adds)}.")
         if self.milliseconds:
             before, after = self.milliseconds
             notes.insert(0, f"One image takes {before:.2f} ms -> {after:.2f} ms.")
-        columns = ("layer", "from", "to", "groups", ">parameters", "same", ">difference", "note")
+        if any(row.groups == row.channels > 1 for row in self.layers):
+            notes.insert(0, "Groups of one channel each are instance normalization.")
+        columns = ("layer", "norm", "groups", ">parameters", "same", ">change", "note")
         return Table(columns, rows, totals, notes, title)
 
 

@@ -197,7 +197,7 @@ def test_a_norm_of_the_users_own(norm):
     model, x = network(), images()
     done = convert_norm(model, norm)
     assert all(row.after in ("OwnNorm", "NormOfWidth") for row in done.layers)
-    assert done.layers[0].note == "scale kept, shift lost"
+    assert done.layers[0].note == "shift lost"
     gamma = model.get_layer("stem").get_layer("bn").gamma
     new = done.model.get_layer("stem").get_layer("bn")
     assert np.array_equal(new.gamma.numpy(), gamma.numpy())

@@ -30,7 +30,7 @@ def planned_runs():
 def test_the_table_orders_runs_by_what_matters():
     out = io.StringIO()
     left = {"run-running": 93.0}
-    Console(file=out, width=100).print(to_rich(runs_table(planned_runs(), 75.0, left)))
+    Console(file=out, width=100).print(to_rich(runs_table(planned_runs(), 75.0, left), 100))
     lines = [text.split()[:2] for text in out.getvalue().splitlines() if "run-" in text]
     assert lines == [
         ["5/5", "run-failed"],
@@ -50,7 +50,7 @@ def test_the_table_orders_runs_by_what_matters():
 def test_failed_runs_are_red():
     out = io.StringIO()
     console = Console(file=out, width=100, force_terminal=True, color_system="standard")
-    console.print(to_rich(runs_table(planned_runs(), 0.0, {})))
+    console.print(to_rich(runs_table(planned_runs(), 0.0, {}), 100))
     (failed,) = [text for text in out.getvalue().splitlines() if "run-failed" in text]
     assert "\x1b[31m" in failed
 
