@@ -104,7 +104,7 @@ class Conversion:
         rows = [
             (
                 row.name,
-                " -> ".join(name.removesuffix("Normalization") for name in (row.before, row.after)),
+                _what(row),
                 f"{row.groups} of {row.channels // row.groups}" if row.groups else "",
                 _arrow(row.parameters),
                 "yes" if row.preserves else "no",
@@ -125,6 +125,12 @@ class Conversion:
             notes.insert(0, "Groups of one channel each are instance normalization.")
         columns = ("layer", "norm", "groups", ">parameters", "same", ">change", "note")
         return Table(columns, rows, totals, notes, title)
+
+
+def _what(row: ConvertedLayer) -> str:
+    """Returns what became of a layer, in short: "Batch -> Group", "Batch folded"."""
+    before, after = (name.removesuffix("Normalization") for name in (row.before, row.after))
+    return f"{before} {after}" if after.islower() else f"{before} -> {after}"
 
 
 def _arrow(pair: tuple[int, int]) -> str:
