@@ -635,6 +635,21 @@ def values_of_all_norms(recipe: str) -> dict[str, Any]:
     return {name: common[name] for name in tuned if owner(name) is None}
 
 
+def tuned_values(recipe: str) -> dict[str, dict[str, Any]]:
+    """Returns by norm the recipe's values of the fields to which it gives some norm its own.
+
+    Fields that one norm alone reads are left out.
+
+    Args:
+        recipe: Name of a recipe.
+    """
+    common, by_norm = _recipe_values(recipe)
+    return {
+        name: {norm: by_norm.get(norm, {}).get(name, common[name]) for norm in NORMS}
+        for name in values_of_all_norms(recipe)
+    }
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """Returns the contents of a TOML config file.
 

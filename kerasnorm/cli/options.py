@@ -101,6 +101,8 @@ def _advice(param: click.Parameter | None, values: Sequence[str]) -> str:
     """Returns what to do with several values of an option that takes one."""
     if isinstance(param, click.Option) and param.multiple:
         return " Repeat it: " + " ".join(f"{param.opts[0]} {value}" for value in values)
+    if param is not None and param.name == "seeds":
+        return f" It takes the number of seeds: --seeds {len(values)}"
     if param is None or param.name not in SETTINGS:
         return " It takes one value."
     if param.name in ("norm", "backend"):
@@ -245,7 +247,8 @@ def run_of(target: Path, best: bool) -> Path:
             f"{target} is a study: add --best for its best run, or name one of {target}/runs."
         )
     if best and not is_study:
-        raise ConfigError(f"--best: expected the folder of a study. Received: {target}")
+        what = str(target) if target.exists() else f"{target}, which does not exist"
+        raise ConfigError(f"--best: expected the folder of a study. Received: {what}")
     if not is_study:
         return target
     from kerasnorm.study.study import best_run

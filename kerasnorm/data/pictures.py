@@ -33,6 +33,7 @@ from kerasnorm.data.dataset import (
     unexpected,
 )
 from kerasnorm.errors import ConfigError
+from kerasnorm.progress import counted
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +125,11 @@ class _Folder:
             found["image"] += len(folder.images)
             found.update(path.suffix.lower() or "file without suffix" for path in folder.others)
             found["hidden"] += len(folder.hidden)
-        return listed(f"{count:,} {kind}" for kind, count in found.most_common() if count)
+        return listed(
+            counted(count, kind) if kind == "image" else f"{count:,} {kind}"
+            for kind, count in found.most_common()
+            if count
+        )
 
 
 def _scan(path: Path, above: frozenset[Path] = frozenset()) -> _Folder:

@@ -385,7 +385,9 @@ def summary_table(rows: Sequence[LayerRow], title: str = "") -> Table:
     )
 
 
-def receptive_field_table(rows: Sequence[LayerRow], title: str = "") -> Table:
+def receptive_field_table(
+    rows: Sequence[LayerRow], title: str = "", *, with_published: bool = True
+) -> Table:
     """Returns the table of the changes in size, receptive field and jump from layer to layer.
 
     For the network of `kerasnorm.network` it gives blocks and short names and, for images of 32x32,
@@ -394,9 +396,10 @@ def receptive_field_table(rows: Sequence[LayerRow], title: str = "") -> Table:
     Args:
         rows: Rows of `receptive_field`.
         title: Heading of the table.
+        with_published: Whether to show the published receptive fields where there are any.
     """
     is_ours = [row.name for row in rows] == list(LAYER_LABELS)
-    is_published = is_ours and rows[0].before.sizes == (32, 32)
+    is_published = with_published and is_ours and rows[0].before.sizes == (32, 32)
     columns = ["block", "layer"] if is_ours else ["layer"]
     columns += [">size", ">receptive field", ">jump"]
     columns += [">published field"] if is_published else []

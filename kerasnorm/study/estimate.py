@@ -9,7 +9,7 @@ from time import monotonic
 
 from kerasnorm import runtime
 from kerasnorm.config import SETTINGS, Config, flatten
-from kerasnorm.errors import KerasnormError
+from kerasnorm.errors import ConfigError, DataError, KerasnormError
 from kerasnorm.json_process import JsonProcess
 from kerasnorm.study import probe
 from kerasnorm.study.folder import PlannedRun, State
@@ -111,6 +111,8 @@ def _measured(config: Config, jobs: int) -> Cost | None:
         with ThreadPoolExecutor(jobs) as executor:
             costs = list(executor.map(_probed, [config] * jobs, [jobs] * jobs))
     except KerasnormError as error:
+        if error.exit_code in (ConfigError.exit_code, DataError.exit_code):
+            raise  # no run could start either
         logger.warning(str(error))
         return None
     names = ("start", "epoch", "evaluation")

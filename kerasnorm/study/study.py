@@ -144,7 +144,8 @@ def _with_data(study: StudyPlan, describe: Describe) -> StudyPlan:
     """Returns the plan with `auto` resolved, and with a validation split where it decides.
 
     Where the data have no test set of their own, the images that this package sets aside for the
-    test must not choose the norm too: as many training images are held out for validation.
+    test must not choose the norm too: as many training images are held out for validation, and at
+    most a fifth of those that `train_size` leaves.
     """
     fixed = dict(study.fixed)
     if "data" not in study.vary and fixed.get("data", "auto") == "auto":
@@ -161,12 +162,15 @@ def _with_data(study: StudyPlan, describe: Describe) -> StudyPlan:
         return study
     if data.has_own_test or data.validation is not None:
         return study
+    held_out = len(data.test)
+    if config.data.train_size:
+        held_out = min(held_out, config.data.train_size // 5)
     logger.warning(
         f"{data.source}: the data have no test set of their own, so {len(data.test)} images are "
-        f"held out for it and {len(data.test)} for validation, by which the norms are ranked "
+        f"held out for it and {held_out} for validation, by which the norms are ranked "
         "(--validation)."
     )
-    return replace(study, fixed={**fixed, "validation": len(data.test)})
+    return replace(study, fixed={**fixed, "validation": held_out})
 
 
 def compare(  # noqa: PLR0913  (all but the norms are options by name)
@@ -475,7 +479,9 @@ def _layers(run: Run) -> tables.Table | None:
     except (CorruptFileError, OSError) as error:
         logger.warning(f"{error} The report has no table of receptive fields.")
         return None
-    return receptive_field_table(rows, f"Receptive field of {run.config.model.norm}")
+    return receptive_field_table(
+        rows, f"Receptive field of {run.config.model.norm}", with_published=False
+    )
 
 
 def image_source() -> Callable[[Run], NDArray[np.uint8] | None]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from kerasnorm.config import tuned_values
 from kerasnorm.errors import shortened
 from kerasnorm.files import encoded, read_text, write_bytes, write_json
 from kerasnorm.inspection.evaluation import MOST_NAMED_CLASSES, most_confused
@@ -366,9 +367,38 @@ def arms_sentence(summary: Summary) -> str:
     if len({group.norm for group in summary.groups}) < 2:
         return ""
     if not summary.unmatched:
-        return "Matched arms: the norms' runs differ in the norm alone (and in what only it reads)."
+        return (
+            "Matched arms: the norms' runs differ in the norm alone, and in options that one norm "
+            f"alone has, such as groups.{_tuned_text(summary)}"
+        )
     texts = [_unmatched_text(name, values) for name, values in summary.unmatched.items()]
     return f"The arms differ in more than the norm: {'; '.join(texts)}."
+
+
+def steps_sentence(summary: Summary) -> str:
+    """Returns how many steps the batch sizes of a study differ by; "" where they do not vary."""
+    sizes = sorted({group.first.config.train.batch_size for group in summary.groups})
+    if "batch_size" not in summary.axes or len(sizes) < 2:
+        return ""
+    low, high = sizes[0], sizes[-1]
+    return (
+        f"At equal epochs, a batch size of {high} takes {high / low:g} times fewer steps than one "
+        f"of {low}: part of the difference may be the number of steps."
+    )
+
+
+def _tuned_text(summary: Summary) -> str:
+    """Returns which values of its own the recipe has for the norms of a matched study."""
+    norms = [group.norm for group in summary.groups]
+    tuned = tuned_values(summary.groups[0].first.config.recipe)
+    texts = [
+        _unmatched_text(name, {norm: values[norm] for norm in dict.fromkeys(norms)})
+        for name, values in tuned.items()
+        if len({values.get(norm) for norm in norms}) > 1 and set(norms) <= {*values}
+    ]
+    if not texts:
+        return ""
+    return f" The recipe has values for each norm, which --arms tuned takes: {'; '.join(texts)}."
 
 
 def _unmatched_text(name: str, values: Mapping[str, Any]) -> str:
@@ -407,7 +437,8 @@ def sentences(summary: Summary) -> list[str]:
     ranked += [_effect_sentence(item, summary) for item in effects]
     left = len(ranked) - MOST_SENTENCES
     ranked = ranked[:MOST_SENTENCES] + ([f"The tables hold {left} more."] if left > 0 else [])
-    first = [text for text in (arms_sentence(summary), measure_sentence(summary)) if text]
+    texts = arms_sentence(summary), steps_sentence(summary), measure_sentence(summary)
+    first = [text for text in texts if text]
     first += [_failure_sentence(item, summary) for item in summary.failures]
     return first + ranked
 
@@ -478,14 +509,17 @@ def plan_table(estimates: Sequence[Estimate], lanes: int) -> Table:
 
 def run_table(summary: Summary) -> Table:
     """Returns the table of all finished runs."""
+    has_validation = summary.measure == "val_accuracy"
+    names = [*(["val_accuracy"] if has_validation else []), "test_accuracy", "train_accuracy"]
     rows = []
     for group in summary.groups:
         label = group_label(group, summary.groups)
         for seed, run in sorted(group.runs.items()):
-            found = [run.metrics.get(name) for name in ("test_accuracy", "train_accuracy")]
+            found = [run.metrics.get(name) for name in names]
             cells = [NO_VALUE if value is None else f"{100 * value:.2f}" for value in found]
             rows.append((run.path.name, label, str(seed), *cells, str(len(run.history))))
-    columns = ("run", "norm", ">seed", ">test %", ">training %", ">epochs")
+    own = (">validation %",) if has_validation else ()
+    columns = ("run", "norm", ">seed", *own, ">test %", ">training %", ">epochs")
     return Table(columns, rows, title="Runs")
 
 

@@ -103,7 +103,8 @@ def fit(
                 **dataclasses.asdict(dataset.content),
             }
             with _opened_folder(plan, config, dataset.name, environment, group) as folder:
-                title = f"{config.model.title} on {dataset.name}, {backend}, {device.name}"
+                title = f"{config.model.title}, recipe {config.recipe}, on {dataset.name}, "
+                title += f"{backend}, {device.name}"
                 logger.info(title + (f", {group.size} processes" if group.size > 1 else ""))
                 shown = (progress or default_progress()) if group.is_first else NullProgress()
                 training = Training(folder, config, dataset, engine, group, callbacks, shown)

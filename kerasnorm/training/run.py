@@ -21,7 +21,7 @@ from kerasnorm.config import Config, DataConfig, resolve, to_toml
 from kerasnorm.data import Dataset, prepare
 from kerasnorm.data.content import Content
 from kerasnorm.data.sources import locate
-from kerasnorm.errors import CorruptFileError, DataError, RunFolderError
+from kerasnorm.errors import ConfigError, CorruptFileError, DataError, RunFolderError
 from kerasnorm.files import (
     MANIFEST,
     check_file,
@@ -260,6 +260,8 @@ def read_config(path: Path) -> Config:
     except CorruptFileError:
         raise
     except (FileNotFoundError, NotADirectoryError):
+        if not path.exists():
+            raise ConfigError(f"{path} does not exist: expected the folder of a run.") from None
         raise CorruptFileError(f"{path} is no run's folder: it has no {CONFIG}.") from None
     except (OSError, ValueError) as error:
         raise CorruptFileError(f"{path / CONFIG} is damaged: {error}") from None

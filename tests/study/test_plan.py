@@ -1,5 +1,6 @@
 """A plan is the product of its values, without runs that would compute the same."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from kerasnorm.norms import NORMS
 from kerasnorm.study import folder
 from kerasnorm.study import plan as plans
 from kerasnorm.study.plan import StudyPlan, field_value, identity, parse_vary, run_name
+from kerasnorm.study.study import completed
 
 
 def make(**changes):
@@ -331,3 +333,16 @@ def test_the_default_folder_is_one_for_a_place_and_can_be_made(tmp_path, monkeyp
     names = {folder.default(plan).name for plan in (long, longer)}
     assert len(names) == 2
     assert max(map(len, names)) < 143
+
+
+def test_the_validation_split_that_is_held_out_unasked_leaves_most_of_the_training_images(tmp_path):
+    rng = np.random.default_rng(0)
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for number in range(100):
+            pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / label / f"{number:03}.png")
+    for size, held_out in ((0, 40), (50, 10)):
+        fixed = {"data": str(tmp_path)} | ({"train_size": size} if size else {})
+        plan = StudyPlan(norms=("bn",), backends=("torch",), seeds=(0,), fixed=fixed)
+        assert completed(plan).fixed["validation"] == held_out

@@ -14,6 +14,7 @@ from kerasnorm.study.tables import (
     group_table,
     nats,
     run_table,
+    sentences,
 )
 from kerasnorm.tables import to_text
 
@@ -80,3 +81,31 @@ def test_every_table_fits_80_columns():
     ]
     for table in all_tables(summarize(runs, ("batch_size", "dropout"))):
         assert max(map(len, to_text(table).splitlines())) <= 80
+
+
+def test_a_matched_study_says_which_values_tuned_arms_would_have():
+    runs = [
+        make_run(0.5, norm=norm, recipe="best", weight_standardization=False)
+        for norm in ("bn", "gn")
+    ]
+    text = sentences(summarize(runs))[0]
+    assert "--arms tuned takes: weight standardization (BN false; GN true)." in text
+    runs = [make_run(0.5, norm=norm, recipe="era8") for norm in ("bn", "gn")]
+    assert "--arms tuned" not in sentences(summarize(runs))[0]
+
+
+def test_batch_sizes_that_vary_say_how_many_steps_they_take():
+    runs = [make_run(0.5, norm="bn", batch_size=size) for size in (8, 32, 128)]
+    (text,) = [text for text in sentences(summarize(runs)) if "fewer steps" in text]
+    assert text.startswith("At equal epochs, a batch size of 128 takes 16 times fewer steps")
+    one = [make_run(0.5, norm=norm, batch_size=8) for norm in ("bn", "gn")]
+    assert not [text for text in sentences(summarize(one)) if "fewer steps" in text]
+
+
+def test_the_table_of_runs_holds_the_accuracy_that_ranks_them():
+    run = make_run(0.5, norm="bn", validation=10)
+    run.metrics["val_accuracy"] = 0.625
+    table = run_table(summarize([run]))
+    assert table.columns[3:5] == (">validation %", ">test %")
+    assert table.rows[0][3:5] == ("62.50", "50.00")
+    assert ">validation %" not in run_table(summarize([make_run(0.5, norm="bn")])).columns
