@@ -33,6 +33,12 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("untimed")
 
 
+@pytest.fixture(autouse=True)
+def trusts_no_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forgets after each test which modules of its own it named."""
+    monkeypatch.setenv("KERASNORM_TRUST", "")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden",

@@ -194,4 +194,4 @@ def test_a_child_hears_of_the_cache_but_of_no_config_field(monkeypatch):
     monkeypatch.setenv("KERASNORM_BATCH_SIZE", "7")
     monkeypatch.setenv("KERASNORM_RECIPE", "era8")
     names = {name for name in runtime.subprocess_environment(1) if name.startswith("KERASNORM_")}
-    assert names == {"KERASNORM_CACHE"}
+    assert names == {"KERASNORM_CACHE", "KERASNORM_TRUST"}

@@ -171,6 +171,8 @@ COMMANDS = {
     "import-torch": ["WEIGHTS", "--no-weight-standardization", "--out", "OUT.keras",
                      "--image-size", "6,6",
                      "--class-names", ",".join(f"日{number}" for number in NAMES)],
+    "convert": ["RUN", "--norm", "lnc", "--out", "OUT.keras"],
+    "recalibrate": ["NORMED", "--data", "DATA", "--images", "8", "--out", "OUT.keras"],
     "bench": ["--images", "20", "--rounds", "1", "--batch-size", "10", "--contender", "native"],
     "data": ["DATA"],
     "doctor": [],
@@ -191,6 +193,7 @@ def test_no_command_ends_at_a_letter_that_stdout_lacks(name, trained, tmp_path, 
         "PICTURE": trained / "data" / "日本語" / "0.png",
         "OUT": tmp_path / "ü日",
         "WEIGHTS": tmp_path / "weights.pth",
+        "NORMED": tmp_path / "bn.keras",
     }
     words = [name, *COMMANDS[name]]
     for word, place in places.items():
@@ -201,6 +204,8 @@ def test_no_command_ends_at_a_letter_that_stdout_lacks(name, trained, tmp_path, 
         torch, safetensors = map(pytest.importorskip, ("torch", "safetensors.torch"))
         (path,) = out.glob("*.safetensors")
         torch.save(safetensors.load_file(path), places["WEIGHTS"])
+    if name == "recalibrate":
+        call("convert", trained / "run", "--norm", "bn", "--out", places["NORMED"])
     monkeypatch.setattr(sys, "argv", ["kerasnorm", *words])
     for encoding in ("cp1252", "ascii") if name in LIGHT else ("cp1252",):
         out, err = Stream(encoding), Stream(encoding, "backslashreplace")

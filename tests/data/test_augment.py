@@ -141,3 +141,15 @@ def test_reflection_agrees_with_numpy_pad(position, size):
 def test_what_is_larger_than_the_image_is_refused(config):
     with pytest.raises(ConfigError, match="10 pixels"):
         Augmentation(config, SHAPE, FILL, 1, 0)
+
+
+def test_a_shift_of_an_eighth_is_one_of_so_many_pixels():
+    """Of the shorter side: 4 pixels for 32x48 images."""
+    shape, fill = (32, 48, 3), np.zeros(3)
+    eighth, four, three = (
+        Augmentation(DataConfig(translate=reach), shape, fill, 64, 0).draw(np.arange(64), 1, 2)
+        for reach in (-1, 4, 3)
+    )
+    assert np.array_equal(eighth.offset, four.offset)
+    assert not np.array_equal(eighth.offset, three.offset)
+    assert np.abs(four.offset).max() == 4

@@ -385,6 +385,9 @@ SAME_NUMBERS = {
     "engine": "native and keras take the same steps: tests of each native engine",
     "device": "where it is computed",
     "devices": "several devices take the step of one: tests of several processes",
+    "network": "other networks refuse fields that this module varies: tests/test_foreign.py",
+    "pretrained": "of another network: tests/test_foreign.py",
+    "new_head": "of another network: tests/test_foreign.py",
     "bn_sync": "on one device there is one batch: tests of several processes",
     "deterministic": "the same bits on a GPU; a CPU always gives them",
 }
