@@ -33,7 +33,7 @@ SIZES = {
 }
 KERNELS = {
     f"{norm}{name}": {"norm": norm, "weight_standardization": value}
-    for norm in ("bn", "gn")
+    for norm in ("bn", "gn", "ln")
     for name, value in (("plain", False), ("standard", True))
 }
 MATCHED = (
@@ -72,7 +72,7 @@ CLAIMS = [
     Claim(README, "batch-size", SIZES, BATCHES),
     *(
         Claim(README, "matched", KERNELS, MATCHED.format(name=name, key=key))
-        for name, key in (("Batch", "bn"), ("Group", "gn"))
+        for name, key in (("Batch", "bn"), ("Group", "gn"), ("Layer", "ln"))
     ),
 ]
 
