@@ -212,14 +212,17 @@ class ModelConfig(_Checked):
             )
 
     @property
+    def network_title(self) -> str:
+        """Network in short: "builtin", "MobileNetV2", "resnet20"."""
+        module, _, name = self.network.rpartition(":")
+        is_file = self.network.endswith(".keras") or module.endswith(".py")
+        return Path(module or name).stem if is_file else name
+
+    @property
     def title(self) -> str:
         """Network and norm in short: "gn", "MobileNetV2-gn", "resnet20-FRN"."""
         norm = self.norm.rpartition(":")[2]
-        if self.is_builtin:
-            return norm
-        module, _, name = self.network.rpartition(":")
-        is_file = self.network.endswith(".keras") or module.endswith(".py")
-        return f"{Path(module or name).stem if is_file else name}-{norm}"
+        return norm if self.is_builtin else f"{self.network_title}-{norm}"
 
     @property
     def is_builtin(self) -> bool:

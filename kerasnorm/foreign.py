@@ -21,6 +21,7 @@ from kerasnorm.inspection.output_graph import AVERAGES, IDENTITIES, LINEAR, RESH
 from kerasnorm.norms import KEEP, normalization
 
 logger = logging.getLogger(__name__)
+RESCALING = "input_rescaling"  # the first layer of a network that had none
 APPLICATION = "keras:"  # before the name of a function of keras.applications
 
 
@@ -230,9 +231,6 @@ def _head(name: str, tail: Sequence[Any]) -> Any:
         f"Received: {name}, which ends in "
         + ", ".join(type(layer).__name__ for layer in reversed(tail[:3]))
     )
-
-
-RESCALING = "input_rescaling"
 
 
 def _on_raw_pixels(

@@ -48,13 +48,7 @@ def load(text: str, field: str) -> Any:
             f"{field}: expected package.module:name or file.py:name. Received: {text!r}"
         )
     module_name, _, name = text.rpartition(":")
-    try:
-        module = _module(module_name)
-    except Exception as error:  # it is the user's code, which may raise anything
-        raise ConfigError(
-            f"{field}: importing {module_name} raised {type(error).__name__}: {error}. Expected a "
-            "module, or the path of a .py file, before the colon."
-        ) from error
+    module = _imported(module_name, field)
     trust(module_name)
     if not hasattr(module, name):
         raise ConfigError(
@@ -87,13 +81,7 @@ def layers() -> "list[type[keras.layers.Layer]]":
 
     found = []
     for name in _trusted():
-        try:
-            module = _module(name)
-        except Exception as error:  # it is the user's code, which may raise anything
-            raise ConfigError(
-                f"trust: importing {name} raised {type(error).__name__}: {error}. Expected a "
-                "module, or the path of a .py file."
-            ) from error
+        module = _imported(name, "trust")
         found += [
             kind
             for kind in vars(module).values()
@@ -102,6 +90,21 @@ def layers() -> "list[type[keras.layers.Layer]]":
             and kind.__module__ == module.__name__
         ]
     return found
+
+
+def _imported(name: str, field: str) -> ModuleType:
+    """Returns a module, or that of a .py file.
+
+    Raises:
+        ConfigError: It cannot be imported.
+    """
+    try:
+        return _module(name)
+    except Exception as error:  # it is the user's code, which may raise anything
+        raise ConfigError(
+            f"{field}: importing {name} raised {type(error).__name__}: {error}. Expected a "
+            "module, or the path of a .py file."
+        ) from error
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from kerasnorm import runtime
 from kerasnorm.cli import options as opt
 from kerasnorm.cli.models import resize_option, training_images, with_input_scale
 from kerasnorm.errors import ConfigError, RunFolderError
+from kerasnorm.norms import KEEP
 
 if TYPE_CHECKING:
     import keras
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
     from kerasnorm.conversion.result import Conversion
 
 logger = logging.getLogger(__name__)
-KEEP = "keep"
 ROUNDS = 20  # of timing
+out_option = click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="New .keras file; without it, nothing is written.",
+)
 
 
 def _check_out(out: Path | None) -> None:
@@ -67,11 +72,7 @@ def _write(model: "keras.Model", out: Path, metadata: dict[str, Any], **facts: A
     "--fold", is_flag=True, help="Fold batch norms into the layers before them, for inference."
 )
 @click.option("--freeze-bn", is_flag=True, help="Batch norms keep their statistics in training.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="New .keras file; without it, nothing is written.",
-)
+@out_option
 @opt.backend_option
 @opt.device_option
 @opt.as_json
@@ -148,11 +149,7 @@ def convert(
 )
 @resize_option
 @opt.input_scale_option
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="New .keras file; without it, nothing is written.",
-)
+@out_option
 @opt.backend_option
 @opt.device_option
 @opt.as_json

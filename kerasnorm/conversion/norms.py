@@ -1,6 +1,5 @@
 """Every norm of a network replaced by another, or removed, or frozen."""
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ from kerasnorm.network import StandardizedConv2D
 from kerasnorm.norms import KEEP, NORMS, custom_layers
 from kerasnorm.user_code import LayerFactory, layer_factory
 
-logger = logging.getLogger(__name__)
 DEFAULT_GROUPS = 32  # Wu & He 2018
 STOCK = (
     keras.layers.BatchNormalization,
@@ -139,7 +137,7 @@ def replace_norms(
         elif norm != KEEP:
             count = fitting_groups(channels, positions, groups, group_size)
             new = _stock(str(norm), layer, channels, count)
-            if not _is_same(layer, new, channels, positions):
+            if not _is_same(layer, new, channels):
                 _refuse_constant(layer, new, channels, positions)
                 replaced[id(layer)] = new
     notes = []
@@ -257,7 +255,7 @@ def _stock(norm: str, layer: Any, channels: int, groups: int) -> Any:
     return type(made).from_config(new | {key: old[key] for key in SHARED if key in {*old} & {*new}})
 
 
-def _is_same(old: Any, new: Any, channels: int, positions: int | None) -> bool:
+def _is_same(old: Any, new: Any, channels: int) -> bool:
     """Returns whether a layer is the wanted norm already, whatever its epsilon."""
     if type(old) is not type(new):
         return False
@@ -387,7 +385,7 @@ def _rows(
 
 
 def _note(old: Any, new: Any) -> str:
-    if new is old or new is None or id(old) == id(new) or isinstance(new, StandardizedConv2D):
+    if new is old or new is None or isinstance(new, StandardizedConv2D):
         return ""
     source, target = _weights(old), _weights(new)
     carried = [r for r in source if r in target and source[r].shape == target[r].shape]

@@ -11,7 +11,7 @@ from kerasnorm.training.run import Run
 
 # A label always names these fields where they differ among the runs.
 HEADLINES: dict[str, Callable[[Config], str]] = {
-    "network": lambda config: config.model.title.rpartition("-")[0] or config.model.network,
+    "network": lambda config: config.model.network_title,
     "recipe": lambda config: config.recipe,
     "data": lambda config: config.data.data,
     "backend": lambda config: config.train.backend,

@@ -110,9 +110,9 @@ def _measured(config: Config, jobs: int) -> Cost | None:
     try:
         with ThreadPoolExecutor(jobs) as executor:
             costs = list(executor.map(_probed, [config] * jobs, [jobs] * jobs))
+    except (ConfigError, DataError):  # no run could start either
+        raise
     except KerasnormError as error:
-        if error.exit_code in (ConfigError.exit_code, DataError.exit_code):
-            raise  # no run could start either
         logger.warning(str(error))
         return None
     names = ("start", "epoch", "evaluation")

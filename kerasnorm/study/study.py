@@ -458,9 +458,9 @@ def _write_report(
 ) -> None:
     first = summary.groups[0].first
     data = " and ".join(dict.fromkeys(data_name(run) for run in summary.runs))
-    network = first.config.model.title.rpartition("-")[0]
-    title = f"{name}: normalization compared {f'in {network} ' if network else ''}on {data}, "
-    title += f"recipe {first.config.recipe}"
+    model = first.config.model
+    network = "" if model.is_builtin else f"in {model.network_title} "
+    title = f"{name}: normalization compared {network}on {data}, recipe {first.config.recipe}"
     if len({group.norm for group in summary.groups}) > 1:
         title += f", {'tuned' if summary.unmatched else 'matched'} arms"
     html = report.render(title, summary, pictures, commands, _layers(first))
@@ -480,7 +480,7 @@ def _layers(run: Run) -> tables.Table | None:
         logger.warning(f"{error} The report has no table of receptive fields.")
         return None
     return receptive_field_table(
-        rows, f"Receptive field of {run.config.model.norm}", with_published=False
+        rows, f"Receptive field of {run.config.model.title}", with_published=False
     )
 
 
