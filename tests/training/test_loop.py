@@ -74,7 +74,7 @@ def test_a_run_reports_each_step_and_logs_its_title_and_epochs(tmp_path, caplog)
         assert status.startswith("epoch 1/2  " if count <= steps else "epoch 2/2  ")
         assert " images/s" in status
         assert status.endswith(accuracy) == (count > steps)
-    assert caplog.messages[0].startswith(f"{config.model.norm} on shapes, ")
+    assert caplog.messages[0].startswith(f"{config.model.title}, recipe best, on shapes, ")
     first_line, last_line = (epoch_line(row, 2) for row in done.history)
     assert re.fullmatch(rf"{re.escape(first_line)}  \d+:\d\d left", caplog.messages[1])
     assert caplog.messages[2:] == [last_line]
