@@ -75,7 +75,7 @@ SYNONYMS = {
 RENAMED_ARGUMENTS = {"monitor": "progress", "reporter": "progress"}  # of functions
 # Fields that a later version added: at their default they do not count in a config's hash, so that
 # checkpoints of earlier versions are resumed.
-ADDED = ("image_size", "resize", "network", "pretrained", "new_head")
+ADDED = ("image_size", "resize", "network", "pretrained", "new_head", "fused")
 # Fields of a model that all networks read; the others are those of the built-in one.
 EVERY_NETWORK = (
     *("network", "pretrained", "new_head", "norm", "groups", "group_size"),
@@ -329,6 +329,11 @@ class TrainConfig(_Checked):
     )
     precision: str = _field(
         "float32", "Floating-point type of the layers.", choices=("float32", "mixed_bfloat16")
+    )
+    fused: bool = _field(
+        True,
+        "Compute each norm, its activation and its residual add in one pass (native engine of "
+        "torch, on CPUs with a C++ compiler).",
     )
     deterministic: bool = _field(
         False,

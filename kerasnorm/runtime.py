@@ -27,6 +27,9 @@ from kerasnorm.training.process_group import this_launch
 PACKAGES = ("kerasnorm", "keras", "numpy", "torch", "tensorflow", "tensorflow-cpu", "jax")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 KEPT = 1 << 30  # bytes of freed memory that malloc keeps
+# How often a thread of GNU OpenMP, which PyTorch uses, looks for work before it sleeps. By default
+# it is 300,000 times, some milliseconds, during which it takes the core from other processes.
+SPINS = "10000"
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ def select_backend(requested: str = "auto") -> str:
         ConfigError: Keras was already imported on another backend.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when PyTorch is loaded
     if "keras" in sys.modules:
         active = str(sys.modules["keras"].backend.backend())
         if requested not in ("auto", active):
@@ -162,8 +167,8 @@ def start(
 ) -> tuple[str, Device]:
     """Prepares this process to compute, and returns the backend's name and the device.
 
-    In this order: the backend is chosen, and with it the environment variables KERAS_BACKEND and
-    TF_CPP_MIN_LOG_LEVEL are set (`select_backend`); deterministic operations are switched on; the
+    In this order: the backend is chosen, and with it the environment variables KERAS_BACKEND,
+    TF_CPP_MIN_LOG_LEVEL and GOMP_SPINCOUNT are set (`select_backend`); deterministic operations are switched on; the
     device is chosen; the memory allocator keeps what is freed (`keep_freed_memory`); Keras is
     imported, without TensorFlow on other backends (`import_keras`).
 

@@ -93,7 +93,10 @@ class Engine(ABC):
         config: The training part of the run's config.
         group: The processes or devices that train together.
         rates: Learning rate of each step of the run, shape (steps,).
+        fused_kernels: Which compiled functions it computes norms with; None for none.
     """
+
+    fused_kernels: str | None = None
 
     @stock_keras  # Keras's own mean of the loss has the type of floats at `compile`.
     def __init__(

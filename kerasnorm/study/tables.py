@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from kerasnorm.config import tuned_values
 from kerasnorm.errors import shortened
-from kerasnorm.files import encoded, read_text, write_bytes, write_json
+from kerasnorm.files import encoded, write_bytes, write_json
 from kerasnorm.inspection.evaluation import MOST_NAMED_CLASSES, most_confused
 from kerasnorm.norms import NORMS, is_read
 from kerasnorm.plots.labels import field_texts, shown_fields, value_text
@@ -31,7 +30,7 @@ from kerasnorm.study.summary import (
     Summary,
 )
 from kerasnorm.tables import Table
-from kerasnorm.training.run import ENVIRONMENT, Run
+from kerasnorm.training.run import Run, read_environment
 
 RUNS_FILE, SUMMARY_FILE, DOCUMENT = "runs.csv", "summary.csv", "summary.json"
 PARTS = ("mean", "std", "low", "high")
@@ -527,15 +526,15 @@ def environment_rows(runs: Iterable[Run]) -> list[tuple[str, str]]:
     """Returns what the runs were computed with, as pairs of a name and its distinct values."""
     found: dict[str, dict[str, None]] = {}
     for run in runs:
-        for name, value in _environment(run.path / ENVIRONMENT).items():
+        for name, value in _environment(run.path).items():
             if value not in (None, ""):
                 found.setdefault(name, {})[str(value)] = None
     return [(name, ", ".join(values)) for name, values in found.items()]
 
 
 def _environment(path: Path) -> dict[str, Any]:
+    facts = read_environment(path)
     try:
-        facts = json.loads(read_text(path))
         host = facts.get("host", {})
         return {
             **facts.get("versions", {}),
@@ -544,8 +543,8 @@ def _environment(path: Path) -> dict[str, Any]:
             "system": host.get("system"),
             "git revision": facts.get("git_revision"),
         }
-    except (OSError, ValueError, AttributeError):
-        return {}  # a run may have been copied without it
+    except AttributeError:
+        return {}
 
 
 def write(path: Path, runs: Sequence[PlannedRun], summary: Summary) -> None:

@@ -4,7 +4,6 @@ Keras is imported only after `runtime.start` has chosen its backend; hence the i
 """
 
 import dataclasses
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -20,7 +19,7 @@ from kerasnorm.data.batches import Batches
 from kerasnorm.data.preprocessing import channel_statistics, input_statistics
 from kerasnorm.data.sources import locate, with_place
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError
-from kerasnorm.files import check_file, in_command, read_text, run_lock, sweep, write_json
+from kerasnorm.files import check_file, in_command, run_lock, sweep, write_json
 from kerasnorm.norms import NORMS
 from kerasnorm.progress import NullProgress, Progress, default_progress
 from kerasnorm.training import run
@@ -95,8 +94,14 @@ def fit(
             if plan.is_resumed:
                 run.check_data(plan.path, dataset)
             config = _resolved(plan.config, backend, dataset)
-            engine = make_engine(config, dataset, group)
+            before = run.read_environment(plan.path) if plan.is_resumed else {}
+            # A run that began without the fused functions goes on without them: with the same bits.
+            has_fused = not plan.is_resumed or before.get("fused_kernels") is not None
+            fused = config.train.fused and has_fused
+            engine = make_engine(config.replace(fused=fused), dataset, group)
             environment = runtime.environment(backend, device)
+            environment["fused_kernels"] = engine.fused_kernels
+            _note_machine(before, environment)
             environment["data"] = {
                 "name": dataset.name,
                 "source": dataset.source,
@@ -252,7 +257,6 @@ def _opened_folder(
         if plan.is_resumed:  # until it ends again, the run is unfinished
             (path / run.METRICS).unlink(missing_ok=True)
             run.write_config(path, config)
-            _note_threads(path / run.ENVIRONMENT, environment)
         write_json(path / run.ENVIRONMENT, environment)
         return path
 
@@ -266,19 +270,26 @@ def _opened_folder(
         group.barrier()
 
 
-def _note_threads(path: Path, environment: Mapping[str, Any]) -> None:
-    """Warns where a run is resumed on a CPU with another number of threads than before."""
-    try:
-        before = json.loads(read_text(path)).get("threads")
-    except (OSError, ValueError, AttributeError):
-        return  # it was lost; the new one is written in its place
-    now, is_torch = environment["threads"], environment["backend"] == "torch"
-    variable = "OMP_NUM_THREADS" if is_torch else "TF_NUM_INTRAOP_THREADS"
-    if environment["device"]["kind"] == "cpu" and before not in (None, now):
+def _note_machine(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Warns where a run resumes on a machine that gives its numbers other last bits.
+
+    Args:
+        before: The run's environment so far; empty for a new run, or where it was lost.
+        now: Its environment from now on.
+    """
+    if now["device"]["kind"] != "cpu":
+        return
+    differ = "the last bits of its numbers may differ from those of an uninterrupted run"
+    threads, is_torch = before.get("threads"), now["backend"] == "torch"
+    if threads not in (None, now["threads"]):
+        variable = "OMP_NUM_THREADS" if is_torch else "TF_NUM_INTRAOP_THREADS"
         logger.warning(
-            f"The run was computed on {before} threads and resumes on {now}: the last bits of its "
-            f"numbers may differ from those of an uninterrupted run. {variable}={before} "
-            "gives the same ones."
+            f"The run was computed on {threads} threads and resumes on {now['threads']}: {differ}. "
+            f"{variable}={threads} gives the same ones."
+        )
+    if before.get("fused_kernels") not in (None, now["fused_kernels"]):
+        logger.warning(
+            f"The run was computed with fused functions of another processor or compiler: {differ}."
         )
 
 

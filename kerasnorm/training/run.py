@@ -269,10 +269,16 @@ def read_config(path: Path) -> Config:
 
 def read_content(path: Path) -> Content | None:
     """Returns what the data of the run in folder `path` held, None where it is not recorded."""
+    return Content.read(read_environment(path).get("data"))
+
+
+def read_environment(path: Path) -> dict[str, Any]:
+    """Returns what the run in folder `path` was last computed with, {} where it was lost."""
     try:
-        return Content.read(json.loads(read_text(path / ENVIRONMENT))["data"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        document = json.loads(read_text(path / ENVIRONMENT))
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def check_place(path: Path, config: DataConfig) -> None:

@@ -148,6 +148,23 @@ def test_another_number_of_threads_is_said_when_a_run_is_resumed(tmp_path, caplo
     assert json.loads(path.read_text())["threads"] == now
 
 
+@pytest.mark.parametrize("began", ["with", "without", "with others"])
+def test_a_resumed_run_computes_norms_as_it_began(tmp_path, caplog, began):
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "run", [StopAfter(1)])
+    path = tmp_path / "run" / run.ENVIRONMENT
+    environment = json.loads(path.read_text())
+    here = environment["fused_kernels"]
+    if here is None and began != "without":
+        pytest.skip("there is no C++ compiler")
+    earlier = {"with": here, "without": None, "with others": "0123456789ab"}[began]
+    path.write_text(json.dumps(environment | {"fused_kernels": earlier}))
+    tiny.train(resume=tmp_path / "run")
+    notes = [text for text in caplog.messages if "fused functions" in text]
+    assert len(notes) == (began == "with others")
+    assert json.loads(path.read_text())["fused_kernels"] == (earlier and here)
+
+
 def test_what_is_resumed_must_be_there_and_brings_its_own_config(tmp_path):
     with pytest.raises(ConfigError, match=r"^resume: expected a run's folder.*missing"):
         tiny.train(resume=tmp_path / "missing")

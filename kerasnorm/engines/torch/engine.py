@@ -40,7 +40,8 @@ class TorchEngine(NativeEngine):
         group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(model, batches, config, group)
-        self.lowered = LoweredModel(model)
+        self.lowered = LoweredModel(model, is_fused=config.fused)
+        self.fused_kernels = self.lowered.fused_kernels
         self.device = self.lowered.device
         variables = model.trainable_variables
         self.optimizer = FlatOptimizer(model.optimizer, variables, config, self.rates, NUMBERS)

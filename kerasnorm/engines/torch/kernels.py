@@ -175,10 +175,17 @@ def batch_norm(
         gamma = torch.ones_like(moving[0]) if gamma is None else gamma
         beta = torch.zeros_like(moving[0]) if beta is None else beta
         y, mean, biased = _SyncBatchNorm.apply(x, gamma, beta, epsilon, sum_)
-    with torch.no_grad():
-        moving[0].lerp_(mean, 1 - momentum)
-        moving[1].lerp_(biased, 1 - momentum)
+    move_statistics(moving, (mean, biased), momentum)
     return y
+
+
+def move_statistics(
+    moving: tuple[Tensor, Tensor], batch: tuple[Tensor, Tensor], momentum: float
+) -> None:
+    """Moves the mean and variance (C,) towards those of a batch, in place."""
+    with torch.no_grad():
+        for old, new in zip(moving, batch, strict=True):
+            old.lerp_(new, 1 - momentum)
 
 
 def _normalize_batch(

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (its usual name)
 
 from kerasnorm.engines.dropout import dropout_generator, dropped_positions
-from kerasnorm.engines.torch import kernels
+from kerasnorm.engines.torch import fused, kernels
 from kerasnorm.network import StandardizedConv2D
 from kerasnorm.norms import EPSILON
 from kerasnorm.training.process_group import Shard
@@ -93,12 +93,18 @@ class Lowered:
         dropping: For elementwise dropout on the CPU: its rate, and the call that drops in place
             without scaling.
         is_foreign: Whether the call is that of the Keras layer itself.
+        norm: For a norm that can be computed together with its neighbours: what it computes.
+        activation: For an activation that can: its name in `fused.ACTIVATIONS`.
+        is_add: Whether it adds its inputs.
     """
 
     call: Callable[..., Tensor]
     scaled: "Callable[[float], Lowered] | None" = None
     dropping: tuple[float, Callable[..., Tensor]] | None = None
     is_foreign: bool = False
+    norm: fused.Norm | None = None
+    activation: str = ""
+    is_add: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,7 @@ def _after_cast(lowered: Lowered, dtype: torch.dtype) -> Lowered:
     def call(mode: Mode, *inputs: Tensor) -> Tensor:
         return lowered.call(mode, *(x.to(dtype) for x in inputs))
 
-    return replace(lowered, call=call, scaled=None, dropping=None)
+    return Lowered(call)
 
 
 # Options that every rule accepts: each either does not change what a built layer computes, or is
@@ -401,7 +407,13 @@ Normalize = Callable[[Mode, Tensor, Any, Any], Tensor]
 
 
 def _norm(
-    normalize: Normalize, layer: Any, scale: Any, shift: Any, is_fresh: bool, factor: float = 1
+    normalize: Normalize,
+    layer: Any,
+    scale: Any,
+    shift: Any,
+    is_fresh: bool,
+    norm: fused.Norm | None = None,
+    factor: float = 1,
 ) -> Lowered:
     """Returns a norm, computed in its variables' type, its scale and shift times a factor."""
     gamma, beta, dtype = _value(scale), _value(shift), _dtype(layer)
@@ -415,10 +427,11 @@ def _norm(
         return normalize(mode, x.to(full), *affine).to(dtype)
 
     def scaled(by: float) -> Lowered:
-        return _norm(normalize, layer, scale, shift, is_fresh, by)
+        return _norm(normalize, layer, scale, shift, is_fresh, norm, by)
 
     has_affine = gamma is not None and beta is not None
-    return Lowered(call, scaled if is_fresh and has_affine else None)
+    norm = norm and replace(norm, factor=factor)
+    return Lowered(call, scaled if is_fresh and has_affine else None, norm=norm)
 
 
 def _batch_norm(layer: Any, _: Site) -> Lowered | None:
@@ -432,7 +445,15 @@ def _batch_norm(layer: Any, _: Site) -> Lowered | None:
             return kernels.batch_norm(x, gamma, beta, moving, *options)
         return F.batch_norm(x, *moving, gamma, beta, False, 0.0, layer.epsilon)
 
-    return _norm(normalize, layer, layer.gamma, layer.beta, is_fresh=True)
+    norm = fused.Norm(
+        0,
+        _value(layer.gamma),
+        _value(layer.beta),
+        layer.epsilon,
+        note=lambda *batch: kernels.move_statistics(moving, batch, layer.momentum),
+        is_batch=lambda: layer.trainable,
+    )
+    return _norm(normalize, layer, layer.gamma, layer.beta, is_fresh=True, norm=norm)
 
 
 def _group_norm(layer: Any, _: Site) -> Lowered | None:
@@ -442,7 +463,8 @@ def _group_norm(layer: Any, _: Site) -> Lowered | None:
     def normalize(mode: Mode, x: Tensor, gamma: Any, beta: Any) -> Tensor:
         return kernels.group_norm(x, layer.groups, gamma, beta, layer.epsilon)
 
-    return _norm(normalize, layer, layer.gamma, layer.beta, is_fresh=True)
+    norm = fused.Norm(layer.groups, _value(layer.gamma), _value(layer.beta), layer.epsilon)
+    return _norm(normalize, layer, layer.gamma, layer.beta, is_fresh=True, norm=norm)
 
 
 def _layer_norm(layer: Any, site: Site) -> Lowered | None:
@@ -474,14 +496,20 @@ def _activation(layer: Any, _: Site) -> Lowered | None:
     activation = layer.activation
     if not _is_elementwise(activation):
         return None
+    name = getattr(activation, "__name__", "")
     activation = F.relu if activation is keras.activations.relu else activation
-    return Lowered(lambda mode, x: activation(x))
+    return Lowered(
+        lambda mode, x: activation(x), activation=name if name in fused.ACTIVATIONS[1:] else ""
+    )
 
 
 def _relu(layer: Any, _: Site) -> Lowered:
     slope, top, threshold = layer.negative_slope, layer.max_value, layer.threshold
     if (slope, threshold) == (0, 0):
-        return Lowered(lambda mode, x: F.relu(x) if top is None else F.hardtanh(x, 0.0, top))
+        return Lowered(
+            lambda mode, x: F.relu(x) if top is None else F.hardtanh(x, 0.0, top),
+            activation={None: "relu", 6: "relu6"}.get(top, ""),
+        )
     return Lowered(lambda mode, x: layer.call(x))
 
 
@@ -596,7 +624,7 @@ def _add(layer: Any, _: Site) -> Lowered:
             x = x + other
         return x
 
-    return Lowered(call)
+    return Lowered(call, is_add=True)
 
 
 def _multiply(layer: Any, _: Site) -> Lowered:

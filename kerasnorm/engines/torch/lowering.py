@@ -16,6 +16,7 @@ import torch
 from keras.src.models.functional import Functional
 from torch import Tensor
 
+from kerasnorm.engines.torch import fused
 from kerasnorm.engines.torch.layers import (
     Lowered,
     Mode,
@@ -48,15 +49,18 @@ class LoweredModel:
     Attributes:
         device: Where the model's variables are.
         is_whole: Whether no layer is left to Keras.
+        fused_kernels: Digest of the compiled functions that norms are computed with; None for none.
 
     Args:
         model: Functional, or a Sequential that has been built.
+        is_fused: Whether norms are computed together with their neighbours in training on a CPU,
+            see `kerasnorm.engines.torch.fused`, where they can be.
 
     Raises:
         ConfigError: The model has no graph, or several inputs or outputs.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, is_fused: bool = False) -> None:
         graph = functional_graph(model)
         if len(graph.inputs) != 1 or len(graph.outputs) != 1:
             raise ConfigError(
@@ -66,6 +70,8 @@ class LoweredModel:
         self.device = keras.ops.zeros(()).device
         self.input: Name = (id(graph.inputs[0]),)
         self.input_dtype: torch.dtype = getattr(torch, graph.inputs[0].dtype)
+        found = fused.library() if is_fused and self.device.type == "cpu" else None
+        self.fused_kernels = found.digest if found else None
         self.steps = self._plan(graph)
         self.is_whole = not any(step.lowered.is_foreign for step in self.steps)
 
@@ -97,6 +103,8 @@ class LoweredModel:
             if [readers[name] for name in sources] == [1]:
                 _fold_dropout(step, steps)
             steps.append(step)
+        if self.fused_kernels:
+            steps = _fuse_norms(steps, readers)
         last = {name: step for step in steps for name in (*step.sources, *step.targets)}
         for name, step in last.items():
             if name != self.output:
@@ -152,6 +160,60 @@ def _fold_dropout(step: _Step, before: list[_Step]) -> None:
     rate, drop = step.lowered.dropping
     source.lowered = source.lowered.scaled(1 / (1 - rate))
     step.lowered = replace(step.lowered, call=drop)
+
+
+def _fuse_norms(steps: list[_Step], readers: Counter[Name]) -> list[_Step]:
+    """Joins each norm with the activation before or after it and the add after both.
+
+    What lies between them must have no other reader. It saves … of a step.
+    """
+    made = {step.targets[0]: step for step in steps if len(step.targets) == 1}
+    read = {step.sources[at]: step for step in steps for at in range(len(step.sources))}
+    taken: set[int] = set()
+    joined: dict[int, _Step] = {}
+
+    def usable(neighbours: dict[Name, _Step], name: Name) -> _Step | None:
+        """Returns the step that makes or reads a tensor, if it may be joined across it."""
+        step = neighbours.get(name)
+        return step if step and readers[name] == 1 and id(step) not in taken else None
+
+    for step in steps:
+        norm = step.lowered.norm
+        if norm is None:
+            continue
+        chain = [step]
+        first = usable(made, step.sources[0])
+        if first and first.lowered.activation:
+            chain.insert(0, first)
+        after = usable(read, step.targets[0])
+        if len(chain) == 1 and after and after.lowered.activation:
+            chain.append(after)
+        add = usable(read, chain[-1].targets[0])
+        if add and add.lowered.is_add and len(add.sources) == 2:
+            chain.append(add)
+        taken |= {id(one) for one in chain}
+        joined[id(chain[-1])] = _joined(chain, norm)
+    return [joined.get(id(one), one) for one in steps if id(one) in joined or id(one) not in taken]
+
+
+def _joined(chain: list[_Step], norm: fused.Norm) -> _Step:
+    """Returns one step for a norm and its neighbours, each the only reader of the one before."""
+    last, between = chain[-1], {name for step in chain for name in step.targets}
+    after_norm = next(at for at, step in enumerate(chain, 1) if step.lowered.norm is norm)
+    before = chain[0].lowered.activation
+    after = "".join(step.lowered.activation for step in chain[after_norm:])
+    residuals = [name for name in last.sources if last.lowered.is_add and name not in between]
+    sources = [*chain[0].sources, *residuals]
+
+    def call(mode: Mode, x: Tensor, *others: Tensor) -> Tensor:
+        is_own = mode.training and (norm.groups or (norm.is_batch() and mode.sum_ is None))
+        if is_own and fused.can_compute(norm, x, *others):
+            return fused.normalize(norm, x, *others, before=before, after=after)
+        for step in chain:
+            x = step.lowered.call(mode, x, *(others if step.lowered.is_add else ()))
+        return x
+
+    return _Step(sources, last.targets, Lowered(call))
 
 
 def _lower(node: Any, site: Site) -> Lowered:
