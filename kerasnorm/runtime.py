@@ -168,9 +168,10 @@ def start(
     """Prepares this process to compute, and returns the backend's name and the device.
 
     In this order: the backend is chosen, and with it the environment variables KERAS_BACKEND,
-    TF_CPP_MIN_LOG_LEVEL and GOMP_SPINCOUNT are set (`select_backend`); deterministic operations are switched on; the
-    device is chosen; the memory allocator keeps what is freed (`keep_freed_memory`); Keras is
-    imported, without TensorFlow on other backends (`import_keras`).
+    TF_CPP_MIN_LOG_LEVEL and GOMP_SPINCOUNT are set (`select_backend`); deterministic operations are
+    switched on; the device is chosen; the memory allocator keeps what is freed
+    (`keep_freed_memory`); Keras is imported, without TensorFlow on other backends
+    (`import_keras`).
 
     Args:
         backend: As for `select_backend`.
