@@ -27,9 +27,7 @@ from kerasnorm.training.process_group import this_launch
 PACKAGES = ("kerasnorm", "keras", "numpy", "torch", "tensorflow", "tensorflow-cpu", "jax")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 KEPT = 1 << 30  # bytes of freed memory that malloc keeps
-# How often a thread of GNU OpenMP, which PyTorch uses, looks for work before it sleeps. By default
-# it is 300,000 times, some milliseconds, during which it takes the core from other processes.
-SPINS = "10000"
+SPINS = "10000"  # how often a thread of OpenMP looks for work before it sleeps
 
 
 @dataclass(frozen=True)
@@ -90,8 +88,6 @@ def select_backend(requested: str = "auto") -> str:
         ConfigError: Keras was already imported on another backend.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when PyTorch is loaded
     if "keras" in sys.modules:
         active = str(sys.modules["keras"].backend.backend())
         if requested not in ("auto", active):
@@ -167,10 +163,10 @@ def start(
 ) -> tuple[str, Device]:
     """Prepares this process to compute, and returns the backend's name and the device.
 
-    In this order: the backend is chosen, and with it the environment variables KERAS_BACKEND,
-    TF_CPP_MIN_LOG_LEVEL and GOMP_SPINCOUNT are set (`select_backend`); deterministic operations are
-    switched on; the device is chosen; the memory allocator keeps what is freed
-    (`keep_freed_memory`); Keras is imported, without TensorFlow on other backends
+    In this order: the backend is chosen, and with it the environment variables KERAS_BACKEND and
+    TF_CPP_MIN_LOG_LEVEL are set (`select_backend`); threads wait briefly (`wait_briefly`);
+    deterministic operations are switched on; the device is chosen; the memory allocator keeps what
+    is freed (`keep_freed_memory`); Keras is imported, without TensorFlow on other backends
     (`import_keras`).
 
     Args:
@@ -191,6 +187,7 @@ def start(
             f"devices: expected 1 on {backend}. Received: devices={devices}. Start several "
             f"processes instead: {advice}"
         )
+    wait_briefly()
     if deterministic:
         _be_deterministic(backend)
     if backend == "tensorflow":
@@ -200,6 +197,17 @@ def start(
     if keeps_memory:
         keep_freed_memory()
     return import_keras(backend), chosen
+
+
+def wait_briefly() -> None:
+    """Lets idle threads of GNU OpenMP sleep early, unless the user's environment says otherwise.
+
+    By default they look for work for some milliseconds, and take the core from other processes: two
+    trainings that share two cores would run at a tenth of their speed. It is read from the
+    environment when PyTorch is loaded.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def keep_freed_memory() -> None:

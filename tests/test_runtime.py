@@ -26,12 +26,12 @@ def fresh(monkeypatch):
     ("given", "expected"),
     [({}, runtime.SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
 )
-def test_threads_wait_briefly_unless_the_user_says_otherwise(fresh, monkeypatch, given, expected):
+def test_threads_wait_briefly_unless_the_user_says_otherwise(monkeypatch, given, expected):
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.setenv(name, given.get(name, ""))
         if name not in given:
             monkeypatch.delenv(name)
-    runtime.select_backend()
+    runtime.wait_briefly()
     assert os.environ.get("GOMP_SPINCOUNT") == expected
 
 

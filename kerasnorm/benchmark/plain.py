@@ -96,7 +96,8 @@ def make_loop(
 ) -> Callable[[int, Callable[[], None]], None]:
     """Returns a function that trains one epoch, and calls its listener after each step.
 
-    It is eager unless `compiled`, and uses Adam, data in memory, and PyTorch's defaults otherwise.
+    It is eager unless `compiled`, and uses Adam, data in memory, and PyTorch's defaults otherwise;
+    in mixed precision, autocast.
     """
     images = batches.split.images
     model = network(config.model, images.shape[-1], int(batches.split.labels.max()) + 1)
@@ -105,6 +106,7 @@ def make_loop(
     optimizer = torch.optim.Adam(model.parameters(), config.train.learning_rate)
     mean, std = images.mean(), images.std()
     forward = torch.compile(model) if compiled else model
+    is_mixed = config.train.precision != "float32"
 
     def epoch(number: int, on_step: Callable[[], None]) -> None:
         order = batches.order(number)
@@ -114,7 +116,9 @@ def make_loop(
             x = ((x - mean) / std).contiguous(memory_format=layout)
             y = torch.from_numpy(labels).to(device).long()
             optimizer.zero_grad()
-            F.cross_entropy(forward(x), y).backward()
+            with torch.autocast(device, torch.bfloat16, enabled=is_mixed):
+                logits = forward(x)
+            F.cross_entropy(logits.float(), y).backward()
             optimizer.step()
             on_step()
 

@@ -71,14 +71,14 @@ def _loop(name: str, config: Config, data: Dataset, first: _FirstStep) -> Work:
 
     from kerasnorm.benchmark.plain import make_loop
 
-    is_bare = name == "loop-channels-last"
-    config = config.replace(dropout=0.0) if is_bare else config
+    config = config.replace(dropout=0.0) if name == "loop-channels-last" else config
+    runtime.keep_freed_memory()
     has_gpu = config.train.device != "cpu" and torch.cuda.is_available()
     epoch = make_loop(
         config,
         make_batches(config, data),
         "cuda" if has_gpu else "cpu",
-        channels_last=is_bare,
+        channels_last=name != "loop",
         compiled=name == "loop-compiled",
     )
     return lambda number: epoch(number, first)

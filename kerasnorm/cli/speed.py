@@ -67,6 +67,7 @@ def _count(name: str, default: int, text: str, least: int = 1) -> opt.Decorator:
     "--dropout", type=click.FloatRange(0, 0.95), help="Dropout rate. By default the recipe's."
 )
 @click.option("--augment/--no-augment", help="Augment as the recipe does.", show_default=True)
+@opt.option("precision")
 @click.option(
     "--deterministic", is_flag=True, help="Make model.fit and kerasnorm deterministic, as in fit."
 )
