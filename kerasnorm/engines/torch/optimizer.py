@@ -164,41 +164,45 @@ def _muon(
 ) -> Rule:
     """See `ConvMuon`; the vectors hold kernels of these shapes (height, width, in, out)."""
     sizes = [shape.numel() for shape in shapes]
-    scales = [step_size(tuple(shape), optimizer.rms_rate) for shape in shapes]
+    alike: dict[tuple[int, ...], list[int]] = {}  # places by shape
+    for place, shape in enumerate(shapes):
+        alike.setdefault(tuple(shape), []).append(place)
     factors = optimizer.muon_a, optimizer.muon_b, optimizer.muon_c
     momentum, repeats = optimizer.momentum, optimizer.ns_steps
 
     def move(gradient: Tensor, rate: Tensor) -> None:
         average.mul_(momentum).add_(gradient)
-        parts = gradient.add(average, alpha=momentum).split(sizes)
-        steps = [
-            orthogonalize(part.view(-1, shape[-1]), factors, repeats).mul_(scale).view(-1)
-            for part, shape, scale in zip(parts, shapes, scales, strict=True)
-        ]
+        steps = list(gradient.add(average, alpha=momentum).split(sizes))
+        for shape, places in alike.items():
+            matrices = torch.stack([steps[place].view(-1, shape[-1]) for place in places])
+            moves = orthogonalize(matrices, factors, repeats) * step_size(shape, optimizer.rms_rate)
+            for place, step in zip(places, moves, strict=True):
+                steps[place] = step.reshape(-1)
         weights.sub_(torch.cat(steps).mul_(rate))
 
     return move
 
 
-def orthogonalize(matrix: Tensor, factors: tuple[float, float, float], repeats: int) -> Tensor:
-    """Returns nearly the nearest matrix with orthonormal columns (or rows, if it has fewer).
+def orthogonalize(matrices: Tensor, factors: tuple[float, float, float], repeats: int) -> Tensor:
+    """Returns nearly the nearest matrices with orthonormal columns (or rows, if they have fewer).
 
     X <- a X + (b X Xᵀ + c (X Xᵀ)²) X, repeated; the singular values of the result lie between
     0.7 and 1.2. Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
 
     Args:
-        matrix: Shape (rows, columns).
+        matrices: Shape (count, rows, columns).
         factors: a, b, c of the iteration.
         repeats: Number of iterations.
     """
     a, b, c = factors
-    is_tall = len(matrix) > matrix.shape[1]
-    x = matrix.T if is_tall else matrix
-    x = x / (torch.linalg.norm(x) + 1e-7)
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if is_tall else matrices
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
     for _ in range(repeats):
-        square = x @ x.T
-        x = a * x + torch.addmm(square, square, square, beta=b, alpha=c) @ x
-    return x.T if is_tall else x
+        square = x @ x.mT
+        square = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        x = torch.baddbmm(x, square, x, beta=a)
+    return x.mT if is_tall else x
 
 
 def _flatten(parameters: list[Tensor]) -> Tensor:
