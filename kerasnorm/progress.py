@@ -9,7 +9,7 @@ import io
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO
 
@@ -24,6 +24,7 @@ MARGIN = 8  # lines of the terminal that a table's rows leave to its frame, the 
 NOTEBOOK = (100, 40)  # columns and lines of the view in a notebook
 LONG = 1e5  # from here on a number is shown by its power of ten
 LOGGER = "kerasnorm"
+MANY = 1000  # parts of a second or more
 
 
 class Progress(Protocol):
@@ -61,6 +62,21 @@ class NullProgress:
 def default_progress() -> Progress:
     """Returns what shows progress by default: a live view in a notebook, nothing elsewhere."""
     return ConsoleProgress() if is_notebook() else NullProgress()
+
+
+@contextmanager
+def bar_of_notes(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows a bar while the block runs, which is given a function that receives the parts done.
+
+    Nothing is shown for less than `MANY` parts, where notes are not (a library, or `--quiet`), or
+    while another bar is drawn.
+    """
+    is_wanted = logging.getLogger(LOGGER).isEnabledFor(logging.INFO) or is_notebook()
+    is_busy = hasattr(sys.stderr, "rich_proxied_file")  # what rich puts there while it draws
+    quiet = total < MANY or is_busy or not is_wanted
+    with ConsoleProgress(quiet=quiet, quarters=True) as progress:
+        progress.start(title, total)
+        yield progress.advance
 
 
 def is_notebook() -> bool:

@@ -18,7 +18,8 @@ from kerasnorm.config import Config, DataConfig, resolve
 from kerasnorm.data import prepare
 from kerasnorm.data.augment import Augmentation
 from kerasnorm.data.dataset import Split
-from kerasnorm.data.preprocessing import equalize, input_statistics
+from kerasnorm.data.preprocessing import channel_statistics, equalize, input_statistics
+from kerasnorm.data.stored import Images, changed
 from kerasnorm.errors import CorruptFileError, DivergedError
 from kerasnorm.plots.images import show_image
 from kerasnorm.plots.style import (
@@ -134,9 +135,7 @@ def inputs(
     return Answer(found, pictures)
 
 
-def preprocess(
-    images: NDArray[np.uint8], preprocessing: str, count: int | None = None
-) -> NDArray[np.float64]:
+def preprocess(images: Images, preprocessing: str, count: int | None = None) -> NDArray[np.float64]:
     """Returns raw images preprocessed as a run preprocesses its training set, (N, H, W, C).
 
     none: x. scale: x / 255. standardize: (x / 255 - mean) / std of each channel over all images.
@@ -153,7 +152,7 @@ def preprocess(
     >>> float(preprocess(dark, "standardize").std().round(6))
     1.0
     """
-    source = equalize(images) if preprocessing == "equalize" else images
+    source = changed(images, equalize) if preprocessing == "equalize" else images
     mean, std = input_statistics(preprocessing, source)
     pixels: NDArray[np.float64] = (source[:count] / 255 - mean) / std
     return pixels
@@ -310,7 +309,7 @@ def augmented_views(
             key = name.replace("_", " ") + ("" if value is True else f" {value:g}")
             plans[key] = DataConfig(**{"cutout_size": config.cutout_size, name: value})
     height, width, channels = split.images.shape[1:]
-    fill = split.images.mean(axis=(0, 1, 2), dtype=np.float64)
+    fill = 255 * channel_statistics(split.images)[0]
     images = split.images[indices]
     views: dict[str, NDArray[np.uint8]] = {}
     for key, plan in (plans | {"recipe": config}).items():

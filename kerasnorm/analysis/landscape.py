@@ -288,8 +288,9 @@ class Window(Batches):
         start = first * batches.batch_size
         images = min(count * batches.batch_size, len(batches.split) - start)
         # Engines read only the number and the shape of the images.
-        split = Split(batches.split.images[:images], batches.split.labels[:images])
-        super().__init__(split, min(batches.batch_size, images), batches.seed)
+        super().__init__(
+            batches.split.take(slice(images)), min(batches.batch_size, images), batches.seed
+        )
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """Returns the order of the whole epoch that contains the window."""

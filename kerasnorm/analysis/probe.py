@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from kerasnorm.data.stored import Images
 from kerasnorm.errors import ConfigError
 from kerasnorm.inspection.evaluation import Scores, score
 from kerasnorm.inspection.output_graph import model_logits
@@ -48,9 +49,7 @@ class Probe:
         _assign(self.model.trainable_variables, weights)
 
     @stock_keras
-    def gradient(
-        self, images: NDArray[np.uint8], labels: NDArray[np.int32]
-    ) -> tuple[float, Weights]:
+    def gradient(self, images: Images, labels: NDArray[np.int32]) -> tuple[float, Weights]:
         """Returns the mean cross-entropy of a training pass, in nats, and its gradient.
 
         Args:
@@ -59,12 +58,12 @@ class Probe:
         """
         variables = self.model.non_trainable_variables
         kept = _copies(variables)
-        found = self._loss_and_gradient(images, labels)
+        found = self._loss_and_gradient(np.asarray(images), labels)
         _assign(variables, kept)
         return found
 
     @stock_keras
-    def score(self, images: NDArray[np.uint8], labels: NDArray[np.int32]) -> Scores:
+    def score(self, images: Images, labels: NDArray[np.int32]) -> Scores:
         """Returns loss and accuracy of an inference pass, measured as `kerasnorm evaluate` does."""
         return score(model_logits(self.model, self._predict, images), labels)
 
@@ -79,7 +78,7 @@ def _assign(variables: Sequence[keras.Variable], arrays: Sequence[NDArray[Any]])
 
 
 LossAndGradient = Callable[[NDArray[Any], NDArray[Any]], tuple[float, Weights]]
-Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+Predict = Callable[[Images], NDArray[np.float32]]
 
 
 def _torch_passes(model: keras.Model) -> tuple[LossAndGradient, Predict]:

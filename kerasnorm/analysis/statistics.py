@@ -302,7 +302,7 @@ class Taps:
         from keras import ops
 
         moving = [_numbers(v.value).copy() for v in self.model.non_trainable_variables]
-        pixels = ops.convert_to_tensor(split.images.astype(np.float32))
+        pixels = ops.convert_to_tensor(split.images[:].astype(np.float32))
         tapped = [_numbers(tensor) for tensor in self.tapped(pixels, training=True)]
         for variable, array in zip(self.model.non_trainable_variables, moving, strict=True):
             variable.assign(array)

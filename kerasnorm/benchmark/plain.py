@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  (its usual name)
@@ -99,7 +100,7 @@ def make_loop(
     It is eager unless `compiled`, and uses Adam, data in memory, and PyTorch's defaults otherwise;
     in mixed precision, autocast.
     """
-    images = batches.split.images
+    images = np.asarray(batches.split.images)
     model = network(config.model, images.shape[-1], int(batches.split.labels.max()) + 1)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = model.to(device, memory_format=layout).train()

@@ -190,7 +190,7 @@ def recalibrate(
     if len(order) < count:
         logger.info(f"There are {len(order)} training images; all of them are measured.")
     new = dataclasses.replace(
-        saved, model=measured(saved.model, train.images[np.sort(order)], batch_size=batch_size)
+        saved, model=measured(saved.model, train.take(np.sort(order)).images, batch_size=batch_size)
     )
     before, after = (score(one.predict(test.images), test.labels) for one in (saved, new))
     if out is not None:

@@ -5,6 +5,7 @@ import click
 from kerasnorm import runtime
 from kerasnorm.cli import options as opt
 from kerasnorm.config import BACKENDS, DataConfig
+from kerasnorm.errors import ConfigError
 from kerasnorm.formats import FORMATS
 from kerasnorm.formats.format import install_command
 
@@ -13,25 +14,46 @@ from kerasnorm.formats.format import install_command
 @click.argument("source", required=False)
 @opt.option("image_size")
 @opt.option("resize")
+@click.option("--clear", is_flag=True, help="Remove the decoded images of all folders.")
 @opt.as_json
 def data(
-    source: str | None, image_size: tuple[int, ...] | None, resize: str | None, as_json: bool
+    source: str | None,
+    image_size: tuple[int, ...] | None,
+    resize: str | None,
+    clear: bool,
+    as_json: bool,
 ) -> None:
-    """List the cached data sets, or describe one: image shape, class counts, mean and std.
+    """List the cache, or describe a data set: image shape, class counts, mean and std.
+
+    The cache holds data sets that were downloaded, and the decoded images of large folders.
 
     Example: kerasnorm data shapes
     """
     from kerasnorm import data as sources
+    from kerasnorm.data import stored
     from kerasnorm.data.preprocessing import channel_statistics
 
-    if source is None:
-        cached = sources.describe_cache()
+    if clear:
+        if source is not None:
+            raise ConfigError("--clear removes what was decoded of any folder: leave out SOURCE.")
+        freed = stored.clear()
         if as_json:
-            opt.print_json({"folder": str(runtime.cache_folder()), "cached": cached})
+            opt.print_json({"freed": freed})
+        else:
+            click.echo(f"freed {stored.in_units(freed)}")
+        return
+    if source is None:
+        cached, decoded = sources.describe_cache(), stored.describe()
+        if as_json:
+            facts = {"folder": str(runtime.cache_folder()), "cached": cached, "decoded": decoded}
+            opt.print_json(facts)
             return
         click.echo(f"cache {runtime.cache_folder()}")
         for entry in cached:
             click.echo(f"{entry['name']:<16}{entry['state']}")
+        for entry in decoded:
+            size, origin = stored.in_units(entry["bytes"]), entry["folder"] or "unfinished"
+            click.echo(f"{'decoded':<16}{size} in {entry['path']}, of {origin}")
         return
     config = DataConfig(data=source, **opt.given({"image_size": image_size, "resize": resize}))
     dataset = sources.prepare(config, seed=0)

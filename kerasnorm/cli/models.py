@@ -18,9 +18,8 @@ from kerasnorm.progress import rounded
 
 if TYPE_CHECKING:
     import keras
-    import numpy as np
-    from numpy.typing import NDArray
 
+    from kerasnorm.data.stored import Images
     from kerasnorm.formats.archive import SavedModel
     from kerasnorm.formats.exported import ExportedModel
 
@@ -115,7 +114,7 @@ def _open(
     target: Path,
     where: Mapping[str, str | None],
     input_scale: str | None,
-    training_images: "Callable[[SavedModel], NDArray[np.uint8]]",
+    training_images: "Callable[[SavedModel], Images]",
 ) -> "ExportedModel | SavedModel":
     """Opens what a command is given; `where` holds its options of backend and device."""
     from kerasnorm.formats import detect
@@ -141,7 +140,7 @@ def _open(
 def with_input_scale(
     saved: "SavedModel",
     scale: str | None,
-    training_images: "Callable[[SavedModel], NDArray[np.uint8]]",
+    training_images: "Callable[[SavedModel], Images]",
 ) -> "SavedModel":
     """Returns a model that takes raw pixels, as `--input-scale` says; warns where it must guess.
 
@@ -167,16 +166,14 @@ def with_input_scale(
     return saved
 
 
-def training_images(
-    data: str | None, resize: str | None, saved: "SavedModel"
-) -> "NDArray[np.uint8]":
+def training_images(data: str | None, resize: str | None, saved: "SavedModel") -> "Images":
     """Returns the training images of `images_of`."""
     from kerasnorm.inspection.images import images_of
 
     return images_of(saved, data, "train", resize).images
 
 
-def _no_training_images(saved: "SavedModel") -> "NDArray[np.uint8]":
+def _no_training_images(saved: "SavedModel") -> "Images":
     raise ConfigError(
         "--input-scale standardize measures training images, and predict reads none. Write the "
         "scale into a model once, and predict with that: "

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasnorm.conversion.rebuild import Tap, layers, rebuild, refuse_hidden, run_tapped
+from kerasnorm.data.stored import StoredImages
 from kerasnorm.errors import ConfigError
 from kerasnorm.keras_settings import stock_keras
 
@@ -16,7 +17,7 @@ BATCH = 64
 
 @stock_keras
 def recalibrate(
-    model: keras.Model, images: NDArray[Any], *, batch_size: int = BATCH
+    model: keras.Model, images: NDArray[Any] | StoredImages, *, batch_size: int = BATCH
 ) -> keras.Model:
     """Returns a copy of a network with the moving statistics of its batch norms measured anew.
 
@@ -56,9 +57,9 @@ def recalibrate(
             "which has none; other norms keep no statistics."
         )
     meters = [_Meter(norm) for norm in norms]
-    parts = np.array_split(images, math.ceil(len(images) / batch_size))
+    parts = np.array_split(np.arange(len(images)), math.ceil(len(images) / batch_size))
     taps = {id(meter.norm): Tap(meter.norm, meter) for meter in meters}
-    run_tapped(model, taps, (part.astype("float32") for part in parts))
+    run_tapped(model, taps, (images[part].astype("float32") for part in parts))
     made, copies = rebuild(model, {})
     for meter in meters:
         mean, variance = meter.total()

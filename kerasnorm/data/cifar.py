@@ -25,6 +25,7 @@ from kerasnorm.data.dataset import (
     channels_last,
     check,
     check_size,
+    joined,
     parsing,
     to_labels,
     unexpected,
@@ -256,10 +257,7 @@ def _assemble(contents: Iterable[tuple[str, bytes]], layout: Layout, path: Path)
         expected = f"the files {', '.join(layout.files)}"
         received = f"none, or an empty one, of {', '.join(missing)}"
         raise unexpected(path, expected, received, "Download the official data set again")
-    train = Split(
-        np.concatenate([batches[name].images for name in layout.train]),
-        np.concatenate([batches[name].labels for name in layout.train]),
-    )
+    train = joined(batches[name] for name in layout.train)
     return check(Dataset(layout.name, str(path), names, train, batches[layout.test]))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasnorm.data.content import Content
+from kerasnorm.data.stored import Images, changed, chunks, concatenated, select
 from kerasnorm.errors import DataError, shortened
 from kerasnorm.files import encoded
 
@@ -55,31 +56,31 @@ class Split:
     """Images and their labels.
 
     Attributes:
-        images: Raw pixels, uint8, shape (N, H, W, C).
+        images: Raw pixels, uint8, shape (N, H, W, C), in memory or stored in a file.
         labels: Class indices, int32, shape (N,).
     """
 
-    images: NDArray[np.uint8]
+    images: Images
     labels: NDArray[np.int32]
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, indices: NDArray[np.int64]) -> "Split":
-        """Returns the images and labels at `indices`, in their order."""
-        return Split(self.images[indices], self.labels[indices])
+    def take(self, indices: slice | NDArray[np.int64]) -> "Split":
+        """Returns the images and labels at `indices`, in their order; stored ones stay unread."""
+        return Split(select(self.images, indices), self.labels[indices])
 
 
 def joined(splits: Iterable[Split]) -> Split:
     """Returns the images and labels of all splits, in their order."""
     parts = list(splits)
-    images = np.concatenate([part.images for part in parts])
+    images = concatenated([part.images for part in parts])
     return Split(images, np.concatenate([part.labels for part in parts]))
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A classification data set in memory.
+    """A classification data set, its labels in memory, its images there or in a file.
 
     Attributes:
         name: Short name, usable as the name of a folder: "cifar10", "shapes", or the stem of the
@@ -90,7 +91,7 @@ class Dataset:
         test: The test images, used only to report.
         validation: Images for choices, held out of the training set or the data's own, or None.
         has_own_test: Whether the test set came as one; False where it was set aside here.
-        loaded: Content before images were held out or equalized; None where neither was done.
+        loaded: Content before images were held out or equalized; None where it is not known.
     """
 
     name: str
@@ -120,16 +121,24 @@ class Dataset:
         return {name: split for name, split in found.items() if split is not None}
 
     def map_images(self, change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]) -> "Dataset":
-        """Returns the data set with the images of every split changed."""
+        """Returns the data set with the images of every split changed.
+
+        Args:
+            change: Changes each image alone; it is applied to stored images when they are read,
+                and keeps their shape.
+        """
+        return self._with_images(lambda images: changed(images, change))
+
+    def without_images(self) -> "Dataset":
+        """Returns the data set with its labels and what it held, and no image in memory."""
+        emptied = self._with_images(lambda images: np.empty((0, *images.shape[1:]), np.uint8))
+        return dataclasses.replace(emptied, loaded=self.content)
+
+    def _with_images(self, change: Callable[[Images], Images]) -> "Dataset":
         splits: dict[str, Any] = {
             name: Split(change(split.images), split.labels) for name, split in self.splits.items()
         }
         return dataclasses.replace(self, **splits)
-
-    def without_images(self) -> "Dataset":
-        """Returns the data set with its labels and what it held, and no image in memory."""
-        emptied = self.map_images(lambda images: np.empty((0, *images.shape[1:]), np.uint8))
-        return dataclasses.replace(emptied, loaded=self.content)
 
     @property
     def class_counts(self) -> dict[str, tuple[int, ...]]:
@@ -153,7 +162,9 @@ class Dataset:
         train = self._fewer(self.train, "train_size", train_size)
         test = self._fewer(self.test, "test_size", test_size)
         self._refuse_empty(train.labels, f"train_size={train_size}", "Ask for more")
-        return dataclasses.replace(self, train=train, test=test)
+        is_whole = train is self.train and test is self.test
+        loaded = self.loaded if is_whole else None
+        return dataclasses.replace(self, train=train, test=test, loaded=loaded)
 
     def hold_out(self, count: int, seed: int) -> "Dataset":
         """Returns the data set with `count` training images moved to `validation`.
@@ -425,7 +436,10 @@ def check(dataset: Dataset) -> Dataset:
     if empty := [dataset.class_names[label] for label in np.flatnonzero(counts == 0)]:
         advice = "Remove the class, or number the classes without gaps"
         raise unexpected(dataset.source, _ONE_PER_CLASS, f"empty class {listed(empty)}", advice)
-    if dataset.train.images.max() == 1:
+    images = dataset.train.images
+    if all(images[chunk].max() <= 1 for chunk in chunks(images)) and any(
+        images[chunk].any() for chunk in chunks(images)
+    ):
         advice = "Multiply them by 255"
         raise unexpected(dataset.source, "pixels from 0 to 255", "0 and 1 only", advice)
     return dataset

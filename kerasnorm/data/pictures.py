@@ -4,23 +4,31 @@ Pixels are taken as a viewer shows them: turned as their EXIF orientation says, 
 blended over white.
 """
 
+import dataclasses
 import functools
+import hashlib
 import logging
 import math
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections import Counter, deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
+from kerasnorm import runtime
 from kerasnorm.config import DATA_FORMS
+from kerasnorm.data import stored
+from kerasnorm.data.content import Content
 from kerasnorm.data.dataset import (
     Dataset,
     Fit,
@@ -32,8 +40,9 @@ from kerasnorm.data.dataset import (
     parsing,
     unexpected,
 )
-from kerasnorm.errors import ConfigError
-from kerasnorm.progress import counted
+from kerasnorm.data.stored import Decoded, Facts, StoredImages, select
+from kerasnorm.errors import ConfigError, DataError
+from kerasnorm.progress import bar_of_notes, counted
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +74,7 @@ _SPLITS = {
     "valid": "validation",
     "validation": "validation",
 }
+_AHEAD = 4  # images per core that are decoded before they are asked for
 _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir"})  # made by macOS and by network drives
 
 
@@ -167,17 +177,28 @@ def _report(root: _Folder, used: Iterable[Path]) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Opens an image with 8 bits per channel, with Pillow's warnings of bombs as errors."""
-    expected = "an image that Pillow reads (PNG, JPEG, TIFF, WebP, …), of a usual size"
-    with parsing(path, expected), catch_warnings():
+def _without_warnings() -> Iterator[None]:
+    """Keeps Pillow's warnings off the console; filters are shared by all threads of a process."""
+    with catch_warnings():
         simplefilter("ignore")
-        simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path, formats=_formats()) as image:
-            if image.mode in ("I", "F") or image.mode.startswith("I;"):
-                received = f"mode {image.mode}"
-                raise unexpected(path, "8 bits per channel", received, "Convert it to 8 bits")
-            yield image
+        yield
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Opens an image with 8 bits per channel; what Pillow only warns of as a bomb is an error."""
+    expected = "an image that Pillow reads (PNG, JPEG, TIFF, WebP, …), of a usual size"
+    with parsing(path, expected), Image.open(path, formats=_formats()) as image:
+        size, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
+        if limit is not None and size > limit:
+            raise Image.DecompressionBombWarning(
+                f"Image size ({size} pixels) exceeds limit of {limit} pixels, could be "
+                "decompression bomb DOS attack."
+            )
+        if image.mode in ("I", "F") or image.mode.startswith("I;"):
+            received = f"mode {image.mode}"
+            raise unexpected(path, "8 bits per channel", received, "Convert it to 8 bits")
+        yield image
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -255,7 +276,7 @@ def read_picture(
         raise ConfigError(
             f"Pictures have 1, 3 or 4 channels. Received: a model of {channels} channels"
         )
-    with _opened(path) as image:
+    with _without_warnings(), _opened(path) as image:
         shown = _Shown(_upright(image)) if channels == 4 else _shown(image)
         if shown.is_blended:
             logger.info(f"{path}: its transparency is blended over white.")
@@ -334,10 +355,26 @@ def read_class_folders(folder: Path, fit: Fit | None = None) -> Dataset:
     if root is not top or source != str(folder):
         logger.info(f"Reading {source}" + f" from {root.path}" * (root is not top) + ".")
     _report(top, (image.path for images in files.values() for image in images))
-    splits = _decode(folder, files, fit)
+    images, facts = _decode(folder, files, fit)
+    if facts.blended:
+        logger.info(f"{folder}: blended the transparency of {facts.blended:,} images over white.")
+    if facts.blank:
+        blank = f"{facts.blank:,} images are plain white then: white on transparent"
+        logger.warning(f"{folder}: {blank}.")
+    ends = np.cumsum([len(part) for part in files.values()]).tolist()
+    splits = {
+        name: Split(
+            select(images, slice(end - len(part), end)),
+            np.array([file.label for file in part], dtype=np.int32),
+        )
+        for (name, part), end in zip(files.items(), ends, strict=True)
+    }
     train, test, validation = splits["train"], splits["test"], splits.get("validation")
     name = folder_name(folder)
-    return check(Dataset(name, source, names, train, test, validation, has_own_test))
+    dataset = check(Dataset(name, source, names, train, test, validation, has_own_test))
+    if not isinstance(images, StoredImages):
+        return dataset
+    return dataclasses.replace(dataset, loaded=Content.of(dataset, facts.sha256))
 
 
 def _unwrapped(root: _Folder) -> _Folder:
@@ -426,61 +463,113 @@ def _every_fifth(images: list[_File]) -> tuple[list[_File], list[_File]]:
     return splits
 
 
-def _decode(folder: Path, files: dict[str, list[_File]], fit: Fit | None) -> dict[str, Split]:
-    """Returns the splits as pixels of shape (N, H, W, 1) or, if any has a color, (N, H, W, 3)."""
-    count = sum(map(len, files.values()))
-    if fit is not None:
-        _check_memory(folder, count, fit.size)
-    blended = blank = 0
-    first: tuple[Path, tuple[int, int]] | None = None
-    pixels: dict[str, NDArray[np.uint8]] = {}
-    for name, images in files.items():
-        for index, file in enumerate(images):
-            with _opened(file.path) as opened:
-                shown = _shown(opened)
-                image = _fitted(shown.image, fit) if fit else shown.image
-                planes = np.atleast_3d(np.asarray(image))
-            blended, blank = blended + shown.is_blended, blank + shown.is_blank
-            if first is None:
-                first = file.path, image.size
-                _check_memory(folder, count, planes.shape)
-            if image.size != first[1]:
-                sizes = ["x".join(map(str, size)) for size in (image.size, first[1])]
-                received = f"{sizes[0]} pixels, and {sizes[1]} in {first[0]}"
+def _decode(folder: Path, files: dict[str, list[_File]], fit: Fit | None) -> Decoded:
+    """Returns the images of all splits, one split after the other, and what is known of them.
+
+    Their shape is (N, H, W, 1), or (N, H, W, 3) if any has a color.
+    """
+    paths = [file.path for part in files.values() for file in part]
+    with _without_warnings():
+        size = fit.size if fit else _decoded(paths[0], None, "L").image.size[::-1]
+        place = None
+        if 3 * len(paths) * math.prod(size) >= stored.IN_MEMORY:
+            place = stored.place_of(folder_name(folder), _identity(folder, files, fit))
+            if found := stored.find(place, (len(paths), *size)):
+                return found
+        mode = "L" if all(map(_is_gray, paths)) else "RGB"
+        shape = (len(paths), *size, len(mode))
+        facts = Facts(str(folder.resolve()))
+        with closing(_pixels(paths, fit, mode, facts)) as pixels:
+            if place is None or math.prod(shape) < stored.IN_MEMORY:
+                images = np.empty(shape, np.uint8)
+                for image, planes in zip(images, pixels, strict=True):
+                    image[...] = planes
+                return images, facts
+            with stored.locked(place):
+                # Another process may have decoded them meanwhile.
+                return stored.find(place, shape[:3]) or _store(place, shape, files, pixels, facts)
+
+
+def _store(
+    place: Path,
+    shape: tuple[int, ...],
+    files: dict[str, list[_File]],
+    pixels: Iterator[NDArray[np.uint8]],
+    facts: Facts,
+) -> Decoded:
+    with stored.writing(place, shape, facts) as file:
+        for name, part in files.items():
+            checksum = hashlib.sha256()
+            for planes in islice(pixels, len(part)):
+                file.write(planes.data)
+                checksum.update(planes.data)
+            facts.sha256[f"{name} images"] = checksum.hexdigest()
+    return StoredImages.open(place / stored.IMAGES), facts
+
+
+def _identity(folder: Path, files: dict[str, list[_File]], fit: Fit | None) -> dict[str, Any]:
+    """Returns what decides the pixels of all images, without reading the files."""
+
+    def state(path: Path) -> tuple[str, int, int]:
+        with parsing(path, "an image"):
+            found = path.stat()
+        return str(path.relative_to(folder)), found.st_size, found.st_mtime_ns
+
+    states = {name: [state(file.path) for file in part] for name, part in files.items()}
+    return {"pillow": PIL.__version__, "fit": fit, "files": states}
+
+
+def _is_gray(path: Path) -> bool:
+    """Returns whether an image has no color, by its header."""
+    try:
+        with _opened(path) as image:
+            return image.mode in _GRAY_MODES
+    except DataError:  # decoding says so, of the first such file
+        return True
+
+
+def _decoded(path: Path, fit: Fit | None, mode: str) -> _Shown:
+    with _opened(path) as opened:
+        shown = _shown(opened)
+        image = _fitted(shown.image, fit) if fit else shown.image
+        return shown._replace(image=image.convert(mode))
+
+
+def _pixels(
+    paths: list[Path], fit: Fit | None, mode: str, facts: Facts
+) -> Generator[NDArray[np.uint8], None, None]:
+    """Yields the pixels (H, W, C) of images in their order, decoded on all cores.
+
+    Args:
+        paths: The image files.
+        fit: The size that they are brought to; None where they have one size.
+        mode: L or RGB.
+        facts: Receives the numbers of blended and of blank images.
+
+    Raises:
+        DataError: An image is damaged, or of another size than the first one.
+    """
+    workers, size = runtime.cores(), None
+    with ThreadPoolExecutor(workers) as pool, bar_of_notes("decoding", len(paths)) as advance:
+        todo = iter(paths)
+
+        def begun(count: int) -> Iterator[Future[_Shown]]:
+            return (pool.submit(_decoded, path, fit, mode) for path in islice(todo, count))
+
+        waiting = deque(begun(_AHEAD * workers))
+        for done, path in enumerate(paths, 1):
+            shown = waiting.popleft().result()
+            waiting.extend(begun(1))
+            size = size or shown.image.size
+            if shown.image.size != size:
+                sizes = ["x".join(map(str, pair)) for pair in (shown.image.size, size)]
+                received = f"{sizes[0]} pixels, and {sizes[1]} in {paths[0]}"
                 advice = "Give --image-size H,W, or resize them"
-                raise unexpected(file.path, "all images of one size", received, advice)
-            if name not in pixels:
-                pixels[name] = np.empty((len(images), *planes.shape), np.uint8)
-            if planes.shape[2] > pixels[name].shape[3]:  # the first image with a color
-                pixels[name] = np.repeat(pixels[name], 3, axis=3)
-            pixels[name][index] = planes
-    if blended:
-        logger.info(f"{folder}: blended the transparency of {blended:,} images over white.")
-    if blank:
-        logger.warning(f"{folder}: {blank:,} images are plain white then: white on transparent.")
-    channels = max(array.shape[3] for array in pixels.values())
-    shape = next(iter(pixels.values())).shape[1:3]
-    return {
-        name: Split(
-            np.repeat(pixels[name], channels // pixels[name].shape[3], axis=3)
-            if images
-            else np.empty((0, *shape, channels), np.uint8),
-            np.array([file.label for file in images], dtype=np.int32),
-        )
-        for name, images in files.items()
-    }
-
-
-def _check_memory(folder: Path, count: int, shape: tuple[int, ...]) -> None:
-    """Refuses images that do not fit in this machine's memory, before they are read."""
-    if not hasattr(os, "sysconf"):  # on Windows
-        return
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    size = count * math.prod(shape)
-    if size > memory:
-        expected = f"images that fit in the {memory / 2**30:.1f} GiB of this machine"
-        received = f"{count:,} images of {shape[0]}x{shape[1]}, {size / 2**30:,.1f} GiB"
-        raise unexpected(folder, expected, received, "Give a smaller --image-size H,W")
+                raise unexpected(path, "all images of one size", received, advice)
+            facts.blended += shown.is_blended
+            facts.blank += shown.is_blank
+            advance(done)
+            yield np.atleast_3d(np.asarray(shown.image))
 
 
 SOURCES = (

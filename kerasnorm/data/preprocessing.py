@@ -1,26 +1,17 @@
 """Pixel statistics, histogram equalization, and what the model's input applies."""
 
 import dataclasses
-import math
-from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kerasnorm.data.dataset import Dataset
+from kerasnorm.data.stored import Images, chunks
 
 _LEVELS = 256
-_CHUNK = 4 * 2**20  # pixels times channels that are processed at a time
 
 
-def _chunks(images: NDArray[np.uint8]) -> Iterator[slice]:
-    step = max(1, _CHUNK // math.prod(images.shape[1:]))
-    return (slice(start, start + step) for start in range(0, len(images), step))
-
-
-def channel_statistics(
-    images: NDArray[np.uint8],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def channel_statistics(images: Images) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Returns the mean and standard deviation of each channel, for pixels scaled to 0…1.
 
     Both come from a histogram of the channel, whose sums are whole numbers: exact, without a copy
@@ -35,9 +26,10 @@ def channel_statistics(
     """
     channels = images.shape[-1]
     histogram = np.zeros((channels, _LEVELS), dtype=np.int64)
-    for chunk in _chunks(images):
+    for chunk in chunks(images):
+        pixels = images[chunk]
         for channel in range(channels):
-            values = images[chunk, ..., channel].ravel()
+            values = pixels[..., channel].ravel()
             histogram[channel] += np.bincount(values, minlength=_LEVELS)
     levels = np.arange(_LEVELS, dtype=np.int64)
     count = int(histogram[0].sum())
@@ -47,7 +39,7 @@ def channel_statistics(
 
 
 def input_statistics(
-    preprocessing: str, images: NDArray[np.uint8]
+    preprocessing: str, images: Images
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Returns the mean and std that the model's input applies, for pixels scaled to 0…1.
 
@@ -89,7 +81,7 @@ def equalize(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         Pixels of the same shape and type.
     """
     equalized = np.empty_like(images)
-    for chunk in _chunks(images):
+    for chunk in chunks(images):
         equalized[chunk] = _equalize_chunk(images[chunk])
     return equalized
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from kerasnorm.config import DataConfig
 from kerasnorm.data import arrays, cifar, pictures, shapes
-from kerasnorm.data.content import Content
 from kerasnorm.data.dataset import (
     Dataset,
     Fit,
@@ -96,7 +95,7 @@ def load(
         received = "none: no class has five images, of which the fifth would be a test image"
         advice = "Add images, or a test folder"
         raise unexpected(f"{dataset.source}: test set", "at least one image", received, advice)
-    if fit is not None:
+    if fit is not None and dataset.image_shape[:2] != fit.size:
         dataset = dataset.map_images(lambda images: pictures.fit_images(images, fit))
     return check(dataset)
 
@@ -148,7 +147,7 @@ def prepare(config: DataConfig, seed: int, *, needs_test: bool = True) -> Datase
         needs_test=needs_test,
     )
     # Of all images: which of them are held out depends on the seed.
-    dataset = dataclasses.replace(dataset, loaded=Content.of(dataset))
+    dataset = dataclasses.replace(dataset, loaded=dataset.content)
     dataset = dataset.hold_out(config.validation, seed)
     return equalized(dataset) if config.preprocessing == "equalize" else dataset
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from kerasnorm.config import TrainConfig
 from kerasnorm.data.batches import Batches
+from kerasnorm.data.stored import Images
 from kerasnorm.engines.optimizers import make_optimizer
 from kerasnorm.engines.schedule import learning_rates
 from kerasnorm.errors import CorruptFileError, DivergedError
@@ -145,7 +146,7 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def predict(self, images: Images) -> NDArray[np.float32]:
         """Returns the logits (N, classes) of raw images (N, H, W, C)."""
 
     def seed(self, epoch: int) -> None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from kerasnorm.config import TrainConfig
 from kerasnorm.data.batches import Batches
+from kerasnorm.data.stored import Images
 from kerasnorm.engines.base import Engine
 from kerasnorm.engines.keras_engine import KerasEngine
 from kerasnorm.errors import ConfigError
@@ -113,7 +114,7 @@ def join(launch: Launch, devices: int) -> ProcessGroup:
     return ProcessGroup()
 
 
-def predict(model: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def predict(model: Any, images: Images) -> NDArray[np.float32]:
     """Returns the outputs (N, classes) that a Keras model gives for raw images (N, H, W, C).
 
     The native engine computes them if it can, otherwise `model.predict`.

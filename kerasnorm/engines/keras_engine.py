@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasnorm.data.batches import Batches
+from kerasnorm.data.stored import Images
 from kerasnorm.engines.base import BatchListener, Engine
 from kerasnorm.inspection import evaluation
 from kerasnorm.inspection.evaluation import Scores
@@ -31,7 +32,7 @@ class KerasEngine(Engine):
         return Scores(float(history["entropy"][-1]), float(history["accuracy"][-1]))
 
     @stock_keras
-    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def predict(self, images: Images) -> NDArray[np.float32]:
         """Returns the logits (N, classes) of raw images (N, H, W, C)."""
         return evaluation.predict(self.model, images)
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from kerasnorm.data.stored import Images
     from kerasnorm.inspection.outputs import Kind
 
 logger = logging.getLogger(__name__)
@@ -112,12 +113,12 @@ class SavedModel:
         return model_kind(self.model, self._forward)
 
     @stock_keras
-    def _forward(self, images: "NDArray[np.uint8]") -> "NDArray[np.float32]":
+    def _forward(self, images: "Images") -> "NDArray[np.float32]":
         from kerasnorm.engines import choice
 
         return choice.predict(self.model, images)
 
-    def predict(self, images: "NDArray[np.uint8]") -> "NDArray[np.float32]":
+    def predict(self, images: "Images") -> "NDArray[np.float32]":
         """Returns the logits (N, classes) for raw images (N, H, W, C).
 
         Raises:

@@ -5,7 +5,7 @@ import weakref
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from kerasnorm.formats.archive import SavedModel
 from kerasnorm.formats.format import Format
 from kerasnorm.formats.safety.process import FileProcess
 from kerasnorm.inspection.outputs import Kind, as_logits, check_finite, output_kind, probe_images
+
+if TYPE_CHECKING:
+    from kerasnorm.data.stored import Images
 
 MAX_BYTES = 1 << 24  # of the metadata
 EQUALIZED = "equalized"  # the input's name begins with it where images must be equalized
@@ -81,7 +84,7 @@ class ExportedModel:
     stated: Kind | None
     process: FileProcess
 
-    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def predict(self, images: "Images") -> NDArray[np.float32]:
         """Returns the logits (N, classes) for raw images (N, H, W, C).
 
         Raises:

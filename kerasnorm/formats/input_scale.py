@@ -15,8 +15,8 @@ from kerasnorm.keras_settings import stock_keras
 
 if TYPE_CHECKING:
     import keras
-    import numpy as np
-    from numpy.typing import NDArray
+
+    from kerasnorm.data.stored import Images
 
 # Ranges of pixels; standardize is mean 0 and std 1 of each channel over the training images.
 INPUT_SCALES = ("0-1", "-1-1", "0-255", "standardize")
@@ -31,9 +31,7 @@ _RESCALING = {
 }
 
 
-def scaled(
-    saved: SavedModel, scale: str, training_images: "Callable[[], NDArray[np.uint8]]"
-) -> SavedModel:
+def scaled(saved: SavedModel, scale: str, training_images: "Callable[[], Images]") -> SavedModel:
     """Returns a model that takes raw pixels, made of one that was trained on another range.
 
     Args:
@@ -82,9 +80,7 @@ def unscaled_layer(model: "keras.Model") -> str | None:
     return str(first.name) if isinstance(first, LINEAR) else None
 
 
-def _factor_and_offset(
-    scale: str, training_images: "Callable[[], NDArray[np.uint8]]"
-) -> tuple[Any, Any]:
+def _factor_and_offset(scale: str, training_images: "Callable[[], Images]") -> tuple[Any, Any]:
     if scale == "0-1":
         return 1 / 255, 0.0
     if scale == "-1-1":

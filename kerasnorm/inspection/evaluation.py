@@ -1,15 +1,19 @@
 """Outputs of a model, and their scores against labels: loss, accuracy, confusion, mistakes."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kerasnorm.data.stored import Images, in_parts
+
 if TYPE_CHECKING:
     import keras
 
 PREDICT_BATCH = 500
+MOST_PIXELS = 96 * 96  # of an image, up to which the size of a batch is what suits small images
 # With more classes the cells of a confusion matrix are too small for names and counts.
 MOST_NAMED_CLASSES = 20
 
@@ -38,9 +42,17 @@ class Mistake:
     confidence: float
 
 
-def predict(model: "keras.Model", images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def predict(model: "keras.Model", images: Images) -> NDArray[np.float32]:
     """Returns the outputs (N, classes) of a Keras model for raw images (N, H, W, C)."""
-    return np.asarray(model.predict(images, batch_size=PREDICT_BATCH, verbose=0), np.float32)
+    size = batch_of(images, PREDICT_BATCH)
+    outputs = [model.predict(part, batch_size=size, verbose=0) for part in in_parts(images, size)]
+    return np.concatenate(outputs).astype(np.float32)
+
+
+def batch_of(images: Images, most: int) -> int:
+    """Returns how many images a model predicts at once: `most`, fewer from 96x96 pixels on."""
+    pixels = math.prod(images.shape[1:3])
+    return max(1, min(most, most * MOST_PIXELS // pixels))
 
 
 def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:

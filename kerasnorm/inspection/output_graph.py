@@ -1,12 +1,11 @@
 """The kind of a Keras model's outputs by its graph, as `kerasnorm.inspection.outputs` describes."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 from keras import layers
-from numpy.typing import NDArray
 
 from kerasnorm.errors import ConfigError
 from kerasnorm.inspection.graph import functional_graph, nodes
@@ -18,6 +17,9 @@ from kerasnorm.inspection.outputs import (
     output_kind,
     probe_images,
 )
+
+if TYPE_CHECKING:
+    from kerasnorm.data.stored import Images
 
 
 def model_kind(model: keras.Model, forward: Forward, outputs: Outputs | None = None) -> Kind:
@@ -35,7 +37,7 @@ def model_kind(model: keras.Model, forward: Forward, outputs: Outputs | None = N
     return output_kind(np.concatenate(judged), graph)
 
 
-def model_logits(model: keras.Model, forward: Forward, images: NDArray[np.uint8]) -> Outputs:
+def model_logits(model: keras.Model, forward: Forward, images: "Images") -> Outputs:
     """Returns the logits (N, classes) of a Keras model whose outputs `forward` computes.
 
     Raises:

@@ -18,16 +18,19 @@ what values alone cannot:
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kerasnorm.errors import CorruptFileError
 
+if TYPE_CHECKING:
+    from kerasnorm.data.stored import Images
+
 Kind = Literal["logits", "probabilities", "other"]
 Outputs = NDArray[np.float32]
-Forward = Callable[[NDArray[np.uint8]], Outputs]
+Forward = Callable[["Images"], Outputs]
 
 TOLERANCE = 1e-2  # of a sum of probabilities; the error of a softmax in bfloat16 is up to 2e-3
 PROBES = 16  # images of noise

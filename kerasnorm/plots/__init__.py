@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from kerasnorm.data.stored import Images
 from kerasnorm.plots.curves import accuracy_figure, learning_rate_figure, loss_figure
 from kerasnorm.plots.images import confusion_figure, misclassified_figure, mistakes_figure
 from kerasnorm.plots.style import Picture, save
@@ -24,9 +22,7 @@ __all__ = [
 ]
 
 
-def draw_run(
-    run: Run, test_images: NDArray[np.uint8] | None = None, folder: Path | None = None
-) -> list[Path]:
+def draw_run(run: Run, test_images: Images | None = None, folder: Path | None = None) -> list[Path]:
     """Writes the pictures of one run; returns their paths.
 
     Args:

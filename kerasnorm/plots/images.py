@@ -10,6 +10,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from kerasnorm.data.stored import Images
 from kerasnorm.inspection.evaluation import MOST_NAMED_CLASSES
 from kerasnorm.norms import NORMS
 from kerasnorm.plots.style import (
@@ -107,7 +108,7 @@ def _write_counts(axes: Axes, counts: NDArray[np.int64], percent: NDArray[np.flo
         axes.text(column, row, str(count), ha="center", va="center", fontsize=size, color=color)
 
 
-def mistakes_figure(run: Run, images: NDArray[np.uint8], label: str = "") -> Picture:
+def mistakes_figure(run: Run, images: Images, label: str = "") -> Picture:
     """Returns the misclassified test images of a run, those of highest confidence.
 
     Args:
@@ -126,7 +127,7 @@ def mistakes_figure(run: Run, images: NDArray[np.uint8], label: str = "") -> Pic
 
 
 def misclassified_figure(
-    images: NDArray[np.uint8],
+    images: Images,
     entries: Sequence[Mapping[str, Any]],
     class_names: Sequence[str],
     heading: str = "",

@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
-from numpy.typing import NDArray
 
+from kerasnorm.data.stored import Images
 from kerasnorm.norms import NORMS
 from kerasnorm.plots.curves import PANEL_HEIGHT, SHADE, accuracy_figure, loss_figure
 from kerasnorm.plots.images import confusion_figure, mistakes_figure
@@ -65,10 +65,10 @@ LEAST_VALUES = 3  # of an ablation's field for which a line says more than its e
 OWN = {"accuracy", "loss", "final", "ablation", "against", "confusion", "misclassified"}
 # Fields against which the error is shown, as the papers do.
 AS_ERROR = ("batch_size",)
-Images = Callable[[Run], NDArray[np.uint8] | None]
+TestImages = Callable[[Run], Images | None]
 
 
-def draw_study(summary: Summary, folder: Path, test_images: Images) -> dict[Path, Picture]:
+def draw_study(summary: Summary, folder: Path, test_images: TestImages) -> dict[Path, Picture]:
     """Writes the pictures of a study; returns them by the path of their PNG files.
 
     Pictures of an earlier plan are removed, but none of misclassified images while images are
@@ -109,7 +109,7 @@ def file_name(group: Group, summary: Summary) -> str:
     return re.sub(r"[^\w.-]+", "-", "-".join(parts))
 
 
-def _mistakes(group: Group, summary: Summary, images: NDArray[np.uint8] | None) -> list[Picture]:
+def _mistakes(group: Group, summary: Summary, images: Images | None) -> list[Picture]:
     """Returns the confusion matrix and, with the test images, the misclassified ones."""
     label = first_label(group, summary)
     found = [confusion_figure(group.first, label)]

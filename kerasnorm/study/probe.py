@@ -70,7 +70,7 @@ class Probe:
 
         self.data = prepare(config.data, train.seed)
         self.engine = make_engine(config, self.data, join(this_launch(), train.devices))
-        self.images = self.data.test.images[:IMAGES]
+        self.images = self.data.test.take(slice(IMAGES)).images
         steps = self._train(0, WARM_STEPS, 0.0)
         self.engine.predict(self.images)
         return {"steps": steps, "images": len(self.images)}

@@ -9,13 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from kerasnorm import runtime, tables, user_code
 from kerasnorm.config import DataConfig
 from kerasnorm.data import Dataset, load, prepare
 from kerasnorm.data.sources import loading, locate, with_place
+from kerasnorm.data.stored import Images
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError, KerasnormError
 from kerasnorm.files import encoded, in_command, write_bytes
 from kerasnorm.norms import BUILT_IN, COMPARED, NORMS, is_foreign
@@ -484,7 +482,7 @@ def _layers(run: Run) -> tables.Table | None:
     )
 
 
-def image_source() -> Callable[[Run], NDArray[np.uint8] | None]:
+def image_source() -> Callable[[Run], Images | None]:
     """Returns a function that loads the test images of a run, once per data set.
 
     The function returns None, after a warning, where they are missing or not those of the run.

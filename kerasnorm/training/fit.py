@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from kerasnorm import runtime
 from kerasnorm.config import Config, flatten, resolve
 from kerasnorm.data import Dataset, prepare
@@ -344,6 +346,8 @@ def _note_shard_statistics(config: Config, model: "keras.Model", group: ProcessG
 def make_batches(config: Config, dataset: Dataset) -> Batches:
     """Returns the training batches of a resolved config."""
     seed = config.train.seed
-    fill = channel_statistics(dataset.train.images)[0] * 255
+    fill = np.zeros(dataset.image_shape[-1])
+    if config.data.cutout > 0:  # only holes are filled, and the mean takes a while to measure
+        fill = channel_statistics(dataset.train.images)[0] * 255
     augmentation = Augmentation(config.data, dataset.image_shape, fill, len(dataset.train), seed)
     return Batches(dataset.train, config.train.batch_size, seed, augmentation)

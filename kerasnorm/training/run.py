@@ -21,6 +21,7 @@ from kerasnorm.config import Config, DataConfig, resolve, to_toml
 from kerasnorm.data import Dataset, prepare
 from kerasnorm.data.content import Content
 from kerasnorm.data.sources import locate
+from kerasnorm.data.stored import Images
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError, RunFolderError
 from kerasnorm.files import (
     MANIFEST,
@@ -222,9 +223,7 @@ class Run:
             raise other_data(self.path, dataset, differences)
         return dataset
 
-    def test_images(
-        self, load: Callable[[DataConfig, int], Dataset] = prepare
-    ) -> NDArray[np.uint8] | None:
+    def test_images(self, load: Callable[[DataConfig, int], Dataset] = prepare) -> Images | None:
         """Returns the images of `dataset`'s test set; None, after a warning, without the data."""
         try:
             return self.dataset(load).test.images

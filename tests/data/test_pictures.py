@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from kerasnorm.data import pictures
 from kerasnorm.data.dataset import Fit
 from kerasnorm.data.pictures import fit_images, list_pictures, read_picture
 from kerasnorm.data.sources import load, read
@@ -300,16 +299,6 @@ def test_every_source_is_brought_to_a_size():
         9,
         3,
     )
-
-
-def test_images_that_do_not_fit_in_memory_are_refused_before_they_are_read(tmp_path, monkeypatch):
-    draw(tmp_path / "train" / "a" / "1.png")
-    draw(tmp_path / "test" / "a" / "1.png")
-    monkeypatch.setattr(pictures.os, "sysconf", lambda name: 10)
-    with pytest.raises(DataError, match=r"2 images of 5x6.*Give a smaller --image-size"):
-        read(tmp_path)
-    with pytest.raises(DataError, match=r"2 images of 50x60.*Give a smaller --image-size"):
-        read(tmp_path, Fit((50, 60), "crop"))
 
 
 def test_pictures_of_a_folder_are_listed_with_those_in_it(tmp_path, caplog):

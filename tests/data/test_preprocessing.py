@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from kerasnorm.data import preprocessing
+from kerasnorm.data import stored
 from kerasnorm.data.preprocessing import (
     channel_statistics,
     equalize,
@@ -77,7 +77,7 @@ def test_chunks_change_nothing(chunk: int, monkeypatch: pytest.MonkeyPatch) -> N
     pixels = rng.integers(0, 256, (7, 6, 5, 2), dtype=np.uint8)
     mean, std = channel_statistics(pixels)
     whole = equalize(pixels)
-    monkeypatch.setattr(preprocessing, "_CHUNK", chunk)
+    monkeypatch.setattr(stored, "CHUNK", chunk)
     assert np.array_equal(equalize(pixels), whole)
     assert np.array_equal(channel_statistics(pixels), (mean, std))
 

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from kerasnorm.config import TrainConfig
 from kerasnorm.data.batches import Batches
+from kerasnorm.data.stored import Images
 from kerasnorm.engines.base import NativeEngine, StepResult
 from kerasnorm.engines.tensorflow.lowering import LoweredModel
+from kerasnorm.inspection.evaluation import batch_of
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.training.process_group import ProcessGroup, Shard, shard_of
 
@@ -207,7 +209,7 @@ class TensorFlowEngine(NativeEngine):
             update([tf.where(is_finite, g, tf.zeros_like(g)) for g in gradients])
 
     @stock_keras
-    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def predict(self, images: Images) -> NDArray[np.float32]:
         """Returns the logits (N, classes) of raw images (N, H, W, C)."""
         return predict(self.forward, images)
 
@@ -226,10 +228,11 @@ def inference(model: Any) -> Any:
     return tf.function(lambda x: model(x, training=False), input_signature=[spec])
 
 
-def predict(forward: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def predict(forward: Any, images: Images) -> NDArray[np.float32]:
     """Returns the outputs of a `tf.function` for raw images (N, H, W, C)."""
+    size = batch_of(images, PREDICT_BATCH)
     outputs = [
-        forward(tf.cast(images[at : at + PREDICT_BATCH], tf.float32)).numpy()
-        for at in range(0, len(images), PREDICT_BATCH)
+        forward(tf.cast(images[at : at + size], tf.float32)).numpy()
+        for at in range(0, len(images), size)
     ]
     return np.concatenate(outputs).astype(np.float32)

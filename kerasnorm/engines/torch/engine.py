@@ -13,11 +13,13 @@ from torch.nn import functional as F  # noqa: N812  (its usual name)
 
 from kerasnorm.config import TrainConfig
 from kerasnorm.data.batches import Batches
+from kerasnorm.data.stored import Images, StoredImages, select
 from kerasnorm.engines.base import NativeEngine, StepResult, last_nonfinite
 from kerasnorm.engines.torch.layers import Mode
 from kerasnorm.engines.torch.lowering import LoweredModel
 from kerasnorm.engines.torch.optimizer import FlatOptimizer
 from kerasnorm.engines.torch.resident import RecordedStep, ResidentData
+from kerasnorm.inspection.evaluation import batch_of
 from kerasnorm.training.process_group import ProcessGroup, Shard, shard_of
 
 NUMBERS = 4  # of a step, summed over the processes together with the gradients
@@ -26,10 +28,10 @@ NUMBERS = 4  # of a step, summed over the processes together with the gradients
 class TorchEngine(NativeEngine):
     """Trains with plain PyTorch calls; see `kerasnorm.engines.base.Engine`.
 
-    A process that trains alone keeps the data on its accelerator; on CUDA it records the step of a
-    completely lowered model as one graph. Several processes take a shard of every batch each. One
-    sum per step adds up their gradients, losses and stop requests, so that all take the same step
-    and stop at the same one.
+    A process that trains alone keeps data in memory on its accelerator too; on CUDA it records the
+    step of a completely lowered model as one graph. Several processes take a shard of every batch
+    each. One sum per step adds up their gradients, losses and stop requests, so that all take the
+    same step and stop at the same one.
     """
 
     def __init__(
@@ -48,7 +50,8 @@ class TorchEngine(NativeEngine):
         self.regularized = [v for v in variables if v.regularizer is not None]
         is_alone = self.group.size == 1
         self.sum_ = None if is_alone or config.bn_sync == "off" else self.group.sum_
-        is_resident = is_alone and self.device.type != "cpu"
+        is_stored = isinstance(batches.split.images, StoredImages)
+        is_resident = is_alone and self.device.type != "cpu" and not is_stored
         self.resident = ResidentData(batches, self.device) if is_resident else None
         self.can_record = self.device.type == "cuda" and self.lowered.is_whole
         self.recorded: RecordedStep | None = None
@@ -158,12 +161,12 @@ class TorchEngine(NativeEngine):
                     if variable.value.is_floating_point():
                         self.group.sum_(variable.value).div_(self.group.size)
 
-    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def predict(self, images: Images) -> NDArray[np.float32]:
         """Returns the logits (N, classes) of raw images (N, H, W, C), a shard from each process."""
         if self.group.size == 1:
             return predict(self.lowered, images)
         shard = shard_of(len(images), self.group.rank, self.group.size)
-        local = predict(self.lowered, images[shard.slice])
+        local = predict(self.lowered, select(images, shard.slice))
         logits = np.zeros((len(images), *local.shape[1:]), np.float32)
         logits[shard.slice] = local * np.float32(shard.batch / shard.total)
         with self.group.connection():
@@ -186,9 +189,10 @@ def penalty(variable: Any) -> Any:
 PREDICT_BATCH, ACCELERATED_BATCH = 250, 2000  # fits a core's cache; keeps a GPU busy
 
 
-def predict(lowered: LoweredModel, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def predict(lowered: LoweredModel, images: Images) -> NDArray[np.float32]:
     """Returns the outputs of a lowered model for raw images (N, H, W, C)."""
-    size = PREDICT_BATCH if lowered.device.type == "cpu" else ACCELERATED_BATCH
+    most = PREDICT_BATCH if lowered.device.type == "cpu" else ACCELERATED_BATCH
+    size = batch_of(images, most)
     with torch.no_grad():
         outputs = [
             lowered(torch.from_numpy(images[at : at + size]).to(lowered.device), Mode())

@@ -23,14 +23,14 @@ class ResidentData:
     """The images, labels, order and draws of an epoch as tensors on a device.
 
     Args:
-        batches: The training batches, on the host.
+        batches: The training batches, with images in the host's memory.
         device: Device of the tensors.
     """
 
     def __init__(self, batches: Batches, device: torch.device) -> None:
         self.batches = batches
         self.device = device
-        self.images = torch.from_numpy(batches.split.images).to(device)
+        self.images = torch.from_numpy(np.asarray(batches.split.images)).to(device)
         self.labels = torch.from_numpy(batches.split.labels).to(device)
         self.position = torch.zeros((), dtype=torch.long, device=device)
         self.epoch: dict[str, Tensor] = {}

@@ -12,17 +12,20 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kerasnorm.errors import CorruptFileError, KerasnormError
 from kerasnorm.formats import FORMATS, litert, safety
-from kerasnorm.formats.format import Opened
+from kerasnorm.formats.format import BATCH, Opened
 from kerasnorm.inspection.outputs import check_finite
 from kerasnorm.json_process import JsonProcess, ProcessEndedError, limit_memory, serve
 from kerasnorm.keras_settings import stock_keras
+
+if TYPE_CHECKING:
+    from kerasnorm.data.stored import Images
 
 MODULE = "kerasnorm.formats.safety.process"
 MEMORY = 4 << 30  # bytes that opening and running a file may take
@@ -68,14 +71,18 @@ class FileProcess(JsonProcess):
                 message += words
             raise CorruptFileError(message) from None
 
-    def run(self, path: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def run(self, path: Path, images: "Images") -> NDArray[np.float32]:
         """Returns the outputs (N, classes) of an open file for raw images (N, H, W, C)."""
+        from kerasnorm.data.stored import in_parts
+
+        found = []
         with tempfile.TemporaryDirectory() as folder:
             given, outputs = Path(folder) / "images.npy", Path(folder) / "outputs.npy"
-            np.save(given, images)
-            self.do("run", path, images=given, out=outputs)
-            result: NDArray[np.float32] = np.load(outputs)
-            return result
+            for part in in_parts(images, BATCH):
+                np.save(given, part)
+                self.do("run", path, images=given, out=outputs)
+                found.append(np.load(outputs))
+        return np.concatenate(found)
 
 
 class FileProcesses:
