@@ -21,6 +21,7 @@ from kerasnorm.data.dataset import Split
 from kerasnorm.data.preprocessing import channel_statistics, equalize, input_statistics
 from kerasnorm.data.stored import Images, changed
 from kerasnorm.errors import CorruptFileError, DivergedError
+from kerasnorm.inspection.evaluation import at_once
 from kerasnorm.plots.images import show_image
 from kerasnorm.plots.style import (
     BLUE,
@@ -119,7 +120,8 @@ def inputs(
             f"Training on {TRAINED:,} of {len(raw):,} images. Use --train-size to change this."
         )
         config = config.replace(train_size=TRAINED)
-    pixels = {name: preprocess(raw[:SAMPLES], name) for name in PREPROCESSINGS}
+    samples = raw[: at_once(raw, SAMPLES)]
+    pixels = {name: preprocess(samples, name) for name in PREPROCESSINGS}
     pictures = [preprocessing_figure(pixels)]
     axes = (0, 1, 2)
     found = [InputPreprocessing(name, x.mean(axes), x.std(axes)) for name, x in pixels.items()]
@@ -281,10 +283,11 @@ def input_figures(config: Config) -> list[Picture]:
     """
     seed, name = config.train.seed, config.data.preprocessing
     split = prepare(config.replace(preprocessing="none").data, seed).train
-    raw = split.images[:SAMPLES]
+    count = at_once(split.images, SAMPLES)
+    raw = split.images[:count]
     views = augmented_views(split, config.data, np.arange(len(raw[:ROWS])), EPOCHS, seed)
     pictures = [augmentation_figure(raw[:ROWS], images, key) for key, images in views.items()]
-    return [*pictures, histogram_figure(raw, preprocess(split.images, name, SAMPLES), name)]
+    return [*pictures, histogram_figure(raw, preprocess(split.images, name, count), name)]
 
 
 def augmented_views(

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import math
 import os
+import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -42,7 +43,7 @@ from kerasnorm.data.dataset import (
 )
 from kerasnorm.data.stored import Decoded, Facts, StoredImages, select
 from kerasnorm.errors import ConfigError, DataError
-from kerasnorm.progress import bar_of_notes, counted
+from kerasnorm.progress import bar_of_notes, counted, duration
 
 logger = logging.getLogger(__name__)
 
@@ -497,6 +498,7 @@ def _store(
     pixels: Iterator[NDArray[np.uint8]],
     facts: Facts,
 ) -> Decoded:
+    begun = time.monotonic()
     with stored.writing(place, shape, facts) as file:
         for name, part in files.items():
             checksum = hashlib.sha256()
@@ -504,6 +506,8 @@ def _store(
                 file.write(planes.data)
                 checksum.update(planes.data)
             facts.sha256[f"{name} images"] = checksum.hexdigest()
+    seconds = time.monotonic() - begun
+    logger.info(f"Decoded in {duration(seconds)}, {shape[0] / seconds:,.0f} images per second.")
     return StoredImages.open(place / stored.IMAGES), facts
 
 

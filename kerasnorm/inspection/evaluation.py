@@ -44,13 +44,13 @@ class Mistake:
 
 def predict(model: "keras.Model", images: Images) -> NDArray[np.float32]:
     """Returns the outputs (N, classes) of a Keras model for raw images (N, H, W, C)."""
-    size = batch_of(images, PREDICT_BATCH)
+    size = at_once(images, PREDICT_BATCH)
     outputs = [model.predict(part, batch_size=size, verbose=0) for part in in_parts(images, size)]
     return np.concatenate(outputs).astype(np.float32)
 
 
-def batch_of(images: Images, most: int) -> int:
-    """Returns how many images a model predicts at once: `most`, fewer from 96x96 pixels on."""
+def at_once(images: Images, most: int) -> int:
+    """Returns how many images fit in memory at once: `most` up to 96x96 pixels, fewer above."""
     pixels = math.prod(images.shape[1:3])
     return max(1, min(most, most * MOST_PIXELS // pixels))
 

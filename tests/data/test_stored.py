@@ -20,12 +20,14 @@ from hostile import changed_data
 from PIL import Image
 
 from kerasnorm import progress
+from kerasnorm.analysis import inputs
 from kerasnorm.config import DataConfig
 from kerasnorm.data import pictures, prepare, stored
 from kerasnorm.data.dataset import Fit, joined
 from kerasnorm.data.sources import load
 from kerasnorm.data.stored import StoredImages
 from kerasnorm.errors import DataError
+from kerasnorm.inspection import evaluation
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (7, 3, 2, 4), dtype=np.uint8)
 
@@ -347,27 +349,24 @@ def results(run):
     rows = [{k: v for k, v in row.items() if "second" not in k} for row in run.history]
     metrics = {k: v for k, v in run.metrics.items() if "second" not in k}
     weights = [w.tobytes() for w in run.model().get_weights()]
-    return rows, metrics, weights, *(run.evaluate(split=name) for name in ("validation", "all"))
+    return rows, metrics, weights, run.evaluate(split="all")
 
 
 def small_batches(monkeypatch):
-    from kerasnorm.inspection import evaluation
-
     monkeypatch.setattr(stored, "CHUNK", 6 * 8 * 8 * 3)
     monkeypatch.setattr(evaluation, "MOST_PIXELS", 1)  # of 8x8: batches of 500 // 64 images
 
 
-@pytest.mark.backend("any")
+@pytest.mark.backend("any", slow_on="tensorflow")
 @pytest.mark.parametrize("engine", ["native", pytest.param("keras", marks=pytest.mark.slow)])
 def test_training_is_the_same_to_the_bit_and_reads_few_images_at_a_time(
     engine, folder, cache, tmp_path, monkeypatch
 ):
     small_batches(monkeypatch)
     config = {
-        "data": str(folder), "epochs": 2, "batch_size": 6, "validation": 8, "engine": engine,
+        "data": str(folder), "epochs": 1, "batch_size": 6, "validation": 8, "engine": engine,
         "preprocessing": "equalize", "cutout": 0.5, "cutout_size": 2, "shift_scale_rotate": 0.5,
         "widths": tiny.WIDTHS, "device": "cpu", "backend": keras.backend.backend(),
-        "deterministic": False,
     }  # fmt: skip
     with monkeypatch.context() as patch:
         patch.setattr(stored, "IN_MEMORY", 2**40)
@@ -376,3 +375,34 @@ def test_training_is_the_same_to_the_bit_and_reads_few_images_at_a_time(
     found = results(tiny.train(out=tmp_path / "stored", **config))
     assert found == expected
     assert reads.images > 0
+
+
+@pytest.mark.slow
+@pytest.mark.backend("any")
+def test_no_command_reads_a_whole_split(cache, tmp_path, monkeypatch):
+    small_batches(monkeypatch)
+    monkeypatch.setattr(inputs, "SAMPLES", 500)
+    monkeypatch.setattr("kerasnorm.formats.safety.process.BATCH", 6)
+    monkeypatch.setattr(changed_data, "TRAIN", 15)
+    folder = changed_data.write(tmp_path / "d")
+    run = tmp_path / "run"
+    tiny.train(
+        out=run, data=str(folder), epochs=1, batch_size=6, widths=tiny.WIDTHS, device="cpu",
+        backend=keras.backend.backend(), norm="bn", validation=8,
+    )  # fmt: skip
+    reads = Reads(monkeypatch, 7)
+    for words in (
+        ("evaluate", run, "--split", "train"),
+        ("misclassified", run, "--split", "all", "--out", tmp_path / "mistakes.png"),
+        ("plot", run),
+        ("statistics", run, "--images", 5, "--out", tmp_path / "statistics"),
+        ("landscape", run, "--steps", 4, "--lines", 2, "--points", 3, "--out", tmp_path / "l"),
+        ("inputs", "--data", folder, "--out", tmp_path / "inputs"),
+        ("recalibrate", run, "--batch-size", 6),
+        ("export", run, "--format", "onnx", "--accuracy"),
+        ("evaluate", run / "exports" / "model.onnx", "--split", "all"),
+        ("data", folder),
+    ):
+        before = reads.images
+        command.call(*words)
+        assert reads.images > before, words

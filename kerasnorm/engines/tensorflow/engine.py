@@ -14,7 +14,7 @@ from kerasnorm.data.batches import Batches
 from kerasnorm.data.stored import Images
 from kerasnorm.engines.base import NativeEngine, StepResult
 from kerasnorm.engines.tensorflow.lowering import LoweredModel
-from kerasnorm.inspection.evaluation import batch_of
+from kerasnorm.inspection.evaluation import at_once
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.training.process_group import ProcessGroup, Shard, shard_of
 
@@ -230,7 +230,7 @@ def inference(model: Any) -> Any:
 
 def predict(forward: Any, images: Images) -> NDArray[np.float32]:
     """Returns the outputs of a `tf.function` for raw images (N, H, W, C)."""
-    size = batch_of(images, PREDICT_BATCH)
+    size = at_once(images, PREDICT_BATCH)
     outputs = [
         forward(tf.cast(images[at : at + size], tf.float32)).numpy()
         for at in range(0, len(images), size)

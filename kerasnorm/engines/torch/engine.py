@@ -19,7 +19,7 @@ from kerasnorm.engines.torch.layers import Mode
 from kerasnorm.engines.torch.lowering import LoweredModel
 from kerasnorm.engines.torch.optimizer import FlatOptimizer
 from kerasnorm.engines.torch.resident import RecordedStep, ResidentData
-from kerasnorm.inspection.evaluation import batch_of
+from kerasnorm.inspection.evaluation import at_once
 from kerasnorm.training.process_group import ProcessGroup, Shard, shard_of
 
 NUMBERS = 4  # of a step, summed over the processes together with the gradients
@@ -192,7 +192,7 @@ PREDICT_BATCH, ACCELERATED_BATCH = 250, 2000  # fits a core's cache; keeps a GPU
 def predict(lowered: LoweredModel, images: Images) -> NDArray[np.float32]:
     """Returns the outputs of a lowered model for raw images (N, H, W, C)."""
     most = PREDICT_BATCH if lowered.device.type == "cpu" else ACCELERATED_BATCH
-    size = batch_of(images, most)
+    size = at_once(images, most)
     with torch.no_grad():
         outputs = [
             lowered(torch.from_numpy(images[at : at + size]).to(lowered.device), Mode())
