@@ -28,7 +28,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "large-folder" / "README.md"
 SIDE = 224
 FEWEST = 2000
 CLASSES = 10
-TEST_EVERY = 10  # of the images, one is a test image
+TEST_EVERY = 20  # of the images, one is a test image
 
 
 def main() -> None:

@@ -45,8 +45,8 @@ def data(
     if source is None:
         cached, decoded = sources.describe_cache(), stored.describe()
         if as_json:
-            facts = {"folder": str(runtime.cache_folder()), "cached": cached, "decoded": decoded}
-            opt.print_json(facts)
+            folder = str(runtime.cache_folder())
+            opt.print_json({"folder": folder, "cached": cached, "decoded": decoded})
             return
         click.echo(f"cache {runtime.cache_folder()}")
         for entry in cached:
