@@ -362,17 +362,15 @@ def read_class_folders(folder: Path, fit: Fit | None = None) -> Dataset:
     if facts.blank:
         blank = f"{facts.blank:,} images are plain white then: white on transparent"
         logger.warning(f"{folder}: {blank}.")
-    ends = np.cumsum([len(part) for part in files.values()]).tolist()
-    splits = {
-        name: Split(
-            select(images, slice(end - len(part), end)),
-            np.array([file.label for file in part], dtype=np.int32),
-        )
-        for (name, part), end in zip(files.items(), ends, strict=True)
-    }
+    splits, start = dict[str, Split](), 0
+    for split, found in files.items():
+        chosen = slice(start, start := start + len(found))
+        labels = np.array([file.label for file in found], dtype=np.int32)
+        splits[split] = Split(select(images, chosen), labels)
     train, test, validation = splits["train"], splits["test"], splits.get("validation")
-    name = folder_name(folder)
-    dataset = check(Dataset(name, source, names, train, test, validation, has_own_test))
+    dataset = check(
+        Dataset(folder_name(folder), source, names, train, test, validation, has_own_test)
+    )
     if not isinstance(images, StoredImages):
         return dataset
     return dataclasses.replace(dataset, loaded=Content.of(dataset, facts.sha256))

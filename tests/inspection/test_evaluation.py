@@ -3,10 +3,18 @@
 from functools import partial
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kerasnorm.inspection.evaluation import confusion, log_softmax, predict, score, worst_mistakes
+from kerasnorm.inspection.evaluation import (
+    at_once,
+    confusion,
+    log_softmax,
+    predict,
+    score,
+    worst_mistakes,
+)
 
 LOGITS = np.array([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 0.5]], np.float32)
 LABELS = np.array([0, 1, 1, 0], np.int32)
@@ -63,3 +71,10 @@ def test_a_model_that_ends_in_softmax_scores_as_its_logits_do():
     for model in (activated, inside, operation, nested, dropped):
         logits = model_logits(model, partial(predict, model), images)
         assert np.allclose(score(logits, labels), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"), [(32, 32, 500), (96, 96, 500), (96, 192, 250), (9000, 9000, 1)]
+)
+def test_large_images_are_predicted_in_smaller_batches(height, width, expected):
+    assert at_once(np.empty((0, height, width, 3), np.uint8), 500) == expected
