@@ -245,7 +245,7 @@ def writing(place: Path, shape: tuple[int, ...], facts: Facts) -> Iterator[IO[by
         DataError: There is no room for them.
     """
     size, free = math.prod(shape), shutil.disk_usage(place).free
-    needed = f"{shape[0]:,} decoded images of {shape[1]}x{shape[2]}, {in_units(size)}"
+    needed = f"{shape[0]:,} images of {shape[1]}x{shape[2]}, {in_units(size)}"
     if size > free:
         raise _no_room(facts.folder, f"{in_units(free)} free in {place}", needed)
     logger.info(f"Decoding {needed}, once, into {place}. To remove what is decoded: {CLEAR}")
@@ -260,10 +260,10 @@ def writing(place: Path, shape: tuple[int, ...], facts: Facts) -> Iterator[IO[by
         raise _no_room(facts.folder, f"{error.strerror or error} in {place}", needed) from error
 
 
-def _no_room(where: Path | str, received: str, needed: str = "decoded images") -> DataError:
+def _no_room(where: Path | str, received: str, needed: str = "images") -> DataError:
     return DataError(
-        f"{where}: expected room for {needed}. Received: {received}. Give a smaller --image-size "
-        "H,W, or another cache folder in the environment variable KERASNORM_CACHE."
+        f"{where}: expected room in the cache for {needed}, decoded. Received: {received}. Give a "
+        "smaller --image-size H,W, or another folder in the environment variable KERASNORM_CACHE."
     )
 
 

@@ -247,7 +247,7 @@ def test_images_without_room_are_refused_before_they_are_decoded(
 ):
     monkeypatch.setattr(stored.shutil, "disk_usage", lambda path: Usage(free=6000))
     size = "50x60, 0.3 MB" if fields else "8x8, 0.0 MB"
-    with pytest.raises(DataError, match=rf"32 decoded images of {size}.*0\.0 MB free in .*--image-"
+    with pytest.raises(DataError, match=rf"32 images of {size}.*0\.0 MB free in .*--image-"
                        r"size H,W.*KERASNORM_CACHE"):  # fmt: skip
         from_cache(folder, **fields)
 
@@ -272,7 +272,7 @@ def test_a_full_disk_leaves_nothing_that_counts(folder, cache, monkeypatch):
 
 def test_a_cache_that_cannot_be_made_is_refused(folder, cache):
     cache.parent.write_text("a file")
-    with pytest.raises(DataError, match=r"expected room for decoded images.*KERASNORM_CACHE"):
+    with pytest.raises(DataError, match=r"expected room in the cache for images.*KERASNORM_CACHE"):
         from_cache(folder)
 
 
