@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from kerasnorm.errors import ConfigError
 from kerasnorm.files import read_text
 from kerasnorm.norms import KEEP, NORMS, is_foreign, owner
+from kerasnorm.training.loggers import LOGGERS
 
 BACKENDS = ("torch", "tensorflow", "jax")
 RECIPES = ("best", "era8", "plain")
@@ -75,7 +76,8 @@ SYNONYMS = {
 RENAMED_ARGUMENTS = {"monitor": "progress", "reporter": "progress"}  # of functions
 # Fields that a later version added: at their default they do not count in a config's hash, so that
 # checkpoints of earlier versions are resumed.
-ADDED = ("image_size", "resize", "network", "pretrained", "new_head", "fused")
+ADDED = ("image_size", "resize", "network", "pretrained", "new_head", "fused", "log")
+UNCOMPARED = ("device", "log")  # what they say changes nothing that a run computes
 # Fields of a model that all networks read; the others are those of the built-in one.
 EVERY_NETWORK = (
     *("network", "pretrained", "new_head", "norm", "groups", "group_size"),
@@ -364,6 +366,12 @@ class TrainConfig(_Checked):
     warmup: float = _field(
         0.25, "Share of the steps before the peak rate; constant has none.", low=0.0, high=1.0
     )
+    log: tuple[str, ...] = _field(
+        (),
+        "Log the run for another tool too: in its folder, or, mlflow, in the store that "
+        "MLFLOW_TRACKING_URI names; repeatable.",
+        choices=LOGGERS,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -408,10 +416,11 @@ class Config:
         return document
 
     def hash(self) -> str:
-        """Returns 12 hexadecimal digits that change when any field but the devices changes."""
-        document = self.replace(device="auto", devices=1).to_dict()
+        """Returns 12 hexadecimal digits that change when any field but devices and log changes."""
+        plain = self.replace(device="auto", devices=1, log=())
+        document = plain.to_dict()
         for section, field in (SETTINGS[name] for name in ADDED):
-            if getattr(getattr(self, section), field.name) == field.default:
+            if getattr(getattr(plain, section), field.name) == field.default:
                 del document[section][field.name]
         text = json.dumps(document, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -449,6 +458,11 @@ def check_value(field: "dataclasses.Field[Any]", value: Any) -> Any:
         ConfigError: The value has another type, or is not among the choices or in the range.
     """
     name, meta, kind = field.name, field.metadata, type(field.default)
+    if kind is tuple and meta["choices"]:
+        names = (value,) if isinstance(value, str) else value
+        if not isinstance(names, (list, tuple)) or not all(n in (*meta["choices"],) for n in names):
+            raise _wrong(name, f"a list of {', '.join(meta['choices'])}", value)
+        return tuple(dict.fromkeys(names))
     if kind is tuple:
         if not isinstance(value, (list, tuple)):
             raise _wrong(name, "a list of whole numbers", value)

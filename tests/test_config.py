@@ -76,6 +76,9 @@ def test_era8_is_the_published_recipe():
         ({"device": "cuda:²"}, "cuda:1"),
         ({"recipe": 3}, "recipe"),
         ({"recipe": []}, "recipe"),
+        ({"log": "wandb"}, "a list of tensorboard, mlflow. Received: log='wandb'"),
+        ({"log": ["mlflow", []]}, "a list of tensorboard, mlflow"),
+        ({"log": True}, "a list of tensorboard, mlflow"),
     ],
 )
 def test_bad_values_are_refused_by_name(override, named):
@@ -141,8 +144,20 @@ def test_nor_by_a_files_group_count():
     assert resolve({}, written).model.groups == 2
 
 
-def test_the_device_does_not_change_the_hash():
-    assert resolve({"device": "cpu"}).hash() == resolve().hash()
+@pytest.mark.parametrize("field", [{"device": "cpu"}, {"log": ["mlflow"]}])
+def test_a_field_that_changes_no_number_does_not_change_the_hash(field):
+    assert resolve(field).hash() == resolve().hash()
+
+
+def test_loggers_are_a_list_and_one_may_be_given_alone():
+    assert resolve({"log": "mlflow"}).train.log == ("mlflow",)
+    assert resolve({"log": ["tensorboard", "mlflow", "tensorboard"]}).train.log == (
+        "tensorboard",
+        "mlflow",
+    )
+    document = resolve().to_dict()
+    del document["train"]["log"]  # a config of an earlier version
+    assert resolve(document=document).train.log == ()
 
 
 def test_a_renamed_field_is_read_from_files_and_named_to_callers():

@@ -1,5 +1,8 @@
 """`kerasnorm data` and `kerasnorm doctor`: what is cached, and what is installed."""
 
+from collections.abc import Sequence
+from importlib.util import find_spec
+
 import click
 
 from kerasnorm import runtime
@@ -8,6 +11,7 @@ from kerasnorm.config import BACKENDS, DataConfig
 from kerasnorm.errors import ConfigError
 from kerasnorm.formats import FORMATS
 from kerasnorm.formats.format import install_command
+from kerasnorm.training.loggers import LOGGERS
 
 
 @click.command()
@@ -83,26 +87,29 @@ def data(
 @click.command()
 @opt.as_json
 def doctor(as_json: bool) -> None:
-    """Report versions, backends with their devices, formats, and how to install what is missing.
+    """Report versions, backends with devices, formats, loggers, and how to install the missing.
 
     Example: kerasnorm doctor
     """
     versions, cache = runtime.versions(), str(runtime.cache_folder())
     backends = {name: runtime.probe(name) for name in BACKENDS}
-    missing = {name: entry.missing() for name, entry in FORMATS.items()}
-    formats = {
-        name: f"needs {', '.join(packages)}: {install_command(packages)}" if packages else "ready"
-        for name, packages in missing.items()
-    }
+    formats = {name: _state(entry.missing()) for name, entry in FORMATS.items()}
+    loggers = {name: _state([] if find_spec(name) else [name]) for name in LOGGERS}
     if as_json:
-        facts = {"versions": versions, "backends": backends, "formats": formats, "cache": cache}
-        opt.print_json(facts)
+        facts = {"versions": versions, "backends": backends, "formats": formats}
+        opt.print_json(facts | {"loggers": loggers, "cache": cache})
         return
     named = {f"export {name}": text for name, text in formats.items()}
+    named |= {f"log {name}": text for name, text in loggers.items()}
     rows = versions | backends | named | {"data cache": cache}
     width = max(map(len, rows)) + 2
     for name, value in rows.items():
         click.echo(f"{name:<{width}}{value}")
+
+
+def _state(missing: Sequence[str]) -> str:
+    """Returns whether something can be used, and how to install the packages that it lacks."""
+    return f"needs {', '.join(missing)}: {install_command(missing)}" if missing else "ready"
 
 
 COMMANDS = (data, doctor)

@@ -83,7 +83,7 @@ def explain(
 @click.option("--train", is_flag=True, help="Also train briefly on each preprocessing.")
 @opt.norm_option
 @opt.as_json
-@opt.config_options("data", "train")
+@opt.config_options("data", "train", without=("log",))
 def inputs(config_file: Path | None, out: Path, train: bool, as_json: bool, **options: Any) -> None:
     """Draw the model's input: preprocessing, augmentation and pixel histograms.
 

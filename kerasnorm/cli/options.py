@@ -142,6 +142,7 @@ def option(name: str) -> Decorator:
     field = SETTINGS[name].field
     flag = "--" + name.replace("_", "-")
     declaration = f"{flag}/--no-{flag[2:]}" if isinstance(field.default, bool) else flag
+    is_repeatable = isinstance(field.default, tuple) and bool(field.metadata["choices"])
     kind: Any = None
     if name == "norm":
         kind = NormName(tuple(NORMS))
@@ -156,6 +157,8 @@ def option(name: str) -> Decorator:
         name,
         type=kind,
         default=None,
+        multiple=is_repeatable,
+        callback=(lambda context, param, values: values or None) if is_repeatable else None,
         envvar=f"KERASNORM_{name.upper()}",
         help=field.metadata["help"],
     )

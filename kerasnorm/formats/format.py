@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kerasnorm.errors import CorruptFileError, MissingPackageError
 from kerasnorm.runtime import installed_backends
+from kerasnorm.training.loggers import LOGGERS
 
 if TYPE_CHECKING:
     import keras
@@ -144,7 +145,7 @@ class Format:
 
 
 def lacking(missing: Mapping[str, Sequence[str]]) -> MissingPackageError:
-    """Returns the error that names the missing packages of formats, and one pip command for all."""
+    """Returns the error that names the packages that are missing, and one pip command for all."""
     names = list(dict.fromkeys(package for packages in missing.values() for package in packages))
     parts = [f"{', '.join(packages)} (for {name})" for name, packages in missing.items()]
     return MissingPackageError(
@@ -154,14 +155,14 @@ def lacking(missing: Mapping[str, Sequence[str]]) -> MissingPackageError:
 
 
 def install_command(packages: Iterable[str]) -> str:
-    """Returns the pip command that installs packages which the formats need."""
-    own = ("tensorflow", "torch", "jax")  # extras of their own; the others are in "export"
+    """Returns the pip command that installs packages which formats and loggers need."""
+    own = ("tensorflow", "torch", "jax", *LOGGERS)  # extras; the others are in "export"
     extras = dict.fromkeys(name if name in own else "export" for name in packages)
     return f"pip install 'kerasnorm[{','.join(extras)}]'"
 
 
 def require(modules: Sequence[str], name: str) -> None:
-    """Makes sure that the modules that a format needs are installed.
+    """Makes sure that the modules that a format or logger needs are installed.
 
     Raises:
         MissingPackageError: One is not; the message names the pip command.

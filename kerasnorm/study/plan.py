@@ -12,6 +12,7 @@ from kerasnorm.config import (
     RECIPES,
     RENAMED,
     SETTINGS,
+    UNCOMPARED,
     Config,
     resolve,
     unknown,
@@ -130,7 +131,7 @@ class StudyPlan:
         The place of the data comes last, because data may be moved.
         """
         ours, theirs = self.located().fixed, other.located().fixed
-        for name in sorted({*ours, *theirs} - {"device", "data"}):
+        for name in sorted({*ours, *theirs} - {*UNCOMPARED, "data"}):
             if ours.get(name) != theirs.get(name):
                 return name
         # These matter only where they change what is trained.
@@ -187,8 +188,8 @@ def parse_vary(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
             of numbers are separated by semicolons.
 
     Raises:
-        ConfigError: A field is unknown, has an option of its own or comes twice, or a value is of
-            the wrong type.
+        ConfigError: A field is unknown, has an option of its own, changes nothing or comes twice,
+            or a value is of the wrong type.
     """
     vary: dict[str, tuple[Any, ...]] = {}
     for text in texts:
@@ -200,6 +201,8 @@ def parse_vary(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
             )
         if name in AXES:
             raise ConfigError(f"vary: {name} has an option of its own: {AXES[name]}.")
+        if name in UNCOMPARED:
+            raise ConfigError(f"vary: {name} changes nothing that a run computes: --{name}.")
         if name not in SETTINGS and name != "recipe":
             raise unknown("config field", name, ["recipe", *SETTINGS])
         if name in vary:
@@ -281,6 +284,8 @@ def command(plan: StudyPlan, out: str) -> list[str]:
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, tuple) and {*map(type, value)} == {str}:
+            words += [word for item in value for word in (f"--{flag}", item)]
         else:
             words += [f"--{flag}", value_word(value)]
     for norm in plan.norms:

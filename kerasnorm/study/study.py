@@ -26,6 +26,7 @@ from kerasnorm.study.folder import PlannedRun, State
 from kerasnorm.study.intervals import MARGIN
 from kerasnorm.study.plan import AXES, StudyPlan, identity
 from kerasnorm.study.summary import Failure, Summary, data_name, summarize
+from kerasnorm.training.loggers import check_loggers
 from kerasnorm.training.run import CONFIG, MODEL, Run, check_data
 
 logger = logging.getLogger(__name__)
@@ -375,16 +376,17 @@ def _failures(runs: Sequence[PlannedRun], study: StudyPlan) -> tuple[Failure, ..
 
 
 def check(study: StudyPlan) -> None:
-    """Makes sure that a study's backends are installed and its norms fit the widths.
+    """Makes sure that a study's backends and loggers are installed and its norms fit the widths.
 
     Raises:
         ConfigError: A group count does not divide a width, or the run processes would not know a
             norm.
-        MissingPackageError: A backend is not installed.
+        MissingPackageError: A backend or logger is not installed.
     """
     for backend in study.backends:
         runtime.check_installed(backend)
     for config in study.configs().values():
+        check_loggers(config)
         norm = NORMS[config.model.norm]
         if norm not in BUILT_IN and not is_foreign(norm.name):
             raise ConfigError(

@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kerasnorm.config import SETTINGS, Config, DataConfig, published, resolve
+from kerasnorm.config import SETTINGS, UNCOMPARED, Config, DataConfig, published, resolve
 from kerasnorm.data.sources import loading, locate
 from kerasnorm.errors import DataError
 from kerasnorm.norms import is_read, owner
@@ -443,7 +443,7 @@ def _axes(configs: Sequence[Config], vary: Sequence[str]) -> tuple[str, ...]:
     """Returns the fields that tell runs of one norm apart, each only if the ones before do not."""
     axes: list[str] = []
     for name in dict.fromkeys([*vary, "recipe", "data", *SETTINGS]):
-        if name in AXES or name == "device":
+        if name in AXES or name in UNCOMPARED:
             continue
         seen: dict[str, set[str]] = {}
         for config in configs:
@@ -463,7 +463,7 @@ def _unmatched(groups: Sequence[Group], axes: Sequence[str]) -> dict[str, dict[s
     """Returns fields that every norm reads and that differ between norms though not varied."""
     found: dict[str, dict[str, Any]] = {}
     for name in SETTINGS:
-        if name in AXES or name in axes or name == "device" or owner(name):
+        if name in AXES or name in axes or name in UNCOMPARED or owner(name):
             continue
         for shared in {repr(group.shared): group.shared for group in groups}.values():
             same = [group for group in groups if group.shared == shared]

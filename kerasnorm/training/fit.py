@@ -25,6 +25,7 @@ from kerasnorm.files import check_file, in_command, run_lock, sweep, write_json
 from kerasnorm.norms import NORMS
 from kerasnorm.progress import NullProgress, Progress, default_progress
 from kerasnorm.training import run
+from kerasnorm.training.loggers import RunLogs, check_loggers
 from kerasnorm.training.process_group import ProcessGroup, this_launch
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def fit(
             were moved is resumed with their new place, `data`.
         callbacks: Keras callbacks; their logs hold loss, accuracy, val_*, test_* and
             learning_rate.
-        plots: Whether to draw the pictures of the finished run into its folder.
+        plots: Whether to draw the pictures of the finished run into its folder; those of a run
+            that is logged are drawn in any case.
         progress: Receives how far the run is, counted in steps; by default a live bar in a
             notebook, and nothing elsewhere.
             Notes are logged, see `logging`, under the logger "kerasnorm".
@@ -71,13 +73,14 @@ def fit(
         DataError: The data are missing, damaged or unfit.
         DivergedError: The loss or a weight is no longer finite.
         RunFolderError: The folder holds another run, is in use or cannot be written.
-        MissingPackageError: The backend is not installed.
+        MissingPackageError: The backend or a logger is not installed.
     """
     launch = this_launch()
     if launch.restarts and resume is None and out is not None:
         resume = "auto"  # torchrun restarts its processes with the same command line
     plan = _plan(config, out, resume, with_place(overrides))
-    done, dataset = plan.finished_run(), None
+    check_loggers(plan.config)
+    done, dataset, logs = plan.finished_run(), None, None
     if done is None:
         train = plan.config.train
         if plan.is_resumed:
@@ -114,15 +117,17 @@ def fit(
                 title += f"{backend}, {device.name}"
                 logger.info(title + (f", {group.size} processes" if group.size > 1 else ""))
                 shown = (progress or default_progress()) if group.is_first else NullProgress()
-                training = Training(folder, config, dataset, engine, group, callbacks, shown)
+                logs = RunLogs(folder, config) if group.is_first else None
+                training = Training(folder, config, dataset, engine, group, callbacks, shown, logs)
                 training.execute(is_resumed=plan.is_resumed)
             done = run.Run.load(folder)
         finally:
             group.leave()
-    if plots and launch.rank == 0:
+    if (plots or done.config.train.log) and launch.rank == 0:
         from kerasnorm.plots import draw_run
 
         draw_run(done, dataset.test.images if dataset else done.test_images())
+        (logs or RunLogs(done.path, done.config)).finish(done)
     return done
 
 
@@ -155,7 +160,7 @@ class _Plan:
     def finished_run(self) -> run.Run | None:
         """Returns the run if it has finished, nothing of it is damaged and no more is wanted."""
         saved, data = self.saved, self.config.data.data
-        if saved is None or self.config != saved.replace(data=data):
+        if saved is None or self.config != saved.replace(data=data, log=self.config.train.log):
             return None
         try:
             done = run.Run.load(self.path)
@@ -164,7 +169,7 @@ class _Plan:
             return None
         logger.info(f"{done.path} has finished already.")
         if data == saved.data.data:
-            return done
+            return dataclasses.replace(done, config=self.config)
         run.check_data(self.path, prepare(self.config.data, self.config.train.seed))
         if this_launch().rank == 0:
             with run_lock(self.path):
@@ -210,8 +215,8 @@ def _plan(
 def _resumed_config(saved: Config, wanted: Config, *, may_move: bool) -> Config:
     """Returns the config with which a run is resumed.
 
-    Only the devices and the place of the data may change, and the number of epochs may grow where
-    the schedule does not depend on it.
+    Only the devices, the loggers and the place of the data may change, and the number of epochs may
+    grow where the schedule does not depend on it.
 
     Args:
         saved: The config of the run.
@@ -221,7 +226,7 @@ def _resumed_config(saved: Config, wanted: Config, *, may_move: bool) -> Config:
     """
     before = flatten(saved.to_dict()) | {"recipe": saved.recipe}
     after = flatten(wanted.to_dict()) | {"recipe": wanted.recipe}
-    allowed = {"device", "devices"} | ({"data"} if may_move else set())
+    allowed = {"device", "devices", "log"} | ({"data"} if may_move else set())
     if after["data"] == "auto" or locate(after["data"]) == locate(before["data"]):
         after["data"] = before["data"]
     if run.has_open_end(saved) and after["epochs"] > before["epochs"]:
@@ -235,7 +240,7 @@ def _resumed_config(saved: Config, wanted: Config, *, may_move: bool) -> Config:
             f"Received: {name}={after[name]!r}. Start a new run for it."
             + (" Only a constant schedule takes more epochs." if name == "epochs" else "")
         )
-    kept = {name: after[name] for name in ("device", "devices", "epochs")}
+    kept = {name: after[name] for name in ("device", "devices", "epochs", "log")}
     return saved.replace(**kept, data=after["data"])
 
 

@@ -22,6 +22,8 @@ from kerasnorm.inspection.evaluation import Scores, confusion, score, worst_mist
 from kerasnorm.progress import Progress, duration, rounded
 from kerasnorm.training import checkpoints, run
 from kerasnorm.training.callback_state import CallbackStates
+from kerasnorm.training.loggers import RunLogs
+from kerasnorm.training.loggers.record import EpochDetails
 from kerasnorm.training.process_group import ProcessGroup
 
 logger = logging.getLogger(__name__)
@@ -82,6 +84,7 @@ class Training:
         group: The processes that train together.
         callbacks: Keras callbacks of the caller.
         progress: Receives how far the run is, counted in steps.
+        logs: What its config's loggers write; only the first process has them.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class Training:
         group: ProcessGroup,
         callbacks: Iterable[keras.callbacks.Callback],
         progress: Progress,
+        logs: RunLogs | None = None,
     ) -> None:
         self.path = path
         self.config = config
@@ -100,6 +104,8 @@ class Training:
         self.engine = engine
         self.group = group
         self.progress = progress
+        self.logs = logs if config.train.log else None
+        self.means: list[Mapping[str, float]] = []
         self.steps = -(-len(dataset.train) // config.train.batch_size)
         epochs = config.train.epochs
         callbacks = list(callbacks)
@@ -123,6 +129,8 @@ class Training:
         try:
             self.callbacks.on_train_begin()
             self.states.load(self.saved_states)
+            if self.logs:
+                self.logs.write(self.rows)
             while self.epoch < epochs and not self.is_stopped:
                 self._run_epoch()
             self.callbacks.on_train_end()
@@ -164,6 +172,8 @@ class Training:
     def on_batch_end(self, step: int, logs: Mapping[str, float]) -> None:
         """Hands the event to the Keras callbacks and the progress; ends an interrupted run."""
         self.callbacks.on_train_batch_end(step, logs)
+        if self.logs:
+            self.means.append(logs)
         done = self.epoch * self.steps + step + 1
         self.progress.advance(done, self._status(step + 1))
         self.group.interruptions.check()
@@ -181,6 +191,7 @@ class Training:
     def _run_epoch(self) -> None:
         self.callbacks.on_epoch_begin(self.epoch)
         self.epoch_begun = time.perf_counter()
+        self.means.clear()
         with self.group.interruptions.held():
             train = self.engine.train_epoch(self.epoch, self)
         seconds = time.perf_counter() - self.epoch_begun
@@ -204,6 +215,23 @@ class Training:
             took = time.perf_counter() - self.epoch_begun  # evaluation and saving included
             left = 0 if self.is_stopped else epochs - self.epoch
             logger.info(epoch_line(row, epochs, left * took))
+        if self.logs:  # after the checkpoint: a log never holds an epoch that the run has lost
+            self.logs.write(self.rows, self._details())
+
+    def _details(self) -> EpochDetails:
+        """Returns what the loggers write of the last epoch beside its row."""
+        steps, batch = len(self.means), self.config.train.batch_size
+        images = np.minimum(batch * np.arange(1, steps + 1), len(self.dataset.train))
+        sums = images * np.array([means["entropy"] for means in self.means])
+        return EpochDetails(
+            weights={
+                variable.path: keras.ops.convert_to_numpy(variable.value)
+                for variable in self.engine.model.weights
+            },
+            losses=(np.diff(sums, prepend=0) / np.diff(images, prepend=0)).tolist(),
+            rates=[self.engine.rate(self.epoch - 1, step) for step in range(steps)],
+            steps_before=(self.epoch - 1) * self.steps,
+        )
 
     def _row(self, train: Scores, seconds: float) -> run.Row:
         validation, test = map(self._score, (self.dataset.validation, self.dataset.test))

@@ -13,6 +13,7 @@ from PIL import Image
 
 from kerasnorm.formats import FORMATS
 from kerasnorm.runtime import installed_backends
+from kerasnorm.training.loggers import LOGGERS
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +65,12 @@ def test_quiet_is_silent(tmp_path):
 
 
 def test_the_environment_sets_any_field():
-    out, _ = run("fit", "--dry-run", "--json", KERASNORM_BATCH_SIZE="32", KERASNORM_NORM="in")
+    fields = {"BATCH_SIZE": "32", "NORM": "in", "LOG": "tensorboard mlflow"}
+    given = {f"KERASNORM_{name}": value for name, value in fields.items()}
+    out, _ = run("fit", "--dry-run", "--json", **given)
     config = json.loads(out)
     assert config["train"]["batch_size"] == 32
+    assert config["train"]["log"] == ["tensorboard", "mlflow"]
     assert config["model"]["norm"] == "in"
 
 
@@ -231,6 +235,7 @@ def test_data_and_doctor_describe_what_is_there(tmp_path):
     assert report["backends"]["torch"].startswith("CPU") or "GPU" in str(report)
     assert {*report["formats"]} == {*FORMATS}
     assert report["formats"]["keras"] == "ready"
+    assert {*report["loggers"]} == {*LOGGERS}
 
 
 def test_a_model_goes_out_as_pytorch_weights_and_comes_in_again(trained, tmp_path):
@@ -350,7 +355,9 @@ def test_an_output_that_cannot_be_written_exits_with_6(tmp_path):
 
 def test_an_interrupted_run_ignores_the_environment_when_it_goes_on(trained, monkeypatch):
     monkeypatch.setenv("KERASNORM_BATCH_SIZE", "7")
+    monkeypatch.setenv("KERASNORM_LOG", "tensorboard")
     call("fit", "--resume", trained, "--quiet")
+    assert not (trained / "tensorboard").exists()
     _, err = call("fit", "--resume", trained, "--recipe", "era8", code=2)
     assert "recipe: a resumed run keeps its config" in err
 

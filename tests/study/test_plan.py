@@ -51,7 +51,13 @@ def test_other_fields_multiply_all():
 def test_identity_knows_what_a_run_computes():
     base = {"norm": "bn", "data": "shapes", "backend": "torch"}
     plain = identity(resolve(base))
-    for same in ({"device": "cpu"}, {"ln_affine": "element"}, {"groups": 2}, {"group_size": 8}):
+    for same in (
+        {"device": "cpu"},
+        {"log": "mlflow"},
+        {"ln_affine": "element"},
+        {"groups": 2},
+        {"group_size": 8},
+    ):
         assert identity(resolve(base | same)) == plain
     for other in ({"bn_momentum": 0.8}, {"seed": 1}, {"norm": "gn"}, {"backend": "tensorflow"}):
         assert identity(resolve(base | other)) != plain
@@ -166,6 +172,13 @@ def test_only_a_study_without_varied_fields_becomes_one_at_a_time():
     assert one_at_a_time.conflict(make(**ABLATION | {"vary": {"dropout": (0.1,)}})) == ""
 
 
+def test_a_log_makes_no_other_study():
+    plain = make()
+    logged = make(fixed=plain.fixed | {"log": ("mlflow",)})
+    assert plain.conflict(logged) == logged.conflict(plain) == ""
+    assert {*plain.configs()} == {*logged.configs()}
+
+
 def test_vary_takes_any_field():
     found = parse_vary(["batch-size=2,4,4", "widths=1,2;3,4", "residual=true,false", "recipe=best"])
     assert found == {
@@ -187,6 +200,7 @@ def test_vary_takes_any_field():
         ("norm=bn", "--norm"),
         ("seed=1", "--seeds"),
         ("recipe=nope", "best"),
+        ("log=mlflow", "changes nothing that a run computes: --log"),
     ],
 )
 def test_a_bad_vary_is_refused(text, named):
@@ -230,7 +244,7 @@ def test_study_toml_gives_the_same_plan(
 def test_the_command_of_a_plan_parses_to_the_same_plan(one_at_a_time):
     fixed = {"train_size": 50, "data": "shapes", "residual": False}
     vary = {"widths": ((4,) * 10, (8,) * 10), "dropout": (0.0, 0.5), "batch_size": (8, 16)}
-    fixed |= {"recipe": "era8"}
+    fixed |= {"recipe": "era8", "log": ("tensorboard", "mlflow")}
     plan = make(
         fixed=fixed,
         vary=vary,

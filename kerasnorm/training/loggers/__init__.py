@@ -1,0 +1,72 @@
+"""Loggers, one module each, that `--log` names. To add one, add its record to `LOGGERS`."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kerasnorm.training.loggers import mlflow, tensorboard
+from kerasnorm.training.loggers.record import EpochDetails, RunLog
+
+if TYPE_CHECKING:
+    from kerasnorm.config import Config
+    from kerasnorm.training.run import Row, Run
+
+LOGGERS = {logger.name: logger for logger in (tensorboard.LOGGER, mlflow.LOGGER)}
+logger = logging.getLogger(__name__)
+
+
+def check_loggers(config: "Config") -> None:
+    """Makes sure that the packages of a config's loggers are installed.
+
+    Raises:
+        MissingPackageError: One is not; the message names the pip command.
+    """
+    from kerasnorm.formats.format import require
+
+    for name in config.train.log:
+        require((name,), f"--log {name}")
+
+
+class RunLogs:
+    """All logs of one run. One that fails is left out until the run ends, and does not end it.
+
+    Args:
+        path: The run's folder.
+        config: The resolved config.
+    """
+
+    def __init__(self, path: Path, config: "Config") -> None:
+        self.path = path
+        self.config = config
+        self.opened: dict[str, RunLog] = {}
+        self.failed: set[str] = set()
+
+    def write(self, rows: "Sequence[Row]", details: EpochDetails | None = None) -> None:
+        """Writes the epochs that a log lacks, see `RunLog.write`."""
+        for name in self.config.train.log:
+            if name not in self.failed:
+                self._try(name, lambda log: log.write(rows, details))
+
+    def finish(self, run: "Run") -> None:
+        """Writes the results of the finished run, and what a log that had failed lacks."""
+
+        def complete(log: RunLog) -> None:
+            log.write(run.history)
+            log.finish(run)
+
+        for name in self.config.train.log:
+            self._try(name, complete)
+
+    def _try(self, name: str, action: Callable[[RunLog], None]) -> None:
+        try:
+            if name not in self.opened:
+                self.opened[name] = LOGGERS[name].open(self.path, self.config)
+            action(self.opened[name])
+        except Exception as error:  # of any package: a full disk, a server that is away
+            if name not in self.failed:
+                logger.warning(
+                    f"--log {name} failed, and the run goes on: {type(error).__name__}: {error}. "
+                    "What the log lacks is written when the run ends, if that is possible then."
+                )
+            self.failed.add(name)

@@ -1,0 +1,90 @@
+"""MLflow: a run in the tracking store that the user chose, or in a database in the run's folder."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kerasnorm.files import make_folder, read_text, write_json
+from kerasnorm.training.loggers.record import EpochDetails, Logger
+
+if TYPE_CHECKING:
+    from kerasnorm.config import Config
+    from kerasnorm.training.run import Row, Run
+
+FOLDER = "mlflow"
+RUN = "run.json"  # names the MLflow run, which a resumed run continues
+EXPERIMENT = "kerasnorm"  # unless MLFLOW_EXPERIMENT_NAME names another
+
+
+class TrackedRun:
+    """The MLflow run of one run; see `RunLog`.
+
+    Args:
+        path: The run's folder.
+        config: The resolved config.
+    """
+
+    def __init__(self, path: Path, config: "Config") -> None:
+        import mlflow
+
+        folder = path.resolve() / FOLDER
+        make_folder(folder)
+        store = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else ""
+        self.client = mlflow.MlflowClient(store or f"sqlite:///{(folder / 'mlflow.db').as_posix()}")
+        known = json.loads(read_text(folder / RUN)) if (folder / RUN).exists() else {}
+        is_known = known.get("store") == store
+        self.id: str = known["run"] if is_known else self._create(path, config, store)
+        write_json(folder / RUN, {"store": store, "run": self.id})
+        self.client.update_run(self.id, status="RUNNING")
+        self.logged = {
+            (name, metric.step)
+            for name in self.client.get_run(self.id).data.metrics
+            for metric in self.client.get_metric_history(self.id, name)
+        }
+
+    def _create(self, path: Path, config: "Config", store: str) -> str:
+        from mlflow.entities import Param
+        from mlflow.environment_variables import MLFLOW_EXPERIMENT_NAME
+
+        from kerasnorm.config import flatten, value_word
+
+        name = MLFLOW_EXPERIMENT_NAME.get() or EXPERIMENT
+        found = self.client.get_experiment_by_name(name)
+        place = None if store else (path.resolve() / FOLDER / "artifacts").as_uri()
+        experiment = found.experiment_id if found else self.client.create_experiment(name, place)
+        run: str = self.client.create_run(experiment, run_name=path.resolve().name).info.run_id
+        fields = {"recipe": config.recipe} | flatten(config.to_dict())
+        params = [Param(name, value_word(value)) for name, value in fields.items()]
+        self.client.log_batch(run, params=params)
+        return run
+
+    def write(self, rows: "Sequence[Row]", details: EpochDetails | None = None) -> None:
+        """Logs the metrics of the epochs that are missing."""
+        from mlflow.entities import Metric
+
+        for step, row in enumerate(rows, 1):
+            missing = {
+                name: value
+                for name, value in row.items()
+                if name != "epoch" and value is not None and (name, step) not in self.logged
+            }
+            now = int(1000 * time.time())
+            metrics = [Metric(name, value, now, step) for name, value in missing.items()]
+            if metrics:
+                self.client.log_batch(self.id, metrics)
+                self.logged |= {(name, step) for name in missing}
+
+    def finish(self, run: "Run") -> None:
+        """Logs the model, the files and the plots of the run, and ends it."""
+        from kerasnorm.training.run import CONFIG, HISTORY, METRICS, MODEL, PLOTS
+
+        for name in (CONFIG, HISTORY, METRICS, MODEL):
+            self.client.log_artifact(self.id, run.path / name)
+        if (run.path / PLOTS).is_dir():
+            self.client.log_artifacts(self.id, run.path / PLOTS, PLOTS)
+        self.client.set_terminated(self.id)
+
+
+LOGGER = Logger("mlflow", TrackedRun)

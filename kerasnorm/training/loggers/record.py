@@ -1,0 +1,59 @@
+"""The record of a logger, and the log of a run that it opens."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from kerasnorm.config import Config
+    from kerasnorm.training.run import Row, Run
+
+
+@dataclass(frozen=True)
+class EpochDetails:
+    """What the history does not hold of an epoch.
+
+    Attributes:
+        weights: Weights of the model after the epoch, by path.
+        losses: Mean cross-entropy over the images of each step.
+        rates: Learning rate of each step.
+        steps_before: Number of steps in the epochs before it.
+    """
+
+    weights: "Mapping[str, NDArray[Any]]"
+    losses: Sequence[float]
+    rates: Sequence[float]
+    steps_before: int
+
+
+class RunLog(Protocol):
+    """The log of one run. A call writes what the log lacks, so that calls may be repeated."""
+
+    def write(self, rows: "Sequence[Row]", details: EpochDetails | None = None) -> None:
+        """Writes the epochs that the log lacks, so that it holds each of them once.
+
+        Args:
+            rows: All rows of the history so far.
+            details: Details of the last of them, which has just been trained.
+        """
+
+    def finish(self, run: "Run") -> None:
+        """Writes the results and the plots of a finished run."""
+
+
+@dataclass(frozen=True)
+class Logger:
+    """A logger.
+
+    Attributes:
+        name: Name, which `--log` takes; also that of the package that it needs and of the extra of
+            `pyproject.toml` that installs it.
+        open: Takes a run's folder and config and opens its log, a new one or that of the run which
+            is resumed.
+    """
+
+    name: str
+    open: "Callable[[Path, Config], RunLog]"
