@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kerasnorm.analysis.landscape import landscape as landscape
     from kerasnorm.analysis.norm import explain as explain
     from kerasnorm.analysis.norm import normalize as normalize
+    from kerasnorm.analysis.robustness import robustness as robustness
     from kerasnorm.analysis.statistics import statistics as statistics
     from kerasnorm.config import Config as Config
     from kerasnorm.config import resolve as resolve
@@ -50,6 +51,7 @@ _HOMES = {
     "recalibrate": "conversion.recalibration",
     "receptive_field": "inspection.layers",
     "resolve": "config",
+    "robustness": "analysis.robustness",
     "statistics": "analysis.statistics",
 }
 # Modules that import Keras at their top, and so need its backend chosen before.

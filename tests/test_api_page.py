@@ -12,6 +12,7 @@ from kerasnorm.analysis.answer import Answer
 from kerasnorm.analysis.inputs import InputPreprocessing
 from kerasnorm.analysis.landscape import GradientLines, Landscape, Surface
 from kerasnorm.analysis.norm import BatchOfOne, Explanation, Worked
+from kerasnorm.analysis.robustness import ModelRobustness, Robustness
 from kerasnorm.analysis.statistics import LayerStatistics, NetworkStatistics, WeightHistogram
 from kerasnorm.benchmark.cost import NormCost
 from kerasnorm.conversion.result import Conversion, ConvertedLayer
@@ -22,7 +23,7 @@ NAMES = sorted(set(kerasnorm.__all__) - {"__version__"}, key=str.lower)
 RESULTS = (
     *(Answer, Explanation, NormFacts, Worked, BatchOfOne, NormCost, InputPreprocessing),
     *(Landscape, GradientLines, Surface, NetworkStatistics, LayerStatistics, WeightHistogram),
-    *(Conversion, ConvertedLayer),
+    *(Robustness, ModelRobustness, Conversion, ConvertedLayer),
 )
 HEAD = """# kerasnorm in Python
 

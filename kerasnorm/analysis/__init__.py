@@ -1,1 +1,1 @@
-"""Why normalization works: norms, inputs, the loss landscape, statistics of a network."""
+"""Why normalization works: norms, inputs, the loss landscape, statistics, robustness."""

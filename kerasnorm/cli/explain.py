@@ -1,13 +1,17 @@
-"""Commands that analyze: `explain`, `inputs`, `landscape` and `statistics`."""
+"""Commands that analyze: `explain`, `inputs`, `landscape`, `robustness` and `statistics`."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from kerasnorm import runtime
+from kerasnorm.analysis.corruptions import CORRUPTIONS, SEVERITIES
 from kerasnorm.cli import options as opt
+from kerasnorm.cli.models import open_target, resize_option, split_option, training_images
+from kerasnorm.files import write_json
 from kerasnorm.norms import NORMS
 from kerasnorm.progress import ConsoleProgress
 
@@ -138,6 +142,66 @@ def landscape(
 
 
 @click.command()
+@click.argument(
+    "targets", metavar="RUN-OR-MODEL…", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@opt.trust_option
+@opt.data_option
+@split_option
+@resize_option
+@opt.input_scale_option
+@_count("--images", 0, "Number of images to measure on, drawn class by class; 0 uses all.", low=0)
+@click.option(
+    "--corruption",
+    "corruptions",
+    multiple=True,
+    type=click.Choice(tuple(CORRUPTIONS)),
+    help="Corruption to measure; repeatable. By default all.",
+)
+@click.option(
+    "--severity",
+    "severities",
+    multiple=True,
+    type=click.IntRange(SEVERITIES[0], SEVERITIES[-1]),
+    help="Severity to measure; repeatable. By default all.",
+)
+@_count("--seed", 0, "Seed of the drawn images, the noise and the mixed batches.", low=0)
+@opt.backend_option
+@opt.device_option
+@_out("results/plots")
+@opt.quiet
+@opt.as_json
+def robustness(
+    targets: tuple[Path, ...],
+    data: str | None,
+    resize: str | None,
+    input_scale: str | None,
+    out: Path,
+    quiet: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Measure models on corrupted images, and with batch statistics of one class: what is lost?
+
+    The corruptions and their strengths are those of CIFAR-10-C (Hendrycks & Dietterich, arXiv
+    1903.12261). robustness.json, beside the figure, has all numbers.
+
+    Example: kerasnorm robustness results/best/runs/bn-torch-s0 results/best/runs/gn-torch-s0
+    """
+    where = {name: options.pop(name) for name in ("backend", "device")}
+    images = partial(training_images, data, resize)
+    models = [open_target(target, where, input_scale, images) for target in targets]
+    from kerasnorm.analysis.robustness import robustness as ask
+    from kerasnorm.analysis.robustness import robustness_table
+
+    with ConsoleProgress(quiet=quiet, quarters=True) as progress:
+        answer = ask(models, data=data, resize=resize, **options, progress=progress)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "robustness.json", answer.document())
+    _show(answer, out, as_json, lambda found: opt.print_table(robustness_table(found)))
+
+
+@click.command()
 @runs_argument
 @opt.trust_option
 @_count("--train-size", 2000, "Training images to repeat the training on; 0 uses all.", low=0)
@@ -199,4 +263,4 @@ def _show(
         click.echo(path)
 
 
-COMMANDS = (explain, inputs, landscape, statistics)
+COMMANDS = (explain, inputs, landscape, robustness, statistics)

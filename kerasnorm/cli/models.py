@@ -110,7 +110,7 @@ def receptive_field(target: str, as_json: bool, image_shape: tuple[int, ...], cl
         opt.print_table(receptive_field_table(rows))
 
 
-def _open(
+def open_target(
     target: Path,
     where: Mapping[str, str | None],
     input_scale: str | None,
@@ -204,7 +204,7 @@ def evaluate(
 
     Example: kerasnorm evaluate results/runs/shapes-gn-torch-s0
     """
-    saved = _open(target, where, input_scale, partial(training_images, data, resize))
+    saved = open_target(target, where, input_scale, partial(training_images, data, resize))
     from kerasnorm.inspection.evaluation import score
     from kerasnorm.inspection.images import images_of
 
@@ -245,7 +245,7 @@ def predict(
 
     Example: kerasnorm predict results/runs/shapes-gn-torch-s0 photo.png
     """
-    saved = _open(target, where, input_scale, _no_training_images)
+    saved = open_target(target, where, input_scale, _no_training_images)
     import numpy as np
 
     from kerasnorm.data.pictures import list_pictures, read_picture
@@ -300,7 +300,7 @@ def misclassified(
 
     Example: kerasnorm misclassified results/runs/shapes-gn-torch-s0 --out mistakes.png
     """
-    saved = _open(target, where, input_scale, partial(training_images, data, resize))
+    saved = open_target(target, where, input_scale, partial(training_images, data, resize))
     from dataclasses import asdict
 
     from kerasnorm import plots

@@ -23,7 +23,12 @@ logger = logging.getLogger(__name__)
 
 
 def images_of(
-    saved: "ExportedModel | SavedModel", data: str | None, split: str, resize: str | None = None
+    saved: "ExportedModel | SavedModel",
+    data: str | None,
+    split: str,
+    resize: str | None = None,
+    *,
+    equalized: bool = True,
 ) -> Split:
     """Returns the images to evaluate a model on, labelled by the classes in the model's order.
 
@@ -33,6 +38,7 @@ def images_of(
         split: A split's name, or "all".
         resize: How images of another size are resized, as `--resize` says; by default as when the
             model was trained, which may be not at all.
+        equalized: Whether histograms are equalized for a model that expects it.
 
     Raises:
         ConfigError: Neither the model nor `data` names the images.
@@ -54,6 +60,8 @@ def images_of(
             config = dataclasses.replace(config, data=read_config(home).data.data)
             known = read_content(home) if resize is None else None
         check_place(home or saved.path, config)
+    if not equalized:
+        config = dataclasses.replace(config, preprocessing="none")
     if resize or (saved.config and saved.config.data.image_size):
         size, resize = saved.image_shape[:2], resize_of(saved, resize)
         config = dataclasses.replace(config, image_size=size, resize=resize)

@@ -166,6 +166,7 @@ COMMANDS = {
     "explain": ["gn", "--no-cost", "--out", "OUT"],
     "landscape": ["RUN", "--steps", "1", "--lines", "1", "--points", "3", "--out", "OUT"],
     "statistics": ["RUN", "--images", "8", "--out", "OUT"],
+    "robustness": ["RUN", "--severity", "5", "--out", "OUT"],
     "inputs": ["--data", "DATA", "--out", "OUT"],
     "export": ["RUN", "--format", "keras", "--format", "state-dict", "--out", "OUT"],
     "import-torch": ["WEIGHTS", "--no-weight-standardization", "--out", "OUT.keras",
@@ -178,7 +179,7 @@ COMMANDS = {
     "doctor": [],
 }  # fmt: skip
 # They start processes or train, for a few lines that are printed as those of the others are.
-HEAVY = {"bench", "compare", "doctor", "inputs", "landscape", "statistics"}
+HEAVY = {"bench", "compare", "doctor", "inputs", "landscape", "robustness", "statistics"}
 LIGHT = {"fit", "evaluate", "predict", "misclassified", "summary", "receptive-field", "data"}
 
 

@@ -1,0 +1,461 @@
+"""Accuracy of trained models on corrupted images, and with the statistics of batches of one class.
+
+Keras is imported inside the functions, because the runs determine the backend.
+"""
+
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from kerasnorm import runtime
+from kerasnorm.analysis.answer import Answer, counter, expect
+from kerasnorm.analysis.corruptions import CORRUPTIONS, SEVERITIES
+from kerasnorm.config import unknown
+from kerasnorm.data.dataset import Split, stratified_sample
+from kerasnorm.data.preprocessing import equalize
+from kerasnorm.errors import ConfigError
+from kerasnorm.formats import detect
+from kerasnorm.formats.exported import ExportedModel, needs_keras, open_any
+from kerasnorm.inspection.evaluation import score
+from kerasnorm.inspection.images import images_of
+from kerasnorm.keras_settings import stock_keras
+from kerasnorm.norms import KEEP
+from kerasnorm.plots.curves import SHADE
+from kerasnorm.plots.labels import short_places
+from kerasnorm.plots.style import (
+    LEGEND_ROW,
+    TEXT_SIZE,
+    Picture,
+    draw_legend,
+    first_texts,
+    legend_shape,
+    marked_styles,
+    new_figure,
+    quiet,
+    title,
+)
+from kerasnorm.progress import Progress
+from kerasnorm.study.intervals import Interval
+from kerasnorm.study.summary import summarize
+from kerasnorm.study.tables import group_label, percent
+from kerasnorm.tables import Table
+from kerasnorm.training.run import MODEL, Run, is_run
+
+if TYPE_CHECKING:
+    import keras
+
+    from kerasnorm.formats.archive import SavedModel
+
+Indices = NDArray[np.int64]
+BATCH = 64  # images, at most, whose statistics are used
+PANELS = 3  # in a row of the figure
+PANEL_HEIGHT = 2.5  # inches
+BATCH_PANEL = "STATISTICS OF THE BATCH"
+MODES = ("moving", "mixed batch", "one class")  # ticks of that panel
+
+
+@dataclass(frozen=True)
+class ModelRobustness:
+    """Accuracies of one model, 0 to 1.
+
+    Attributes:
+        path: File or folder of the model.
+        images: Number of images that it was measured on.
+        clean: Accuracy on the images as they are.
+        corrupted: Accuracy by corruption and severity.
+        mixed: Accuracy where norms with moving statistics normalize each batch by its own
+            statistics, in batches of all classes; None where the model has no training mode.
+        one_class: The same in batches of one class each.
+        reason: Why there are no accuracies of batches; empty where there are.
+    """
+
+    path: Path
+    images: int
+    clean: float
+    corrupted: Mapping[str, Mapping[int, float]]
+    mixed: float | None
+    one_class: float | None
+    reason: str = ""
+
+    def mean(self, name: str = "") -> float:
+        """Returns the mean over the severities of a corruption, by default over all of these."""
+        means = {key: fmean(found.values()) for key, found in self.corrupted.items()}
+        return means[name] if name else fmean(means.values())
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Runs that differ in the seed alone, or one model file.
+
+    Attributes:
+        label: Short text that tells it from the others.
+        norm: Name of the runs' norm; "keep" for a model file, which does not tell.
+        models: The models one by one; the intervals below are over them, of shares of 1.
+        clean: Accuracy on the images as they are.
+        corrupted: Accuracy by corruption and severity.
+        means: Mean accuracy over the severities by corruption.
+        mean: Mean of these.
+        loss: Clean accuracy minus that mean.
+        mixed: Accuracy with the statistics of batches of all classes; see `ModelRobustness`.
+        one_class: Accuracy with the statistics of batches of one class.
+    """
+
+    label: str
+    norm: str
+    models: Sequence[ModelRobustness]
+    clean: Interval
+    corrupted: Mapping[str, Mapping[int, Interval]]
+    means: Mapping[str, Interval]
+    mean: Interval
+    loss: Interval
+    mixed: Interval | None
+    one_class: Interval | None
+
+    @classmethod
+    def of(cls, label: str, norm: str, models: Sequence[ModelRobustness]) -> "Robustness":
+        """Returns the means over models that were measured alike."""
+
+        def over(value: Callable[[ModelRobustness], float]) -> Interval:
+            return Interval.of([value(model) for model in models])
+
+        def known(name: str) -> Interval | None:
+            values = [getattr(model, name) for model in models]
+            return None if None in values else Interval.of(values)
+
+        return cls(
+            label,
+            norm,
+            models,
+            clean=over(lambda model: model.clean),
+            corrupted={
+                name: {
+                    severity: over(lambda m, name=name, s=severity: m.corrupted[name][s])
+                    for severity in found
+                }
+                for name, found in models[0].corrupted.items()
+            },
+            means={name: over(lambda m, name=name: m.mean(name)) for name in models[0].corrupted},
+            mean=over(lambda model: model.mean()),
+            loss=over(lambda model: model.clean - model.mean()),
+            mixed=known("mixed"),
+            one_class=known("one_class"),
+        )
+
+
+def robustness(  # noqa: PLR0913  (all but the models are options by name)
+    models: "Sequence[Run | Path | str | SavedModel | ExportedModel]",
+    *,
+    data: str | None = None,
+    split: str = "test",
+    resize: str | None = None,
+    images: int = 0,
+    corruptions: Sequence[str] = (),
+    severities: Sequence[int] = (),
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Answer[list[Robustness]]:
+    """Measures the accuracy of trained models on corrupted images, and of the batch's statistics.
+
+    The corruptions are four of those of CIFAR-10-C (arXiv 1903.12261); see
+    `kerasnorm.analysis.corruptions`. All models see the same pixels, on every backend.
+
+    Then norms with moving statistics, such as bn, normalize by the statistics of each batch, as in
+    training, while all other layers, dropout among them, work as at inference. Batches of one class
+    are what a model meets whose input comes in runs of similar images, when its norms are left in
+    training mode or adapt to their input; batches of all classes, of the same sizes, are the
+    control. Both have 64 images at most. Norms without moving statistics, such as gn and ln, give
+    the same accuracy in any batch; so does a frozen bn. The models are not changed.
+
+    Args:
+        models: Runs, folders of runs, model files, or opened models; exports too, which have no
+            training mode.
+        data: Data to measure on; by default those that the model was trained on.
+        split: "test", "validation", "train", or "all".
+        resize: How images of another size are resized; by default as when the model was trained.
+        images: Number of images, the same share of each class; 0 uses all.
+        corruptions: Names of corruptions; by default all.
+        severities: Severities, 1 to 5; by default all.
+        seed: Decides which images are drawn, the noise, and the order of the mixed batches.
+        progress: Receives the progress; by default shown in notebooks alone.
+
+    Returns:
+        An `Answer` whose data are a list of `Robustness`, with the figure `robustness`. Runs that
+        differ in the seed alone are one entry.
+
+    Raises:
+        ConfigError: No model is given, or an argument is out of range.
+        CorruptFileError: A model is damaged.
+        DataError: The images do not fit a model, or there is no such split.
+    """
+    expect(len(models) > 0, "models", "at least one run or model", "none")
+    expect(images >= 0, "images", "at least 0", images)
+    for name in corruptions:
+        if name not in CORRUPTIONS:
+            raise unknown("corruption", name, CORRUPTIONS)
+    for severity in severities:
+        expect(severity in SEVERITIES, "severity", "1 to 5", severity)
+    chosen = list(dict.fromkeys(corruptions or CORRUPTIONS))
+    levels = sorted({*(severities or SEVERITIES)})
+    opened = [_opened(model) for model in models]
+    tick = counter(progress, "robustness", len(opened) * (2 + len(chosen) * len(levels)))
+    found: dict[Path, ModelRobustness] = {}
+    for model in opened:
+        every = images_of(model, data, split, resize, equalized=False)
+        if 0 < images < len(every):
+            every = every.take(stratified_sample(every.labels, images, seed))
+        found[model.path] = _measured(model, every, chosen, levels, seed, tick)
+    groups = [Robustness.of(*group) for group in _groups(found)]
+    return Answer(groups, [robustness_figure(groups)])
+
+
+def _opened(
+    model: "Run | Path | str | SavedModel | ExportedModel",
+) -> "SavedModel | ExportedModel":
+    if isinstance(model, Run):
+        return model.saved_model()
+    if not isinstance(model, (str, Path)):
+        return model
+    if needs_keras(Path(model)):
+        runtime.import_keras(runtime.preferred("auto"))
+    return open_any(Path(model))
+
+
+def _groups(
+    found: Mapping[Path, ModelRobustness],
+) -> Iterator[tuple[str, str, list[ModelRobustness]]]:
+    """Yields label, norm and models of each entry: runs that differ in the seed, or a model file.
+
+    A model file is no run even where it names a run's config: norms may have been replaced since.
+    """
+    runs = {path: path.parent for path in found if path.name == MODEL and is_run(path.parent)}
+    if runs:
+        groups = summarize([Run.load(folder) for folder in runs.values()]).groups
+        for group in groups:
+            models = [found[run.path / MODEL] for _, run in sorted(group.runs.items())]
+            yield group_label(group, groups), group.norm, models
+    labels = short_places(str(path) for path in found if path not in runs)
+    for path, one in found.items():
+        if path not in runs:
+            yield labels[str(path)], KEEP, [one]
+
+
+def _measured(
+    model: "SavedModel | ExportedModel",
+    split: Split,
+    corruptions: Sequence[str],
+    severities: Sequence[int],
+    seed: int,
+    tick: Callable[[], None],
+) -> ModelRobustness:
+    """Returns the accuracies of one model on raw images."""
+
+    def accuracy(pixels: NDArray[np.uint8]) -> float:
+        prepared = equalize(pixels) if model.wants_equalized else pixels
+        found = score(model.predict(prepared), split.labels).accuracy
+        tick()
+        return found
+
+    clean = accuracy(split.images)
+    corrupted = {
+        name: {
+            severity: accuracy(
+                CORRUPTIONS[name](split.images, severity, _rng(seed, name, severity))
+            )
+            for severity in severities
+        }
+        for name in corruptions
+    }
+    batches, reason = {}, ""
+    prepared = equalize(split.images) if model.wants_equalized else split.images
+    try:
+        for name, parts in batches_of(split.labels, seed).items():
+            batches[name] = accuracy_in_batches(model, Split(prepared, split.labels), parts)
+    except ConfigError as error:
+        reason = str(error)
+    tick()
+    mixed, one_class = (batches.get(name) for name in ("mixed", "one_class"))
+    return ModelRobustness(model.path, len(split), clean, corrupted, mixed, one_class, reason)
+
+
+def _rng(seed: int, name: str, severity: int = 0) -> np.random.Generator:
+    """Returns a generator whose numbers do not depend on which others are drawn."""
+    return np.random.Generator(np.random.PCG64([seed, severity, zlib.crc32(name.encode())]))
+
+
+def batches_of(labels: NDArray[np.int32], seed: int) -> dict[str, list[Indices]]:
+    """Returns the indices of batches of one class each, and of mixed ones of the same sizes.
+
+    The sizes of the batches of a class differ by at most one.
+
+    Args:
+        labels: Class indices, shape (N,).
+        seed: Decides the order of the images in the mixed batches.
+
+    >>> {name: [len(part) for part in parts] for name, parts in
+    ...  batches_of(np.array([0] * 65 + [1] * 2), 0).items()}
+    {'mixed': [33, 32, 2], 'one_class': [33, 32, 2]}
+    """
+    of_classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    single = [
+        part
+        for places in of_classes
+        for part in np.array_split(places, math.ceil(len(places) / BATCH))
+    ]
+    order = _rng(seed, "mixed").permutation(len(labels))
+    mixed = np.split(order, np.cumsum([len(part) for part in single])[:-1])
+    return {"mixed": mixed, "one_class": single}
+
+
+@stock_keras
+def accuracy_in_batches(
+    model: "SavedModel | ExportedModel", split: Split, batches: Sequence[Indices]
+) -> float:
+    """Returns the accuracy, 0 to 1, of norms that use the statistics of each batch.
+
+    Args:
+        model: The model, which is not changed.
+        split: Images as the model takes them, and labels.
+        batches: Indices of the images of each batch.
+
+    Raises:
+        ConfigError: The model has no training mode, or one that cannot be reached.
+    """
+    if isinstance(model, ExportedModel):
+        raise ConfigError(
+            f"{model.path} runs in {detect(model.path).runtime}, which has no training mode. "
+            "Measure batches on the Keras model."
+        )
+    from kerasnorm.conversion.rebuild import Tap, layers, rebuild, refuse_hidden
+
+    network = model.model
+    parts = network._flatten_layers()
+    kinds = tuple({type(part) for part in parts if hasattr(part, "moving_mean")})
+    refuse_hidden(network, kinds, "put into training mode")
+    norms = [layer for layer in layers(network) if isinstance(layer, kinds)]
+    tapped, _ = rebuild(
+        network, {id(norm): Tap(norm, partial(_in_training, norm)) for norm in norms}
+    )
+    tapped.run_eagerly = True
+    right = 0
+    for batch in batches:
+        outputs = tapped.predict_on_batch(split.images[batch].astype(np.float32))
+        right += int((outputs.argmax(axis=1) == split.labels[batch]).sum())
+    return right / len(split)
+
+
+def _in_training(norm: "keras.layers.Layer", x: Any) -> Any:
+    """Returns what a norm gives in training; changes of its moving statistics are discarded."""
+    import keras
+
+    with keras.StatelessScope():
+        return norm(x, training=True)
+
+
+def robustness_table(found: Sequence[Robustness]) -> Table:
+    """Returns one row of accuracies per entry."""
+    names = list(found[0].means)
+    rows = [
+        (
+            one.label,
+            str(len(one.models)),
+            percent(one.clean),
+            *(percent(one.means[name]) for name in names),
+            percent(one.mean),
+            percent(one.loss),
+            percent(one.mixed),
+            percent(one.one_class),
+        )
+        for one in found
+    ]
+    counts = sorted({model.images for one in found for model in one.models})
+    severities = ", ".join(map(str, found[0].corrupted[names[0]]))
+    accuracies = (
+        f"Accuracy in percent on {' or '.join(f'{count:,}' for count in counts)} images; mean ± "
+        "sample std over n seeds. A corruption's column is the mean over the severities "
+        f"{severities}; mean is that of these columns, and loss is clean minus mean, in points."
+    )
+    batches = (
+        "Mixed and one class: norms with moving statistics use those of each batch of at most "
+        f"{BATCH} images instead, of all classes or of one. Other norms do not change."
+    )
+    reasons = dict.fromkeys(m.reason for one in found for m in one.models if m.reason)
+    titles = (f">{CORRUPTIONS[name].title}" for name in names)
+    columns = ("model", ">n", ">clean", *titles, ">mean", ">loss", ">mixed", ">one class")
+    return Table(columns, rows, notes=(accuracies, batches, *reasons))
+
+
+def robustness_figure(found: Sequence[Robustness]) -> Picture:
+    """Returns accuracy against severity, a panel per corruption, and that of batches."""
+    names = list(found[0].corrupted)
+    has_batches = any(one.mixed for one in found)
+    panels = len(names) + has_batches
+    columns, rows = min(PANELS, panels), math.ceil(panels / PANELS)
+    labels = [one.label for one in found]
+    shape = legend_shape(labels)
+    figure = new_figure(0.4 + PANEL_HEIGHT * rows + LEGEND_ROW * shape[1])
+    title(figure, "ACCURACY ON CORRUPTED IMAGES")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    styles = marked_styles([one.norm for one in found])
+    first = grid[0]
+    for axes, name in zip(grid, names, strict=False):
+        if axes is not first:
+            axes.sharey(first)
+        for one, style in zip(found, styles, strict=True):
+            _draw(axes, {0: one.clean, **one.corrupted[name]}, style)
+        quiet(axes, CORRUPTIONS[name].title.upper())
+        axes.set_xlabel("severity (0: clean)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if has_batches:
+        axes = grid[len(names)]
+        for one, style in zip(found, styles, strict=True):
+            if one.mixed and one.one_class:
+                _draw(axes, dict(enumerate((one.clean, one.mixed, one.one_class))), style)
+        quiet(axes, BATCH_PANEL)
+        axes.set_xticks(range(len(MODES)), MODES)
+        axes.set_xlim(-0.3, len(MODES) - 0.7)
+    for axes in grid[panels:]:
+        axes.set_axis_off()
+    for axes in grid[::columns]:
+        axes.set_ylabel("accuracy (%)", fontsize=TEXT_SIZE)
+    draw_legend(figure, styles, labels, shape[0])
+    text = "Accuracy against the severity of each corruption"
+    batch = (
+        f", and with the statistics of batches of at most {BATCH} images, of all classes or of one"
+        if has_batches
+        else ""
+    )
+    spread = "; shades are the standard deviation over the seeds" if _has_seeds(found) else ""
+    losses = [f"{one.label} {percent(one.clean)} clean, loss {percent(one.loss)}" for one in found]
+    return Picture(
+        "robustness",
+        figure,
+        "Accuracy on corrupted images",
+        f"{text}{batch}{spread}.",
+        f"{text}{batch}. In percent, and the loss averaged over the corruptions in points: "
+        f"{first_texts(losses)}.",
+    )
+
+
+def _has_seeds(found: Sequence[Robustness]) -> bool:
+    return any(len(one.models) > 1 for one in found)
+
+
+def _draw(axes: Axes, points: Mapping[int, Interval], style: Mapping[str, Any]) -> None:
+    """Draws means, in percent, and the standard deviation around them."""
+    places = list(points)
+    mean = 100 * np.array([point.mean for point in points.values()])
+    std = 100 * np.array([point.std or 0.0 for point in points.values()])
+    axes.plot(places, mean, **style)
+    axes.fill_between(
+        places, mean - std, mean + std, color=style["color"], alpha=SHADE, linewidth=0
+    )

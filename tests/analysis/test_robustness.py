@@ -1,0 +1,377 @@
+"""Corruptions against numbers worked out by hand, and what models make of them."""
+
+import json
+from pathlib import Path
+from statistics import mean, stdev
+
+import keras
+import numpy as np
+import pytest
+from helpers import exported, tiny
+from helpers.command import call
+from helpers.norm_nets import network, weights_by_path
+from keras import layers
+from matplotlib.colors import hsv_to_rgb, rgb_to_hsv, to_hex
+
+import kerasnorm
+from kerasnorm.analysis import corruptions
+from kerasnorm.analysis.corruptions import CORRUPTIONS, SEVERITIES
+from kerasnorm.analysis.robustness import (
+    BATCH_PANEL,
+    accuracy_in_batches,
+    batches_of,
+    robustness_table,
+)
+from kerasnorm.data.dataset import Split
+from kerasnorm.data.preprocessing import equalize
+from kerasnorm.data.shapes import shapes
+from kerasnorm.errors import ConfigError
+from kerasnorm.formats.archive import SavedModel, open_model
+from kerasnorm.formats.exported import ExportedModel
+from kerasnorm.norms import NORMS
+
+NOISE = (0.04, 0.06, 0.08, 0.09, 0.1)
+SIGMAS = (0.4, 0.6, 0.7, 0.8, 1.0)
+EVERY_KIND = np.random.default_rng(0).integers(0, 256, (4, 9, 7, 3), dtype=np.uint8)
+
+
+def corrupted(name, images, severity, seed=0):
+    return CORRUPTIONS[name](np.array(images, np.uint8), severity, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_contrast_is_worked_out_by_hand(severity):
+    """Two images, of which each channel has a mean of its own."""
+    images = [[[[0, 10], [200, 10]]], [[[100, 0], [100, 40]]]]
+    low, high = {1: (25, 175), 2: (50, 150), 3: (60, 140), 4: (70, 130), 5: (85, 115)}[severity]
+    dark, light = {1: (5, 35), 2: (10, 30), 3: (12, 28), 4: (14, 26), 5: (17, 23)}[severity]
+    expected = [[[[low, 10], [high, 10]]], [[[100, dark], [100, light]]]]
+    assert corrupted("contrast", images, severity).tolist() == expected
+
+
+def test_brightness_is_worked_out_by_hand():
+    gray = [corrupted("brightness", [[[[100]]]], severity).item() for severity in SEVERITIES]
+    assert gray == [112, 125, 138, 151, 176]
+    pixels = [[[[100, 50, 0], [0, 0, 0], [250, 125, 250]]]]
+    # V is raised by 25.5, at most to 255: the other channels by the same factor.
+    assert corrupted("brightness", pixels, 2).tolist() == [
+        [[[125, 62, 0], [25, 25, 25], [255, 127, 255]]]
+    ]
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_brightness_is_that_of_hsv(severity):
+    colors = rgb_to_hsv(EVERY_KIND / 255)
+    colors[..., 2] = np.minimum(colors[..., 2] + (0.05, 0.1, 0.15, 0.2, 0.3)[severity - 1], 1)
+    expected = np.floor(255 * hsv_to_rgb(colors) + 1e-9)
+    assert np.array_equal(corrupted("brightness", EVERY_KIND, severity), expected)
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_blur_is_a_gaussian_cut_at_four_sigma(severity):
+    sigma = SIGMAS[severity - 1]
+    offsets = np.arange(-9, 10)
+    kernel = np.exp(-0.5 * (offsets / sigma) ** 2) * (np.abs(offsets) <= round(4 * sigma))
+    kernel /= kernel.sum()
+    images = np.zeros((2, 19, 19, 2), np.uint8)
+    images[0, 9, 9, 1] = 255  # one point of one channel of one image
+    images[1, :, 0, 0] = 255  # an edge, which is repeated beyond the image
+    expected = np.zeros(images.shape)
+    expected[0, ..., 1] = 255 * np.outer(kernel, kernel)
+    expected[1, ..., 0] = 255 * np.array([kernel[9 + place :].sum() for place in range(19)])
+    assert np.array_equal(corrupted("gaussian-blur", images, severity), np.floor(expected + 1e-9))
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_noise_has_the_std_of_the_paper_and_stays_within_the_levels(severity):
+    gray = np.full((2, 100, 100, 3), 128)
+    noisy = corrupted("gaussian-noise", gray, severity).astype(float)
+    assert np.isclose(noisy.std(), 255 * NOISE[severity - 1], rtol=0.02)
+    assert np.isclose(noisy.mean(), 127.5, atol=0.5)  # fractions are dropped
+    assert noisy[0, ..., 0].tolist() != noisy[1, ..., 0].tolist() != noisy[1, ..., 1].tolist()
+    for level in (0, 255):  # half of the values would leave the levels
+        kept = corrupted("gaussian-noise", np.full((1, 50, 50, 1), level), severity)
+        assert 0.4 < (kept == level).mean() < 0.65
+        assert np.abs(kept.astype(int) - level).max() < 6 * 255 * NOISE[severity - 1]
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_chunks_do_not_show_and_images_are_left_alone(name, monkeypatch):
+    before = EVERY_KIND.copy()
+    whole = corrupted(name, EVERY_KIND, 3)
+    monkeypatch.setattr(corruptions, "CHUNK", 1)
+    assert np.array_equal(corrupted(name, EVERY_KIND, 3), whole)
+    assert whole.dtype == np.uint8
+    assert np.array_equal(EVERY_KIND, before)
+    assert np.array_equal(corrupted(name, EVERY_KIND, 0), before)
+    assert corrupted(name, EVERY_KIND[..., :1], 5).shape == (4, 9, 7, 1)
+
+
+def test_batches_of_one_class_and_mixed_ones_hold_every_image_once():
+    labels = np.array([0, 1, 1, 0, 2] * 30)
+    found = batches_of(labels, seed=0)
+    assert [len(part) for part in found["one_class"]] == [60, 60, 30]
+    assert [len(part) for part in found["mixed"]] == [60, 60, 30]
+    assert [np.unique(labels[part]).tolist() for part in found["one_class"]] == [[0], [1], [2]]
+    assert all(len(np.unique(labels[part])) == 3 for part in found["mixed"])
+    for parts in found.values():
+        assert sorted(np.concatenate(parts)) == [*range(150)]
+    other = batches_of(labels, seed=1)["mixed"]
+    assert any((a != b).any() for a, b in zip(found["mixed"], other, strict=True))
+
+
+def numbers(tensor):
+    return keras.ops.convert_to_numpy(keras.ops.stop_gradient(tensor))
+
+
+@pytest.mark.backend("any")
+def test_norms_alone_are_in_training_mode_and_the_model_is_not_changed():
+    """Models in the model, a shared norm and a dropout; the truth is Keras's own training pass."""
+    plain, dropout = network(), layers.Dropout(0.9)
+    pixels = keras.Input((8, 8, 3))
+    model = keras.Model(pixels, plain(dropout(pixels)))
+    rng = np.random.default_rng(3)
+    images = rng.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
+    batches = [np.arange(0, 10), np.arange(10, 24)]
+    before = weights_by_path(model)
+    labels = np.zeros(24, np.int32)
+
+    def accuracy():
+        saved = SavedModel(Path("model.keras"), model, tuple("abcde"), None)
+        return accuracy_in_batches(saved, Split(images, labels), batches)
+
+    found = []
+    for label in range(5):
+        labels[:] = label
+        found.append(accuracy())
+    after = weights_by_path(model)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    at_inference = numbers(plain(images.astype(np.float32))).argmax(axis=1)
+    parts = [plain(images[part].astype(np.float32), training=True) for part in batches]
+    answers = np.concatenate([numbers(part) for part in parts]).argmax(axis=1)
+    assert np.allclose(found, np.bincount(answers, minlength=5) / 24)
+    assert (at_inference != answers).any()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Tiny runs: bn with two seeds, and gn."""
+    folder = tmp_path_factory.mktemp("runs")
+    return [
+        tiny.train(tiny.config(norm=norm, seed=seed), out=folder / f"{norm}-{seed}").path
+        for norm, seed in (("bn", 0), ("bn", 1), ("gn", 0))
+    ]
+
+
+@pytest.fixture
+def pixels(monkeypatch):
+    """The images that models receive; they answer at random."""
+    seen = []
+
+    def predict(self, images):
+        seen.append(images.copy())
+        return np.random.default_rng(0).normal(size=(len(images), len(self.class_names)))
+
+    monkeypatch.setattr(SavedModel, "predict", predict)
+    return seen
+
+
+@pytest.mark.backend("any")
+def test_accuracies_are_those_of_keras_and_seeds_are_averaged(runs, tmp_path):
+    saved = tmp_path / "copy.keras"
+    saved.write_bytes((runs[2] / "model.keras").read_bytes())
+    words = ["--corruption", "contrast", "--severity", 5, "--severity", 2, "--out", tmp_path]
+    out, err = call("robustness", *runs, saved, *words, "--json")
+    document = json.loads(out)
+    bn, gn, file = document["data"]
+    assert [one["label"] for one in (bn, gn, file)] == ["BN", "GN", "copy.keras"]
+    assert [one["norm"] for one in (bn, gn, file)] == ["bn", "gn", "keep"]
+    assert json.loads((tmp_path / "robustness.json").read_text()) == document["data"]
+    assert document["figures"] == [str(tmp_path / "robustness.png")]
+    assert "robustness: 16/16" in err  # of each model: clean, two severities, batches
+    test = shapes(60, 20).test
+    x = test.images.astype(np.float64)
+    average = x.mean((1, 2), keepdims=True)
+    found = []
+    for path, model in zip((*runs, saved), [*bn["models"], *gn["models"], *file["models"]],
+                           strict=True):  # fmt: skip
+        net = kerasnorm.load_model(path)
+        clean, mild, strong = (
+            (numbers(net(p.astype(np.float32))).argmax(1) == test.labels).mean()
+            for p in (x, *(np.floor(average + c * (x - average) + 1e-9) for c in (0.5, 0.15)))
+        )
+        assert np.isclose(model["clean"], clean)
+        assert model["corrupted"] == {"contrast": pytest.approx({"2": mild, "5": strong})}
+        assert model["images"] == 20
+        found.append((clean, mild, strong))
+    pair = found[:2]
+    for interval, values in (
+        (bn["clean"], [clean for clean, _, _ in pair]),
+        (bn["corrupted"]["contrast"]["5"], [strong for _, _, strong in pair]),
+        (bn["means"]["contrast"], [(mild + strong) / 2 for _, mild, strong in pair]),
+        (bn["mean"], [(mild + strong) / 2 for _, mild, strong in pair]),
+        (bn["loss"], [clean - (mild + strong) / 2 for clean, mild, strong in pair]),
+    ):
+        assert interval["n"] == 2
+        assert np.isclose(interval["mean"], mean(values))
+        assert np.isclose(interval["std"], stdev(values))
+    for one in (gn, file):  # every image is normalized alone
+        assert one["mixed"]["mean"] == one["one_class"]["mean"] == one["clean"]["mean"]
+
+
+@pytest.mark.backend("any")
+def test_batch_statistics_of_a_run_are_those_of_kerass_training_pass(runs):
+    answer = kerasnorm.robustness(runs[:1], corruptions=["contrast"], severities=[1])
+    test = shapes(60, 20).test
+    model = answer.data[0].models[0]
+    for found, parts in zip(
+        (model.mixed, model.one_class), batches_of(test.labels, 0).values(), strict=True
+    ):
+        net = kerasnorm.load_model(runs[0])
+        right = 0
+        for part in parts:
+            logits = numbers(net(test.images[part].astype(np.float32), training=True))
+            right += (logits.argmax(1) == test.labels[part]).sum()
+        assert np.isclose(found, right / 20)
+
+
+def test_the_options_decide_what_is_measured(runs, tmp_path, pixels):
+    def measured(*words):
+        pixels.clear()
+        noise = ["--corruption", "gaussian-noise", "--severity", 3, "--out", tmp_path / "out"]
+        out = json.loads(call("robustness", runs[2], *noise, *words, "--json")[0])
+        (model,) = out["data"][0]["models"]
+        return model["images"], *pixels
+
+    count, clean, noisy = measured()
+    assert count == 20
+    assert np.array_equal(clean, shapes(60, 20).test.images)
+    inner = (clean > 80) & (clean < 175)  # five standard deviations from the ends
+    assert np.isclose((noisy.astype(float) - clean)[inner].std(), 255 * 0.08, rtol=0.05)
+    assert np.array_equal(measured()[2], noisy)
+    assert not np.array_equal(measured("--seed", 1)[2], noisy)
+    assert np.array_equal(measured("--seed", 1)[1], clean)
+    count, few, _ = measured("--images", 10)
+    assert count == 10
+    assert all(any((image == other).all() for other in clean) for image in few)
+    assert not np.array_equal(measured("--images", 10, "--seed", 1)[1], few)
+    assert measured("--images", 99)[0] == 20
+    count, train, _ = measured("--split", "train")
+    assert np.array_equal(train, shapes(60, 20).train.images)
+    classes = np.arange(12) % 10
+    small = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
+    arrays = {"x_train": small, "x_test": small, "y_train": classes, "y_test": classes}
+    np.savez(tmp_path / "small.npz", **arrays)
+    assert "--resize" in call("robustness", runs[2], "--data", tmp_path / "small.npz", code=3)[1]
+    stretched = measured("--data", tmp_path / "small.npz", "--resize", "stretch")
+    padded = measured("--data", tmp_path / "small.npz", "--resize", "pad")
+    assert stretched[0] == padded[0] == 12
+    assert stretched[1].shape == padded[1].shape == (12, 32, 32, 3)
+
+
+def test_the_input_scale_is_that_of_evaluate(tmp_path):
+    image = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, activation="tanh")(image)
+    keras.Model(image, layers.Dense(3)(layers.Flatten()(x))).save(tmp_path / "raw.keras")
+    images = np.random.default_rng(0).integers(0, 256, (90, 8, 8, 3), dtype=np.uint8)
+    labels = np.arange(90) % 3
+    arrays = {"x_train": images, "x_test": images, "y_train": labels, "y_test": labels}
+    np.savez(tmp_path / "images.npz", **arrays)
+    found = {}
+    for scale in ("0-1", "0-255"):
+        words = [tmp_path / "raw.keras", "--data", tmp_path / "images.npz", "--input-scale", scale]
+        clean = json.loads(call("evaluate", *words, "--json")[0])["accuracy"]
+        words += ["--severity", 1, "--corruption", "contrast", "--out", tmp_path, "--json"]
+        found[scale] = json.loads(call("robustness", *words)[0])["data"][0]["clean"]["mean"]
+        assert found[scale] == clean
+    assert found["0-1"] != found["0-255"]
+
+
+def test_corrupted_images_are_equalized_as_others_are(tmp_path, pixels):
+    config = tiny.config(preprocessing="equalize", epochs=1)
+    run = tiny.train(config, out=tmp_path / "run")
+    pixels.clear()
+    kerasnorm.robustness([run], corruptions=["contrast"], severities=[5])
+    raw = shapes(60, 20).test.images
+    assert np.array_equal(pixels[0], equalize(raw))
+    assert np.array_equal(pixels[1], equalize(corrupted("contrast", raw, 5)))
+
+
+def test_the_table_and_the_figure_show_all(runs):
+    answer = kerasnorm.robustness(runs, severities=[1, 5])
+    table = robustness_table(answer.data)
+    titles = [one.title for one in CORRUPTIONS.values()]
+    assert [c.removeprefix(">") for c in table.columns] == [
+        *("model", "n", "clean", *titles, "mean", "loss", "mixed", "one class")
+    ]
+    assert [row[:2] for row in table.rows] == [("BN", "2"), ("GN", "1")]
+    assert "on 20 images" in table.notes[0]
+    assert "severities 1, 5" in table.notes[0]
+    (picture,) = answer.pictures
+    panels = [axes for axes in picture.figure.axes if axes.axison]
+    assert [axes.get_title() for axes in panels] == [*map(str.upper, titles), BATCH_PANEL]
+    bn, gn = answer.data
+    for axes, name in zip(panels, CORRUPTIONS, strict=False):
+        for line, one in zip(axes.lines, (bn, gn), strict=True):
+            points = [one.clean, one.corrupted[name][1], one.corrupted[name][5]]
+            assert line.get_xdata().tolist() == [0, 1, 5]
+            assert np.allclose(line.get_ydata(), [100 * point.mean for point in points])
+            assert to_hex(line.get_color()) == NORMS[one.norm].color.lower()
+    (line, _) = panels[-1].lines
+    batches = (bn.clean, bn.mixed, bn.one_class)
+    assert np.allclose(line.get_ydata(), [100 * one.mean for one in batches])
+    assert "BN" in picture.alt
+    assert "seeds" in picture.caption
+
+
+class Hiding(layers.Layer):
+    """A layer with a norm that no graph shows."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = layers.BatchNormalization()
+
+    def call(self, x, training=None):
+        return self.norm(x, training=training)
+
+
+def test_a_model_without_a_training_mode_says_why(runs):
+    export = ExportedModel(Path("m.onnx"), (), None, (8, 8, 3), False, None, process=None)
+    with pytest.raises(ConfigError, match=r"m.onnx runs in ONNX Runtime, which has no training"):
+        accuracy_in_batches(export, Split(EVERY_KIND, np.zeros(4, np.int32)), [np.arange(4)])
+    saved = open_model(runs[2])
+    hidden = keras.Sequential([keras.Input((32, 32, 3)), Hiding(), saved.model])
+    saved = SavedModel(Path("hidden.keras"), hidden, saved.class_names, saved.config)
+    answer = kerasnorm.robustness([saved], corruptions=["contrast"], severities=[1])
+    (one,) = answer.data
+    assert one.mixed is one.one_class is None
+    table = robustness_table(answer.data)
+    assert table.rows[0][-2:] == ("-", "-")
+    assert any("Hiding" in note and "training mode" in note for note in table.notes)
+    assert [axes.get_title() for axes in answer.pictures[0].figure.axes] == ["CONTRAST"]
+
+
+def test_mistakes_get_one_clear_message(runs):
+    for models, options, named in (
+        ([], {}, "at least one run or model"),
+        (runs, {"corruptions": ["fog"]}, "gaussian-noise, gaussian-blur"),
+        (runs, {"severities": [6]}, "1 to 5"),
+        (runs, {"images": -1}, "at least 0"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            kerasnorm.robustness(models, **options)
+    for words in (["--severity", 0], ["--corruption", "fog"], ["--backend", "jax"], []):
+        call("robustness", *(runs[:1] if words else ()), *words, code=2)
+
+
+@pytest.mark.slow
+def test_an_export_is_measured_on_corrupted_images(exports, tmp_path):
+    names = [name for name in ("onnx", "litert", "keras") if name in exported.possible()]
+    paths = [exported.path_of(exports, name) for name in names]
+    words = ["--data", "shapes", "--images", 30, "--resize", "stretch", "--out", tmp_path]
+    arrays = {"x_train": exported.IMAGES, "y_train": np.arange(5), "x_test": exported.IMAGES}
+    np.savez(tmp_path / "images.npz", **arrays, y_test=np.arange(5))
+    words[1] = tmp_path / "images.npz"
+    out = json.loads(call("robustness", *paths, *words, "--json")[0])["data"]
+    assert len({json.dumps(one["corrupted"]) for one in out}) == 1
+    assert [one["mixed"] is None for one in out] == [name != "keras" for name in names]
