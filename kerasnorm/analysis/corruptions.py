@@ -78,7 +78,8 @@ def gaussian_blur(pixels: "Pixels", sigma: float, _: "np.random.Generator") -> "
 def contrast(pixels: "Pixels", share: float, _: "np.random.Generator") -> "Pixels":
     """Returns mean + share * (x - mean), with the mean of each channel of each image."""
     mean = pixels.mean(axis=(1, 2), keepdims=True)
-    return mean + share * (pixels - mean)
+    found: Pixels = mean + share * (pixels - mean)
+    return found
 
 
 def brightness(pixels: "Pixels", more: float, _: "np.random.Generator") -> "Pixels":
@@ -89,7 +90,9 @@ def brightness(pixels: "Pixels", more: float, _: "np.random.Generator") -> "Pixe
     """
     value = pixels.max(axis=-1, keepdims=True)
     black = value == 0
-    return (pixels + black) * (value + LEVELS * more).clip(max=LEVELS) / (value + black)
+    brighter = (value + LEVELS * more).clip(max=LEVELS)
+    found: Pixels = (pixels + black) * brighter / (value + black)
+    return found
 
 
 CORRUPTIONS = {

@@ -124,32 +124,31 @@ class Robustness:
     @classmethod
     def of(cls, label: str, norm: str, models: Sequence[ModelRobustness]) -> "Robustness":
         """Returns the means over models that were measured alike."""
-
-        def over(value: Callable[[ModelRobustness], float]) -> Interval:
-            return Interval.of([value(model) for model in models])
-
-        def known(name: str) -> Interval | None:
-            values = [getattr(model, name) for model in models]
-            return None if None in values else Interval.of(values)
-
+        corrupted = models[0].corrupted
         return cls(
             label,
             norm,
             models,
-            clean=over(lambda model: model.clean),
+            clean=Interval.of([model.clean for model in models]),
             corrupted={
                 name: {
-                    severity: over(lambda m, name=name, s=severity: m.corrupted[name][s])
+                    severity: Interval.of([model.corrupted[name][severity] for model in models])
                     for severity in found
                 }
-                for name, found in models[0].corrupted.items()
+                for name, found in corrupted.items()
             },
-            means={name: over(lambda m, name=name: m.mean(name)) for name in models[0].corrupted},
-            mean=over(lambda model: model.mean()),
-            loss=over(lambda model: model.clean - model.mean()),
-            mixed=known("mixed"),
-            one_class=known("one_class"),
+            means={name: Interval.of([model.mean(name) for model in models]) for name in corrupted},
+            mean=Interval.of([model.mean() for model in models]),
+            loss=Interval.of([model.clean - model.mean() for model in models]),
+            mixed=_known([model.mixed for model in models]),
+            one_class=_known([model.one_class for model in models]),
         )
+
+
+def _known(values: Sequence[float | None]) -> Interval | None:
+    """Returns the mean of values, None where one is not known."""
+    known = [value for value in values if value is not None]
+    return Interval.of(known) if len(known) == len(values) else None
 
 
 def robustness(  # noqa: PLR0913  (all but the models are options by name)
@@ -275,11 +274,13 @@ def _measured(
         }
         for name in corruptions
     }
-    batches, reason = {}, ""
     prepared = equalize(split.images) if model.wants_equalized else split.images
+    batches: dict[str, float] = {}
+    reason = ""
     try:
-        for name, parts in batches_of(split.labels, seed).items():
-            batches[name] = accuracy_in_batches(model, Split(prepared, split.labels), parts)
+        batches = accuracies_in_batches(
+            model, Split(prepared, split.labels), batches_of(split.labels, seed)
+        )
     except ConfigError as error:
         reason = str(error)
     tick()
@@ -317,15 +318,15 @@ def batches_of(labels: NDArray[np.int32], seed: int) -> dict[str, list[Indices]]
 
 
 @stock_keras
-def accuracy_in_batches(
-    model: "SavedModel | ExportedModel", split: Split, batches: Sequence[Indices]
-) -> float:
-    """Returns the accuracy, 0 to 1, of norms that use the statistics of each batch.
+def accuracies_in_batches(
+    model: "SavedModel | ExportedModel", split: Split, batches: Mapping[str, Sequence[Indices]]
+) -> dict[str, float]:
+    """Returns the accuracies, 0 to 1, of norms that use the statistics of each batch.
 
     Args:
         model: The model, which is not changed.
         split: Images as the model takes them, and labels.
-        batches: Indices of the images of each batch.
+        batches: Sets of batches by name; a batch is the indices of its images.
 
     Raises:
         ConfigError: The model has no training mode, or one that cannot be reached.
@@ -346,11 +347,12 @@ def accuracy_in_batches(
         network, {id(norm): Tap(norm, partial(_in_training, norm)) for norm in norms}
     )
     tapped.run_eagerly = True
-    right = 0
-    for batch in batches:
+
+    def right(batch: Indices) -> int:
         outputs = tapped.predict_on_batch(split.images[batch].astype(np.float32))
-        right += int((outputs.argmax(axis=1) == split.labels[batch]).sum())
-    return right / len(split)
+        return int((outputs.argmax(axis=1) == split.labels[batch]).sum())
+
+    return {name: sum(map(right, parts)) / len(split) for name, parts in batches.items()}
 
 
 def _in_training(norm: "keras.layers.Layer", x: Any) -> Any:

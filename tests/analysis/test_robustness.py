@@ -14,11 +14,11 @@ from keras import layers
 from matplotlib.colors import hsv_to_rgb, rgb_to_hsv, to_hex
 
 import kerasnorm
-from kerasnorm.analysis import corruptions
+from kerasnorm.analysis import corruptions, robustness
 from kerasnorm.analysis.corruptions import CORRUPTIONS, SEVERITIES
 from kerasnorm.analysis.robustness import (
     BATCH_PANEL,
-    accuracy_in_batches,
+    accuracies_in_batches,
     batches_of,
     robustness_table,
 )
@@ -29,6 +29,7 @@ from kerasnorm.errors import ConfigError
 from kerasnorm.formats.archive import SavedModel, open_model
 from kerasnorm.formats.exported import ExportedModel
 from kerasnorm.norms import NORMS
+from kerasnorm.plots.style import Picture
 
 NOISE = (0.04, 0.06, 0.08, 0.09, 0.1)
 SIGMAS = (0.4, 0.6, 0.7, 0.8, 1.0)
@@ -127,45 +128,47 @@ def numbers(tensor):
 @pytest.mark.backend("any")
 def test_norms_alone_are_in_training_mode_and_the_model_is_not_changed():
     """Models in the model, a shared norm and a dropout; the truth is Keras's own training pass."""
-    plain, dropout = network(), layers.Dropout(0.9)
-    pixels = keras.Input((8, 8, 3))
-    model = keras.Model(pixels, plain(dropout(pixels)))
-    rng = np.random.default_rng(3)
-    images = rng.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
-    batches = [np.arange(0, 10), np.arange(10, 24)]
+    inner, reference = network(), network()
+    reference.set_weights(inner.get_weights())
+    image = keras.Input((8, 8, 3))
+    model = keras.Model(image, inner(layers.Dropout(0.9)(image)))
+    images = np.random.default_rng(3).integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
+    pixels, batches = images.astype(np.float32), [np.arange(0, 10), np.arange(10, 24)]
+    at_inference = numbers(reference(pixels)).argmax(axis=1)
+    parts = [numbers(reference(pixels[part], training=True)) for part in batches]
+    answers = np.concatenate(parts).argmax(axis=1)
+    assert (answers != at_inference).any()
     before = weights_by_path(model)
-    labels = np.zeros(24, np.int32)
-
-    def accuracy():
-        saved = SavedModel(Path("model.keras"), model, tuple("abcde"), None)
-        return accuracy_in_batches(saved, Split(images, labels), batches)
-
-    found = []
-    for label in range(5):
-        labels[:] = label
-        found.append(accuracy())
+    saved = SavedModel(Path("model.keras"), model, tuple("abcde"), None)
+    found = accuracies_in_batches(
+        saved, Split(images, answers), {"all": batches, "first": batches[:1]}
+    )
+    assert found == {"all": 1.0, "first": 10 / 24}
     after = weights_by_path(model)
     assert all(np.array_equal(before[name], after[name]) for name in before)
-    at_inference = numbers(plain(images.astype(np.float32))).argmax(axis=1)
-    parts = [plain(images[part].astype(np.float32), training=True) for part in batches]
-    answers = np.concatenate([numbers(part) for part in parts]).argmax(axis=1)
-    assert np.allclose(found, np.bincount(answers, minlength=5) / 24)
-    assert (at_inference != answers).any()
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Tiny runs: bn with two seeds, and gn."""
+    """Tiny runs, bn with two seeds and gn, and a copy of the model of the last one."""
     folder = tmp_path_factory.mktemp("runs")
-    return [
-        tiny.train(tiny.config(norm=norm, seed=seed), out=folder / f"{norm}-{seed}").path
-        for norm, seed in (("bn", 0), ("bn", 1), ("gn", 0))
-    ]
+    paths = [folder / name for name in ("bn-0", "bn-1", "gn-0")]
+    for path in paths:
+        norm, seed = path.name.split("-")
+        tiny.train(tiny.config(norm=norm, seed=int(seed), epochs=1), out=path)
+    copy = folder / "copy.keras"
+    copy.write_bytes((paths[-1] / "model.keras").read_bytes())
+    return [*paths, copy]
+
+
+@pytest.fixture(scope="module")
+def answer(runs):
+    return kerasnorm.robustness(runs, severities=[5, 2])
 
 
 @pytest.fixture
 def pixels(monkeypatch):
-    """The images that models receive; they answer at random."""
+    """The images that models receive; they answer at random, and nothing is drawn."""
     seen = []
 
     def predict(self, images):
@@ -173,73 +176,58 @@ def pixels(monkeypatch):
         return np.random.default_rng(0).normal(size=(len(images), len(self.class_names)))
 
     monkeypatch.setattr(SavedModel, "predict", predict)
+    monkeypatch.setattr(robustness, "accuracies_in_batches", lambda *_: {})
+    monkeypatch.setattr(Picture, "save", lambda self, folder: folder / self.name)
     return seen
 
 
 @pytest.mark.backend("any")
-def test_accuracies_are_those_of_keras_and_seeds_are_averaged(runs, tmp_path):
-    saved = tmp_path / "copy.keras"
-    saved.write_bytes((runs[2] / "model.keras").read_bytes())
-    words = ["--corruption", "contrast", "--severity", 5, "--severity", 2, "--out", tmp_path]
-    out, err = call("robustness", *runs, saved, *words, "--json")
-    document = json.loads(out)
-    bn, gn, file = document["data"]
-    assert [one["label"] for one in (bn, gn, file)] == ["BN", "GN", "copy.keras"]
-    assert [one["norm"] for one in (bn, gn, file)] == ["bn", "gn", "keep"]
-    assert json.loads((tmp_path / "robustness.json").read_text()) == document["data"]
-    assert document["figures"] == [str(tmp_path / "robustness.png")]
-    assert "robustness: 16/16" in err  # of each model: clean, two severities, batches
+def test_accuracies_are_those_of_keras_and_seeds_are_averaged(runs, answer):
+    bn, gn, file = answer.data
+    assert [(one.label, one.norm) for one in answer.data] == [
+        *(("BN", "bn"), ("GN", "gn"), ("copy.keras", "keep"))
+    ]
     test = shapes(60, 20).test
     x = test.images.astype(np.float64)
     average = x.mean((1, 2), keepdims=True)
+    faded = [np.floor(average + share * (x - average) + 1e-9) for share in (0.5, 0.15)]
+
+    def truth(net, pixels, **mode):
+        return (numbers(net(pixels.astype(np.float32), **mode)).argmax(1) == test.labels).mean()
+
     found = []
-    for path, model in zip((*runs, saved), [*bn["models"], *gn["models"], *file["models"]],
-                           strict=True):  # fmt: skip
+    for path, model in zip(runs, [*bn.models, *gn.models, *file.models], strict=True):
         net = kerasnorm.load_model(path)
-        clean, mild, strong = (
-            (numbers(net(p.astype(np.float32))).argmax(1) == test.labels).mean()
-            for p in (x, *(np.floor(average + c * (x - average) + 1e-9) for c in (0.5, 0.15)))
-        )
-        assert np.isclose(model["clean"], clean)
-        assert model["corrupted"] == {"contrast": pytest.approx({"2": mild, "5": strong})}
-        assert model["images"] == 20
+        clean, mild, strong = (truth(net, pixels) for pixels in (x, *faded))
+        assert model.images == 20
+        assert np.isclose(model.clean, clean)
+        assert model.corrupted["contrast"] == pytest.approx({2: mild, 5: strong})
         found.append((clean, mild, strong))
-    pair = found[:2]
     for interval, values in (
-        (bn["clean"], [clean for clean, _, _ in pair]),
-        (bn["corrupted"]["contrast"]["5"], [strong for _, _, strong in pair]),
-        (bn["means"]["contrast"], [(mild + strong) / 2 for _, mild, strong in pair]),
-        (bn["mean"], [(mild + strong) / 2 for _, mild, strong in pair]),
-        (bn["loss"], [clean - (mild + strong) / 2 for clean, mild, strong in pair]),
+        (bn.clean, [clean for clean, _, _ in found[:2]]),
+        (bn.corrupted["contrast"][5], [strong for _, _, strong in found[:2]]),
+        (bn.means["contrast"], [(mild + strong) / 2 for _, mild, strong in found[:2]]),
+        (bn.mean, [mean([one.mean(name) for name in CORRUPTIONS]) for one in bn.models]),
+        (bn.loss, [one.clean - mean(map(one.mean, CORRUPTIONS)) for one in bn.models]),
     ):
-        assert interval["n"] == 2
-        assert np.isclose(interval["mean"], mean(values))
-        assert np.isclose(interval["std"], stdev(values))
+        assert (interval.n, interval.mean) == (2, pytest.approx(mean(values)))
+        assert interval.std == pytest.approx(stdev(values))
     for one in (gn, file):  # every image is normalized alone
-        assert one["mixed"]["mean"] == one["one_class"]["mean"] == one["clean"]["mean"]
-
-
-@pytest.mark.backend("any")
-def test_batch_statistics_of_a_run_are_those_of_kerass_training_pass(runs):
-    answer = kerasnorm.robustness(runs[:1], corruptions=["contrast"], severities=[1])
-    test = shapes(60, 20).test
-    model = answer.data[0].models[0]
-    for found, parts in zip(
-        (model.mixed, model.one_class), batches_of(test.labels, 0).values(), strict=True
-    ):
-        net = kerasnorm.load_model(runs[0])
+        assert one.mixed.mean == one.one_class.mean == one.clean.mean
+    net = kerasnorm.load_model(runs[0])
+    for kind, parts in batches_of(test.labels, 0).items():
         right = 0
         for part in parts:
             logits = numbers(net(test.images[part].astype(np.float32), training=True))
             right += (logits.argmax(1) == test.labels[part]).sum()
-        assert np.isclose(found, right / 20)
+        assert np.isclose(getattr(bn.models[0], kind), right / 20)
 
 
 def test_the_options_decide_what_is_measured(runs, tmp_path, pixels):
     def measured(*words):
         pixels.clear()
         noise = ["--corruption", "gaussian-noise", "--severity", 3, "--out", tmp_path / "out"]
-        out = json.loads(call("robustness", runs[2], *noise, *words, "--json")[0])
+        out = json.loads(call("robustness", runs[3], *noise, *words, "--json")[0])
         (model,) = out["data"][0]["models"]
         return model["images"], *pixels
 
@@ -249,20 +237,20 @@ def test_the_options_decide_what_is_measured(runs, tmp_path, pixels):
     inner = (clean > 80) & (clean < 175)  # five standard deviations from the ends
     assert np.isclose((noisy.astype(float) - clean)[inner].std(), 255 * 0.08, rtol=0.05)
     assert np.array_equal(measured()[2], noisy)
-    assert not np.array_equal(measured("--seed", 1)[2], noisy)
-    assert np.array_equal(measured("--seed", 1)[1], clean)
+    count, same, other = measured("--images", 99, "--seed", 1)
+    assert count == 20
+    assert np.array_equal(same, clean)
+    assert not np.array_equal(other, noisy)
     count, few, _ = measured("--images", 10)
     assert count == 10
     assert all(any((image == other).all() for other in clean) for image in few)
     assert not np.array_equal(measured("--images", 10, "--seed", 1)[1], few)
-    assert measured("--images", 99)[0] == 20
-    count, train, _ = measured("--split", "train")
-    assert np.array_equal(train, shapes(60, 20).train.images)
+    assert np.array_equal(measured("--split", "train")[1], shapes(60, 20).train.images)
     classes = np.arange(12) % 10
     small = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
     arrays = {"x_train": small, "x_test": small, "y_train": classes, "y_test": classes}
     np.savez(tmp_path / "small.npz", **arrays)
-    assert "--resize" in call("robustness", runs[2], "--data", tmp_path / "small.npz", code=3)[1]
+    assert "--resize" in call("robustness", runs[3], "--data", tmp_path / "small.npz", code=3)[1]
     stretched = measured("--data", tmp_path / "small.npz", "--resize", "stretch")
     padded = measured("--data", tmp_path / "small.npz", "--resize", "pad")
     assert stretched[0] == padded[0] == 12
@@ -297,31 +285,43 @@ def test_corrupted_images_are_equalized_as_others_are(tmp_path, pixels):
     assert np.array_equal(pixels[1], equalize(corrupted("contrast", raw, 5)))
 
 
-def test_the_table_and_the_figure_show_all(runs):
-    answer = kerasnorm.robustness(runs, severities=[1, 5])
+def test_the_table_and_the_figure_show_all(answer):
     table = robustness_table(answer.data)
     titles = [one.title for one in CORRUPTIONS.values()]
     assert [c.removeprefix(">") for c in table.columns] == [
         *("model", "n", "clean", *titles, "mean", "loss", "mixed", "one class")
     ]
-    assert [row[:2] for row in table.rows] == [("BN", "2"), ("GN", "1")]
+    assert [row[:2] for row in table.rows] == [("BN", "2"), ("GN", "1"), ("copy.keras", "1")]
     assert "on 20 images" in table.notes[0]
-    assert "severities 1, 5" in table.notes[0]
+    assert "severities 2, 5" in table.notes[0]
     (picture,) = answer.pictures
     panels = [axes for axes in picture.figure.axes if axes.axison]
     assert [axes.get_title() for axes in panels] == [*map(str.upper, titles), BATCH_PANEL]
-    bn, gn = answer.data
     for axes, name in zip(panels, CORRUPTIONS, strict=False):
-        for line, one in zip(axes.lines, (bn, gn), strict=True):
-            points = [one.clean, one.corrupted[name][1], one.corrupted[name][5]]
-            assert line.get_xdata().tolist() == [0, 1, 5]
+        for line, one in zip(axes.lines, answer.data, strict=True):
+            points = [one.clean, one.corrupted[name][2], one.corrupted[name][5]]
+            assert line.get_xdata().tolist() == [0, 2, 5]
             assert np.allclose(line.get_ydata(), [100 * point.mean for point in points])
             assert to_hex(line.get_color()) == NORMS[one.norm].color.lower()
-    (line, _) = panels[-1].lines
+    line, bn = panels[-1].lines[0], answer.data[0]
     batches = (bn.clean, bn.mixed, bn.one_class)
     assert np.allclose(line.get_ydata(), [100 * one.mean for one in batches])
     assert "BN" in picture.alt
     assert "seeds" in picture.caption
+
+
+def test_the_command_writes_numbers_and_figure(runs, tmp_path):
+    words = ["robustness", runs[3], "--corruption", "contrast", "--severity", 5, "--severity", 2]
+    out, err = call(*words, "--out", tmp_path, "--json")
+    document = json.loads(out)
+    assert {*document["data"][0]["corrupted"]["contrast"]} == {"2", "5"}
+    assert json.loads((tmp_path / "robustness.json").read_text()) == document["data"]
+    assert document["figures"] == [str(tmp_path / "robustness.png")]
+    assert (tmp_path / "robustness.png").is_file()
+    assert "robustness: 4/4" in err  # clean, two severities, batches
+    out, err = call(*words, "--out", tmp_path, "--quiet")
+    assert "one class" in out
+    assert err == ""
 
 
 class Hiding(layers.Layer):
@@ -337,8 +337,8 @@ class Hiding(layers.Layer):
 
 def test_a_model_without_a_training_mode_says_why(runs):
     export = ExportedModel(Path("m.onnx"), (), None, (8, 8, 3), False, None, process=None)
-    with pytest.raises(ConfigError, match=r"m.onnx runs in ONNX Runtime, which has no training"):
-        accuracy_in_batches(export, Split(EVERY_KIND, np.zeros(4, np.int32)), [np.arange(4)])
+    with pytest.raises(ConfigError, match=r"m.onnx runs in onnxruntime, which has no training"):
+        accuracies_in_batches(export, Split(EVERY_KIND, np.zeros(4, np.int32)), {})
     saved = open_model(runs[2])
     hidden = keras.Sequential([keras.Input((32, 32, 3)), Hiding(), saved.model])
     saved = SavedModel(Path("hidden.keras"), hidden, saved.class_names, saved.config)
