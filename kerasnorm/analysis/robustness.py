@@ -25,6 +25,7 @@ from kerasnorm.data.dataset import Split, stratified_sample
 from kerasnorm.data.preprocessing import equalize
 from kerasnorm.errors import ConfigError
 from kerasnorm.formats import detect
+from kerasnorm.formats.archive import SavedModel
 from kerasnorm.formats.exported import ExportedModel, needs_keras, open_any
 from kerasnorm.inspection.evaluation import score
 from kerasnorm.inspection.images import images_of
@@ -53,8 +54,6 @@ from kerasnorm.training.run import MODEL, Run, is_run
 
 if TYPE_CHECKING:
     import keras
-
-    from kerasnorm.formats.archive import SavedModel
 
 Indices = NDArray[np.int64]
 BATCH = 64  # images, at most, whose statistics are used
@@ -152,7 +151,7 @@ def _known(values: Sequence[float | None]) -> Interval | None:
 
 
 def robustness(  # noqa: PLR0913  (all but the models are options by name)
-    models: "Sequence[Run | Path | str | SavedModel | ExportedModel]",
+    models: Sequence[Run | Path | str | SavedModel | ExportedModel],
     *,
     data: str | None = None,
     split: str = "test",
@@ -218,8 +217,8 @@ def robustness(  # noqa: PLR0913  (all but the models are options by name)
 
 
 def _opened(
-    model: "Run | Path | str | SavedModel | ExportedModel",
-) -> "SavedModel | ExportedModel":
+    model: Run | Path | str | SavedModel | ExportedModel,
+) -> SavedModel | ExportedModel:
     if isinstance(model, Run):
         return model.saved_model()
     if not isinstance(model, (str, Path)):
@@ -249,7 +248,7 @@ def _groups(
 
 
 def _measured(
-    model: "SavedModel | ExportedModel",
+    model: SavedModel | ExportedModel,
     split: Split,
     corruptions: Sequence[str],
     severities: Sequence[int],
@@ -319,7 +318,7 @@ def batches_of(labels: NDArray[np.int32], seed: int) -> dict[str, list[Indices]]
 
 @stock_keras
 def accuracies_in_batches(
-    model: "SavedModel | ExportedModel", split: Split, batches: Mapping[str, Sequence[Indices]]
+    model: SavedModel | ExportedModel, split: Split, batches: Mapping[str, Sequence[Indices]]
 ) -> dict[str, float]:
     """Returns the accuracies, 0 to 1, of norms that use the statistics of each batch.
 
