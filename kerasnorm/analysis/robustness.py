@@ -60,7 +60,7 @@ BATCH = 64  # images, at most, whose statistics are used
 PANELS = 3  # in a row of the figure
 PANEL_HEIGHT = 2.5  # inches
 BATCH_PANEL = "STATISTICS OF THE BATCH"
-MODES = ("moving", "mixed batch", "one class")  # ticks of that panel
+MODES = ("inference", "mixed batches", "one class")  # ticks of that panel
 
 
 @dataclass(frozen=True)
@@ -420,7 +420,8 @@ def robustness_figure(found: Sequence[Robustness]) -> Picture:
         axes = grid[len(names)]
         for one, style in zip(found, styles, strict=True):
             if one.mixed and one.one_class:
-                _draw(axes, dict(enumerate((one.clean, one.mixed, one.one_class))), style)
+                points = dict(enumerate((one.clean, one.mixed, one.one_class)))
+                _draw(axes, points, style | {"marker": style["marker"] or "o"})
         quiet(axes, BATCH_PANEL)
         axes.set_xticks(range(len(MODES)), MODES)
         axes.set_xlim(-0.3, len(MODES) - 0.7)
