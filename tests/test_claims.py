@@ -134,3 +134,41 @@ def test_the_interval_of_the_first_difference_is_that_of_the_study():
     readme = " ".join((ROOT / README).read_text(encoding="utf-8").split())
     assert f"{mean:.2f} points" in readme
     assert f"from {low:.2f} to {high:+.2f}" in readme
+
+
+def test_the_losses_on_corrupted_images_are_those_of_the_measurement():
+    document = json.loads((ROOT / "results/robustness/robustness.json").read_text())
+    found = {group["norm"]: group for group in document}
+    assert {*found} == {"bn", "gn", "ln"}
+    assert {len(group["models"]) for group in document} == {3}
+    assert {model["images"] for group in document for model in group["models"]} == {10_000}
+    loss = {
+        norm: "{mean:.1f} ({low:.1f} to {high:.1f})".format(
+            **{part: 100 * group["loss"][part] for part in ("mean", "low", "high")}
+        )
+        for norm, group in found.items()
+    }
+    faded = {norm: 100 * found[norm]["corrupted"]["contrast"]["5"]["mean"] for norm in found}
+    bn = {name: 100 * found["bn"][name]["mean"] for name in ("clean", "mixed", "one_class")}
+    losses = {
+        name: [100 * (one["clean"]["mean"] - one["means"][name]["mean"]) for one in document]
+        for name in ("gaussian-noise", "brightness")
+    }
+    noise = losses["gaussian-noise"]
+    assert max(losses["brightness"]) < 2
+    for norm in ("gn", "ln"):
+        clean, mixed, one_class = (found[norm][name]["mean"] for name in bn)
+        assert clean == mixed == one_class
+    contrast = (
+        "at severity 5 `bn` classifies {bn:.1f} % correctly, `gn` {gn:.1f} and `ln` {ln:.1f} %"
+    )
+    batches = "`bn` keeps {mixed:.1f} of {clean:.1f} %, with those of batches of one class "
+    guide = " ".join((ROOT / GUIDE).read_text(encoding="utf-8").split())
+    for text in (
+        "it loses " + loss["bn"].replace("(", "points (95 % interval "),
+        f"`ln` {loss['ln']} and `gn` {loss['gn']}",
+        contrast.format(**faded),
+        f"Noise costs every norm {min(noise):.0f} to {max(noise):.0f} points",
+        (batches + "{one_class:.1f} %").format(**bn),
+    ):
+        assert text in guide
