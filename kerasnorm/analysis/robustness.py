@@ -263,17 +263,16 @@ def _measured(
         tick()
         return found
 
-    clean = accuracy(split.images)
+    images = split.images[:]  # read once where they lie in a file
+    clean = accuracy(images)
     corrupted = {
         name: {
-            severity: accuracy(
-                CORRUPTIONS[name](split.images, severity, _rng(seed, name, severity))
-            )
+            severity: accuracy(CORRUPTIONS[name](images, severity, _rng(seed, name, severity)))
             for severity in severities
         }
         for name in corruptions
     }
-    prepared = equalize(split.images) if model.wants_equalized else split.images
+    prepared = equalize(images) if model.wants_equalized else images
     batches: dict[str, float] = {}
     reason = ""
     try:

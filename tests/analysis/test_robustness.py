@@ -378,10 +378,10 @@ def test_mistakes_get_one_clear_message(runs):
 def test_an_export_is_measured_on_corrupted_images(exports, tmp_path):
     names = [name for name in ("onnx", "litert", "keras") if name in exported.possible()]
     paths = [exported.path_of(exports, name) for name in names]
-    words = ["--data", "shapes", "--images", 30, "--resize", "stretch", "--out", tmp_path]
-    arrays = {"x_train": exported.IMAGES, "y_train": np.arange(5), "x_test": exported.IMAGES}
-    np.savez(tmp_path / "images.npz", **arrays, y_test=np.arange(5))
-    words[1] = tmp_path / "images.npz"
+    images, labels = np.concatenate([exported.IMAGES] * 2), np.arange(10)
+    arrays = {"x_train": images, "x_test": images[::-1], "y_train": labels, "y_test": labels}
+    np.savez(tmp_path / "images.npz", **arrays)
+    words = ["--data", tmp_path / "images.npz", "--out", tmp_path]
     out = json.loads(call("robustness", *paths, *words, "--json")[0])["data"]
     assert len({json.dumps(one["corrupted"]) for one in out}) == 1
     assert [one["mixed"] is None for one in out] == [name != "keras" for name in names]
