@@ -18,7 +18,7 @@ from kerasnorm.config import ModelConfig, unknown
 from kerasnorm.errors import ConfigError
 from kerasnorm.inspection.graph import call_again, functional_graph, nodes
 from kerasnorm.inspection.output_graph import AVERAGES, IDENTITIES, LINEAR, RESHAPES
-from kerasnorm.norms import KEEP, normalization
+from kerasnorm.norms import KEEP, layer_factory
 
 logger = logging.getLogger(__name__)
 RESCALING = "input_rescaling"  # the first layer of a network that had none
@@ -108,12 +108,7 @@ def _with_norms(model: keras.Model, config: ModelConfig) -> keras.Model:
 
     wanted: Any = config.norm
     if user_code.is_named(config.norm):
-
-        def wanted(channels: int, name: str) -> keras.layers.Layer:
-            layer = normalization(config, channels, name=name)
-            assert layer is not None
-            return layer
-
+        wanted = layer_factory(config.norm, config)
     groups = {}
     if config.norm == "gn":
         is_default = config.groups == DEFAULT_GROUPS  # which need not divide any width

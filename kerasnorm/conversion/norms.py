@@ -20,8 +20,7 @@ from kerasnorm.conversion.result import (
 from kerasnorm.errors import ConfigError
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.network import StandardizedConv2D
-from kerasnorm.norms import KEEP, NORMS, custom_layers
-from kerasnorm.user_code import LayerFactory, layer_factory
+from kerasnorm.norms import KEEP, NORMS, LayerFactory, Norm, custom_layers, layer_factory
 
 DEFAULT_GROUPS = 32  # Wu & He 2018
 STOCK = (
@@ -65,7 +64,7 @@ class Replaced:
 @stock_keras
 def convert_norm(
     model: keras.Model,
-    norm: "str | type[keras.layers.Layer] | LayerFactory",
+    norm: "str | type[keras.layers.Layer] | LayerFactory | Norm",
     *,
     groups: int | None = None,
     group_size: int | None = None,
@@ -82,7 +81,7 @@ def convert_norm(
         model: A functional or Sequential model, channels last.
         norm: A norm's name, see `kerasnorm.norms.NORMS`; "none" removes the norms and "keep"
             leaves them. Or a norm of your own: a Layer class, a function (channels, name) -> Layer,
-            or "package.module:name" of one of the two.
+            a `kerasnorm.norms.Norm`, or "package.module:name" of one of these.
         groups: Number of groups of "gn", by default 32: a layer takes the largest divisor of its
             channels that is at most this.
         group_size: Channels per group of "gn" instead: a layer takes the largest divisor of its
@@ -109,7 +108,7 @@ def convert_norm(
 @stock_keras
 def replace_norms(
     model: keras.Model,
-    norm: "str | type[keras.layers.Layer] | LayerFactory",
+    norm: "str | type[keras.layers.Layer] | LayerFactory | Norm",
     *,
     groups: int | None = None,
     group_size: int | None = None,
