@@ -14,6 +14,7 @@ from kerasnorm.analysis.statistics import (
     epochs_figure,
     weight_histogram,
 )
+from kerasnorm.data import Split
 from kerasnorm.training.fit import make_engine
 
 LABELS = ["C1", "C2", "c3", "C3", "C4", "C5", "c6", "C7", "C8", "C9"]
@@ -45,6 +46,51 @@ def test_bn_before_the_activation_gives_it_mean_0_and_std_1():
     assert np.allclose([row.activation_std for row in rows], 1, atol=0.02)
     _, _, rows = measured("none")
     assert max(abs(row.activation_std - 1) for row in rows) > 0.1
+
+
+class OwnNorm(keras.layers.Layer):
+    """A norm of the user's own."""
+
+    def call(self, x):
+        return x - keras.ops.mean(x, axis=(1, 2), keepdims=True)
+
+
+@pytest.mark.backend("any")
+def test_a_convolution_is_followed_to_its_activation_wherever_that_is():
+    layers = keras.layers
+    inner = keras.Sequential(
+        [
+            keras.Input((8, 8, 4)),
+            layers.SeparableConv2D(5, 3, name="separable"),
+            OwnNorm(),
+            layers.ELU(),
+            layers.Conv2D(4, 3, padding="same", name="last"),
+        ],
+        name="inner",
+    )
+    pixels = keras.Input((8, 8, 3))
+    shared = layers.Conv2D(4, 3, padding="same", activation="relu", name="fused")
+    x = shared(layers.Conv2D(4, 1, name="linear")(pixels))
+    x = keras.ops.relu(layers.BatchNormalization()(inner(shared(x))))
+    logits = layers.Dense(10)(layers.GlobalAveragePooling2D()(x))
+    model = keras.Model(pixels, logits)
+    model.get_layer("fused").trainable = False
+    taps = Taps(model)
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3)).astype(np.uint8)
+    rows = taps.measure(Split(images, np.arange(6)), 0)
+    assert [row.layer for row in rows] == ["fused", "inner/separable", "inner/last"]
+    assert np.isnan(rows[0].gradient_norm)  # frozen
+    assert rows[1].gradient_norm > 0
+    one = keras.Model(pixels, model.get_layer("linear").output)(images.astype(np.float32))
+    kernel, bias = (keras.ops.convert_to_tensor(w) for w in shared.get_weights())
+    before = keras.ops.convert_to_numpy(keras.ops.conv(one, kernel, padding="same") + bias)
+    assert np.isclose(rows[0].activation_mean, before.mean(), rtol=1e-4)
+    assert np.isclose(rows[0].activation_std, before.std(), rtol=1e-4)
+    assert np.isclose(rows[0].zero_share, (before <= 0).mean(), atol=1e-3)
+    assert abs(rows[1].activation_mean) < 1e-4  # behind the user's norm
+    assert rows[1].weight_norm == pytest.approx(
+        np.linalg.norm(inner.get_layer("separable").get_weights()[1]), rel=1e-5
+    )
 
 
 @pytest.mark.backend("any")
