@@ -358,7 +358,7 @@ def layer_factory(
                 layer = given(channels=channels, name=name)
             else:
                 layer = given(name=name) if is_class else given(channels, name)
-        except Exception as error:  # it is the user's code, which may raise anything
+        except (Exception, SystemExit) as error:  # it is the user's code, which may raise anything
             raise ConfigError(
                 f"norm: {norm!r} raised {type(error).__name__} for {channels} channels: {error}"
             ) from error

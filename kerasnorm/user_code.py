@@ -102,7 +102,7 @@ def _imported(name: str, field: str) -> ModuleType:
     """
     try:
         return _module(name)
-    except Exception as error:  # it is the user's code, which may raise anything
+    except (Exception, SystemExit) as error:  # it is the user's code, which may raise anything
         raise ConfigError(
             f"{field}: importing {name} raised {type(error).__name__}: {error}. Expected a "
             "module, or the path of a .py file."

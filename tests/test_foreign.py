@@ -26,6 +26,9 @@ def small(input_shape, classes):
 def broken(input_shape, classes):
     raise RuntimeError("no weights\\nhere")
 
+def leaving(input_shape, classes):
+    raise SystemExit(3)
+
 def empty(input_shape, classes):
     return "a model"
 
@@ -127,6 +130,7 @@ def test_half_precision_reaches_all_layers_but_the_last(code):
     ("name", "message"),
     [
         ("broken", "raised RuntimeError: no weights$"),
+        ("leaving", "raised SystemExit: 3$"),
         ("empty", r"to return a keras.Model. Received: str$"),
         ("fixed", r"expected logits of shape \(N, 4\).*as wide as the number of classes"),
         ("missing", "expected the name of a function or class of .*nets.py. Received: missing"),
