@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BINS = 61  # bins of a weight histogram
+NAMES = 14  # of layers at the left of a map, at most; of more layers, every second or third one's
+NAME_WIDTH = 1.2  # inches of a layer's name
 LABEL_WIDTH = 3.0  # inches of a run's name
 SPARSE = 1e-3  # a weight below this share of its layer's largest counts as 0
 SHOWN = 0.999  # share of the weights that lie between the edges of a histogram
@@ -519,12 +521,20 @@ def layers_figure(found: Sequence[NetworkStatistics]) -> Picture:
     title(figure, "LAYER BY LAYER, AFTER THE LAST EPOCH")
     panels = figure.subplots(2, 3).ravel()
     styles = _styles(found)
+    names = [[row.layer for row in one.rows(0)] for one in found]
+    room = WIDTH / 4  # of the names below a panel
+    width = sum(text_width(name, TEXT_SIZE - 2) for name in names[0])
+    is_named = names.count(names[0]) == len(names) and width < room
     for axes, (name, heading, scale) in zip(panels, LAYER_PANELS, strict=True):
         for one, style in zip(found, styles, strict=True):
             rows = one.rows(one.repeated_epochs)
             values = np.array([getattr(row, name) for row in rows])
             values = np.where(values > 0, values, np.nan) if scale == "log" else values
-            axes.plot([row.layer for row in rows], values, **style)
+            axes.plot(range(1, len(values) + 1), values, **style)
+        if is_named:
+            axes.set_xticks(range(1, len(names[0]) + 1), names[0])
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         quiet(axes, heading)
         if scale == "log":
             axes.set_yscale("log")
@@ -534,6 +544,9 @@ def layers_figure(found: Sequence[NetworkStatistics]) -> Picture:
         axes.tick_params(axis="x", labelsize=TEXT_SIZE - 2)
     draw_legend(figure, styles, [one.label for one in found], 3)
     measures = ", ".join(heading for _, heading, _ in LAYER_PANELS)
+    if not is_named:
+        for axes in panels[3:]:
+            axes.set_xlabel("number of the layer", fontsize=TEXT_SIZE, color=INK)
     text = "Layers from input to output after the last epoch of the repeated training"
     caption = f"{text}, one curve per run."
     return Picture("layers", figure, "Layer by layer", caption, f"{caption} Panels: {measures}.")
@@ -547,12 +560,14 @@ def epochs_figure(found: Sequence[NetworkStatistics]) -> Picture:
     count = len(found)
     figure = new_figure(1.0 + 1.9 * len(MAPS))
     title(figure, "LAYER BY LAYER, EPOCH BY EPOCH")
-    grid = figure.subplots(len(MAPS), count, squeeze=False, sharey=True)
+    names = [[row.layer for row in one.rows(0)] for one in found]
+    is_shared = names.count(names[0]) == count
+    grid = figure.subplots(len(MAPS), count, squeeze=False, sharey="row" if is_shared else False)
     for row, (name, heading) in zip(grid, MAPS, strict=True):
         maps = [_matrix(one, name) for one in found]
         labels = fit([one.label for one in found], (WIDTH - 1.5) / count)
         scale = _scale(maps)
-        for axes, one, values, label in zip(row, found, maps, labels, strict=True):
+        for axes, layers, values, label in zip(row, names, maps, labels, strict=True):
             first = 1 if np.isnan(values[:, 0]).all() else 0
             limits = (first - 0.5, values.shape[1] - 0.5, len(values) - 0.5, -0.5)
             drawn = axes.imshow(
@@ -560,7 +575,8 @@ def epochs_figure(found: Sequence[NetworkStatistics]) -> Picture:
             )
             axes.set_facecolor(GRID)
             axes.set_title(label, fontsize=TEXT_SIZE, color=INK)
-            axes.set_yticks(range(len(values)), [r.layer for r in one.rows(0)])
+            step = -(-len(layers) // NAMES)
+            axes.set_yticks(range(0, len(layers), step), fit(layers[::step], NAME_WIDTH))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             small_text(axes)
             axes.tick_params(axis="y", labelsize=TEXT_SIZE - 2)

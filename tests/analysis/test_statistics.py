@@ -1,5 +1,6 @@
 """Networks from inside."""
 
+import itertools
 from pathlib import Path
 
 import keras
@@ -12,6 +13,7 @@ from kerasnorm.analysis.statistics import (
     NetworkStatistics,
     Taps,
     epochs_figure,
+    layers_figure,
     weight_histogram,
 )
 from kerasnorm.data import Split
@@ -117,19 +119,51 @@ def test_updates_are_measured_against_the_weights_before():
     assert min(moved) > 0
 
 
-def test_one_epoch_has_whole_ticks():
+def run_of(names, label="a " * 99):
+    """Statistics of a run of one epoch whose layers have these names."""
     rows = [
         LayerStatistics(
             epoch, layer, 0.0, 1.0, 0.5, 0.0, 1.0, 1.0, (0.0,) * 5, 0.1 if epoch else np.nan
         )
         for epoch in (0, 1)
-        for layer in ("C1", "C2")
+        for layer in names
     ]
     weights = weight_histogram([np.array([1.0, -1.0])], 1.0)
-    run = NetworkStatistics(Path("run"), "a " * 99, "bn", rows, weights, 1.0, 0.5, 1.0, 0.5, 9, 1)
-    axes = epochs_figure([run]).figure.axes[2]  # the updates, which the start has none of
+    return NetworkStatistics(Path("run"), label, "bn", rows, weights, 1.0, 0.5, 1.0, 0.5, 9, 1)
+
+
+def test_one_epoch_has_whole_ticks():
+    axes = epochs_figure([run_of(("C1", "C2"))]).figure.axes[2]  # the updates; none at the start
     assert [tick for tick in axes.get_xticks() if 0.5 <= tick <= 1.5] == [1]
     assert "…" in axes.get_title()
+
+
+@pytest.mark.parametrize("count", [10, 100])
+def test_the_names_of_layers_do_not_overlap(count):
+    names = LABELS if count == 10 else [f"block_{place}_depthwise" for place in range(count)]
+    runs = [run_of(names, "one"), run_of(names, "other")]
+    for draw, axis in ((layers_figure, "x"), (epochs_figure, "y")):
+        figure = draw(runs).figure
+        figure.canvas.draw()
+        texts = [
+            text for text in getattr(figure.axes[0], f"get_{axis}ticklabels")() if text.get_text()
+        ]
+        ends = sorted(
+            (getattr(box, f"{axis}0"), getattr(box, f"{axis}1"))
+            for box in (text.get_window_extent() for text in texts)
+        )
+        assert len(ends) > 4
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(ends))
+    assert texts[0].get_text() == names[0]
+
+
+def test_runs_of_different_networks_each_have_their_layers():
+    runs = [run_of(LABELS, "one"), run_of(["conv_a", "conv_b"], "other")]
+    figure = epochs_figure(runs).figure
+    for axes, names in zip(figure.axes, (LABELS, ["conv_a", "conv_b"]), strict=False):
+        assert [text.get_text() for text in axes.get_yticklabels()] == names
+    lines = layers_figure(runs).figure.axes[0].lines
+    assert [len(line.get_xdata()) for line in lines] == [10, 2]
 
 
 def test_a_histogram_counts_the_weights_between_its_edges_once():
