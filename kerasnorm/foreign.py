@@ -172,7 +172,7 @@ def _made(name: str, make: Any, *args: Any, **options: Any) -> keras.Model:
     return model
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "")
 
 

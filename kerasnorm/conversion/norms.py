@@ -18,6 +18,7 @@ from kerasnorm.conversion.result import (
     probe_inputs,
 )
 from kerasnorm.errors import ConfigError
+from kerasnorm.inspection.graph import may_be_own_norm
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.network import StandardizedConv2D
 from kerasnorm.norms import KEEP, NORMS, LayerFactory, Norm, custom_layers, layer_factory
@@ -176,9 +177,11 @@ def _norms(model: keras.Model, calls: Calls) -> list[tuple[Any, int, int | None]
         smallest = None if positions is None or known is None else min(known, positions)
         found[id(layer)] = layer, shape[-1], smallest
     if not found:
+        own = sorted({type(n.operation).__name__ for n in calls.nodes if may_be_own_norm(n)})
+        advice = f" Layers of your own are not converted: {', '.join(own)}." if own else ""
         raise ConfigError(
             f"model: expected a network with normalization layers. Received: {model.name!r}, which "
-            "has none."
+            f"has none.{advice}"
         )
     return list(found.values())
 
