@@ -77,6 +77,7 @@ def network_of(
 
 
 @click.command(cls=opt.ConfigCommand)
+@opt.trust_option
 @opt.as_json
 @image_shape_option
 @classes_option
