@@ -18,7 +18,7 @@ from kerasnorm.config import ModelConfig, unknown
 from kerasnorm.errors import ConfigError
 from kerasnorm.inspection.graph import call_again, functional_graph, nodes
 from kerasnorm.inspection.output_graph import AVERAGES, IDENTITIES, LINEAR, RESHAPES
-from kerasnorm.norms import KEEP, normalization
+from kerasnorm.norms import KEEP, layer_factory
 
 logger = logging.getLogger(__name__)
 RESCALING = "input_rescaling"  # the first layer of a network that had none
@@ -63,7 +63,7 @@ def build(
     _check_input(name, source, input_shape)
     tail = list(_tail(source))
     head = _head(name, tail)
-    source = _on_raw_pixels(name, source, input_shape, rescaling, input_name)
+    source, note = _on_raw_pixels(name, source, input_shape, rescaling, input_name)
     seeds = np.random.Generator(np.random.PCG64([seed, 0x1417]))
     last = tail[: tail.index(head) + 1]
 
@@ -97,7 +97,9 @@ def build(
             f"data. Received: {name} with an output of shape {model.output_shape}. "
             + _advice(config)
         )
-    return _with_norms(model, config)
+    model = _with_norms(model, config)
+    logger.info(note)
+    return model
 
 
 def _with_norms(model: keras.Model, config: ModelConfig) -> keras.Model:
@@ -108,12 +110,7 @@ def _with_norms(model: keras.Model, config: ModelConfig) -> keras.Model:
 
     wanted: Any = config.norm
     if user_code.is_named(config.norm):
-
-        def wanted(channels: int, name: str) -> keras.layers.Layer:
-            layer = normalization(config, channels, name=name)
-            assert layer is not None
-            return layer
-
+        wanted = layer_factory(config.norm, config)
     groups = {}
     if config.norm == "gn":
         is_default = config.groups == DEFAULT_GROUPS  # which need not divide any width
@@ -164,7 +161,7 @@ def _made(name: str, make: Any, *args: Any, **options: Any) -> keras.Model:
     """
     try:
         model = make(*args, **options)
-    except Exception as error:  # it may be the user's code, which may raise anything
+    except (Exception, SystemExit) as error:  # it may be the user's code, which may raise anything
         raise ConfigError(
             f"network: {name} raised {type(error).__name__}: {_first_line(error)}"
         ) from error
@@ -175,7 +172,7 @@ def _made(name: str, make: Any, *args: Any, **options: Any) -> keras.Model:
     return model
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "")
 
 
@@ -239,8 +236,11 @@ def _on_raw_pixels(
     shape: tuple[int, ...],
     rescaling: tuple[Any, Any],
     input_name: str,
-) -> keras.Model:
-    """Returns the network on an input of raw pixels; it shares its layers with the given one."""
+) -> tuple[keras.Model, str]:
+    """Returns the network on an input of raw pixels, and a sentence about what rescales them.
+
+    It shares its layers with the given one.
+    """
     from kerasnorm.formats.input_scale import rescaling_layer
 
     pixels = keras.Input(shape, name=input_name, dtype="float32")
@@ -248,10 +248,10 @@ def _on_raw_pixels(
     if own is None:
         factor, offset = rescaling
         x = keras.layers.Rescaling(factor, offset, name=RESCALING, dtype="float32")(pixels)
-        logger.info(f"{name} does not rescale pixels: a first layer, {RESCALING}, does.")
+        note = f"{name} does not rescale pixels: a first layer, {RESCALING}, does."
     else:
-        logger.info(f"{name} rescales pixels itself, in {own!r}; the preprocessing is its own.")
-    return keras.Model(pixels, call_again(functional_graph(model), x), name=model.name)
+        note = f"{name} rescales pixels itself, in {own!r}; the preprocessing is its own."
+    return keras.Model(pixels, call_again(functional_graph(model), x), name=model.name), note
 
 
 def _seed(options: Any, seeds: np.random.Generator) -> None:

@@ -5,11 +5,11 @@ shape (N, H, W, C). Norms differ in the values that share a mean and a variance,
 gamma and beta, and in the terms that they leave out. To add a norm, add its record to `BUILT_IN`.
 """
 
-import functools
 import importlib
+import inspect
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from kerasnorm.config import ModelConfig
 
+# Takes the number of channels and the name of the layer.
+LayerFactory = Callable[[int, str], "keras.layers.Layer"]
 EPSILON = 1e-5  # of every norm, and of weight standardization
 COMPARED = ("bn", "gn", "ln")  # what studies and benchmarks compare by default
 KEEP = "keep"  # as a norm: a network other than the built-in one stays as it is
@@ -86,7 +88,8 @@ class Norm:
         facts: What is known about it; None where there is nothing to explain.
         groups: Takes the network's config and the number of channels and returns the number of
             groups of channels.
-        axes: Axes that share statistics, of x seen as (N, H, W, groups, C / groups).
+        axes: Axes that share statistics, of x seen as (N, H, W, groups, C / groups). Empty for a
+            norm that the formula above does not describe: `explain` then only observes its layer.
         is_centered: Whether the mean is subtracted; otherwise the statistic is the mean square.
         scale: Name of the layer's variable gamma.
         shift: Name of the layer's variable beta, None where there is none.
@@ -281,41 +284,92 @@ class _Norms(dict[str, Norm]):
     """Records by name: those of this package and, when they are asked for, those of the user."""
 
     def __missing__(self, name: str) -> Norm:
-        """Returns the record of `KEEP`, or that of a layer in the user's code."""
+        """Returns the record of `KEEP`, or that of a norm in the user's code.
+
+        The code itself is run only where it is trusted; elsewhere the name alone is known.
+        """
         if not is_foreign(name):
             raise KeyError(name)
-        return _foreign(name)
+        if name == KEEP:
+            return Norm(name=name, layer=None, color="#666666")
+        layer = partial(_user_layer, name)
+        found = user_code.load_trusted(name, "norm")
+        if isinstance(found, Norm):
+            return replace(found, name=name, layer=layer)
+        position = zlib.crc32(name.encode()) % len(USER_COLORS)
+        return Norm(name=name, layer=layer, color=USER_COLORS[position])
 
 
 def is_foreign(name: str) -> bool:
-    """Returns whether a norm is none of `NORMS`, but `KEEP` or a layer of the user's code."""
+    """Returns whether a norm is none of `NORMS`, but `KEEP` or one in the user's code."""
     return name == KEEP or user_code.is_named(name)
-
-
-@functools.cache
-def _foreign(name: str) -> Norm:
-    """Returns the record of a norm of which only the name is known; its code is not run yet."""
-    if name == KEEP:
-        return Norm(name=name, layer=None, color="#666666")
-    position = zlib.crc32(name.encode()) % len(USER_COLORS)
-    return Norm(name=name, layer=partial(_user_layer, name), color=USER_COLORS[position])
 
 
 def _user_layer(
     code: str, config: "ModelConfig", channels: int, **common: Any
 ) -> "keras.layers.Layer":
-    """Returns the layer that the user's class, function or record makes.
+    """Returns the layer that a norm in the user's code makes.
 
     Raises:
         ConfigError: It cannot be made.
     """
-    found = user_code.load(code, "norm")
-    if isinstance(found, Norm) and found.layer is not None:
-        return found.layer(config, channels, **common)
-    layer = user_code.layer_factory(found)(channels, common.get("name", "norm"))
+    layer = layer_factory(code, config)(channels, common.get("name", "norm"))
     if "dtype" in common:
         layer.dtype_policy = common["dtype"]
     return layer
+
+
+def layer_factory(
+    norm: "str | type[keras.layers.Layer] | LayerFactory | Norm",
+    config: "ModelConfig | None" = None,
+) -> LayerFactory:
+    """Returns a function (channels, name) -> Layer for a norm of the user's own.
+
+    Args:
+        norm: Such a function; a Layer class, which receives the channels if its constructor has a
+            parameter of that name; a `Norm`; or "package.module:name" of one of these.
+        config: What a `Norm` receives, by default the defaults.
+
+    Raises:
+        ConfigError: It is none of these. The function raises it where the user's code fails.
+    """
+    from kerasnorm.config import ModelConfig
+
+    given: Any = user_code.load(norm, "norm") if isinstance(norm, str) else norm
+    record = given if isinstance(given, Norm) else None
+    settings = config or (ModelConfig(norm=norm) if isinstance(norm, str) else ModelConfig())
+    if record is not None:
+        given = record.layer
+    if not callable(given):
+        raise ConfigError(
+            "norm: expected a keras.layers.Layer class, a function (channels, name) -> Layer, or a "
+            f"kerasnorm.norms.Norm with a layer. Received: {norm!r}"
+        )
+    is_class = inspect.isclass(given)
+    wants_channels = is_class and "channels" in inspect.signature(given).parameters
+
+    def make(channels: int, name: str) -> "keras.layers.Layer":
+        import keras
+
+        try:
+            if record is not None:
+                layer = given(settings, channels, name=name)
+            elif wants_channels:
+                layer = given(channels=channels, name=name)
+            else:
+                layer = given(name=name) if is_class else given(channels, name)
+        except (Exception, SystemExit) as error:  # it is the user's code, which may raise anything
+            raise ConfigError(
+                f"norm: {norm!r} raised {type(error).__name__} for {channels} channels: {error}"
+            ) from error
+        if not isinstance(layer, keras.layers.Layer) or layer.name != name:
+            raise ConfigError(
+                f"norm: expected {norm!r} to return a Keras layer named {name!r}. "
+                f"Received: {layer!r}"
+            )
+        return layer
+
+    return make
 
 
 NORMS: dict[str, Norm] = _Norms({norm.name: norm for norm in BUILT_IN})

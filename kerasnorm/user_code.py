@@ -11,7 +11,6 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     import keras
 
 TRUST = "KERASNORM_TRUST"  # modules and .py files whose layers models may hold, as in PATH
-# Takes the number of channels and the name of the layer.
-LayerFactory = Callable[[int, str], "keras.layers.Layer"]
 
 
 def is_named(text: str) -> bool:
@@ -55,6 +52,11 @@ def load(text: str, field: str) -> Any:
             f"{field}: expected the name of a function or class of {module_name}. Received: {name}"
         )
     return getattr(module, name)
+
+
+def load_trusted(text: str, field: str) -> Any:
+    """Returns what `load` does where the module is trusted in this process already, else None."""
+    return load(text, field) if text.rpartition(":")[0] in _trusted() else None
 
 
 def trust(*modules: str) -> None:
@@ -100,7 +102,7 @@ def _imported(name: str, field: str) -> ModuleType:
     """
     try:
         return _module(name)
-    except Exception as error:  # it is the user's code, which may raise anything
+    except (Exception, SystemExit) as error:  # it is the user's code, which may raise anything
         raise ConfigError(
             f"{field}: importing {name} raised {type(error).__name__}: {error}. Expected a "
             "module, or the path of a .py file."
@@ -122,46 +124,3 @@ def _module(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
-
-
-def layer_factory(norm: "str | type[keras.layers.Layer] | LayerFactory") -> LayerFactory:
-    """Returns a function (channels, name) -> Layer for a norm of the user's own.
-
-    Args:
-        norm: Such a function; a Layer class, which receives the channels if its constructor has a
-            parameter of that name; or "package.module:name" of one of the two.
-
-    Raises:
-        ConfigError: It is none of these. The function raises it where the user's code fails.
-    """
-    given: Any = load(norm, "norm") if isinstance(norm, str) else norm
-    if not callable(given):
-        raise ConfigError(
-            "norm: expected a keras.layers.Layer class or a function (channels, name) -> Layer. "
-            f"Received: {norm!r}"
-        )
-
-    is_class = inspect.isclass(given)
-
-    def make(channels: int, name: str) -> "keras.layers.Layer":
-        import keras
-
-        try:
-            if not is_class:
-                layer = given(channels, name)
-            elif "channels" in inspect.signature(given).parameters:
-                layer = given(channels=channels, name=name)
-            else:
-                layer = given(name=name)
-        except Exception as error:
-            raise ConfigError(
-                f"norm: {norm!r} raised {type(error).__name__} for {channels} channels: {error}"
-            ) from error
-        if not isinstance(layer, keras.layers.Layer) or layer.name != name:
-            raise ConfigError(
-                f"norm: expected {norm!r} to return a Keras layer named {name!r}. "
-                f"Received: {layer!r}"
-            )
-        return layer
-
-    return make

@@ -1,12 +1,18 @@
 """Networks other than the built-in one, compared with Keras's own layers and by hand."""
 
+import os
+
 import keras
 import numpy as np
 import pytest
+from helpers.command import call
 from keras import layers
 
+from kerasnorm import user_code
+from kerasnorm.cli import app
 from kerasnorm.config import resolve, to_toml
-from kerasnorm.errors import ConfigError
+from kerasnorm.errors import ConfigError, CorruptFileError
+from kerasnorm.formats.archive import load_model, save_model
 from kerasnorm.network import build_model
 
 pytestmark = pytest.mark.backend("any")
@@ -25,6 +31,9 @@ def small(input_shape, classes):
 
 def broken(input_shape, classes):
     raise RuntimeError("no weights\\nhere")
+
+def leaving(input_shape, classes):
+    raise SystemExit(3)
 
 def empty(input_shape, classes):
     return "a model"
@@ -127,6 +136,7 @@ def test_half_precision_reaches_all_layers_but_the_last(code):
     ("name", "message"),
     [
         ("broken", "raised RuntimeError: no weights$"),
+        ("leaving", "raised SystemExit: 3$"),
         ("empty", r"to return a keras.Model. Received: str$"),
         ("fixed", r"expected logits of shape \(N, 4\).*as wide as the number of classes"),
         ("missing", "expected the name of a function or class of .*nets.py. Received: missing"),
@@ -272,10 +282,6 @@ def test_a_norm_of_the_users_own_that_fails_is_refused_in_one_line(code):
 def test_a_model_with_layers_of_the_user_is_opened_where_their_code_is_trusted(
     code, tmp_path, monkeypatch
 ):
-    from kerasnorm import user_code
-    from kerasnorm.errors import CorruptFileError
-    from kerasnorm.formats.archive import load_model, save_model
-
     monkeypatch.delenv(user_code.TRUST, raising=False)
     norms = tmp_path / "trusted.py"
     norms.write_text(NORM.replace("Halved", "Thirds").replace("x / 2", "x / 3"))
@@ -292,3 +298,20 @@ def test_a_model_with_layers_of_the_user_is_opened_where_their_code_is_trusted(
     monkeypatch.setenv(user_code.TRUST, "no_such_module")
     with pytest.raises(ConfigError, match="trust: importing no_such_module raised"):
         load_model(path)
+
+
+def test_a_network_of_a_file_with_layers_of_the_user_is_built_where_they_are_trusted(tmp_path):
+    norms = tmp_path / "layers.py"
+    norms.write_text(NORM.replace("Halved", "Fifths").replace("x / 2", "x / 5"))
+    path = tmp_path / "model.keras"
+    save_model(build_model(f"{norms}:Fifths", input_shape=(8, 8, 3), classes=4), path, {})
+    words = ["summary", "--network", path, "--image-shape", "8,8,3", "--classes", "4"]
+    os.environ[user_code.TRUST] = ""  # as in another process
+    assert "--trust" in call(*words, code=5)[1]
+    assert "Fifths" in call(*words, "--trust", norms)[0]
+
+
+def test_every_command_that_opens_a_network_has_the_option_that_trusts_code():
+    for name, command in app.commands.items():
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert "--network" not in options or "--trust" in options, name

@@ -133,7 +133,8 @@ def explain(
     axes that share a mean and a variance. Sources: `kerasnorm.norms`.
 
     Of a norm in the user's code, `package.module:MyNorm`, the values that share statistics are
-    found by perturbation, and the small tensor's input and output are shown.
+    found by perturbation, and the small tensor's input and output are shown. A record with axes is
+    checked and explained like the built-in ones.
 
     Args:
         norm: Name of a norm, see `kerasnorm.norms.NORMS`, or of one in the user's code.
@@ -152,14 +153,14 @@ def explain(
     from kerasnorm.benchmark.cost import norm_cost
 
     index = (0, 0, 0, 0)
-    draws = 1 if record.facts else DRAWS
+    draws = 1 if record.axes else DRAWS
     shared = shared_by_perturbation(norm, CUBE, index, draws=draws)
     found = Explanation(
         norm,
         record.facts or _observed(norm, shared),
         index,
         shared,
-        worked_example(norm) if record.facts else _passed_through(norm),
+        worked_example(norm) if record.axes else _passed_through(norm),
         batch_of_one(norm),
         norm_cost(norm, backend, batch_size, rounds) if cost else None,
     )
@@ -173,7 +174,9 @@ def _record(norm: str) -> Norm:
         ConfigError: The norm is unknown, or there is nothing to explain about it.
     """
     known = [name for name, record in NORMS.items() if record.facts]
-    if norm not in known and not user_code.is_named(norm):
+    if user_code.is_named(norm):
+        user_code.load(norm, "norm")  # afterwards NORMS knows its record, if it is one
+    elif norm not in known:
         raise unknown("norm to explain", norm, known)
     return NORMS[norm]
 
@@ -517,7 +520,7 @@ def _worked_text(norm: Norm, worked: Worked) -> str:
         for image in range(len(steps[0].values)):
             lines.append(f"    image {image}")
             lines += [f"      {step.name:<20}{_cells(step.values[image])}" for step in steps]
-    if norm.facts is None:
+    if not norm.axes:
         return "\n".join([*lines, "  Its variables have their initial values."])
     variables = f"gamma {_row(worked.gamma)}"
     variables += f", beta {_row(worked.beta)}" if norm.shift else ""

@@ -53,10 +53,14 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BINS = 61  # bins of a weight histogram
+NAMES = 14  # of layers at the left of a map, at most; of more layers, every second or third one's
+NAME_WIDTH = 1.2  # inches of a layer's name
 LABEL_WIDTH = 3.0  # inches of a run's name
 SPARSE = 1e-3  # a weight below this share of its layer's largest counts as 0
 SHOWN = 0.999  # share of the weights that lie between the edges of a histogram
 JUDGED = 2000  # images of each split that the trained model is scored on, at most
+# Names of the operations of Keras that are activations without a layer, such as keras.ops.relu(x).
+ACTIVATIONS = {"Relu", "Relu6", "LeakyRelu", "Elu", "Gelu", "Silu", "HardSilu"}
 LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 LAYER_PANELS = (  # attribute, heading, scale
     ("activation_mean", "activation input: mean", "linear"),
@@ -278,13 +282,13 @@ class Taps:
         self.model = model
         self.probe = Probe(model)
         units = units_of(model)
-        self.kernels = {unit.label: unit.layer for unit in units}
+        self.kernels = {unit.label: unit.kernel for unit in units}
         outputs = [tensor for unit in units for tensor in (unit.inside, unit.outside)]
         self.tapped = keras.Model(model.inputs, outputs)
 
     def weights(self) -> "Weights":
         """Returns copies of the kernels, in the order of the layers."""
-        return [_numbers(layer.kernel.value).copy() for layer in self.kernels.values()]
+        return [_numbers(kernel.value).copy() for kernel in self.kernels.values()]
 
     @stock_keras
     def measure(
@@ -308,11 +312,11 @@ class Taps:
             variable.assign(array)
         _, gradients = self.probe.gradient(split.images, split.labels)
         paths = (variable.path for variable in self.model.trainable_variables)
-        by_path = dict(zip(paths, gradients, strict=True))
+        norms = {p: float(np.linalg.norm(g)) for p, g in zip(paths, gradients, strict=True)}
         rows = []
-        for place, (label, layer) in enumerate(self.kernels.items()):
+        for place, (label, variable) in enumerate(self.kernels.items()):
             inside, outside = tapped[2 * place], tapped[2 * place + 1]
-            kernel = _numbers(layer.kernel.value)
+            kernel = _numbers(variable.value)
             rows.append(
                 LayerStatistics(
                     epoch,
@@ -321,7 +325,7 @@ class Taps:
                     float(inside.std(dtype=np.float64)),
                     float((outside == 0).mean()),
                     float((outside == 0).all(axis=(0, 1, 2)).mean()),
-                    float(np.linalg.norm(by_path[layer.kernel.path])),
+                    norms.get(variable.path, float("nan")),  # a frozen one has no gradient
                     float(np.linalg.norm(kernel)),
                     tuple(np.quantile(kernel, QUANTILES).tolist()),
                     float("nan") if before is None else _ratio(kernel, before[place]),
@@ -357,48 +361,77 @@ class Unit:
     inside: "keras.KerasTensor"
     outside: "keras.KerasTensor"
 
+    @property
+    def kernel(self) -> Any:
+        """Variable of its kernel; the second one of a separable convolution."""
+        return [w for w in self.layer.weights if w.name.endswith("kernel")][-1]
+
+
+def _without_activation(layer: Any) -> "keras.Layer":
+    """Returns a layer that computes what a convolution does before its activation."""
+    import keras
+
+    class WithoutActivation(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            activation, layer.activation = layer.activation, keras.activations.linear
+            try:
+                return layer.call(x)
+            finally:
+                layer.activation = activation
+
+    return WithoutActivation(dtype=layer.dtype_policy)
+
 
 def units_of(model: "keras.Model") -> list[Unit]:
     """Returns the convolutions that an activation follows, from the input to the output.
 
     Raises:
-        ConfigError: There is none outside of models in the model.
+        ConfigError: There is none.
     """
-    from keras import layers
+    from keras import activations, layers
 
-    from kerasnorm.inspection.graph import functional_graph, nodes
+    from kerasnorm.conversion.rebuild import Calls
+    from kerasnorm.inspection.graph import flattened, functional_graph, may_be_own_norm, nodes
 
-    kinds = (layers.Conv2D, layers.DepthwiseConv2D, layers.Conv2DTranspose)
+    kinds = (layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D, layers.Conv2DTranspose)
     norms = (
         *(layers.BatchNormalization, layers.GroupNormalization, layers.LayerNormalization),
         *(layers.RMSNormalization, *custom_layers().values()),
     )
-    graph = functional_graph(model)
+    rectifiers = (layers.Activation, layers.ReLU, layers.LeakyReLU, layers.PReLU, layers.ELU)
+    graph = functional_graph(flattened(model))
     readers: dict[int, list[Any]] = {}
     for node in nodes(graph):
         for tensor in node.input_tensors:
             readers.setdefault(id(tensor), []).append(node)
-    found = []
+    found: dict[int, Unit] = {}  # by the `id` of the convolution, which may be called again
+    paths = Calls(model).paths
     for node in nodes(graph):
-        following, layer = node, node.operation
-        while isinstance(following.operation, (*kinds, *norms)):
-            if isinstance(following.operation, kinds) and following is not node:
-                break
-            read = readers.get(id(following.outputs[0]), [])
-            if len(read) != 1:
-                break
-            following = read[0]
-        if isinstance(layer, kinds) and isinstance(
-            following.operation, (layers.Activation, layers.ReLU, layers.LeakyReLU)
+        layer = node.operation
+        if not isinstance(layer, kinds) or id(layer) in found:
+            continue
+        label, outside = LAYER_LABELS.get(layer.name, paths[id(layer)]), node.outputs[0]
+        if layer.activation is not activations.linear:
+            inside = _without_activation(layer)(node.input_tensors[0])
+            found[id(layer)] = Unit(label, layer, inside, outside)
+            continue
+        following = readers.get(id(outside), [])
+        while len(following) == 1 and (
+            isinstance(following[0].operation, norms) or may_be_own_norm(following[0])
         ):
-            inside, outside = following.input_tensors[0], following.outputs[0]
-            found.append(Unit(LAYER_LABELS.get(layer.name, layer.name), layer, inside, outside))
+            following = readers.get(id(following[0].outputs[0]), [])
+        if len(following) == 1 and (
+            isinstance(following[0].operation, rectifiers)
+            or type(following[0].operation).__name__ in ACTIVATIONS
+        ):
+            (end,) = following
+            found[id(layer)] = Unit(label, layer, end.input_tensors[0], end.outputs[0])
     if not found:
         raise ConfigError(
             f"model: expected convolutions that an activation follows, norms in between. Received: "
-            f"{model.name!r}, which has none outside of the models in it."
+            f"{model.name!r}, which has none."
         )
-    return found
+    return list(found.values())
 
 
 def weight_histogram(kernels: "Weights", limit: float) -> WeightHistogram:
@@ -488,12 +521,20 @@ def layers_figure(found: Sequence[NetworkStatistics]) -> Picture:
     title(figure, "LAYER BY LAYER, AFTER THE LAST EPOCH")
     panels = figure.subplots(2, 3).ravel()
     styles = _styles(found)
+    names = [[row.layer for row in one.rows(0)] for one in found]
+    room = WIDTH / 4  # of the names below a panel
+    width = sum(text_width(name, TEXT_SIZE - 2) for name in names[0])
+    is_named = names.count(names[0]) == len(names) and width < room
     for axes, (name, heading, scale) in zip(panels, LAYER_PANELS, strict=True):
         for one, style in zip(found, styles, strict=True):
             rows = one.rows(one.repeated_epochs)
             values = np.array([getattr(row, name) for row in rows])
             values = np.where(values > 0, values, np.nan) if scale == "log" else values
-            axes.plot([row.layer for row in rows], values, **style)
+            axes.plot(range(1, len(values) + 1), values, **style)
+        if is_named:
+            axes.set_xticks(range(1, len(names[0]) + 1), names[0])
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         quiet(axes, heading)
         if scale == "log":
             axes.set_yscale("log")
@@ -503,6 +544,9 @@ def layers_figure(found: Sequence[NetworkStatistics]) -> Picture:
         axes.tick_params(axis="x", labelsize=TEXT_SIZE - 2)
     draw_legend(figure, styles, [one.label for one in found], 3)
     measures = ", ".join(heading for _, heading, _ in LAYER_PANELS)
+    if not is_named:
+        for axes in panels[3:]:
+            axes.set_xlabel("number of the layer", fontsize=TEXT_SIZE, color=INK)
     text = "Layers from input to output after the last epoch of the repeated training"
     caption = f"{text}, one curve per run."
     return Picture("layers", figure, "Layer by layer", caption, f"{caption} Panels: {measures}.")
@@ -516,12 +560,14 @@ def epochs_figure(found: Sequence[NetworkStatistics]) -> Picture:
     count = len(found)
     figure = new_figure(1.0 + 1.9 * len(MAPS))
     title(figure, "LAYER BY LAYER, EPOCH BY EPOCH")
-    grid = figure.subplots(len(MAPS), count, squeeze=False, sharey=True)
+    names = [[row.layer for row in one.rows(0)] for one in found]
+    is_shared = names.count(names[0]) == count
+    grid = figure.subplots(len(MAPS), count, squeeze=False, sharey="row" if is_shared else False)
     for row, (name, heading) in zip(grid, MAPS, strict=True):
         maps = [_matrix(one, name) for one in found]
         labels = fit([one.label for one in found], (WIDTH - 1.5) / count)
         scale = _scale(maps)
-        for axes, one, values, label in zip(row, found, maps, labels, strict=True):
+        for axes, layers, values, label in zip(row, names, maps, labels, strict=True):
             first = 1 if np.isnan(values[:, 0]).all() else 0
             limits = (first - 0.5, values.shape[1] - 0.5, len(values) - 0.5, -0.5)
             drawn = axes.imshow(
@@ -529,7 +575,8 @@ def epochs_figure(found: Sequence[NetworkStatistics]) -> Picture:
             )
             axes.set_facecolor(GRID)
             axes.set_title(label, fontsize=TEXT_SIZE, color=INK)
-            axes.set_yticks(range(len(values)), [r.layer for r in one.rows(0)])
+            step = -(-len(layers) // NAMES)
+            axes.set_yticks(range(0, len(layers), step), fit(layers[::step], NAME_WIDTH))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             small_text(axes)
             axes.tick_params(axis="y", labelsize=TEXT_SIZE - 2)

@@ -50,7 +50,7 @@ def _write(model: "keras.Model", out: Path, metadata: dict[str, Any], **facts: A
     default=KEEP,
     show_default=True,
     help="Norm that replaces the others: a norm's name; none, which removes them; keep; or "
-    "package.module:name of a Layer class or of a function (channels, name) -> Layer.",
+    "your own, as package.module:name or file.py:name.",
 )
 @click.option(
     "--groups",

@@ -1,6 +1,7 @@
 """Commands that analyze: `explain`, `inputs`, `landscape`, `robustness` and `statistics`."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,7 +11,16 @@ import click
 from kerasnorm import runtime
 from kerasnorm.analysis.corruptions import CORRUPTIONS, SEVERITIES
 from kerasnorm.cli import options as opt
-from kerasnorm.cli.models import open_target, resize_option, split_option, training_images
+from kerasnorm.cli.models import (
+    classes_option,
+    image_shape_option,
+    network_of,
+    open_target,
+    resize_option,
+    split_option,
+    training_images,
+)
+from kerasnorm.errors import ConfigError
 from kerasnorm.files import write_json
 from kerasnorm.norms import NORMS
 from kerasnorm.progress import ConsoleProgress
@@ -51,34 +61,83 @@ def _positive(flag: str, default: float, text: str) -> opt.Decorator:
 
 
 @click.command()
-@click.argument("norm", metavar="|".join(EXPLAINED), type=opt.NormName(EXPLAINED))
+@click.argument(
+    "norm", metavar=f"[{'|'.join(EXPLAINED)}]", required=False, type=opt.NormName(EXPLAINED)
+)
 @click.option("--cost/--no-cost", default=True, show_default=True, help="Measure the norm's cost.")
 @_count("--batch-size", 64, "Images per timed training step.")
 @_count("--rounds", 7, "Timed rounds, each with and without the norm.")
+@click.option(
+    "--network",
+    help="List the norms of this network instead, each with the values that share statistics: "
+    "as in fit, or a run's folder. Its own norms, or the given one in their place.",
+)
+@opt.option("groups")
+@opt.option("group_size")
+@image_shape_option
+@classes_option
+@opt.trust_option
 @opt.backend_option
 @_out("results/explain")
 @opt.as_json
 def explain(
-    norm: str,
+    norm: str | None,
     cost: bool,
     batch_size: int,
     rounds: int,
+    network: str | None,
     backend: str | None,
     out: Path,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Explain a norm: which values share statistics, each step in numbers, and its cost.
 
-    The norm may be your own, as package.module:Layer or file.py:Layer.
+    The norm may be your own, as package.module:Layer or file.py:Layer. With --network, explain
+    the norms of a network instead.
 
     Example: kerasnorm explain gn
     """
+    others = ("groups", "group_size", "image_shape", "classes")
+    refused = others if network is None else ("cost", "batch_size", "rounds", "out")
+    if typed := [name for name in refused if opt.is_typed(name)]:
+        flag, verb = typed[0].replace("_", "-"), "add" if network is None else "leave out"
+        raise ConfigError(f"--{flag}: {verb} --network, or leave out --{flag}.")
     _start(backend)
+    if network is not None:
+        _explain_network(network, norm, as_json, **options)
+        return
+    if norm is None:
+        raise ConfigError("Nothing to explain: name a norm, or give --network.")
     from kerasnorm.analysis.norm import explain as ask
     from kerasnorm.analysis.norm import explanation_text
 
     answer = ask(norm, cost=cost, batch_size=batch_size, rounds=rounds)
     _show(answer, out, as_json, lambda found: click.echo(explanation_text(found)))
+
+
+def _explain_network(
+    network: str,
+    norm: str | None,
+    as_json: bool,
+    groups: int | None,
+    group_size: int | None,
+    **shape: Any,
+) -> None:
+    """Prints the norms of a network, or the given norm in their place."""
+    runtime.import_keras()
+    from kerasnorm.config import ModelConfig
+    from kerasnorm.inspection.norms import norm_rows, norms_table
+    from kerasnorm.norms import normalization
+
+    options = opt.given({"norm": norm, "groups": groups, "group_size": group_size})
+    model = network_of(network, **shape, **options)
+    own = normalization(ModelConfig(norm=norm), 8) if norm is not None else None
+    rows = norm_rows(model, [type(own)] if own else [])
+    if as_json:
+        opt.print_json([asdict(row) | {"over": row.over} for row in rows])
+        return
+    opt.print_table(norms_table(rows, f"{network}: {norm or 'its own norms'}"))
 
 
 @click.command(cls=opt.ConfigCommand)

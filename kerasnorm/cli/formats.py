@@ -193,6 +193,7 @@ class Floats(click.ParamType[tuple[float, ...]]):
 @click.option("--class-names", help="Names of the classes, separated by commas.")
 @opt.backend_option
 @opt.as_json
+@opt.trust_option
 @opt.config_options("model")
 def import_torch(
     file: Path,

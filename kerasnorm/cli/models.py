@@ -10,7 +10,7 @@ import click
 
 from kerasnorm import runtime, user_code
 from kerasnorm.cli import options as opt
-from kerasnorm.config import SETTINGS, unknown
+from kerasnorm.config import BUILTIN, SETTINGS, unknown
 from kerasnorm.errors import ConfigError
 from kerasnorm.files import in_command
 from kerasnorm.norms import NORMS
@@ -54,7 +54,30 @@ def _build(options: dict[str, Any], image_shape: tuple[int, ...], classes: int) 
     return build_model(**options, input_shape=image_shape, classes=classes)
 
 
+def network_of(
+    target: str, image_shape: tuple[int, ...], classes: int, **options: Any
+) -> "keras.Model":
+    """Returns the model in a file or a run's folder, or a network made for images of a shape.
+
+    Args:
+        target: Path of the file or folder, or what `--network` takes.
+        image_shape: Shape (H, W, C) of an image, for a network that is made.
+        classes: Number of classes, likewise.
+        **options: `norm`, `groups` and `group_size` of the network; those of a file are replaced.
+    """
+    if user_code.is_named(target) or target.startswith("keras:") or target == BUILTIN:
+        return _build({"network": target, **options}, image_shape, classes)
+    from kerasnorm.conversion.norms import replace_norms
+    from kerasnorm.formats.archive import load_model
+
+    model = load_model(target)
+    return (
+        replace_norms(model, options.pop("norm"), **options).model if "norm" in options else model
+    )
+
+
 @click.command(cls=opt.ConfigCommand)
+@opt.trust_option
 @opt.as_json
 @image_shape_option
 @classes_option
@@ -91,18 +114,15 @@ def receptive_field(target: str, as_json: bool, image_shape: tuple[int, ...], cl
     Example: kerasnorm receptive-field keras:MobileNetV2 --image-shape 224,224,3
     """
     runtime.import_keras()
-    from kerasnorm.formats.archive import load_model
     from kerasnorm.inspection.layers import layers_to_json, receptive_field_table
     from kerasnorm.inspection.layers import receptive_field as spatial_rows
 
     if target in NORMS:
         model = _build({"norm": target}, image_shape, classes)
-    elif user_code.is_named(target) or target.startswith("keras:"):
-        model = _build({"network": target}, image_shape, classes)
-    elif "." not in target and not Path(target).exists():
+    elif not any(sign in target for sign in ".:") and not Path(target).exists():
         raise unknown("norm", target, NORMS)
     else:
-        model = load_model(target)
+        model = network_of(target, image_shape, classes)
     rows = spatial_rows(model)
     if as_json:
         opt.print_json(layers_to_json(rows))

@@ -113,6 +113,7 @@ STUDY_OPTIONS: tuple[opt.Decorator, ...] = (
         help="Train on the workers of this Dask scheduler, such as tcp://host:8786.",
     ),
     click.option("--dry-run", is_flag=True, help="Only list the runs and estimate their time."),
+    opt.trust_option,
     opt.as_json,
     opt.quiet,
     opt.config_options("model", "data", "train", without=("norm", "backend", "seed")),

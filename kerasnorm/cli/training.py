@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=opt.ConfigCommand)
 @opt.config_file
+@opt.trust_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

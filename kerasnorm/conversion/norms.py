@@ -18,10 +18,10 @@ from kerasnorm.conversion.result import (
     probe_inputs,
 )
 from kerasnorm.errors import ConfigError
+from kerasnorm.inspection.graph import may_be_own_norm
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.network import StandardizedConv2D
-from kerasnorm.norms import KEEP, NORMS, custom_layers
-from kerasnorm.user_code import LayerFactory, layer_factory
+from kerasnorm.norms import KEEP, NORMS, LayerFactory, Norm, custom_layers, layer_factory
 
 DEFAULT_GROUPS = 32  # Wu & He 2018
 STOCK = (
@@ -65,7 +65,7 @@ class Replaced:
 @stock_keras
 def convert_norm(
     model: keras.Model,
-    norm: "str | type[keras.layers.Layer] | LayerFactory",
+    norm: "str | type[keras.layers.Layer] | LayerFactory | Norm",
     *,
     groups: int | None = None,
     group_size: int | None = None,
@@ -82,7 +82,7 @@ def convert_norm(
         model: A functional or Sequential model, channels last.
         norm: A norm's name, see `kerasnorm.norms.NORMS`; "none" removes the norms and "keep"
             leaves them. Or a norm of your own: a Layer class, a function (channels, name) -> Layer,
-            or "package.module:name" of one of the two.
+            a `kerasnorm.norms.Norm`, or "package.module:name" of one of these.
         groups: Number of groups of "gn", by default 32: a layer takes the largest divisor of its
             channels that is at most this.
         group_size: Channels per group of "gn" instead: a layer takes the largest divisor of its
@@ -109,7 +109,7 @@ def convert_norm(
 @stock_keras
 def replace_norms(
     model: keras.Model,
-    norm: "str | type[keras.layers.Layer] | LayerFactory",
+    norm: "str | type[keras.layers.Layer] | LayerFactory | Norm",
     *,
     groups: int | None = None,
     group_size: int | None = None,
@@ -177,9 +177,11 @@ def _norms(model: keras.Model, calls: Calls) -> list[tuple[Any, int, int | None]
         smallest = None if positions is None or known is None else min(known, positions)
         found[id(layer)] = layer, shape[-1], smallest
     if not found:
+        own = sorted({type(n.operation).__name__ for n in calls.nodes if may_be_own_norm(n)})
+        advice = f" Layers of your own are not converted: {', '.join(own)}." if own else ""
         raise ConfigError(
             f"model: expected a network with normalization layers. Received: {model.name!r}, which "
-            "has none."
+            f"has none.{advice}"
         )
     return list(found.values())
 

@@ -28,8 +28,8 @@ NORM_COST = {
 }
 COST_NOTE = (
     "Multiply-adds of one image: convolutions and dense layers; a batch norm counts 1 per value, "
-    "RMS 2, group and layer norm 3. Changes are relative to the largest output, on noise images. "
-    "Scale and shift are kept where the note says nothing else."
+    "RMS 2, group and layer norm 3, other layers none. Changes are relative to the largest output, "
+    "on noise images. Scale and shift are kept where the note says nothing else."
 )
 
 

@@ -13,9 +13,9 @@ from kerasnorm.config import TrainConfig
 from kerasnorm.keras_settings import stock_keras
 
 EPSILON = 1e-8  # of Adam; PyTorch's default
-DECAYED = "kernel"  # name of the variables that weight decay changes
+DECAYED = "kernel"  # end of the names of the variables that weight decay changes
 # Names of the others. Keras matches a variable's name, but on TensorFlow its path.
-NOT_DECAYED = rf"^(?!(.*/)?{DECAYED}(:0)?$)"
+NOT_DECAYED = rf"^(?!.*{DECAYED}(:0)?$)"
 
 
 @keras.saving.register_keras_serializable(package="kerasnorm")

@@ -15,8 +15,16 @@ from keras import layers
 
 from kerasnorm.config import LAYER_LABELS
 from kerasnorm.errors import ConfigError
-from kerasnorm.inspection.graph import functional_graph, nodes
-from kerasnorm.inspection.receptive_field import FeatureMap, Field, merge, same_padding, window
+from kerasnorm.inspection.graph import functional_graph, may_be_own_norm, nodes
+from kerasnorm.inspection.receptive_field import (
+    FeatureMap,
+    Field,
+    merge,
+    same_padding,
+    transposed,
+    upsampling,
+    window,
+)
 from kerasnorm.norms import custom_layers
 from kerasnorm.tables import Table
 
@@ -29,6 +37,11 @@ NORM_NOTE = (
     "Normalization layers leave the receptive field as it is, by convention; a layer whose "
     "statistics are taken over space strictly sees the whole image."
 )
+BOUND_NOTE = (
+    "<= an upper bound: behind an upsampling or a transposed convolution, neighboring units see "
+    "windows of different sizes."
+)
+OWN_NOTE = "Of a class of your own, and taken to leave the field as it is, like a norm: {}."
 # The published table of this network, C1 to GAP, for an image of 32x32.
 PUBLISHED_FIELDS = dict(
     zip(LAYER_LABELS.values(), (3, 5, 5, 6, 10, 14, 18, 18, 20, 24, 28, 32, 60), strict=False)
@@ -53,6 +66,7 @@ class LayerRow:
         after: Receptive fields of the units of the output.
         is_spatial: Whether the layer mixes or moves pixels: a convolution (1x1 too), a pooling, a
             padding, a cropping, or a dense layer over a whole map.
+        is_own: Whether its class is the user's own, and it is taken for a norm.
     """
 
     name: str
@@ -63,6 +77,7 @@ class LayerRow:
     before: FeatureMap
     after: FeatureMap
     is_spatial: bool
+    is_own: bool = False
 
     @property
     def receptive_field(self) -> int | list[int] | None:
@@ -70,7 +85,7 @@ class LayerRow:
         return self.after.receptive_field
 
     @property
-    def jump(self) -> int | list[int] | None:
+    def jump(self) -> float | list[float] | None:
         """Pixels between the fields of two neighbors, in the same form."""
         return self.after.jump
 
@@ -147,6 +162,22 @@ def _windowed(call: _Call) -> FeatureMap:
     return source.through(fields, call.sizes)
 
 
+def _transposed(call: _Call) -> FeatureMap:
+    layer, (source,) = call.layer, call.inputs
+    fields = []
+    for k, s, d in zip(layer.kernel_size, layer.strides, layer.dilation_rate, strict=True):
+        padding = same_padding(None, k, s, d) if layer.padding == "same" else 0
+        fields.append(transposed(k, s, d, padding))
+    return source.through(fields, call.sizes)
+
+
+def _upsampled(call: _Call) -> FeatureMap:
+    layer, (source,) = call.layer, call.inputs
+    factors = layer.size if isinstance(layer.size, Sequence) else [layer.size]
+    taps = TAPS[getattr(layer, "interpolation", "nearest")]
+    return source.through([upsampling(factor, taps) for factor in factors], call.sizes)
+
+
 def _shifted(call: _Call) -> FeatureMap:
     is_crop = hasattr(call.layer, "cropping")
     amounts = call.layer.cropping if is_crop else call.layer.padding
@@ -205,6 +236,7 @@ def _of(names: str, ranks: Sequence[int] = (1, 2, 3)) -> tuple[type, ...]:
     return tuple(getattr(layers, name) for name in spelled)
 
 
+TAPS = {"nearest": 1, "bilinear": 2, "bicubic": 4, "lanczos3": 6, "lanczos5": 10}
 Rule = Callable[[_Call], FeatureMap]
 WINDOWS = _of("Conv#D MaxPooling#D AveragePooling#D") + _of(
     "DepthwiseConv#D SeparableConv#D", ranks=(1, 2)
@@ -223,6 +255,8 @@ AUGMENTATIONS = _of("RandomFlip RandomRotation RandomTranslation RandomZoom") + 
 )
 RULES: tuple[tuple[tuple[type, ...], Rule], ...] = (
     (WINDOWS, _windowed),
+    (_of("Conv#DTranspose"), _transposed),
+    (_of("UpSampling#D"), _upsampled),
     (_of("ZeroPadding#D Cropping#D"), _shifted),
     (_of("GlobalAveragePooling#D GlobalMaxPooling#D"), _pooled),
     (_of("AdaptiveAveragePooling#D AdaptiveMaxPooling#D"), _adaptive),
@@ -231,7 +265,7 @@ RULES: tuple[tuple[tuple[type, ...], Rule], ...] = (
     (_of("Concatenate"), _concatenate),
     (ELEMENTWISE + AUGMENTATIONS, _elementwise),
 )
-SPATIAL_RULES = (_windowed, _shifted, _pooled, _adaptive)
+SPATIAL_RULES = (_windowed, _transposed, _upsampled, _shifted, _pooled, _adaptive)
 # Operations without a layer, such as x + y or keras.ops.relu(x), have the name of their class.
 ELEMENTWISE_OPERATIONS = {
     *("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Negative", "Maximum", "Minimum"),
@@ -240,7 +274,6 @@ ELEMENTWISE_OPERATIONS = {
 }
 # Layers of keras.applications that Keras does not export.
 APPLICATION_LAYERS = {"CustomScaleLayer", "LayerScale", "StochasticDepth"}
-REFINEMENTS = _of("Conv#DTranspose UpSampling#D")
 
 
 def _rule(operation: Any) -> Rule:
@@ -257,12 +290,10 @@ def _rule(operation: Any) -> Rule:
         return _elementwise
     if isinstance(operation, tuple(custom_layers().values())):
         return _elementwise  # a norm, whose units keep their field like those of all norms
-    reason = "kerasnorm has no rule for this layer"
-    if isinstance(operation, REFINEMENTS):
-        reason = "it enlarges the map, so that neighboring units see windows of different sizes"
     raise ConfigError(
-        f"{reason}. Expected convolutions, poolings, paddings, dense and element-wise layers. "
-        f"Received: {kind}. Ask for a part of the model without it: keras.Model(inputs, outputs)"
+        "kerasnorm has no rule for this layer. Expected convolutions, poolings, paddings, dense "
+        f"and element-wise layers. Received: {kind}. Ask for a part of the model without it: "
+        "keras.Model(inputs, outputs)"
     )
 
 
@@ -321,13 +352,14 @@ class _Walk:
     def _call(self, name: str, node: Any, sources: Sequence[FeatureMap]) -> FeatureMap:
         layer, shape = node.operation, node.outputs[0].shape
         try:
-            rule = _rule(layer)
+            is_own = may_be_own_norm(node)
+            rule = _elementwise if is_own else _rule(layer)
             slices = self._slices(node) if rule is _sliced else None
             after = rule(_Call(layer, sources, shape, self.spatial(shape), slices))
         except ConfigError as error:
             raise ConfigError(f"The receptive field of layer {name!r}: {error}") from None
         is_spatial = rule in SPATIAL_RULES or (rule in (_dense, _sliced) and after != sources[0])
-        self._add(name, layer, shape, sources[0], after, is_spatial)
+        self._add(name, layer, shape, sources[0], after, is_spatial, is_own)
         return after
 
     def _add(self, name: str, layer: Any, shape: tuple[int | None, ...], *rest: Any) -> None:
@@ -368,7 +400,7 @@ def summary_table(rows: Sequence[LayerRow], title: str = "") -> Table:
             row.type,
             _text(row.output_shape[1:]),
             f"{row.parameters:,}",
-            _text(row.receptive_field),
+            _field_text(row.after),
             _text(row.jump),
         )
         for row in rows
@@ -380,7 +412,7 @@ def summary_table(rows: Sequence[LayerRow], title: str = "") -> Table:
         columns=("layer", "type", "output", ">parameters", ">field", ">jump"),
         rows=cells,
         totals=[(name, "", "", f"{count:,}", "", "") for name, count in sums.items()],
-        notes=(FIELD_NOTE, NORM_NOTE),
+        notes=_notes(rows),
         title=title,
     )
 
@@ -409,27 +441,44 @@ def receptive_field_table(
         line = [row.name.partition("_")[0], label] if is_ours else [row.name]
         line += [
             f"{_text(row.before.size)} -> {_text(row.after.size)}",
-            f"{_text(row.before.receptive_field)} -> {_text(row.after.receptive_field)}",
+            f"{_field_text(row.before)} -> {_field_text(row.after)}",
             f"{_text(row.before.jump)} -> {_text(row.after.jump)}",
         ]
         line += [str(PUBLISHED_FIELDS.get(label, ""))] if is_published else []
         cells.append(tuple(line))
-    notes = (FIELD_NOTE, NORM_NOTE, PUBLISHED_NOTE) if is_published else (FIELD_NOTE, NORM_NOTE)
+    notes = [*_notes(rows), PUBLISHED_NOTE] if is_published else _notes(rows)
     return Table(tuple(columns), cells, notes=notes, title=title)
+
+
+def _notes(rows: Sequence[LayerRow]) -> list[str]:
+    """Returns how the numbers of these rows are meant."""
+    notes = [FIELD_NOTE, NORM_NOTE]
+    if any(row.after.is_bound for row in rows):
+        notes.append(BOUND_NOTE)
+    if own := sorted({row.type for row in rows if row.is_own}):
+        notes.append(OWN_NOTE.format(", ".join(own)))
+    return notes
 
 
 def layers_to_json(rows: Sequence[LayerRow]) -> list[dict[str, Any]]:
     """Returns one dict per layer, ready for JSON.
 
     Keys: name, type, output_shape (null where a size is not fixed), parameters, receptive_field
-    and jump (a number if height and width agree, else [h, w]; null for a model without space).
+    and jump (a number if height and width agree, else [h, w]; null for a model without space), and
+    is_bound (whether units may see less than receptive_field).
     """
     keys = ("name", "type", "output_shape", "parameters", "receptive_field", "jump")
-    return [{key: getattr(row, key) for key in keys} for row in rows]
+    return [
+        {key: getattr(row, key) for key in keys} | {"is_bound": row.after.is_bound} for row in rows
+    ]
 
 
-def _text(value: int | Sequence[int | None] | None) -> str:
+def _field_text(units: FeatureMap) -> str:
+    return "<=" * units.is_bound + _text(units.receptive_field)
+
+
+def _text(value: float | Sequence[float | None] | None) -> str:
     """Returns "32" or "32x30", with "?" for a size that is not fixed; "-" for None."""
     if isinstance(value, Sequence):
-        return "x".join("?" if size is None else str(size) for size in value)
-    return "-" if value is None else str(value)
+        return "x".join("?" if size is None else f"{size:.6g}" for size in value)
+    return "-" if value is None else f"{value:.6g}"

@@ -7,6 +7,10 @@ compose (`Field.then`): size r += (k_eff - 1) * j, jump j *= s. Padding changes 
 Global pooling over n units is a window of n: r += (n - 1) * j; the jump of the single remaining
 unit has no meaning, and by convention does not change.
 
+A transposed convolution or an upsampling by s has jump 1 / s, and neighbors see windows of
+different sizes. Its field is the smallest of the form above that holds them all, so that the sizes
+of what follows are bounds; jumps and starts are fractions then.
+
 Source: Araujo, Norris, Sim, "Computing Receptive Fields of Convolutional Neural Networks", Distill
 2019, doi 10.23915/distill.00021. Sizes are those of a large image; at its border, part of the
 field is outside it.
@@ -14,11 +18,14 @@ field is outside it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
+from math import floor
 from typing import TypeVar
 
 from kerasnorm.errors import ConfigError
 
 T = TypeVar("T")
+Pixels = int | Fraction
 
 
 @dataclass(frozen=True)
@@ -31,24 +38,26 @@ class Field:
         start: First pixel that unit 0 sees; negative if it is in the padding.
         is_shared: Whether every unit sees the same pixels, those of unit 0, as after the scaling
             by a squeeze-and-excitation branch.
+        is_bound: Whether a unit may see fewer pixels, none of them outside of the field.
     """
 
-    size: int = 1
-    jump: int = 1
-    start: int = 0
+    size: Pixels = 1
+    jump: Pixels = 1
+    start: Pixels = 0
     is_shared: bool = False
+    is_bound: bool = False
 
     def __post_init__(self) -> None:
-        if self.size < 1 or self.jump < 1:
+        if self.size < 1 or self.jump <= 0:
             raise ConfigError(
-                "Expected a receptive field and a jump of at least 1 pixel. "
+                "Expected a receptive field of at least 1 pixel and a jump above 0. "
                 f"Received: size={self.size}, jump={self.jump}"
             )
 
     @property
     def center(self) -> float:
         """Middle of the field of unit 0, in input pixels."""
-        return self.start + (self.size - 1) / 2
+        return float(self.start + (self.size - 1) / 2)
 
     def then(self, layer: "Field") -> "Field":
         """Returns the field of a layer's output in the input, given `layer`, its field in this map.
@@ -61,6 +70,7 @@ class Field:
             jump=self.jump * layer.jump,
             start=self.start + layer.start * step,
             is_shared=self.is_shared or layer.is_shared,
+            is_bound=self.is_bound or layer.is_bound,
         )
 
 
@@ -82,6 +92,37 @@ def window(kernel: int, stride: int = 1, dilation: int = 1, padding: int = 0) ->
             f"Received: kernel={kernel}, stride={stride}, dilation={dilation}"
         )
     return Field(size=dilation * (kernel - 1) + 1, jump=stride, start=-padding)
+
+
+def transposed(kernel: int, factor: int, dilation: int = 1, padding: int = 0) -> Field:
+    """Returns the field of a transposed convolution in its own input.
+
+    Unit o of the output reads the units i with i * factor = o + padding - dilation * t, for the
+    taps t from 0 to kernel - 1.
+
+    Args:
+        kernel: Number of taps.
+        factor: Number of units of the output per unit of the input: its strides.
+        dilation: Distance between two taps, in units of the output.
+        padding: Number of units cut off before the first one.
+    """
+    reach = Fraction(dilation * (kernel - 1), factor)
+    start = Fraction(padding, factor) - reach
+    return Field(1 + reach, Fraction(1, factor), start, is_bound=factor > 1)
+
+
+def upsampling(factor: int, taps: int = 1) -> Field:
+    """Returns the field of an upsampling in its own input.
+
+    Args:
+        factor: Number of units of the output per unit of the input.
+        taps: Number of units that one is interpolated from: 1 for the nearest, 2 for bilinear.
+    """
+    if factor == 1:
+        return Field()
+    step = Fraction(1, factor)
+    # Unit o lies at (o + 1/2) / factor - 1/2, and reads the `taps` units around that.
+    return Field(taps + 1 - step, step, step - Fraction(taps + 1, 2), is_bound=True)
 
 
 def same_padding(units: int | None, kernel: int, stride: int = 1, dilation: int = 1) -> int:
@@ -120,7 +161,7 @@ def hull(fields: Sequence[Field], units: int | None = None) -> Field:
         fields = [field if field.is_shared else _over_all(field, units) for field in fields]
     start = min(field.start for field in fields)
     end = max(field.start + field.size for field in fields)
-    return Field(end - start, jump, start, is_shared)
+    return Field(end - start, jump, start, is_shared, any(field.is_bound for field in fields))
 
 
 def _over_all(field: Field, units: int | None) -> Field:
@@ -157,12 +198,18 @@ class FeatureMap:
     @property
     def receptive_field(self) -> int | list[int] | None:
         """Pixels: one number if the axes agree, else one per axis; None if there are none."""
-        return _one_or_all([field.size for field in self.fields])
+        return _one_or_all([floor(field.size) for field in self.fields])
 
     @property
-    def jump(self) -> int | list[int] | None:
+    def jump(self) -> float | list[float] | None:
         """Pixels: one number if the axes agree, else one per axis; None if there are none."""
-        return _one_or_all([field.jump for field in self.fields])
+        jumps = [field.jump for field in self.fields]
+        return _one_or_all([int(j) if j == int(j) else float(j) for j in jumps])
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether units may see fewer pixels than `receptive_field` says."""
+        return any(field.is_bound for field in self.fields)
 
     def through(self, layer: Sequence[Field], sizes: Sequence[int | None]) -> "FeatureMap":
         """Returns the map of a layer's output.

@@ -67,16 +67,16 @@ def short_places(places: Iterable[str]) -> dict[str, str]:
 def shown_fields(
     fields: Mapping[str, Any], among: Iterable[Mapping[str, Any]] = ()
 ) -> dict[str, Any]:
-    """Returns fields and their values; a path of data as short as tells it from other data.
+    """Returns fields and their values; paths of data and networks as short as tells them apart.
 
     Args:
         fields: Fields and values.
         among: Fields and values of all that is shown beside them.
     """
     shown = dict(fields)
-    if "data" in shown:
-        places = [str(other["data"]) for other in (fields, *among) if "data" in other]
-        shown["data"] = short_places(places)[str(fields["data"])]
+    for name in {"data", "network"} & {*shown}:
+        places = [str(other[name]) for other in (fields, *among) if name in other]
+        shown[name] = short_places(places)[str(fields[name])]
     return shown
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kerasnorm import runtime
-from kerasnorm.config import resolve
+from kerasnorm.config import Config, resolve
 from kerasnorm.data import prepare
 from kerasnorm.json_process import serve
 from kerasnorm.training.fit import make_engine
@@ -39,7 +39,10 @@ class _Stopwatch:
 
 
 class Probe:
-    """Answers two requests: "prepare" does all that a run does once, "measure" the rest."""
+    """Answers requests: "prepare" does all that a run does once, "measure" the rest.
+
+    "build" only makes the network, which fails where it cannot be made.
+    """
 
     def answer(self, request: dict[str, Any]) -> dict[str, float]:
         """Returns what the work took: seconds per step and per image, and the number of each.
@@ -47,6 +50,8 @@ class Probe:
         `steps` and `images` are those of this answer to "prepare", and those of a whole epoch to
         "measure".
         """
+        if request["task"] == "build":
+            return self._build(resolve(request["config"]), **request["sizes"])
         if request["task"] == "prepare":
             return self._prepare(request["config"])
         begun = time.perf_counter()
@@ -60,6 +65,21 @@ class Probe:
             "steps": self.engine.batches.steps,
             "images": len(data.test) + len(data.validation or ()),
         }
+
+    def _build(self, config: Config, image_shape: list[int], classes: int) -> dict[str, float]:
+        runtime.start(config.train.backend, config.train.device)
+        from kerasnorm.network import build
+
+        channels = image_shape[-1]
+        build(
+            config.model,
+            input_shape=tuple(image_shape),
+            classes=classes,
+            mean=[0.5] * channels,
+            std=[0.25] * channels,
+            precision=config.train.precision,
+        )
+        return {}
 
     def _prepare(self, values: Mapping[str, Any]) -> dict[str, float]:
         config = resolve(values)

@@ -4,22 +4,24 @@ import logging
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from kerasnorm import runtime, tables, user_code
-from kerasnorm.config import DataConfig
+from kerasnorm.config import DataConfig, flatten
 from kerasnorm.data import Dataset, load, prepare
 from kerasnorm.data.sources import loading, locate, with_place
 from kerasnorm.data.stored import Images
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError, KerasnormError
 from kerasnorm.files import encoded, in_command, write_bytes
+from kerasnorm.json_process import JsonProcess
 from kerasnorm.norms import BUILT_IN, COMPARED, NORMS, is_foreign
 from kerasnorm.plots.style import Picture
 from kerasnorm.progress import Progress
-from kerasnorm.study import execution, folder, plan, report
+from kerasnorm.study import execution, folder, plan, probe, report
 from kerasnorm.study import tables as study_tables
 from kerasnorm.study.figures import draw_study
 from kerasnorm.study.folder import PlannedRun, State
@@ -264,6 +266,8 @@ def run_study(
         for name in filter(user_code.is_named, (config.model.norm, config.model.network)):
             user_code.trust(name.rpartition(":")[0])  # the report opens the models that it makes
     study = study.located()
+    if scheduler is None and not out.exists():
+        _check_networks(study, describe or describer())
     if scheduler:
         out = out.resolve()  # workers may have another working directory
     with folder.opened(out, study):
@@ -398,6 +402,32 @@ def check(study: StudyPlan) -> None:
             continue  # its layers are known when it is made
         for width in config.model.normalized_widths:
             norm.groups(config.model, width)
+
+
+def _check_networks(study: StudyPlan, describe: Describe) -> None:
+    """Makes sure, before anything is written, that networks and norms of the user's can be made.
+
+    Raises:
+        ConfigError: One cannot, or does not fit the images.
+        DataError: The data are missing or damaged.
+    """
+    with ExitStack() as processes:
+        by_backend: dict[str, JsonProcess] = {}
+        made = set()
+        for config in study.configs().values():
+            model, backend = config.model, config.train.backend
+            if model.is_builtin and not user_code.is_named(model.norm):
+                continue
+            dataset = describe(config.data)
+            key = model, backend, dataset.image_shape, dataset.class_names
+            if key in made:
+                continue
+            made.add(key)
+            if backend not in by_backend:
+                by_backend[backend] = processes.enter_context(JsonProcess(probe.MODULE))
+            values = {"recipe": config.recipe} | flatten(config.to_dict())
+            sizes = {"image_shape": dataset.image_shape, "classes": len(dataset.class_names)}
+            by_backend[backend].ask({"task": "build", "config": values, "sizes": sizes})
 
 
 def check_content(

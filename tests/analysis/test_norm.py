@@ -202,3 +202,53 @@ def test_what_shares_statistics_in_a_norm_of_the_user_is_found(tmp_path, name, o
         assert answer.data.batch_of_one.training_change == 0
     if name == "batch":
         assert answer.data.batch_of_one.training_change > 0.1
+
+
+RECORDS = """
+import keras
+from kerasnorm.norms import Norm, NormFacts
+
+def facts(name):
+    return NormFacts(name=name, over="H, W", formula=f"the formula of {name}", source="a paper")
+
+class Centered(keras.layers.Layer):
+    def call(self, x):
+        return x - keras.ops.mean(x, axis=(1, 2), keepdims=True)
+
+def instance(config, channels, **common):
+    return keras.layers.GroupNormalization(channels, epsilon=1e-5, **common)
+
+OBSERVED = Norm(
+    name="mine",
+    layer=lambda config, channels, **common: Centered(**common),
+    color="#123456",
+    facts=facts("mean alone"),
+)
+DEFINED = Norm(
+    name="own",
+    layer=instance,
+    color="#654321",
+    groups=lambda config, channels: channels,
+    axes=(1, 2, 4),
+    facts=facts("instances"),
+)
+WRONG = Norm(name="wrong", layer=instance, color="#000000", axes=(4,), facts=facts("nothing"))
+"""
+
+
+def test_a_record_of_the_user_gives_its_facts_and_color_and_is_checked_where_it_has_axes(tmp_path):
+    path = tmp_path / "records.py"
+    path.write_text(RECORDS)
+    name = f"{path}:OBSERVED"
+    assert NORMS[name].color != "#123456"  # its code was not run yet
+    answer = explain(name, cost=False)
+    assert NORMS[name].color == "#123456"
+    assert answer.data.shared.sum() == 6
+    assert [step.name for step in answer.data.worked.training] == ["input", "output"]
+    text = explanation_text(answer.data)
+    assert "the formula of mean alone" in text
+    assert "initial values" in text
+    answer = explain(f"{path}:DEFINED", cost=False)
+    assert [step.name for step in answer.data.worked.training][1:3] == ["mean", "variance"]
+    with pytest.raises(ConfigError, match="definition in the norm's record"):
+        explain(f"{path}:WRONG", cost=False)

@@ -10,7 +10,7 @@ from keras import layers
 from kerasnorm import convert_norm
 from kerasnorm.conversion.norms import fitting_groups
 from kerasnorm.errors import ConfigError
-from kerasnorm.user_code import layer_factory
+from kerasnorm.norms import layer_factory
 
 
 @pytest.mark.parametrize(
@@ -42,17 +42,24 @@ def test_a_norm_by_module_and_name(tmp_path, monkeypatch):
         "def failing(channels, name):\n"
         "    raise RuntimeError('no such width')\n"
         "number = 3\n"
+        "from kerasnorm.norms import Norm\n"
+        "EMPTY = Norm(name='empty', layer=None, color='#000000')\n"
+        "RECORD = Norm(name='own', color='#000000',\n"
+        "    layer=lambda config, width, **common: keras.layers.GroupNormalization(2, **common))\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [*sys.path])
     done = convert_norm(network(), "own_norms:instance")
     assert [row.groups for row in done.layers] == [6, 6, 4, 8]
+    done = convert_norm(network(), "own_norms:RECORD")
+    assert [row.groups for row in done.layers] == [2, 2, 2, 2]
     for text, message in {
         "own_norms:missing": "expected the name of a function or class of own_norms. "
         "Received: missing",
         "no_such_module:Norm": "importing no_such_module raised ModuleNotFoundError",
         "own_norms:": "expected package.module:name",
-        "own_norms:number": "or a function",
+        "own_norms:number": "a function",
+        "own_norms:EMPTY": "a kerasnorm.norms.Norm with a layer",
     }.items():
         with pytest.raises(ConfigError, match=message):
             layer_factory(text)
@@ -78,7 +85,15 @@ class MyNorm(layers.Layer):
         return x
 
 
+class Thirds(layers.Layer):
+    """A norm of the user's that does not call itself one."""
+
+    def call(self, x):
+        return x / 3
+
+
 REFUSED = {
+    "which has none. Layers of your own are not converted: Thirds.": (Thirds, {}),
     "which has none": (layers.ReLU, {}),
     r"is over axis \[1\] of": (lambda: layers.BatchNormalization(axis=1), {}),
     r"is over axis \[1, 2\] of": (lambda: layers.LayerNormalization(axis=(1, 2)), {}),

@@ -10,7 +10,7 @@ from kerasnorm import convert_norm
 from kerasnorm.conversion.norms import freeze_batch_norms
 from kerasnorm.errors import ConfigError
 from kerasnorm.network import StandardizedConv2D, standardize_kernel
-from kerasnorm.norms import EPSILON
+from kerasnorm.norms import EPSILON, Norm
 
 pytestmark = pytest.mark.backend("any")
 NORMS_OF_NETWORK = ["stem/bn", "block/inner_bn", "shared_bn", "last_bn"]
@@ -192,7 +192,14 @@ def factory(channels, name):
     return NormOfWidth(channels, name=name)
 
 
-@pytest.mark.parametrize("norm", [OwnNorm, NormOfWidth, factory], ids=lambda norm: norm.__name__)
+RECORD = Norm(
+    name="own",
+    layer=lambda config, channels, **common: NormOfWidth(channels, **common),
+    color="#000000",
+)
+
+
+@pytest.mark.parametrize("norm", [OwnNorm, NormOfWidth, factory, RECORD])
 def test_a_norm_of_the_users_own(norm):
     model, x = network(), images()
     done = convert_norm(model, norm)

@@ -20,8 +20,10 @@ pytestmark = pytest.mark.backend("torch")  # gradients by torch.autograd
 Extent = list[tuple[int, int]]
 
 
-def seen_pixels(model: keras.Model, names: list[str]) -> dict[str, Extent]:
+def seen_pixels(model: keras.Model, names: list[str], offset: int = 0) -> dict[str, Extent]:
     """Returns the first and last pixel of each axis that move the middle unit of each layer.
+
+    With an offset, the unit that lies so many units behind the middle one.
 
     All kernels become constant and positive, so that nothing cancels and no ReLU closes. Max
     pooling passes the gradient of its largest input only: one image that rises along all axes and
@@ -39,7 +41,7 @@ def seen_pixels(model: keras.Model, names: list[str]) -> dict[str, Extent]:
     for image in (200 + ramp / 8, 200 - ramp / 8):
         pixels = torch.tensor(image, dtype=torch.float32, requires_grad=True)
         for name, output in probe(pixels).items():
-            middle = output[(0, *(size // 2 for size in output.shape[1:-1]))].sum()
+            middle = output[(0, *(size // 2 + offset for size in output.shape[1:-1]))].sum()
             (gradient,) = torch.autograd.grad(middle, pixels, retain_graph=True)
             seen[name] |= (gradient[0] != 0).any(-1).cpu().numpy()
     return {name: _extent(mask) for name, mask in seen.items()}
@@ -49,12 +51,12 @@ def _extent(mask: np.ndarray) -> Extent:
     return [(int(axis.min()), int(axis.max())) for axis in np.nonzero(mask)]
 
 
-def computed_pixels(row: LayerRow) -> Extent:
+def computed_pixels(row: LayerRow, offset: int = 0) -> Extent:
     """Returns what `seen_pixels` should, from a row; it may reach out of the image."""
     pairs = []
     for size, field in zip(row.after.sizes, row.after.fields, strict=True):
-        first = field.start + (0 if field.is_shared else size // 2 * field.jump)
-        pairs.append((first, first + field.size - 1))
+        first = field.start + (0 if field.is_shared else (size // 2 + offset) * field.jump)
+        pairs.append((math.ceil(first), math.floor(first + field.size - 1)))
     return pairs
 
 
@@ -138,6 +140,48 @@ def test_graphs(name: str) -> None:
     if name == "global pooling":  # the largest unit alone passes the gradient
         seen = [(0, 95)] * 2
     assert seen == cut(computed_pixels(layer_table(model)[-1]), 96)
+
+
+def transposed(x: object, kernel: int, strides: int, **options: object) -> object:
+    return layers.Conv2DTranspose(2, kernel, strides, use_bias=False, **options)(x)
+
+
+def upsampled(x: object, factor: int, kind: str = "nearest") -> object:
+    return layers.UpSampling2D(factor, interpolation=kind)(x)
+
+
+# With the largest number of pixels that a unit sees, by hand where all phases occur.
+ENLARGED: dict[str, tuple[Callable[[object], object], int | None]] = {
+    "nearest": (lambda x: upsampled(x, 2), 1),
+    "nearest, convolutions": (lambda x: same(same(upsampled(x, 3), 5)), 3),
+    "bilinear": (lambda x: upsampled(x, 2, "bilinear"), 2),
+    "transposed": (lambda x: transposed(x, 3, 2), 2),
+    "transposed, same": (lambda x: transposed(x, 4, 2, padding="same"), 2),
+    "transposed, odd, same": (lambda x: same(transposed(x, 5, 3, padding="same")), 3),
+    "of one": (lambda x: transposed(x, 3, 1), 3),
+    "encoder and decoder": (
+        lambda x: same(upsampled(same(same(x, strides=2), strides=2), 4)),
+        None,
+    ),
+    "skip": (lambda x: same(layers.Add()([upsampled(same(x, strides=2), 2), same(x, 5)])), None),
+}
+
+
+@pytest.mark.parametrize("name", ENLARGED)
+def test_units_of_an_enlarged_map_see_no_more_than_the_bound(name: str) -> None:
+    make, largest = ENLARGED[name]
+    pixels = keras.Input((48, 48, 2))
+    model = keras.Model(pixels, layers.Identity(name="end")(make(pixels)))
+    row = layer_table(model)[-1]
+    sizes = []
+    for offset in range(4):
+        seen = seen_pixels(model, ["end"], offset)["end"]
+        for (first, last), (low, high) in zip(seen, computed_pixels(row, offset), strict=True):
+            assert low <= first <= last <= high
+            sizes.append(last - first + 1)
+    assert max(sizes) <= row.receptive_field
+    assert largest in (None, max(sizes))
+    assert row.receptive_field == largest or largest is None
 
 
 stages = st.tuples(

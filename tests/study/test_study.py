@@ -15,6 +15,7 @@ import time
 from html import unescape
 from pathlib import Path
 
+import keras
 import pytest
 from helpers.command import call
 from helpers.studies import place
@@ -26,6 +27,7 @@ from kerasnorm.cli import studies
 from kerasnorm.errors import ConfigError, DataError
 from kerasnorm.study import execution, folder, study
 from kerasnorm.study.plan import StudyPlan, run_name
+from kerasnorm.study.probe import Probe
 
 TINY = (
     *("--data", "shapes", "--train-size", "60", "--test-size", "20", "--batch-size", "16"),
@@ -420,3 +422,37 @@ def test_data_that_only_the_workers_have_are_left_to_them(tmp_path, caplog):
     assert "The workers must have them." in caplog.text
     with pytest.raises(DataError, match="no such file"):
         study.check_content(runs, study.describer())
+
+
+class InThisProcess:
+    """Answers as the process of `kerasnorm.study.probe` does, without its start."""
+
+    def __init__(self, module):
+        self.ask = Probe().answer
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def test_a_network_that_cannot_be_made_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "JsonProcess", InThisProcess)
+    file = tmp_path / "nets.py"
+    file.write_text(
+        "import keras\n"
+        "def build(input_shape, classes):\n"
+        "    pixels = keras.Input(input_shape)\n"
+        "    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(pixels))\n"
+        "    return keras.Model(pixels, keras.layers.Dense(classes)(x))\n"
+    )
+    plan = StudyPlan(
+        norms=("keep", "gn"),
+        backends=(keras.backend.backend(),),
+        seeds=(0, 1),
+        fixed={"network": f"{file}:build", "data": "shapes", "train_size": 20, "test_size": 20},
+    )
+    with pytest.raises(ConfigError, match="expected a network with normalization layers"):
+        study.run_study(plan, tmp_path / "study")
+    assert not (tmp_path / "study").exists()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from helpers.studies import make_run
 
+from kerasnorm.plots.labels import shown_fields
 from kerasnorm.study.intervals import Interval
 from kerasnorm.study.summary import Failure, summarize
 from kerasnorm.study.tables import (
@@ -109,3 +110,10 @@ def test_the_table_of_runs_holds_the_accuracy_that_ranks_them():
     assert table.columns[3:5] == (">validation %", ">test %")
     assert table.rows[0][3:5] == ("62.50", "50.00")
     assert ">validation %" not in run_table(summarize([make_run(0.5, norm="bn")])).columns
+
+
+def test_a_path_of_data_or_of_a_network_is_as_short_as_tells_it_from_the_others():
+    fields = {"network": "/models/old/net.keras", "data": "/images/pets", "groups": 4}
+    others = [{"network": "/models/new/net.keras"}, {"network": "keras:VGG16"}]
+    assert shown_fields(fields, others) == fields | {"network": "old/net.keras", "data": "pets"}
+    assert shown_fields(others[1], [fields]) == {"network": "keras:VGG16"}

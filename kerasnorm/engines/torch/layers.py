@@ -608,6 +608,11 @@ def _zero_padding(layer: Any, _: Site) -> Lowered:
     return Lowered(lambda mode, x: F.pad(x, (left, right, top, bottom)))
 
 
+def _cropping(layer: Any, _: Site) -> Lowered:
+    (top, bottom), (left, right) = layer.cropping
+    return Lowered(lambda mode, x: F.pad(x, (-left, -right, -top, -bottom)))
+
+
 def _max_all(layer: Any, _: Site) -> Lowered:
     keep = layer.keepdims
     return Lowered(lambda mode, x: x.amax((2, 3), keepdim=keep))
@@ -691,6 +696,7 @@ RULES: dict[type, Rule] = {
     layers.GlobalAveragePooling2D: Rule(_average_all, GLOBAL),
     layers.GlobalMaxPooling2D: Rule(_max_all, GLOBAL),
     layers.ZeroPadding2D: Rule(_zero_padding, frozenset({"padding", "data_format"})),
+    layers.Cropping2D: Rule(_cropping, frozenset({"cropping", "data_format"})),
     layers.Add: Rule(_add, ranks=BOTH),
     layers.Multiply: Rule(_multiply, ranks=BOTH),
     layers.Concatenate: Rule(_concatenate, frozenset({"axis"}), BOTH),

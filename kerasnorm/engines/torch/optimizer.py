@@ -56,7 +56,7 @@ class FlatOptimizer:
         self.decay = None
         if optimizer.weight_decay:
             shares = [
-                torch.full_like(p, optimizer.weight_decay if v.name == DECAYED else 0.0)
+                torch.full_like(p, optimizer.weight_decay if v.name.endswith(DECAYED) else 0.0)
                 for v, p in zip(variables, self.parameters, strict=True)
             ]
             self.decay = torch.cat([s.detach().reshape(-1) for s in self._sorted(shares)])

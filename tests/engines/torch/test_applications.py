@@ -115,7 +115,9 @@ def test_logits_loss_and_gradients_equal_keras(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_three_optimizer_steps_equal_keras(name):
     side = SIDES.get(name, 64)
-    config = tiny.config(batch_size=4, learning_rate=1e-5, optimizer="sgd", schedule="constant")
+    # Keras computes 1 - rate * decay in float32: of these powers of two, exactly.
+    options = {"learning_rate": 2**-17, "weight_decay": 2**-5, "schedule": "constant"}
+    config = tiny.config(batch_size=4, optimizer="sgd", **options)
     pixels = np.random.default_rng(2).integers(0, 256, (12, side, side, 3), np.uint8)
     train = Split(pixels, np.arange(12) % 10)
     engines = []

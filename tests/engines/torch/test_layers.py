@@ -235,6 +235,10 @@ TABLE: dict[type, tuple[dict[str, Any], dict[str, list[Any]]]] = {
         {},
         {"padding": [2, (0, 3), ((1, 0), (2, 3))], "data_format": ["channels_first"]},
     ),
+    layers.Cropping2D: (
+        {},
+        {"cropping": [1, (0, 2), ((1, 0), (2, 3))], "data_format": ["channels_first"]},
+    ),
     layers.Add: ({}, {}),
     layers.Multiply: ({}, {}),
     layers.Concatenate: ({}, {"axis": [1, 2, 3]}),

@@ -1,0 +1,190 @@
+"""The norms of a Keras model: which axes share a mean and a variance, and how many values do.
+
+Keras's own norms are read from their settings. A norm of another class is called: one value of its
+input changes, and the axes are those along which other outputs change with it.
+"""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from kerasnorm.conversion.norms import STOCK
+from kerasnorm.conversion.rebuild import Calls
+from kerasnorm.errors import ConfigError
+from kerasnorm.keras_settings import stock_keras
+from kerasnorm.norms import custom_layers
+from kerasnorm.tables import Table
+
+AXES = {2: "NC", 3: "NLC", 4: "NHWC", 5: "NDHWC"}  # names of the axes of an input, by their number
+FREE_SIZE = 4  # of an axis whose size a model leaves open, where a layer is called
+DRAWS = 4  # random inputs; a norm that cuts off its outputs hides what changes in one of them
+VALUES_NOTE = (
+    "values share one statistic: those of one image, or of all N images of a batch (x N) in "
+    "training. sets: statistics of an image, or of a batch."
+)
+MOVED = 1e-6  # smallest change of an output that counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormRow:
+    """One call of one norm.
+
+    Attributes:
+        name: Path of the layer, such as "backbone/conv1_bn".
+        type: Name of its class.
+        behind: Path of the layer whose output it normalizes.
+        shape: Shape of its input without the batch, such as (H, W, C); None where it is not fixed.
+        axes: Axes that share statistics, as letters: "NHW" for a batch norm, "HWC" for a group or
+            layer norm.
+        channels: Number of channels that share statistics.
+        values: Number of values of one image that share statistics; None where a size is not fixed.
+        sets: Number of statistics of one image, or of the batch where `axes` holds N; None where a
+            size is not fixed.
+        parameters: Number of its weights, moving statistics included.
+        is_observed: Whether the axes were found by calling the layer.
+    """
+
+    name: str
+    type: str
+    behind: str
+    shape: tuple[int | None, ...]
+    axes: str
+    channels: int
+    values: int | None
+    sets: int | None
+    parameters: int
+    is_observed: bool
+
+    @property
+    def over(self) -> str:
+        """What shares statistics, in words: "N, H, W", "H, W, 8 groups of 4 channels"."""
+        words = [letter for letter in self.axes if letter != "C"]
+        count = (self.shape[-1] or 0) // self.channels
+        if "C" in self.axes:
+            words.append("C" if count == 1 else f"{count} groups of {self.channels} channels")
+        return ", ".join(words) or "nothing: each value alone"
+
+
+def norm_rows(
+    model: keras.Model, kinds: Collection[type[keras.layers.Layer]] = ()
+) -> list[NormRow]:
+    """Returns one row per call of a norm in a model, and in the models in it, inputs first.
+
+    Args:
+        model: Functional or built Sequential model, channels last.
+        kinds: Classes of norms of the user's own; others are found by "norm" in their name.
+
+    Raises:
+        ConfigError: The model has no graph, or its channels are not the last axis.
+    """
+    calls = Calls(model)
+    known = (*STOCK, *custom_layers().values(), *kinds)
+    rows = []
+    for node in calls.nodes:
+        layer = node.operation
+        if not (isinstance(layer, known) or _is_named_norm(layer)):
+            continue
+        shape = node.input_tensors[0].shape
+        is_stock = type(layer) in STOCK
+        axes, channels = _read(layer, shape) if is_stock else _observed(layer, shape)
+        sizes = dict(zip(AXES[len(shape)], shape, strict=True)) | {"C": channels}
+        is_fixed = None not in shape[1:]
+        values = math.prod(sizes[axis] for axis in axes if axis != "N") if is_fixed else None
+        source = calls.producers[id(node.input_tensors[0])].operation
+        rows.append(
+            NormRow(
+                name=calls.paths[id(layer)],
+                type=type(layer).__name__,
+                behind=calls.paths[id(source)],
+                shape=tuple(shape[1:]),
+                axes=axes,
+                channels=channels,
+                values=values,
+                sets=math.prod(shape[1:]) // values if values else None,
+                parameters=layer.count_params(),
+                is_observed=not is_stock,
+            )
+        )
+    return rows
+
+
+def _is_named_norm(layer: Any) -> bool:
+    """Returns whether a layer's class is not Keras's and calls itself a norm."""
+    kind = type(layer)
+    is_own = kind.__module__.partition(".")[0] != "keras"
+    return is_own and isinstance(layer, keras.Layer) and "norm" in kind.__name__.lower()
+
+
+def _read(layer: Any, shape: Sequence[int | None]) -> tuple[str, int]:
+    """Returns the axes over which a norm of Keras takes statistics, and how many channels share.
+
+    Raises:
+        ConfigError: The channels are not the last axis.
+    """
+    letters, width = AXES[len(shape)], shape[-1] or 0
+    axes = [axis % len(shape) for axis in keras.tree.flatten(layer.axis)]
+    if isinstance(layer, (keras.layers.BatchNormalization, keras.layers.GroupNormalization)):
+        if axes != [len(shape) - 1]:
+            raise ConfigError(
+                f"model: its norm {layer.name!r} has its channels on axis {axes[0]} of {shape}. "
+                "Expected the last axis (channels_last)."
+            )
+        if isinstance(layer, keras.layers.BatchNormalization):
+            return letters[:-1], 1
+        channels = 1 if layer.groups == -1 else width // layer.groups
+        return letters[1:] if channels > 1 else letters[1:-1], channels
+    shared = "".join(letters[axis] for axis in sorted(axes))
+    return shared, width if "C" in shared else 1
+
+
+@stock_keras
+def _observed(layer: Any, shape: Sequence[int | None]) -> tuple[str, int]:
+    """Returns the axes along which outputs change with one input, and in how many channels."""
+    size = (2, *(n or FREE_SIZE for n in shape[1:]))
+    moved_along = [{0} for _ in size]
+    for seed in range(DRAWS):
+        x = np.random.Generator(np.random.PCG64(seed)).normal(size=size).astype(np.float32)
+        moved = x.copy()
+        moved.flat[0] += max(1.0, x.size / 100)  # so that means over many values move enough
+        outputs = []
+        for values in (x, moved):
+            fresh = type(layer).from_config(layer.get_config())  # of the same initial weights
+            result = fresh(keras.ops.convert_to_tensor(values), training=True)
+            outputs.append(keras.ops.convert_to_numpy(result))
+        places = np.nonzero(np.abs(outputs[1] - outputs[0]) > MOVED)
+        for found, along in zip(moved_along, places, strict=True):
+            found |= set(along.tolist())
+    letters = AXES[len(size)]
+    axes = "".join(a for a, found in zip(letters, moved_along, strict=True) if len(found) > 1)
+    return axes, len(moved_along[-1])
+
+
+def norms_table(rows: Sequence[NormRow], title: str = "") -> Table:
+    """Returns the table of the norms of a model, with the sum of their weights."""
+    cells = [
+        (
+            row.name,
+            row.type.removesuffix("Normalization") + (" *" if row.is_observed else ""),
+            "x".join("?" if size is None else str(size) for size in row.shape),
+            row.over,
+            ("?" if row.values is None else f"{row.values:,}") + " x N" * ("N" in row.axes),
+            "?" if row.sets is None else f"{row.sets:,}",
+            f"{row.parameters:,}",
+        )
+        for row in rows
+    ]
+    notes = [VALUES_NOTE]
+    sized = [row for row in rows if row.values]
+    if sized:
+        fewest = min(sized, key=lambda row: row.values or 0)
+        images = " of each image" if "N" in fewest.axes else ""
+        notes.append(f"Fewest values share statistics in {fewest.name}: {fewest.values:,}{images}.")
+    if any(row.is_observed for row in rows):
+        notes.append("* found by changing one input of the layer.")
+    totals = [("total", "", "", "", "", "", f"{sum(row.parameters for row in rows):,}")]
+    columns = ("layer", "norm", "map", "statistics over", ">values", ">sets")
+    return Table((*columns, ">parameters"), cells, totals, notes, title)

@@ -1,0 +1,135 @@
+"""The norms of a network and the values that share their statistics, counted by hand."""
+
+import json
+
+import keras
+import pytest
+from helpers.command import call
+from helpers.norm_nets import network
+from keras import layers, ops
+
+from kerasnorm.errors import ConfigError
+from kerasnorm.inspection.norms import norm_rows, norms_table
+from kerasnorm.tables import to_text
+
+pytestmark = pytest.mark.backend("any")
+
+
+class OfHalves(layers.Layer):
+    """Subtracts the mean of H, W and half of the channels, and cuts off what is negative."""
+
+    def call(self, x):
+        means = [ops.mean(half, axis=(1, 2, 3), keepdims=True) for half in ops.split(x, 2, axis=-1)]
+        halves = zip(ops.split(x, 2, axis=-1), means, strict=True)
+        return ops.relu(ops.concatenate([half - mean for half, mean in halves], axis=-1))
+
+
+class MyNorm(layers.Layer):
+    """Subtracts the mean of each channel over the batch."""
+
+    def call(self, x):
+        return x - ops.mean(x, axis=(0, 1, 2), keepdims=True)
+
+
+# Statistics over, values of one image that share them, statistics, of a map of 6x4 of 8 channels.
+CASES = {
+    "N, H, W": (layers.BatchNormalization, 24, 8),
+    "H, W, 4 groups of 2 channels": (lambda: layers.GroupNormalization(4), 48, 4),
+    "H, W, C": (lambda: layers.GroupNormalization(1), 192, 1),
+    "H, W": (lambda: layers.GroupNormalization(-1), 24, 8),
+    "C": (layers.LayerNormalization, 8, 24),
+    "W, C": (lambda: layers.LayerNormalization(axis=(2, 3)), 32, 6),
+    "H": (lambda: layers.RMSNormalization(axis=1), 6, 32),
+    "H, W, 2 groups of 4 channels": (OfHalves, 96, 2),
+}
+
+
+@pytest.mark.parametrize("over", CASES)
+def test_the_axes_and_the_values_that_share_statistics(over):
+    make, values, sets = CASES[over]
+    pixels = keras.Input((6, 4, 8))
+    (row,) = norm_rows(keras.Model(pixels, make()(pixels)), [OfHalves])
+    assert (row.over, row.values, row.sets) == (over, values, sets)
+    assert row.is_observed == (make is OfHalves)
+
+
+def test_a_batch_statistic_of_an_own_class_is_found_by_its_name():
+    pixels = keras.Input((6, 4, 8))
+    (row,) = norm_rows(keras.Model(pixels, MyNorm()(pixels)))
+    assert (row.over, row.values, row.sets, row.is_observed) == ("N, H, W", 24, 8, True)
+    assert "24 x N" in to_text(norms_table([row]))
+
+
+def test_each_call_in_nested_and_shared_models_has_a_row():
+    found = [(row.name, row.behind, row.shape) for row in norm_rows(network())]
+    assert found == [
+        ("stem/bn", "stem/conv", (8, 8, 6)),
+        ("block/inner_bn", "block/depthwise", (8, 8, 6)),
+        ("shared_bn", "left", (8, 8, 4)),
+        ("shared_bn", "right", (8, 8, 4)),
+        ("last_bn", "both", (8, 8, 8)),
+    ]
+
+
+def test_a_size_that_is_not_fixed_leaves_the_numbers_open():
+    pixels = keras.Input((None, 4, 8))
+    (row,) = norm_rows(keras.Model(pixels, layers.GroupNormalization(4)(pixels)))
+    assert (row.values, row.sets) == (None, None)
+    assert "?x4x8" in to_text(norms_table([row]))
+    (row,) = norm_rows(keras.Model(pixels, layers.LayerNormalization()(pixels)))
+    assert row.over == "C"
+
+
+def test_channels_first_are_refused():
+    pixels = keras.Input((8, 6, 4))
+    with pytest.raises(ConfigError, match="has its channels on axis 1 of"):
+        norm_rows(keras.Model(pixels, layers.BatchNormalization(axis=1)(pixels)))
+
+
+NORM = """
+import keras
+from kerasnorm.norms import Norm
+
+class Centered(keras.layers.Layer):
+    def call(self, x):
+        return x - keras.ops.mean(x, axis=(1, 2), keepdims=True)
+
+RECORD = Norm(
+    name="mine", layer=lambda config, channels, **common: Centered(**common), color="#000000"
+)
+"""
+
+
+def test_the_command_explains_a_network(tmp_path):
+    path = tmp_path / "net.keras"
+    network().save(path)
+    text, _ = call("explain", "--network", path)
+    assert "last_bn" in text
+    assert "N, H, W" in text
+    rows = json.loads(call("explain", "gn", "--groups", 3, "--network", path, "--json")[0])
+    assert [row["over"] for row in rows] == [
+        *["H, W, 3 groups of 2 channels"] * 2,
+        *["H, W, 2 groups of 2 channels"] * 2,
+        "H, W, 2 groups of 4 channels",
+    ]
+    own = tmp_path / "own.py"
+    own.write_text(NORM)
+    words = ["--network", "builtin", "--image-shape", "8,8,3", "--json"]
+    rows = json.loads(call("explain", f"{own}:RECORD", *words)[0])
+    assert [(row["type"], row["over"]) for row in rows] == [("Centered", "H, W")] * 10
+    assert [row["values"] for row in rows] == [64] * 3 + [16] * 4 + [4] * 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "name a norm, or give --network"),
+        (["gn", "--groups", 2], "--groups: add --network"),
+        (["--network", "keras:MobileNetV2", "--rounds", 2], "--rounds: leave out --network"),
+        (["--network", "keras:MobilNetV2"], "Did you mean keras:MobileNetV2"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(words, message):
+    _, text = call("explain", *words, code=2)
+    assert message in text
+    assert len(text.splitlines()) == 1
