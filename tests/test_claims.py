@@ -159,15 +159,16 @@ def test_the_losses_on_corrupted_images_are_those_of_the_measurement():
     for norm in ("gn", "ln"):
         clean, mixed, one_class = (found[norm][name]["mean"] for name in bn)
         assert clean == mixed == one_class
-    contrast = (
-        "at severity 5 `bn` classifies {bn:.1f} % correctly, `gn` {gn:.1f} and `ln` {ln:.1f} %"
-    )
+    contrast = "`bn` classifies {bn:.1f} % correctly, `gn` {gn:.1f} and `ln` {ln:.1f} %"
     batches = "`bn` keeps {mixed:.1f} of {clean:.1f} %, with those of batches of one class "
-    guide = " ".join((ROOT / GUIDE).read_text(encoding="utf-8").split())
+    guide, readme = (
+        " ".join((ROOT / page).read_text(encoding="utf-8").split()) for page in (GUIDE, README)
+    )
+    assert contrast.format(**faded) in readme
     for text in (
         "it loses " + loss["bn"].replace("(", "points (95 % interval "),
         f"`ln` {loss['ln']} and `gn` {loss['gn']}",
-        contrast.format(**faded),
+        "at severity 5 " + contrast.format(**faded),
         f"Noise costs every norm {min(noise):.0f} to {max(noise):.0f} points",
         (batches + "{one_class:.1f} %").format(**bn),
     ):
