@@ -1,5 +1,6 @@
 """The training loop of one epoch, shared by all engines: steps, listeners, totals, divergence."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from kerasnorm.inspection.graph import call_node, functional_graph, nodes
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.runtime import seed_everything
 from kerasnorm.training.process_group import ProcessGroup
+
+logger = logging.getLogger(__name__)
 
 SEED_STATE = "seed_generator_state"  # what Keras calls the variable of a SeedGenerator
 
@@ -128,6 +131,18 @@ class Engine(ABC):
             # torch.compile breaks often and gains nothing on CPU; elsewhere Keras decides.
             jit_compile=False if keras.backend.backend() == "torch" else "auto",
         )
+
+    def keep_to(self, fused_kernels: str | None) -> None:
+        """Goes on with the functions of an earlier part of the run, so that its bits stay the same.
+
+        Args:
+            fused_kernels: What the attribute of that name was then.
+        """
+        if fused_kernels not in (None, self.fused_kernels):
+            logger.warning(
+                "The run was computed with fused functions of another processor or compiler: the "
+                "last bits of its numbers may differ from those of an uninterrupted run."
+            )
 
     @abstractmethod
     def train_epoch(self, epoch: int, listener: BatchListener | None = None) -> Scores:

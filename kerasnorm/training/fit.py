@@ -99,14 +99,9 @@ def fit(
             if plan.is_resumed:
                 run.check_data(plan.path, dataset)
             config = _resolved(plan.config, backend, dataset)
-            before = run.read_environment(plan.path) if plan.is_resumed else {}
-            # A run that began without the fused functions goes on without them: with the same bits.
-            has_fused = not plan.is_resumed or before.get("fused_kernels") is not None
-            fused = config.train.fused and has_fused
-            engine = make_engine(config.replace(fused=fused), dataset, group)
+            engine = make_engine(config, dataset, group)
             environment = runtime.environment(backend, device)
             environment["fused_kernels"] = engine.fused_kernels
-            _note_machine(before, environment)
             environment["data"] = {
                 "name": dataset.name,
                 "source": dataset.source,
@@ -264,6 +259,7 @@ def _opened_folder(
         if plan.is_resumed:  # until it ends again, the run is unfinished
             (path / run.METRICS).unlink(missing_ok=True)
             run.write_config(path, config)
+            _note_threads(run.read_environment(path).get("threads"), environment)
         write_json(path / run.ENVIRONMENT, environment)
         return path
 
@@ -277,26 +273,15 @@ def _opened_folder(
         group.barrier()
 
 
-def _note_machine(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Warns where a run resumes on a machine that gives its numbers other last bits.
-
-    Args:
-        before: The run's environment so far; empty for a new run, or where it was lost.
-        now: Its environment from now on.
-    """
-    if now["device"]["kind"] != "cpu":
-        return
-    differ = "the last bits of its numbers may differ from those of an uninterrupted run"
-    threads, is_torch = before.get("threads"), now["backend"] == "torch"
-    if threads not in (None, now["threads"]):
-        variable = "OMP_NUM_THREADS" if is_torch else "TF_NUM_INTRAOP_THREADS"
+def _note_threads(before: int | None, environment: Mapping[str, Any]) -> None:
+    """Warns where a run is resumed on a CPU with another number of threads than before."""
+    now, is_torch = environment["threads"], environment["backend"] == "torch"
+    variable = "OMP_NUM_THREADS" if is_torch else "TF_NUM_INTRAOP_THREADS"
+    if environment["device"]["kind"] == "cpu" and before not in (None, now):
         logger.warning(
-            f"The run was computed on {threads} threads and resumes on {now['threads']}: {differ}. "
-            f"{variable}={threads} gives the same ones."
-        )
-    if before.get("fused_kernels") not in (None, now["fused_kernels"]):
-        logger.warning(
-            f"The run was computed with fused functions of another processor or compiler: {differ}."
+            f"The run was computed on {before} threads and resumes on {now}: the last bits of its "
+            f"numbers may differ from those of an uninterrupted run. {variable}={before} "
+            "gives the same ones."
         )
 
 

@@ -155,6 +155,7 @@ class Training:
                 f"{self.path / run.CONFIG} differs from the config that the checkpoints of this "
                 "run were trained with. Restore the file, or start a new run."
             )
+        self.engine.keep_to(facts.get("fused_kernels"))
         self.engine.load_state(state)
         self.epoch = facts["epoch"]
         self.rows = facts["history"]
@@ -163,6 +164,9 @@ class Training:
         self.saved_states = facts["callbacks"]
         if self.group.is_first:  # the file may lack the last epoch
             run.write_history(self.path / run.HISTORY, self.rows)
+            environment = run.read_environment(self.path)
+            environment["fused_kernels"] = self.engine.fused_kernels
+            write_json(self.path / run.ENVIRONMENT, environment)
         logger.info(f"Resuming {self.path} after epoch {self.epoch}.")
 
     def on_batch_begin(self, step: int) -> None:
@@ -258,6 +262,7 @@ class Training:
             "best": self.best,
             "stopped": self.is_stopped,
             "config": run.lineage(self.config),
+            "fused_kernels": self.engine.fused_kernels,
             "history": self.rows,
             "callbacks": self.states.save(),
         }

@@ -391,6 +391,7 @@ SAME_NUMBERS = {
     "bn_sync": "on one device there is one batch: tests of several processes",
     "deterministic": "the same bits on a GPU; a CPU always gives them",
     "fused": "the same sums in one pass: tests/engines/torch/test_fused.py",
+    "log": "what is written beside the run: tests/training/test_loggers.py",
 }
 
 

@@ -56,6 +56,12 @@ class TorchEngine(NativeEngine):
         self.can_record = self.device.type == "cuda" and self.lowered.is_whole
         self.recorded: RecordedStep | None = None
 
+    def keep_to(self, fused_kernels: str | None) -> None:
+        """Computes norms apart if an earlier part of the run did; see `Engine.keep_to`."""
+        super().keep_to(fused_kernels)
+        if fused_kernels is None and self.fused_kernels is not None:
+            self.lowered, self.fused_kernels = LoweredModel(self.model), None
+
     def take_steps(self, epoch: int) -> Iterator[StepResult]:
         """Takes the optimizer steps of an epoch, one for each result that is requested."""
         if self.device.type != "cpu":  # dropout draws from the device's generator there
