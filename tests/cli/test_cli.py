@@ -211,6 +211,7 @@ def test_summary_and_receptive_field_print_tables_and_json(trained):
     layers = json.loads(call("summary", "--norm", "bn", "--recipe", "era8", "--json")[0])
     assert set(layers[0]) == {
         "name",
+        "is_bound",
         "type",
         "output_shape",
         "parameters",
