@@ -4,6 +4,7 @@
 """
 
 import os
+import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -12,10 +13,13 @@ os.environ.setdefault("KERAS_BACKEND", "torch")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Tests train tiny nets, which threads only slow down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
 import hypothesis
 import pytest
 from filelock import FileLock
+from helpers import forked
 
 from kerasnorm.runtime import cache_folder
 
@@ -52,17 +56,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Skips the tests of other backends."""
+    marker = item.get_closest_marker("backend")
+    if marker is not None and marker.kwargs.get("slow_on") == BACKEND:
+        item.add_marker(pytest.mark.slow)
+    if marker is not None and not {"any", BACKEND} & set(marker.args):
+        item.add_marker(pytest.mark.skip(reason=f"needs the {marker.args[0]} backend"))
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips the tests of other backends, and puts the longest test first."""
-    for item in items:
-        marker = item.get_closest_marker("backend")
-        if marker is not None and marker.kwargs.get("slow_on") == BACKEND:
-            item.add_marker(pytest.mark.slow)
-        if marker is not None and not {"any", BACKEND} & set(marker.args):
-            item.add_marker(pytest.mark.skip(reason=f"needs the {marker.args[0]} backend"))
-    # One process runs all of TensorFlow's tests while the other begins with the rest.
-    items.sort(key=lambda item: item.path.name != "test_backends.py")
+    """Gives each process of the suite one half of TensorFlow's tests first: they take longest."""
+    halves = [item for item in items if item.path.name == "test_backends.py"]
+    items[:] = [item for item in items if item not in halves]
+    for number, half in enumerate(halves):  # each process begins with an equal share of the items
+        items.insert(number * (len(items) + len(halves)) // len(halves), half)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -77,6 +86,16 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 def _escaped(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _processes_start_at_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> None:
+    """Lets processes of this package's modules be forks; see `helpers.forked`."""
+    base = tmp_path_factory.getbasetemp()
+    is_alone = worker_id == "master"
+    base, owner = (base, os.getpid()) if is_alone else (base.parent, os.getppid())
+    with FileLock(base / "python.lock"):
+        sys.executable = forked.launcher(base / "python", owner)
 
 
 @pytest.fixture

@@ -11,20 +11,27 @@ import pytest
 HERE = Path(__file__).parent
 
 
-def test_the_same_laws_hold_on_tensorflow() -> None:
-    run_on_tensorflow("backend and not slow")
+# Two processes that take about as long: the files that train engines, and all others.
+ENGINES = ("engines", "test_settings.py", "training")
+HALVES = ("engines", "others")
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_the_same_laws_hold_on_tensorflow(half: str) -> None:
+    run_on_tensorflow("backend and not slow", half)
 
 
 @pytest.mark.slow
-def test_the_same_slow_laws_hold_on_tensorflow() -> None:
-    run_on_tensorflow("backend and slow")
+@pytest.mark.parametrize("half", HALVES)
+def test_the_same_slow_laws_hold_on_tensorflow(half: str) -> None:
+    run_on_tensorflow("backend and slow", half)
 
 
-def run_on_tensorflow(wanted: str) -> None:
+def run_on_tensorflow(wanted: str, half: str) -> None:
     if importlib.util.find_spec("tensorflow") is None:
         pytest.skip("tensorflow is not installed")
     marked = {path for path in HERE.rglob("test_*.py") if "mark.backend(" in path.read_text()}
-    files = marked - {Path(__file__)}
+    files = {path for path in marked - {Path(__file__)} if half_of(path) == half}
     options = ["-q", "-n0", "-p", "no:cacheprovider", "--tb=short", "-m", wanted]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *map(str, sorted(files))],
@@ -36,3 +43,7 @@ def run_on_tensorflow(wanted: str) -> None:
     )
     if done.returncode != 0:
         pytest.fail(done.stdout + done.stderr)
+
+
+def half_of(path: Path) -> str:
+    return "engines" if path.relative_to(HERE).parts[0] in ENGINES else "others"

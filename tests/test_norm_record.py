@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 from helpers import tiny
+from helpers.coarse import coarse_figures  # noqa: F401
 from keras import ops
 
 from kerasnorm.analysis.landscape import landscape

@@ -113,24 +113,37 @@ def test_keras_gets_an_installed_backend_where_tensorflow_is_missing(tmp_path, n
     assert done.stdout == f"{backend}\n"
 
 
-THREADS = """
+STARTED = """
+import json, sys
+from pathlib import Path
 from kerasnorm import runtime
-_, device = runtime.start({0!r}, "cpu")
-print(device.name, runtime.threads({0!r}))
+_, device = runtime.start({backend!r}, "cpu", deterministic=True)
+import kerasnorm
+from kerasnorm.formats.archive import open_model, save_model
+path = Path({path!r})
+save_model(kerasnorm.build_model("gn"), path, {{}})
+open_model(path)
+has_tensorflow = "tensorflow" in sys.modules
+if {backend!r} == "torch":
+    import torch
+    is_deterministic = torch.are_deterministic_algorithms_enabled()
+else:
+    from tensorflow.python.framework import config
+    is_deterministic = config.is_op_determinism_enabled()
+print(json.dumps([device.name, runtime.threads({backend!r}), is_deterministic, has_tensorflow]))
 """
+THREADS = {"torch": "OMP_NUM_THREADS", "tensorflow": "TF_NUM_INTRAOP_THREADS"}
 
 
-@pytest.mark.parametrize(
-    ("backend", "variable"),
-    [("torch", "OMP_NUM_THREADS"), ("tensorflow", "TF_NUM_INTRAOP_THREADS")],
-)
-def test_the_number_of_threads_is_what_the_user_chose(backend, variable):
+@pytest.mark.parametrize("backend", THREADS)
+def test_a_backend_starts_deterministic_with_the_threads_of_the_user_and_alone(backend, tmp_path):
+    """On torch, making, saving and opening a model leave TensorFlow alone."""
     if backend not in runtime.installed_backends():
         pytest.skip(f"{backend} is not installed")
-    command = [sys.executable, "-c", THREADS.format(backend)]
-    environment = os.environ | {"KERAS_BACKEND": backend, variable: "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == "CPU, 1 thread 1\n"
+    words = [sys.executable, "-c", STARTED.format(backend=backend, path=str(tmp_path / "m.keras"))]
+    environment = os.environ | {"KERAS_BACKEND": backend, THREADS[backend]: "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == ["CPU, 1 thread", 1, True, backend == "tensorflow"]
 
 
 @pytest.mark.backend("torch")
@@ -139,41 +152,6 @@ def test_the_environment_names_versions_device_and_command():
     assert {"python", "keras", "numpy", "kerasnorm"} <= set(record["versions"])
     assert record["device"] == {"kind": "cpu", "name": "CPU, 2 threads"}
     assert record["command_line"]
-
-
-STATES = {
-    "torch": "import torch; print(torch.are_deterministic_algorithms_enabled())",
-    "tensorflow": "from tensorflow.python.framework import config; "
-    "print(config.is_op_determinism_enabled())",
-}
-
-
-@pytest.mark.parametrize("backend", STATES)
-def test_a_backend_is_told_to_be_deterministic(backend):
-    if backend not in runtime.installed_backends():
-        pytest.skip(f"{backend} is not installed")
-    words = "from kerasnorm import runtime; "
-    words += f"runtime.start({backend!r}, 'cpu', deterministic=True); {STATES[backend]}"
-    environment = {**os.environ, "KERAS_BACKEND": backend}
-    done = subprocess.run(
-        [sys.executable, "-c", words], capture_output=True, text=True, check=True, env=environment
-    )
-    assert done.stdout.split() == ["True"]
-
-
-def test_saving_and_loading_on_torch_leave_tensorflow_alone(tmp_path):
-    words = (
-        "import sys; from pathlib import Path; import kerasnorm; "
-        "from kerasnorm.formats.archive import open_model, save_model; "
-        f"path = Path({str(tmp_path / 'model.keras')!r}); "
-        "save_model(kerasnorm.build_model('gn'), path, {}); open_model(path); "
-        "print('tensorflow' in sys.modules)"
-    )
-    environment = {**os.environ, "KERAS_BACKEND": "torch"}
-    done = subprocess.run(
-        [sys.executable, "-c", words], capture_output=True, text=True, check=True, env=environment
-    )
-    assert done.stdout.split() == ["False"]
 
 
 def test_seeds_are_a_function_of_seed_and_epoch():

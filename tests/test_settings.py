@@ -1,15 +1,19 @@
 """Keras settings of the whole process change no result: they are the user's, for other models."""
 
 import contextlib
+import functools
 import json
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from helpers import tiny
+from helpers.command import call
 
 from kerasnorm.data.batches import Batches
 from kerasnorm.engines import choice
@@ -54,14 +58,25 @@ def results(engine, folder):
     return [*found, open_model(folder / "model.keras").predict(data.test.images)]
 
 
-@pytest.fixture(scope="module", params=["native", "keras"])
-def stock(request, tmp_path_factory):
-    return request.param, results(request.param, tmp_path_factory.mktemp("stock"))
+@functools.cache
+def stock(engine):
+    with tempfile.TemporaryDirectory() as folder:
+        return results(engine, Path(folder))
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_settings_change_no_digit_of_a_training(name, stock, tmp_path):
-    engine, expected = stock
+SLOW_ON_TENSORFLOW = pytest.mark.backend("any", slow_on="tensorflow")
+
+
+@pytest.mark.parametrize(
+    ("engine", "name"),
+    [
+        *(("native", name) for name in SETTINGS),
+        ("keras", "half"),
+        *(pytest.param("keras", name, marks=SLOW_ON_TENSORFLOW) for name in ("float64", "brain")),
+    ],
+)
+def test_settings_change_no_digit_of_a_training(engine, name, tmp_path):
+    expected = stock(engine)
     with settings(name):
         found = results(engine, tmp_path)
     for one, other in zip(found, expected, strict=True):
@@ -91,7 +106,22 @@ def test_settings_change_no_digit_of_a_model_of_others(name, tmp_path):
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.backend("any", slow_on="tensorflow")
+COMMANDS = """
+import contextlib, json, sys
+from kerasnorm.cli import main
+first, last = json.loads(sys.argv[1])
+sys.argv = ["kerasnorm", *first]
+with contextlib.redirect_stdout(sys.stderr):
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code
+sys.argv = ["kerasnorm", *last]
+main()
+"""
+
+
+@SLOW_ON_TENSORFLOW
 def test_a_keras_json_of_other_settings_stops_no_command(tmp_path):
     file = {
         "floatx": "float16",
@@ -103,22 +133,18 @@ def test_a_keras_json_of_other_settings_stops_no_command(tmp_path):
     run = tmp_path / "run"
     options = "--data shapes --train-size 60 --test-size 20 --epochs 1 --batch-size 16"
     widths = ["--widths", ",".join(map(str, tiny.WIDTHS))]
-
-    def command(*words, **environment):
-        done = subprocess.run(
-            [sys.executable, "-m", "kerasnorm", *map(str, words)],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | environment,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    command("fit", *options.split(), *widths, "--out", run, KERAS_HOME=str(tmp_path))
+    words = ["evaluate", str(run), "--json"]
+    commands = [["fit", *options.split(), *widths, "--out", str(run)], words]
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS, json.dumps(commands)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"KERAS_HOME": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
     measured = json.loads((run / "metrics.json").read_text())
-    words = ("evaluate", run, "--json")
-    other = json.loads(command(*words, KERAS_HOME=str(tmp_path)))
-    assert other == json.loads(command(*words))
+    other = json.loads(done.stdout)
+    assert other == json.loads(call(*words)[0])
     assert other["loss"] == measured["test_loss"]
     assert other["accuracy"] == measured["test_accuracy"]

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers.coarse import coarse_figures  # noqa: F401
 from helpers.command import call, tiny_fit
 
 import kerasnorm

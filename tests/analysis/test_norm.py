@@ -138,7 +138,13 @@ def test_mistakes_are_named():
         normalize(np.zeros(CUBE), "gn", groups=3)
 
 
-@pytest.mark.parametrize("norm", EXPLAINED)
+SLOW_ON_TENSORFLOW = pytest.mark.backend("any", slow_on="tensorflow")
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [pytest.param(n, marks=SLOW_ON_TENSORFLOW if n not in ("bn", "gn") else ()) for n in EXPLAINED],
+)
 def test_an_explanation_has_text_numbers_and_a_figure(norm, tmp_path):
     has_cost = norm == "bn"
     answer = explain(norm, cost=has_cost, batch_size=4, rounds=1)

@@ -378,6 +378,15 @@ CASES = [
         if name != "constant"
     ],
 ]
+# Fields that are read before a backend computes: by NumPy for the batches and the table of rates,
+# or by Keras for the layers, which both backends' engines then call.
+SAME_ON_EACH_BACKEND = {
+    *("widths", "activation", "order", "norm_transitions", "residual", "groups", "group_size"),
+    *("initializer", "train_size", "test_size", "validation", "preprocessing", "image_size"),
+    *("resize", "flip", "alternating_flip", "translate", "shift_scale_rotate", "cutout"),
+    *("cutout_size", "gray", "epochs", "warmup"),
+}
+SLOW_ON_TENSORFLOW = pytest.mark.backend("any", slow_on="tensorflow")
 # Fields that choose where and how the same numbers are computed, with what tests them instead.
 SAME_NUMBERS = {
     "data": "which images are read: tests of the data sources",
@@ -437,7 +446,15 @@ def test_the_same_config_has_the_same_history():
 
 
 @pytest.mark.parametrize(
-    ("field", "others", "values"), CASES, ids=[f"{field}-{others}" for field, others, _ in CASES]
+    ("field", "others", "values"),
+    [
+        pytest.param(
+            *(field, others, values),
+            id=f"{field}-{others}",
+            marks=SLOW_ON_TENSORFLOW if field in SAME_ON_EACH_BACKEND else (),
+        )
+        for field, others, values in CASES
+    ],
 )
 def test_every_value_of_a_field_has_a_history_of_its_own(field, others, values):
     found = [run_history(field, others, value) for value in values]

@@ -6,8 +6,10 @@ import os
 import pickle
 import resource
 import shutil
+import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import h5py
 import keras
@@ -299,20 +301,10 @@ def test_an_untrusted_pt2_never_runs(copy, trace, where):
 @needs("saved-model")
 def test_a_saved_model_that_writes_files_is_refused(tmp_path, trace):
     """Written by TensorFlow in a process of its own; the trap works there."""
-    import subprocess
-
-    script = f"""
-import tensorflow as tf
-class Untrusted(tf.Module):
-    @tf.function(input_signature=[tf.TensorSpec((None, 8, 8, 3), tf.float32)])
-    def serve(self, x):
-        tf.io.write_file({str(trace)!r}, "gotcha")
-        return tf.reduce_mean(x, (1, 2))
-module = Untrusted()
-tf.saved_model.save(module, {str(tmp_path / "m.savedmodel")!r}, {{"serving_default": module.serve}})
-tf.saved_model.load({str(tmp_path / "m.savedmodel")!r}).serve(tf.zeros((1, 8, 8, 3)))
-"""
-    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    words = [sys.executable, "-m", "helpers.trap", str(tmp_path / "m.savedmodel"), str(trace)]
+    paths = os.pathsep.join(map(str, Path(__file__).parents[1:3]))
+    environment = os.environ | {"KERAS_BACKEND": "tensorflow", "PYTHONPATH": paths}
+    subprocess.run(words, check=True, capture_output=True, env=environment)
     trace.unlink()  # so the trap works
     refused(tmp_path / "m.savedmodel", "it needs WriteFile")
     assert not trace.exists()

@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+from helpers.coarse import coarse_figures  # noqa: F401
 from helpers.studies import RUNS, ablation_runs, make_run, summarize_ablation
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import keras
 import pytest
+from helpers.coarse import coarse_figures  # noqa: F401
 from helpers.command import call
 from helpers.studies import place
 from hostile import changed_data

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers import tiny
 from helpers.averaging import Averaging
-from helpers.workers import tf_configs
+from helpers.workers import ranks_of_torchrun, tf_configs
 
 from kerasnorm.errors import ConfigError
 from kerasnorm.norms import NORMS, Norm
@@ -22,6 +22,7 @@ from kerasnorm.training.process_group import ProcessGroup, shard_of, this_launch
 
 HERE = Path(__file__).parents[1]
 STEPS = str(HERE / "helpers" / "steps.py")
+STEPS_MODULE = ("-m", "helpers.steps")
 TRAINED = ("bn", "gn", "ln")
 AVERAGING = Norm(
     name="averaging",
@@ -78,11 +79,19 @@ def test_the_parts_make_up_the_batch(batch, size):
     assert images == list(range(batch)) * (size if batch < size else 1)
 
 
-def test_two_processes_on_torch_compute_what_one_does(tmp_path):
+@pytest.mark.parametrize("launcher", ["none", pytest.param("torchrun", marks=pytest.mark.slow)])
+def test_two_processes_on_torch_compute_what_one_does(tmp_path, launcher):
+    """Processes with the variables that torchrun sets, and those that torchrun starts."""
     needs("torch")
     alone, together = tmp_path / "alone.npz", tmp_path / "together.npz"
-    run(sys.executable, STEPS, alone, 1, "{}", *TRAINED, backend="torch")
-    run(*TORCHRUN, STEPS, together, 1, "{}", *TRAINED, backend="torch")
+    run(sys.executable, *STEPS_MODULE, alone, 1, "{}", *TRAINED, backend="torch")
+    if launcher == "torchrun":
+        run(*TORCHRUN, STEPS, together, 1, "{}", *TRAINED, backend="torch")
+    else:
+        words = (sys.executable, *STEPS_MODULE, together, 1, "{}", *TRAINED)
+        ranks = [launch(*words, backend="torch", **place) for place in ranks_of_torchrun(2)]
+        said = [rank.communicate()[1] for rank in ranks]
+        assert [rank.returncode for rank in ranks] == [0, 0], said
     assert_equal(alone, together)
 
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from helpers import tiny
 
-tf = pytest.importorskip("tensorflow")
 if keras.backend.backend() != "tensorflow":
     pytest.skip("needs the tensorflow backend", allow_module_level=True)
 
-from keras import layers  # noqa: E402
+import tensorflow as tf
+from keras import layers
 
-from kerasnorm.engines.tensorflow.engine import TensorFlowEngine, inference, predict  # noqa: E402
-from kerasnorm.engines.tensorflow.lowering import CLEARED, HASHED, LoweredModel  # noqa: E402
-from kerasnorm.training.fit import make_engine  # noqa: E402
+from kerasnorm.engines.tensorflow.engine import TensorFlowEngine, inference, predict
+from kerasnorm.engines.tensorflow.lowering import CLEARED, HASHED, LoweredModel
+from kerasnorm.training.fit import make_engine
 
 pytestmark = [pytest.mark.backend("tensorflow"), pytest.mark.usefixtures("compiled")]
 
@@ -45,9 +45,9 @@ def assert_ten_steps_are_equal(stock, native):
 @pytest.mark.parametrize(
     ("norm", "recipe", "options"),
     [
-        ("bn", "era8", {}),
-        ("gn", "best", {}),
-        ("ln", "era8", {"ln_affine": "element", "l1": 1e-4, "l2": 1e-3}),
+        ("bn", "era8", {"l1": 1e-4, "l2": 1e-3}),
+        ("ln", "best", {"ln_affine": "element"}),
+        pytest.param("gn", "best", {}, marks=pytest.mark.slow),
         pytest.param("rms", "best", {"optimizer": "sgd"}, marks=pytest.mark.slow),
         pytest.param("bn", "best", {"optimizer": "muon"}, marks=pytest.mark.slow),
     ],
@@ -56,9 +56,16 @@ def test_ten_optimizer_steps_equal_the_keras_engine(norm, recipe, options):
     assert_ten_steps_are_equal(*pair(norm, recipe, **options))
 
 
-@pytest.mark.parametrize("norm", ["gn", pytest.param("bn", marks=pytest.mark.slow)])
-def test_steps_compiled_by_xla_equal_the_keras_engine(norm):
-    stock, native = pair(norm, "best")
+@pytest.mark.parametrize(
+    ("norm", "recipe", "options"),
+    [
+        ("gn", "era8", {"optimizer": "sgd", "momentum": 0.9}),  # the least to compile
+        pytest.param("gn", "best", {}, marks=pytest.mark.slow),
+        pytest.param("bn", "best", {}, marks=pytest.mark.slow),
+    ],
+)
+def test_steps_compiled_by_xla_equal_the_keras_engine(norm, recipe, options):
+    stock, native = pair(norm, recipe, **options)
     compiled = TensorFlowEngine(native.model, native.batches, native.config, is_compiled=True)
     assert compiled.whole_steps is not compiled.steps
     assert_ten_steps_are_equal(stock, compiled)
