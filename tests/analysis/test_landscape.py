@@ -21,6 +21,10 @@ NORMS = ("bn", "gn", "ln", "lnc", "in", "rms", "none")
 IS_TORCH = keras.backend.backend() == "torch"
 
 
+def slow_on_tensorflow(norm):
+    return pytest.param(norm, marks=pytest.mark.backend("any", slow_on="tensorflow"))
+
+
 def nothing():
     pass
 
@@ -38,7 +42,7 @@ def same(a, b):
 
 
 @pytest.mark.backend("any")
-@pytest.mark.parametrize("norm", NORMS if IS_TORCH else ("bn",))
+@pytest.mark.parametrize("norm", NORMS if IS_TORCH else ["bn", slow_on_tensorflow("gn")])
 def test_the_middle_of_the_surface_is_what_evaluate_says(norm):
     trained = engine(norm)
     trained.train_epoch(0)
@@ -75,7 +79,7 @@ def test_scaling_a_filter_before_a_norm_does_not_change_the_surface():
 
 
 @pytest.mark.backend("any")
-@pytest.mark.parametrize("norm", ["bn", "gn", "none"] if IS_TORCH else ["bn", "gn"])
+@pytest.mark.parametrize("norm", ["bn", "gn", slow_on_tensorflow("none")])
 def test_the_line_starts_at_the_batchs_loss_and_leaves_the_net_alone(norm):
     fresh = engine(norm)
     before = state(fresh)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers.command import call, run, tiny_fit
+from helpers.forked import PYTHON
 from PIL import Image
 
 from kerasnorm.formats import FORMATS
@@ -29,7 +30,9 @@ def test_fit_trains_saves_and_plots_on_each_backend(tmp_path, backend):
     if backend not in installed_backends():
         pytest.skip(f"{backend} is not installed")
     words = tiny_fit(tmp_path / "run", "--norm", "bn", "--backend", backend, "--json")
-    out, err = run(*words, "--deterministic", KERAS_BACKEND=backend)
+    # A real process on torch, the fork of one on TensorFlow.
+    python = PYTHON if backend == "torch" else sys.executable
+    out, err = run(*words, "--deterministic", python=python, KERAS_BACKEND=backend)
     metrics = json.loads(out)
     assert 0 <= metrics["test_accuracy"] <= 1
     assert [line.split()[1] for line in err.splitlines() if line.startswith("epoch")] == [
@@ -333,7 +336,7 @@ def test_divergence_exits_with_4(tmp_path):
 def test_an_interrupted_run_says_how_to_go_on(tmp_path, number, code):
     words = map(str, tiny_fit(tmp_path / "run", "--epochs", "500"))
     with subprocess.Popen(
-        [sys.executable, "-m", "kerasnorm", *words], stderr=subprocess.PIPE, text=True
+        [PYTHON, "-m", "kerasnorm", *words], stderr=subprocess.PIPE, text=True
     ) as process:
         lines = []
         for line in process.stderr:

@@ -15,10 +15,10 @@ from kerasnorm.cli import main
 TINY = "--train-size 60 --test-size 20 --epochs 2 --batch-size 16 --widths 4,4,4,4,4,4,4,4,4,4"
 
 
-def run(*words, code=0, **environment):
+def run(*words, code=0, python=None, **environment):
     """Runs `kerasnorm WORDS…` in a process of its own; returns its stdout and stderr."""
     done = subprocess.run(
-        [sys.executable, "-m", "kerasnorm", *map(str, words)],
+        [python or sys.executable, "-m", "kerasnorm", *map(str, words)],
         capture_output=True,
         text=True,
         check=False,

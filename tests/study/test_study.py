@@ -19,6 +19,7 @@ import keras
 import pytest
 from helpers.coarse import coarse_figures  # noqa: F401
 from helpers.command import call
+from helpers.forked import PYTHON
 from helpers.studies import place
 from hostile import changed_data
 from PIL import Image
@@ -37,8 +38,8 @@ TINY = (
 PATIENCE = 240.0  # seconds, on a busy machine
 
 
-def command(*words):
-    return [sys.executable, "-m", "kerasnorm", *map(str, words)]
+def command(*words, python=None):
+    return [python or sys.executable, "-m", "kerasnorm", *map(str, words)]
 
 
 def rows(path):
@@ -228,7 +229,8 @@ def test_the_best_run_is_that_of_the_best_group_by_validation(tmp_path):
 def test_a_stopped_study_leaves_no_process(tmp_path, number):
     words = (*TINY, "--epochs", "300", "--norm", "gn", "--seeds", "1", "--out", tmp_path / "s")
     history = tmp_path / "s/runs/gn-torch-s0/history.csv"
-    with subprocess.Popen(command("compare", *words), stderr=subprocess.PIPE) as process:
+    line = command("compare", *words, python=PYTHON)
+    with subprocess.Popen(line, stderr=subprocess.PIPE) as process:
         wait_for(lambda: len(rows(history)) > 1)
         process.send_signal(number)
         process.wait(60)

@@ -401,7 +401,7 @@ def test_callbacks_go_on_where_they_were(tmp_path):
             Own(),
         ]
 
-    options = {"schedule": "constant", "epochs": 9, "norm": "bn", "train_size": 32}
+    options = {"schedule": "constant", "epochs": 9, "norm": "bn"}
     straight = callbacks()
     first = fit(tmp_path / "straight", callbacks=straight, **options)
     assert len(first.history) == 4
