@@ -27,7 +27,7 @@ from kerasnorm.training.process_group import this_launch
 PACKAGES = ("kerasnorm", "keras", "numpy", "torch", "tensorflow", "tensorflow-cpu", "jax")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 KEPT = 1 << 30  # bytes of freed memory that malloc keeps
-SPINS = "10000"  # how often a thread of OpenMP looks for work before it sleeps
+SPINS = "1000"
 
 
 @dataclass(frozen=True)

@@ -399,7 +399,7 @@ SAME_NUMBERS = {
     "new_head": "of another network: tests/test_foreign.py",
     "bn_sync": "on one device there is one batch: tests of several processes",
     "deterministic": "the same bits on a GPU; a CPU always gives them",
-    "fused": "the same sums in one pass: tests/engines/torch/test_fused.py",
+    "fused": "the same sums in one pass: test_fused.py of each backend",
     "log": "what is written beside the run: tests/training/test_loggers.py",
 }
 

@@ -59,7 +59,9 @@ class TensorFlowEngine(NativeEngine):
         if is_compiled is None:
             is_compiled = on_gpu and self.strategy is None
         # Several GPUs drop the same values as one, although XLA does not compile their step.
-        self.lowered = LoweredModel(model, is_compiled=is_compiled, is_hashed=on_gpu)
+        self.lowering = partial(LoweredModel, model, is_compiled=is_compiled, is_hashed=on_gpu)
+        self.lowered = self.lowering(is_fused=config.fused and not on_gpu)
+        self.fused_kernels = self.lowered.fused_kernels
         self.regularized = [v for v in model.trainable_variables if v.regularizer is not None]
         # One trace serves every batch size: another trace might differ in the last bit, and with it
         # a resumed run.
@@ -79,6 +81,12 @@ class TensorFlowEngine(NativeEngine):
         self.whole_steps = repeated(compiled) if compiled else self.steps
         self.shared_step = tf.function(self._shared_step, reduce_retracing=True)
         self.forward = inference(model)
+
+    def keep_to(self, fused_kernels: str | None) -> None:
+        """Computes norms apart if an earlier part of the run did; see `Engine.keep_to`."""
+        super().keep_to(fused_kernels)
+        if fused_kernels is None and self.fused_kernels is not None:
+            self.lowered, self.fused_kernels = self.lowering(), None
 
     def take_steps(self, epoch: int) -> Iterator[StepResult]:
         """Takes the optimizer steps of an epoch; the first result of a call takes all its steps."""

@@ -2,10 +2,12 @@
 
 Every layer is called as a Keras layer, with two exceptions. NumPy draws the dropout of values or
 channels from (seed, epoch, step), so that several devices drop the same values as one and random
-numbers cost little. Some norms have faster kernels (`kerasnorm.engines.tensorflow.kernels`).
+numbers cost little. Norms have faster kernels: those that are computed together with their
+neighbours (`kerasnorm.engines.fused`), and without them `kerasnorm.engines.tensorflow.kernels`.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,8 @@ from keras import layers
 from numpy.typing import NDArray
 
 from kerasnorm.engines.dropout import dropout_generator, dropped_channels, dropped_positions
+from kerasnorm.engines.fused import Call, Chain, activation_name, chains
+from kerasnorm.engines.tensorflow import fused
 from kerasnorm.engines.tensorflow.kernels import training_norm
 from kerasnorm.inspection.graph import call_node, functional_graph, nodes
 
@@ -65,13 +69,26 @@ class _Drop:
 class LoweredModel:
     """The training pass of a model with one input and one output.
 
+    Attributes:
+        fused_kernels: Digest of the compiled operations that norms are computed with; None for
+            none.
+
     Args:
         model: Functional, or a Sequential that has been built.
         is_compiled: Whether XLA will compile it; the norms are then left to Keras.
         is_hashed: Whether dropout takes the form that XLA can fuse, as it does if XLA compiles.
+        is_fused: Whether norms are computed together with their neighbours on a CPU, where they
+            can be.
     """
 
-    def __init__(self, model: Any, *, is_compiled: bool, is_hashed: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        is_compiled: bool,
+        is_hashed: bool = False,
+        is_fused: bool = False,
+    ) -> None:
         graph = functional_graph(model)
         self.input, self.output = id(graph.inputs[0]), id(graph.outputs[0])
         self.input_dtype = graph.inputs[0].dtype
@@ -79,6 +96,10 @@ class LoweredModel:
         drops = {n: _drop(node, is_hashed or is_compiled) for n, node in enumerate(self.calls)}
         self.drops = {number: drop for number, drop in drops.items() if drop is not None}
         self.norms = {} if is_compiled else _training_norms(self.calls)
+        found = fused.library() if is_fused and not is_compiled else None
+        self.fused_kernels = found.digest if found else None
+        self.chains = _chains(graph, self.calls, self.drops) if found else {}
+        self.joined = {at for chain in self.chains.values() for at in chain.calls[:-1]}
 
     def draw(
         self, keys: list[tuple[int, int, int]], images: int
@@ -114,7 +135,11 @@ class LoweredModel:
         values = {self.input: tf.cast(x, self.input_dtype)}
         bounds = {number: (ends[at], ends[at + 1]) for at, number in enumerate(self.drops)}
         for number, node in enumerate(self.calls):
-            if number in self.drops:
+            if number in self.joined:  # computed with the last call of its chain
+                continue
+            if number in self.chains:
+                outputs = [self._fused(self.chains[number], values, drawn, bounds, first)]
+            elif number in self.drops:
                 source = values[id(node.input_tensors[0])]
                 outputs = [self.drops[number](source, drawn, bounds[number], first)]
             elif number in self.norms:
@@ -124,6 +149,48 @@ class LoweredModel:
             for target, value in zip(node.outputs, outputs, strict=True):
                 values[id(target)] = value
         return values[self.output]
+
+    def _fused(
+        self,
+        chain: Chain,
+        values: dict[int, Tensor],
+        drawn: Tensor,
+        bounds: dict[int, tuple[Tensor, Tensor]],
+        first: Tensor | int,
+    ) -> Tensor:
+        """Returns the output of calls that are computed together; see `__call__`."""
+        layer = self.calls[chain.norm].operation
+        x, *others = (tf.cast(values[name], layer.compute_dtype) for name in chain.sources)
+        options: dict[str, Any] = {"before": chain.before, "after": chain.after}
+        if chain.dropout is not None:
+            options["rate"] = self.drops[chain.dropout].layer.rate
+            options["dropped"] = _positions(x, drawn, bounds[chain.dropout], first)
+        return fused.normalize(layer, x, *others, **options)
+
+
+def _chains(graph: Any, calls: list[Any], drops: dict[int, _Drop]) -> dict[int, Chain]:
+    """Returns what is computed together, by the number of its last call."""
+    parts = []
+    for number, node in enumerate(calls):
+        layer, inputs = node.operation, node.input_tensors
+        is_image = all(len(x.shape) == 4 and None not in x.shape[1:] for x in inputs)
+        is_one_type = {x.dtype for x in inputs} == {getattr(layer, "compute_dtype", None)}
+        parts.append(
+            Call(
+                [id(x) for x in inputs],
+                [id(x) for x in node.outputs],
+                is_norm=is_image and len(inputs) == 1 and fused.can_compute(layer),
+                activation=activation_name(layer) if is_image and is_one_type else "",
+                is_dropout=number in drops and drops[number].dropout is CLEARED and is_one_type,
+                is_add=type(layer) is layers.Add
+                and is_image
+                and is_one_type
+                and len({x.shape for x in inputs}) == 1,
+            )
+        )
+    readers = Counter(source for part in parts for source in part.sources)
+    readers[id(graph.outputs[0])] += 1
+    return {chain.calls[-1]: chain for chain in chains(parts, readers)}
 
 
 def _training_norms(calls: list[Any]) -> dict[int, Callable[[Tensor], Tensor]]:
@@ -152,14 +219,21 @@ def _drop(node: Any, is_hashed: bool) -> _Drop | None:
     return _Drop(layer, shape, HASHED if is_hashed else cleared)
 
 
-def _clear(
-    x: Tensor, rate: float, drawn: Tensor, bounds: tuple[Tensor, Tensor], first: Tensor | int
+def _positions(
+    x: Tensor, drawn: Tensor, bounds: tuple[Tensor, Tensor], first: Tensor | int
 ) -> Tensor:
+    """Returns the positions in x of what dropout drops, ascending, int32."""
     places = drawn[bounds[0] : bounds[1]]
     if isinstance(first, tf.Tensor):  # x is a shard of the batch
         places -= first * tf.reduce_prod(tf.shape(x)[1:])
         places = tf.boolean_mask(places, (places >= 0) & (places < tf.size(x)))
-    places = places[:, None]
+    return places
+
+
+def _clear(
+    x: Tensor, rate: float, drawn: Tensor, bounds: tuple[Tensor, Tensor], first: Tensor | int
+) -> Tensor:
+    places = _positions(x, drawn, bounds, first)[:, None]
 
     def at_places(x: Tensor) -> Tensor:
         flat = tf.reshape(x * (1 / (1 - rate)), [-1])

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (its usual name)
 
 from kerasnorm.engines.dropout import dropout_generator, dropped_positions
+from kerasnorm.engines.fused import activation_name
 from kerasnorm.engines.torch import fused, kernels
 from kerasnorm.network import StandardizedConv2D
 from kerasnorm.norms import EPSILON
@@ -90,21 +91,44 @@ class Lowered:
         scaled: For a norm: returns the norm whose output is multiplied by a factor in training. It
             is None unless the output is new memory that the norm's backward pass does not read, so
             that a dropout may write into it.
-        dropping: For elementwise dropout on the CPU: its rate, and the call that drops in place
-            without scaling.
+        dropping: For elementwise dropout on the CPU: what it drops.
         is_foreign: Whether the call is that of the Keras layer itself.
         norm: For a norm that can be computed together with its neighbours: what it computes.
-        activation: For an activation that can: its name in `fused.ACTIVATIONS`.
+        activation: For an activation that can: its name in `kerasnorm.engines.fused.ACTIVATIONS`.
         is_add: Whether it adds its inputs.
     """
 
     call: Callable[..., Tensor]
     scaled: "Callable[[float], Lowered] | None" = None
-    dropping: tuple[float, Callable[..., Tensor]] | None = None
+    dropping: "Dropping | None" = None
     is_foreign: bool = False
     norm: fused.Norm | None = None
     activation: str = ""
     is_add: bool = False
+
+
+@dataclass(frozen=True)
+class Dropping:
+    """What an elementwise dropout does.
+
+    Attributes:
+        rate: Its rate.
+        number: Number of the call in the graph.
+    """
+
+    rate: float
+    number: int
+
+    def positions(self, mode: Mode, count: int) -> Tensor | None:
+        """Returns which of `count` values are dropped, ascending, int64; None for none."""
+        if not mode.training or self.rate == 0:
+            return None
+        return torch.from_numpy(mode.dropped(self.number, count, self.rate))
+
+    def drop_(self, mode: Mode, x: Tensor) -> Tensor:
+        """Drops in place, without scaling."""
+        positions = self.positions(mode, x.numel())
+        return x if positions is None else kernels.zero_at_(x, positions)
 
 
 @dataclass(frozen=True)
@@ -430,7 +454,6 @@ def _norm(
         return _norm(normalize, layer, scale, shift, is_fresh, norm, by)
 
     has_affine = gamma is not None and beta is not None
-    norm = norm and replace(norm, factor=factor)
     return Lowered(call, scaled if is_fresh and has_affine else None, norm=norm)
 
 
@@ -496,11 +519,8 @@ def _activation(layer: Any, _: Site) -> Lowered | None:
     activation = layer.activation
     if not _is_elementwise(activation):
         return None
-    name = getattr(activation, "__name__", "")
     activation = F.relu if activation is keras.activations.relu else activation
-    return Lowered(
-        lambda mode, x: activation(x), activation=name if name in fused.ACTIVATIONS[1:] else ""
-    )
+    return Lowered(lambda mode, x: activation(x), activation=activation_name(layer))
 
 
 def _relu(layer: Any, _: Site) -> Lowered:
@@ -508,7 +528,7 @@ def _relu(layer: Any, _: Site) -> Lowered:
     if (slope, threshold) == (0, 0):
         return Lowered(
             lambda mode, x: F.relu(x) if top is None else F.hardtanh(x, 0.0, top),
-            activation={None: "relu", 6: "relu6"}.get(top, ""),
+            activation=activation_name(layer),
         )
     return Lowered(lambda mode, x: layer.call(x))
 
@@ -522,16 +542,12 @@ def _dropout(layer: Any, site: Site) -> Lowered | None:
     if site.device.type != "cpu":
         return Lowered(lambda mode, x: F.dropout(x, rate, mode.training))
 
-    def drop(mode: Mode, x: Tensor) -> Tensor:
-        if not mode.training or rate == 0:
-            return x
-        positions = mode.dropped(site.number, x.numel(), rate)
-        return kernels.zero_at_(x, torch.from_numpy(positions))
+    dropping = Dropping(rate, site.number)
 
-    def scale_and_drop(mode: Mode, x: Tensor) -> Tensor:
-        return drop(mode, x * (1 / (1 - rate))) if mode.training and rate > 0 else x
+    def call(mode: Mode, x: Tensor) -> Tensor:
+        return dropping.drop_(mode, x * (1 / (1 - rate))) if mode.training and rate > 0 else x
 
-    return Lowered(scale_and_drop, dropping=(rate, drop) if len(site.shape) == 4 else None)
+    return Lowered(call, dropping=dropping if len(site.shape) == 4 else None)
 
 
 def _dropout_of_parts(layer: Any, site: Site) -> Lowered:

@@ -15,6 +15,7 @@ if keras.backend.backend() != "torch":
 from helpers import tiny  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
+from kerasnorm.engines.fused import ACTIVATIONS, FLAGS, SOURCE, compiled  # noqa: E402
 from kerasnorm.engines.torch import fused  # noqa: E402
 from kerasnorm.engines.torch.layers import Mode  # noqa: E402
 from kerasnorm.engines.torch.lowering import LoweredModel  # noqa: E402
@@ -22,7 +23,7 @@ from kerasnorm.training.fit import make_engine  # noqa: E402
 
 needs_compiler = pytest.mark.skipif(fused.library() is None, reason="there is no C++ compiler")
 
-EPSILON = 1e-3
+EPSILON, RATE = 1e-3, 0.2
 FUNCTIONS = {"linear": lambda x: x, "relu": torch.relu, "relu6": F.relu6, "silu": F.silu}
 PAIRS = [("linear", name) for name in FUNCTIONS] + [(name, "linear") for name in FUNCTIONS][1:]
 # Channels that fill no vector, one image, one pixel, one channel, many channels, many pixels.
@@ -31,8 +32,9 @@ SHAPES = [
     (2, 8, 70, 66),
 ]
 CASES = [
-    (shape, groups, offset, has_residual)
-    for shape, offset, has_residual in itertools.product(SHAPES, (0.0, 1000.0), (False, True))
+    (shape, groups, offset, has_residual, (number + has_residual) % 2 == 1)
+    for number, (shape, offset) in enumerate(itertools.product(SHAPES, (0.0, 1000.0)))
+    for has_residual in (False, True)
     for groups in {0, 1, 2, shape[1]}
     if shape[1] % max(groups, 1) == 0
     and shape[1] * shape[2] * shape[3] > max(groups, 1)  # else each value is its own mean
@@ -43,14 +45,14 @@ def normal(*shape):
     return torch.from_numpy(np.random.default_rng(sum(shape)).normal(size=shape))
 
 
-def reference(x, gamma, beta, residual, groups, before, after):
-    """The definition, by PyTorch's functions in float64."""
+def reference(x, gamma, beta, residual, groups, before, after, kept):
+    """The definition, by PyTorch's functions in float64; `kept` is the factor of dropout."""
     x = FUNCTIONS[before](x)
     if groups:
         y = F.group_norm(x, groups, gamma, beta, EPSILON)
     else:
         y = F.batch_norm(x, None, None, gamma, beta, True, 0.0, EPSILON)
-    y = FUNCTIONS[after](y)
+    y = FUNCTIONS[after](y) * kept
     return y if residual is None else y + residual
 
 
@@ -67,7 +69,7 @@ def passes(function, inputs, upstream):
 def test_a_fused_norm_is_that_of_float64(before, after, dtype):
     # bfloat16 rounds what is written to 2⁻⁹ of itself; gradients of 1000 ± 1 lose more.
     tolerance = 2e-5 if dtype == torch.float32 else 1e-2
-    for shape, groups, offset, has_residual in CASES:
+    for shape, groups, offset, has_residual, drops in CASES:
         if dtype == torch.bfloat16 and offset:
             continue  # bfloat16 has no numbers between 1000 and 1004
         x, residual = normal(*shape) + offset, normal(*shape, 1)[..., 0]
@@ -75,14 +77,17 @@ def test_a_fused_norm_is_that_of_float64(before, after, dtype):
         rounded = [x.to(dtype), gamma.float(), beta.float(), residual.to(dtype)]
         rounded[3] = rounded[3] if has_residual else None
         upstream = normal(*shape, 2)[..., 0].to(dtype)
+        mask = torch.rand(x.permute(0, 2, 3, 1).shape, generator=torch.manual_seed(0)) < RATE
+        kept = (~mask).permute(0, 3, 1, 2) / (1 - RATE) if drops else 1
+        options = {"dropped": mask.flatten().nonzero()[:, 0], "rate": RATE} if drops else {}
 
-        def ours(x, gamma, beta, residual, groups=groups):
+        def ours(x, gamma, beta, residual, groups=groups, options=options):
             norm = fused.Norm(groups, gamma, beta, EPSILON)
             assert fused.can_compute(norm, x, residual)
-            return fused.normalize(norm, x, residual, before=before, after=after)
+            return fused.normalize(norm, x, residual, before=before, after=after, **options)
 
-        def exact(*inputs, groups=groups):
-            return reference(*inputs, groups, before, after)
+        def exact(*inputs, groups=groups, kept=kept):
+            return reference(*inputs, groups, before, after, kept)
 
         wide = [None if one is None else one.double() for one in rounded]
         expected = passes(exact, wide, upstream.double())
@@ -122,7 +127,7 @@ def test_layouts_threads_and_nan(groups):
     finally:
         torch.set_num_threads(before)
     x[1, 2, 3, 3] = float("nan")
-    for after in fused.ACTIVATIONS:
+    for after in ACTIVATIONS:
         assert fused.normalize(norm, x, after=after)[1, 2].isnan().all(), after
 
 
@@ -177,7 +182,9 @@ ORDERS = [
     ("act norm add", "silu", 1),
     ("norm add act", "relu", 2),
     ("act norm act", "relu", 2),
-    ("act norm drop", "relu", 2),
+    ("act norm drop", "relu", 1),
+    ("norm act drop add", "silu", 1),
+    ("norm drop act", "relu", 2),
     ("norm act norm act add", "relu", 2),
     ("norm act", "mish", 2),
 ]
@@ -250,9 +257,11 @@ def compilers(monkeypatch, tmp_path):
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
-    fused.library.cache_clear()
+    for cached in (fused.library, compiled):
+        cached.cache_clear()
     yield folder
-    fused.library.cache_clear()
+    for cached in (fused.library, compiled):
+        cached.cache_clear()
 
 
 def test_without_a_compiler_layers_are_called_one_by_one(compilers, caplog):
@@ -276,5 +285,5 @@ def test_a_compiler_that_fails_is_said_and_passed_over(compilers, caplog, tmp_pa
 @needs_compiler
 @pytest.mark.slow
 def test_the_source_compiles_without_a_warning(tmp_path):
-    words = [*fused.FLAGS, "-Wall", "-Wextra", "-Werror", "-fopenmp", "-c", str(fused.SOURCE)]
+    words = [*FLAGS, "-Wall", "-Wextra", "-Werror", "-fopenmp", "-c", str(SOURCE)]
     subprocess.run(["g++", *words, "-o", str(tmp_path / "out.o")], check=True)

@@ -1,5 +1,5 @@
-// Normalization together with the activation before or after it and the residual add after both:
-// one pass over an image for each of its sums, while the image is in the cache.
+// Normalization together with the activation before or after it, dropout and the residual add after
+// them: one pass over an image for each of its sums, while the image is in the cache.
 //
 // Images are (N, P, C): N images of P pixels of C channels. Statistics are float32, sums over many
 // values float64. Means are subtracted before anything is squared.
@@ -162,7 +162,7 @@ void moments(Work& w, const T* x, double* mean, double* squares) {
 }
 
 template <class T, Activation BEFORE, Activation AFTER>
-void apply(Work& w, const T* x, const T* residual, T* y) {
+void apply(Work& w, const T* x, const T* residual, T* y, float scale) {
   const Shape& s = w.shape;
   const float *m = w.mean.data(), *a = w.inverse.data(), *b = w.rest.data();
   for (std::int64_t at = 0; at < s.total; at += s.width) {
@@ -173,11 +173,11 @@ void apply(Work& w, const T* x, const T* residual, T* y) {
 #pragma omp simd
       for (std::int64_t i = 0; i < width; ++i)
         store(to + i, load(add + i) +
-                          act<AFTER>((act<BEFORE>(load(from + i)) - m[i]) * a[i] + b[i]));
+                          scale * act<AFTER>((act<BEFORE>(load(from + i)) - m[i]) * a[i] + b[i]));
     } else {
 #pragma omp simd
       for (std::int64_t i = 0; i < width; ++i)
-        store(to + i, act<AFTER>((act<BEFORE>(load(from + i)) - m[i]) * a[i] + b[i]));
+        store(to + i, scale * act<AFTER>((act<BEFORE>(load(from + i)) - m[i]) * a[i] + b[i]));
     }
   }
 }
@@ -191,7 +191,21 @@ struct Call {
   // Of each group, (N, groups), or over the batch, (C): mean, 1 / sqrt(variance + epsilon), what the
   // mean lost to rounding, in standard deviations, and the variance, which may be left out.
   float *mean, *inverse, *rest, *variance;
+  // Dropout after norm and activation: positions in x of what it drops, ascending, and the factor of
+  // what it keeps.
+  const std::int64_t* dropped;
+  std::int64_t drops;
+  double scale;
 };
+
+// Calls f(position in the image) for what dropout drops of an image.
+template <class F> void for_dropped(const Call& c, std::int64_t image, F f) {
+  const std::int64_t size = c.pixels * c.channels, start = image * size;
+  const std::int64_t* end = c.dropped + c.drops;
+  for (const std::int64_t* at = std::lower_bound(c.dropped, end, start);
+       at != end && *at < start + size; ++at)
+    f(*at - start);
+}
 
 // Chan's rule: moments of the union of parts of equal size.
 void merge(const double* mean, const double* squares, std::int64_t parts, std::int64_t stride,
@@ -234,6 +248,12 @@ template <class T, Activation BEFORE, Activation AFTER> void forward(const Call&
   T* y = static_cast<T*>(c.y);
   const std::int64_t kept = c.groups ? 0 : c.images * c.channels;
   std::vector<double> means(kept), squares(kept);
+  const auto write = [&](Work& w, std::int64_t n) {
+    const T* residual = add ? add + n * size : nullptr;
+    T* to = y + n * size;
+    apply<T, BEFORE, AFTER>(w, x + n * size, residual, to, static_cast<float>(c.scale));
+    for_dropped(c, n, [&](std::int64_t at) { to[at] = residual ? residual[at] : T(0); });
+  };
 #pragma omp parallel num_threads(c.threads)
   {
     Work w(shape);
@@ -249,7 +269,7 @@ template <class T, Activation BEFORE, Activation AFTER> void forward(const Call&
       for (std::int64_t g = 0; g < c.groups; ++g)
         merge(mean + g * each, square + g * each, each, 1, c, n * c.groups + g);
       spread(w, c, n, true);
-      apply<T, BEFORE, AFTER>(w, x + n * size, add ? add + n * size : nullptr, y + n * size);
+      write(w, n);
     }
     if (!c.groups) {
 #pragma omp for schedule(static)
@@ -257,8 +277,7 @@ template <class T, Activation BEFORE, Activation AFTER> void forward(const Call&
         merge(&means[k], &squares[k], c.images, c.channels, c, k);
       spread(w, c, 0, true);
 #pragma omp for schedule(static)
-      for (std::int64_t n = 0; n < c.images; ++n)
-        apply<T, BEFORE, AFTER>(w, x + n * size, add ? add + n * size : nullptr, y + n * size);
+      for (std::int64_t n = 0; n < c.images; ++n) write(w, n);
     }
   }
 }
@@ -270,9 +289,11 @@ struct Back {
   float *dgamma, *dbeta;  // (C)
 };
 
-// With u = before(x), d = (u - mean) * r, z = gamma * d + beta, y = after(z), g = dL/dy * after'(z):
+// With u = before(x), d = (u - mean) * r, z = gamma * d + beta, y = scale * after(z), 0 where it is
+// dropped, and g = dL/dy * scale * after'(z), 0 where it is dropped:
 // dL/du = r * (gamma * g - mean(gamma * g) - d * mean(gamma * g * d)), means over what shares
-// statistics; g lies in dx between the two passes where it is exact (float32).
+// statistics; g lies in dx between the two passes where it is exact (float32), and dL/dy does where
+// something is dropped.
 template <class T, Activation BEFORE, Activation AFTER> void backward(const Back& b) {
   const Call& c = b.c;
   const Shape shape(c.pixels, c.channels);
@@ -281,6 +302,7 @@ template <class T, Activation BEFORE, Activation AFTER> void backward(const Back
   T* dx = static_cast<T*>(b.dx);
   std::vector<double> sums(c.images * c.channels), dots(c.images * c.channels);
   constexpr bool KEEPS = sizeof(T) == sizeof(float) && AFTER != LINEAR;
+  const float scale = static_cast<float>(c.scale);
 #pragma omp parallel num_threads(c.threads)
   {
     Work w(shape);
@@ -293,6 +315,11 @@ template <class T, Activation BEFORE, Activation AFTER> void backward(const Back
       float *p = w.partial[0].data(), *q = w.partial[1].data();
       const T *from = x + n * size, *grad = gradient + n * size;
       T* to = dx + n * size;
+      if (c.drops) {
+        std::memcpy(to, grad, size * sizeof(T));
+        for_dropped(c, n, [&](std::int64_t at) { to[at] = T(0); });
+        grad = to;
+      }
       for_rows<2>(shape, {p, q}, {&sums[n * c.channels], &dots[n * c.channels]},
                   [&](std::int64_t at, std::int64_t width) {
                     const T *xs = from + at, *gs = grad + at;
@@ -300,7 +327,7 @@ template <class T, Activation BEFORE, Activation AFTER> void backward(const Back
 #pragma omp simd
                     for (std::int64_t i = 0; i < width; ++i) {
                       const float d = (act<BEFORE>(load(xs + i)) - m[i]) * r[i] + e[i];
-                      const float g = load(gs + i) * slope<AFTER>(ga[i] * d + be[i]);
+                      const float g = load(gs + i) * (scale * slope<AFTER>(ga[i] * d + be[i]));
                       if (KEEPS) store(out + i, g);
                       p[i] += g;
                       q[i] += g * d;
@@ -311,7 +338,7 @@ template <class T, Activation BEFORE, Activation AFTER> void backward(const Back
     const auto write = [&](std::int64_t n) {
       const float *m = w.mean.data(), *r = w.inverse.data(), *e = w.rest.data();
       const float *f = w.first.data(), *s = w.second.data();
-      const T *from = x + n * size, *grad = gradient + n * size;
+      const T *from = x + n * size, *grad = c.drops ? dx + n * size : gradient + n * size;
       T* to = dx + n * size;
       for (std::int64_t at = 0; at < shape.total; at += shape.width) {
         const std::int64_t width = std::min(shape.width, shape.total - at);
@@ -322,7 +349,7 @@ template <class T, Activation BEFORE, Activation AFTER> void backward(const Back
           const float v = load(xs + i);
           const float d = (act<BEFORE>(v) - m[i]) * r[i] + e[i];
           const float g =
-              KEEPS ? load(gs + i) : load(gs + i) * slope<AFTER>(ga[i] * d + be[i]);
+              KEEPS ? load(gs + i) : load(gs + i) * (scale * slope<AFTER>(ga[i] * d + be[i]));
           store(out + i, slope<BEFORE>(v) * (r[i] * (ga[i] * g - f[i] - d * s[i])));
         }
       }

@@ -1,0 +1,110 @@
+"""The fused norms of `kerasnorm.engines.fused` as operations of TensorFlow."""
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+from keras import layers
+
+from kerasnorm.engines.fused import ACTIVATIONS, compiled
+from kerasnorm.runtime import threads
+
+Tensor = Any
+SOURCE = Path(__file__).with_name("operations.cpp")
+TYPES = ("float32", "bfloat16")
+
+
+class Library(NamedTuple):
+    """The compiled operations.
+
+    Attributes:
+        operations: The module that TensorFlow makes of them.
+        digest: That of `kerasnorm.engines.fused.Compiled`.
+    """
+
+    operations: Any
+    digest: str
+
+
+@functools.cache
+def library() -> Library | None:
+    """Returns the compiled operations, None where they cannot be compiled."""
+    flags = tuple(flag for flag in tf.sysconfig.get_compile_flags() if "-std=" not in flag)
+    # A new version of TensorFlow is a new source.
+    flags += (f'-DTENSORFLOW="{tf.version.VERSION}"',)
+    found = compiled(SOURCE, flags, (*tf.sysconfig.get_link_flags(), "-fopenmp"))
+    return found and Library(tf.load_op_library(str(found.path)), found.digest)
+
+
+def can_compute(layer: Any) -> bool:
+    """Says whether `normalize` computes a norm's training pass on images (N, H, W, C)."""
+    return (
+        type(layer) in (layers.BatchNormalization, layers.GroupNormalization)
+        and layer.axis in (-1, 3)
+        and layer.trainable
+        and layer.compute_dtype in TYPES
+        and layer.variable_dtype == "float32"
+        and not getattr(layer, "renorm", False)
+        and not getattr(layer, "synchronized", False)
+    )
+
+
+def normalize(
+    layer: Any,
+    x: Tensor,
+    residual: Tensor | None = None,
+    *,
+    before: str = "",
+    after: str = "",
+    dropped: Tensor | None = None,
+    rate: float = 0.0,
+) -> Tensor:
+    """Returns residual + dropout(after(layer(before(x)))), and updates moving statistics.
+
+    Statistics are float32, from sums in float64; the mean is subtracted before anything is squared.
+
+    Args:
+        layer: One that `can_compute` takes.
+        x: float32 or bfloat16, shape (N, H, W, C).
+        residual: Of the same shape and type, or None.
+        before: One of `ACTIVATIONS`; "" is "linear".
+        after: Another; one of the two must be "linear".
+        dropped: Positions in x of what dropout drops, ascending; None for nothing.
+        rate: Rate of the dropout.
+    """
+    operations = library().operations
+    channels = x.shape[-1]
+    options = {
+        "groups": getattr(layer, "groups", 0),
+        "before": ACTIVATIONS.index(before or "linear"),
+        "after": ACTIVATIONS.index(after or "linear"),
+        "threads": threads("tensorflow"),
+        "epsilon": layer.epsilon,
+        "scale": 1 / (1 - rate),
+    }
+    places = tf.cast([] if dropped is None else dropped, tf.int64)
+
+    def compute(x: Tensor, gamma: Tensor, beta: Tensor, *residuals: Tensor) -> Any:
+        y, mean, inverse, rest, variance = operations.kerasnorm_normalize(
+            x, gamma, beta, places, residuals, **options
+        )
+
+        def gradient(upstream: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
+            found = operations.kerasnorm_differentiate(
+                upstream, x, gamma, beta, places, mean, inverse, rest, **options
+            )
+            return (*found, *(upstream for _ in residuals))
+
+        return (y, mean, variance), gradient
+
+    gamma = tf.ones(channels) if layer.gamma is None else layer.gamma.value
+    beta = tf.zeros(channels) if layer.beta is None else layer.beta.value
+    residuals = () if residual is None else (tf.cast(residual, x.dtype),)
+    y, mean, variance = tf.custom_gradient(compute)(x, gamma, beta, *residuals)
+    if not options["groups"]:
+        share = 1 - layer.momentum
+        for moving, batch in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
+            moving.assign(moving.value + share * (tf.stop_gradient(batch) - moving.value))
+    return y
+
