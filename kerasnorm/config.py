@@ -334,7 +334,7 @@ class TrainConfig(_Checked):
     )
     fused: bool = _field(
         True,
-        "Compute each norm, its activation and its residual add in one pass (native engines of "
+        "Compute each norm, its activation, dropout and residual add in one pass (native engines of "
         "torch and tensorflow, on CPUs with a C++ compiler).",
     )
     deterministic: bool = _field(

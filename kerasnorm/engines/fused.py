@@ -21,7 +21,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import keras
 from keras import layers
@@ -30,6 +30,8 @@ from kerasnorm.files import file_lock, make_folder
 from kerasnorm.runtime import cache_folder
 
 logger = logging.getLogger(__name__)
+
+Name = TypeVar("Name", bound=Hashable)  # of a tensor of a graph
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 COMPILERS = ("g++", "clang++")
@@ -128,7 +130,7 @@ def activation_name(layer: object) -> str:
     return ""
 
 
-class Call(NamedTuple):
+class Call(NamedTuple, Generic[Name]):
     """A call of a graph, as far as joining calls goes.
 
     Attributes:
@@ -140,15 +142,15 @@ class Call(NamedTuple):
         is_add: Whether it adds its inputs.
     """
 
-    sources: Sequence[Hashable]
-    targets: Sequence[Hashable]
+    sources: Sequence[Name]
+    targets: Sequence[Name]
     is_norm: bool = False
     activation: str = ""
     is_dropout: bool = False
     is_add: bool = False
 
 
-class Chain(NamedTuple):
+class Chain(NamedTuple, Generic[Name]):
     """Calls that are computed together: residual + dropout(after(norm(before(x)))).
 
     Attributes:
@@ -165,10 +167,10 @@ class Chain(NamedTuple):
     before: str
     after: str
     dropout: int | None
-    sources: tuple[Hashable, ...]
+    sources: tuple[Name, ...]
 
 
-def chains(calls: Sequence[Call], readers: Counter[Hashable]) -> list[Chain]:
+def chains(calls: Sequence[Call[Name]], readers: Counter[Name]) -> list[Chain[Name]]:
     """Joins each norm with the activation before or after it, and the dropout and add after them.
 
     What lies between them must have no other reader.
@@ -182,7 +184,7 @@ def chains(calls: Sequence[Call], readers: Counter[Hashable]) -> list[Chain]:
     taken: set[int] = set()
     found = []
 
-    def usable(neighbours: dict[Hashable, int], name: Hashable) -> int | None:
+    def usable(neighbours: dict[Name, int], name: Name) -> int | None:
         """Returns the call that makes or reads a tensor, if it may be joined across it."""
         at = neighbours.get(name)
         return at if readers[name] == 1 and at not in taken else None
@@ -190,7 +192,8 @@ def chains(calls: Sequence[Call], readers: Counter[Hashable]) -> list[Chain]:
     for place, norm in enumerate(calls):
         if not norm.is_norm:
             continue
-        chain, before, after, dropout, residual = [place], "", "", None, []
+        chain, before, after, dropout = [place], "", "", None
+        residual: list[Name] = []
         first = usable(made, norm.sources[0])
         if first is not None and calls[first].activation:
             chain, before = [first, place], calls[first].activation

@@ -73,7 +73,10 @@ def normalize(
         dropped: Positions in x of what dropout drops, ascending; None for nothing.
         rate: Rate of the dropout.
     """
-    operations = library().operations
+    found = library()
+    if found is None:
+        raise NotImplementedError(f"{SOURCE.name} is not compiled")
+    operations = found.operations
     channels = x.shape[-1]
     options = {
         "groups": getattr(layer, "groups", 0),
@@ -91,10 +94,10 @@ def normalize(
         )
 
         def gradient(upstream: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
-            found = operations.kerasnorm_differentiate(
+            parts = operations.kerasnorm_differentiate(
                 upstream, x, gamma, beta, places, mean, inverse, rest, **options
             )
-            return (*found, *(upstream for _ in residuals))
+            return (*parts, *(upstream for _ in residuals))
 
         return (y, mean, variance), gradient
 
@@ -105,6 +108,6 @@ def normalize(
     if not options["groups"]:
         share = 1 - layer.momentum
         for moving, batch in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
-            moving.assign(moving.value + share * (tf.stop_gradient(batch) - moving.value))
+            change = share * (tf.stop_gradient(batch) - moving.value)
+            moving.assign(tf.ensure_shape(moving.value + change, moving.shape))
     return y
-

@@ -152,7 +152,7 @@ class LoweredModel:
 
     def _fused(
         self,
-        chain: Chain,
+        chain: Chain[int],
         values: dict[int, Tensor],
         drawn: Tensor,
         bounds: dict[int, tuple[Tensor, Tensor]],
@@ -168,7 +168,7 @@ class LoweredModel:
         return fused.normalize(layer, x, *others, **options)
 
 
-def _chains(graph: Any, calls: list[Any], drops: dict[int, _Drop]) -> dict[int, Chain]:
+def _chains(graph: Any, calls: list[Any], drops: dict[int, _Drop]) -> dict[int, Chain[int]]:
     """Returns what is computed together, by the number of its last call."""
     parts = []
     for number, node in enumerate(calls):

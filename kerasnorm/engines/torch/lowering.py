@@ -9,6 +9,7 @@ on (N, H, W, C).
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import keras
@@ -188,18 +189,24 @@ def _fuse_norms(steps: list[_Step], readers: Counter[Name]) -> list[_Step]:
     ]
 
 
-def _joined(chain: Chain, steps: list[_Step]) -> _Step:
+def _joined(chain: Chain[Name], steps: list[_Step]) -> _Step:
     """Returns one step for those of a chain, each the only reader of the one before."""
     norm, parts = steps[chain.norm].lowered.norm, [steps[at] for at in chain.calls]
-    options = {"before": chain.before, "after": chain.after}
+    assert norm is not None
     dropping = None if chain.dropout is None else steps[chain.dropout].lowered.dropping
-    options["rate"] = dropping.rate if dropping else 0.0
+    normalize = partial(
+        fused.normalize,
+        norm,
+        before=chain.before,
+        after=chain.after,
+        rate=dropping.rate if dropping else 0.0,
+    )
 
     def call(mode: Mode, x: Tensor, *others: Tensor) -> Tensor:
         is_own = mode.training and (norm.groups or (norm.is_batch() and mode.sum_ is None))
         if is_own and fused.can_compute(norm, x, *others):
             dropped = dropping.positions(mode, x.numel()) if dropping else None
-            return fused.normalize(norm, x, *others, **options, dropped=dropped)
+            return normalize(x, *others, dropped=dropped)
         for part in parts:
             x = part.lowered.call(mode, x, *(others if part.lowered.is_add else ()))
         return x

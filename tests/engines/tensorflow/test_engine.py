@@ -45,8 +45,11 @@ def assert_ten_steps_are_equal(stock, native):
 @pytest.mark.parametrize(
     ("norm", "recipe", "options"),
     [
-        ("bn", "era8", {"l1": 1e-4, "l2": 1e-3}),
+        # Keras's batch norm is 4e-5 from float64 in the first logits here, the fused one 1e-6: an
+        # image near the border changes its class.
+        ("bn", "era8", {"l1": 1e-4, "l2": 1e-3, "fused": False}),
         ("ln", "best", {"ln_affine": "element"}),
+        ("gn", "era8", {}),
         pytest.param("gn", "best", {}, marks=pytest.mark.slow),
         pytest.param("rms", "best", {"optimizer": "sgd"}, marks=pytest.mark.slow),
         pytest.param("bn", "best", {"optimizer": "muon"}, marks=pytest.mark.slow),
