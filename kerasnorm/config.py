@@ -334,8 +334,8 @@ class TrainConfig(_Checked):
     )
     fused: bool = _field(
         True,
-        "Compute each norm, its activation, dropout and residual add in one pass (native engines of "
-        "torch and tensorflow, on CPUs with a C++ compiler).",
+        "Compute each norm, its activation, dropout and residual add in one pass (native engines "
+        "of torch and tensorflow, on CPUs with a C++ compiler).",
     )
     deterministic: bool = _field(
         False,
