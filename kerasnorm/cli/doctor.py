@@ -95,13 +95,15 @@ def doctor(as_json: bool) -> None:
     backends = {name: runtime.probe(name) for name in BACKENDS}
     formats = {name: _state(entry.missing()) for name, entry in FORMATS.items()}
     loggers = {name: _state([] if find_spec(name) else [name]) for name in LOGGERS}
+    compiler = runtime.cpp_compiler()
     if as_json:
         facts = {"versions": versions, "backends": backends, "formats": formats}
-        opt.print_json(facts | {"loggers": loggers, "cache": cache})
+        opt.print_json(facts | {"loggers": loggers, "compiler": compiler, "cache": cache})
         return
     named = {f"export {name}": text for name, text in formats.items()}
     named |= {f"log {name}": text for name, text in loggers.items()}
-    rows = versions | backends | named | {"data cache": cache}
+    place = compiler or f"none: training on CPUs is slower without {' or '.join(runtime.COMPILERS)}"
+    rows = versions | backends | named | {"C++ compiler": place, "data cache": cache}
     width = max(map(len, rows)) + 2
     for name, value in rows.items():
         click.echo(f"{name:<{width}}{value}")

@@ -27,14 +27,13 @@ import keras
 from keras import layers
 
 from kerasnorm.files import file_lock, make_folder
-from kerasnorm.runtime import cache_folder
+from kerasnorm.runtime import cache_folder, cpp_compiler
 
 logger = logging.getLogger(__name__)
 
 Name = TypeVar("Name", bound=Hashable)  # of a tensor of a graph
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-COMPILERS = ("g++", "clang++")
 # A product and a sum may be contracted. Sums are not reordered, and NaN stays NaN.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math")
 PATIENCE = 300.0  # seconds that another process may compile
@@ -65,7 +64,7 @@ def compiled(
         flags: Flags of the compiler beside `FLAGS`.
         links: Flags of the linker.
     """
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    compiler = cpp_compiler()
     if sys.platform != "linux" or compiler is None:
         return None
     try:

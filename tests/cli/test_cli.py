@@ -12,6 +12,7 @@ from helpers.command import call, run, tiny_fit
 from helpers.forked import PYTHON
 from PIL import Image
 
+from kerasnorm import runtime
 from kerasnorm.formats import FORMATS
 from kerasnorm.runtime import installed_backends
 from kerasnorm.training.loggers import LOGGERS
@@ -240,6 +241,13 @@ def test_data_and_doctor_describe_what_is_there(tmp_path):
     assert {*report["formats"]} == {*FORMATS}
     assert report["formats"]["keras"] == "ready"
     assert {*report["loggers"]} == {*LOGGERS}
+    assert report["compiler"] == (shutil.which("g++") or shutil.which("clang++"))
+
+
+def test_doctor_says_what_a_missing_compiler_costs(monkeypatch):
+    monkeypatch.setattr(runtime, "probe", lambda backend: "not asked")
+    monkeypatch.setenv("PATH", "")
+    assert "none: training on CPUs is slower without g++ or clang++" in call("doctor")[0]
 
 
 def test_a_model_goes_out_as_pytorch_weights_and_comes_in_again(trained, tmp_path):
