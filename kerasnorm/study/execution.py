@@ -187,16 +187,17 @@ def runs_table(
             run.name,
             run.state + (f": {run.message}" if run.message else ""),
             f"{run.epoch}/{run.config.train.epochs}",
-            "" if run.test_accuracy is None else f"{100 * run.test_accuracy:.2f}",
+            "" if run.judged is None else f"{100 * run.judged.accuracy:.2f}",
             duration(run.seconds) if run.seconds else "",
             "" if (rest := left.get(run.name)) is None else duration(rest),
         )
         for place, run in shown
     ]
+    split = next((run.judged.split for run in runs if run.judged), "test")
     counts = {state: sum(run.state == state for run in runs) for state in order}
     parts = [f"{count} {state}" for state, count in counts.items() if count]
     return Table(
-        columns=(">run", "name", "state", ">epoch", ">test %", ">trained", ">left"),
+        columns=(">run", "name", "state", ">epoch", f">{split} %", ">trained", ">left"),
         rows=rows,
         notes=(", ".join([*parts, f"{duration(seconds)} elapsed"]),),
         styles=[COLORS[run.state] for _, run in shown],
@@ -214,8 +215,8 @@ def event_line(run: PlannedRun, left: float | None = None, study_left: float | N
     parts = [run.name, run.state]
     if run.epoch:
         parts.append(f"epoch {run.epoch}/{run.config.train.epochs}")
-    if run.test_accuracy is not None:
-        parts.append(f"test {100 * run.test_accuracy:.2f} %")
+    if run.judged is not None:
+        parts.append(str(run.judged))
     if run.message:
         parts.append(run.message)
     if left is not None and run.state == State.RUNNING:

@@ -54,7 +54,7 @@ class PlannedRun:
         finished: The run as read from its folder once it has finished, else None.
         state: State in the present call; KEPT if it had finished before.
         epoch: Number of epochs that are trained.
-        test_accuracy: Test accuracy after the last of them; None before the first.
+        judged: Validation or test accuracy after the last of them; None before the first.
         seconds: Training time so far in seconds, that before an interruption included.
         exit_code: Exit code of its process.
         message: Last line that the process of a failed run wrote.
@@ -65,7 +65,7 @@ class PlannedRun:
     finished: run.Run | None = None
     state: State = State.WAITING
     epoch: int = 0
-    test_accuracy: float | None = None
+    judged: run.Judged | None = None
     seconds: float = 0.0
     exit_code: int = 0
     message: str = ""
@@ -92,7 +92,7 @@ class PlannedRun:
             rows = []
         if rows:
             self.epoch = len(rows)
-            self.test_accuracy = rows[-1]["test_accuracy"]
+            self.judged = run.judged(rows[-1])
             self.seconds = sum(row["seconds"] or 0.0 for row in rows)
         return before != (self.state, self.epoch)
 

@@ -183,13 +183,13 @@ class Training:
         self.group.interruptions.check()
 
     def _status(self, done: int) -> str:
-        """Returns the epoch, its images per second so far, and the test accuracy before it."""
+        """Returns the epoch, its images per second so far, and the accuracy before it."""
         parts = [f"epoch {self.epoch + 1}/{self.config.train.epochs}"]
         images = min(done * self.config.train.batch_size, len(self.dataset.train))
         seconds = time.perf_counter() - self.epoch_begun
         parts += [f"{images / seconds:,.0f} images/s"] if seconds > 0 else []
-        accuracy = self.rows[-1]["test_accuracy"] if self.rows else None
-        parts += [f"test {100 * accuracy:.1f} %"] if accuracy is not None else []
+        judged = run.judged(self.rows[-1]) if self.rows else None
+        parts += [str(judged)] if judged else []
         return "  ".join(parts)
 
     def _run_epoch(self) -> None:

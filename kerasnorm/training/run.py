@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,30 @@ COLUMNS = (
     "images_per_second",
 )
 Row = dict[str, float | None]
+
+
+class Judged(NamedTuple):
+    """What a run in training is to be judged by.
+
+    Attributes:
+        split: "validation" where the run has such a split, since what is chosen on test images
+            cannot be tested on them; otherwise "test".
+        accuracy: Share of its images classified correctly after an epoch.
+    """
+
+    split: str
+    accuracy: float
+
+    def __str__(self) -> str:
+        return f"{self.split} {100 * self.accuracy:.1f} %"
+
+
+def judged(row: Row) -> Judged | None:
+    """Returns what a row of the history says of the run; None if neither split was predicted."""
+    for split, column in (("validation", "val_accuracy"), ("test", "test_accuracy")):
+        if (accuracy := row[column]) is not None:
+            return Judged(split, accuracy)
+    return None
 
 
 @dataclass(frozen=True, repr=False)

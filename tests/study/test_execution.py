@@ -15,6 +15,7 @@ from kerasnorm.study.execution import event_line, runs_table
 from kerasnorm.study.folder import PlannedRun, State
 from kerasnorm.study.plan import StudyPlan
 from kerasnorm.tables import to_rich
+from kerasnorm.training.run import Judged
 
 STATES = (State.KEPT, State.WAITING, State.RUNNING, State.DONE, State.FAILED)
 
@@ -22,7 +23,7 @@ STATES = (State.KEPT, State.WAITING, State.RUNNING, State.DONE, State.FAILED)
 def planned_runs():
     config = resolve({"epochs": 10, "backend": "torch", "data": "shapes"})
     found = [PlannedRun(Path(f"run-{state}"), config, state=state) for state in STATES]
-    found[2].epoch, found[2].test_accuracy, found[2].seconds = 4, 0.5, 62.0
+    found[2].epoch, found[2].judged, found[2].seconds = 4, Judged("validation", 0.5), 62.0
     found[4].message = "a [bold] loss"
     return found
 
@@ -42,6 +43,7 @@ def test_the_table_orders_runs_by_what_matters():
     assert "1:33" in out.getvalue()
     assert "a [bold] loss" in out.getvalue()
     assert "4/10" in out.getvalue()
+    assert "validation %" in out.getvalue()
     assert "50.00" in out.getvalue()
     assert "1:02" in out.getvalue()
     assert "1 failed, 1 running, 1 waiting, 1 done, 1 kept, 1:15 elapsed" in out.getvalue()
@@ -57,8 +59,8 @@ def test_failed_runs_are_red():
 
 def test_an_event_is_a_line():
     found = planned_runs()
-    assert event_line(found[2]) == "run-running  running  epoch 4/10  test 50.00 %"
-    line = "run-running  running  epoch 4/10  test 50.00 %  1:33 left  study 5:00 left"
+    assert event_line(found[2]) == "run-running  running  epoch 4/10  validation 50.0 %"
+    line = "run-running  running  epoch 4/10  validation 50.0 %  1:33 left  study 5:00 left"
     assert event_line(found[2], 93.0, 300.0) == line
     assert event_line(found[3], 0.0, 300.0) == "run-done  done  study 5:00 left"
     assert event_line(found[4]) == "run-failed  failed  a [bold] loss"

@@ -6,6 +6,7 @@ import pytest
 from helpers import tiny
 
 from kerasnorm.training.loop import epoch_line
+from kerasnorm.training.run import judged
 
 ROW = {
     "epoch": 3.0,
@@ -58,6 +59,13 @@ class TestEpochLine:
         row = dict.fromkeys(ROW, None) | {"epoch": 1.0}
         assert epoch_line(row, 5) == "epoch 1/5"
         assert "train nan" in epoch_line(ROW | {"train_loss": float("nan")}, 5)
+
+
+def test_a_run_is_judged_by_validation_images_where_it_has_any():
+    row = ROW | {"val_accuracy": 0.25, "test_accuracy": 0.5}
+    assert str(judged(row)) == "validation 25.0 %"
+    assert judged(row | {"val_accuracy": None}) == ("test", 0.5)
+    assert judged(dict.fromkeys(row)) is None
 
 
 def test_a_run_reports_each_step_and_logs_its_title_and_epochs(tmp_path, caplog):
