@@ -35,7 +35,7 @@ RACES = {
     **{f"keras:{name}": SMALL for name in APPLICATIONS},
     **{f"keras:{name}": LARGER for name in ("InceptionV3", "Xception")},
 }
-ROUNDS = "5"
+ROUNDS = "3"
 COLUMNS = (
     *(
         "network",

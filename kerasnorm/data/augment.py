@@ -159,8 +159,10 @@ class Augmentation:
         rows = reflect(np.arange(height) - draws.offset[:, :1], height)
         columns = reflect(np.arange(width) - draws.offset[:, 1:], width)
         columns = np.where(draws.flip[:, None], width - 1 - columns, columns)
-        sample = np.arange(len(images))
-        return images[sample[:, None, None], rows[:, :, None], columns[:, None, :]]
+        # Twice as fast as images[sample, rows, columns], which copies pixels of 3 bytes one by one.
+        rows = rows + height * np.arange(len(images))[:, None]
+        places = rows[:, :, None] * width + columns[:, None, :]
+        return images.reshape(-1, images.shape[-1]).take(places, axis=0)
 
     def _hole_mask(self, hole: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Returns the mask of the holes, (N, H, W, 1)."""
