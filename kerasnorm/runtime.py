@@ -166,10 +166,10 @@ def start(
     """Prepares this process to compute, and returns the backend's name and the device.
 
     In this order: the backend is chosen, and with it the environment variables KERAS_BACKEND and
-    TF_CPP_MIN_LOG_LEVEL are set (`select_backend`); threads wait briefly (`wait_briefly`);
-    deterministic operations are switched on; the device is chosen; the memory allocator keeps what
-    is freed (`keep_freed_memory`); Keras is imported, without TensorFlow on other backends
-    (`import_keras`).
+    TF_CPP_MIN_LOG_LEVEL are set (`select_backend`); on TensorFlow, threads of OpenMP wait briefly
+    (`wait_briefly`); deterministic operations are switched on; the device is chosen; the memory
+    allocator keeps what is freed (`keep_freed_memory`); Keras is imported, without TensorFlow on
+    other backends (`import_keras`).
 
     Args:
         backend: As for `select_backend`.
@@ -189,7 +189,8 @@ def start(
             f"devices: expected 1 on {backend}. Received: devices={devices}. Start several "
             f"processes instead: {advice}"
         )
-    wait_briefly()
+    if backend == "tensorflow":
+        wait_briefly()
     if deterministic:
         _be_deterministic(backend)
     if backend == "tensorflow":
@@ -204,9 +205,8 @@ def start(
 def wait_briefly() -> None:
     """Lets idle threads of GNU OpenMP sleep early, unless the user's environment says otherwise.
 
-    By default they look for work for some milliseconds, and take the core from other processes: two
-    trainings that share two cores would run at a tenth of their speed. It is read from the
-    environment when PyTorch is loaded.
+    By default they look for work for some milliseconds, and take the cores from TensorFlow's own
+    threads. On torch, `kerasnorm.engines.torch.sharing` decides.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)

@@ -19,6 +19,7 @@ from kerasnorm.engines.torch.layers import Mode
 from kerasnorm.engines.torch.lowering import LoweredModel
 from kerasnorm.engines.torch.optimizer import FlatOptimizer
 from kerasnorm.engines.torch.resident import RecordedStep, ResidentData
+from kerasnorm.engines.torch.sharing import Sharing
 from kerasnorm.inspection.evaluation import at_once
 from kerasnorm.training.process_group import ProcessGroup, Shard, shard_of
 
@@ -45,6 +46,7 @@ class TorchEngine(NativeEngine):
         self.lowered = LoweredModel(model, is_fused=config.fused)
         self.fused_kernels = self.lowered.fused_kernels
         self.device = self.lowered.device
+        self.sharing = Sharing()
         variables = model.trainable_variables
         self.optimizer = FlatOptimizer(model.optimizer, variables, config, self.rates, NUMBERS)
         self.regularized = [v for v in variables if v.regularizer is not None]
@@ -76,6 +78,7 @@ class TorchEngine(NativeEngine):
         for step in range(self.batches.steps):
             batch = min(size, len(self.batches.split) - step * size)
             shard = shard_of(batch, self.group.rank, self.group.size)
+            self.sharing.look()
             arrays = self.batches.batch(epoch, step, order, shard.slice)
             images, labels = (torch.from_numpy(array).to(self.device) for array in arrays)
             totals = self.step(images, labels, shard, epoch, step)
