@@ -4,14 +4,16 @@ Each claim names its page and the summary that it rests on; its text is made fro
 """
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+from scipy import stats
 
 ROOT = Path(__file__).parent.parent
-README, GUIDE = "README.md", "docs/guide/README.md"
+README, GUIDE, RESULTS = "README.md", "docs/guide/README.md", "docs/results.md"
 
 
 class Claim(NamedTuple):
@@ -45,23 +47,23 @@ MATCHED = (
     + " |"
 )
 BATCHES = (
-    "`bn` loses ten points ({bn4.test:.1f} to {bn2.test:.1f} %), while `gn` stays between "
+    "`bn` falls from {bn4.test:.1f} to {bn2.test:.1f} %, while `gn` stays between "
     "{low:.1f} and {high:.1f} % from 2 to 32 images and falls to {gn128.test:.1f} % at 128"
 )
 CLAIMS = [
     *(Claim(README, "best", {"r": row}, ROW) for row in THREE.values()),
     Claim(GUIDE, "best", THREE, "{bn.test:.2f}, {gn.test:.2f} and {ln.test:.2f} %, mean of three"),
     Claim(
-        README,
+        RESULTS,
         "era8",
         THREE | {"ln": {"norm": "ln", "ln_affine": "element"}},
         "gives {bn.test:.2f}, {gn.test:.2f} and {ln.test:.2f}",
     ),
     Claim(
-        README,
+        RESULTS,
         "backends",
         {norm: {"norm": norm, "backend": "tensorflow"} for norm in THREE},
-        "TensorFlow gives {bn.test:.2f}, {gn.test:.2f} and {ln.test:.2f} with one seed",
+        "**TensorFlow** gives {bn.test:.2f}, {gn.test:.2f} and {ln.test:.2f} with one seed",
     ),
     Claim(
         GUIDE,
@@ -69,7 +71,7 @@ CLAIMS = [
         GROUPS,
         "{g1.test:.1f}, {g2.test:.1f}, {g4.test:.1f}, {g8.test:.1f} and {g16.test:.1f} % with 1",
     ),
-    Claim(README, "batch-size", SIZES, BATCHES),
+    Claim(GUIDE, "batch-size", SIZES, BATCHES),
     *(
         Claim(README, "matched", KERNELS, MATCHED.format(name=name, key=key))
         for name, key in (("Batch", "bn"), ("Group", "gn"), ("Layer", "ln"))
@@ -122,8 +124,8 @@ def test_the_effects_of_weight_standardization_are_those_of_the_ablation():
     guide = (ROOT / GUIDE).read_text(encoding="utf-8")
     text = "without it `gn` loses {:.1f} points, with it `bn` loses {:.1f}; two seeds"
     assert text.format(*losses) in guide
-    readme = " ".join((ROOT / README).read_text(encoding="utf-8").split())
-    assert f"it loses {losses[0]:.1f} points of validation accuracy without them" in readme
+    text = f"`gn` without it loses {losses[0]:.1f} points of validation accuracy"
+    assert text in " ".join(guide.split())
 
 
 def test_the_interval_of_the_first_difference_is_that_of_the_study():
@@ -131,9 +133,21 @@ def test_the_interval_of_the_first_difference_is_that_of_the_study():
     found = next(d for d in document["differences"] if d["first"]["norm"] == "bn")
     low, mean, high = (100 * found[name] for name in ("low", "mean", "high"))
     assert found["verdict"] == "not significant"
-    readme = " ".join((ROOT / README).read_text(encoding="utf-8").split())
-    assert f"{mean:.2f} points" in readme
-    assert f"from {low:.2f} to {high:+.2f}" in readme
+    guide, readme = (
+        " ".join((ROOT / page).read_text(encoding="utf-8").split()) for page in (GUIDE, README)
+    )
+    assert f"{mean:.2f} points" in guide
+    assert f"from {low:.2f} to {high:+.2f}" in guide
+    # Half the width with three seeds, and with more that spread as much.
+    half, spread, level = (high - low) / 2, 100 * found["std"], 0.975
+    assert stats.t.ppf(1 - (1 - level) / 2, 2) * spread / math.sqrt(3) == pytest.approx(half)
+    five, eight = (stats.t.ppf(1 - (1 - level) / 2, n - 1) * spread / math.sqrt(n) for n in (5, 8))
+    text = (
+        f"{half:.1f} points wide on each side; runs that spread as much give {five:.1f} with five"
+    )
+    assert f"{text} seeds and {eight:.1f} with eight" in readme
+    (others,) = (d for d in document["differences"] if d["first"]["norm"] == "gn")
+    assert others["verdict"] == "equivalent"
 
 
 def test_the_losses_on_corrupted_images_are_those_of_the_measurement():
