@@ -29,7 +29,6 @@ PACKAGES = ("kerasnorm", "keras", "numpy", "torch", "tensorflow", "tensorflow-cp
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 KEPT = 1 << 30  # bytes of freed memory that malloc keeps
 COMPILERS = ("g++", "clang++")
-SPINS = "1000"
 
 
 @dataclass(frozen=True)
@@ -166,10 +165,9 @@ def start(
     """Prepares this process to compute, and returns the backend's name and the device.
 
     In this order: the backend is chosen, and with it the environment variables KERAS_BACKEND and
-    TF_CPP_MIN_LOG_LEVEL are set (`select_backend`); on TensorFlow, threads of OpenMP wait briefly
-    (`wait_briefly`); deterministic operations are switched on; the device is chosen; the memory
-    allocator keeps what is freed (`keep_freed_memory`); Keras is imported, without TensorFlow on
-    other backends (`import_keras`).
+    TF_CPP_MIN_LOG_LEVEL are set (`select_backend`); deterministic operations are switched on; the
+    device is chosen; the memory allocator keeps what is freed (`keep_freed_memory`); Keras is
+    imported, without TensorFlow on other backends (`import_keras`).
 
     Args:
         backend: As for `select_backend`.
@@ -189,8 +187,6 @@ def start(
             f"devices: expected 1 on {backend}. Received: devices={devices}. Start several "
             f"processes instead: {advice}"
         )
-    if backend == "tensorflow":
-        wait_briefly()
     if deterministic:
         _be_deterministic(backend)
     if backend == "tensorflow":
@@ -200,16 +196,6 @@ def start(
     if keeps_memory:
         keep_freed_memory()
     return import_keras(backend), chosen
-
-
-def wait_briefly() -> None:
-    """Lets idle threads of GNU OpenMP sleep early, unless the user's environment says otherwise.
-
-    By default they look for work for some milliseconds, and take the cores from TensorFlow's own
-    threads. On torch, `kerasnorm.engines.torch.sharing` decides.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def keep_freed_memory() -> None:

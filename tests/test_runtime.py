@@ -22,19 +22,6 @@ def fresh(monkeypatch):
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [({}, runtime.SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
-)
-def test_threads_wait_briefly_unless_the_user_says_otherwise(monkeypatch, given, expected):
-    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
-        monkeypatch.setenv(name, given.get(name, ""))
-        if name not in given:
-            monkeypatch.delenv(name)
-    runtime.wait_briefly()
-    assert os.environ.get("GOMP_SPINCOUNT") == expected
-
-
 def test_a_missing_backend_is_named_with_its_pip_command(fresh):
     with pytest.raises(MissingPackageError, match=r"pip install 'kerasnorm\[tensorflow\]'"):
         runtime.select_backend("tensorflow")

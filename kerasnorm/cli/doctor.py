@@ -1,5 +1,6 @@
 """`kerasnorm data` and `kerasnorm doctor`: what is cached, and what is installed."""
 
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -102,8 +103,11 @@ def doctor(as_json: bool) -> None:
         return
     named = {f"export {name}": text for name, text in formats.items()}
     named |= {f"log {name}": text for name, text in loggers.items()}
-    place = compiler or f"none: training on CPUs is slower without {' or '.join(runtime.COMPILERS)}"
-    rows = versions | backends | named | {"C++ compiler": place, "data cache": cache}
+    advice = f"none: training on CPUs is slower without {' or '.join(runtime.COMPILERS)}"
+    rows = versions | backends | named
+    if sys.platform == "linux":
+        rows["C++ compiler"] = compiler or advice
+    rows["data cache"] = cache
     width = max(map(len, rows)) + 2
     for name, value in rows.items():
         click.echo(f"{name:<{width}}{value}")

@@ -419,10 +419,10 @@ template <class T> int run(const Call* c, const Back* b, int before, int after) 
 }  // namespace
 
 extern "C" {
-int normalize(const Call* c, int is_half, int before, int after) {
+int kerasnorm_normalize(const Call* c, int is_half, int before, int after) {
   return is_half ? run<Half>(c, nullptr, before, after) : run<float>(c, nullptr, before, after);
 }
-int differentiate(const Back* b, int is_half, int before, int after) {
+int kerasnorm_differentiate(const Back* b, int is_half, int before, int after) {
   return is_half ? run<Half>(nullptr, b, before, after) : run<float>(nullptr, b, before, after);
 }
 }

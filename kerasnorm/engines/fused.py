@@ -9,19 +9,19 @@ This module finds what can be computed together, and compiles the source; each b
 module of the same name.
 """
 
-import functools
 import hashlib
 import logging
 import os
 import platform
+import secrets
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import keras
 from keras import layers
@@ -44,22 +44,25 @@ class Compiled(NamedTuple):
     """A compiled source.
 
     Attributes:
-        path: The shared library.
-        digest: Tells it from what another source, compiler or processor gives; runs with the same
-            one compute the same bits.
+        opened: What it was opened as.
+        digest: Tells it from what another source, compiler or processor gives; norms that are
+            computed with the same one have the same bits.
     """
 
-    path: Path
+    opened: Any
     digest: str
 
 
-@functools.cache
 def compiled(
-    source: Path = SOURCE, flags: tuple[str, ...] = (), links: tuple[str, ...] = ()
+    open_: Callable[[Path], Any],
+    source: Path = SOURCE,
+    flags: tuple[str, ...] = (),
+    links: tuple[str, ...] = (),
 ) -> Compiled | None:
-    """Returns a compiled source, from the cache if it is there; None where it cannot be compiled.
+    """Returns a compiled source, from the cache if it is there; None where it cannot be used.
 
     Args:
+        open_: Opens the shared library; raises OSError if it cannot be opened.
         source: `SOURCE`, or a source that includes it.
         flags: Flags of the compiler beside `FLAGS`.
         links: Flags of the linker.
@@ -69,12 +72,13 @@ def compiled(
         return None
     try:
         digest = _digest(compiler, source, (*flags, *links))
-        return Compiled(_compile(compiler, digest, source, flags, links), digest)
+        return Compiled(open_(_compile(compiler, digest, source, flags, links)), digest)
     except (OSError, subprocess.SubprocessError) as error:
-        words = (getattr(error, "stderr", None) or str(error)).strip()
+        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        words = next((line for line in lines if "error" in line), (lines or ["no reason given"])[0])
         logger.warning(
             "Norms are computed apart from their activations, which is slower, because "
-            f"{source.name} does not compile here: {words.splitlines()[0]}"
+            f"{source.name} cannot be compiled and used here: {words}"
         )
         return None
 
@@ -86,7 +90,9 @@ def _digest(compiler: str, source: Path, flags: tuple[str, ...]) -> str:
     facts = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     cpu = next((fact for fact in facts if fact.startswith(("flags", "Features"))), "")
     texts = (path.read_text(encoding="utf-8") for path in dict.fromkeys((SOURCE, source)))
-    parts = (*texts, *FLAGS, *flags, version, platform.machine(), cpu)
+    # Folders of headers and libraries are those of an environment, and say nothing of the bits.
+    chosen = [flag for flag in flags if not flag.startswith(("-I", "-L"))]
+    parts = (*texts, *FLAGS, *chosen, version, platform.machine(), cpu)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
@@ -111,18 +117,18 @@ def _compile(
                 subprocess.run(  # noqa: S603
                     [compiler, *words], capture_output=True, text=True, check=True
                 )
-            partial = path.with_suffix(f".{os.getpid()}")
+            partial = path.with_suffix(f".{secrets.token_hex(4)}")
             shutil.copyfile(target, partial)
             partial.replace(path)
     return path
 
 
-def activation_name(layer: object) -> str:
+def activation_name(layer: Any) -> str:
     """Returns which of `ACTIVATIONS` a layer applies; "" for another or none."""
-    if isinstance(layer, layers.ReLU):
+    if type(layer) is layers.ReLU:
         is_plain = (layer.negative_slope, layer.threshold) == (0, 0)
         return {None: "relu", 6: "relu6"}.get(layer.max_value, "") if is_plain else ""
-    if isinstance(layer, layers.Activation):
+    if type(layer) is layers.Activation:
         name = getattr(layer.activation, "__name__", "")
         is_own = layer.activation is getattr(keras.activations, name, None)
         return name if is_own and name in ACTIVATIONS[1:] else ""

@@ -193,7 +193,8 @@ def runs_table(
         )
         for place, run in shown
     ]
-    split = next((run.judged.split for run in runs if run.judged), "test")
+    splits = {run.judged.split for run in runs if run.judged} or {"test"}
+    split = splits.pop() if len(splits) == 1 else "accuracy"
     counts = {state: sum(run.state == state for run in runs) for state in order}
     parts = [f"{count} {state}" for state, count in counts.items() if count]
     return Table(

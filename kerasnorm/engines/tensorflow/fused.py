@@ -1,6 +1,7 @@
 """The fused norms of `kerasnorm.engines.fused` as operations of TensorFlow."""
 
 import functools
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from kerasnorm.runtime import threads
 Tensor = Any
 SOURCE = Path(__file__).with_name("operations.cpp")
 TYPES = ("float32", "bfloat16")
+SPINS = "1000"  # how often a thread of OpenMP looks for work before it sleeps
 
 
 class Library(NamedTuple):
@@ -33,8 +35,27 @@ def library() -> Library | None:
     flags = tuple(flag for flag in tf.sysconfig.get_compile_flags() if "-std=" not in flag)
     # A new version of TensorFlow is a new source.
     flags += (f'-DTENSORFLOW="{tf.version.VERSION}"',)
-    found = compiled(SOURCE, flags, (*tf.sysconfig.get_link_flags(), "-fopenmp"))
-    return found and Library(tf.load_op_library(str(found.path)), found.digest)
+    found = compiled(_open, SOURCE, flags, (*tf.sysconfig.get_link_flags(), "-fopenmp"))
+    return found and Library(found.opened, found.digest)
+
+
+def _open(path: Path) -> Any:
+    """Returns the operations of a library.
+
+    Idle threads of the OpenMP that it loads sleep early, unless the environment says otherwise:
+    by default they look for work for milliseconds, in which TensorFlow's own threads need the
+    cores. It reads the environment now.
+    """
+    is_free = not any(name in os.environ for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"))
+    if is_free:
+        os.environ["GOMP_SPINCOUNT"] = SPINS
+    try:
+        return tf.load_op_library(str(path))
+    except tf.errors.OpError as error:
+        raise OSError(error.message) from None
+    finally:
+        if is_free:
+            del os.environ["GOMP_SPINCOUNT"]
 
 
 def can_compute(layer: Any) -> bool:

@@ -170,7 +170,7 @@ class LoweredModel:
 
 def _chains(graph: Any, calls: list[Any], drops: dict[int, _Drop]) -> dict[int, Chain[int]]:
     """Returns what is computed together, by the number of its last call."""
-    parts = []
+    parts, called = [], Counter(id(node.operation) for node in calls)
     for number, node in enumerate(calls):
         layer, inputs = node.operation, node.input_tensors
         is_image = all(len(x.shape) == 4 and None not in x.shape[1:] for x in inputs)
@@ -179,7 +179,11 @@ def _chains(graph: Any, calls: list[Any], drops: dict[int, _Drop]) -> dict[int, 
             Call(
                 [id(x) for x in inputs],
                 [id(x) for x in node.outputs],
-                is_norm=is_image and len(inputs) == 1 and fused.can_compute(layer),
+                # Several calls of a norm must update its statistics in their order.
+                is_norm=is_image
+                and is_one_type
+                and called[id(layer)] == 1
+                and fused.can_compute(layer),
                 activation=activation_name(layer) if is_image and is_one_type else "",
                 is_dropout=number in drops and drops[number].dropout is CLEARED and is_one_type,
                 is_add=type(layer) is layers.Add

@@ -1,5 +1,6 @@
 // The functions of fused.cpp as operations of TensorFlow, registered through its C interface.
 
+#include <algorithm>
 #include <cstdint>
 #include <utility>
 
@@ -11,6 +12,9 @@
 #include "fused.cpp"
 
 namespace {
+
+// TensorFlow runs operations on many threads, and each keeps a team of OpenMP threads of its own.
+constexpr std::int64_t MOST_THREADS = 16;
 
 struct Attributes {
   std::int64_t groups, before, after, threads;
@@ -96,7 +100,7 @@ Call call_of(const Attributes& a, const Sizes& s, const Tensor& x, const Tensor&
   call.pixels = s.pixels;
   call.channels = s.all[3];
   call.groups = a.groups;
-  call.threads = a.threads;
+  call.threads = std::min({a.threads, s.all[0], MOST_THREADS});
   call.epsilon = a.epsilon;
   call.x = x.data();
   call.gamma = gamma.floats();
@@ -126,7 +130,7 @@ void compute_forward(void* kernel, TF_OpKernelContext* context) {
   call.inverse = inverse.floats();
   call.rest = rest.floats();
   call.variance = variance.floats();
-  normalize(&call, type == TF_BFLOAT16, static_cast<int>(a.before), static_cast<int>(a.after));
+  kerasnorm_normalize(&call, type == TF_BFLOAT16, static_cast<int>(a.before), static_cast<int>(a.after));
 }
 
 void compute_backward(void* kernel, TF_OpKernelContext* context) {
@@ -144,7 +148,7 @@ void compute_backward(void* kernel, TF_OpKernelContext* context) {
   back.c.mean = mean.floats();
   back.c.inverse = inverse.floats();
   back.c.rest = rest.floats();
-  differentiate(&back, type == TF_BFLOAT16, static_cast<int>(a.before), static_cast<int>(a.after));
+  kerasnorm_differentiate(&back, type == TF_BFLOAT16, static_cast<int>(a.before), static_cast<int>(a.after));
 }
 
 // The first output has the shape of an input; those of the others are not told.

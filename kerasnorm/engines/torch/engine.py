@@ -46,7 +46,6 @@ class TorchEngine(NativeEngine):
         self.lowered = LoweredModel(model, is_fused=config.fused)
         self.fused_kernels = self.lowered.fused_kernels
         self.device = self.lowered.device
-        self.sharing = Sharing()
         variables = model.trainable_variables
         self.optimizer = FlatOptimizer(model.optimizer, variables, config, self.rates, NUMBERS)
         self.regularized = [v for v in variables if v.regularizer is not None]
@@ -75,15 +74,16 @@ class TorchEngine(NativeEngine):
 
     def _from_host(self, epoch: int) -> Iterator[StepResult]:
         order, size = self.batches.order(epoch), self.batches.batch_size
-        for step in range(self.batches.steps):
-            batch = min(size, len(self.batches.split) - step * size)
-            shard = shard_of(batch, self.group.rank, self.group.size)
-            self.sharing.look()
-            arrays = self.batches.batch(epoch, step, order, shard.slice)
-            images, labels = (torch.from_numpy(array).to(self.device) for array in arrays)
-            totals = self.step(images, labels, shard, epoch, step)
-            is_stopping = self.group.size > 1 and bool(totals[3])
-            yield StepResult(totals[:3], batch, is_stopping)
+        with Sharing() as sharing:
+            for step in range(self.batches.steps):
+                sharing.look()
+                batch = min(size, len(self.batches.split) - step * size)
+                shard = shard_of(batch, self.group.rank, self.group.size)
+                arrays = self.batches.batch(epoch, step, order, shard.slice)
+                images, labels = (torch.from_numpy(array).to(self.device) for array in arrays)
+                totals = self.step(images, labels, shard, epoch, step)
+                is_stopping = self.group.size > 1 and bool(totals[3])
+                yield StepResult(totals[:3], batch, is_stopping)
 
     def _from_device(self, data: ResidentData, epoch: int) -> Iterator[StepResult]:
         size = self.batches.batch_size

@@ -47,7 +47,7 @@ class Library(NamedTuple):
         digest: That of `kerasnorm.engines.fused.Compiled`.
     """
 
-    functions: ctypes.CDLL
+    functions: Any
     digest: str
 
 
@@ -58,8 +58,8 @@ def library() -> Library | None:
     Its OpenMP is the one that PyTorch has loaded: with two, threads would fight for the cores. So
     the linker does not name one.
     """
-    found = compiled()
-    return found and Library(ctypes.CDLL(str(found.path)), found.digest)
+    found = compiled(open_=lambda path: ctypes.CDLL(str(path)))
+    return found and Library(found.opened, found.digest)
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class _Normalize(Function):
         affine = {"gamma": gamma, "beta": beta}
         outer = {"residual": residual, "y": y, "variance": variance}
         call = _call(x, norm, **outer, **stats, **affine, **dropping)
-        _run("normalize", call, x, numbers)
+        _run("kerasnorm_normalize", call, x, numbers)
         ctx.save_for_backward(x, *affine.values(), *stats.values())
         ctx.norm, ctx.numbers, ctx.dropping = norm, numbers, dropping
         ctx.has_residual = residual is not None
@@ -193,5 +193,5 @@ class _Normalize(Function):
         call = _call(x, ctx.norm, **saved, **ctx.dropping)
         parts = (gradient, dx, dgamma, dbeta)
         back = _Back(call, *(part.data_ptr() for part in parts))
-        _run("differentiate", back, x, ctx.numbers)
+        _run("kerasnorm_differentiate", back, x, ctx.numbers)
         return dx, dgamma, dbeta, gradients[0] if ctx.has_residual else None, None, None, None

@@ -171,7 +171,10 @@ def lower_layer(layer: Any, inputs: Sequence[Any], site: Site) -> Lowered | None
     ):
         return None
     lowered = rule.lower(layer, replace(site, shape=inputs[0].shape))
-    is_cast = rule.autocast and any(tensor.dtype != layer.compute_dtype for tensor in inputs)
+    is_other = any(tensor.dtype != layer.compute_dtype for tensor in inputs)
+    if lowered and is_other:
+        lowered = replace(lowered, norm=None)  # fused norms keep the type of their input
+    is_cast = rule.autocast and is_other
     return _after_cast(lowered, _dtype(layer)) if lowered and is_cast and has_floats else lowered
 
 

@@ -103,6 +103,10 @@ class LoweredModel:
         for number, (node, sources, targets) in enumerate(calls):
             steps.append(_Step(sources, targets, _lower(node, Site(self.device, number))))
         if self.fused_kernels:
+            called = Counter(id(node.operation) for node, _, _ in calls)
+            for step, (node, _, _) in zip(steps, calls, strict=True):
+                if called[id(node.operation)] > 1:  # its calls must update statistics in order
+                    step.lowered = replace(step.lowered, norm=None)
             steps = _fuse_norms(steps, readers)
         for step in steps:
             if [readers[name] for name in step.sources] == [1]:

@@ -12,18 +12,21 @@ import os
 import sys
 import threading
 import time
-import weakref
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
-PERIOD = 2.0  # seconds between two looks at the machine
+import torch
+
+PERIOD = 1.0  # seconds between two looks at the machine
 BUSY = 0.5  # cores that others must use
+MOST_CORES = 32  # with more, a team of threads that does nothing is no small thing
 CHOICES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # with which the user decides
 IDLE = slice(3, 5)  # columns of /proc/stat: idle, and waiting for a disk
-NOTHING = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)  # what the idle team does
 
 
 class Sharing:
-    """Looks from time to time whether other processes use the cores of this one.
+    """Looks from time to time, within its context, whether others use the cores of this process.
 
     Attributes:
         is_brief: Whether idle threads sleep early now.
@@ -32,12 +35,23 @@ class Sharing:
     def __init__(self) -> None:
         self.library = openmp()
         self.is_brief = False
-        self.looked, self.busy, self.own = time.monotonic(), busy_seconds(), own_seconds()
+        if self.library is not None:
+            self.looked, self.busy, self.own = time.monotonic(), busy_seconds(), own_seconds()
+
+    def __enter__(self) -> "Sharing":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.switch(False)
 
     def look(self) -> None:
         """Switches over if the machine has become busy or idle; does nothing most of the time."""
-        now = time.monotonic()
-        if self.library is None or now - self.looked < PERIOD:
+        if self.library is None or (now := time.monotonic()) - self.looked < PERIOD:
             return
         busy, own = busy_seconds(), own_seconds()
         others = (busy - self.busy - (own - self.own)) / (now - self.looked)
@@ -46,31 +60,37 @@ class Sharing:
 
     def switch(self, is_brief: bool) -> None:
         """Makes idle threads sleep early, or late."""
-        if is_brief == self.is_brief:
-            return
-        if is_brief:
-            release = threading.Event()
-            self.end = weakref.finalize(self, release.set)
-            args = (self.library, release)
-            threading.Thread(target=_hold_a_team, args=args, daemon=True).start()
-        else:
-            self.end()
+        if is_brief and not self.is_brief:
+            self.release = threading.Event()
+            args = (self.library, self.release)
+            threading.Thread(target=_hold_a_team, args=args, name=__name__, daemon=True).start()
+        elif self.is_brief and not is_brief:
+            self.release.set()
         self.is_brief = is_brief
 
 
-def openmp() -> ctypes.CDLL | None:
-    """Returns the GNU OpenMP that PyTorch has loaded; None without one, or if the user decides."""
+def openmp() -> Any:
+    """Returns a library that has the functions of PyTorch's GNU OpenMP.
+
+    None where there is nothing to switch: without GNU OpenMP or /proc, with one thread or very many
+    cores, or if the user's environment decides.
+    """
     if sys.platform != "linux" or any(name in os.environ for name in CHOICES):
         return None
-    lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-    paths = (line.split(maxsplit=5)[-1] for line in lines if "/libgomp" in line)
-    path = next(paths, None)
-    return ctypes.CDLL(path) if path else None
+    if torch.get_num_threads() < 2 or len(os.sched_getaffinity(0)) > MOST_CORES:
+        return None
+    try:
+        busy_seconds()
+        library = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
+        return library if library.GOMP_parallel and library.omp_get_level else None
+    except (OSError, AttributeError):
+        return None
 
 
-def _hold_a_team(library: ctypes.CDLL, release: threading.Event) -> None:
+def _hold_a_team(library: Any, release: threading.Event) -> None:
     """Starts a team of more threads than there are cores, which lasts until `release` is set."""
-    library.GOMP_parallel(NOTHING, None, ctypes.c_uint(len(os.sched_getaffinity(0)) + 1), 0)
+    nothing = ctypes.cast(library.omp_get_level, ctypes.c_void_p)  # for each thread to call
+    library.GOMP_parallel(nothing, None, ctypes.c_uint(len(os.sched_getaffinity(0)) + 1), 0)
     release.wait()
 
 
@@ -80,9 +100,10 @@ def busy_seconds(text: str | None = None, cores: set[int] | None = None) -> floa
     Args:
         text: What /proc/stat holds; read by default.
         cores: Numbers of the cores; by default those of this process.
+
+    Raises:
+        OSError: It cannot be read.
     """
-    if sys.platform != "linux":
-        return 0.0
     text = Path("/proc/stat").read_text(encoding="utf-8") if text is None else text
     wanted = {f"cpu{number}" for number in cores or os.sched_getaffinity(0)}
     ticks = 0

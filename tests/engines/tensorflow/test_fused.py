@@ -1,6 +1,7 @@
 """Fused norms on TensorFlow against Keras's layers in float64, and the graphs they are taken in."""
 
 import itertools
+import os
 
 import keras
 import numpy as np
@@ -122,6 +123,7 @@ def network(norm, activation):
     return keras.Model(inputs, layers.Concatenate()([layers.Activation("silu")(y), y]))
 
 
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize(
     ("norm", "activation", "joined"),
     [
@@ -150,6 +152,27 @@ def test_a_fused_graph_computes_what_its_layers_do(norm, activation, joined):
         received.append([*outputs, *moved])
     for ours, theirs in zip(*received, strict=True):
         assert np.allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_subclasses_and_other_types_are_left():
+    class Mine(layers.ReLU):
+        def call(self, x):
+            return 2 * x
+
+    inputs = keras.Input((6, 6, 4))
+    x = layers.GroupNormalization(2, dtype="mixed_bfloat16")(inputs)
+    x = Mine()(layers.GroupNormalization(2)(layers.Conv2D(4, 1)(x)))
+    lowered = LoweredModel(keras.Model(inputs, x), is_compiled=False, is_fused=True)
+    assert [len(chain.calls) for chain in lowered.chains.values()] == [1]
+
+
+def test_opening_the_operations_leaves_the_environment_alone(monkeypatch, tmp_path):
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    garbage = tmp_path / "garbage.so"
+    garbage.write_bytes(b"no library")
+    with pytest.raises(OSError, match=r"garbage\.so"):
+        fused._open(garbage)
+    assert "GOMP_SPINCOUNT" not in os.environ
 
 
 def test_the_option_decides_and_a_resumed_run_keeps_to_its_own():

@@ -15,7 +15,7 @@ if keras.backend.backend() != "torch":
 from helpers import tiny  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from kerasnorm.engines.fused import ACTIVATIONS, FLAGS, SOURCE, compiled  # noqa: E402
+from kerasnorm.engines.fused import ACTIVATIONS, FLAGS, SOURCE  # noqa: E402
 from kerasnorm.engines.torch import fused  # noqa: E402
 from kerasnorm.engines.torch.layers import Mode  # noqa: E402
 from kerasnorm.engines.torch.lowering import LoweredModel  # noqa: E402
@@ -257,11 +257,9 @@ def compilers(monkeypatch, tmp_path):
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
-    for cached in (fused.library, compiled):
-        cached.cache_clear()
+    fused.library.cache_clear()
     yield folder
-    for cached in (fused.library, compiled):
-        cached.cache_clear()
+    fused.library.cache_clear()
 
 
 def test_without_a_compiler_layers_are_called_one_by_one(compilers, caplog):
@@ -275,11 +273,53 @@ def test_without_a_compiler_layers_are_called_one_by_one(compilers, caplog):
 @pytest.mark.skipif(os.name == "nt", reason="a script of a shell")
 def test_a_compiler_that_fails_is_said_and_passed_over(compilers, caplog, tmp_path):
     script = compilers / "g++"
-    script.write_text("#!/bin/sh\n[ $1 = --version ] && exit\necho no such header >&2\nexit 1\n")
+    lines = "#!/bin/sh", "[ $1 = --version ] && exit", "echo In file >&2; echo error: no header >&2"
+    script.write_text("\n".join([*lines, "exit 1", ""]))
     script.chmod(0o755)
     assert fused.library() is None
-    assert "does not compile here: no such header" in caplog.text
+    assert "cannot be compiled and used here: error: no header" in caplog.text
     assert [path.name for path in (tmp_path / "extensions").iterdir() if path.suffix == ".so"] == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a script of a shell")
+def test_a_library_that_does_not_open_is_said_and_passed_over(compilers, caplog):
+    script = compilers / "clang++"
+    script.write_text('#!/bin/sh\nfor last; do :; done\n[ $1 = --version ] || echo > "$last"\n')
+    script.chmod(0o755)
+    assert fused.library() is None
+    assert "cannot be compiled and used here" in caplog.text
+    assert LoweredModel(network("norm act", group_norm), is_fused=True).fused_kernels is None
+
+
+@needs_compiler
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_norms_of_another_type_than_their_input_are_left(precision):
+    other = {"float32": "mixed_bfloat16", "mixed_bfloat16": "float32"}[precision]
+    inputs = keras.Input((6, 6, 4), dtype="float32")
+    x = keras.layers.Conv2D(4, 1, dtype=precision)(inputs)
+    x = keras.layers.GroupNormalization(2, dtype=other)(x)
+    x = keras.layers.Conv2D(4, 1, dtype=other)(x)
+    model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D(dtype="float32")(x))
+    x = normal(2, 6, 6, 4).float()
+    y = LoweredModel(model, is_fused=True)(x, Mode(training=True))
+    assert torch.allclose(y, model(x), atol=0.05)
+
+
+@needs_compiler
+def test_a_norm_that_is_called_twice_is_left():
+    inputs, norm = keras.Input((6, 6, 4)), keras.layers.BatchNormalization(momentum=0.5)
+    first, second = norm(inputs), norm(keras.layers.Conv2D(4, 1)(inputs))
+    outputs = keras.layers.Add()([keras.layers.Activation("relu")(first), second])
+    model = keras.Model(inputs, outputs)
+    x, start, moved = normal(2, 6, 6, 4).float(), model.get_weights(), []
+    for call in (
+        lambda: LoweredModel(model, is_fused=True)(x, Mode(training=True)),
+        lambda: model(x, training=True),
+    ):
+        model.set_weights(start)
+        call()
+        moved.append(norm.moving_mean.numpy())
+    assert np.allclose(*moved, atol=1e-6)
 
 
 @needs_compiler

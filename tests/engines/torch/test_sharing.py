@@ -24,18 +24,27 @@ intr 5
 
 
 @pytest.fixture
-def shared(monkeypatch):
-    """A Sharing that the user leaves to decide, which sees times of the test's choice."""
+def free(monkeypatch):
+    """A machine on which the environment leaves the package to decide."""
     for name in sharing.CHOICES:
         monkeypatch.delenv(name, raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    if sharing.openmp() is None:
+        pytest.skip("no GNU OpenMP, or very many cores")
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def shared(free, monkeypatch):
+    """A Sharing that sees times of the test's choice."""
     times = {"now": 0.0, "busy": 0.0, "own": 0.0}
     monkeypatch.setattr(sharing.time, "monotonic", lambda: times["now"])
     monkeypatch.setattr(sharing, "busy_seconds", lambda: times["busy"])
     monkeypatch.setattr(sharing, "own_seconds", lambda: times["own"])
-    found = sharing.Sharing()
-    assert found.library is not None
-    yield found, times
-    found.switch(False)
+    with sharing.Sharing() as found:
+        yield found, times
 
 
 def settled(condition):
@@ -46,23 +55,29 @@ def settled(condition):
     return condition()
 
 
+def teams():
+    return [thread for thread in threading.enumerate() if thread.name == sharing.__name__]
+
+
 def test_busy_time_is_that_of_the_cores_of_this_process():
     ticks = os.sysconf("SC_CLK_TCK")
     assert sharing.busy_seconds(STAT, {0}) == 73 / ticks
     assert sharing.busy_seconds(STAT, {0, 1}) == 88 / ticks
-    before, own = sharing.busy_seconds(), sharing.own_seconds()
-    assert settled(lambda: sharing.own_seconds() > own + 3 / ticks or sum(range(10**5)) < 0)
-    assert sharing.busy_seconds() > before
+
+
+def test_own_time_grows_with_work():
+    before = sharing.own_seconds()
+    assert settled(lambda: sum(range(10**6)) and sharing.own_seconds() > before)
 
 
 def test_a_busy_machine_switches_over_and_an_idle_one_back(shared):
     found, times = shared
     for seconds, busy, own, expected in [
-        (1.0, 2.0, 0.0, False),  # too early to look
-        (2.0, 2.3, 3.0, False),  # 0.43 cores
+        (0.5, 2.0, 0.0, False),  # too early to look
+        (2.5, 2.3, 3.0, False),  # 0.43 cores
         (2.0, 4.0, 1.9, True),  # 1.05 cores
-        (1.0, 0.0, 0.0, True),
-        (3.0, 4.5, 4.0, False),
+        (0.5, 0.0, 0.0, True),
+        (3.5, 4.5, 4.0, False),
     ]:
         for name, change in (("now", seconds), ("busy", busy), ("own", own)):
             times[name] += change
@@ -70,35 +85,35 @@ def test_a_busy_machine_switches_over_and_an_idle_one_back(shared):
         assert found.is_brief is expected, times
 
 
-def test_an_idle_team_has_more_threads_than_there_are_cores(shared):
-    found, _ = shared
-    torch.ones(10**6).add_(1)  # PyTorch starts its own
-    own, before = threading.active_count(), len(os.listdir("/proc/self/task"))
-    cores = len(os.sched_getaffinity(0))
-    for _ in range(2):
-        found.switch(True)
-        assert settled(lambda: len(os.listdir("/proc/self/task")) == before + cores + 1)
-    found.switch(False)
-    assert settled(lambda: len(os.listdir("/proc/self/task")) == before)
-    assert threading.active_count() == own
-
-
-def test_a_team_ends_with_its_owner(monkeypatch):
-    for name in sharing.CHOICES:
-        monkeypatch.delenv(name, raising=False)
-    before, found = threading.active_count(), sharing.Sharing()
-    found.switch(True)
-    assert threading.active_count() == before + 1
-    del found
+def test_an_idle_team_has_more_threads_than_there_are_cores(free):
     gc.collect()
-    assert settled(lambda: threading.active_count() == before)
+    torch.ones(10**6).add_(1)  # PyTorch starts its own
+    before, cores = len(os.listdir("/proc/self/task")), len(os.sched_getaffinity(0))
+    with sharing.Sharing() as found:
+        for _ in range(2):
+            found.switch(True)
+            assert settled(lambda: len(os.listdir("/proc/self/task")) >= before + cores + 1)
+            assert len(teams()) == 1
+    assert not found.is_brief
+    assert settled(lambda: not teams())
 
 
 @pytest.mark.parametrize("name", sharing.CHOICES)
-def test_the_environment_decides_where_it_says_anything(monkeypatch, name):
+def test_the_environment_decides_where_it_says_anything(free, monkeypatch, name):
     monkeypatch.setenv(name, "1")
-    found = sharing.Sharing()
-    found.looked -= 10 * sharing.PERIOD
-    monkeypatch.setattr(sharing, "busy_seconds", lambda: 1e9)
-    found.look()
-    assert not found.is_brief
+    assert sharing.openmp() is None
+    with sharing.Sharing() as found:
+        found.look()
+        assert not found.is_brief
+
+
+def test_there_is_nothing_to_share_with_one_thread_or_without_proc(free, monkeypatch):
+    torch.set_num_threads(1)
+    assert sharing.openmp() is None
+    torch.set_num_threads(2)
+
+    def unreadable():
+        raise FileNotFoundError("/proc/stat")
+
+    monkeypatch.setattr(sharing, "busy_seconds", unreadable)
+    assert sharing.openmp() is None
