@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from kerasnorm.benchmark.race import paired_ratio
+
 RESULTS = Path(__file__).parents[1] / "results" / "bench" / "networks.csv"
 RESNET20 = "docs/examples/resnet20.py:build"
 APPLICATIONS = (
@@ -74,17 +76,14 @@ def race(network: str, backend: str, size: tuple[str, ...]) -> dict[str, Any]:
     document = json.loads(done.stdout)
     found = {result["contender"]: result for result in document["results"]}
     stock, native = found["stock"], found["native"]
-    ratios = {
-        kind: [ours / theirs for ours, theirs in zip(native[kind], stock[kind], strict=True)]
-        for kind in ("train", "predict")
-    }
+    ratios = [a / b for a, b in zip(native["train"], stock["train"], strict=True)]
     return {
         "model.fit images/s": round(median(stock["train"])),
         "kerasnorm images/s": round(median(native["train"])),
-        "ratio": f"{median(ratios['train']):.2f}",
-        "least": f"{min(ratios['train']):.2f}",
-        "largest": f"{max(ratios['train']):.2f}",
-        "predict ratio": f"{median(ratios['predict']):.2f}",
+        "ratio": f"{paired_ratio(native['train'], stock['train']):.2f}",
+        "least": f"{min(ratios):.2f}",
+        "largest": f"{max(ratios):.2f}",
+        "predict ratio": f"{paired_ratio(native['predict'], stock['predict']):.2f}",
         "model.fit peak MiB": round(stock["peak_mib"]),
         "kerasnorm peak MiB": round(native["peak_mib"]),
         "processor": f"{document['host']['processor']}, {document['host']['cpus']} cores",

@@ -3,12 +3,13 @@
 import functools
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow as tf
 from keras import layers
 
-from kerasnorm.engines.fused import ACTIVATIONS, compiled
+from kerasnorm.engines.fused import ACTIVATIONS, Compiled, compiled
+from kerasnorm.engines.tensorflow.kernels import move_statistics
 from kerasnorm.runtime import threads
 
 Tensor = Any
@@ -17,26 +18,13 @@ TYPES = ("float32", "bfloat16")
 SPINS = "1000"  # how often a thread of OpenMP looks for work before it sleeps
 
 
-class Library(NamedTuple):
-    """The compiled operations.
-
-    Attributes:
-        operations: The module that TensorFlow makes of them.
-        digest: That of `kerasnorm.engines.fused.Compiled`.
-    """
-
-    operations: Any
-    digest: str
-
-
 @functools.cache
-def library() -> Library | None:
-    """Returns the compiled operations, None where they cannot be compiled."""
+def library() -> Compiled | None:
+    """Returns the operations, opened as a module of TensorFlow; None where they do not compile."""
     flags = tuple(flag for flag in tf.sysconfig.get_compile_flags() if "-std=" not in flag)
     # A new version of TensorFlow is a new source.
     flags += (f'-DTENSORFLOW="{tf.version.VERSION}"',)
-    found = compiled(_open, SOURCE, flags, (*tf.sysconfig.get_link_flags(), "-fopenmp"))
-    return found and Library(found.opened, found.digest)
+    return compiled(_open, SOURCE, flags, (*tf.sysconfig.get_link_flags(), "-fopenmp"))
 
 
 def _open(path: Path) -> Any:
@@ -97,7 +85,7 @@ def normalize(
     found = library()
     if found is None:
         raise NotImplementedError(f"{SOURCE.name} is not compiled")
-    operations = found.operations
+    operations = found.opened
     channels = x.shape[-1]
     options = {
         "groups": getattr(layer, "groups", 0),
@@ -127,8 +115,5 @@ def normalize(
     residuals = () if residual is None else (tf.cast(residual, x.dtype),)
     y, mean, variance = tf.custom_gradient(compute)(x, gamma, beta, *residuals)
     if not options["groups"]:
-        share = 1 - layer.momentum
-        for moving, batch in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
-            change = share * (tf.stop_gradient(batch) - moving.value)
-            moving.assign(tf.ensure_shape(moving.value + change, moving.shape))
+        move_statistics(layer, mean, variance)
     return y

@@ -45,10 +45,16 @@ def _batch_norm(x: Tensor, layer: Any) -> Tensor:
     )
     count = tf.cast(tf.size(x) // tf.shape(x)[-1], x.dtype)
     biased = unbiased * ((count - 1) / count)  # as Keras keeps it
-    share = 1 - layer.momentum
-    for moving, batch in ((layer.moving_mean, mean), (layer.moving_variance, biased)):
-        moving.assign(moving.value + share * (tf.stop_gradient(batch) - moving.value))
+    move_statistics(layer, mean, biased)
     return y
+
+
+def move_statistics(layer: Any, mean: Tensor, variance: Tensor) -> None:
+    """Moves the mean and variance (C,) of a batch norm towards those of a batch."""
+    share = 1 - layer.momentum
+    for moving, batch in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
+        change = share * (tf.stop_gradient(batch) - moving.value)
+        moving.assign(tf.ensure_shape(moving.value + change, moving.shape))
 
 
 def _group_norm(x: Tensor, layer: Any) -> Tensor:

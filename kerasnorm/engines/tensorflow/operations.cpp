@@ -13,7 +13,7 @@
 
 namespace {
 
-// TensorFlow runs operations on many threads, and each keeps a team of OpenMP threads of its own.
+// TensorFlow runs operations on many threads, and each keeps OpenMP threads of its own.
 constexpr std::int64_t MOST_THREADS = 16;
 
 struct Attributes {

@@ -4,14 +4,14 @@ import ctypes
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from kerasnorm.engines.fused import ACTIVATIONS, SOURCE, compiled
+from kerasnorm.engines.fused import ACTIVATIONS, SOURCE, Compiled, compiled
 from kerasnorm.engines.torch.kernels import channels_last
 
 TYPES = (torch.float32, torch.bfloat16)
@@ -39,27 +39,14 @@ class _Back(ctypes.Structure):
     )
 
 
-class Library(NamedTuple):
-    """The compiled source.
-
-    Attributes:
-        functions: Its functions.
-        digest: That of `kerasnorm.engines.fused.Compiled`.
-    """
-
-    functions: Any
-    digest: str
-
-
 @functools.cache
-def library() -> Library | None:
-    """Returns the compiled source, None where it cannot be compiled.
+def library() -> Compiled | None:
+    """Returns the compiled source, opened as its functions; None where it cannot be compiled.
 
     Its OpenMP is the one that PyTorch has loaded: with two, threads would fight for the cores. So
     the linker does not name one.
     """
-    found = compiled(open_=lambda path: ctypes.CDLL(str(path)))
-    return found and Library(found.opened, found.digest)
+    return compiled(open_=lambda path: ctypes.CDLL(str(path)))
 
 
 @dataclass(frozen=True)
@@ -135,9 +122,7 @@ def normalize(
 def _run(function: str, argument: ctypes.Structure, x: Tensor, numbers: tuple[int, int]) -> None:
     found = library()
     is_half = int(x.dtype == torch.bfloat16)
-    if found is None or getattr(found.functions, function)(
-        ctypes.byref(argument), is_half, *numbers
-    ):
+    if found is None or getattr(found.opened, function)(ctypes.byref(argument), is_half, *numbers):
         raise NotImplementedError(f"{SOURCE.name} has no {function} for activations {numbers}")
 
 

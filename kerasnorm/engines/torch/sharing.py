@@ -3,8 +3,8 @@
 A thread that waits for the next operation looks for it for some milliseconds before it sleeps.
 Alone on a machine that is fastest; beside another training, each of the two takes the cores from
 the other for nothing. GNU OpenMP reads how long to look when it is loaded, but looks 3,000 times
-less while it has more threads than there are cores: a team of threads that does nothing switches it
-over, and the end of the team switches it back. No result changes by a bit.
+less while it has more threads than there are cores: extra threads that do nothing switch it over,
+and their end switches it back. No result changes by a bit.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ import torch
 
 PERIOD = 1.0  # seconds between two looks at the machine
 BUSY = 0.5  # cores that others must use
-MOST_CORES = 32  # with more, a team of threads that does nothing is no small thing
+MOST_CORES = 32  # with more, that many extra threads are no small thing
 CHOICES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # with which the user decides
 IDLE = slice(3, 5)  # columns of /proc/stat: idle, and waiting for a disk
 
@@ -63,7 +63,7 @@ class Sharing:
         if is_brief and not self.is_brief:
             self.release = threading.Event()
             args = (self.library, self.release)
-            threading.Thread(target=_hold_a_team, args=args, name=__name__, daemon=True).start()
+            threading.Thread(target=_hold_threads, args=args, name=__name__, daemon=True).start()
         elif self.is_brief and not is_brief:
             self.release.set()
         self.is_brief = is_brief
@@ -87,8 +87,8 @@ def openmp() -> Any:
         return None
 
 
-def _hold_a_team(library: Any, release: threading.Event) -> None:
-    """Starts a team of more threads than there are cores, which lasts until `release` is set."""
+def _hold_threads(library: Any, release: threading.Event) -> None:
+    """Keeps more threads than there are cores, which do nothing, until `release` is set."""
     nothing = ctypes.cast(library.omp_get_level, ctypes.c_void_p)  # for each thread to call
     library.GOMP_parallel(nothing, None, ctypes.c_uint(len(os.sched_getaffinity(0)) + 1), 0)
     release.wait()

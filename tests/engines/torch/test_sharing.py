@@ -55,7 +55,7 @@ def settled(condition):
     return condition()
 
 
-def teams():
+def holders():
     return [thread for thread in threading.enumerate() if thread.name == sharing.__name__]
 
 
@@ -85,7 +85,7 @@ def test_a_busy_machine_switches_over_and_an_idle_one_back(shared):
         assert found.is_brief is expected, times
 
 
-def test_an_idle_team_has_more_threads_than_there_are_cores(free):
+def test_extra_threads_outnumber_the_cores_while_it_is_brief(free):
     gc.collect()
     torch.ones(10**6).add_(1)  # PyTorch starts its own
     before, cores = len(os.listdir("/proc/self/task")), len(os.sched_getaffinity(0))
@@ -93,9 +93,9 @@ def test_an_idle_team_has_more_threads_than_there_are_cores(free):
         for _ in range(2):
             found.switch(True)
             assert settled(lambda: len(os.listdir("/proc/self/task")) >= before + cores + 1)
-            assert len(teams()) == 1
+            assert len(holders()) == 1
     assert not found.is_brief
-    assert settled(lambda: not teams())
+    assert settled(lambda: not holders())
 
 
 @pytest.mark.parametrize("name", sharing.CHOICES)
