@@ -71,10 +71,10 @@ def race(network: str, backend: str, size: tuple[str, ...]) -> dict[str, Any]:
     words = [sys.executable, "-m", "kerasnorm", "bench", "--network", network, *size]
     words += ["--backend", backend, "--rounds", ROUNDS, "--json"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return {"note": done.stderr.strip().splitlines()[-1]}
-    document = json.loads(done.stdout)
+    document = {"results": []} if done.returncode else json.loads(done.stdout)
     found = {result["contender"]: result for result in document["results"]}
+    if not {"stock", "native"} <= found.keys():
+        return {"note": done.stderr.strip().splitlines()[-1]}
     stock, native = found["stock"], found["native"]
     ratios = [a / b for a, b in zip(native["train"], stock["train"], strict=True)]
     return {
