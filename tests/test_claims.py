@@ -3,16 +3,19 @@
 Each claim names its page and the summary that it rests on; its text is made from the rows.
 """
 
+import csv
 import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from scipy import stats
 
 ROOT = Path(__file__).parent.parent
+RESNET20 = "docs/examples/resnet20.py:build"
 README, GUIDE, RESULTS = "README.md", "docs/guide/README.md", "docs/results.md"
 
 
@@ -150,6 +153,46 @@ def test_the_interval_of_the_first_difference_is_that_of_the_study():
     assert others["verdict"] == "equivalent"
 
 
+def test_the_worked_example_of_a_verdict_is_the_study():
+    document = json.loads((ROOT / "results/best/summary.json").read_text())
+    with (ROOT / "results/best/runs.csv").open(newline="") as file:
+        runs = {(row["norm"], int(row["seed"])): row for row in csv.DictReader(file)}
+    guide = (ROOT / GUIDE).read_text(encoding="utf-8")
+    for found in document["differences"]:
+        first, second = found["first"]["norm"], found["second"]["norm"]
+        pairs = [
+            100 * (float(runs[first, n]["test_accuracy"]) - float(runs[second, n]["test_accuracy"]))
+            for n in range(3)
+        ]
+        mean, std = np.mean(pairs), np.std(pairs, ddof=1)
+        cells = [f"`{first}` minus `{second}`", *(f"{value:+.2f}" for value in pairs)]
+        cells += [f"{mean:+.2f} ± {std:.2f}", "{:+.2f} to {:+.2f}"]
+        row = " | ".join([*cells, f"{found['p']:.3f}", found["verdict"]])
+        assert f"| {row.format(100 * found['low'], 100 * found['high'])} |" in guide
+        # Holm's procedure: the smallest p at 5 % / 3, the others at 5 % / 2, as the second fails.
+        level = 0.05 / (3 if first == "gn" else 2)
+        t = stats.t.ppf(1 - level / 2, 2)
+        assert f"(t = {t:.2f})" in guide
+        assert mean - t * std / math.sqrt(3) == pytest.approx(100 * found["low"])
+
+
+def test_the_speeds_of_other_networks_are_those_of_the_race():
+    page = (ROOT / "docs/your-network.md").read_text(encoding="utf-8")
+    with (ROOT / "results/bench/networks.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 28
+    for torch, tensorflow in zip(rows[::2], rows[1::2], strict=True):
+        assert torch["network"] == tensorflow["network"]
+        name = torch["network"].removeprefix("keras:").replace(RESNET20, "ResNet-20")
+        cells = [
+            "{ratio} ({least} to {largest})".format(**row) if row["ratio"] else "not built by Keras"
+            for row in (torch, tensorflow)
+        ]
+        starts = (f"| {name} |", f"| {name},")
+        (line,) = (line for line in page.splitlines() if line.startswith(starts))
+        assert line.endswith(f" | {cells[0]} | {cells[1]} |")
+
+
 def test_the_losses_on_corrupted_images_are_those_of_the_measurement():
     document = json.loads((ROOT / "results/robustness/robustness.json").read_text())
     found = {group["norm"]: group for group in document}
@@ -173,6 +216,7 @@ def test_the_losses_on_corrupted_images_are_those_of_the_measurement():
     for norm in ("gn", "ln"):
         clean, mixed, one_class = (found[norm][name]["mean"] for name in bn)
         assert clean == mixed == one_class
+    blurred = {norm: 100 * found[norm]["corrupted"]["gaussian-blur"]["5"]["mean"] for norm in found}
     contrast = "`bn` classifies {bn:.1f} % correctly, `gn` {gn:.1f} and `ln` {ln:.1f} %"
     batches = "`bn` keeps {mixed:.1f} of {clean:.1f} %, with those of batches of one class "
     guide, readme = (
@@ -183,6 +227,9 @@ def test_the_losses_on_corrupted_images_are_those_of_the_measurement():
         "it loses " + loss["bn"].replace("(", "points (95 % interval "),
         f"`ln` {loss['ln']} and `gn` {loss['gn']}",
         "at severity 5 " + contrast.format(**faded),
+        "With blur at severity 5 it is {bn:.1f} % against {gn:.1f} and {ln:.1f} %".format(
+            **blurred
+        ),
         f"Noise costs every norm {min(noise):.0f} to {max(noise):.0f} points",
         (batches + "{one_class:.1f} %").format(**bn),
     ):
