@@ -5,8 +5,8 @@ Keras is imported inside the functions, because the runs determine the backend.
 
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -46,9 +46,9 @@ from kerasnorm.plots.style import (
     title,
 )
 from kerasnorm.progress import Progress
-from kerasnorm.study.intervals import Interval
-from kerasnorm.study.summary import summarize
-from kerasnorm.study.tables import group_label, percent
+from kerasnorm.study.intervals import MARGIN, Comparison, Interval, compare
+from kerasnorm.study.summary import Group, summarize
+from kerasnorm.study.tables import JUDGED, difference_note, group_label, judged, percent
 from kerasnorm.tables import Table
 from kerasnorm.training.run import MODEL, Run, is_run
 
@@ -91,6 +91,11 @@ class ModelRobustness:
         means = {key: fmean(found.values()) for key, found in self.corrupted.items()}
         return means[name] if name else fmean(means.values())
 
+    @property
+    def loss(self) -> float:
+        """Accuracy on clean images minus the mean over all corruptions."""
+        return self.clean - self.mean()
+
 
 @dataclass(frozen=True)
 class Robustness:
@@ -107,6 +112,8 @@ class Robustness:
         loss: Clean accuracy minus that mean.
         mixed: Accuracy with the statistics of batches of all classes; see `ModelRobustness`.
         one_class: Accuracy with the statistics of batches of one class.
+        differences: Loss minus that of later entries with another norm, all else equal, by their
+            labels: over the seeds of both, corrected for the number of differences of all entries.
     """
 
     label: str
@@ -119,6 +126,7 @@ class Robustness:
     loss: Interval
     mixed: Interval | None
     one_class: Interval | None
+    differences: Mapping[str, Comparison] = field(default_factory=dict)
 
     @classmethod
     def of(cls, label: str, norm: str, models: Sequence[ModelRobustness]) -> "Robustness":
@@ -138,7 +146,7 @@ class Robustness:
             },
             means={name: Interval.of([model.mean(name) for model in models]) for name in corrupted},
             mean=Interval.of([model.mean() for model in models]),
-            loss=Interval.of([model.clean - model.mean() for model in models]),
+            loss=Interval.of([model.loss for model in models]),
             mixed=_known([model.mixed for model in models]),
             one_class=_known([model.one_class for model in models]),
         )
@@ -212,8 +220,8 @@ def robustness(  # noqa: PLR0913  (all but the models are options by name)
         if 0 < images < len(every):
             every = every.take(stratified_sample(every.labels, images, seed))
         found[model.path] = _measured(model, every, chosen, levels, seed, tick)
-    groups = [Robustness.of(*group) for group in _groups(found)]
-    return Answer(groups, [robustness_figure(groups)])
+    entries = _entries(found)
+    return Answer(entries, [robustness_figure(entries)])
 
 
 def _opened(
@@ -228,23 +236,57 @@ def _opened(
     return open_any(Path(model))
 
 
-def _groups(
-    found: Mapping[Path, ModelRobustness],
-) -> Iterator[tuple[str, str, list[ModelRobustness]]]:
-    """Yields label, norm and models of each entry: runs that differ in the seed, or a model file.
+def _entries(found: Mapping[Path, ModelRobustness]) -> list[Robustness]:
+    """Returns an entry for runs that differ in the seed alone, and one for each model file.
 
     A model file is no run even where it names a run's config: norms may have been replaced since.
     """
     runs = {path: path.parent for path in found if path.name == MODEL and is_run(path.parent)}
-    if runs:
-        groups = summarize([Run.load(folder) for folder in runs.values()]).groups
-        for group in groups:
-            models = [found[run.path / MODEL] for _, run in sorted(group.runs.items())]
-            yield group_label(group, groups), group.norm, models
+    entries = entries_of_runs([Run.load(folder) for folder in runs.values()], found)
     labels = short_places(str(path) for path in found if path not in runs)
-    for path, one in found.items():
-        if path not in runs:
-            yield labels[str(path)], KEEP, [one]
+    entries += [
+        Robustness.of(labels[str(path)], KEEP, [one])
+        for path, one in found.items()
+        if path not in runs
+    ]
+    return entries
+
+
+def entries_of_runs(runs: Sequence[Run], found: Mapping[Path, ModelRobustness]) -> list[Robustness]:
+    """Returns an entry for each group of runs that differ in the seed alone.
+
+    Args:
+        runs: The runs.
+        found: Measured accuracies by the path of the model.
+    """
+    if not runs:
+        return []
+    summary = summarize(runs)
+
+    def label(group: Group) -> str:
+        return group_label(group, summary.groups)
+
+    def models(group: Group, seeds: Iterable[int]) -> list[ModelRobustness]:
+        return [found[group.runs[seed].path / MODEL] for seed in seeds]
+
+    pairs = [(item.first, item.second, item.seeds) for item in summary.differences]
+    losses = [
+        [
+            one.loss - other.loss
+            for one, other in zip(models(first, seeds), models(second, seeds), strict=True)
+        ]
+        for first, second, seeds in pairs
+    ]
+    differences: dict[str, dict[str, Comparison]] = {label(group): {} for group in summary.groups}
+    for (first, second, _), comparison in zip(pairs, compare(losses), strict=True):
+        differences[label(first)][label(second)] = comparison
+    return [
+        replace(
+            Robustness.of(label(group), group.norm, models(group, sorted(group.runs))),
+            differences=differences[label(group)],
+        )
+        for group in summary.groups
+    ]
 
 
 def _measured(
@@ -392,6 +434,17 @@ def robustness_table(found: Sequence[Robustness]) -> Table:
     titles = (f">{CORRUPTIONS[name].title}" for name in names)
     columns = ("model", ">n", ">clean", *titles, ">mean", ">loss", ">mixed", ">one class")
     return Table(columns, rows, notes=(accuracies, batches, *reasons))
+
+
+def loss_table(found: Sequence[Robustness]) -> Table:
+    """Returns one row per pair of norms: how much more accuracy the first loses."""
+    rows = [
+        (one.label, label, *judged(comparison, MARGIN))
+        for one in found
+        for label, comparison in one.differences.items()
+    ]
+    note = difference_note("loss", len(rows), MARGIN)
+    return Table(("first", "second", *JUDGED), rows, notes=(note,), title="Differences in loss")
 
 
 def robustness_figure(found: Sequence[Robustness]) -> Picture:

@@ -27,6 +27,7 @@ from kerasnorm.progress import ConsoleProgress
 
 if TYPE_CHECKING:
     from kerasnorm.analysis.answer import Answer
+    from kerasnorm.analysis.robustness import Robustness
     from kerasnorm.analysis.statistics import NetworkStatistics
 
 Data = TypeVar("Data")
@@ -250,14 +251,21 @@ def robustness(
     where = {name: options.pop(name) for name in ("backend", "device")}
     images = partial(training_images, data, resize)
     models = [open_target(target, where, input_scale, images) for target in targets]
+    from kerasnorm.analysis.robustness import loss_table, robustness_table
     from kerasnorm.analysis.robustness import robustness as ask
-    from kerasnorm.analysis.robustness import robustness_table
 
     with ConsoleProgress(quiet=quiet, quarters=True) as progress:
         answer = ask(models, data=data, resize=resize, **options, progress=progress)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "robustness.json", answer.document())
-    _show(answer, out, as_json, lambda found: opt.print_table(robustness_table(found)))
+
+    def show(found: "list[Robustness]") -> None:
+        opt.print_table(robustness_table(found))
+        if any(one.differences for one in found):
+            click.echo()
+            opt.print_table(loss_table(found))
+
+    _show(answer, out, as_json, show)
 
 
 @click.command()

@@ -18,7 +18,7 @@ from kerasnorm.plots.labels import field_texts, shown_fields, value_text
 from kerasnorm.progress import counted, duration, rounded
 from kerasnorm.study.estimate import Estimate, makespan
 from kerasnorm.study.folder import PlannedRun
-from kerasnorm.study.intervals import LEAST_SEEDS, Interval, Verdict
+from kerasnorm.study.intervals import LEAST_SEEDS, Comparison, Interval, Verdict
 from kerasnorm.study.plan import field_value, identity
 from kerasnorm.study.summary import (
     MEASURES,
@@ -52,11 +52,10 @@ CORRECTION = (
 )
 DIFFERENCE_NOTE = (
     "First minus second in points of {measure}, seed by seed over the n seeds that both have. "
-    + CORRECTION
 )
 EFFECT_NOTE = (
     "One field changed alone, the rest as in the base: means of {measure} after the last epoch "
-    "over the n seeds that both have, and variant minus base in points, seed by seed. " + CORRECTION
+    "over the n seeds that both have, and variant minus base in points, seed by seed. "
 )
 ANSWER_NOTE = (
     "{measure} in percent, mean ± std over the seeds; the highest mean of a column has a *."
@@ -234,7 +233,7 @@ def _differences(summary: Summary, differences: Sequence[Difference], heading: s
         (
             group_label(item.first, summary.groups),
             group_label(item.second, summary.groups),
-            *_judged(item, summary),
+            *judged(item.comparison, summary.margin),
             *((_test_difference(item),) if has_test else ()),
         )
         for item in differences
@@ -242,7 +241,7 @@ def _differences(summary: Summary, differences: Sequence[Difference], heading: s
     return Table(
         ("first", "second", *JUDGED, *((">difference in test",) if has_test else ())),
         rows,
-        notes=(_note(DIFFERENCE_NOTE, summary, counted(len(rows), "difference")),),
+        notes=(difference_note(measure_text(summary), len(rows), summary.margin),),
         title=heading,
     )
 
@@ -256,26 +255,29 @@ def effect_table(summary: Summary) -> Table:
             *_values(item),
             f"{100 * item.mean(item.base):.2f}",
             f"{100 * item.mean(item.first):.2f}",
-            *_judged(item, summary),
+            *judged(item.comparison, summary.margin),
         )
         for item in summary.effects
     ]
     return Table(
         ("norm", "field", "base", "variant", ">base %", ">variant %", *JUDGED),
         rows,
-        notes=(_note(EFFECT_NOTE, summary, counted(len(rows), "effect")),),
+        notes=(
+            EFFECT_NOTE.format(measure=measure_text(summary))
+            + _correction(counted(len(rows), "effect"), summary.margin),
+        ),
         title="Ablation effects",
     )
 
 
-def _judged(item: Difference, summary: Summary) -> tuple[str, ...]:
-    """Returns the cells of a difference below `JUDGED`."""
-    p, verdict = item.comparison.p, summary.verdict(item)
+def judged(found: Comparison, margin: float) -> tuple[str, ...]:
+    """Returns the cells of a difference, a share of 1, below `JUDGED`."""
+    p, verdict = found.p, found.verdict(margin)
     is_judged = p is not None and verdict is not Verdict.TOO_FEW
     return (
-        str(item.interval.n),
-        f"{100 * item.interval.mean:+.2f}",
-        _ends(item.interval) if is_judged else NO_VALUE,
+        str(found.interval.n),
+        f"{100 * found.interval.mean:+.2f}",
+        _ends(found.interval) if is_judged else NO_VALUE,
         f"{p:.3f}" if is_judged else NO_VALUE,
         str(verdict),
     )
@@ -286,10 +288,15 @@ def _test_difference(item: Difference) -> str:
     return f"{100 * (first - second):+.2f}"
 
 
-def _note(note: str, summary: Summary, count: str) -> str:
-    return note.format(
-        measure=measure_text(summary), count=count, margin=100 * summary.margin, least=LEAST_SEEDS
+def difference_note(measure: str, count: int, margin: float) -> str:
+    """Returns the note below a table of `count` differences in a measure."""
+    return DIFFERENCE_NOTE.format(measure=measure) + _correction(
+        counted(count, "difference"), margin
     )
+
+
+def _correction(count: str, margin: float) -> str:
+    return CORRECTION.format(count=count, margin=100 * margin, least=LEAST_SEEDS)
 
 
 def answer_table(summary: Summary) -> Table:

@@ -7,7 +7,7 @@ from statistics import mean, stdev
 import keras
 import numpy as np
 import pytest
-from helpers import exported, tiny
+from helpers import exported, studies, tiny
 from helpers.command import call
 from helpers.norm_nets import network, weights_by_path
 from keras import layers
@@ -18,8 +18,11 @@ from kerasnorm.analysis import corruptions, robustness
 from kerasnorm.analysis.corruptions import CORRUPTIONS, SEVERITIES
 from kerasnorm.analysis.robustness import (
     BATCH_PANEL,
+    ModelRobustness,
     accuracies_in_batches,
     batches_of,
+    entries_of_runs,
+    loss_table,
     robustness_table,
 )
 from kerasnorm.data.dataset import Split
@@ -229,6 +232,40 @@ def test_accuracies_are_those_of_keras_and_seeds_are_averaged(runs, answer):
             logits = numbers(net(test.images[part].astype(np.float32), training=True))
             right += (logits.argmax(1) == test.labels[part]).sum()
         assert np.isclose(getattr(bn.models[0], kind), right / 20)
+
+
+def test_losses_are_compared_seed_by_seed(runs, answer):
+    """The pairs are those of seed 0, in whatever order the runs are named."""
+    losses = {
+        model.path.parent.name: model.clean - mean(map(model.mean, NAMES))
+        for one in answer.data
+        for model in one.models
+    }
+    assert losses["bn-0"] != losses["bn-1"]
+    points = 100 * (losses["bn-0"] - losses["gn-0"])
+    table = loss_table(answer.data)
+    assert table.rows == [("BN", "GN", "1", f"{points:+.2f}", "-", "-", "no verdict")]
+    assert "points of loss" in table.notes[0]
+    turned = kerasnorm.robustness(runs[2::-1], corruptions=NAMES, severities=[5, 2])
+    assert loss_table(turned.data).rows == [
+        ("GN", "BN", "1", f"{-points:+.2f}", "-", "-", "no verdict")
+    ]
+    alone = kerasnorm.robustness([*runs[:2], runs[3]], corruptions=["contrast"], severities=[1])
+    assert loss_table(alone.data).rows == []  # a model file has no seed
+
+
+def test_losses_of_three_seeds_get_a_verdict():
+    """Differences of 10, 11 and 12 points, by hand: std 1, t(2) at 97.5 % 4.3027, p 0.0027."""
+    runs, found = [], {}
+    for norm, losses in {"bn": (0.20, 0.23, 0.22), "gn": (0.10, 0.12, 0.10)}.items():
+        for seed, loss in enumerate(losses):
+            run = studies.make_run(0.9, norm=norm, seed=seed)
+            path = run.path / "model.keras"
+            runs.append(run)
+            found[path] = ModelRobustness(path, 20, 0.9, {"contrast": {1: 0.9 - loss}}, None, None)
+    table = loss_table(entries_of_runs(runs, found))
+    cells = ("3", "+11.00", "+8.52 to +13.48", "0.003", "different")
+    assert table.rows == [("BN", "GN", *cells)]
 
 
 def test_the_options_decide_what_is_measured(runs, tmp_path, pixels):
