@@ -196,7 +196,8 @@ def robustness(  # noqa: PLR0913  (all but the models are options by name)
 
     Returns:
         An `Answer` whose data are a list of `Robustness`, with the figure `robustness`. Runs that
-        differ in the seed alone are one entry.
+        differ in the seed alone are one entry, and the losses of two norms are compared seed by
+        seed.
 
     Raises:
         ConfigError: No model is given, or an argument is out of range.

@@ -244,7 +244,8 @@ def robustness(
     """Measure models on corrupted images, and with batch statistics of one class: what is lost?
 
     The corruptions and their strengths are those of CIFAR-10-C (Hendrycks & Dietterich, arXiv
-    1903.12261). robustness.json, beside the figure, has all numbers.
+    1903.12261). Runs that differ in the seed alone are one row, and the losses of two norms are
+    compared seed by seed. robustness.json, beside the figure, has all numbers.
 
     Example: kerasnorm robustness results/best/runs/bn-torch-s0 results/best/runs/gn-torch-s0
     """
