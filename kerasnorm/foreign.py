@@ -19,6 +19,7 @@ from kerasnorm.errors import ConfigError
 from kerasnorm.inspection.graph import call_again, functional_graph, nodes
 from kerasnorm.inspection.output_graph import AVERAGES, IDENTITIES, LINEAR, RESHAPES
 from kerasnorm.norms import KEEP, layer_factory
+from kerasnorm.progress import counted
 
 logger = logging.getLogger(__name__)
 RESCALING = "input_rescaling"  # the first layer of a network that had none
@@ -66,31 +67,52 @@ def build(
     source, note = _on_raw_pixels(name, source, input_shape, rescaling, input_name)
     seeds = np.random.Generator(np.random.PCG64([seed, 0x1417]))
     last = tail[: tail.index(head) + 1]
+    width = "units" if isinstance(head, keras.layers.Dense) else "filters"
+    linear = []  # layers in the place of a Softmax, whose call may be given a mask
+
+    def is_softmax(layer: Any) -> bool:
+        return any(layer is other for other in last) and _activation(layer) is not None
 
     def fresh(layer: Any) -> Any:
         if not isinstance(layer, keras.layers.Layer):
             return layer  # an operation: it has no weights
-        options = layer.get_config()
         is_last = any(layer is other for other in last)
+        if is_softmax(layer) and not hasattr(layer, "activation"):
+            linear.append(keras.layers.Activation("linear", name=layer.name, dtype="float32"))
+            return linear[-1]
+        options = layer.get_config()
         is_float32 = is_last or layer.name == RESCALING
         options["dtype"] = "float32" if is_float32 else precision
         _seed(options, seeds)
-        if is_last and _activation(layer) is not None:
-            if "activation" not in options:
-                return keras.layers.Activation("linear", name=layer.name, dtype="float32")
+        if is_softmax(layer):
             options["activation"] = "linear"
-        if layer is head and config.new_head:
-            options["units" if "units" in options else "filters"] = classes
+        if is_last and config.new_head:
+            if layer is head:
+                options[width] = classes
+            elif "target_shape" in options:
+                old = getattr(head, width)
+                options["target_shape"] = [classes if n == old else n for n in layer.target_shape]
         return type(layer).from_config(options)
 
+    def call(layer: Any, *inputs: Any, **options: Any) -> Any:
+        if not isinstance(layer, keras.layers.Layer) and is_softmax(layer):
+            return inputs[0]
+        if any(layer is other for other in linear):
+            options.pop("mask", None)
+        return layer(*inputs, **options)
+
     try:
-        model = keras.models.clone_model(source, clone_function=fresh, recursive=True)
+        model = keras.models.clone_model(
+            source, clone_function=fresh, call_function=call, recursive=True
+        )
     except (TypeError, ValueError, NotImplementedError) as error:
         raise ConfigError(
             f"network: the layers of {name} cannot be made anew from their get_config(): "
             f"{_first_line(error)}"
         ) from error
-    _copy_weights(source, model, head if config.new_head else None, everything=config.pretrained)
+    new = head if config.new_head else None
+    _copy_weights(source, model, new, everything=config.pretrained)
+    _freeze(source, model, new, keeps=config.pretrained)
     if model.output_shape != (None, classes):
         raise ConfigError(
             f"network: expected logits of shape (N, {classes}), for the {classes} classes of the "
@@ -98,6 +120,11 @@ def build(
             + _advice(config)
         )
     model = _with_norms(model, config)
+    if not model.trainable_variables:
+        raise ConfigError(
+            f"network: expected weights to train. Received: {name}, whose layers are all frozen. "
+            "Leave out --pretrained, or set trainable = True for some of them."
+        )
     logger.info(note)
     return model
 
@@ -203,8 +230,8 @@ def _tail(model: keras.Model) -> Iterator[Any]:
 
 
 def _activation(layer: Any) -> Any:
-    """Returns what a layer applies to its outputs: an activation, or None."""
-    if isinstance(layer, keras.layers.Softmax):
+    """Returns what a layer or an operation applies to its outputs: an activation, or None."""
+    if type(layer).__name__ == "Softmax":  # the layer, and the operation keras.ops.softmax
         return keras.activations.softmax
     found = getattr(layer, "activation", None)
     return None if found is keras.activations.linear else found
@@ -284,6 +311,35 @@ def _copy_weights(source: keras.Model, target: keras.Model, new: Any, *, everyth
             layer.set_weights(old.get_weights())
             if is_input:
                 layer.finalize_state()
+
+
+def _freeze(source: keras.Model, target: keras.Model, new: Any, *, keeps: bool) -> None:
+    """Freezes the layers whose copied weights were frozen, and no others.
+
+    Args:
+        source: The model that says which layers are frozen.
+        target: Its copy.
+        new: The layer of `source` whose weights are new, if there is one.
+        keeps: Whether the weights were copied; new weights must be trained.
+    """
+    from kerasnorm.network import leaves
+
+    trained = {id(weight) for weight in source.trainable_variables}
+    target.trainable = True
+    frozen = [
+        (old, layer)
+        for old, layer in zip(leaves(source), leaves(target), strict=True)
+        if not (old.trainable and all(id(weight) in trained for weight in old.trainable_variables))
+        and old is not new
+    ]
+    if keeps:
+        for _, layer in frozen:
+            layer.trainable = False
+    elif count := sum(bool(old.weights) for old, _ in frozen):
+        logger.warning(
+            f"{counted(count, 'frozen layer')} of {source.name} get new weights, and are trained: "
+            "only --pretrained, for a .keras file, keeps weights."
+        )
 
 
 def _advice(config: ModelConfig) -> str:

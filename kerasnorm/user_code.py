@@ -11,6 +11,8 @@ import importlib.util
 import inspect
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -112,15 +114,34 @@ def _imported(name: str, field: str) -> ModuleType:
 @functools.cache
 def _module(name: str) -> ModuleType:
     if not name.endswith(".py"):
-        sys.path.insert(0, os.getcwd())  # an installed command does not search the current folder
-        try:
+        with _searching(os.getcwd()):  # an installed command does not search the current folder
             return importlib.import_module(name)
-        finally:
-            sys.path.remove(os.getcwd())
-    path = Path(name)
+    path = Path(name).absolute()
     specification = importlib.util.spec_from_file_location(path.stem, path)
     if specification is None or specification.loader is None or not path.is_file():
         raise FileNotFoundError("there is no such file")
     module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+    known = sys.modules.get(path.stem)
+    sys.modules[path.stem] = module  # as for any import: dataclasses look for their module there
+    try:
+        with _searching(str(path.parent)):
+            specification.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[path.stem]
+        raise
+    finally:
+        if known is not None:  # a file may be named as a module is that others use
+            sys.modules[path.stem] = known
     return module
+
+
+@contextmanager
+def _searching(folder: str) -> Iterator[None]:
+    """Looks for modules in a folder first; afterwards last, for imports inside functions."""
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)

@@ -1,6 +1,8 @@
 """Networks other than the built-in one, compared with Keras's own layers and by hand."""
 
 import os
+import string
+import sys
 
 import keras
 import numpy as np
@@ -101,6 +103,71 @@ def test_pretrained_weights_give_the_logarithm_of_the_probabilities(tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+SOFTMAXES = {
+    "argument": lambda x: layers.Dense(4, "softmax")(layers.Dense(3)(x)),
+    "layer": lambda x: layers.Softmax()(layers.Dense(4)(x)),
+    "activation": lambda x: layers.Activation("softmax")(layers.Dense(4)(x)),
+    "operation": lambda x: keras.ops.softmax(layers.Dense(4)(x)),
+    "function": lambda x: keras.activations.softmax(layers.Dense(4)(x)),
+    "convolution": lambda x: layers.Flatten()(
+        layers.Softmax()(layers.Conv2D(4, 1)(layers.Reshape((1, 1, 3))(x)))
+    ),
+    "model": lambda x: keras.Sequential([layers.Dense(4), layers.Softmax()])(layers.ReLU()(x)),
+}
+
+
+@pytest.mark.parametrize("kind", SOFTMAXES)
+def test_every_kind_of_softmax_at_the_end_is_left_out(tmp_path, kind):
+    image = keras.Input((8, 8, 3))
+    original = keras.Model(image, SOFTMAXES[kind](layers.GlobalAveragePooling2D()(image)))
+    original.save(tmp_path / "model.keras")
+    logits = numbers(make(tmp_path / "model.keras", pretrained=True)(PIXELS))
+    rescaled = ((PIXELS / 255 - MEAN) / STD).astype(np.float32)
+    probabilities = numbers(original(rescaled))
+    assert not np.allclose(logits.sum(axis=1), 1)
+    exponents = np.exp(logits)
+    found = exponents / exponents.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found, probabilities, atol=1e-5)
+
+
+def frozen(tmp_path):
+    """Returns the path of a file whose convolution, norm and head are frozen."""
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(4, 3, name="conv"),
+            layers.BatchNormalization(center=False, scale=False, name="plain"),
+            keras.Sequential([layers.BatchNormalization(name="norm")]),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(9, name="head"),
+        ]
+    )
+    model.trainable = False
+    model.get_layer("plain").trainable = True
+    model.save(tmp_path / "frozen.keras")
+    return tmp_path / "frozen.keras"
+
+
+def flags(model):
+    inner = {layer.name: layer for layer in model._flatten_layers()}
+    return {name: inner[name].trainable for name in ("conv", "plain", "norm", "head")}
+
+
+def test_layers_whose_weights_are_kept_stay_frozen_and_new_ones_are_trained(tmp_path, caplog):
+    path = frozen(tmp_path)
+    found = make(path, pretrained=True, new_head=True)
+    assert flags(found) == {"conv": False, "plain": True, "norm": False, "head": True}
+    assert [weight.path for weight in found.trainable_variables] == ["head/kernel", "head/bias"]
+    assert not caplog.records
+    anew = make(path, new_head=True)
+    assert set(flags(anew).values()) == {True}
+    assert len(anew.trainable_variables) == 6
+    (record,) = caplog.records
+    assert "2 frozen layers of sequential" in record.getMessage()
+    with pytest.raises(ConfigError, match=r"expected weights to train.*frozen"):
+        make(path, classes=9, pretrained=True)
+
+
 def test_weights_are_drawn_anew_by_the_seed_even_where_a_file_holds_seeds(tmp_path, code):
     path = tmp_path / "built.keras"
     build_model("bn", input_shape=(8, 8, 3), classes=4).save(path)
@@ -124,6 +191,16 @@ def test_a_new_head_has_the_classes_of_the_data_and_the_rest_its_weights(tmp_pat
     np.testing.assert_array_equal(
         model.layers[2].layers[0].get_weights()[0], original.layers[1].layers[0].get_weights()[0]
     )
+
+
+def test_a_new_head_may_be_a_convolution_that_is_reshaped(tmp_path):
+    image = keras.Input((8, 8, 3))
+    x = layers.GlobalAveragePooling2D(keepdims=True)(image)
+    x = layers.Reshape((9,))(layers.Conv2D(9, 1, name="head")(x))
+    keras.Model(image, layers.Activation("softmax")(x)).save(tmp_path / "reshaped.keras")
+    model = make(tmp_path / "reshaped.keras", new_head=True)
+    assert model.output_shape == (None, 4)
+    assert model.get_layer("head").filters == 4
 
 
 def test_half_precision_reaches_all_layers_but_the_last(code):
@@ -270,6 +347,29 @@ def test_a_norm_of_the_users_own_works_in_any_network(code, tmp_path, name):
         else:
             x = np.ones((1, 2, 2, 4), np.float32)
             np.testing.assert_array_equal(numbers(layer(x)), x / 2)
+
+
+def test_a_file_of_code_finds_its_neighbours_and_itself(tmp_path):
+    """Imports at its top and in its functions, dataclasses, and the name of a known module."""
+    (tmp_path / "neighbours_of_nets.py").write_text("WIDTH = 6")
+    (tmp_path / "late_neighbours.py").write_text("NAME = 'late'")
+    (tmp_path / "string.py").write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "from neighbours_of_nets import WIDTH\n"
+        f"{CODE}"
+        "@dataclass\n"
+        "class Width:\n"
+        "    value: int = WIDTH\n"
+        "def wide(input_shape, classes):\n"
+        "    from late_neighbours import NAME\n"
+        "    image = keras.Input(input_shape)\n"
+        "    x = layers.Conv2D(Width().value, 3, name=NAME)(image)\n"
+        "    x = layers.GlobalAveragePooling2D()(x)\n"
+        "    return keras.Model(image, layers.Dense(classes)(x))\n"
+    )
+    assert make(f"{tmp_path}/string.py:wide").get_layer("late").filters == 6
+    assert sys.modules["string"] is string  # that of Python, which others use
 
 
 def test_a_norm_of_the_users_own_that_fails_is_refused_in_one_line(code):

@@ -186,10 +186,12 @@ def probe_inputs(model: keras.Model, count: int = 4) -> Any:
 
     def noise(tensor: Any) -> Any:
         shape = tuple(size or FREE_SIZE for size in tensor.shape[1:])
-        if not keras.backend.is_float_dtype(tensor.dtype):
+        is_float, is_image = keras.backend.is_float_dtype(tensor.dtype), len(shape) == 3
+        if not is_float and not is_image:  # indices, for example, of which the least is 0
             return np.zeros((count, *shape), tensor.dtype)
-        values = probe_images(shape, count) if len(shape) == 3 else rng.normal(size=(count, *shape))
-        return values.astype(tensor.dtype if tensor.dtype == "float64" else "float32")
+        values = probe_images(shape, count) if is_image else rng.normal(size=(count, *shape))
+        keeps_type = not is_float or tensor.dtype == "float64"
+        return values.astype(tensor.dtype if keeps_type else "float32")
 
     return keras.tree.map_structure(noise, functional_graph(model).input)
 
@@ -214,7 +216,9 @@ def multiply_adds(model: keras.Model) -> int | None:
         if None in shape:
             return None
         # Every position of the output uses each value of the kernel once.
-        total += math.prod(shape[:-1]) * sum(math.prod(w.shape) for w in kernels)
+        is_first = getattr(layer, "data_format", None) == "channels_first"
+        positions = math.prod(shape[1:] if is_first else shape[:-1])
+        total += positions * sum(math.prod(w.shape) for w in kernels)
         total += math.prod(shape) * per_value
     return total
 

@@ -86,7 +86,7 @@ def norm_rows(
     rows = []
     for node in calls.nodes:
         layer = node.operation
-        if not (isinstance(layer, known) or _is_named_norm(layer)):
+        if not (isinstance(layer, known) or _is_named_norm(node)):
             continue
         shape = node.input_tensors[0].shape
         is_stock = type(layer) in STOCK
@@ -112,11 +112,15 @@ def norm_rows(
     return rows
 
 
-def _is_named_norm(layer: Any) -> bool:
-    """Returns whether a layer's class is not Keras's and calls itself a norm."""
-    kind = type(layer)
+def _is_named_norm(node: Any) -> bool:
+    """Returns whether a call is that of a class that is not Keras's and calls itself a norm.
+
+    It has one input, and an output of the same shape.
+    """
+    kind, shapes = type(node.operation), [tensor.shape for tensor in node.input_tensors]
     is_own = kind.__module__.partition(".")[0] != "keras"
-    return is_own and isinstance(layer, keras.Layer) and "norm" in kind.__name__.lower()
+    is_named = issubclass(kind, keras.Layer) and "norm" in kind.__name__.lower()
+    return is_own and is_named and shapes == [tensor.shape for tensor in node.outputs]
 
 
 def _read(layer: Any, shape: Sequence[int | None]) -> tuple[str, int]:
@@ -185,6 +189,7 @@ def norms_table(rows: Sequence[NormRow], title: str = "") -> Table:
         notes.append(f"Fewest values share statistics in {fewest.name}: {fewest.values:,}{images}.")
     if any(row.is_observed for row in rows):
         notes.append("* found by changing one input of the layer.")
-    totals = [("total", "", "", "", "", "", f"{sum(row.parameters for row in rows):,}")]
+    parameters = {row.name: row.parameters for row in rows}  # a norm may be called twice
+    totals = [("total", "", "", "", "", "", f"{sum(parameters.values()):,}")]
     columns = ("layer", "norm", "map", "statistics over", ">values", ">sets")
     return Table((*columns, ">parameters"), cells, totals, notes, title)

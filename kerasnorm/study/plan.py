@@ -82,7 +82,8 @@ class StudyPlan:
                 chosen = {name: value for name, value in values.items() if is_read(name, norm)}
                 config = self._resolved(fixed | chosen)
                 if "batch_size" in chosen and "learning_rate" not in chosen:
-                    base = self._resolved(fixed).train
+                    others = {key: value for key, value in chosen.items() if key != "batch_size"}
+                    base = self._resolved(fixed | others).train
                     scale = (config.train.batch_size / base.batch_size) ** self._rate_power(config)
                     config = config.replace(learning_rate=base.learning_rate * scale)
                 found.setdefault(identity(config), (config, chosen))

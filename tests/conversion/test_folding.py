@@ -7,6 +7,7 @@ from helpers.norm_nets import drawn, images, network
 from keras import layers
 
 from kerasnorm import convert_norm, fold_norms
+from kerasnorm.conversion.result import multiply_adds
 from kerasnorm.errors import ConfigError
 from kerasnorm.network import StandardizedConv2D
 
@@ -157,3 +158,13 @@ def test_multiply_adds_and_time():
     kernels = 64 * 27 * 4 + 16 * (9 * 4 + 4 * 5) + 80 * 2
     assert folded.multiply_adds == (kernels + 64 * 4, kernels)
     assert min(folded.milliseconds) > 0
+
+
+def test_multiply_adds_do_not_depend_on_where_the_channels_are():
+    """A 3x3 convolution from 3 to 8 channels on 16x16 pixels, and a batch norm, by hand."""
+    for data_format, shape in (("channels_last", (16, 16, 3)), ("channels_first", (3, 16, 16))):
+        axis = 1 if data_format == "channels_first" else -1
+        image = keras.Input(shape)
+        x = layers.Conv2D(8, 3, padding="same", data_format=data_format)(image)
+        model = keras.Model(image, layers.BatchNormalization(axis=axis)(x))
+        assert multiply_adds(model) == 256 * 27 * 8 + 256 * 8

@@ -232,3 +232,16 @@ def test_inputs_and_outputs_keep_their_structure():
     before, after = model.predict_on_batch(values), new.predict_on_batch(values)
     assert np.allclose(before["y"], after["y"])
     assert not np.allclose(before["sum"], after["sum"])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float32"])
+def test_the_measured_difference_is_that_of_pixels_whatever_their_type(dtype):
+    image = keras.Input((8, 8, 3), dtype=dtype)
+    x = layers.Conv2D(4, 3, name="conv")(layers.Rescaling(1 / 255)(image))
+    model = keras.Model(image, layers.BatchNormalization(name="bn")(x))
+    found = convert_norm(model, "gn", groups=2)
+    x = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3)).astype(dtype)
+    one, other = (ops.convert_to_numpy(net(x)) for net in (model, found.model))
+    assert np.abs(one - other).max() > 0.5  # a batch norm that was not trained changes nothing
+    assert found.difference > 0.1
+    assert not found.layers[0].preserves

@@ -31,6 +31,14 @@ class MyNorm(layers.Layer):
         return x - ops.mean(x, axis=(0, 1, 2), keepdims=True)
 
 
+class NormOfMeans(layers.Layer):
+    """Divides the means of an image's channels by their norm."""
+
+    def call(self, x):
+        means = ops.mean(x, axis=(1, 2))
+        return means / (ops.norm(means, axis=-1, keepdims=True) + 1e-6)
+
+
 # Statistics over, values of one image that share them, statistics, of a map of 6x4 of 8 channels.
 CASES = {
     "N, H, W": (layers.BatchNormalization, 24, 8),
@@ -69,6 +77,18 @@ def test_each_call_in_nested_and_shared_models_has_a_row():
         ("shared_bn", "right", (8, 8, 4)),
         ("last_bn", "both", (8, 8, 8)),
     ]
+
+
+def test_the_weights_of_a_norm_that_is_called_twice_count_once():
+    rows = norm_rows(network())
+    assert [row.parameters for row in rows] == [24, 24, 16, 16, 32]  # four for each channel
+    assert norms_table(rows).totals[0][-1] == "96"  # 112 would count the shared norm twice
+
+
+def test_a_layer_that_changes_the_shape_is_no_norm():
+    pixels = keras.Input((6, 4, 8))
+    model = keras.Model(pixels, NormOfMeans()(layers.BatchNormalization(name="bn")(pixels)))
+    assert [row.name for row in norm_rows(model)] == ["bn"]
 
 
 def test_a_size_that_is_not_fixed_leaves_the_numbers_open():

@@ -156,6 +156,27 @@ def test_each_norm_has_a_base_of_its_own():
     ]  # fmt: skip
 
 
+def test_the_rate_of_a_batch_size_is_scaled_from_that_of_the_other_varied_fields():
+    """era8: adam, 0.01 at 64; plain: sgd, 0.1 at 128."""
+    vary = {"recipe": ("era8", "plain"), "batch_size": (64, 256)}
+    plan = StudyPlan(
+        norms=("bn",), backends=("torch",), seeds=(0,), vary=vary, fixed={"data": "shapes"}
+    )
+    found = [(c.recipe, c.train.batch_size, c.train.learning_rate) for c in plan.configs().values()]
+    assert found == [
+        ("era8", 64, 0.01),
+        ("era8", 256, 0.02),
+        ("plain", 64, 0.05),
+        ("plain", 256, 0.2),
+    ]
+    vary = {"network": ("builtin", "keras:MobileNetV2"), "batch_size": (128,)}
+    plan = StudyPlan(
+        norms=("bn",), backends=("torch",), seeds=(0,), vary=vary, fixed={"data": "shapes"}
+    )
+    rates = [c.train.learning_rate for c in plan.configs().values()]
+    assert rates == [resolve({"norm": "bn"}).train.learning_rate * 2**0.5, 0.1]
+
+
 def test_one_at_a_time_scales_the_rate_of_a_batch_size_alone():
     plan = make(norms=("gn",), rate_scaling="linear", **ABLATION)
     rates = {repr(change): config.train.learning_rate for change, config in
