@@ -83,6 +83,7 @@ def build(
         options = layer.get_config()
         is_float32 = is_last or layer.name == RESCALING
         options["dtype"] = "float32" if is_float32 else precision
+        options["trainable"] = True  # until `_freeze`
         _seed(options, seeds)
         if is_softmax(layer):
             options["activation"] = "linear"
