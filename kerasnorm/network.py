@@ -18,7 +18,7 @@ from kerasnorm import user_code
 from kerasnorm.config import SKELETON, ModelConfig, resolve, unknown
 from kerasnorm.errors import ConfigError
 from kerasnorm.keras_settings import stock_keras
-from kerasnorm.norms import EPSILON, custom_layers, normalization
+from kerasnorm.norms import EPSILON, built, custom_layers, normalization
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
@@ -227,6 +227,8 @@ class _Units:
                 layer = normalization(
                     config, filters, name=f"{block}_norm{suffix}", dtype=self.precision
                 )
+                if layer and user_code.is_named(config.norm):
+                    layer = built(layer, y.shape)
                 y = layer(y) if layer else y
         if not is_transition:
             y = self._dropout(y, f"{block}_dropout{suffix}")

@@ -8,7 +8,7 @@ gamma and beta, and in the terms that they leave out. To add a norm, add its rec
 import importlib
 import inspect
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 LayerFactory = Callable[[int, str], "keras.layers.Layer"]
 EPSILON = 1e-5  # of every norm, and of weight standardization
 COMPARED = ("bn", "gn", "ln")  # what studies and benchmarks compare by default
+FREE_SIZE = 4  # of an axis whose size a model leaves open, where a layer is tried
 KEEP = "keep"  # as a norm: a network other than the built-in one stays as it is
 CENTERED = "y = gamma * (x - mean) / sqrt(variance + epsilon) + beta"
 
@@ -358,6 +359,8 @@ def layer_factory(
                 layer = given(channels=channels, name=name)
             else:
                 layer = given(name=name) if is_class else given(channels, name)
+        except ConfigError:  # a function of this package found that the user's code fails
+            raise
         except (Exception, SystemExit) as error:  # it is the user's code, which may raise anything
             raise ConfigError(
                 f"norm: {norm!r} raised {type(error).__name__} for {channels} channels: {error}"
@@ -370,6 +373,33 @@ def layer_factory(
         return layer
 
     return make
+
+
+def built(layer: "keras.layers.Layer", shape: Sequence[int | None]) -> "keras.layers.Layer":
+    """Returns a layer of the user's own, built for inputs of a shape, which it must keep.
+
+    Raises:
+        ConfigError: It fails on such inputs, or changes the shape.
+    """
+    import keras
+
+    name = f"{layer.name!r}, a {type(layer).__name__},"
+    try:
+        layer.build(tuple(shape))
+        sizes = tuple(size or FREE_SIZE for size in shape)
+        found = layer.compute_output_spec(keras.KerasTensor(sizes))
+    except (Exception, SystemExit) as error:  # it is the user's code, which may raise anything
+        first = next(iter(str(error).strip().splitlines()), "")
+        raise ConfigError(
+            f"norm: {name} raised {type(error).__name__} for inputs of shape {tuple(shape)}: "
+            f"{first}"
+        ) from error
+    if getattr(found, "shape", None) != sizes:
+        raise ConfigError(
+            f"norm: expected outputs of the shape of the inputs, {sizes}. Received: {name} with "
+            f"outputs of shape {getattr(found, 'shape', None)}"
+        )
+    return layer
 
 
 NORMS: dict[str, Norm] = _Norms({norm.name: norm for norm in BUILT_IN})

@@ -10,6 +10,7 @@ import pytest
 from helpers.command import call
 from keras import layers
 
+import kerasnorm
 from kerasnorm import user_code
 from kerasnorm.cli import app
 from kerasnorm.config import resolve, to_toml
@@ -377,6 +378,49 @@ def test_a_norm_of_the_users_own_that_fails_is_refused_in_one_line(code):
         make(f"{code}:small", norm="none.py:Norm")
     with pytest.raises(ConfigError, match=r"norm: .*broken.* raised RuntimeError"):
         make(f"{code}:small", norm=f"{code}:broken")
+
+
+MISTAKEN = """
+import keras
+
+class First(keras.layers.Layer):
+    def call(self, x):
+        return x[..., :1]
+
+class Means(keras.layers.Layer):
+    def call(self, x):
+        return keras.ops.mean(x, axis=(1, 2))
+
+class Eights(keras.layers.GroupNormalization):
+    def __init__(self, **options):
+        super().__init__(groups=8, **options)
+
+class Raising(keras.layers.Layer):
+    def call(self, x):
+        raise KeyError("gamma")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("First", "outputs of the shape of the inputs.*a First, with outputs of shape"),
+        ("Means", "outputs of the shape of the inputs.*a Means, with outputs of shape"),
+        ("Eights", "a Eights, raised ValueError for inputs of shape"),
+        ("Raising", "a Raising, raised KeyError for inputs of shape"),
+    ],
+)
+def test_a_norm_that_fails_on_its_inputs_or_changes_their_shape_is_named(
+    code, tmp_path, name, message
+):
+    norm = tmp_path / "mistaken.py"
+    norm.write_text(MISTAKEN)
+    with pytest.raises(ConfigError, match=message):
+        make(f"{code}:small", norm=f"{norm}:{name}")
+    with pytest.raises(ConfigError, match=message):
+        build_model(f"{norm}:{name}", widths=(4,) * 10)
+    with pytest.raises(ConfigError, match=message):
+        kerasnorm.explain(f"{norm}:{name}")
 
 
 def test_a_model_with_layers_of_the_user_is_opened_where_their_code_is_trusted(

@@ -17,7 +17,7 @@ from kerasnorm import runtime, user_code
 from kerasnorm.analysis.answer import Answer
 from kerasnorm.config import ModelConfig, unknown
 from kerasnorm.errors import ConfigError
-from kerasnorm.norms import EPSILON, NORMS, Norm, NormFacts, normalization
+from kerasnorm.norms import EPSILON, NORMS, Norm, NormFacts, built, normalization
 from kerasnorm.plots.style import FAINT, INK, TEXT_SIZE, Picture, new_figure, small_text, title
 
 if TYPE_CHECKING:
@@ -299,7 +299,10 @@ def _make_layer(
     final = _record(norm).final
     layer = normalization(ModelConfig(norm=norm, groups=groups), channels)
     assert layer is not None
-    layer.build((None, None, None, channels))
+    if user_code.is_named(norm):
+        built(layer, (None, None, None, channels))
+    else:
+        layer.build((None, None, None, channels))
     values = values or ({final.variable: np.full(channels, final.neutral)} if final else {})
     _expect_variables(norm, layer, values, channels)
     for variable in layer.variables:

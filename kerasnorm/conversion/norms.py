@@ -21,7 +21,7 @@ from kerasnorm.errors import ConfigError
 from kerasnorm.inspection.graph import may_be_own_norm
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.network import StandardizedConv2D
-from kerasnorm.norms import KEEP, NORMS, LayerFactory, Norm, custom_layers, layer_factory
+from kerasnorm.norms import KEEP, NORMS, LayerFactory, Norm, built, custom_layers, layer_factory
 
 DEFAULT_GROUPS = 32  # Wu & He 2018
 STOCK = (
@@ -127,11 +127,13 @@ def replace_norms(
     found = _norms(model, calls)
     if norm == "gn":
         _check_groups([channels for _, channels, _ in found], groups, group_size)
+    inputs = {id(node.operation): node.input_tensors for node in reversed(calls.nodes)}
     replaced: dict[int, Any] = {}
     for layer, channels, positions in found:
         if factory is not None:
-            replaced[id(layer)] = factory(channels, layer.name)
-            replaced[id(layer)].dtype_policy = layer.dtype_policy
+            new = factory(channels, layer.name)
+            new.dtype_policy = layer.dtype_policy
+            replaced[id(layer)] = built(new, inputs[id(layer)][0].shape)
         elif norm == "none":
             replaced[id(layer)] = None
         elif norm != KEEP:

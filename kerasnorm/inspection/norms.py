@@ -16,11 +16,10 @@ from kerasnorm.conversion.norms import STOCK
 from kerasnorm.conversion.rebuild import Calls
 from kerasnorm.errors import ConfigError
 from kerasnorm.keras_settings import stock_keras
-from kerasnorm.norms import custom_layers
+from kerasnorm.norms import FREE_SIZE, custom_layers
 from kerasnorm.tables import Table
 
 AXES = {2: "NC", 3: "NLC", 4: "NHWC", 5: "NDHWC"}  # names of the axes of an input, by their number
-FREE_SIZE = 4  # of an axis whose size a model leaves open, where a layer is called
 DRAWS = 4  # random inputs; a norm that cuts off its outputs hides what changes in one of them
 VALUES_NOTE = (
     "values share one statistic: those of one image, or of all N images of a batch (x N) in "
