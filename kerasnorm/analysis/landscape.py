@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from kerasnorm.analysis.answer import Answer, counter, expect, open_runs, some
 from kerasnorm.data.batches import Batches
 from kerasnorm.data.dataset import Split
+from kerasnorm.norms import EPSILON
 from kerasnorm.plots.labels import run_labels
 from kerasnorm.plots.style import (
     INK,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 FACTORS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)  # of the rate; the range of Santurkar et al., 1/2 to 4
 SEED = 0x1712  # of the random directions
+ROUNDING = 1e-7  # of a sum of squares near 1, in float32
 COLOR_BAR = 2.0  # inches beside the panels, and between them
 COLUMNS = 3  # panels in a row, at most
 LEVELS = 16  # levels of a contour plot
@@ -155,7 +157,8 @@ def landscape(
     w with gradient g, the loss of the batch and the change of its gradient are measured at
     w - t * g, t from rate / 2 to 4 * rate (Santurkar et al. 2018, arXiv 1805.11604). Then the loss
     of test images is measured at w + a * d + b * e, where d and e are random directions in which
-    each filter has the norm of the model's filter (Li et al. 2018, arXiv 1712.09913).
+    each filter has the norm of the model's filter (Li et al. 2018, arXiv 1712.09913). Kernels
+    that were standardized in training are standardized at each of these points too.
 
     Args:
         runs: Finished runs, or their folders.
@@ -194,7 +197,8 @@ def landscape(
         for _ in range(lines - len(walked.steps)):  # a short run has fewer lines
             tick()
         test = some(dataset.test, images)
-        around = surface(run.model(), test, points=points, radius=radius, tick=tick)
+        trained = trained_network(run.model(), engine.model)
+        around = surface(trained, test, points=points, radius=radius, tick=tick)
         found.append(Landscape(run.path, label, config.model.norm, walked, around))
     pictures = [draw(found) for draw in (gradient_figure, line_figure, contours_figure)]
     return Answer(found, [*pictures, surface_figure(found)])
@@ -330,31 +334,108 @@ def advance(engine: Any, batches: Batches, start: int, count: int) -> None:
     engine.batches = batches
 
 
-def filter_direction(weights: "Weights", seed: int) -> "Weights":
-    """Returns a random direction in which each filter has the norm of the model's filter.
+def trained_network(saved: "keras.Model", network: "keras.Model") -> "keras.Model":
+    """Returns a run's saved model as the network that was trained, its kernels standardized anew.
 
-    d = g * |w| / |g| for each output channel of a kernel, g standard normal; 0 for scales and
-    shifts. This makes networks comparable whose weights differ only by a scale that a norm
-    removes. Source: Li et al. 2018, arXiv 1712.09913, section 4.
+    A saved model holds standardized kernels k in plain convolutions, which is another network
+    wherever the weights are others. Here each filter is k * sqrt(eps / (1 - |k|^2)) in a
+    `StandardizedConv2D`, which standardizes it to k. This is the filter that was trained, without
+    its mean, which standardizing takes away. Rounding blurs the length of a long one, which does
+    not change the surface: directions are as long as their filters, and the length is taken away.
 
     Args:
-        weights: Trainable variables; kernels are (height, width, in, out).
+        saved: The saved model; returned as it is where no kernel was standardized.
+        network: The network that the run trains, with any weights.
+    """
+    from kerasnorm.conversion.rebuild import Calls, layers, rebuild
+    from kerasnorm.network import StandardizedConv2D, leaves
+
+    if not any(isinstance(layer, StandardizedConv2D) for layer in leaves(network)):
+        return saved
+    trained, known = Calls(network).paths, Calls(saved).paths
+    standardized = {
+        trained[id(layer)] for layer in layers(network) if isinstance(layer, StandardizedConv2D)
+    }
+    chosen = [layer for layer in layers(saved) if known[id(layer)] in standardized]
+    replaced = {id(one): StandardizedConv2D.from_config(one.get_config()) for one in chosen}
+    made, _ = rebuild(saved, replaced)
+    for layer in chosen:
+        kernel, *bias = layer.get_weights()
+        replaced[id(layer)].set_weights([raw_kernel(kernel), *bias])
+    return made
+
+
+def raw_kernel(kernel: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns the kernel of filters of mean 0 that a standardized kernel was made of.
+
+    Args:
+        kernel: What `kerasnorm.network.standardize_kernel` returned, (height, width, in, out).
+    """
+    squares = np.square(kernel, dtype=np.float64).sum((0, 1, 2))
+    # |k|^2 = |w|^2 / (|w|^2 + eps), which rounding may bring to 1.
+    scale = np.sqrt(EPSILON / np.maximum(1 - squares, ROUNDING))
+    raw: NDArray[np.float32] = (kernel * scale).astype(np.float32)
+    return raw
+
+
+def filter_axes(model: "keras.Model") -> list[tuple[int, ...] | None]:
+    """Returns the axes that a filter spans in each trainable variable, None if it is no kernel.
+
+    A filter is what makes one channel, or one neuron, of a layer's output. That of a convolution
+    (height, width, in, out) spans the first three axes; that of a depthwise one (height, width, in,
+    multiplier) the first two; that of a transposed one (height, width, out, in) all but `out`.
+    """
+    from kerasnorm.inspection.graph import kernels
+
+    axes = {id(kernel): _filter_axes(layer, kernel) for layer, kernel in kernels(model)}
+    return [axes.get(id(variable)) for variable in model.trainable_variables]
+
+
+def _filter_axes(layer: Any, kernel: Any) -> tuple[int, ...]:
+    from keras import layers
+
+    transposed = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+    rank = len(kernel.shape)
+    kept = {rank - 1}
+    if isinstance(layer, transposed):
+        kept = {rank - 2}
+    elif isinstance(layer, (layers.DepthwiseConv1D, layers.DepthwiseConv2D)) or (
+        kernel.name == "depthwise_kernel"
+    ):
+        kept = {rank - 2, rank - 1}
+    elif isinstance(layer, layers.EinsumDense):
+        _, letters, output = layer.equation.replace("->", ",").split(",")
+        kept = {axis for axis, letter in enumerate(letters.strip()) if letter in output}
+    return tuple(axis for axis in range(rank) if axis not in kept)
+
+
+def filter_direction(
+    weights: "Weights", axes: Sequence[tuple[int, ...] | None], seed: int
+) -> "Weights":
+    """Returns a random direction in which each filter has the norm of the model's filter.
+
+    d = g * |w| / |g| for each filter of a kernel, g standard normal; 0 for all else, such as
+    scales and shifts. This makes networks comparable whose weights differ only by a scale that a
+    norm removes. Source: Li et al. 2018, arXiv 1712.09913, section 4.
+
+    Args:
+        weights: Trainable variables.
+        axes: The axes that a filter of each spans, from `filter_axes`.
         seed: Seed of g.
 
-    >>> (direction,) = filter_direction([np.full((1, 1, 4, 2), 3.0, np.float32)], 0)
+    >>> (direction,) = filter_direction([np.full((1, 1, 4, 2), 3.0, np.float32)], [(0, 1, 2)], 0)
     >>> np.sqrt(np.square(direction).sum((0, 1, 2))).round(3).tolist()
     [6.0, 6.0]
     """
     rng = np.random.Generator(np.random.PCG64([SEED, seed]))
     direction = []
-    for weight in weights:
-        if weight.ndim < 2:
+    for weight, spanned in zip(weights, axes, strict=True):
+        if spanned is None:
             direction.append(np.zeros_like(weight))
             continue
         noise = rng.normal(size=weight.shape)
-        axes = tuple(range(weight.ndim - 1))
-        ratio = np.sqrt(np.square(weight).sum(axes) / np.square(noise).sum(axes))
-        direction.append((noise * ratio).astype(np.float32))
+        wanted, drawn = (np.square(a).sum(spanned, keepdims=True) for a in (weight, noise))
+        direction.append((noise * np.sqrt(wanted / drawn)).astype(np.float32))
     return direction
 
 
@@ -374,7 +455,8 @@ def surface(
 
     probe = Probe(model)
     start = probe.weights()
-    first, second = filter_direction(start, 0), filter_direction(start, 1)
+    axes = filter_axes(model)
+    first, second = (filter_direction(start, axes, seed) for seed in (0, 1))
     axis = np.linspace(-radius, radius, points)
     axis[points // 2] = 0.0
     plane = np.empty((points, points))

@@ -15,10 +15,10 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from kerasnorm.analysis.answer import Answer, counter, expect, open_runs, some
-from kerasnorm.config import LAYER_LABELS, Config
+from kerasnorm.config import LAYER_LABELS
 from kerasnorm.data import Dataset
 from kerasnorm.data.dataset import Split
-from kerasnorm.errors import ConfigError
+from kerasnorm.errors import ConfigError, CorruptFileError
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.norms import custom_layers
 from kerasnorm.plots.labels import run_labels
@@ -42,8 +42,9 @@ from kerasnorm.plots.style import (
 )
 from kerasnorm.progress import Progress, counted
 from kerasnorm.tables import Table
+from kerasnorm.training import checkpoints
 from kerasnorm.training.fit import make_engine
-from kerasnorm.training.run import Run
+from kerasnorm.training.run import CHECKPOINTS, Run
 
 if TYPE_CHECKING:
     import keras
@@ -79,6 +80,10 @@ GAP_NOTE = (
     "|w| is the norm of all kernels of the trained model; near 0 is the share of their weights "
     "below a thousandth of the layer's largest. Accuracies are measured without augmentation on at "
     f"most {JUDGED:,} images per split; the gap is train minus test, in percentage points."
+)
+LOST_NOTE = (
+    "-: the file of this model holds standardized kernels, whose filters all have norm 1 whatever "
+    "was trained, and the run's folder has no checkpoint with those that were trained."
 )
 
 
@@ -141,7 +146,8 @@ class NetworkStatistics:
         label: Short text that tells the run from the others.
         norm: Name of the run's norm.
         layers: One row per layer and epoch of the repeated training.
-        weights: Weights of the run's own trained model.
+        weights: Weights of the run's own trained model; None where its kernels were standardized
+            and those that were trained are lost.
         train_accuracy: Accuracy of the trained model on unaugmented training images, 0 to 1.
         test_accuracy: Accuracy of the trained model on test images, 0 to 1.
         train_loss: Loss of the trained model on the same training images, in nats.
@@ -154,7 +160,7 @@ class NetworkStatistics:
     label: str
     norm: str
     layers: list[LayerStatistics]
-    weights: WeightHistogram
+    weights: WeightHistogram | None
     train_accuracy: float
     test_accuracy: float
     train_loss: float
@@ -184,7 +190,8 @@ def statistics(
 
     The training is repeated from the run's config, on fewer images by default, and measured
     after each epoch. Weights, sparsity and the gap between training and test are those of the
-    run's own trained model.
+    run's own trained model; weights that were standardized are read from its last checkpoint,
+    because its model holds them standardized.
 
     Args:
         runs: Finished runs, or their folders.
@@ -210,32 +217,75 @@ def statistics(
         expect(value >= low, name, f"at least {low}", value)
     loaded, backend = open_runs(runs)
     models = [run.model() for run in loaded]
-    kernels = [Taps(model).weights() for model in models]
-    limit = max(
-        float(np.quantile(np.abs(np.concatenate([k.ravel() for k in net])), SHOWN))
-        for net in kernels
-    )
     total = sum(epochs or run.config.train.epochs for run in loaded)
     tick = counter(progress, "statistics", total)
-    found = []
-    for run, label, model, own in zip(loaded, run_labels(loaded), models, kernels, strict=True):
+    found, trained = [], []
+    for run, label, model in zip(loaded, run_labels(loaded), models, strict=True):
         config = run.config.replace(backend=backend, epochs=epochs or run.config.train.epochs)
         dataset = run.dataset()
         train = some(dataset.train, train_size or len(dataset.train))
-        layers = _repeat(config, dataclasses.replace(dataset, train=train), images, tick)
+        size = min(config.train.batch_size, len(train))
+        engine = make_engine(
+            config.replace(batch_size=size), dataclasses.replace(dataset, train=train)
+        )
+        layers = _repeat(engine, some(train, images), config.train.epochs, tick)
+        trained.append(trained_kernels(run, engine, model))
         found.append(
             NetworkStatistics(
                 run.path,
                 label,
                 config.model.norm,
                 layers,
-                weight_histogram(own, limit),
+                None,
                 **_scores(model, dataset),
                 repeated_images=len(train),
                 repeated_epochs=config.train.epochs,
             )
         )
+    found = [
+        dataclasses.replace(one, weights=weights)
+        for one, weights in zip(found, _histograms(trained), strict=True)
+    ]
     return Answer(found, [layers_figure(found), epochs_figure(found), weights_figure(found)])
+
+
+def trained_kernels(run: Run, engine: Any, saved: "keras.Model") -> "Weights | None":
+    """Returns all kernels of a run's trained model as they were trained, None where they are lost.
+
+    A saved model holds standardized kernels in place of those that training changed, which are in
+    the run's checkpoints.
+
+    Args:
+        run: The run.
+        engine: An engine of the run, which takes the state of the last checkpoint.
+        saved: The run's saved model.
+    """
+    from kerasnorm.inspection.graph import kernels
+    from kerasnorm.network import StandardizedConv2D, leaves, portable
+
+    model = saved
+    if any(isinstance(layer, StandardizedConv2D) for layer in leaves(engine.model)):
+        model = engine.model
+        try:
+            state, _ = checkpoints.load_newest(run.path / CHECKPOINTS)
+            engine.load_state(state)
+        except CorruptFileError:
+            return None
+        # A callback may have restored other weights at the end of the training.
+        pairs = zip(portable(model).get_weights(), saved.get_weights(), strict=True)
+        if not all(np.allclose(one, other, atol=1e-6) for one, other in pairs):
+            return None
+    return [_numbers(kernel.value).copy() for _, kernel in kernels(model)]
+
+
+def _histograms(networks: "Sequence[Weights | None]") -> list[WeightHistogram | None]:
+    """Returns the weights of each network, all between the same edges."""
+    ends = [
+        float(np.quantile(np.abs(np.concatenate([kernel.ravel() for kernel in one])), SHOWN))
+        for one in networks
+        if one is not None
+    ]
+    return [None if one is None else weight_histogram(one, max(ends)) for one in networks]
 
 
 def _scores(model: "keras.Model", dataset: Dataset) -> dict[str, float]:
@@ -252,14 +302,12 @@ def _scores(model: "keras.Model", dataset: Dataset) -> dict[str, float]:
 
 
 def _repeat(
-    config: Config, dataset: Dataset, images: int, tick: Callable[[], None]
+    engine: Any, measured: Split, epochs: int, tick: Callable[[], None]
 ) -> list[LayerStatistics]:
     """Trains, and measures every layer before and after each epoch, on some images."""
-    size = min(config.train.batch_size, len(dataset.train))
-    engine = make_engine(config.replace(batch_size=size), dataset)
-    taps, measured = Taps(engine.model), some(dataset.train, images)
+    taps = Taps(engine.model)
     rows = taps.measure(measured, 0)
-    for epoch in range(config.train.epochs):
+    for epoch in range(epochs):
         before = taps.weights()
         engine.train_epoch(epoch)
         rows += taps.measure(measured, epoch + 1, before)
@@ -278,17 +326,18 @@ class Taps:
         import keras
 
         from kerasnorm.analysis.probe import Probe
+        from kerasnorm.inspection.graph import named_by_path
 
         self.model = model
         self.probe = Probe(model)
-        units = units_of(model)
-        self.kernels = {unit.label: unit.kernel for unit in units}
-        outputs = [tensor for unit in units for tensor in (unit.inside, unit.outside)]
-        self.tapped = keras.Model(model.inputs, outputs)
+        self.units = units_of(model)
+        outputs = [tensor for unit in self.units for tensor in (unit.inside, unit.outside)]
+        with named_by_path(model):
+            self.tapped = keras.Model(model.inputs, outputs)
 
     def weights(self) -> "Weights":
-        """Returns copies of the kernels, in the order of the layers."""
-        return [_numbers(kernel.value).copy() for kernel in self.kernels.values()]
+        """Returns copies of the kernels of the convolutions that are measured, in their order."""
+        return [_numbers(unit.kernel.value).copy() for unit in self.units]
 
     @stock_keras
     def measure(
@@ -311,21 +360,21 @@ class Taps:
         for variable, array in zip(self.model.non_trainable_variables, moving, strict=True):
             variable.assign(array)
         _, gradients = self.probe.gradient(split.images, split.labels)
-        paths = (variable.path for variable in self.model.trainable_variables)
-        norms = {p: float(np.linalg.norm(g)) for p, g in zip(paths, gradients, strict=True)}
+        variables = (id(variable) for variable in self.model.trainable_variables)
+        norms = {v: float(np.linalg.norm(g)) for v, g in zip(variables, gradients, strict=True)}
         rows = []
-        for place, (label, variable) in enumerate(self.kernels.items()):
+        for place, unit in enumerate(self.units):
             inside, outside = tapped[2 * place], tapped[2 * place + 1]
-            kernel = _numbers(variable.value)
+            kernel = _numbers(unit.kernel.value)
             rows.append(
                 LayerStatistics(
                     epoch,
-                    label,
+                    unit.label,
                     float(inside.mean(dtype=np.float64)),
                     float(inside.std(dtype=np.float64)),
                     float((outside == 0).mean()),
                     float((outside == 0).all(axis=(0, 1, 2)).mean()),
-                    norms.get(variable.path, float("nan")),  # a frozen one has no gradient
+                    norms.get(id(unit.kernel), float("nan")),  # a frozen one has no gradient
                     float(np.linalg.norm(kernel)),
                     tuple(np.quantile(kernel, QUANTILES).tolist()),
                     float("nan") if before is None else _ratio(kernel, before[place]),
@@ -350,7 +399,7 @@ class Unit:
     """A convolution and the activation that follows it, norms and additions in between.
 
     Attributes:
-        label: Its short name in the built-in network, else the name of the layer.
+        label: Its short name in the built-in network, else its path, such as block1/conv.
         layer: The convolution.
         inside: Symbolic tensor before the activation.
         outside: Symbolic tensor behind it.
@@ -410,7 +459,8 @@ def units_of(model: "keras.Model") -> list[Unit]:
         layer = node.operation
         if not isinstance(layer, kinds) or id(layer) in found:
             continue
-        label, outside = LAYER_LABELS.get(layer.name, paths[id(layer)]), node.outputs[0]
+        path, outside = paths[id(layer)], node.outputs[0]
+        label = LAYER_LABELS.get(path, path)
         if layer.activation is not activations.linear:
             inside = _without_activation(layer)(node.input_tensors[0])
             found[id(layer)] = Unit(label, layer, inside, outside)
@@ -494,16 +544,22 @@ def weights_table(found: Sequence[NetworkStatistics]) -> Table:
     rows = [
         (
             one.label,
-            f"{one.weights.norm:.2f}",
-            f"{one.weights.std:.4f}",
-            f"{100 * one.weights.sparsity:.2f}",
+            *_weight_cells(one.weights),
             f"{100 * one.train_accuracy:.2f}",
             f"{100 * one.test_accuracy:.2f}",
             f"{one.gap:+.2f}",
         )
         for one in found
     ]
-    return Table(columns, rows, notes=[GAP_NOTE])
+    is_lost = any(one.weights is None for one in found)
+    return Table(columns, rows, notes=[GAP_NOTE, LOST_NOTE] if is_lost else [GAP_NOTE])
+
+
+def _weight_cells(weights: WeightHistogram | None) -> tuple[str, str, str]:
+    """Returns norm, standard deviation and sparsity."""
+    if weights is None:
+        return "-", "-", "-"
+    return f"{weights.norm:.2f}", f"{weights.std:.4f}", f"{100 * weights.sparsity:.2f}"
 
 
 def _styles(found: Sequence[NetworkStatistics]) -> list[dict[str, Any]]:
@@ -618,6 +674,8 @@ def weights_figure(found: Sequence[NetworkStatistics]) -> Picture:
     labels = fit([one.label for one in found], LABEL_WIDTH)
     for one, style, label in zip(found, _styles(found), labels, strict=True):
         weights = one.weights
+        if weights is None:
+            continue
         line = {key: style[key] for key in ("color", "linestyle")}
         share = np.where(weights.share > 0, 100 * weights.share, np.nan)
         upper.stairs(share, weights.edges, label=label, **line, linewidth=1.3)
@@ -626,7 +684,8 @@ def weights_figure(found: Sequence[NetworkStatistics]) -> Picture:
     upper.set_xlabel("weight")
     upper.set_ylabel("share of the weights (%)")
     quiet(upper)
-    upper.legend(frameon=False, fontsize=TEXT_SIZE - 1, labelcolor=INK, loc="upper right")
+    if any(one.weights is not None for one in found):
+        upper.legend(frameon=False, fontsize=TEXT_SIZE - 1, labelcolor=INK, loc="upper right")
     lower.set_axis_off()
     numbers = weights_table(found)
     width = max(map(text_width, labels)) / WIDTH + 0.06
@@ -647,6 +706,11 @@ def weights_figure(found: Sequence[NetworkStatistics]) -> Picture:
         f"{text}; at most {100 * (1 - SHOWN):.1g} % of a run's weights lie outside the panel. "
         "Below, norm, std and sparsity of the weights, and accuracies in %."
     )
-    texts = [f"{one.label} |w| {one.weights.norm:.2f}, gap {one.gap:+.2f} points" for one in found]
+    if LOST_NOTE in numbers.notes:
+        caption += f" {LOST_NOTE}"
+    texts = [
+        f"{one.label} |w| {_weight_cells(one.weights)[0]}, gap {one.gap:+.2f} points"
+        for one in found
+    ]
     alt = f"{text}. {first_texts(texts)}."
     return Picture("weights", figure, "Weights of the trained models", caption, alt)

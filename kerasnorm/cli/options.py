@@ -134,7 +134,11 @@ class NormName(click.Choice[str]):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str:
         """Returns the name of the norm; a name of the user's code is checked when it is used."""
-        return str(value) if is_foreign(str(value)) else super().convert(value, param, ctx)
+        if is_foreign(str(value)):
+            return str(value)
+        if str(value).endswith(".py"):
+            self.fail(f"expected the name of a norm in it too: {value}:MyNorm", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def option(name: str) -> Decorator:

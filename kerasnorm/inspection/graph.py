@@ -1,6 +1,8 @@
 """The graph of a functional Keras model."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain, count
 from typing import Any
 
 import keras
@@ -93,10 +95,72 @@ def _is_single(model: keras.Model) -> bool:
     return len(model.inputs) == len(model.outputs) == 1
 
 
+@contextmanager
+def named_by_path(model: keras.Model) -> Iterator[None]:
+    """Lets the layers of the models in a model have paths as names, such as block1/conv, meanwhile.
+
+    Keras makes a model of layers only if their names differ, and two models in the model may each
+    have a layer of one name.
+    """
+    from kerasnorm.conversion.rebuild import walk  # it imports this module
+
+    found = {id(node.operation): (path, node.operation) for path, node in walk(model)}
+    for path, operation in found.values():
+        operation.name = path + operation.name
+    try:
+        yield
+    finally:
+        for path, operation in found.values():
+            operation.name = operation.name.removeprefix(path)
+
+
 def flattened(model: keras.Model) -> keras.Model:
     """Returns a model of one input whose graph holds the layers of the models in it, its own."""
     graph = functional_graph(model)
     if not any(isinstance(node.operation, keras.Model) for node in nodes(graph)):
         return model
     outputs = call_again(graph, graph.inputs[0], opens_models=True)
-    return keras.Model(graph.inputs[0], outputs, name=model.name)
+    with named_by_path(model):
+        return keras.Model(graph.inputs[0], outputs, name=model.name)
+
+
+def kernels(model: keras.Model) -> list[tuple[keras.Layer, keras.Variable]]:
+    """Returns each kernel of a model once, with the layer whose own it is.
+
+    Those of layers in models and in other layers are among them. A kernel is a weight whose name
+    ends with that word, as the names of Keras's kernels do.
+    """
+    found = {
+        id(weight): (layer, weight)
+        for layer in model._flatten_layers()  # a layer comes before those in it
+        for weight in layer.weights
+        if weight.name.endswith("kernel")
+    }
+    return list(found.values())
+
+
+def weights_by_name(model: keras.Model) -> dict[str, keras.Variable]:
+    """Returns the weights of a model under names that differ, such as block1/conv/kernel.
+
+    The `path` of a weight need not name the models that its layer is in, so that it may repeat.
+    """
+    prefixes: dict[int, str] = {}
+    for prefix, weight in _weights(model):
+        prefixes.setdefault(id(weight), prefix)
+    found: dict[str, keras.Variable] = {}
+    for weight in model.weights:
+        prefix = prefixes.get(id(weight), "")
+        name = prefix + weight.path.removeprefix(prefix)
+        # A layer of the user's own may hold two layers of one name.
+        others = (f"{name}_{number}" for number in count(2))
+        found[next(one for one in chain([name], others) if one not in found)] = weight
+    return found
+
+
+def _weights(model: keras.Model, path: str = "") -> Iterator[tuple[str, keras.Variable]]:
+    """Yields the weights of the layers in a model, each with the models in it that hold it."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _weights(layer, f"{path}{layer.name}/")
+        else:
+            yield from ((path, weight) for weight in layer.weights)

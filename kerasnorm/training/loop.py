@@ -19,6 +19,7 @@ from kerasnorm.errors import CorruptFileError, DivergedError
 from kerasnorm.files import write_json, write_manifest
 from kerasnorm.formats.archive import save_model
 from kerasnorm.inspection.evaluation import Scores, confusion, score, worst_mistakes
+from kerasnorm.inspection.graph import weights_by_name
 from kerasnorm.progress import Progress, duration, rounded
 from kerasnorm.training import checkpoints, run
 from kerasnorm.training.callback_state import CallbackStates
@@ -229,8 +230,8 @@ class Training:
         sums = images * np.array([means["entropy"] for means in self.means])
         return EpochDetails(
             weights={
-                variable.path: keras.ops.convert_to_numpy(variable.value)
-                for variable in self.engine.model.weights
+                name: keras.ops.convert_to_numpy(variable.value)
+                for name, variable in weights_by_name(self.engine.model).items()
             },
             losses=(np.diff(sums, prepend=0) / np.diff(images, prepend=0)).tolist(),
             rates=[self.engine.rate(self.epoch - 1, step) for step in range(steps)],

@@ -3,18 +3,25 @@
 import keras
 import numpy as np
 import pytest
-from helpers.tiny import config, dataset
+from helpers.tiny import config, dataset, train
+from keras import layers
 
 from kerasnorm.analysis.landscape import (
     advance,
+    filter_axes,
     filter_direction,
     gradient_line,
     gradient_lines,
+    landscape,
+    raw_kernel,
     surface,
+    trained_network,
 )
 from kerasnorm.analysis.probe import Probe
+from kerasnorm.conversion.norms import convert_norm
 from kerasnorm.data.dataset import Split
 from kerasnorm.inspection.evaluation import predict, score
+from kerasnorm.network import StandardizedConv2D, leaves, portable, standardize_kernel
 from kerasnorm.training.fit import make_engine
 
 NORMS = ("bn", "gn", "ln", "lnc", "in", "rms", "none")
@@ -57,13 +64,136 @@ def test_the_middle_of_the_surface_is_what_evaluate_says(norm):
 
 
 def test_a_direction_is_as_long_as_the_model_filter_by_filter():
-    weights = Probe(engine("bn").model).weights()
-    for weight, direction in zip(weights, filter_direction(weights, 0), strict=True):
+    model = engine("bn").model
+    weights, axes = Probe(model).weights(), filter_axes(model)
+    for weight, direction in zip(weights, filter_direction(weights, axes, 0), strict=True):
         if weight.ndim < 2:
             assert not direction.any()
         else:
             lengths = [np.sqrt(np.square(a).sum((0, 1, 2))) for a in (weight, direction)]
             assert np.allclose(*lengths, rtol=1e-5)
+
+
+# The shape of a layer's kernels in which each row is a filter, of inputs of 4x4x6.
+FILTERS = {
+    "convolution": (layers.Conv2D(5, 3), lambda k: k.transpose(3, 0, 1, 2).reshape(5, 54)),
+    "groups": (layers.Conv2D(4, 3, groups=2), lambda k: k.transpose(3, 0, 1, 2).reshape(4, 27)),
+    "depthwise": (
+        layers.DepthwiseConv2D(3, depth_multiplier=2),
+        lambda k: k.transpose(2, 3, 0, 1).reshape(12, 9),
+    ),
+    "transposed": (
+        layers.Conv2DTranspose(5, 3),
+        lambda k: k.transpose(2, 0, 1, 3).reshape(5, 54),
+    ),
+    "separable": (
+        layers.SeparableConv2D(5, 3, depth_multiplier=2),
+        lambda k: k.transpose(2, 3, 0, 1).reshape(12, 9) if k.ndim == 4 and k.shape[0] == 3
+        else k.reshape(12, 5).T,
+    ),
+    "dense": (layers.Dense(5), lambda k: k.T),
+    "einsum": (
+        layers.EinsumDense("bhwc,dce->bhwde", (None, None, 2, 5)),
+        lambda k: k.transpose(0, 2, 1).reshape(10, 6),
+    ),
+    "ellipsis": (layers.EinsumDense("...x,xy->...y", 5), lambda k: k.T),
+    "layer norm per element": (layers.LayerNormalization(axis=(1, 2, 3)), None),
+    "PReLU": (layers.PReLU(), None),
+}  # fmt: skip
+
+
+@pytest.mark.backend("any")
+@pytest.mark.parametrize("name", FILTERS)
+def test_a_filter_is_what_makes_one_channel(name):
+    layer, rows_of = FILTERS[name]
+    start = keras.Input((4, 4, 6))
+    model = keras.Model(start, layer(start))
+    rng = np.random.default_rng(0)
+    # Each value is of a scale of its own, so that filters are of different norms along each axis.
+    weights = [np.exp(rng.normal(0, 2, v.shape)).astype("f") for v in model.trainable_variables]
+    directions = filter_direction(weights, filter_axes(model), 0)
+    kinds = [v.name.endswith("kernel") for v in model.trainable_variables]
+    assert sum(kinds) == (0 if rows_of is None else 2 if name == "separable" else 1)
+    for weight, direction, is_kernel in zip(weights, directions, kinds, strict=True):
+        if is_kernel:
+            norms = [np.linalg.norm(rows_of(a), axis=1) for a in (weight, direction)]
+            assert np.allclose(*norms, rtol=1e-5)
+        else:
+            assert not direction.any()
+
+
+@pytest.fixture(scope="module")
+def standardized(tmp_path_factory):
+    """A run whose kernels were standardized, and its network at the end of the training."""
+    models = []
+    catch = keras.callbacks.LambdaCallback(on_train_end=lambda logs: models.append(catch.model))
+    done = train(config(norm="gn"), out=tmp_path_factory.mktemp("ws") / "run", callbacks=[catch])
+    return done, models[0]
+
+
+def mean_entropy(model, split):
+    """The mean cross-entropy of a model that Keras calls, in nats, in float64."""
+    logits = keras.ops.convert_to_numpy(
+        keras.ops.stop_gradient(model(split.images[:].astype(np.float32), training=False))
+    ).astype(np.float64)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    chosen = shifted[np.arange(len(logits)), split.labels]
+    return float(np.mean(np.log(np.exp(shifted).sum(axis=1)) - chosen))
+
+
+@pytest.mark.backend("any")
+def test_the_surface_is_that_of_the_network_that_was_trained(standardized):
+    """Of standardized kernels the files of a run hold what they were standardized to."""
+    done, network = standardized
+    assert done.config.model.weight_standardization
+    answer = landscape([done], steps=1, lines=1, points=3, radius=1.0, images=20)
+    plane = answer.data[0].surface.plane
+    test = dataset().test
+    kept = [keras.ops.convert_to_numpy(v.value).copy() for v in network.trainable_variables]
+    assert np.isclose(plane[1, 1], mean_entropy(network, test), rtol=1e-4)
+    assert np.isclose(plane[1, 1], done.metrics["test_loss"], rtol=1e-4)
+    # The directions as they are drawn, and their lengths from the kernels that were trained.
+    centered = [w - w.mean((0, 1, 2)) if w.ndim == 4 else w for w in kept]
+    centered[-1] = kept[-1]  # the last convolution is a plain one
+    axes = [(0, 1, 2) if w.ndim == 4 else None for w in kept]
+    drawn = [filter_direction(centered, axes, seed) for seed in (0, 1)]
+    for b, a in ((0, 1), (-1, -1)):
+        for variable, w, d, e in zip(network.trainable_variables, centered, *drawn, strict=True):
+            variable.assign(w + a * d + b * e)
+        assert np.isclose(plane[b + 1, a + 1], mean_entropy(network, test), rtol=1e-3)
+    for variable, w in zip(network.trainable_variables, kept, strict=True):
+        variable.assign(w)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 0.1, 1e4])
+def test_a_raw_kernel_is_standardized_to_the_given_one_again(scale):
+    rng = np.random.default_rng(0)
+    raw = (scale * (rng.normal(size=(3, 3, 4, 6)) + 0.5)).astype(np.float32)
+    raw[..., 0] = 0  # a filter without variance
+    given = keras.ops.convert_to_numpy(standardize_kernel(raw))
+    found = raw_kernel(given)
+    again = keras.ops.convert_to_numpy(standardize_kernel(found))
+    assert np.allclose(again, given, rtol=0, atol=3e-7)
+    centered = raw - raw.mean((0, 1, 2), dtype=np.float64)
+    if scale < 1:  # a longer filter is beyond the precision of |k|^2, which is then 1
+        assert np.allclose(found, centered, rtol=0.02, atol=1e-4 * scale)
+
+
+def test_standardized_convolutions_are_found_in_models_in_the_model():
+    start, pixels = keras.Input((16, 16, 4)), keras.Input((32, 32, 3), name="pixels")
+    options = {"padding": "same", "name": "conv"}
+    inner = keras.Model(start, layers.BatchNormalization()(layers.Conv2D(4, 3, **options)(start)))
+    x = layers.Rescaling(1 / 255)(pixels)
+    x = layers.BatchNormalization()(layers.Conv2D(4, 3, strides=2, **options)(x))
+    x = inner(layers.ReLU()(x))
+    model = keras.Model(pixels, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+    network = convert_norm(model, "gn", groups=2, weight_standardization=True).model
+    saved, test = portable(network), dataset().test
+    made = trained_network(saved, network)
+    kinds = [type(layer) for layer in leaves(made) if layer.name == "conv"]
+    assert kinds == [StandardizedConv2D] * 2
+    assert np.isclose(mean_entropy(made, test), mean_entropy(saved, test), rtol=1e-5)
+    assert trained_network(saved, saved) is saved
 
 
 def test_scaling_a_filter_before_a_norm_does_not_change_the_surface():

@@ -1,12 +1,14 @@
 """Networks from inside."""
 
 import itertools
+import shutil
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-from helpers.tiny import config, dataset
+from helpers.gradients import parameter_gradients
+from helpers.tiny import config, dataset, train
 
 from kerasnorm.analysis.statistics import (
     LayerStatistics,
@@ -14,9 +16,13 @@ from kerasnorm.analysis.statistics import (
     Taps,
     epochs_figure,
     layers_figure,
+    statistics,
     weight_histogram,
+    weights_figure,
+    weights_table,
 )
 from kerasnorm.data import Split
+from kerasnorm.inspection.graph import kernels
 from kerasnorm.training.fit import make_engine
 
 LABELS = ["C1", "C2", "c3", "C3", "C4", "C5", "c6", "C7", "C8", "C9"]
@@ -164,6 +170,129 @@ def test_runs_of_different_networks_each_have_their_layers():
         assert [text.get_text() for text in axes.get_yticklabels()] == names
     lines = layers_figure(runs).figure.axes[0].lines
     assert [len(line.get_xdata()) for line in lines] == [10, 2]
+
+
+def block(shape, name, layer_name="conv"):
+    """A model of a convolution, a norm and an activation."""
+    layers, start = keras.layers, keras.Input(shape)
+    x = layers.Conv2D(4, 3, padding="same", name=layer_name)(start)
+    x = layers.ReLU(name="relu")(layers.BatchNormalization(name="norm")(x))
+    return keras.Model(start, x, name=name)
+
+
+@pytest.mark.backend("any")
+@pytest.mark.parametrize("layer_name", ["conv", "convblock1_conv1"])
+def test_layers_of_one_name_in_several_models_each_have_their_row(layer_name):
+    """Also a name of the built-in network, whose layers have short labels."""
+    pixels, names = keras.Input((8, 8, 3)), ("block1", "block2", "block3")
+    x = pixels
+    for name in names:
+        x = block(x.shape[1:], name, layer_name)(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(pixels, keras.layers.Dense(6)(x))
+    convolutions = [model.get_layer(name).get_layer(layer_name) for name in names]
+    for factor, layer in zip((1, 2, 4), convolutions, strict=True):
+        layer.kernel.assign(factor * layer.kernel.value)
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3)).astype(np.uint8)
+    taps = Taps(model)
+    rows = taps.measure(Split(images, np.arange(6, dtype=np.int32)), 0, taps.weights())
+    assert [row.layer for row in rows] == [f"{name}/{layer_name}" for name in names]
+    assert [layer.name for layer in convolutions] == [layer_name] * 3
+
+    def loss():
+        logits = model(images.astype(np.float32), training=True)
+        found = keras.ops.sparse_categorical_crossentropy(np.arange(6), logits, from_logits=True)
+        return keras.ops.mean(found)
+
+    gradients = parameter_gradients(loss, [layer.kernel for layer in convolutions])
+    wanted = [np.linalg.norm(one) for one in gradients]
+    assert np.allclose([row.gradient_norm for row in rows], wanted, rtol=1e-3)
+    assert np.allclose(
+        [row.weight_norm for row in rows],
+        [np.linalg.norm(layer.get_weights()[0]) for layer in convolutions],
+    )
+    x = images.astype(np.float32)
+    for row, name in zip(rows, names, strict=True):
+        kernel, bias = model.get_layer(name).get_layer(layer_name).get_weights()
+        kernel = keras.ops.convert_to_tensor(kernel)
+        before = keras.ops.convert_to_numpy(keras.ops.conv(x, kernel, padding="same")) + bias
+        x = (before - before.mean((0, 1, 2))) / np.sqrt(before.var((0, 1, 2)) + 1e-3)
+        assert np.isclose(row.activation_std, x.std(), rtol=1e-3)
+        assert np.isclose(row.zero_share, (x <= 0).mean(), atol=0.01)
+        x = np.maximum(x, 0)
+
+
+class LastWeights(keras.callbacks.Callback):
+    """Copies the weights at the end of a training."""
+
+    def on_train_end(self, logs=None):
+        self.weights = self.model.get_weights()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Runs by norm, each with copies of the weights at the end of its training."""
+    found = {}
+    for norm in ("bn", "gn"):
+        last, out = LastWeights(), tmp_path_factory.mktemp("trained") / norm
+        found[norm] = train(config(norm=norm), out=out, callbacks=[last]), last.weights
+    return found
+
+
+@pytest.mark.backend("any")
+@pytest.mark.parametrize("norm", ["bn", "gn"])
+def test_the_weights_are_all_kernels_that_were_trained(trained, norm):
+    """With gn the kernels are standardized: those in the run's model are others."""
+    done, weights = trained[norm]
+    (found,) = statistics([done], train_size=32, epochs=1, images=8).data
+    kernels = [array.astype(np.float64).ravel() for array in weights if array.ndim == 4]
+    assert len(kernels) == 11  # ten of four channels, the first of three, and that of the classes
+    flat = np.concatenate(kernels)
+    assert flat.size == 9 * (3 * 4 + 7 * 4 * 4) + 2 * 4 * 4 + 4 * 10
+    assert np.isclose(found.weights.norm, np.sqrt(flat @ flat))
+    assert np.isclose(found.weights.std, flat.std())
+    small = [int((np.abs(kernel) < np.abs(kernel).max() / 1000).sum()) for kernel in kernels]
+    assert np.isclose(found.weights.sparsity, sum(small) / flat.size)
+    table = weights_table([found])
+    assert table.rows[0][1] == f"{np.sqrt(flat @ flat):.2f}"
+    assert len(table.notes) == 1
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_standardized_kernels_that_are_lost_are_left_out(trained, tmp_path, is_there):
+    """A checkpoint is gone, or is not that of the model."""
+    done, _ = trained["gn"]
+    path = tmp_path / "run"
+    shutil.copytree(done.path, path)
+    if is_there:
+        (newest,) = [name for name in (path / "checkpoints").iterdir() if "002" in name.name]
+        shutil.rmtree(newest)
+    else:
+        shutil.rmtree(path / "checkpoints")
+    answer = statistics([path, trained["bn"][0]], train_size=32, epochs=1, images=8)
+    lost, kept = answer.data
+    assert lost.weights is None
+    assert kept.weights is not None
+    rows = weights_table(answer.data).rows
+    assert rows[0][1:4] == ("-", "-", "-")
+    assert rows[0][5] == f"{100 * done.metrics['test_accuracy']:.2f}"
+    assert "no checkpoint" in weights_table(answer.data).notes[1]
+    (picture,) = [picture for picture in answer.pictures if picture.name == "weights"]
+    assert "no checkpoint" in picture.caption
+    assert len(picture.figure.axes[0].patches) == 1
+    assert not weights_figure([lost]).figure.axes[0].patches
+    assert answer.document()[0]["weights"] is None
+
+
+def test_every_kernel_of_an_application_counts():
+    options = {"weights": None, "input_shape": (32, 32, 3), "classes": 10}
+    model = keras.applications.MobileNet(**options, alpha=0.25)
+    found = kernels(model)
+    # Its 27 convolutions, the first, 13 depthwise ones and 13 of 1x1, and that of the classes.
+    assert len(found) == 28
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    others = sum(layer.count_params() for layer in norms) + 10  # and the biases of the classes
+    assert sum(int(np.prod(kernel.shape)) for _, kernel in found) == model.count_params() - others
 
 
 def test_a_histogram_counts_the_weights_between_its_edges_once():

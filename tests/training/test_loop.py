@@ -2,9 +2,13 @@
 
 import re
 
+import keras
+import numpy as np
 import pytest
 from helpers import tiny
 
+from kerasnorm.config import resolve
+from kerasnorm.training.loggers import RunLogs
 from kerasnorm.training.loop import epoch_line
 from kerasnorm.training.run import judged
 
@@ -91,3 +95,35 @@ def test_a_run_reports_each_step_and_logs_its_title_and_epochs(tmp_path, caplog)
     tiny.train(resume=tmp_path / "run", epochs=3, progress=resumed)
     assert resumed.calls[0] == ("start", "training", 3 * steps, 2 * steps)
     assert [call[1] for call in resumed.calls[1:-1]] == list(range(2 * steps + 1, 3 * steps + 1))
+
+
+def test_a_log_receives_every_weight_where_layers_of_two_models_have_one_name(
+    tmp_path, monkeypatch
+):
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+    pixels = keras.Input((32, 32, 3))
+    x = pixels
+    for name in ("block1", "block2"):
+        start = keras.Input(x.shape[1:])
+        conv = keras.layers.Conv2D(4, 3, strides=4, name="conv")
+        x = keras.Model(start, conv(start), name=name)(x)
+    logits = keras.layers.Dense(10, name="head")(keras.layers.GlobalAveragePooling2D()(x))
+    keras.Model(pixels, logits).save(tmp_path / "net.keras")
+    logged, last = [], []
+    monkeypatch.setattr(RunLogs, "write", lambda self, rows, details=None: logged.append(details))
+    monkeypatch.setattr(RunLogs, "finish", lambda self, done: None)
+    monkeypatch.setattr("kerasnorm.plots.draw_run", lambda done, images: None)
+    catch = keras.callbacks.LambdaCallback(
+        on_train_end=lambda logs: last.extend(catch.model.get_weights())
+    )
+    small = {name: value for name, value in tiny.TINY.items() if name != "widths"}
+    network = {"network": str(tmp_path / "net.keras"), "norm": "keep", "recipe": "plain"}
+    backend = {"backend": keras.backend.backend(), "log": ["tensorboard"]}
+    config = resolve(small | network | backend)
+    tiny.train(config, out=tmp_path / "run", callbacks=[catch])
+    owners = ("block1/conv", "block2/conv", "head")
+    names = [f"{owner}/{kind}" for owner in owners for kind in ("kernel", "bias")]
+    weights = logged[-1].weights
+    assert [*weights] == names
+    for name, array in zip(names, last, strict=True):
+        assert np.array_equal(weights[name], array), name
