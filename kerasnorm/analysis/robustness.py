@@ -425,7 +425,7 @@ def robustness_table(found: Sequence[Robustness]) -> Table:
     accuracies = (
         f"Accuracy in percent on {' or '.join(f'{count:,}' for count in counts)} images; mean ± "
         "sample std over n seeds. A corruption's column is the mean over the severities "
-        f"{severities}; mean is that of these columns, and loss is clean minus mean, in points."
+        f"{severities}; mean is that of these columns, and lost is clean minus mean, in points."
     )
     batches = (
         "Mixed and one class: norms with moving statistics use those of each batch of at most "
@@ -433,7 +433,7 @@ def robustness_table(found: Sequence[Robustness]) -> Table:
     )
     reasons = dict.fromkeys(m.reason for one in found for m in one.models if m.reason)
     titles = (f">{CORRUPTIONS[name].title}" for name in names)
-    columns = ("model", ">n", ">clean", *titles, ">mean", ">loss", ">mixed", ">one class")
+    columns = ("model", ">n", ">clean", *titles, ">mean", ">lost", ">mixed", ">one class")
     return Table(columns, rows, notes=(accuracies, batches, *reasons))
 
 
@@ -444,8 +444,10 @@ def loss_table(found: Sequence[Robustness]) -> Table:
         for one in found
         for label, comparison in one.differences.items()
     ]
-    note = difference_note("loss", len(rows), MARGIN)
-    return Table(("first", "second", *JUDGED), rows, notes=(note,), title="Differences in loss")
+    note = difference_note("lost accuracy", len(rows), MARGIN)
+    return Table(
+        ("first", "second", *JUDGED), rows, notes=(note,), title="Differences in lost accuracy"
+    )
 
 
 def robustness_figure(found: Sequence[Robustness]) -> Picture:
@@ -490,13 +492,13 @@ def robustness_figure(found: Sequence[Robustness]) -> Picture:
         else ""
     )
     spread = "; shades are the standard deviation over the seeds" if _has_seeds(found) else ""
-    losses = [f"{one.label} {percent(one.clean)} clean, loss {percent(one.loss)}" for one in found]
+    losses = [f"{one.label} {percent(one.clean)} clean, {percent(one.loss)} lost" for one in found]
     return Picture(
         "robustness",
         figure,
         "Accuracy on corrupted images",
         f"{text}{batch}{spread}.",
-        f"{text}{batch}. In percent, and the loss averaged over the corruptions in points: "
+        f"{text}{batch}. In percent, and what is lost on average over the corruptions in points: "
         f"{first_texts(losses)}.",
     )
 

@@ -245,7 +245,7 @@ def test_losses_are_compared_seed_by_seed(runs, answer):
     points = 100 * (losses["bn-0"] - losses["gn-0"])
     table = loss_table(answer.data)
     assert table.rows == [("BN", "GN", "1", f"{points:+.2f}", "-", "-", "no verdict")]
-    assert "points of loss" in table.notes[0]
+    assert "points of lost accuracy" in table.notes[0]
     turned = kerasnorm.robustness(runs[2::-1], corruptions=NAMES, severities=[5, 2])
     assert loss_table(turned.data).rows == [
         ("GN", "BN", "1", f"{-points:+.2f}", "-", "-", "no verdict")
@@ -334,7 +334,7 @@ def test_the_table_and_the_figure_show_all(answer):
     table = robustness_table(answer.data)
     titles = [CORRUPTIONS[name].title for name in NAMES]
     assert [c.removeprefix(">") for c in table.columns] == [
-        *("model", "n", "clean", *titles, "mean", "loss", "mixed", "one class")
+        *("model", "n", "clean", *titles, "mean", "lost", "mixed", "one class")
     ]
     assert [row[:2] for row in table.rows] == [("BN", "2"), ("GN", "1")]
     assert "on 20 images" in table.notes[0]
