@@ -23,7 +23,7 @@ from kerasnorm.data.sources import locate, with_place
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError
 from kerasnorm.files import check_file, in_command, run_lock, sweep, write_json
 from kerasnorm.norms import NORMS
-from kerasnorm.progress import NullProgress, Progress, default_progress
+from kerasnorm.progress import NullProgress, Progress, counted, default_progress
 from kerasnorm.training import run
 from kerasnorm.training.loggers import RunLogs, check_loggers
 from kerasnorm.training.process_group import ProcessGroup, this_launch
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from kerasnorm.engines.base import Engine
 
 logger = logging.getLogger(__name__)
+MOST_INITIAL = 0.1  # share of a moving statistic that may be its initial value without a warning
 
 
 def fit(
@@ -100,6 +101,8 @@ def fit(
                 run.check_data(plan.path, dataset)
             config = _resolved(plan.config, backend, dataset)
             engine = make_engine(config, dataset, group)
+            if group.is_first and not config.model.pretrained:
+                _note_lagging_statistics(engine)
             environment = runtime.environment(backend, device)
             environment["fused_kernels"] = engine.fused_kernels
             environment["data"] = {
@@ -330,6 +333,28 @@ def _note_shard_statistics(config: Config, model: "keras.Model", group: ProcessG
             f"norm {record.name}: each process or device computes the statistics over its own "
             "shard of a batch, because only layers of BatchNormalization are synchronized. "
             "Results depend on the number of processes."
+        )
+
+
+def _note_lagging_statistics(engine: "Engine") -> None:
+    """Warns where a training is too short for the moving statistics of its batch norms."""
+    import keras
+
+    from kerasnorm.network import leaves
+
+    momenta = [
+        layer.momentum
+        for layer in leaves(engine.model)
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+    ]
+    steps = engine.config.epochs * engine.batches.steps
+    share = max(momenta, default=0.0) ** steps
+    if share > MOST_INITIAL:
+        logger.warning(
+            f"{counted(len(momenta), 'batch norm')} of momentum {max(momenta):g}: after {steps} "
+            f"steps, {100 * share:.0f} % of the moving statistics are still the initial ones, and "
+            "the accuracy at inference suffers. Train longer, or measure the statistics "
+            "afterwards: kerasnorm recalibrate."
         )
 
 

@@ -132,6 +132,15 @@ def test_a_resumed_run_keeps_its_config(tmp_path, field):
         tiny.train(resume=folder, **field)
 
 
+@pytest.mark.parametrize(("momentum", "share"), [(0.9, 43), (0.5, None)])
+def test_a_training_too_short_for_moving_statistics_says_so(tmp_path, caplog, momentum, share):
+    """Eight steps: 0.9^8 is 0.43, 0.5^8 is 0.004."""
+    tiny.train(tiny.config(norm="bn", bn_momentum=momentum), out=tmp_path / "run")
+    found = [r.getMessage() for r in caplog.records if "moving statistics" in r.getMessage()]
+    assert len(found) == (share is not None)
+    assert all(f"after 8 steps, {share} %" in text for text in found)
+
+
 @pytest.mark.parametrize(("before", "is_said"), [(0, False), (1, True)])
 def test_another_number_of_threads_is_said_when_a_run_is_resumed(tmp_path, caplog, before, is_said):
     with pytest.raises(KeyboardInterrupt):
