@@ -17,18 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kerasnorm import runtime
-from kerasnorm.errors import (
-    ConfigError,
-    CorruptFileError,
-    KerasnormError,
-    MissingPackageError,
-    RunFolderError,
-)
-from kerasnorm.files import in_command
+from kerasnorm.errors import ConfigError, KerasnormError, MissingPackageError, RunFolderError
+from kerasnorm.files import in_command, run_lock
 from kerasnorm.json_process import JsonProcess, ProcessEndedError, serve
 from kerasnorm.progress import Progress, console_notes, counted, default_progress, duration
 from kerasnorm.study.estimate import Forecast
-from kerasnorm.study.folder import LOG, PlannedRun, State, start_over, tidy
+from kerasnorm.study.folder import FAILURE, LOG, PlannedRun, State, is_lost, start_over, tidy
 from kerasnorm.tables import Table
 from kerasnorm.training import run as run_folder
 from kerasnorm.training.fit import fit
@@ -157,15 +151,16 @@ def _stop(path: Path, futures: "dict[Future[Ending], PlannedRun]") -> None:
 
 def _record_ending(run: PlannedRun, future: "Future[Ending]") -> None:
     try:
-        run.exit_code, run.message = future.result()
+        exit_code, message = future.result()
     except (Exception, CancelledError) as error:
-        run.exit_code, run.message = 1, f"{type(error).__name__}: {error}"
-    if run.exit_code < 0:
-        run.message = f"its process was ended by signal {-run.exit_code}"
+        exit_code, message = 1, f"{type(error).__name__}: {error}"
+    if exit_code < 0:
+        message = f"its process was ended by signal {-exit_code}"
     run.refresh()
-    run.state = State.FAILED if run.exit_code else State.DONE
-    if not run.exit_code:
-        run.message = ""
+    if exit_code:
+        run.fail(exit_code, message)
+    else:
+        run.state = State.DONE
         run.load()
 
 
@@ -313,6 +308,7 @@ def train_in_process(folder: Path, threads: int) -> Ending:
         folder: Folder of the run; it holds at least a config.
         threads: Number of threads that the run may keep busy.
     """
+    (folder / FAILURE).unlink(missing_ok=True)  # that of an earlier try
     deadline = time.monotonic() + LOCK_TIMEOUT
     while True:
         code, message = _train_once(folder, threads)
@@ -347,12 +343,11 @@ def train_run(request: Mapping[str, Any]) -> None:
     sys.argv = ["kerasnorm", "fit", "--resume", str(folder)]
     with console_notes():
         try:
-            try:
-                fit(resume=folder, plots=False)
-            except CorruptFileError as error:
-                logger.warning(f"{error} Starting over.")
-                start_over(folder)
-                fit(resume=folder, plots=False)
+            with run_lock(folder):
+                if is_lost(folder):
+                    logger.warning(f"{folder}: no checkpoint of this run is whole. Starting over.")
+                    start_over(folder)
+            fit(resume=folder, plots=False)
         except KerasnormError as error:
             logger.error(f"kerasnorm: {error}")
             raise

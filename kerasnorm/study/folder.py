@@ -14,7 +14,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
@@ -24,14 +24,24 @@ from kerasnorm.config import Config
 from kerasnorm.data import prepare
 from kerasnorm.data.sources import loading
 from kerasnorm.errors import CorruptFileError, RunFolderError
-from kerasnorm.files import encoded, in_command, is_empty, run_lock, short_name, write_bytes
+from kerasnorm.files import (
+    encoded,
+    in_command,
+    is_empty,
+    read_text,
+    run_lock,
+    short_name,
+    write_bytes,
+    write_json,
+)
 from kerasnorm.study import plan as plans
 from kerasnorm.study.plan import StudyPlan, identity, run_name
-from kerasnorm.training import run
+from kerasnorm.training import checkpoints, run
 
 logger = logging.getLogger(__name__)
 RUNS, FIGURES, REPORT = "runs", "figures", "report.html"
 LOG = "log.txt"  # output of a run's process, kept if it failed
+FAILURE = "failure.json"  # exit code and message of a run that failed, until it is tried again
 
 
 class State(StrEnum):
@@ -56,8 +66,8 @@ class PlannedRun:
         epoch: Number of epochs that are trained.
         judged: Validation or test accuracy after the last of them; None before the first.
         seconds: Training time so far in seconds, that before an interruption included.
-        exit_code: Exit code of its process.
-        message: Last line that the process of a failed run wrote.
+        exit_code: Exit code of its process; 0 for a run that has not failed.
+        message: Why it failed.
     """
 
     path: Path
@@ -105,6 +115,22 @@ class PlannedRun:
         epochs = len(found.history)
         if epochs and found.metrics.get("epochs", epochs) == epochs:
             self.finished = found
+
+    def fail(self, exit_code: int, message: str) -> None:
+        """Records that the run failed, in its folder too, so that later reports know of it."""
+        self.state, self.exit_code, self.message = State.FAILED, exit_code, message
+        with suppress(RunFolderError):  # a full disk may be why it failed
+            write_json(self.path / FAILURE, {"exit_code": exit_code, "message": message})
+
+    def recall(self) -> None:
+        """Reads from the folder of an unfinished run whether, and why, its last try failed."""
+        try:
+            found = json.loads(read_text(self.path / FAILURE))
+            exit_code, message = int(found["exit_code"]), str(found["message"])
+        except (OSError, ValueError, KeyError, TypeError):  # it did not fail
+            return
+        if exit_code and not self.finished:
+            self.state, self.exit_code, self.message = State.FAILED, exit_code, message
 
 
 def default(plan: StudyPlan) -> Path:
@@ -205,10 +231,31 @@ def _relocate(path: Path, plan: StudyPlan) -> None:
                 run.relocate(folder, moved[0])
 
 
+def unfinished(path: Path, plan: StudyPlan) -> list[Config]:
+    """Returns the configs of a plan that no finished run of the folder has; nothing is written."""
+    configs = plan.configs()
+    for folder in _runs(path):
+        with suppress(CorruptFileError):
+            planned = PlannedRun(folder, run.read_config(folder))
+            planned.load()
+            if planned.finished:
+                configs.pop(identity(planned.config), None)
+    return [*configs.values()]
+
+
+def results(path: Path, plan: StudyPlan) -> list[PlannedRun]:
+    """Returns the runs of a study as `survey` does, but those whose last try failed as failed."""
+    runs = survey(path, plan)
+    for planned in runs:
+        planned.recall()
+    return runs
+
+
 def survey(path: Path, plan: StudyPlan) -> list[PlannedRun]:
     """Returns the runs of a study in the plan's order, missing ones with the folder they will get.
 
-    A warning is logged for each folder that is ignored.
+    All that are not finished are waiting: those that failed are to be tried again. A warning is
+    logged for each folder that is ignored.
 
     Args:
         path: Folder of the study; it may be missing.
@@ -253,6 +300,24 @@ def _free(name: str, taken: set[str]) -> str:
     return free
 
 
+def is_lost(path: Path) -> bool:
+    """Returns whether a run has checkpoints, none of which is whole: it can only start over.
+
+    Only its own files say so. An error while it is resumed does not, since it may as well lie in
+    the network or in other files that the run needs.
+    """
+    found = checkpoints.checkpoint_folders(path / run.CHECKPOINTS)
+    return bool(found) and not any(map(_is_whole, reversed(found)))
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        checkpoints.load(checkpoint)
+    except CorruptFileError:
+        return False
+    return True
+
+
 def start_over(path: Path) -> None:
     """Removes the results of a damaged run and keeps its config."""
     shutil.rmtree(path / run.CHECKPOINTS, ignore_errors=True)
@@ -263,7 +328,8 @@ def start_over(path: Path) -> None:
 def tidy(path: Path) -> None:
     """Removes checkpoints and log from a finished run: a study does not need them."""
     shutil.rmtree(path / run.CHECKPOINTS, ignore_errors=True)
-    (path / LOG).unlink(missing_ok=True)
+    for name in (LOG, FAILURE):
+        (path / name).unlink(missing_ok=True)
 
 
 def load(path: Path) -> tuple[StudyPlan, list[run.Run]]:

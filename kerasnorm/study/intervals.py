@@ -13,6 +13,7 @@ from enum import StrEnum
 
 LEVEL = 0.95  # confidence level of every interval that is not corrected
 LEAST_SEEDS = 3  # fewer common seeds give numbers, but no verdict
+ROUNDING = 1e-12  # values that differ by less are the same: only floating point tells them apart
 MARGIN = 0.005  # share of 1 within which two accuracies are equivalent for practice, by default
 
 
@@ -20,12 +21,16 @@ MARGIN = 0.005  # share of 1 within which two accuracies are equivalent for prac
 class Interval:
     """The mean of a handful of measurements and its t-interval.
 
+    Measurements that are all the same have no interval. An accuracy is a multiple of one image, so
+    that a spread of 0 only says that the real one is too small for the number of test images; an
+    interval of width 0 would claim certainty.
+
     Attributes:
         n: Number of measurements.
         mean: Mean of the measurements.
         std: Sample standard deviation (n - 1); None for one measurement.
-        low: Lower end of the t-interval of the mean; None for one measurement.
-        high: Upper end of that interval; None for one measurement.
+        low: Lower end of the t-interval of the mean; None for one measurement, or the same ones.
+        high: Upper end of that interval; None for one measurement, or the same ones.
     """
 
     n: int
@@ -50,6 +55,8 @@ class Interval:
         n, mean = len(values), statistics.fmean(values)
         if n < 2:
             return cls(n, mean)
+        if max(values) - min(values) < ROUNDING:
+            return cls(n, mean, 0.0)
         from scipy import stats
 
         std = statistics.stdev(values)
@@ -84,19 +91,20 @@ class Comparison:
     Attributes:
         interval: Mean difference with its t-interval, at the confidence level of its step of
             Holm's procedure. It excludes zero if, and only if, the difference is significant.
-        p: Holm's adjusted p value of the paired t-test; None for one measurement.
+        p: Holm's adjusted p value of the paired t-test; None for one difference, and for several
+            that are all the same, whose spread is not known.
     """
 
     interval: Interval
     p: float | None
 
     def verdict(self, margin: float = MARGIN) -> Verdict:
-        """Returns what the data say.
+        """Returns what the data say: nothing without a p value, or with few differences.
 
         Args:
             margin: Largest difference, as a share of 1, that does not matter in practice.
         """
-        if self.interval.n < LEAST_SEEDS:
+        if self.p is None or self.interval.n < LEAST_SEEDS:
             return Verdict.TOO_FEW
         if self.interval.is_within(margin):
             return Verdict.EQUIVALENT
@@ -125,12 +133,15 @@ def compare(samples: Sequence[Sequence[float]]) -> list[Comparison]:
 
 
 def _p(values: Sequence[float]) -> float | None:
-    """Returns the p value of the two-sided t-test that the mean is zero, None for one value."""
+    """Returns the p value of the two-sided t-test that the mean is zero.
+
+    It is None for one value, and for several that are all the same: on ten test images, one image
+    more with each of three seeds is no proof that two groups differ, and the same number of images
+    no proof that they are equivalent.
+    """
     found = Interval.of(values)
-    if found.std is None:
+    if not found.std:
         return None
-    if found.std == 0:
-        return 0.0 if found.mean else 1.0
     from scipy import stats
 
     t = found.mean / found.std * math.sqrt(found.n)

@@ -1,17 +1,29 @@
 """A study from its plan to its report: runs trained, tables, figures and report written."""
 
 import logging
+import math
 import shlex
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from kerasnorm import runtime, tables, user_code
-from kerasnorm.config import DataConfig, flatten
+from kerasnorm.config import (
+    ARMS,
+    BACKENDS,
+    BUILTIN,
+    RATE_SCALINGS,
+    UNCOMPARED,
+    Config,
+    DataConfig,
+    flatten,
+    unknown,
+)
 from kerasnorm.data import Dataset, load, prepare
 from kerasnorm.data.sources import loading, locate, with_place
 from kerasnorm.data.stored import Images
@@ -43,11 +55,13 @@ class Outcome:
         path: Folder of the study.
         runs: All runs and how they ended.
         summary: Summary of the finished runs; None if there is none.
+        unwritten: Why its tables, figures or report could not be written; None if they were.
     """
 
     path: Path
     runs: Sequence[PlannedRun]
     summary: Summary | None
+    unwritten: Exception | None = None
 
     def __repr__(self) -> str:
         states = [run.state for run in self.runs]
@@ -79,14 +93,14 @@ class Outcome:
         """Returns the best run, see `best_run`."""
         return best_run(self.path)
 
-    def failure(self) -> KerasnormError | None:
-        """Returns the error that names the failed runs, None if no run failed.
+    def failure(self) -> Exception | None:
+        """Returns the error that names the failed runs, else `unwritten`.
 
-        Its exit code is theirs where they agree.
+        The exit code of the former is theirs where they agree.
         """
         failed = [run for run in self.runs if run.state == State.FAILED]
         if not failed:
-            return None
+            return self.unwritten
         codes = {run.exit_code for run in failed}
         lines = "\n".join(f"  {run.name}: {run.message}" for run in failed)
         error = KerasnormError(
@@ -119,6 +133,7 @@ def completed(study: StudyPlan, describe: Describe | None = None) -> StudyPlan:
         DataError: The data are damaged or unfit.
         MissingPackageError: A backend is not installed.
     """
+    _check_choices(study)
     if study.one_at_a_time and not study.vary:
         raise ConfigError("--one-at-a-time: expected --vary FIELD=VALUE,VALUE too. Received: none.")
     if axes := sorted({*AXES} & {*study.fixed}):
@@ -139,6 +154,90 @@ def completed(study: StudyPlan, describe: Describe | None = None) -> StudyPlan:
             "root. With --rate-scaling none you would compare learning rates as well."
         )
     return _with_data(study, describe or describer()).located()
+
+
+def _check_choices(study: StudyPlan) -> None:
+    """Makes sure that a plan has something to train, and that its own settings are known.
+
+    Raises:
+        ConfigError: It has not, or one is not.
+    """
+    for kind, names, known in (
+        ("backend", study.backends, BACKENDS),
+        ("arms", (study.arms,), ARMS),
+        ("rate_scaling", (study.rate_scaling,), RATE_SCALINGS),
+    ):
+        for name in names:
+            if name not in known:
+                raise unknown(kind, str(name), known)
+    margin: Any = study.margin
+    is_number = isinstance(margin, (int, float)) and not isinstance(margin, bool)
+    if not is_number or not 0 <= margin < math.inf:
+        raise ConfigError(
+            "margin: expected a number of percentage points of at least 0. "
+            f"Received: margin={margin!r}"
+        )
+    if not study.norms:
+        raise ConfigError("norms: expected the name of at least one norm. Received: none")
+    for name, values in study.vary.items():
+        if name in AXES:
+            raise ConfigError(
+                f"vary: expected a field without an option of its own. Received: vary={name}. "
+                f"Give {name}s instead ({AXES[name]})."
+            )
+        if name in UNCOMPARED:
+            raise ConfigError(
+                "vary: expected a field that changes what a run computes. Received: "
+                f"vary={name}. Give one {name} to all runs."
+            )
+        if not values:
+            raise ConfigError(f"vary: expected at least one value of {name}. Received: none")
+
+
+def _listed(name: str, values: Any, example: str) -> tuple[Any, ...]:
+    """Returns the distinct values that an argument lists.
+
+    Args:
+        name: Name of the argument, and of the field that it varies, for the message.
+        values: The values.
+        example: What they might have been.
+
+    Raises:
+        ConfigError: It is one value instead of several.
+    """
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise ConfigError(
+            f"{name}: expected several values such as {example}. Received: {values!r}"
+        )
+    return tuple({repr(value): value for value in values}.values())
+
+
+def _varied(vary: Any) -> dict[str, tuple[Any, ...]]:
+    """Returns the values of each varied field.
+
+    Raises:
+        ConfigError: They are not given as several values by field.
+    """
+    example = {"batch_size": [32, 64]}
+    if not isinstance(vary, Mapping):
+        raise ConfigError(f"vary: expected values by field such as {example}. Received: {vary!r}")
+    return {
+        name: _listed(f"vary, {name}", values, f"those in {example}")
+        for name, values in vary.items()
+    }
+
+
+def _count(name: str, value: Any) -> int:
+    """Returns the value of an argument that is a number of things, at least one.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ConfigError(
+            f"{name}: expected a whole number of at least 1. Received: {name}={value!r}"
+        )
+    return int(value)
 
 
 def _with_data(study: StudyPlan, describe: Describe) -> StudyPlan:
@@ -209,7 +308,8 @@ def compare(  # noqa: PLR0913  (all but the norms are options by name)
             may be a tuple of arrays, as for `fit`.
 
     Returns:
-        The study's runs and their summary; printed, its sentences and tables.
+        The study's runs and their summary; printed, its sentences and tables. What of it could
+        not be written is told by its `unwritten`.
 
     Raises:
         ConfigError: A value does not fit.
@@ -220,14 +320,14 @@ def compare(  # noqa: PLR0913  (all but the norms are options by name)
     describe = describer()
     study = completed(
         StudyPlan(
-            norms=tuple(dict.fromkeys(norms)),
-            backends=tuple(dict.fromkeys(backends)),
-            seeds=tuple(range(seeds)),
+            norms=_listed("norms", norms, "('bn', 'gn')"),
+            backends=_listed("backends", backends, "('torch', 'tensorflow')"),
+            seeds=tuple(range(_count("seeds", seeds))),
             arms=arms,
             rate_scaling=rate_scaling,
             margin=margin,
             one_at_a_time=one_at_a_time,
-            vary={name: tuple(values) for name, values in (vary or {}).items()},
+            vary=_varied({} if vary is None else vary),
             fixed=with_place(fixed),
         ),
         describe,
@@ -256,26 +356,29 @@ def run_study(
         describe: The `describer` by which the plan was completed.
 
     Raises:
-        ConfigError: A value does not fit, or the scheduler does not answer.
+        ConfigError: A value or a network does not fit, or the scheduler does not answer.
+        CorruptFileError: The file of a network is missing, damaged or not safe to open.
         DataError: The data are missing, damaged or unfit.
         MissingPackageError: A backend, or dask.distributed, is not installed.
         RunFolderError: The folder holds something else, is in use or cannot be written.
     """
+    jobs = _count("jobs", jobs)
     check(study)
     for config in study.configs().values():
         for name in filter(user_code.is_named, (config.model.norm, config.model.network)):
             user_code.trust(name.rpartition(":")[0])  # the report opens the models that it makes
     study = study.located()
-    if scheduler is None and not out.exists():
-        _check_networks(study, describe or describer())
-    if scheduler:
+    describe = describe or describer()
+    if scheduler is None:
+        _check_networks(folder.unfinished(out, study), describe)
+    else:
         out = out.resolve()  # workers may have another working directory
     with folder.opened(out, study):
         runs = folder.survey(out, study)
-        check_content(runs, describe or describer(), is_remote=scheduler is not None)
+        check_content(runs, describe, is_remote=scheduler is not None)
         place = execution.dask(scheduler) if scheduler else execution.local(jobs)
         execution.execute(out, runs, place, progress)
-        return Outcome(out, runs, _write(out, study, runs))
+        return _concluded(out, study, runs)
 
 
 def rebuild_report(path: Path) -> Path:
@@ -285,9 +388,10 @@ def rebuild_report(path: Path) -> Path:
         CorruptFileError: The folder holds no study, or none of its runs has finished.
         RunFolderError: It is in use.
     """
-    study, _ = folder.load(path)
+    study, finished = folder.load(path)
     with folder.opened(path, study):
-        _write(path, study, folder.survey(path, study))
+        runs = folder.results(path, study)
+        _write(path, study, runs, _with_failures(finished, runs, study))
     return path / folder.REPORT
 
 
@@ -300,16 +404,29 @@ def redraw(path: Path, out: Path | None = None) -> list[Path]:
     """
     study, finished = folder.load(path)
     with folder.opened(path, study):
-        summary = _with_failures(finished, folder.survey(path, study), study)
+        summary = _with_failures(finished, folder.results(path, study), study)
         return [*draw_study(summary, out or path / folder.FIGURES, image_source())]
 
 
-def _write(path: Path, study: StudyPlan, runs: Sequence[PlannedRun]) -> Summary | None:
-    """Writes tables, figures and report of the finished runs; returns their summary."""
+def _concluded(path: Path, study: StudyPlan, runs: Sequence[PlannedRun]) -> Outcome:
+    """Writes what a study, now that its runs have ended, has found; returns its outcome."""
     finished = [run.finished for run in runs if run.finished]
     if not finished:
-        return None
+        return Outcome(path, runs, None)
     summary = _with_failures(finished, runs, study)
+    try:
+        _write(path, study, runs, summary)
+    except Exception as error:  # whatever cannot be written must not cost the answer
+        logger.warning(
+            f"{path}: the tables, figures and report are not complete ({type(error).__name__}: "
+            f"{error}). The runs are kept. Write the rest with: kerasnorm report {in_command(path)}"
+        )
+        return Outcome(path, runs, summary, error)
+    return Outcome(path, runs, summary)
+
+
+def _write(path: Path, study: StudyPlan, runs: Sequence[PlannedRun], summary: Summary) -> None:
+    """Writes the tables, figures and report of a study into its folder."""
     study_tables.write(path, runs, summary)
     pictures = draw_study(summary, path / folder.FIGURES, image_source())
     one = in_command(path / folder.RUNS / "RUN" / CONFIG)
@@ -319,7 +436,6 @@ def _write(path: Path, study: StudyPlan, runs: Sequence[PlannedRun]) -> Summary 
         "This report:": f"kerasnorm report {in_command(path)}",
     }
     _write_report(path / folder.REPORT, path.name, summary, pictures, commands)
-    return summary
 
 
 def _with_failures(
@@ -329,9 +445,7 @@ def _with_failures(
     return replace(_summarize(finished, study), failures=_failures(runs, study))
 
 
-def _summarize(runs: Sequence[Run], study: StudyPlan | None) -> Summary:
-    if study is None:
-        return summarize(runs)
+def _summarize(runs: Sequence[Run], study: StudyPlan) -> Summary:
     is_ablation = study if study.one_at_a_time else None
     return summarize(runs, tuple(study.vary), is_ablation, study.margin / 100)
 
@@ -404,17 +518,22 @@ def check(study: StudyPlan) -> None:
             norm.groups(config.model, width)
 
 
-def _check_networks(study: StudyPlan, describe: Describe) -> None:
+def _check_networks(configs: Iterable[Config], describe: Describe) -> None:
     """Makes sure, before anything is written, that networks and norms of the user's can be made.
+
+    Args:
+        configs: Configs of the runs that are to be trained.
+        describe: Describes the data of a config.
 
     Raises:
         ConfigError: One cannot, or does not fit the images.
+        CorruptFileError: The file of a network is missing, damaged or not safe to open.
         DataError: The data are missing or damaged.
     """
     with ExitStack() as processes:
         by_backend: dict[str, JsonProcess] = {}
         made = set()
-        for config in study.configs().values():
+        for config in configs:
             model, backend = config.model, config.train.backend
             if model.is_builtin and not user_code.is_named(model.norm):
                 continue
@@ -427,7 +546,12 @@ def _check_networks(study: StudyPlan, describe: Describe) -> None:
                 by_backend[backend] = processes.enter_context(JsonProcess(probe.MODULE))
             values = {"recipe": config.recipe} | flatten(config.to_dict())
             sizes = {"image_shape": dataset.image_shape, "classes": len(dataset.class_names)}
-            by_backend[backend].ask({"task": "build", "config": values, "sizes": sizes})
+            try:
+                by_backend[backend].ask({"task": "build", "config": values, "sizes": sizes})
+            except CorruptFileError as error:
+                raise CorruptFileError(
+                    f"{error} No run was touched: repeat the command once the network opens."
+                ) from None
 
 
 def check_content(
@@ -464,9 +588,13 @@ def report_on_runs(runs: Sequence[Run], target: Path, study: StudyPlan | None = 
     Args:
         runs: Finished runs.
         target: The HTML file.
-        study: Plan of the study that all the runs belong to, if they belong to one.
+        study: Plan of the study in whose folder all the runs are, if they are in one.
     """
-    summary = _summarize(runs, study)
+    if study is None:
+        summary = summarize(runs)
+    else:
+        home = runs[0].path.parent.parent
+        summary = _with_failures(runs, folder.results(home, study), study)
     paths = " ".join(in_command(run.path) for run in runs)
     commands = {
         f"{run.path.name}:": f"kerasnorm fit --config {in_command(run.path / CONFIG)}"
@@ -486,28 +614,36 @@ def _write_report(
     pictures: Mapping[Path, Picture],
     commands: Mapping[str, str],
 ) -> None:
-    first = summary.groups[0].first
-    data = " and ".join(dict.fromkeys(data_name(run) for run in summary.runs))
-    model = first.config.model
-    network = "" if model.is_builtin else f"in {model.network_title} "
-    title = f"{name}: normalization compared {network}on {data}, recipe {first.config.recipe}"
-    if len({group.norm for group in summary.groups}) > 1:
-        title += f", {'tuned' if summary.unmatched else 'matched'} arms"
-    html = report.render(title, summary, pictures, commands, _layers(first))
+    title = _title(name, summary)
+    html = report.render(title, summary, pictures, commands, _layers(summary.groups[0].first))
     write_bytes(target, encoded(html))
 
 
+def _title(name: str, summary: Summary) -> str:
+    """Returns the title of a report: its name, and all data sets, networks and recipes."""
+    configs = [run.config for run in summary.runs]
+    networks = [*dict.fromkeys(config.model.network_title for config in configs)]
+    recipes = [*dict.fromkeys(config.recipe for config in configs)]
+    data = " and ".join(dict.fromkeys(data_name(run) for run in summary.runs))
+    network = "" if networks == [BUILTIN] else f"in {' and '.join(networks)} "
+    recipe = f"{'recipe' if len(recipes) == 1 else 'recipes'} {' and '.join(recipes)}"
+    title = f"{name}: normalization compared {network}on {data}, {recipe}"
+    if len({group.norm for group in summary.groups}) > 1:
+        title += f", {'tuned' if summary.unmatched else 'matched'} arms"
+    return title
+
+
 def _layers(run: Run) -> tables.Table | None:
-    """Returns the receptive fields of a run's model, None if there is no model."""
+    """Returns the receptive fields of a run's model; None, maybe after a warning, without them."""
     if not (run.path / MODEL).is_file():
         return None
-    runtime.import_keras()
-    from kerasnorm.inspection.layers import receptive_field, receptive_field_table
-
     try:
+        runtime.import_keras()
+        from kerasnorm.inspection.layers import receptive_field, receptive_field_table
+
         rows = receptive_field(run.model())
-    except (CorruptFileError, OSError) as error:
-        logger.warning(f"{error} The report has no table of receptive fields.")
+    except (KerasnormError, OSError) as error:
+        logger.warning(f"The report has no table of receptive fields: {error}")
         return None
     return receptive_field_table(
         rows, f"Receptive field of {run.config.model.title}", with_published=False

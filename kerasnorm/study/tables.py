@@ -48,7 +48,7 @@ GROUP_NOTE = (
 CORRECTION = (
     "Intervals and p values are those of paired t-tests, corrected for the {count} of this table "
     "(Holm). Different: the interval excludes zero. Equivalent: it lies within ±{margin:g} points. "
-    "With fewer than {least} common seeds there are numbers only."
+    "With fewer than {least} common seeds, or the same difference on each, there are numbers only."
 )
 DIFFERENCE_NOTE = (
     "First minus second in points of {measure}, seed by seed over the n seeds that both have. "
@@ -485,7 +485,7 @@ def _effect_sentence(item: AblationEffect, summary: Summary) -> str:
 
 def _behind(found: Interval) -> str:
     seeds = f"{found.n} common seed{'s' * (found.n != 1)}"
-    if found.n < LEAST_SEEDS:
+    if found.n < LEAST_SEEDS or found.low is None:
         return f"({seeds})"
     return f"({seeds}, corrected interval {_ends(found)})"
 

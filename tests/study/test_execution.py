@@ -2,19 +2,31 @@
 
 import contextlib
 import io
+import json
 import logging
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import keras
+import numpy as np
+import pytest
+from helpers import tiny
+from helpers.networks import Twice, write_network
+from helpers.studies import place as place_run
+from keras import layers
 from rich.console import Console
 
 from kerasnorm.config import resolve
+from kerasnorm.errors import CorruptFileError
 from kerasnorm.progress import ConsoleProgress, console_notes
 from kerasnorm.study import execution, folder
 from kerasnorm.study.execution import event_line, runs_table
 from kerasnorm.study.folder import PlannedRun, State
 from kerasnorm.study.plan import StudyPlan
 from kerasnorm.tables import to_rich
+from kerasnorm.training import checkpoints
+from kerasnorm.training import run as runs
 from kerasnorm.training.run import Judged
 
 STATES = (State.KEPT, State.WAITING, State.RUNNING, State.DONE, State.FAILED)
@@ -120,3 +132,78 @@ def test_quiet_shows_no_table(tmp_path, monkeypatch):
     stream = io.StringIO()
     stream.isatty = lambda: True
     assert "elapsed" not in execute(tmp_path, stream, monkeypatch, quiet=True)
+
+
+def test_a_failed_run_leaves_a_record_until_it_is_tried_again(tmp_path, monkeypatch):
+    execute(tmp_path, io.StringIO(), monkeypatch)
+    done, failed = (tmp_path / "runs" / name for name in ("gn-torch-s0", "gn-torch-s1"))
+    assert not (done / folder.FAILURE).exists()
+    record = json.loads((failed / folder.FAILURE).read_text())
+    assert record == {"exit_code": 1, "message": "a [bold] loss"}
+    monkeypatch.setattr(execution, "_train_once", lambda folder, threads: (143, ""))
+    execution.train_in_process(failed, 1)
+    assert not (failed / folder.FAILURE).exists()
+
+
+def moved(home, network):
+    network.rename(network.with_name("elsewhere.keras"))
+
+
+def damaged(home, network):
+    network.write_bytes(network.read_bytes()[:100])
+
+
+def untrusted(home, network):
+    write_network(network, Twice())
+
+
+def replaced(home, network):
+    write_network(network, layers.Conv2D(3, 1))
+
+
+def edited(home, network):
+    config = runs.read_config(home)
+    (home / runs.MANIFEST).unlink(missing_ok=True)
+    runs.write_config(home, config.replace(learning_rate=0.123))
+
+
+def begun_run(path):
+    """A run of a network in a file, after one of its three epochs; returns its folder and file."""
+    network = path / "net.keras"
+    write_network(network)
+    fields = {name: value for name, value in tiny.TINY.items() if name != "widths"}
+    config = resolve(fields | {"network": str(network), "backend": keras.backend.backend()})
+    home = path / "study" / "runs" / "a"
+    place_run(home, config, finished=False)
+    facts = {"epoch": 1, "is_best": False, "config": runs.lineage(config)}
+    checkpoints.save(home / runs.CHECKPOINTS, {"a": np.arange(3.0)}, facts)
+    return home, network
+
+
+def training_in(home):
+    """What a run has trained, file by file."""
+    files = [home / runs.HISTORY, *(home / runs.CHECKPOINTS).rglob("*")]
+    return {file.relative_to(home): file.read_bytes() for file in files if file.is_file()}
+
+
+@pytest.mark.parametrize("cause", [moved, damaged, untrusted, replaced, edited])
+def test_what_a_run_has_trained_is_kept_if_something_else_is_damaged(tmp_path, monkeypatch, cause):
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    home, network = begun_run(tmp_path)
+    before = training_in(home)
+    assert len(before) == 4
+    cause(home, network)
+    with pytest.raises(CorruptFileError):
+        execution.train_run({"folder": home})
+    assert training_in(home) == before
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_starts_over(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    home, _ = begun_run(tmp_path)
+    (home / runs.CHECKPOINTS / "epoch-001" / checkpoints.STATE).write_bytes(b"")
+    found = []
+    monkeypatch.setattr(execution, "fit", lambda **_: found.extend(home.iterdir()))
+    execution.train_run({"folder": home})
+    assert {path.name for path in found} - {".lock"} == {runs.CONFIG}
+    assert "no checkpoint of this run is whole. Starting over." in capsys.readouterr().err

@@ -1,7 +1,9 @@
 """A study's folder: runs are known by their config, whatever their folder is called."""
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import tiny
 from helpers.studies import place
@@ -12,6 +14,7 @@ from kerasnorm.data import prepare
 from kerasnorm.errors import CorruptFileError, DataError, RunFolderError
 from kerasnorm.study import folder
 from kerasnorm.study.plan import StudyPlan
+from kerasnorm.training import checkpoints
 from kerasnorm.training import run as runs
 
 FIXED = {name: value for name, value in tiny.TINY.items() if name != "widths"}
@@ -124,6 +127,93 @@ def test_tidying_keeps_what_a_study_is_made_of(tmp_path):
     assert names == {runs.CONFIG, runs.HISTORY, runs.METRICS}
     folder.start_over(tmp_path / "a")
     assert {path.name for path in (tmp_path / "a").iterdir()} == {runs.CONFIG}
+
+
+MESSAGES = ["", "a loss, lost", "two\nlines", "größer als 1e30 ⟷", '{"a": "b"}', "\udcff"]
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+@pytest.mark.parametrize("exit_code", [1, 4, 143, -9])
+def test_a_failure_is_known_until_the_run_is_finished(tmp_path, exit_code, message):
+    """Reports tell of it, and a resumed study tries the run again."""
+    home = tmp_path / "runs" / "a"
+    place(home, configs()[0], finished=False)
+    run, *others = folder.survey(tmp_path, PLAN)
+    run.fail(exit_code, message)
+    assert (run.state, run.exit_code, run.message) == (folder.State.FAILED, exit_code, message)
+    again, *_ = folder.survey(tmp_path, PLAN)
+    assert (again.state, again.exit_code, again.message) == (folder.State.WAITING, 0, "")
+    assert again.epochs_left == max(0, again.config.train.epochs - again.epoch)
+    known, *rest = folder.results(tmp_path, PLAN)
+    assert (known.state, known.exit_code, known.message) == (run.state, exit_code, message)
+    assert {one.state for one in rest} == {one.state for one in others} == {folder.State.WAITING}
+    finished = tmp_path / "finished"
+    place(finished, configs()[0])
+    shutil.copytree(finished, home, dirs_exist_ok=True)
+    known, *_ = folder.results(tmp_path, PLAN)
+    assert (known.state, known.exit_code) == (folder.State.KEPT, 0)
+    folder.tidy(home)
+    assert not (home / folder.FAILURE).exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "{}", '{"exit_code": null, "message": ""}']
+)
+def test_a_damaged_record_of_a_failure_is_none(tmp_path, text):
+    home = tmp_path / "runs" / "a"
+    place(home, configs()[0], finished=False)
+    (home / folder.FAILURE).write_text(text)
+    assert {run.state for run in folder.results(tmp_path, PLAN)} == {folder.State.WAITING}
+
+
+def test_a_failure_that_cannot_be_recorded_ends_nothing(tmp_path):
+    run, *_ = folder.survey(tmp_path, PLAN)  # its folder is missing
+    run.fail(1, "the disk is full")
+    assert run.state == folder.State.FAILED
+
+
+def without(file):
+    file.unlink()
+
+
+def cut_off(file):
+    file.write_bytes(file.read_bytes()[:20])
+
+
+def changed(file):
+    content = file.read_bytes()
+    file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+
+
+def save_checkpoints(home, *epochs):
+    for epoch in epochs:
+        facts = {"epoch": epoch, "is_best": False}
+        checkpoints.save(home / runs.CHECKPOINTS, {"a": np.arange(3.0)}, facts)
+
+
+@pytest.mark.parametrize("damage", [without, cut_off, changed])
+@pytest.mark.parametrize("name", [checkpoints.STATE, checkpoints.FACTS, runs.MANIFEST])
+def test_a_run_is_lost_if_none_of_its_checkpoints_is_whole(tmp_path, damage, name, caplog):
+    assert not folder.is_lost(tmp_path)  # it has none: it begins
+    save_checkpoints(tmp_path, 1, 2)
+    older, newer = checkpoints.checkpoint_folders(tmp_path / runs.CHECKPOINTS)
+    assert not folder.is_lost(tmp_path)
+    damage(newer / name)
+    assert not folder.is_lost(tmp_path)
+    damage(older / name)
+    assert folder.is_lost(tmp_path)
+    assert caplog.messages == []
+
+
+def test_what_is_unfinished_is_told_without_writing(tmp_path):
+    assert folder.unfinished(tmp_path / "study", PLAN) == configs()
+    assert not (tmp_path / "study").exists()
+    first, second, third, _ = configs()
+    place(tmp_path / "runs/a", first)
+    place(tmp_path / "runs/b", second, finished=False)
+    place(tmp_path / "runs/c", third)
+    (tmp_path / "runs/c" / runs.CONFIG).write_text("norm = ")
+    assert folder.unfinished(tmp_path, PLAN) == configs()[1:]
 
 
 def on(data, **fields):

@@ -72,8 +72,8 @@ def test_one_comparison_is_not_corrected():
 def test_an_interval_excludes_zero_if_and_only_if_p_is_at_most_5_percent(samples):
     for values, one in zip(samples, compare(samples), strict=True):
         assert one.interval.n == len(values)
-        if len(values) == 1:
-            assert one.p is None
+        if one.p is None:
+            assert len(values) == 1 or max(values) - min(values) < 1e-12
         elif abs(one.p - 0.05) > 1e-9 and one.interval.std > 1e-9:
             assert one.interval.is_clear == (one.p < 0.05)
 
@@ -97,11 +97,31 @@ def test_a_further_comparison_narrows_no_interval(samples):
         ([0.002, 0.0021, 0.0022], Verdict.EQUIVALENT),  # significant, but too small to matter
         ([-0.0005, 0.0, 0.0005], Verdict.EQUIVALENT),
         ([-0.02, 0.0, 0.02], Verdict.OPEN),
+        ([0.02, 0.02, 0.02], Verdict.TOO_FEW),
+        ([0.0, 0.0, 0.0], Verdict.TOO_FEW),
     ],
 )
 def test_the_verdict_says_no_more_than_the_interval(values, verdict):
     [one] = compare([values])
     assert one.verdict(0.005) is verdict
+
+
+@given(
+    correct=st.lists(st.integers(0, 10), min_size=2, max_size=10),
+    more=st.integers(-3, 3),
+    images=st.sampled_from([13, 60, 10_000]),
+    margin=st.sampled_from([0.005, 0.5]),
+)
+def test_the_same_difference_on_every_seed_is_no_finding(correct, more, images, margin):
+    """Accuracies are whole numbers of images, which floating point does not subtract exactly."""
+    same = [(number + more) / images - number / images for number in correct]
+    other = [0.01, 0.02, 0.04]
+    found, beside = compare([same, other])
+    assert found.verdict(margin) is Verdict.TOO_FEW
+    assert found.p is None
+    assert found.interval == Interval(len(same), found.interval.mean, 0.0)
+    assert math.isclose(found.interval.mean, more / images, abs_tol=1e-12)
+    assert beside == compare([other])[0]
 
 
 def test_a_wider_margin_makes_more_differences_equivalent():

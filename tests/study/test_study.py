@@ -17,19 +17,23 @@ from pathlib import Path
 
 import keras
 import pytest
+from helpers import tiny
 from helpers.coarse import coarse_figures  # noqa: F401
 from helpers.command import call
 from helpers.forked import PYTHON
-from helpers.studies import place
+from helpers.networks import Twice, write_network
+from helpers.studies import make_run, place
 from hostile import changed_data
+from keras import layers
 from PIL import Image
 
 import kerasnorm
 from kerasnorm.cli import studies
-from kerasnorm.errors import ConfigError, DataError
+from kerasnorm.errors import ConfigError, CorruptFileError, DataError, RunFolderError
 from kerasnorm.study import execution, folder, study
 from kerasnorm.study.plan import StudyPlan, run_name
 from kerasnorm.study.probe import Probe
+from kerasnorm.study.summary import summarize
 
 TINY = (
     *("--data", "shapes", "--train-size", "60", "--test-size", "20", "--batch-size", "16"),
@@ -184,6 +188,16 @@ def test_a_diverged_run_is_reported_and_the_others_are_kept(tmp_path):
     for text in (out, (tmp_path / "s/report.html").read_text()):
         assert "failed in 1 of 1 runs: " in text
         assert "1 of 1" in text
+    # Later reports tell of it too, and a resumed study tries it again.
+    written = {name: (tmp_path / "s" / name).read_text() for name in ("runs.csv", "summary.json")}
+    call("report", tmp_path / "s")
+    call("plot", tmp_path / "s")
+    assert {name: (tmp_path / "s" / name).read_text() for name in written} == written
+    call("report", tmp_path / "s", "--out", tmp_path / "one.html")
+    for report in (tmp_path / "s/report.html", tmp_path / "one.html"):
+        assert "failed in 1 of 1 runs: " in report.read_text()
+    _, err = call("compare", "--resume", tmp_path / "s", code=4)
+    assert "1 of 2 runs failed" in err
 
 
 def test_the_best_run_is_that_of_the_best_group_by_validation(tmp_path):
@@ -459,3 +473,178 @@ def test_a_network_that_cannot_be_made_is_refused_before_anything_is_written(tmp
     with pytest.raises(ConfigError, match="expected a network with normalization layers"):
         study.run_study(plan, tmp_path / "study")
     assert not (tmp_path / "study").exists()
+
+
+UNUSABLE = {
+    "moved": lambda path: path.unlink(),
+    "elsewhere": lambda path: os.chdir(path.parent / "study"),
+    "damaged": lambda path: path.write_bytes(path.read_bytes()[:100]),
+    "untrusted": lambda path: write_network(path, Twice()),
+    "of other images": lambda path: keras.Sequential(
+        [keras.Input((8, 8, 3)), layers.BatchNormalization(), layers.Flatten(), layers.Dense(10)]
+    ).save(path),
+}
+
+
+def begun_study(path, monkeypatch):
+    """A study of a network in a file: a finished run, and one that has begun; returns its plan."""
+    monkeypatch.setattr(study, "JsonProcess", InThisProcess)
+    monkeypatch.chdir(path)
+    write_network(path / "net.keras")
+    fixed = {name: value for name, value in tiny.TINY.items() if name != "widths"}
+    plan = StudyPlan(
+        norms=("keep",),
+        backends=(keras.backend.backend(),),
+        seeds=(0, 1),
+        fixed=fixed | {"network": "net.keras"},
+    )
+    with folder.opened(path / "study", plan):
+        for number, config in enumerate(plan.configs().values()):
+            place(path / "study/runs" / str(number), config, finished=number == 0)
+    checkpoint = path / "study/runs/1/checkpoints/epoch-001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.npz").write_text("what was trained")
+    return plan
+
+
+def contents(path):
+    """The files of a study, byte by byte."""
+    files = [file for file in path.rglob("*") if file.is_file() and file.name != ".lock"]
+    return {file.relative_to(path): file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize("make", UNUSABLE.values(), ids=UNUSABLE)
+def test_a_network_that_has_become_unusable_is_refused_before_any_run(tmp_path, monkeypatch, make):
+    plan = begun_study(tmp_path, monkeypatch)
+    before = contents(tmp_path / "study")
+    make(tmp_path / "net.keras")
+    with pytest.raises((ConfigError, CorruptFileError), match=r"net\.keras"):
+        study.run_study(plan, tmp_path / "study")
+    assert contents(tmp_path / "study") == before
+
+
+def test_a_study_whose_runs_are_finished_needs_no_network(tmp_path, monkeypatch):
+    plan = begun_study(tmp_path, monkeypatch)
+    (tmp_path / "net.keras").unlink()
+    outcome = study.run_study(StudyPlan(**{**vars(plan), "seeds": (0,)}), tmp_path / "study")
+    assert repr(outcome).endswith("1 kept)")
+
+
+def finished_study(path):
+    """A plan of bn and gn whose runs are finished."""
+    fixed = {"recipe": "era8", "data": "cifar10"}
+    plan = StudyPlan(norms=("bn", "gn"), backends=("torch",), seeds=(0,), fixed=fixed)
+    for config in plan.configs().values():
+        place(path / "runs" / config.model.norm, config)
+    return plan
+
+
+def failing(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("no glyphs"), RunFolderError("a full disk"), ConfigError("no rule")],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+@pytest.mark.parametrize("step", ["study_tables.write", "draw_study", "report.render", "_layers"])
+def test_what_cannot_be_written_does_not_cost_the_answer(
+    tmp_path, monkeypatch, caplog, step, error
+):
+    plan = finished_study(tmp_path)
+    monkeypatch.setattr("kerasnorm.study.study.image_source", lambda: lambda run: None)
+    if step != "draw_study":
+        monkeypatch.setattr(study, "draw_study", lambda *_: {})
+    monkeypatch.setattr(f"kerasnorm.study.study.{step}", failing(error))
+    outcome = study.run_study(plan, tmp_path)
+    assert outcome.failure() is outcome.unwritten is error
+    assert [group.norm for group in outcome.summary.groups] == ["bn", "gn"]
+    assert "BN" in str(outcome)
+    assert (tmp_path / "summary.json").exists() == (step != "study_tables.write")
+    assert f"Write the rest with: kerasnorm report {tmp_path}" in caplog.text
+    with pytest.raises(type(error)):  # who asks for the report alone is told
+        study.rebuild_report(tmp_path)
+
+
+HEADS = {
+    "mean": lambda x: layers.Dense(3)(keras.ops.mean(x, axis=(1, 2))),
+    "permute": lambda x: layers.Dense(3)(layers.Flatten()(layers.Permute((3, 1, 2))(x))),
+    "attention": lambda x: layers.Dense(3)(
+        layers.GlobalAveragePooling1D()(
+            layers.MultiHeadAttention(1, 2)(*[layers.Reshape((-1, 4))(x)] * 2)
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_a_model_without_receptive_fields_has_a_report_without_them(tmp_path, caplog, head):
+    run = make_run(0.5, norm="bn")
+    place(tmp_path / "a", run.config)
+    pixels = keras.Input((8, 8, 3))
+    keras.Model(pixels, head(layers.Conv2D(4, 3)(pixels))).save(tmp_path / "a/model.keras")
+    found = kerasnorm.Run.load(tmp_path / "a")
+    assert study._layers(found) is None
+    assert "The report has no table of receptive fields: " in caplog.text
+
+
+def test_the_title_of_a_report_names_all_networks_and_recipes():
+    runs = [make_run(0.5, norm="bn"), make_run(0.5, norm="gn")]
+    assert study._title("s", summarize(runs)) == (
+        "s: normalization compared on cifar10, recipe era8, matched arms"
+    )
+    runs = [make_run(0.5, norm="bn", recipe=recipe) for recipe in ("era8", "plain", "era8")]
+    assert study._title("s", summarize(runs)) == (
+        "s: normalization compared on cifar10, recipes era8 and plain"
+    )
+    networks = ("builtin", "keras:MobileNetV2", "a/resnet.py:make")
+    runs = [make_run(0.5, norm="bn", recipe="plain", network=network) for network in networks]
+    assert study._title("s", summarize(runs)) == (
+        "s: normalization compared in builtin and MobileNetV2 and resnet on cifar10, recipe plain"
+    )
+
+
+WRONG = [
+    ({"seeds": 0}, "seeds: expected a whole number of at least 1. Received: seeds=0"),
+    ({"seeds": True}, "Received: seeds=True"),
+    ({"seeds": 2.5}, "Received: seeds=2.5"),
+    ({"seeds": (0, 1)}, r"Received: seeds=\(0, 1\)"),
+    ({"norms": ()}, "norms: expected the name of at least one norm. Received: none"),
+    ({"norms": "bn"}, "norms: expected several values such as .* Received: 'bn'"),
+    ({"norms": None}, "norms: expected several values such as .* Received: None"),
+    ({"norms": (1,)}, "norm: expected"),
+    ({"norms": [["bn"]]}, "norm: expected"),
+    ({"backends": "torch"}, "backends: expected several values such as .* Received: 'torch'"),
+    ({"backends": ("pytorch",)}, "Unknown backend: 'pytorch'"),
+    ({"arms": "both"}, "Unknown arms: 'both'. Known: matched, tuned"),
+    ({"rate_scaling": "square"}, "Unknown rate_scaling: 'square'"),
+    ({"margin": -1}, "margin: expected a number .* Received: margin=-1"),
+    ({"margin": "1"}, "margin: expected a number .* Received: margin='1'"),
+    ({"margin": float("nan")}, "margin: expected a number .* Received: margin=nan"),
+    ({"jobs": 0}, "jobs: expected a whole number of at least 1. Received: jobs=0"),
+    ({"vary": ["batch_size"]}, "vary: expected values by field such as"),
+    ({"vary": {"batch_size": 32}}, "vary, batch_size: expected several values .* Received: 32"),
+    ({"vary": {"optimizer": "sgd"}}, "vary, optimizer: expected several values .* Received: 'sgd'"),
+    ({"vary": {"batch_size": ()}}, "vary: expected at least one value of batch_size. Received"),
+    ({"vary": {"batch_size": ["a"]}}, "batch_size: expected a whole number"),
+    ({"vary": {"batchsize": [1]}}, "batch_size"),
+    ({"vary": {"norm": ("bn",)}}, "Received: vary=norm. Give norms instead"),
+    ({"vary": {"backend": ("torch",)}}, "Received: vary=backend. Give backends instead"),
+    ({"vary": {"seed": (0, 1)}}, "Received: vary=seed. Give seeds instead"),
+    ({"vary": {"device": ("cpu",)}}, "Received: vary=device"),
+    ({"vary": {"log": (("mlflow",),)}}, "Received: vary=log"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=lambda value: str(value)[:40])
+def test_a_wrong_argument_gets_one_clear_message(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    fixed = {name: value for name, value in tiny.TINY.items() if name not in ("widths", "device")}
+    fixed = {name: value for name, value in fixed.items() if name not in arguments.get("vary", ())}
+    with pytest.raises(ConfigError, match=message):
+        kerasnorm.compare(**{"norms": ("bn",), "seeds": 1, "backends": ("torch",)} | arguments,
+                          **fixed)  # fmt: skip
+    assert not (tmp_path / "results").exists()
