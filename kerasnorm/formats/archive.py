@@ -355,7 +355,10 @@ def _load(path: Path, load: Callable[[], Any]) -> "keras.Model":
     with safety.reading(path):
         model = load()
     if not isinstance(model, keras.Model) or not model.built:
-        raise CorruptFileError(f"{path} holds no Keras model that has been built.")
+        raise CorruptFileError(
+            f"{path} holds no Keras model that has been built. A Sequential needs a keras.Input as "
+            "its first layer before it is saved."
+        )
     safety.check_count(path, model.count_params())
     return model
 

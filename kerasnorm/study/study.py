@@ -494,17 +494,23 @@ def _failures(runs: Sequence[PlannedRun], study: StudyPlan) -> tuple[Failure, ..
 
 
 def check(study: StudyPlan) -> None:
-    """Makes sure that a study's backends and loggers are installed and its norms fit the widths.
+    """Makes sure that a study's backends and loggers are installed, and that its fields fit.
 
     Raises:
-        ConfigError: A group count does not divide a width, or the run processes would not know a
-            norm.
+        ConfigError: A group count does not divide a width, a batch is larger than the training
+            set, or the run processes would not know a norm.
         MissingPackageError: A backend or logger is not installed.
     """
     for backend in study.backends:
         runtime.check_installed(backend)
     for config in study.configs().values():
         check_loggers(config)
+        size, batch = config.data.train_size, config.train.batch_size
+        if 0 < size < batch:
+            raise ConfigError(
+                f"batch_size: expected at most the {size} training images. Received: "
+                f"batch_size={batch}"
+            )
         norm = NORMS[config.model.norm]
         if norm not in BUILT_IN and not is_foreign(norm.name):
             raise ConfigError(

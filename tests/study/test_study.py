@@ -354,6 +354,13 @@ def test_a_report_without_the_data_keeps_the_images_that_it_cannot_draw(tmp_path
         assert base64.b64encode(before[name]).decode() in html
 
 
+def test_a_batch_larger_than_the_training_set_is_refused_before_any_run(tmp_path):
+    for options in ({"batch_size": 65}, {"vary": {"batch_size": (8, 65)}}):
+        with pytest.raises(ConfigError, match=r"at most the 64 training images.*batch_size=65"):
+            kerasnorm.compare(("bn",), out=tmp_path / "s", data="shapes", train_size=64, **options)
+    assert not (tmp_path / "s").exists()
+
+
 def test_missing_data_are_refused_before_any_run(tmp_path):
     words = ("--data", tmp_path / "missing", *TINY[2:], "--norm", "bn", "--seeds", "1")
     _, err = call("compare", *words, "--out", tmp_path / "study", code=3)
