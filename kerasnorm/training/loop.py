@@ -180,18 +180,16 @@ class Training:
         if self.logs:
             self.means.append(logs)
         done = self.epoch * self.steps + step + 1
-        self.progress.advance(done, self._status(step + 1))
+        images = min((step + 1) * self.config.train.batch_size, len(self.dataset.train))
+        seconds = time.perf_counter() - self.epoch_begun
+        self.progress.advance(done, self._status(self.epoch + 1, images / (seconds or math.inf)))
         self.group.interruptions.check()
 
-    def _status(self, done: int) -> str:
-        """Returns the epoch, its images per second so far, and the accuracy before it."""
-        parts = [f"epoch {self.epoch + 1}/{self.config.train.epochs}"]
-        images = min(done * self.config.train.batch_size, len(self.dataset.train))
-        seconds = time.perf_counter() - self.epoch_begun
-        parts += [f"{images / seconds:,.0f} images/s"] if seconds > 0 else []
+    def _status(self, epoch: int, rate: float) -> str:
+        """Returns an epoch, its images per second, and the accuracy after the last that ended."""
         judged = run.judged(self.rows[-1]) if self.rows else None
-        parts += [str(judged)] if judged else []
-        return "  ".join(parts)
+        parts = [f"epoch {epoch}/{self.config.train.epochs}", f"{rate:,.0f} images/s"]
+        return "  ".join([*parts, *([str(judged)] if judged else [])])
 
     def _run_epoch(self) -> None:
         self.callbacks.on_epoch_begin(self.epoch)
@@ -214,6 +212,8 @@ class Training:
         self.is_stopped = bool(getattr(self.engine.model, "stop_training", False))
         self.rows.append(row)
         self.epoch += 1
+        rate = row["images_per_second"] or 0.0
+        self.progress.advance(self.epoch * self.steps, self._status(self.epoch, rate))
         with self.group.interruptions.held():
             self._save()
             epochs = self.config.train.epochs

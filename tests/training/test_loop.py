@@ -80,12 +80,15 @@ def test_a_run_reports_each_step_and_logs_its_title_and_epochs(tmp_path, caplog)
     steps = done.metrics["steps_per_epoch"]
     first, *advances, last = progress.calls
     assert (first, last) == (("start", "training", 2 * steps, 0), ("finish",))
-    assert [call[1] for call in advances] == list(range(1, 2 * steps + 1))
-    accuracy = f"  test {100 * done.history[0]['test_accuracy']:.1f} %"
-    for _, count, status in advances:
+    # Each step, and the end of each epoch, after its evaluation.
+    counts = [*range(1, steps + 1), steps, *range(steps + 1, 2 * steps + 1), 2 * steps]
+    assert [call[1] for call in advances] == counts
+    before, after = (f"  test {100 * row['test_accuracy']:.1f} %" for row in done.history)
+    assert before != after
+    ends = [""] * steps + [before] * (steps + 1) + [after]
+    for (_, count, status), end in zip(advances, ends, strict=True):
         assert status.startswith("epoch 1/2  " if count <= steps else "epoch 2/2  ")
-        assert " images/s" in status
-        assert status.endswith(accuracy) == (count > steps)
+        assert status.endswith(f" images/s{end}")
     assert caplog.messages[0].startswith(f"{config.model.title}, recipe best, on shapes, ")
     first_line, last_line = (epoch_line(row, 2) for row in done.history)
     assert re.fullmatch(rf"{re.escape(first_line)}  \d+:\d\d left", caplog.messages[1])
@@ -94,7 +97,8 @@ def test_a_run_reports_each_step_and_logs_its_title_and_epochs(tmp_path, caplog)
     resumed = Recorder()
     tiny.train(resume=tmp_path / "run", epochs=3, progress=resumed)
     assert resumed.calls[0] == ("start", "training", 3 * steps, 2 * steps)
-    assert [call[1] for call in resumed.calls[1:-1]] == list(range(2 * steps + 1, 3 * steps + 1))
+    counts = [*range(2 * steps + 1, 3 * steps + 1), 3 * steps]
+    assert [call[1] for call in resumed.calls[1:-1]] == counts
 
 
 def test_a_log_receives_every_weight_where_layers_of_two_models_have_one_name(
