@@ -193,6 +193,25 @@ def test_the_speeds_of_other_networks_are_those_of_the_race():
         assert line.endswith(f" | {cells[0]} | {cells[1]} |")
 
 
+def test_the_accuracies_of_resnet20_are_those_of_its_study():
+    document = json.loads((ROOT / "results/resnet20/summary.json").read_text())
+    found = {group["norm"]: group for group in document["groups"]}
+    assert {group["val_accuracy"]["n"] for group in document["groups"]} == {2}
+    (difference,) = document["differences"]
+    assert difference["verdict"] == "no verdict"
+    (bn_val, bn_test), (gn_val, gn_test) = (
+        [100 * found[norm][name]["mean"] for name in ("val_accuracy", "test_accuracy")]
+        for norm in ("bn", "gn")
+    )
+    page, guide = (
+        " ".join((ROOT / page).read_text(encoding="utf-8").split())
+        for page in ("docs/your-network.md", GUIDE)
+    )
+    text = f"`bn` ends at {bn_val:.1f} % on the 5,000 validation images and {bn_test:.1f} % on the"
+    assert f"{text} test set, `gn` at {gn_val:.1f} % and {gn_test:.1f} %" in page
+    assert f"at {bn_val:.1f} % (validation) with `bn` and at {gn_val:.1f} % with `gn`" in guide
+
+
 def test_the_losses_on_corrupted_images_are_those_of_the_measurement():
     document = json.loads((ROOT / "results/robustness/robustness.json").read_text())
     found = {group["norm"]: group for group in document}
