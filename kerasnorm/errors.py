@@ -74,6 +74,11 @@ def shortened(text: str, longest: int = 800) -> str:
     return text if len(text) <= longest else f"{text[: longest - tail]} … {text[-tail:]}"
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, "" where it has none."""
+    return next(iter(str(error).strip().splitlines()), "")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Returns whether an error of NumPy, PyTorch, TensorFlow or JAX says that memory ran out."""
     named = {"OutOfMemoryError", "ResourceExhaustedError"}

@@ -15,7 +15,7 @@ import numpy as np
 
 from kerasnorm import user_code
 from kerasnorm.config import ModelConfig, unknown
-from kerasnorm.errors import ConfigError
+from kerasnorm.errors import ConfigError, first_line
 from kerasnorm.inspection.graph import call_again, functional_graph, nodes
 from kerasnorm.inspection.output_graph import AVERAGES, IDENTITIES, LINEAR, RESHAPES
 from kerasnorm.norms import KEEP, layer_factory
@@ -109,7 +109,7 @@ def build(
     except (TypeError, ValueError, NotImplementedError) as error:
         raise ConfigError(
             f"network: the layers of {name} cannot be made anew from their get_config(): "
-            f"{_first_line(error)}"
+            f"{first_line(error)}"
         ) from error
     new = head if config.new_head else None
     _copy_weights(source, model, new, everything=config.pretrained)
@@ -191,17 +191,13 @@ def _made(name: str, make: Any, *args: Any, **options: Any) -> keras.Model:
         model = make(*args, **options)
     except (Exception, SystemExit) as error:  # it may be the user's code, which may raise anything
         raise ConfigError(
-            f"network: {name} raised {type(error).__name__}: {_first_line(error)}"
+            f"network: {name} raised {type(error).__name__}: {first_line(error)}"
         ) from error
     if not isinstance(model, keras.Model):
         raise ConfigError(
             f"network: expected {name} to return a keras.Model. Received: {type(model).__name__}"
         )
     return model
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "")
 
 
 def _check_input(name: str, model: keras.Model, shape: tuple[int, ...]) -> None:

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from kerasnorm import user_code
-from kerasnorm.errors import ConfigError
+from kerasnorm.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
     import keras
@@ -389,10 +389,9 @@ def built(layer: "keras.layers.Layer", shape: Sequence[int | None]) -> "keras.la
         sizes = tuple(size or FREE_SIZE for size in shape)
         found = layer.compute_output_spec(keras.KerasTensor(sizes))
     except (Exception, SystemExit) as error:  # it is the user's code, which may raise anything
-        first = next(iter(str(error).strip().splitlines()), "")
         raise ConfigError(
             f"norm: {name} raised {type(error).__name__} for inputs of shape {tuple(shape)}: "
-            f"{first}"
+            f"{first_line(error)}"
         ) from error
     if getattr(found, "shape", None) != sizes:
         raise ConfigError(

@@ -203,11 +203,10 @@ class Engine(ABC):
             what = f"loss is {loss}"
             images, _ = self.batches.batch(epoch, step)
             place = first_nonfinite(self.model, images) or "the loss, or the way back from it"
-        advice = "Try a smaller --learning-rate."
-        if epoch:
-            advice = "Try a smaller --learning-rate; the earlier checkpoints are whole."
-        if epoch == step == 0:
-            advice = "No weight has changed yet: look at that layer, and at the images."
+        advice = "No weight has changed yet: look at that layer, and at the images."
+        if epoch or step:
+            kept = "; the earlier checkpoints are whole" if epoch else ""
+            advice = f"Try a smaller --learning-rate{kept}."
         return DivergedError(
             f"The {what} at epoch {epoch + 1}, step {step + 1}, at a learning rate of "
             f"{self.rate(epoch, step):.6g} (peak {self.config.learning_rate:g}). First value that "
