@@ -377,3 +377,7 @@ def test_an_interrupted_run_ignores_the_environment_when_it_goes_on(trained, mon
 def test_a_renamed_option_names_the_new_one():
     _, stderr = call("fit", "--treatment", "scale", code=2)
     assert "--preprocessing" in stderr
+
+
+def test_a_file_without_the_name_of_its_norm_says_what_to_add():
+    assert "mynorm.py:MyNorm" in call("fit", "--norm", "mynorm.py", code=2)[1]

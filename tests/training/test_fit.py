@@ -276,6 +276,18 @@ def test_the_rate_can_be_reduced_by_a_callback_where_it_is_constant(tmp_path):
     assert done.history[0]["lr"] > done.history[-1]["lr"]
 
 
+def test_a_loss_that_is_not_finite_before_any_step_is_no_matter_of_the_rate(tmp_path):
+    (tmp_path / "lost.py").write_text(
+        "import keras\n"
+        "class Lost(keras.layers.Layer):\n"
+        "    def call(self, x):\n"
+        "        return x * float('nan')\n"
+    )
+    with pytest.raises(DivergedError, match="No weight has changed yet") as caught:
+        tiny.train(tiny.config(norm=f"{tmp_path}/lost.py:Lost"), out=tmp_path / "run")
+    assert "learning-rate" not in str(caught.value)
+
+
 def test_a_diverging_run_says_so_and_leaves_no_model(tmp_path):
     with pytest.raises(DivergedError, match="smaller --learning-rate"):
         fit(tmp_path / "run", optimizer="sgd", learning_rate=1e30, schedule="constant", norm="none",
