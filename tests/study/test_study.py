@@ -475,7 +475,13 @@ def test_a_network_that_cannot_be_made_is_refused_before_anything_is_written(tmp
         norms=("keep", "gn"),
         backends=(keras.backend.backend(),),
         seeds=(0, 1),
-        fixed={"network": f"{file}:build", "data": "shapes", "train_size": 20, "test_size": 20},
+        fixed={
+            "network": f"{file}:build",
+            "data": "shapes",
+            "train_size": 20,
+            "test_size": 20,
+            "batch_size": 20,
+        },
     )
     with pytest.raises(ConfigError, match="expected a network with normalization layers"):
         study.run_study(plan, tmp_path / "study")
