@@ -347,7 +347,8 @@ def trained_network(saved: "keras.Model", network: "keras.Model") -> "keras.Mode
         saved: The saved model; returned as it is where no kernel was standardized.
         network: The network that the run trains, with any weights.
     """
-    from kerasnorm.conversion.rebuild import Calls, layers, rebuild
+    from kerasnorm.conversion.rebuild import rebuild
+    from kerasnorm.inspection.graph import Calls, layers
     from kerasnorm.network import StandardizedConv2D, leaves
 
     if not any(isinstance(layer, StandardizedConv2D) for layer in leaves(network)):

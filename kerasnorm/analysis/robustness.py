@@ -377,7 +377,8 @@ def accuracies_in_batches(
             f"{model.path} runs in {detect(model.path).runtime}, which has no training mode. "
             "Measure batches on the Keras model."
         )
-    from kerasnorm.conversion.rebuild import Tap, layers, rebuild, refuse_hidden
+    from kerasnorm.conversion.rebuild import Tap, rebuild, refuse_hidden
+    from kerasnorm.inspection.graph import layers
 
     network = model.model
     parts = network._flatten_layers()

@@ -439,8 +439,13 @@ def units_of(model: "keras.Model") -> list[Unit]:
     """
     from keras import activations, layers
 
-    from kerasnorm.conversion.rebuild import Calls
-    from kerasnorm.inspection.graph import flattened, functional_graph, may_be_own_norm, nodes
+    from kerasnorm.inspection.graph import (
+        Calls,
+        flattened,
+        functional_graph,
+        may_be_own_norm,
+        nodes,
+    )
 
     kinds = (layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D, layers.Conv2DTranspose)
     norms = (

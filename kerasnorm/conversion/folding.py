@@ -7,9 +7,10 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasnorm.conversion.rebuild import Calls, rebuild, refuse_hidden
+from kerasnorm.conversion.rebuild import rebuild, refuse_hidden
 from kerasnorm.conversion.result import Conversion, ConvertedLayer, compared
 from kerasnorm.errors import ConfigError
+from kerasnorm.inspection.graph import Calls
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.network import StandardizedConv2D, standardize_kernel
 

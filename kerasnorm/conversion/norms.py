@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from kerasnorm.config import ModelConfig, unknown
-from kerasnorm.conversion.rebuild import Calls, Tap, layers, rebuild, refuse_hidden, run_tapped
+from kerasnorm.conversion.rebuild import Tap, rebuild, refuse_hidden, run_tapped
 from kerasnorm.conversion.result import (
     EXACT,
     Conversion,
@@ -18,7 +18,7 @@ from kerasnorm.conversion.result import (
     probe_inputs,
 )
 from kerasnorm.errors import ConfigError
-from kerasnorm.inspection.graph import may_be_own_norm
+from kerasnorm.inspection.graph import Calls, layers, may_be_own_norm
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.network import StandardizedConv2D
 from kerasnorm.norms import KEEP, NORMS, LayerFactory, Norm, built, custom_layers, layer_factory

@@ -1,13 +1,12 @@
 """A copy of a functional or Sequential model in which some layers are replaced or removed."""
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 
 from kerasnorm.errors import ConfigError
-from kerasnorm.inspection.graph import functional_graph, nodes
+from kerasnorm.inspection.graph import functional_graph, layers, models, nodes
 from kerasnorm.keras_settings import stock_keras
 
 # By the `id` of a layer: what takes its place, None where it is removed.
@@ -83,71 +82,6 @@ def rebuild(model: keras.Model, replaced: Replacements) -> tuple[keras.Model, di
 
 def _parts(layer: Any) -> list[Any]:
     return list(layer._flatten_layers())
-
-
-def models(model: keras.Model) -> Iterator[keras.Model]:
-    """Yields a model, and each model in it once, after those that hold it."""
-    yield model
-    inner = [node.operation for _, node in walk(model)]
-    yield from {id(one): one for one in reversed(inner) if isinstance(one, keras.Model)}.values()
-
-
-def walk(
-    model: keras.Model, path: str = "", seen: set[int] | None = None
-) -> Iterator[tuple[str, Any]]:
-    """Yields the calls of a model in topological order, each with the path before its name.
-
-    Those of a model in it, "backbone/" for example, come before its first call, and only once.
-    """
-    seen = set() if seen is None else seen
-    for node in nodes(functional_graph(model)):
-        inner = node.operation
-        if isinstance(inner, keras.Model) and id(inner) not in seen:
-            seen.add(id(inner))
-            yield from walk(inner, f"{path}{inner.name}/", seen)
-        yield path, node
-
-
-def layers(model: keras.Model) -> list[Any]:
-    """Returns each layer of a model, and of the models in it, once, in topological order."""
-    found = {id(node.operation): node.operation for _, node in walk(model)}
-    return [
-        one
-        for one in found.values()
-        if isinstance(one, keras.Layer) and not isinstance(one, keras.Model)
-    ]
-
-
-class Calls:
-    """Which layer calls precede and follow each other in a model and in the models in it.
-
-    Attributes:
-        paths: Path of each layer, by its `id`: "backbone/conv1".
-        nodes: Calls in topological order, those of an inner model before its first.
-        count: Number of calls of each operation, by its `id`.
-        producers: Call that computes a tensor, by the tensor's `id`.
-        consumers: Calls that read a tensor; None stands for the output of the model.
-    """
-
-    def __init__(self, model: keras.Model) -> None:
-        self.paths: dict[int, str] = {}
-        self.nodes: list[Any] = []
-        self.producers: dict[int, Any] = {}
-        self.consumers: defaultdict[int, list[Any]] = defaultdict(list)
-        for path, node in walk(model):
-            self.paths.setdefault(id(node.operation), path + node.operation.name)
-            self.nodes.append(node)
-            self.producers |= {id(tensor): node for tensor in node.outputs}
-            for tensor in node.input_tensors:
-                self.consumers[id(tensor)].append(node)
-        for inner in models(model):
-            for tensor in functional_graph(inner).outputs:
-                self.consumers[id(tensor)].append(None)
-        self.count = Counter(id(node.operation) for node in self.nodes)
-
-    def readers(self, node: Any) -> list[Any]:
-        """Returns the calls that read the outputs of a call; None stands for the model's output."""
-        return [reader for tensor in node.outputs for reader in self.consumers[id(tensor)]]
 
 
 class Tap(keras.layers.Layer):

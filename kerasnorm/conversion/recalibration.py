@@ -7,9 +7,10 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasnorm.conversion.rebuild import Tap, layers, rebuild, refuse_hidden, run_tapped
+from kerasnorm.conversion.rebuild import Tap, rebuild, refuse_hidden, run_tapped
 from kerasnorm.data.stored import StoredImages
 from kerasnorm.errors import ConfigError
+from kerasnorm.inspection.graph import layers
 from kerasnorm.keras_settings import stock_keras
 
 BATCH = 64

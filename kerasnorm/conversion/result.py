@@ -10,9 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasnorm.conversion.rebuild import Calls
 from kerasnorm.files import plain
-from kerasnorm.inspection.graph import functional_graph
+from kerasnorm.inspection.graph import Calls, functional_graph
 from kerasnorm.inspection.outputs import probe_images
 from kerasnorm.tables import Table
 

@@ -13,8 +13,8 @@ import keras
 import numpy as np
 
 from kerasnorm.conversion.norms import STOCK
-from kerasnorm.conversion.rebuild import Calls
 from kerasnorm.errors import ConfigError
+from kerasnorm.inspection.graph import Calls
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.norms import FREE_SIZE, custom_layers
 from kerasnorm.tables import Table
