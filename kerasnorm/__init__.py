@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from kerasnorm.formats.archive import load_model as load_model
     from kerasnorm.inspection.layers import layer_table as layer_table
     from kerasnorm.inspection.layers import receptive_field as receptive_field
+    from kerasnorm.layers import portable as portable
     from kerasnorm.network import build_model as build_model
-    from kerasnorm.network import portable as portable
     from kerasnorm.study.study import compare as compare
     from kerasnorm.training.fit import fit as fit
     from kerasnorm.training.run import Run as Run

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 from kerasnorm.errors import ConfigError
 from kerasnorm.files import read_text
 from kerasnorm.norms import KEEP, NORMS, is_foreign, owner
-from kerasnorm.training.loggers import LOGGERS
 
 BACKENDS = ("torch", "tensorflow", "jax")
 RECIPES = ("best", "era8", "plain")
@@ -92,6 +91,8 @@ DATA_FORMS = {
     "around it, or its .tar or .tar.gz",
     "idx": "a folder of the IDX files of MNIST",
 }
+# What `--log` takes; each is the name of a record in `kerasnorm.training.loggers`.
+LOGGERS = ("tensorboard", "mlflow")
 LARGEST = 1e300  # largest absolute value of a number; NaN and infinity are refused too
 
 

@@ -15,8 +15,11 @@ import numpy as np
 
 from kerasnorm import user_code
 from kerasnorm.config import ModelConfig, unknown
+from kerasnorm.conversion.norms import DEFAULT_GROUPS, replace_norms
 from kerasnorm.errors import ConfigError, first_line
-from kerasnorm.inspection.graph import call_again, functional_graph, nodes
+from kerasnorm.formats.archive import load_model
+from kerasnorm.formats.input_scale import rescaling_layer
+from kerasnorm.inspection.graph import call_again, functional_graph, leaves, nodes
 from kerasnorm.inspection.output_graph import AVERAGES, IDENTITIES, LINEAR, RESHAPES
 from kerasnorm.norms import KEEP, layer_factory
 from kerasnorm.progress import counted
@@ -134,8 +137,6 @@ def _with_norms(model: keras.Model, config: ModelConfig) -> keras.Model:
     """Returns the model with the norms that the config asks for."""
     if config.norm == KEEP and not config.weight_standardization:
         return model
-    from kerasnorm.conversion.norms import DEFAULT_GROUPS, replace_norms
-
     wanted: Any = config.norm
     if user_code.is_named(config.norm):
         wanted = layer_factory(config.norm, config)
@@ -162,8 +163,6 @@ def _source(config: ModelConfig, input_shape: tuple[int, ...], classes: int) -> 
         options = {"weights": None, "input_shape": input_shape, "classes": classes}
         model = _made(name, make, **options, classifier_activation=None)
     elif name.endswith(".keras"):
-        from kerasnorm.formats.archive import load_model
-
         model = load_model(name)
     elif user_code.is_named(name):
         model = _made(name, user_code.load(name, "network"), input_shape, classes)
@@ -265,8 +264,6 @@ def _on_raw_pixels(
 
     It shares its layers with the given one.
     """
-    from kerasnorm.formats.input_scale import rescaling_layer
-
     pixels = keras.Input(shape, name=input_name, dtype="float32")
     own, x = rescaling_layer(model), pixels
     if own is None:
@@ -300,8 +297,6 @@ def _copy_weights(source: keras.Model, target: keras.Model, new: Any, *, everyth
         new: The layer of `source` whose weights stay new, if there is one.
         everything: Whether to copy all others, or what normalizes the input alone.
     """
-    from kerasnorm.network import leaves
-
     for old, layer in zip(leaves(source), leaves(target), strict=True):
         is_input = isinstance(old, keras.layers.Normalization)
         if old is not new and (everything or is_input):
@@ -319,8 +314,6 @@ def _freeze(source: keras.Model, target: keras.Model, new: Any, *, keeps: bool) 
         new: The layer of `source` whose weights are new, if there is one.
         keeps: Whether the weights were copied; new weights must be trained.
     """
-    from kerasnorm.network import leaves
-
     trained = {id(weight) for weight in source.trainable_variables}
     target.trainable = True
     frozen = [

@@ -6,24 +6,22 @@ GAP is global average pooling; C10 is a 1x1 convolution to the classes.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
-from kerasnorm import user_code
+from kerasnorm import foreign, user_code
 from kerasnorm.config import SKELETON, ModelConfig, resolve, unknown
 from kerasnorm.errors import ConfigError
 from kerasnorm.keras_settings import stock_keras
-from kerasnorm.norms import EPSILON, built, custom_layers, normalization
+from kerasnorm.layers import PIXELS, StandardizedConv2D
+from kerasnorm.norms import built, normalization
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
-PIXELS = "pixels"
-EQUALIZED_PIXELS = "equalized_pixels"
 LAYOUT = "channels_last"  # whatever image_data_format the user's keras.json sets
 
 
@@ -131,8 +129,6 @@ def build(
     # Of shape (1, 1, C): those of shape (C,) would follow Keras's image_data_format at each call.
     scale, offset = scale[None, None], offset[None, None]
     if not config.is_builtin:
-        from kerasnorm import foreign
-
         rescaling = scale.tolist(), offset.tolist()
         return foreign.build(config, input_shape, classes, rescaling, input_name, precision, seed)
     pixels = keras.Input(input_shape, name=input_name, dtype="float32")
@@ -253,110 +249,3 @@ def _initializer(name: str, seed: int) -> keras.initializers.Initializer:
         return keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform", seed=seed)
     config = {"class_name": name, "config": {"seed": seed}}
     return keras.initializers.get(config)
-
-
-def standardize_kernel(kernel: Any) -> Any:
-    """Returns a kernel with mean 0 and variance 1/fan-in for each output channel.
-
-    w' = (w - mean(w)) / sqrt(var(w) * fan_in + epsilon), statistics over (height, width, in).
-    Source: Qiao et al., "Weight Standardization", arXiv 1903.10520, with the 1/fan-in of Brock et
-    al., arXiv 2101.08692.
-
-    Args:
-        kernel: Kernel of shape (height, width, in, out).
-    """
-    height, width, inputs, _ = kernel.shape
-    full = ops.cast(kernel, "float32")
-    centered = full - ops.mean(full, axis=(0, 1, 2), keepdims=True)
-    variance = ops.mean(ops.square(centered), axis=(0, 1, 2), keepdims=True)
-    standardized = centered * ops.rsqrt(variance * (height * width * inputs) + EPSILON)
-    return ops.cast(standardized, kernel.dtype)
-
-
-@keras.saving.register_keras_serializable(package="kerasnorm")
-class StandardizedConv2D(keras.layers.Conv2D):
-    """A Conv2D that convolves with its standardized kernel (see `standardize_kernel`).
-
-    `portable` folds it into a stock Conv2D, and so does every file that this package writes. A file
-    that Keras's own `save` wrote keeps it, and needs this package to be opened.
-    """
-
-    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
-        """Convolves `inputs` (N, H, W, C) with the standardized kernel."""
-        return super().convolution_op(inputs, standardize_kernel(kernel))
-
-
-def own_layers() -> dict[str, type[keras.layers.Layer]]:
-    """Returns the layers that are not Keras's own and may be opened, by the names Keras saves."""
-    kinds: list[type[keras.layers.Layer]] = [StandardizedConv2D, *user_code.layers()]
-    return custom_layers() | {keras.saving.get_registered_name(kind): kind for kind in kinds}
-
-
-def is_augmentation(layer: keras.layers.Layer) -> bool:
-    """Returns whether a layer of Keras changes images in training only."""
-    kind = type(layer)
-    is_random = kind.__name__.startswith("Random") and kind is not keras.layers.RandomCrop
-    is_listed = kind.__name__ in ("AugMix", "CutMix", "MixUp", "RandAugment")
-    return kind.__module__.startswith("keras.") and (is_random or is_listed)
-
-
-@stock_keras
-def portable(model: keras.Model) -> keras.Model:
-    """Returns a float32 copy of stock Keras layers, without what only training needs.
-
-    The copy gives the same logits, up to rounding, and `portable(model).save("model.keras")` writes
-    a file that opens in Keras without this package. Standardized kernels are folded into stock
-    convolutions, layers trained in mixed precision become float32, and augmentation is left out.
-
-    Args:
-        model: A functional model with one input and one output.
-
-    Raises:
-        ConfigError: The model is not of that kind.
-    """
-    sizes = [len(getattr(model, name, None) or ()) for name in ("inputs", "outputs")]
-    if sizes != [1, 1]:
-        raise ConfigError(
-            "model: expected a functional Keras model with one input and one output. Received: "
-            f"{type(model).__name__} with {sizes[0]} inputs and {sizes[1]} outputs"
-        )
-
-    def stock(layer: Any) -> Any:
-        if not isinstance(layer, keras.layers.Layer):
-            return layer  # an operation such as a division: it has no weights and no precision
-        if getattr(layer, "quantization_mode", None) is not None:
-            raise ConfigError(
-                f"model: its layer {layer.name!r} was quantized by model.quantize(), which only "
-                "Keras computes so. Export the model as it was before; --quantize int8 quantizes "
-                "for LiteRT."
-            )
-        if is_augmentation(layer):
-            return keras.layers.Activation("linear", name=layer.name, dtype="float32")
-        config = layer.get_config() | {"dtype": "float32"}
-        if config.get("synchronized"):
-            config["synchronized"] = False  # it matters in training only; torch refuses to load it
-        is_folded = isinstance(layer, StandardizedConv2D)
-        return (keras.layers.Conv2D if is_folded else type(layer)).from_config(config)
-
-    # A clone would inherit the compile state of the model in training; this one has none.
-    plain = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-    copy = keras.models.clone_model(plain, clone_function=stock, recursive=True)
-    for source, target in zip(leaves(plain), leaves(copy), strict=True):
-        if is_augmentation(source):
-            continue
-        weights = source.get_weights()
-        if isinstance(source, StandardizedConv2D):
-            weights[0] = keras.ops.convert_to_numpy(standardize_kernel(source.kernel.value))
-        target.set_weights(weights)
-        if hasattr(target, "finalize_state"):
-            target.finalize_state()  # Normalization and others derive what they compute with
-    return copy
-
-
-def leaves(model: keras.Model) -> Iterator[Any]:
-    """Yields the layers of a model and of the models in it."""
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from leaves(layer)
-        else:
-            yield layer

@@ -322,23 +322,20 @@ def _user_layer(
 
 def layer_factory(
     norm: "str | type[keras.layers.Layer] | LayerFactory | Norm",
-    config: "ModelConfig | None" = None,
+    config: "ModelConfig",
 ) -> LayerFactory:
     """Returns a function (channels, name) -> Layer for a norm of the user's own.
 
     Args:
         norm: Such a function; a Layer class, which receives the channels if its constructor has a
             parameter of that name; a `Norm`; or "package.module:name" of one of these.
-        config: What a `Norm` receives, by default the defaults.
+        config: What a `Norm` receives.
 
     Raises:
         ConfigError: It is none of these. The function raises it where the user's code fails.
     """
-    from kerasnorm.config import ModelConfig
-
     given: Any = user_code.load(norm, "norm") if isinstance(norm, str) else norm
     record = given if isinstance(given, Norm) else None
-    settings = config or (ModelConfig(norm=norm) if isinstance(norm, str) else ModelConfig())
     if record is not None:
         given = record.layer
     if not callable(given):
@@ -354,7 +351,7 @@ def layer_factory(
 
         try:
             if record is not None:
-                layer = given(settings, channels, name=name)
+                layer = given(config, channels, name=name)
             elif wants_channels:
                 layer = given(channels=channels, name=name)
             else:
@@ -440,19 +437,3 @@ def owner(field: str) -> str | None:
 def is_read(field: str, norm: str) -> bool:
     """Says whether a config field changes what a network with this norm computes."""
     return owner(field) in (None, norm)
-
-
-def custom_layers() -> "dict[str, type[keras.layers.Layer]]":
-    """Returns the norms' layers that are not Keras's own, by the names that Keras saves."""
-    import keras
-
-    from kerasnorm.config import ModelConfig
-
-    configs = [ModelConfig(norm=name) for name in NORMS]
-    made = [normalization(config, config.group_size) for config in configs]
-    kinds = {type(layer) for layer in made if layer is not None}
-    return {
-        keras.saving.get_registered_name(kind): kind
-        for kind in kinds
-        if kind.__module__.partition(".")[0] != "keras"
-    }

@@ -310,7 +310,7 @@ def test_norms_are_replaced_and_keep_names_and_all_other_weights_are_drawn_alike
 
 
 def test_kernels_are_standardized_on_demand(code):
-    from kerasnorm.network import StandardizedConv2D
+    from kerasnorm.layers import StandardizedConv2D
 
     model = make(f"{code}:small", weight_standardization=True)
     assert isinstance(model.get_layer("conv"), StandardizedConv2D)

@@ -13,13 +13,8 @@ import kerasnorm
 from kerasnorm import runtime
 from kerasnorm.config import resolve
 from kerasnorm.errors import ConfigError
-from kerasnorm.network import (
-    EQUALIZED_PIXELS,
-    StandardizedConv2D,
-    build,
-    build_model,
-    portable,
-)
+from kerasnorm.layers import EQUALIZED_PIXELS, StandardizedConv2D, portable
+from kerasnorm.network import build, build_model
 from kerasnorm.norms import NORMS
 
 pytestmark = pytest.mark.backend("any")

@@ -13,7 +13,7 @@ from keras import ops
 
 from kerasnorm.config import ModelConfig
 from kerasnorm.errors import ConfigError
-from kerasnorm.network import StandardizedConv2D, standardize_kernel
+from kerasnorm.layers import StandardizedConv2D, standardize_kernel
 from kerasnorm.norms import normalization
 
 EPSILON = 1e-5

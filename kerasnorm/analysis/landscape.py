@@ -348,8 +348,8 @@ def trained_network(saved: "keras.Model", network: "keras.Model") -> "keras.Mode
         network: The network that the run trains, with any weights.
     """
     from kerasnorm.conversion.rebuild import rebuild
-    from kerasnorm.inspection.graph import Calls, layers
-    from kerasnorm.network import StandardizedConv2D, leaves
+    from kerasnorm.inspection.graph import Calls, layers, leaves
+    from kerasnorm.layers import StandardizedConv2D
 
     if not any(isinstance(layer, StandardizedConv2D) for layer in leaves(network)):
         return saved
@@ -370,7 +370,7 @@ def raw_kernel(kernel: NDArray[np.float32]) -> NDArray[np.float32]:
     """Returns the kernel of filters of mean 0 that a standardized kernel was made of.
 
     Args:
-        kernel: What `kerasnorm.network.standardize_kernel` returned, (height, width, in, out).
+        kernel: What `kerasnorm.layers.standardize_kernel` returned, (height, width, in, out).
     """
     squares = np.square(kernel, dtype=np.float64).sum((0, 1, 2))
     # |k|^2 = |w|^2 / (|w|^2 + eps), which rounding may bring to 1.

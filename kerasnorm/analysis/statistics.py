@@ -20,7 +20,7 @@ from kerasnorm.data import Dataset
 from kerasnorm.data.dataset import Split
 from kerasnorm.errors import ConfigError, CorruptFileError
 from kerasnorm.keras_settings import stock_keras
-from kerasnorm.norms import custom_layers
+from kerasnorm.layers import custom_layers
 from kerasnorm.plots.labels import run_labels
 from kerasnorm.plots.style import (
     GRID,
@@ -260,8 +260,8 @@ def trained_kernels(run: Run, engine: Any, saved: "keras.Model") -> "Weights | N
         engine: An engine of the run, which takes the state of the last checkpoint.
         saved: The run's saved model.
     """
-    from kerasnorm.inspection.graph import kernels
-    from kerasnorm.network import StandardizedConv2D, leaves, portable
+    from kerasnorm.inspection.graph import kernels, leaves
+    from kerasnorm.layers import StandardizedConv2D, portable
 
     model = saved
     if any(isinstance(layer, StandardizedConv2D) for layer in leaves(engine.model)):

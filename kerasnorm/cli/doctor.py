@@ -8,11 +8,10 @@ import click
 
 from kerasnorm import runtime
 from kerasnorm.cli import options as opt
-from kerasnorm.config import BACKENDS, DataConfig
+from kerasnorm.config import BACKENDS, LOGGERS, DataConfig
 from kerasnorm.errors import ConfigError
 from kerasnorm.formats import FORMATS
 from kerasnorm.formats.format import install_command
-from kerasnorm.training.loggers import LOGGERS
 
 
 @click.command()

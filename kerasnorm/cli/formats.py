@@ -228,8 +228,7 @@ def import_torch(
     import kerasnorm
     from kerasnorm.files import sha256
     from kerasnorm.formats.archive import save_model
-    from kerasnorm.formats.safety.torch_files import read_tensors, sorted_by_words
-    from kerasnorm.formats.torch_import import import_tensors
+    from kerasnorm.formats.torch_import import import_tensors, read_tensors, sorted_by_words
 
     tensors = read_tensors(file)
     guessed = sorted_by_words(file, tensors)

@@ -12,7 +12,7 @@ from kerasnorm.conversion.result import Conversion, ConvertedLayer, compared
 from kerasnorm.errors import ConfigError
 from kerasnorm.inspection.graph import Calls
 from kerasnorm.keras_settings import stock_keras
-from kerasnorm.network import StandardizedConv2D, standardize_kernel
+from kerasnorm.layers import StandardizedConv2D, standardize_kernel
 
 Array = NDArray[np.float64]
 Scaling = Callable[[Array, Array], Array]

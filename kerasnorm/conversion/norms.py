@@ -20,8 +20,8 @@ from kerasnorm.conversion.result import (
 from kerasnorm.errors import ConfigError
 from kerasnorm.inspection.graph import Calls, layers, may_be_own_norm
 from kerasnorm.keras_settings import stock_keras
-from kerasnorm.network import StandardizedConv2D
-from kerasnorm.norms import KEEP, NORMS, LayerFactory, Norm, built, custom_layers, layer_factory
+from kerasnorm.layers import StandardizedConv2D, custom_layers
+from kerasnorm.norms import KEEP, NORMS, LayerFactory, Norm, built, layer_factory
 
 DEFAULT_GROUPS = 32  # Wu & He 2018
 STOCK = (
@@ -118,7 +118,8 @@ def replace_norms(
     """Returns the network that `convert_norm` makes, without measuring what it changed."""
     factory = None
     if not isinstance(norm, str) or ":" in norm:
-        factory = layer_factory(norm)
+        settings = ModelConfig(norm=norm) if isinstance(norm, str) else ModelConfig()
+        factory = layer_factory(norm, settings)
     elif norm not in (*NORMS, KEEP):
         raise unknown("norm", norm, [*NORMS, KEEP])
     if (groups is not None or group_size is not None) and norm != "gn":

@@ -49,7 +49,7 @@ def save_model(model: "keras.Model", path: Path, metadata: dict[str, Any]) -> No
         path: Where to; replaced atomically.
         metadata: What travels with it: `class_names` and `config`, JSON-able.
     """
-    from kerasnorm.network import portable
+    from kerasnorm.layers import portable
 
     write_archive(portable(model), path, metadata)
 
@@ -101,7 +101,7 @@ class SavedModel:
     @property
     def wants_equalized(self) -> bool:
         """Whether its images must be histogram-equalized first."""
-        from kerasnorm.network import EQUALIZED_PIXELS
+        from kerasnorm.layers import EQUALIZED_PIXELS
 
         return bool(self.model.inputs[0].name == EQUALIZED_PIXELS)
 
@@ -229,7 +229,7 @@ def read_archive(path: Path) -> "tuple[keras.Model, dict[str, Any]]":
     import keras
     import numpy as np
 
-    from kerasnorm.network import own_layers
+    from kerasnorm.layers import own_layers
 
     config, metadata = checks.check_keras(path)
     with _with_valid_names(path, config) as place:
@@ -319,7 +319,7 @@ def model_from_config(path: Path, config: dict[str, Any]) -> "keras.Model":
 def _deserialize(config: dict[str, Any]) -> Any:
     import keras
 
-    from kerasnorm.network import own_layers
+    from kerasnorm.layers import own_layers
 
     return keras.saving.deserialize_keras_object(config, own_layers(), safe_mode=True)
 
@@ -328,7 +328,7 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
     """Refuses foreign classes, and models of too many weights before any is allocated."""
     import keras
 
-    from kerasnorm.network import own_layers
+    from kerasnorm.layers import own_layers
 
     config.pop("compile_config", None)  # not loaded
     names = {name: kind.__name__ for name, kind in own_layers().items()}

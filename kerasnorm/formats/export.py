@@ -27,7 +27,7 @@ from kerasnorm.formats.safety.process import FileProcess, FileProcesses
 from kerasnorm.inspection.evaluation import score
 from kerasnorm.inspection.outputs import as_logits, check_finite, probe_images
 from kerasnorm.keras_settings import stock_keras
-from kerasnorm.network import portable
+from kerasnorm.layers import portable
 from kerasnorm.runtime import installed_backends
 from kerasnorm.tables import Table
 

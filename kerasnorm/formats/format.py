@@ -7,9 +7,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kerasnorm.config import LOGGERS
 from kerasnorm.errors import CorruptFileError, MissingPackageError
 from kerasnorm.runtime import installed_backends
-from kerasnorm.training.loggers import LOGGERS
 
 if TYPE_CHECKING:
     import keras

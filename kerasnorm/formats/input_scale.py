@@ -101,7 +101,7 @@ def _first_operation(model: "keras.Model") -> Any:
     import keras
 
     from kerasnorm.inspection.graph import functional_graph, nodes
-    from kerasnorm.network import is_augmentation
+    from kerasnorm.layers import is_augmentation
 
     for node in nodes(functional_graph(model)):
         operation = node.operation

@@ -1,18 +1,26 @@
-"""Makes a Keras model of PyTorch weights of this network, whatever their names are.
+"""Reads PyTorch weights of this network, whatever their names are, and makes a Keras model.
 
 Kernels are matched by order, kernel size and the chain of channels, norms by order and shape.
 """
 
+import re
+import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 from numpy.typing import NDArray
 
 from kerasnorm.config import SKELETON, resolve
-from kerasnorm.errors import ConfigError
+from kerasnorm.errors import ConfigError, CorruptFileError
+from kerasnorm.formats.format import require
+from kerasnorm.formats.safety import check_file
+from kerasnorm.formats.safety.process import FileProcess
+from kerasnorm.formats.safety.torch_files import read_safetensors
 from kerasnorm.network import build_model
 from kerasnorm.norms import NORMS
 
@@ -35,6 +43,53 @@ PLACES = {
 }
 MAX_KERNELS = 20  # among which the skeleton is looked for
 IGNORED = ("num_batches_tracked",)
+
+PICKLED = (".pth", ".pt", ".ckpt", ".bin", ".tar")  # that people give files of torch.save
+
+
+def read_tensors(path: Path) -> Group:
+    """Returns the named tensors of a PyTorch file, in its order.
+
+    Raises:
+        CorruptFileError: It is missing, damaged, too large, would run code, or holds no tensors.
+        MissingPackageError: The package that reads it is not installed.
+    """
+    check_file(path)
+    if path.suffix == ".safetensors":
+        return _natural(list(read_safetensors(path)[0].items()))
+    if path.suffix not in PICKLED:
+        raise CorruptFileError(
+            f"Expected a file of torch.save ({', '.join(PICKLED)}) or a .safetensors file. "
+            f"Received: {path}"
+        )
+    require(("torch",), path.suffix)
+    with FileProcess() as process, tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "tensors.npz"
+        names = process.do("read_tensors", path, seconds=120.0, out=out)
+        with np.load(out, allow_pickle=False) as arrays:
+            return [(name, arrays[str(place)]) for place, name in enumerate(names)]
+
+
+def _natural(tensors: Group) -> Group:
+    """Sorts by name, numbers by value: safetensors does not keep the order of the module."""
+
+    def key(item: tuple[str, Any]) -> list[tuple[bool, int, str]]:
+        pieces = re.split(r"(\d+)", item[0])
+        return [(p.isdecimal(), int(p) if p.isdecimal() else 0, p) for p in pieces]
+
+    return sorted(tensors, key=key)
+
+
+def sorted_by_words(path: Path, tensors: Group) -> list[str]:
+    """Returns the names of kernels of one shape whose order neither the file nor numbers tell.
+
+    A safetensors file does not keep the order of the modules; only numbers in the names do.
+    """
+    shapes: dict[tuple[int, ...], dict[str, str]] = {}
+    for name, value in tensors:
+        if value.ndim == 4 and path.suffix == ".safetensors":
+            shapes.setdefault(value.shape, {}).setdefault(re.sub(r"\d+", "", name), name)
+    return [name for names in shapes.values() if len(names) > 1 for name in names.values()]
 
 
 @dataclass

@@ -25,7 +25,7 @@ from kerasnorm.inspection.receptive_field import (
     upsampling,
     window,
 )
-from kerasnorm.norms import custom_layers
+from kerasnorm.layers import custom_layers
 from kerasnorm.tables import Table
 
 T = TypeVar("T")

@@ -16,7 +16,8 @@ from kerasnorm.conversion.norms import STOCK
 from kerasnorm.errors import ConfigError
 from kerasnorm.inspection.graph import Calls
 from kerasnorm.keras_settings import stock_keras
-from kerasnorm.norms import FREE_SIZE, custom_layers
+from kerasnorm.layers import custom_layers
+from kerasnorm.norms import FREE_SIZE
 from kerasnorm.tables import Table
 
 AXES = {2: "NC", 3: "NLC", 4: "NHWC", 5: "NDHWC"}  # names of the axes of an input, by their number

@@ -297,7 +297,8 @@ def make_engine(config: Config, dataset: Dataset, group: ProcessGroup | None = N
         group: The processes that train together; by default this one alone.
     """
     from kerasnorm.engines import choice
-    from kerasnorm.network import EQUALIZED_PIXELS, PIXELS, build
+    from kerasnorm.layers import EQUALIZED_PIXELS, PIXELS
+    from kerasnorm.network import build
 
     if len(dataset.class_names) < 2:
         raise DataError(f"{dataset.source}: expected at least two classes. Received: one.")
@@ -340,7 +341,7 @@ def _note_lagging_statistics(engine: "Engine") -> None:
     """Warns where a training is too short for the moving statistics of its batch norms."""
     import keras
 
-    from kerasnorm.network import leaves
+    from kerasnorm.inspection.graph import leaves
 
     momenta = [
         layer.momentum

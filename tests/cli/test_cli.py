@@ -13,9 +13,9 @@ from helpers.forked import PYTHON
 from PIL import Image
 
 from kerasnorm import runtime
+from kerasnorm.config import LOGGERS
 from kerasnorm.formats import FORMATS
 from kerasnorm.runtime import installed_backends
-from kerasnorm.training.loggers import LOGGERS
 
 
 @pytest.fixture(scope="module")

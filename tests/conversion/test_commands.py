@@ -12,7 +12,8 @@ from helpers.norm_nets import drawn
 from kerasnorm.data.shapes import FIGURES
 from kerasnorm.errors import ConfigError, CorruptFileError, RunFolderError
 from kerasnorm.formats.archive import open_archive, save_model
-from kerasnorm.network import StandardizedConv2D, build
+from kerasnorm.layers import StandardizedConv2D
+from kerasnorm.network import build
 
 
 @pytest.fixture(scope="module")

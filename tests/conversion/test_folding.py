@@ -9,7 +9,7 @@ from keras import layers
 from kerasnorm import convert_norm, fold_norms
 from kerasnorm.conversion.result import multiply_adds
 from kerasnorm.errors import ConfigError
-from kerasnorm.network import StandardizedConv2D
+from kerasnorm.layers import StandardizedConv2D
 
 pytestmark = pytest.mark.backend("any")
 WIDE = {"dtype": "float64"}

@@ -9,7 +9,7 @@ from keras import layers, ops
 from kerasnorm import convert_norm
 from kerasnorm.conversion.norms import freeze_batch_norms
 from kerasnorm.errors import ConfigError
-from kerasnorm.network import StandardizedConv2D, standardize_kernel
+from kerasnorm.layers import StandardizedConv2D, standardize_kernel
 from kerasnorm.norms import EPSILON, Norm
 
 pytestmark = pytest.mark.backend("any")

@@ -24,7 +24,8 @@ from kerasnorm.formats import safety
 from kerasnorm.formats.archive import load_model, open_model, read_archive, save_model
 from kerasnorm.formats.safety import checks
 from kerasnorm.formats.safety.checks import METADATA
-from kerasnorm.network import CIFAR10_MEAN, CIFAR10_STD, EQUALIZED_PIXELS, build, build_model
+from kerasnorm.layers import EQUALIZED_PIXELS
+from kerasnorm.network import CIFAR10_MEAN, CIFAR10_STD, build, build_model
 
 SHAPE = (8, 8, 3)
 WIDTHS = (4, 4, 4, 8, 8, 8, 4, 8, 8, 8)

@@ -230,7 +230,7 @@ def test_the_written_module_has_the_logits_of_any_norm(options, tmp_path):
     torch = pytest.importorskip("torch")
     pytest.importorskip("safetensors")
     from kerasnorm.formats import state_dict
-    from kerasnorm.network import portable
+    from kerasnorm.layers import portable
 
     model = portable(network(**options))
     path = tmp_path / "model.safetensors"

@@ -24,8 +24,8 @@ from kerasnorm.formats import FORMATS, detect, safety
 from kerasnorm.formats.exported import checksums, metadata_path, needs_keras, open_any
 from kerasnorm.formats.safety import checks
 from kerasnorm.formats.safety.process import FileProcess
-from kerasnorm.formats.safety.torch_files import read_tensors
 from kerasnorm.formats.state_dict import generate
+from kerasnorm.formats.torch_import import read_tensors
 
 POSSIBLE = exported.possible()
 MUTATIONS = {"few": 6, "many": 500}

@@ -7,8 +7,9 @@ from kerasnorm.errors import MissingPackageError
 from kerasnorm.formats import FORMATS, check_formats
 from kerasnorm.formats.archive import open_model, save_model
 from kerasnorm.formats.export import Exporter
+from kerasnorm.layers import custom_layers
 from kerasnorm.network import build_model
-from kerasnorm.norms import NORMS, custom_layers, normalization
+from kerasnorm.norms import NORMS, normalization
 
 SHAPE = (8, 8, 3)
 WIDTHS = (4, 4, 4, 8, 8, 8, 4, 8, 8, 8)

@@ -16,6 +16,7 @@ from helpers.command import call
 from PIL import Image
 
 import kerasnorm
+from kerasnorm import config
 from kerasnorm.config import flatten
 from kerasnorm.errors import MissingPackageError
 from kerasnorm.study.plan import StudyPlan
@@ -41,6 +42,10 @@ def stop_in(epoch):
             raise KeyboardInterrupt
 
     return keras.callbacks.LambdaCallback(on_epoch_end=stop)
+
+
+def test_the_config_names_the_loggers_that_there_are():
+    assert tuple(LOGGERS) == config.LOGGERS
 
 
 @pytest.fixture(scope="module")

@@ -256,7 +256,7 @@ def _images(rows: Tensor, like: Tensor) -> Tensor:
 
 
 def standardize_kernel(kernel: Tensor, epsilon: float) -> Tensor:
-    """Does what `kerasnorm.network.standardize_kernel` does, for a kernel (out, in, h, w)."""
+    """Does what `kerasnorm.layers.standardize_kernel` does, for a kernel (out, in, h, w)."""
     fan_in = kernel[0].numel()
     centered = kernel - kernel.mean((1, 2, 3), keepdim=True)
     variance = centered.square().mean((1, 2, 3), keepdim=True)

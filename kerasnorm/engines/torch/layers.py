@@ -23,7 +23,7 @@ from torch.nn import functional as F  # noqa: N812  (its usual name)
 from kerasnorm.engines.dropout import dropout_generator, dropped_positions
 from kerasnorm.engines.fused import activation_name
 from kerasnorm.engines.torch import fused, kernels
-from kerasnorm.network import StandardizedConv2D
+from kerasnorm.layers import StandardizedConv2D
 from kerasnorm.norms import EPSILON
 from kerasnorm.training.process_group import Shard
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from kerasnorm.errors import CorruptFileError, KerasnormError
 from kerasnorm.formats import FORMATS, litert, safety
 from kerasnorm.formats.format import BATCH, Opened
+from kerasnorm.formats.safety.torch_files import read_pickled
 from kerasnorm.inspection.outputs import check_finite
 from kerasnorm.json_process import JsonProcess, ProcessEndedError, limit_memory, serve
 from kerasnorm.keras_settings import stock_keras
@@ -206,8 +207,6 @@ class Tasks:
     def read_tensors(self, path: Path, out: str) -> list[str]:
         """Writes the tensors of a PyTorch file to an `.npz`, by position; returns their names."""
         import torch  # noqa: F401  (before the limit)
-
-        from kerasnorm.formats.safety.torch_files import read_pickled
 
         limit_memory(MEMORY)
         return read_pickled(path, Path(out))

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,8 @@ from numpy.typing import NDArray
 
 from kerasnorm.errors import CorruptFileError
 from kerasnorm.formats.format import require
-from kerasnorm.formats.safety import check_count, check_file, check_members, read_limited, reading
+from kerasnorm.formats.safety import check_count, check_members, read_limited, reading
 
-Named = list[tuple[str, NDArray[Any]]]
-PICKLED = (".pth", ".pt", ".ckpt", ".bin", ".tar")  # that people give files of torch.save
 # Types of safetensors and their names in NumPy, which has none for BF16.
 TYPES = {
     "F64": "<f8",
@@ -32,31 +29,6 @@ TYPES = {
 PROGRAM = re.compile(r"[^/]+/(code/|constants\.pkl$)")  # members of TorchScript
 MAX_TENSORS = 10_000
 MAX_DEPTH = 4  # dicts within dicts
-
-
-def read_tensors(path: Path) -> Named:
-    """Returns the named tensors of a PyTorch file, in its order.
-
-    Raises:
-        CorruptFileError: It is missing, damaged, too large, would run code, or holds no tensors.
-        MissingPackageError: The package that reads it is not installed.
-    """
-    check_file(path)
-    if path.suffix == ".safetensors":
-        return _natural(list(read_safetensors(path)[0].items()))
-    if path.suffix not in PICKLED:
-        raise CorruptFileError(
-            f"Expected a file of torch.save ({', '.join(PICKLED)}) or a .safetensors file. "
-            f"Received: {path}"
-        )
-    require(("torch",), path.suffix)
-    from kerasnorm.formats.safety.process import FileProcess
-
-    with FileProcess() as process, tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "tensors.npz"
-        names = process.do("read_tensors", path, seconds=120.0, out=out)
-        with np.load(out, allow_pickle=False) as arrays:
-            return [(name, arrays[str(place)]) for place, name in enumerate(names)]
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
@@ -100,28 +72,6 @@ def _check(path: Path, tensors: dict[str, NDArray[Any]]) -> None:
     for name, value in tensors.items():
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise CorruptFileError(f"{path}: the tensor {name} holds NaN or infinity.")
-
-
-def _natural(tensors: Named) -> Named:
-    """Sorts by name, numbers by value: safetensors does not keep the order of the module."""
-
-    def key(item: tuple[str, Any]) -> list[tuple[bool, int, str]]:
-        pieces = re.split(r"(\d+)", item[0])
-        return [(p.isdecimal(), int(p) if p.isdecimal() else 0, p) for p in pieces]
-
-    return sorted(tensors, key=key)
-
-
-def sorted_by_words(path: Path, tensors: Named) -> list[str]:
-    """Returns the names of kernels of one shape whose order neither the file nor numbers tell.
-
-    A safetensors file does not keep the order of the modules; only numbers in the names do.
-    """
-    shapes: dict[tuple[int, ...], dict[str, str]] = {}
-    for name, value in tensors:
-        if value.ndim == 4 and path.suffix == ".safetensors":
-            shapes.setdefault(value.shape, {}).setdefault(re.sub(r"\d+", "", name), name)
-    return [name for names in shapes.values() if len(names) > 1 for name in names.values()]
 
 
 def read_pickled(path: Path, out: Path) -> list[str]:

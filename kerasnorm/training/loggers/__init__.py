@@ -1,4 +1,4 @@
-"""Loggers, one module each, that `--log` names. To add one, add its record to `LOGGERS`."""
+"""Loggers, one module each, that `--log` names."""
 
 import logging
 from collections.abc import Callable, Sequence

@@ -25,7 +25,7 @@ from kerasnorm.engines.torch.layers import (  # noqa: E402
 )
 from kerasnorm.engines.torch.lowering import LoweredModel  # noqa: E402
 from kerasnorm.inspection.graph import functional_graph, nodes  # noqa: E402
-from kerasnorm.network import StandardizedConv2D  # noqa: E402
+from kerasnorm.layers import StandardizedConv2D  # noqa: E402
 
 pytestmark = [
     pytest.mark.backend("torch"),
