@@ -47,7 +47,7 @@ _HOMES = {
     "layer_table": "inspection.layers",
     "load_model": "formats.archive",
     "normalize": "analysis.norm",
-    "portable": "network",
+    "portable": "layers",
     "recalibrate": "conversion.recalibration",
     "receptive_field": "inspection.layers",
     "resolve": "config",
@@ -56,7 +56,7 @@ _HOMES = {
 }
 # Modules that import Keras at their top, and so need its backend chosen before.
 _NEED_KERAS = {
-    *("network", "inspection.layers", "formats.archive"),
+    *("layers", "network", "inspection.layers", "formats.archive"),
     *("conversion.norms", "conversion.folding", "conversion.recalibration"),
 }
 

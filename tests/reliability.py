@@ -49,7 +49,7 @@ def divergences():
     from helpers.faults import harness
 
     from kerasnorm.errors import DivergedError
-    from kerasnorm.training import checkpoints, run
+    from kerasnorm.training import checkpoints, run_folder
 
     class Poison(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
@@ -72,7 +72,7 @@ def divergences():
             except DivergedError as error:
                 messages[title] = f"exit {error.exit_code}: {error}"
             if callbacks:
-                epoch = checkpoints.load_newest(folder / run.CHECKPOINTS)[1]["epoch"]
+                epoch = checkpoints.load_newest(folder / run_folder.CHECKPOINTS)[1]["epoch"]
                 messages[title] += f" (The checkpoint of epoch {epoch} loads.)"
     return messages
 

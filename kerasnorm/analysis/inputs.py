@@ -40,7 +40,7 @@ from kerasnorm.plots.style import (
 )
 from kerasnorm.progress import Progress, rounded
 from kerasnorm.tables import Table
-from kerasnorm.training import run
+from kerasnorm.training import run_folder
 from kerasnorm.training.fit import fit
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class InputPreprocessing:
     preprocessing: str
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
-    history: Sequence[run.Row] = ()
+    history: Sequence[run_folder.Row] = ()
     diverged: bool = False
 
 
@@ -160,7 +160,7 @@ def preprocess(images: Images, preprocessing: str, count: int | None = None) -> 
     return pixels
 
 
-def _short_run(config: Config) -> tuple[Sequence[run.Row], bool]:
+def _short_run(config: Config) -> tuple[Sequence[run_folder.Row], bool]:
     """Trains once; returns the history, and whether the training diverged."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
@@ -168,7 +168,7 @@ def _short_run(config: Config) -> tuple[Sequence[run.Row], bool]:
             return fit(config, out=path, plots=False).history, False
         except DivergedError:
             try:
-                return run.read_history(path / run.HISTORY), True
+                return run_folder.read_history(path / run_folder.HISTORY), True
             except CorruptFileError:  # no epoch was finished
                 return (), True
 

@@ -50,7 +50,8 @@ from kerasnorm.study.intervals import MARGIN, Comparison, Interval, compare
 from kerasnorm.study.summary import Group, summarize
 from kerasnorm.study.tables import JUDGED, difference_note, group_label, judged, percent
 from kerasnorm.tables import Table
-from kerasnorm.training.run import MODEL, Run, is_run
+from kerasnorm.training.run import Run
+from kerasnorm.training.run_folder import MODEL, is_run
 
 if TYPE_CHECKING:
     import keras

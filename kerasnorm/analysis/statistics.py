@@ -44,7 +44,8 @@ from kerasnorm.progress import Progress, counted
 from kerasnorm.tables import Table
 from kerasnorm.training import checkpoints
 from kerasnorm.training.fit import make_engine
-from kerasnorm.training.run import CHECKPOINTS, Run
+from kerasnorm.training.run import Run
+from kerasnorm.training.run_folder import CHECKPOINTS
 
 if TYPE_CHECKING:
     import keras

@@ -134,7 +134,8 @@ def _known_accuracy(saved: "SavedModel") -> float | None:
     A run in mixed precision was evaluated in mixed precision; its file is in float32.
     """
     from kerasnorm.errors import CorruptFileError
-    from kerasnorm.training.run import MODEL, Run, is_run
+    from kerasnorm.training.run import Run
+    from kerasnorm.training.run_folder import MODEL, is_run
 
     if saved.path.name != MODEL or not is_run(saved.path.parent):
         return None

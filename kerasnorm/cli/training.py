@@ -13,7 +13,7 @@ from kerasnorm.progress import ConsoleProgress, counted, duration, rounded
 from kerasnorm.training.process_group import this_launch
 
 if TYPE_CHECKING:
-    from kerasnorm.training.run import Row
+    from kerasnorm.training.run_folder import Row
 
 
 @click.command(cls=opt.ConfigCommand)

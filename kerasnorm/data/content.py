@@ -3,15 +3,12 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kerasnorm.data.stored import Images, chunks
-
-if TYPE_CHECKING:
-    from kerasnorm.data.dataset import Dataset
 
 PARTS = ("images", "labels")  # of a split
 _SHOWN = 10  # names that a message lists
@@ -33,27 +30,6 @@ class Content:
     image_shape: tuple[int, ...]
     counts: Mapping[str, tuple[int, ...]]
     sha256: Mapping[str, str]
-
-    @classmethod
-    def of(cls, dataset: "Dataset", known: Mapping[str, str] | None = None) -> "Content":
-        """Returns the content of a data set; the checksums take a second for 500 MB.
-
-        Args:
-            dataset: The data set.
-            known: Checksums that need no reading, by the keys of `sha256`.
-        """
-        known = known or {}
-        arrays = {
-            f"{name} {part}": getattr(split, part)
-            for name, split in dataset.splits.items()
-            for part in PARTS
-        }
-        return cls(
-            dataset.class_names,
-            dataset.image_shape,
-            dataset.class_counts,
-            {name: known.get(name) or _checksum(array) for name, array in arrays.items()},
-        )
 
     @classmethod
     def read(cls, document: Any) -> "Content | None":
@@ -95,7 +71,8 @@ class Content:
         return found
 
 
-def _checksum(array: Images | NDArray[np.int32]) -> str:
+def checksum(array: Images | NDArray[np.int32]) -> str:
+    """Returns the SHA-256 of the images or labels of a split, in their order."""
     found = hashlib.sha256()
     for chunk in chunks(array):
         found.update(np.ascontiguousarray(array[chunk]).data)

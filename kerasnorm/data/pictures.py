@@ -29,7 +29,6 @@ from PIL import ExifTags, Image, ImageOps
 from kerasnorm import runtime
 from kerasnorm.config import DATA_FORMS
 from kerasnorm.data import stored
-from kerasnorm.data.content import Content
 from kerasnorm.data.dataset import (
     Dataset,
     Fit,
@@ -373,7 +372,7 @@ def read_class_folders(folder: Path, fit: Fit | None = None) -> Dataset:
     )
     if not isinstance(images, StoredImages):
         return dataset
-    return dataclasses.replace(dataset, loaded=Content.of(dataset, facts.sha256))
+    return dataclasses.replace(dataset, loaded=dataset.read_content(facts.sha256))
 
 
 def _unwrapped(root: _Folder) -> _Folder:

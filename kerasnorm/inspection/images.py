@@ -13,7 +13,7 @@ from kerasnorm.data import Dataset, Split, prepare
 from kerasnorm.data.content import listed_names
 from kerasnorm.data.dataset import joined
 from kerasnorm.errors import ConfigError, DataError
-from kerasnorm.training.run import check_place, is_run, read_config, read_content
+from kerasnorm.training.run_folder import check_place, is_run, read_config, read_content
 
 if TYPE_CHECKING:
     from kerasnorm.formats.archive import SavedModel

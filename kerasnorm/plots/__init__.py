@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kerasnorm.data.stored import Images
 from kerasnorm.plots.curves import accuracy_figure, learning_rate_figure, loss_figure
 from kerasnorm.plots.images import confusion_figure, misclassified_figure, mistakes_figure
 from kerasnorm.plots.style import Picture, save
-from kerasnorm.training.run import PLOTS, Run
+from kerasnorm.training.run_folder import PLOTS
+
+if TYPE_CHECKING:
+    from kerasnorm.training.run import Run
 
 __all__ = [
     "Picture",
@@ -22,7 +26,9 @@ __all__ = [
 ]
 
 
-def draw_run(run: Run, test_images: Images | None = None, folder: Path | None = None) -> list[Path]:
+def draw_run(
+    run: "Run", test_images: Images | None = None, folder: Path | None = None
+) -> list[Path]:
     """Writes the pictures of one run; returns their paths.
 
     Args:
@@ -38,7 +44,7 @@ def draw_run(run: Run, test_images: Images | None = None, folder: Path | None = 
     return [*draw_runs([run], folder), *(picture.save(folder) for picture in pictures)]
 
 
-def draw_runs(runs: Sequence[Run], folder: Path) -> list[Path]:
+def draw_runs(runs: "Sequence[Run]", folder: Path) -> list[Path]:
     """Writes the curves of several runs, overlaid, into a folder; returns their paths."""
     draws = (accuracy_figure, loss_figure, learning_rate_figure)
     return [draw(runs).save(folder) for draw in draws]

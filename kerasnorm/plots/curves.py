@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -28,7 +28,10 @@ from kerasnorm.plots.style import (
     shade,
 )
 from kerasnorm.progress import rounded
-from kerasnorm.training.run import Row, Run
+
+if TYPE_CHECKING:
+    from kerasnorm.training.run import Run
+    from kerasnorm.training.run_folder import Row
 
 PANEL_HEIGHT = 3.3  # inches
 SHADE = 0.16  # opacity of the band around a curve
@@ -55,10 +58,10 @@ _LOSS = _Measure("loss", "nats", "cross-entropy (nats)", 1.0, 3)
 
 
 def accuracy_figure(
-    runs: Sequence[Run],
+    runs: "Sequence[Run]",
     *,
     labels: Sequence[str] = (),
-    spreads: Sequence[Sequence[Row]] = (),
+    spreads: "Sequence[Sequence[Row]]" = (),
 ) -> Picture:
     """Returns training and test accuracy side by side, one curve per run.
 
@@ -73,26 +76,26 @@ def accuracy_figure(
 
 
 def loss_figure(
-    runs: Sequence[Run],
+    runs: "Sequence[Run]",
     *,
     labels: Sequence[str] = (),
-    spreads: Sequence[Sequence[Row]] = (),
+    spreads: "Sequence[Sequence[Row]]" = (),
 ) -> Picture:
     """Returns training and test loss side by side, as `accuracy_figure` does accuracy."""
     return _pair(runs, _LOSS, labels or run_labels(runs), spreads)
 
 
-def _values(history: Sequence[Row], name: str) -> NDArray[np.float64]:
+def _values(history: "Sequence[Row]", name: str) -> NDArray[np.float64]:
     """Returns a column of a history, shape (epochs,), NaN where it has no value."""
     values = [row.get(name) for row in history]
     return np.array([np.nan if value is None else value for value in values], np.float64)
 
 
 def _pair(
-    runs: Sequence[Run],
+    runs: "Sequence[Run]",
     measure: _Measure,
     labels: Sequence[str],
-    spreads: Sequence[Sequence[Row]],
+    spreads: "Sequence[Sequence[Row]]",
 ) -> Picture:
     name, factor = measure.name, measure.factor
     styles = _styles(runs)
@@ -146,13 +149,13 @@ def _pair(
     )
 
 
-def _band(run: Run, half: Sequence[Row], name: str) -> tuple[NDArray[np.float64], ...]:
+def _band(run: "Run", half: "Sequence[Row]", name: str) -> tuple[NDArray[np.float64], ...]:
     """Returns the lower and the upper edge of the band around a curve."""
     middle, height = _values(run.history, name), _values(half, name)
     return middle - height, middle + height
 
 
-def _styles(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _styles(runs: "Sequence[Run]") -> list[dict[str, Any]]:
     """Returns line properties: a color per norm; per run of a norm a shade and a marker."""
     styles: list[dict[str, Any]] = []
     norms = [run.config.model.norm for run in runs]
@@ -178,7 +181,7 @@ def _whole_epochs() -> MaxNLocator:
 
 
 def _limits(
-    runs: Sequence[Run], measure: _Measure, spreads: Sequence[Sequence[Row]]
+    runs: "Sequence[Run]", measure: _Measure, spreads: "Sequence[Sequence[Row]]"
 ) -> tuple[float, float]:
     """Returns the range of all curves and bands, with room; multiples of 5 in percent."""
     names = [f"{part}_{measure.name}" for part in ("train", "val", "test")]
@@ -242,7 +245,7 @@ def spread_labels(values: Sequence[float], gap: float, low: float, high: float) 
     return [bottom(stack) + gap * place for stack in stacks for place in range(len(stack))]
 
 
-def learning_rate_figure(runs: Sequence[Run]) -> Picture:
+def learning_rate_figure(runs: "Sequence[Run]") -> Picture:
     """Returns the learning rate over the epochs, one curve for all runs that share a schedule."""
     groups: dict[tuple[int, bytes], list[int]] = {}
     rates: list[NDArray[np.float64]] = []

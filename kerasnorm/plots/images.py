@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,7 +26,9 @@ from kerasnorm.plots.style import (
     text_width,
     title,
 )
-from kerasnorm.training.run import Run
+
+if TYPE_CHECKING:
+    from kerasnorm.training.run import Run
 
 MOST_ROWS = 100  # of a confusion matrix; with more classes, each row counts several
 NAME_WIDTH = 1.3  # inches of a class name beside the matrix
@@ -35,7 +37,7 @@ GAP = 0.12  # inches between the captions of two images
 NO_MISTAKE = "No test image was misclassified."
 
 
-def confusion_figure(run: Run, label: str = "") -> Picture:
+def confusion_figure(run: "Run", label: str = "") -> Picture:
     """Returns the confusion matrix over the test set, colored by the share of the true class.
 
     With up to 20 classes, the classes are named and every cell holds its count. With more they are
@@ -89,7 +91,7 @@ def confusion_figure(run: Run, label: str = "") -> Picture:
     )
 
 
-def run_label(run: Run) -> str:
+def run_label(run: "Run") -> str:
     """Returns the norm and the seed of a run."""
     return f"{NORMS[run.config.model.norm].label}, seed {run.config.train.seed}"
 
@@ -108,7 +110,7 @@ def _write_counts(axes: Axes, counts: NDArray[np.int64], percent: NDArray[np.flo
         axes.text(column, row, str(count), ha="center", va="center", fontsize=size, color=color)
 
 
-def mistakes_figure(run: Run, images: Images, label: str = "") -> Picture:
+def mistakes_figure(run: "Run", images: Images, label: str = "") -> Picture:
     """Returns the misclassified test images of a run, those of highest confidence.
 
     Args:

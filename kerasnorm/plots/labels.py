@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kerasnorm.config import SETTINGS, Config
 from kerasnorm.norms import NORMS, owner
 from kerasnorm.study.plan import field_value
-from kerasnorm.training.run import Run
+
+if TYPE_CHECKING:
+    from kerasnorm.training.run import Run
 
 # A label always names these fields where they differ among the runs.
 HEADLINES: dict[str, Callable[[Config], str]] = {
@@ -19,7 +21,7 @@ HEADLINES: dict[str, Callable[[Config], str]] = {
 }
 
 
-def run_labels(runs: Sequence[Run]) -> list[str]:
+def run_labels(runs: "Sequence[Run]") -> list[str]:
     """Returns one distinct label per run.
 
     A label is the norm, then recipe, data, backend and seed where these differ among the runs,

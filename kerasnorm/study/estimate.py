@@ -14,7 +14,7 @@ from kerasnorm.json_process import JsonProcess
 from kerasnorm.study import probe
 from kerasnorm.study.folder import PlannedRun, State
 from kerasnorm.study.plan import identity
-from kerasnorm.training.run import read_content
+from kerasnorm.training.run_folder import read_content
 
 logger = logging.getLogger(__name__)
 START_SECONDS = 10.0  # for a process to import its backend, read its data and build its model

@@ -24,7 +24,7 @@ from kerasnorm.progress import Progress, console_notes, counted, default_progres
 from kerasnorm.study.estimate import Forecast
 from kerasnorm.study.folder import FAILURE, LOG, PlannedRun, State, is_lost, start_over, tidy
 from kerasnorm.tables import Table
-from kerasnorm.training import run as run_folder
+from kerasnorm.training import run_folder
 from kerasnorm.training.fit import fit
 
 if TYPE_CHECKING:

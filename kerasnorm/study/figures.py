@@ -48,7 +48,8 @@ from kerasnorm.study.tables import (
     nats,
     percent,
 )
-from kerasnorm.training.run import COLUMNS, Row, Run
+from kerasnorm.training.run import Run
+from kerasnorm.training.run_folder import COLUMNS, Row
 
 GROUP_ROW = 0.34  # inches of a group in the figure of final accuracies
 EFFECT_ROW = 0.27  # inches of an effect in the figure of ablation effects

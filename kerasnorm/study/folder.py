@@ -36,7 +36,7 @@ from kerasnorm.files import (
 )
 from kerasnorm.study import plan as plans
 from kerasnorm.study.plan import StudyPlan, identity, run_name
-from kerasnorm.training import checkpoints, run
+from kerasnorm.training import checkpoints, run, run_folder
 
 logger = logging.getLogger(__name__)
 RUNS, FIGURES, REPORT = "runs", "figures", "report.html"
@@ -75,7 +75,7 @@ class PlannedRun:
     finished: run.Run | None = None
     state: State = State.WAITING
     epoch: int = 0
-    judged: run.Judged | None = None
+    judged: run_folder.Judged | None = None
     seconds: float = 0.0
     exit_code: int = 0
     message: str = ""
@@ -97,12 +97,12 @@ class PlannedRun:
         if self.state == State.WAITING and (self.path / LOG).exists():
             self.state = State.RUNNING
         try:
-            rows = run.read_history(self.path / run.HISTORY)
+            rows = run_folder.read_history(self.path / run_folder.HISTORY)
         except CorruptFileError:  # not there yet
             rows = []
         if rows:
             self.epoch = len(rows)
-            self.judged = run.judged(rows[-1])
+            self.judged = run_folder.judged(rows[-1])
             self.seconds = sum(row["seconds"] or 0.0 for row in rows)
         return before != (self.state, self.epoch)
 
@@ -196,11 +196,11 @@ def opened(path: Path, plan: StudyPlan) -> Iterator[None]:
 
 
 def _runs(path: Path) -> list[Path]:
-    return sorted(folder for folder in (path / RUNS).glob("*") if run.is_run(folder))
+    return sorted(folder for folder in (path / RUNS).glob("*") if run_folder.is_run(folder))
 
 
 def _knows_data(path: Path) -> bool:
-    return any(run.read_content(folder) is not None for folder in _runs(path))
+    return any(run_folder.read_content(folder) is not None for folder in _runs(path))
 
 
 def _relocate(path: Path, plan: StudyPlan) -> None:
@@ -213,22 +213,22 @@ def _relocate(path: Path, plan: StudyPlan) -> None:
     places = plan.vary.get("data") or (plan.fixed.get("data", "auto"),)
     for folder in _runs(path):
         try:
-            config = run.read_config(folder)
+            config = run_folder.read_config(folder)
         except CorruptFileError:
             continue  # `survey` warns of it
-        is_known = run.read_content(folder) is not None
+        is_known = run_folder.read_content(folder) is not None
         moved = [new for place in places if identity(new := config.replace(data=place)) in wanted]
         if identity(config) in wanted:
             moved = [new for new in moved if identity(new) == identity(config)]
             # Checkpoints of earlier versions hold a hash of the place as it was spelled.
-            moved = moved if is_known or (folder / run.METRICS).is_file() else []
+            moved = moved if is_known or (folder / run_folder.METRICS).is_file() else []
         elif is_known and len(moved) == 1:
-            run.check_data(folder, load(loading(moved[0].data), 0))
+            run_folder.check_data(folder, load(loading(moved[0].data), 0))
         else:
             continue
         if moved and moved[0] != config:
             with run_lock(folder):
-                run.relocate(folder, moved[0])
+                run_folder.relocate(folder, moved[0])
 
 
 def unfinished(path: Path, plan: StudyPlan) -> list[Config]:
@@ -236,7 +236,7 @@ def unfinished(path: Path, plan: StudyPlan) -> list[Config]:
     configs = plan.configs()
     for folder in _runs(path):
         with suppress(CorruptFileError):
-            planned = PlannedRun(folder, run.read_config(folder))
+            planned = PlannedRun(folder, run_folder.read_config(folder))
             planned.load()
             if planned.finished:
                 configs.pop(identity(planned.config), None)
@@ -266,7 +266,7 @@ def survey(path: Path, plan: StudyPlan) -> list[PlannedRun]:
     others = 0
     for folder in _runs(path):
         try:
-            planned = PlannedRun(folder, run.read_config(folder))
+            planned = PlannedRun(folder, run_folder.read_config(folder))
         except CorruptFileError as error:
             logger.warning(f"{error} It is ignored.")
             continue
@@ -306,7 +306,7 @@ def is_lost(path: Path) -> bool:
     Only its own files say so. An error while it is resumed does not, since it may as well lie in
     the network or in other files that the run needs.
     """
-    found = checkpoints.checkpoint_folders(path / run.CHECKPOINTS)
+    found = checkpoints.checkpoint_folders(path / run_folder.CHECKPOINTS)
     return bool(found) and not any(map(_is_whole, reversed(found)))
 
 
@@ -320,14 +320,14 @@ def _is_whole(checkpoint: Path) -> bool:
 
 def start_over(path: Path) -> None:
     """Removes the results of a damaged run and keeps its config."""
-    shutil.rmtree(path / run.CHECKPOINTS, ignore_errors=True)
-    for name in (run.METRICS, run.HISTORY, run.MODEL):
+    shutil.rmtree(path / run_folder.CHECKPOINTS, ignore_errors=True)
+    for name in (run_folder.METRICS, run_folder.HISTORY, run_folder.MODEL):
         (path / name).unlink(missing_ok=True)
 
 
 def tidy(path: Path) -> None:
     """Removes checkpoints and log from a finished run: a study does not need them."""
-    shutil.rmtree(path / run.CHECKPOINTS, ignore_errors=True)
+    shutil.rmtree(path / run_folder.CHECKPOINTS, ignore_errors=True)
     for name in (LOG, FAILURE):
         (path / name).unlink(missing_ok=True)
 

@@ -41,7 +41,8 @@ from kerasnorm.study.intervals import MARGIN
 from kerasnorm.study.plan import AXES, StudyPlan, identity
 from kerasnorm.study.summary import Failure, Summary, data_name, summarize
 from kerasnorm.training.loggers import check_loggers
-from kerasnorm.training.run import CONFIG, MODEL, Run, check_data
+from kerasnorm.training.run import Run
+from kerasnorm.training.run_folder import CONFIG, MODEL, check_data
 
 logger = logging.getLogger(__name__)
 Describe = Callable[[DataConfig], Dataset]  # the data set of a config, without its images

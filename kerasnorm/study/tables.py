@@ -30,7 +30,8 @@ from kerasnorm.study.summary import (
     Summary,
 )
 from kerasnorm.tables import Table
-from kerasnorm.training.run import Run, read_environment
+from kerasnorm.training.run import Run
+from kerasnorm.training.run_folder import read_environment
 
 RUNS_FILE, SUMMARY_FILE, DOCUMENT = "runs.csv", "summary.csv", "summary.json"
 PARTS = ("mean", "std", "low", "high")

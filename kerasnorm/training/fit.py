@@ -24,7 +24,7 @@ from kerasnorm.errors import ConfigError, CorruptFileError, DataError
 from kerasnorm.files import check_file, in_command, run_lock, sweep, write_json
 from kerasnorm.norms import NORMS
 from kerasnorm.progress import NullProgress, Progress, counted, default_progress
-from kerasnorm.training import run
+from kerasnorm.training import run, run_folder
 from kerasnorm.training.loggers import RunLogs, check_loggers
 from kerasnorm.training.process_group import ProcessGroup, this_launch
 
@@ -85,7 +85,7 @@ def fit(
     if done is None:
         train = plan.config.train
         if plan.is_resumed:
-            run.check_place(plan.path, plan.config.data)
+            run_folder.check_place(plan.path, plan.config.data)
         backend, device = runtime.start(
             train.backend, train.device, train.devices, deterministic=train.deterministic
         )
@@ -98,7 +98,7 @@ def fit(
             plan = group.on_first(lambda: plan) or plan
             dataset = prepare(plan.config.data, plan.config.train.seed)
             if plan.is_resumed:
-                run.check_data(plan.path, dataset)
+                run_folder.check_data(plan.path, dataset)
             config = _resolved(plan.config, backend, dataset)
             engine = make_engine(config, dataset, group)
             if group.is_first and not config.model.pretrained:
@@ -162,16 +162,16 @@ class _Plan:
             return None
         try:
             done = run.Run.load(self.path)
-            check_file(done.path / run.MODEL)
+            check_file(done.path / run_folder.MODEL)
         except CorruptFileError:  # what is damaged is computed again
             return None
         logger.info(f"{done.path} has finished already.")
         if data == saved.data.data:
             return dataclasses.replace(done, config=self.config)
-        run.check_data(self.path, prepare(self.config.data, self.config.train.seed))
+        run_folder.check_data(self.path, prepare(self.config.data, self.config.train.seed))
         if this_launch().rank == 0:
             with run_lock(self.path):
-                run.relocate(self.path, self.config)
+                run_folder.relocate(self.path, self.config)
         return dataclasses.replace(done, config=self.config)
 
 
@@ -190,9 +190,9 @@ def _plan(
             return _Plan(wanted, folder)
         if folder is None:
             raise ConfigError("resume: auto needs the folder of the run: --out DIR.")
-        if not run.is_run(folder):
+        if not run_folder.is_run(folder):
             return _Plan(wanted, folder)
-        saved = run.read_config(folder)
+        saved = run_folder.read_config(folder)
     else:
         if config is not None or out is not None:
             raise ConfigError(
@@ -203,10 +203,10 @@ def _plan(
             raise ConfigError(
                 f"resume: expected a run's folder, or auto. Received: resume={str(resume)!r}"
             )
-        saved = run.read_config(folder)
+        saved = run_folder.read_config(folder)
         recipe = overrides.pop("recipe", saved.recipe)
         wanted = dataclasses.replace(saved.replace(**overrides), recipe=recipe)
-    has_content = run.read_content(folder) is not None
+    has_content = run_folder.read_content(folder) is not None
     return _Plan(_resumed_config(saved, wanted, may_move=has_content), folder, saved)
 
 
@@ -227,7 +227,7 @@ def _resumed_config(saved: Config, wanted: Config, *, may_move: bool) -> Config:
     allowed = {"device", "devices", "log"} | ({"data"} if may_move else set())
     if after["data"] == "auto" or locate(after["data"]) == locate(before["data"]):
         after["data"] = before["data"]
-    if run.has_open_end(saved) and after["epochs"] > before["epochs"]:
+    if run_folder.has_open_end(saved) and after["epochs"] > before["epochs"]:
         allowed.add("epochs")
     for name, value in before.items():
         is_resolved = name == "backend" and after[name] == "auto"
@@ -253,17 +253,21 @@ def _opened_folder(
     plan: _Plan, config: Config, data_name: str, environment: dict[str, Any], group: ProcessGroup
 ) -> Iterator[Path]:
     """Holds the run's folder, and handles interruptions, while the block trains."""
-    folder = run_lock(plan.path) if plan.is_resumed else run.new_folder(plan.out, config, data_name)
+    folder = (
+        run_lock(plan.path)
+        if plan.is_resumed
+        else run_folder.new_folder(plan.out, config, data_name)
+    )
 
     def prepare_folder() -> Path:
         path = stack.enter_context(folder)
-        for place in (path, path / run.CHECKPOINTS):
+        for place in (path, path / run_folder.CHECKPOINTS):
             sweep(place)
         if plan.is_resumed:  # until it ends again, the run is unfinished
-            (path / run.METRICS).unlink(missing_ok=True)
-            run.write_config(path, config)
-            _note_threads(run.read_environment(path).get("threads"), environment)
-        write_json(path / run.ENVIRONMENT, environment)
+            (path / run_folder.METRICS).unlink(missing_ok=True)
+            run_folder.write_config(path, config)
+            _note_threads(run_folder.read_environment(path).get("threads"), environment)
+        write_json(path / run_folder.ENVIRONMENT, environment)
         return path
 
     with ExitStack() as stack, group.interruptions.installed():

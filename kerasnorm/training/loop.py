@@ -21,7 +21,7 @@ from kerasnorm.formats.archive import save_model
 from kerasnorm.inspection.evaluation import Scores, confusion, score, worst_mistakes
 from kerasnorm.inspection.graph import weights_by_name
 from kerasnorm.progress import Progress, duration, rounded
-from kerasnorm.training import checkpoints, run
+from kerasnorm.training import checkpoints, run_folder
 from kerasnorm.training.callback_state import CallbackStates
 from kerasnorm.training.loggers import RunLogs
 from kerasnorm.training.loggers.record import EpochDetails
@@ -43,7 +43,7 @@ DEFINITIONS = {
 }
 
 
-def epoch_line(row: run.Row, epochs: int, seconds_left: float | None = None) -> str:
+def epoch_line(row: run_folder.Row, epochs: int, seconds_left: float | None = None) -> str:
     """Returns one epoch in one line; measures without a value are left out.
 
     Args:
@@ -63,9 +63,9 @@ def epoch_line(row: run.Row, epochs: int, seconds_left: float | None = None) -> 
     return "  ".join(parts)
 
 
-def _named(**scores: Scores | None) -> run.Row:
+def _named(**scores: Scores | None) -> run_folder.Row:
     """Returns loss and accuracy under names such as val_loss; None where there is no split."""
-    row: run.Row = {}
+    row: run_folder.Row = {}
     for name, found in scores.items():
         row[f"{name}_loss"] = found.loss if found else None
         row[f"{name}_accuracy"] = found.accuracy if found else None
@@ -115,7 +115,7 @@ class Training:
         self.callbacks = keras.callbacks.CallbackList(
             callbacks, model=engine.model, epochs=epochs, steps=self.steps, verbose=0
         )
-        self.rows: list[run.Row] = []
+        self.rows: list[run_folder.Row] = []
         self.best = -1.0
         self.epoch = 0
         self.epoch_begun = 0.0
@@ -140,7 +140,7 @@ class Training:
             self.progress.finish()
 
     def _load(self) -> tuple[checkpoints.State, dict[str, Any]]:
-        folder = self.path / run.CHECKPOINTS
+        folder = self.path / run_folder.CHECKPOINTS
         if not checkpoints.checkpoint_folders(folder):
             return {}, {}
         return checkpoints.load_newest(folder)
@@ -150,11 +150,11 @@ class Training:
         if not facts:
             logger.info(f"{self.path} has no checkpoint yet: starting from the beginning.")
             return
-        known = (run.lineage(self.config), run.lineage(self.config, with_path=True))
+        known = (run_folder.lineage(self.config), run_folder.lineage(self.config, with_path=True))
         if facts.get("config") not in known:
             raise CorruptFileError(
-                f"{self.path / run.CONFIG} differs from the config that the checkpoints of this "
-                "run were trained with. Restore the file, or start a new run."
+                f"{self.path / run_folder.CONFIG} differs from the config that the checkpoints of "
+                "this run were trained with. Restore the file, or start a new run."
             )
         self.engine.keep_to(facts.get("fused_kernels"))
         self.engine.load_state(state)
@@ -164,10 +164,10 @@ class Training:
         self.is_stopped = facts["stopped"]
         self.saved_states = facts["callbacks"]
         if self.group.is_first:  # the file may lack the last epoch
-            run.write_history(self.path / run.HISTORY, self.rows)
-            environment = run.read_environment(self.path)
+            run_folder.write_history(self.path / run_folder.HISTORY, self.rows)
+            environment = run_folder.read_environment(self.path)
             environment["fused_kernels"] = self.engine.fused_kernels
-            write_json(self.path / run.ENVIRONMENT, environment)
+            write_json(self.path / run_folder.ENVIRONMENT, environment)
         logger.info(f"Resuming {self.path} after epoch {self.epoch}.")
 
     def on_batch_begin(self, step: int) -> None:
@@ -187,7 +187,7 @@ class Training:
 
     def _status(self, epoch: int, rate: float) -> str:
         """Returns an epoch, its images per second, and the accuracy after the last that ended."""
-        judged = run.judged(self.rows[-1]) if self.rows else None
+        judged = run_folder.judged(self.rows[-1]) if self.rows else None
         parts = [f"epoch {epoch}/{self.config.train.epochs}", f"{rate:,.0f} images/s"]
         return "  ".join([*parts, *([str(judged)] if judged else [])])
 
@@ -238,7 +238,7 @@ class Training:
             steps_before=(self.epoch - 1) * self.steps,
         )
 
-    def _row(self, train: Scores, seconds: float) -> run.Row:
+    def _row(self, train: Scores, seconds: float) -> run_folder.Row:
         validation, test = map(self._score, (self.dataset.validation, self.dataset.test))
         return {
             "epoch": self.epoch + 1,
@@ -262,14 +262,14 @@ class Training:
             "is_best": self.best > before,
             "best": self.best,
             "stopped": self.is_stopped,
-            "config": run.lineage(self.config),
+            "config": run_folder.lineage(self.config),
             "fused_kernels": self.engine.fused_kernels,
             "history": self.rows,
             "callbacks": self.states.save(),
         }
         if self.group.is_first:
-            checkpoints.save(self.path / run.CHECKPOINTS, state, facts)
-            run.write_history(self.path / run.HISTORY, self.rows)
+            checkpoints.save(self.path / run_folder.CHECKPOINTS, state, facts)
+            run_folder.write_history(self.path / run_folder.HISTORY, self.rows)
 
     def _diverged(self, what: str, epoch: int) -> DivergedError:
         """Returns the error of an epoch whose engine did not see the step that went wrong."""
@@ -292,7 +292,7 @@ class Training:
             "config": self.config.to_dict(),
         }
         if self.group.is_first:
-            save_model(self.engine.model, self.path / run.MODEL, metadata)
+            save_model(self.engine.model, self.path / run_folder.MODEL, metadata)
         logits = self.engine.predict(self.dataset.test.images)
         labels = self.dataset.test.labels
         last = self.rows[-1]
@@ -321,6 +321,12 @@ class Training:
         metrics["definitions"] = {k: v for k, v in DEFINITIONS.items() if k in metrics}
         if not self.group.is_first:
             return
-        write_json(self.path / run.METRICS, metrics)
-        files = (run.CONFIG, run.ENVIRONMENT, run.HISTORY, run.METRICS, run.MODEL)
+        write_json(self.path / run_folder.METRICS, metrics)
+        files = (
+            run_folder.CONFIG,
+            run_folder.ENVIRONMENT,
+            run_folder.HISTORY,
+            run_folder.METRICS,
+            run_folder.MODEL,
+        )
         write_manifest(self.path, files)

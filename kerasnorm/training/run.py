@@ -1,43 +1,33 @@
-"""A run's folder: what it holds, how it is made, and how it is read."""
+"""A finished run: its numbers, its model, and what can be made of them."""
 
-import csv
-import io
-import itertools
 import json
 import logging
-import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kerasnorm import runtime
-from kerasnorm.config import Config, DataConfig, resolve, to_toml
+from kerasnorm.config import Config, DataConfig
 from kerasnorm.data import Dataset, prepare
 from kerasnorm.data.content import Content
-from kerasnorm.data.sources import locate
 from kerasnorm.data.stored import Images
-from kerasnorm.errors import ConfigError, CorruptFileError, DataError, RunFolderError
-from kerasnorm.files import (
-    MANIFEST,
-    check_file,
-    digest,
-    encoded,
-    in_command,
-    is_empty,
-    make_folder,
-    read_manifest,
-    read_text,
-    run_lock,
-    short_name,
-    write_bytes,
-    write_json,
-    write_manifest,
+from kerasnorm.errors import CorruptFileError, DataError
+from kerasnorm.files import check_file, in_command, read_text
+from kerasnorm.training.run_folder import (
+    ENVIRONMENT,
+    HISTORY,
+    METRICS,
+    MODEL,
+    Row,
+    other_data,
+    read_config,
+    read_content,
+    read_history,
 )
 
 if TYPE_CHECKING:
@@ -48,51 +38,6 @@ if TYPE_CHECKING:
     from kerasnorm.inspection.evaluation import Scores
 
 logger = logging.getLogger(__name__)
-CONFIG = "config.toml"
-ENVIRONMENT = "environment.json"
-HISTORY = "history.csv"
-METRICS = "metrics.json"
-MODEL = "model.keras"
-CHECKPOINTS = "checkpoints"
-PLOTS = "plots"
-
-COLUMNS = (
-    "epoch",
-    "train_loss",
-    "train_accuracy",
-    "val_loss",
-    "val_accuracy",
-    "test_loss",
-    "test_accuracy",
-    "lr",
-    "seconds",
-    "images_per_second",
-)
-Row = dict[str, float | None]
-
-
-class Judged(NamedTuple):
-    """What a run in training is to be judged by.
-
-    Attributes:
-        split: "validation" where the run has such a split, since what is chosen on test images
-            cannot be tested on them; otherwise "test".
-        accuracy: Share of its images classified correctly after an epoch.
-    """
-
-    split: str
-    accuracy: float
-
-    def __str__(self) -> str:
-        return f"{self.split} {100 * self.accuracy:.1f} %"
-
-
-def judged(row: Row) -> Judged | None:
-    """Returns what a row of the history says of the run; None if neither split was predicted."""
-    for split, column in (("validation", "val_accuracy"), ("test", "test_accuracy")):
-        if (accuracy := row[column]) is not None:
-            return Judged(split, accuracy)
-    return None
 
 
 @dataclass(frozen=True, repr=False)
@@ -268,204 +213,3 @@ class Run:
             labels[mistake["index"]] == mistake["true"] for mistake in metrics["misclassified"]
         )
         return [] if same else ["test images in another order"]
-
-
-def read_config(path: Path) -> Config:
-    """Returns the config of the run in folder `path`.
-
-    Raises:
-        CorruptFileError: It is not the folder of a run, or its config is damaged.
-    """
-    try:
-        text = read_text(path / CONFIG)
-        check_file(path / CONFIG)
-        return resolve(document=tomllib.loads(text))
-    except CorruptFileError:
-        raise
-    except (FileNotFoundError, NotADirectoryError):
-        if not path.exists():
-            raise ConfigError(f"{path} does not exist: expected the folder of a run.") from None
-        raise CorruptFileError(f"{path} is no run's folder: it has no {CONFIG}.") from None
-    except (OSError, ValueError) as error:
-        raise CorruptFileError(f"{path / CONFIG} is damaged: {error}") from None
-
-
-def read_content(path: Path) -> Content | None:
-    """Returns what the data of the run in folder `path` held, None where it is not recorded."""
-    return Content.read(read_environment(path).get("data"))
-
-
-def read_environment(path: Path) -> dict[str, Any]:
-    """Returns what the run in folder `path` was last computed with, {} where it was lost."""
-    try:
-        document = json.loads(read_text(path / ENVIRONMENT))
-    except (OSError, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
-def check_place(path: Path, config: DataConfig) -> None:
-    """Makes sure that the data of a config are still where they were.
-
-    Args:
-        path: The run or model, for the message.
-        config: The data that it was trained on.
-
-    Raises:
-        DataError: Nothing is there.
-    """
-    place = Path(locate(config.data))
-    if place.is_absolute() and not place.exists():
-        raise DataError(
-            f"{path}: expected the data that it was trained on in {place}. Received: no such file "
-            "or folder. Restore the data, or, if they were moved, name their place: --data."
-        )
-
-
-def check_data(path: Path, dataset: Dataset) -> None:
-    """Compares data with those that the run in folder `path` has been trained on, if it has been.
-
-    Raises:
-        DataError: They differ.
-    """
-    has_begun = (path / METRICS).is_file() or any((path / CHECKPOINTS).glob("epoch-*"))
-    known = read_content(path) if has_begun else None
-    if known is not None and (differences := known.differences(dataset.content)):
-        raise other_data(path, dataset, differences)
-
-
-def other_data(path: Path, dataset: Dataset, differences: Sequence[str]) -> DataError:
-    """Returns the error for data that are not those of the run in folder `path`."""
-    return DataError(
-        f"{path}: expected the data that it was trained on. Received: {dataset.source} with "
-        f"{'; '.join(differences)}. Restore the data; if they were moved, resume with --data "
-        "PLACE; else start a new run."
-    )
-
-
-def is_run(path: Path) -> bool:
-    """Returns whether a folder holds a run."""
-    return (path / CONFIG).is_file()
-
-
-@contextmanager
-def new_folder(out: Path | None, config: Config, data_name: str) -> Iterator[Path]:
-    """Makes the folder of a new run, writes its config, and holds its lock while the block runs.
-
-    Args:
-        out: The folder, which must be new or empty. None takes the first that is free of
-            `results/runs/<data>-<norm>-<backend>-s<seed>` and the same with -2, -3 and so on.
-        config: The resolved config.
-        data_name: Name of the data set.
-
-    Raises:
-        RunFolderError: The folder holds something already, is in use, or cannot be written.
-    """
-    train = config.train
-    name = f"{short_name(data_name)}-{config.model.title}-{train.backend}-s{train.seed}"
-    try:
-        path = out if out is not None else _first_free(Path("results/runs"), name)
-        make_folder(path)
-        _check_free(path)
-    except RunFolderError:
-        raise
-    except OSError as error:
-        raise RunFolderError(
-            f"Cannot write the run's folder {out or 'results/runs'}: {error.strerror}. "
-            "Choose another --out."
-        ) from None
-    with run_lock(path):
-        _check_free(path)  # again: another process may have been faster
-        write_config(path, config)
-        yield path
-
-
-def has_open_end(config: Config) -> bool:
-    """Returns whether more epochs change nothing in the epochs before them."""
-    return config.train.schedule == "constant"
-
-
-def lineage(config: Config, *, with_path: bool = False) -> str:
-    """Returns the hash of a config that its checkpoints hold, and that a resumed run must share.
-
-    The number of epochs counts only where the schedule depends on it.
-
-    Args:
-        config: The resolved config.
-        with_path: Whether the place of the data counts, as in checkpoints of earlier versions.
-    """
-    config = config if with_path else config.replace(data="auto")
-    return (config.replace(epochs=1) if has_open_end(config) else config).hash()
-
-
-def create_folder(out: Path | None, config: Config, data_name: str) -> Path:
-    """Makes the folder of a new run, as `new_folder` does, and releases its lock."""
-    with new_folder(out, config, data_name) as path:
-        return path
-
-
-def _check_free(path: Path) -> None:
-    """Raises RunFolderError if a folder holds anything of its user."""
-    if is_empty(path):
-        return
-    if is_run(path):
-        what, advice = "another run", ", or resume that run: --resume."
-    else:
-        what, advice = "other files", "."
-    raise RunFolderError(f"{path} already holds {what}. Choose another --out{advice}")
-
-
-def write_config(path: Path, config: Config) -> None:
-    """Writes `config.toml` and its checksum."""
-    (path / MANIFEST).unlink(missing_ok=True)  # that of an earlier config
-    write_bytes(path / CONFIG, encoded(to_toml(config)))
-    write_manifest(path, (CONFIG,))
-
-
-def relocate(path: Path, config: Config) -> None:
-    """Writes a config that says where a run's data lie now; the run's lock must be held."""
-    content = encoded(to_toml(config))
-    checksums = read_manifest(path) | {CONFIG: digest(content)}
-    (path / MANIFEST).unlink(missing_ok=True)  # neither the old nor the new one fits meanwhile
-    write_bytes(path / CONFIG, content)
-    write_json(path / MANIFEST, {"sha256": checksums})
-
-
-def _first_free(parent: Path, name: str) -> Path:
-    """Makes the first folder that is not there yet of name, name-2, name-3 and so on."""
-    for number in itertools.count(1):
-        path = parent / (name if number == 1 else f"{name}-{number}")
-        with suppress(FileExistsError):
-            path.mkdir(parents=True)
-            break
-    return path
-
-
-def write_history(path: Path, rows: Sequence[Row]) -> None:
-    """Writes the rows of `history.csv`; a missing value is an empty field."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows([{name: _field(name, row) for name in COLUMNS} for row in rows])
-    write_bytes(path, text.getvalue().encode())
-
-
-def _field(name: str, row: Mapping[str, float | None]) -> str:
-    value = row[name]
-    if value is None:
-        return ""
-    return str(int(value)) if name == "epoch" else repr(float(value))
-
-
-def read_history(path: Path) -> list[Row]:
-    """Reads the rows of a `history.csv`.
-
-    Raises:
-        CorruptFileError: The file is missing or damaged.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            return [{k: float(row[k]) if row[k] else None for k in COLUMNS} for row in reader]
-    except (OSError, ValueError, KeyError, csv.Error) as error:
-        raise CorruptFileError(f"{path} is missing or damaged: {error}") from None

@@ -27,7 +27,7 @@ from kerasnorm.data import load, sources
 from kerasnorm.errors import RunFolderError
 from kerasnorm.study import folder as studies
 from kerasnorm.study.plan import StudyPlan
-from kerasnorm.training.run import create_folder
+from kerasnorm.training.run_folder import create_folder
 
 pytestmark = pytest.mark.backend("any", slow_on="tensorflow")
 # One group: two values alone would be +1 and -1 after each norm, however close they were.

@@ -7,7 +7,7 @@ from pathlib import Path
 from kerasnorm.config import resolve, to_toml
 from kerasnorm.study.plan import StudyPlan
 from kerasnorm.study.summary import summarize
-from kerasnorm.training import run as runs
+from kerasnorm.training import run_folder
 from kerasnorm.training.run import Run
 
 ABLATION = StudyPlan(
@@ -85,10 +85,10 @@ def summarize_ablation(runs=None):
 def place(path, config, *, finished=True, content=None):
     """Writes what a finished, or a begun, run leaves behind; `content` is that of its data."""
     path.mkdir(parents=True)
-    (path / runs.CONFIG).write_text(to_toml(config))
+    (path / run_folder.CONFIG).write_text(to_toml(config))
     done = make_run(0.5, norm="bn")
-    runs.write_history(path / runs.HISTORY, list(done.history))
+    run_folder.write_history(path / run_folder.HISTORY, list(done.history))
     if content is not None:
-        (path / runs.ENVIRONMENT).write_text(json.dumps({"data": asdict(content)}))
+        (path / run_folder.ENVIRONMENT).write_text(json.dumps({"data": asdict(content)}))
     if finished:
-        (path / runs.METRICS).write_text(json.dumps(done.metrics))
+        (path / run_folder.METRICS).write_text(json.dumps(done.metrics))

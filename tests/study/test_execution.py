@@ -25,9 +25,8 @@ from kerasnorm.study.execution import event_line, runs_table
 from kerasnorm.study.folder import PlannedRun, State
 from kerasnorm.study.plan import StudyPlan
 from kerasnorm.tables import to_rich
-from kerasnorm.training import checkpoints
-from kerasnorm.training import run as runs
-from kerasnorm.training.run import Judged
+from kerasnorm.training import checkpoints, run_folder
+from kerasnorm.training.run_folder import Judged
 
 STATES = (State.KEPT, State.WAITING, State.RUNNING, State.DONE, State.FAILED)
 
@@ -162,9 +161,9 @@ def replaced(home, network):
 
 
 def edited(home, network):
-    config = runs.read_config(home)
-    (home / runs.MANIFEST).unlink(missing_ok=True)
-    runs.write_config(home, config.replace(learning_rate=0.123))
+    config = run_folder.read_config(home)
+    (home / run_folder.MANIFEST).unlink(missing_ok=True)
+    run_folder.write_config(home, config.replace(learning_rate=0.123))
 
 
 def begun_run(path):
@@ -175,14 +174,14 @@ def begun_run(path):
     config = resolve(fields | {"network": str(network), "backend": keras.backend.backend()})
     home = path / "study" / "runs" / "a"
     place_run(home, config, finished=False)
-    facts = {"epoch": 1, "is_best": False, "config": runs.lineage(config)}
-    checkpoints.save(home / runs.CHECKPOINTS, {"a": np.arange(3.0)}, facts)
+    facts = {"epoch": 1, "is_best": False, "config": run_folder.lineage(config)}
+    checkpoints.save(home / run_folder.CHECKPOINTS, {"a": np.arange(3.0)}, facts)
     return home, network
 
 
 def training_in(home):
     """What a run has trained, file by file."""
-    files = [home / runs.HISTORY, *(home / runs.CHECKPOINTS).rglob("*")]
+    files = [home / run_folder.HISTORY, *(home / run_folder.CHECKPOINTS).rglob("*")]
     return {file.relative_to(home): file.read_bytes() for file in files if file.is_file()}
 
 
@@ -201,9 +200,9 @@ def test_what_a_run_has_trained_is_kept_if_something_else_is_damaged(tmp_path, m
 def test_a_run_whose_checkpoints_are_all_damaged_starts_over(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", sys.argv)
     home, _ = begun_run(tmp_path)
-    (home / runs.CHECKPOINTS / "epoch-001" / checkpoints.STATE).write_bytes(b"")
+    (home / run_folder.CHECKPOINTS / "epoch-001" / checkpoints.STATE).write_bytes(b"")
     found = []
     monkeypatch.setattr(execution, "fit", lambda **_: found.extend(home.iterdir()))
     execution.train_run({"folder": home})
-    assert {path.name for path in found} - {".lock"} == {runs.CONFIG}
+    assert {path.name for path in found} - {".lock"} == {run_folder.CONFIG}
     assert "no checkpoint of this run is whole. Starting over." in capsys.readouterr().err

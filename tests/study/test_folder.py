@@ -14,8 +14,7 @@ from kerasnorm.data import prepare
 from kerasnorm.errors import CorruptFileError, DataError, RunFolderError
 from kerasnorm.study import folder
 from kerasnorm.study.plan import StudyPlan
-from kerasnorm.training import checkpoints
-from kerasnorm.training import run as runs
+from kerasnorm.training import checkpoints, run_folder
 
 FIXED = {name: value for name, value in tiny.TINY.items() if name != "widths"}
 PLAN = StudyPlan(norms=("bn", "gn"), backends=("torch",), seeds=(0, 1), fixed=FIXED)
@@ -56,7 +55,7 @@ def test_of_two_equal_runs_the_finished_one_counts(tmp_path, caplog):
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize("damage", [runs.METRICS, runs.HISTORY])
+@pytest.mark.parametrize("damage", [run_folder.METRICS, run_folder.HISTORY])
 def test_a_damaged_run_is_not_finished(tmp_path, damage, caplog):
     place(tmp_path / "runs" / "a", configs()[0])
     (tmp_path / "runs" / "a" / damage).write_text("{")
@@ -66,7 +65,7 @@ def test_a_damaged_run_is_not_finished(tmp_path, damage, caplog):
 
 def test_a_damaged_config_is_ignored(tmp_path, caplog):
     place(tmp_path / "runs" / "bn-torch-s0", configs()[0])
-    (tmp_path / "runs" / "bn-torch-s0" / runs.CONFIG).write_text("norm = ")
+    (tmp_path / "runs" / "bn-torch-s0" / run_folder.CONFIG).write_text("norm = ")
     found = folder.survey(tmp_path, PLAN)
     assert found[0].name == "bn-torch-s0-2"
     assert "ignored" in caplog.messages[0]
@@ -120,13 +119,13 @@ def test_loading_needs_a_study_and_a_finished_run(tmp_path):
 
 def test_tidying_keeps_what_a_study_is_made_of(tmp_path):
     place(tmp_path / "a", configs()[0])
-    (tmp_path / "a" / runs.CHECKPOINTS / "epoch-001").mkdir(parents=True)
+    (tmp_path / "a" / run_folder.CHECKPOINTS / "epoch-001").mkdir(parents=True)
     (tmp_path / "a" / folder.LOG).write_text("words")
     folder.tidy(tmp_path / "a")
     names = {path.name for path in (tmp_path / "a").iterdir()}
-    assert names == {runs.CONFIG, runs.HISTORY, runs.METRICS}
+    assert names == {run_folder.CONFIG, run_folder.HISTORY, run_folder.METRICS}
     folder.start_over(tmp_path / "a")
-    assert {path.name for path in (tmp_path / "a").iterdir()} == {runs.CONFIG}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {run_folder.CONFIG}
 
 
 MESSAGES = ["", "a loss, lost", "two\nlines", "größer als 1e30 ⟷", '{"a": "b"}', "\udcff"]
@@ -188,15 +187,15 @@ def changed(file):
 def save_checkpoints(home, *epochs):
     for epoch in epochs:
         facts = {"epoch": epoch, "is_best": False}
-        checkpoints.save(home / runs.CHECKPOINTS, {"a": np.arange(3.0)}, facts)
+        checkpoints.save(home / run_folder.CHECKPOINTS, {"a": np.arange(3.0)}, facts)
 
 
 @pytest.mark.parametrize("damage", [without, cut_off, changed])
-@pytest.mark.parametrize("name", [checkpoints.STATE, checkpoints.FACTS, runs.MANIFEST])
+@pytest.mark.parametrize("name", [checkpoints.STATE, checkpoints.FACTS, run_folder.MANIFEST])
 def test_a_run_is_lost_if_none_of_its_checkpoints_is_whole(tmp_path, damage, name, caplog):
     assert not folder.is_lost(tmp_path)  # it has none: it begins
     save_checkpoints(tmp_path, 1, 2)
-    older, newer = checkpoints.checkpoint_folders(tmp_path / runs.CHECKPOINTS)
+    older, newer = checkpoints.checkpoint_folders(tmp_path / run_folder.CHECKPOINTS)
     assert not folder.is_lost(tmp_path)
     damage(newer / name)
     assert not folder.is_lost(tmp_path)
@@ -212,7 +211,7 @@ def test_what_is_unfinished_is_told_without_writing(tmp_path):
     place(tmp_path / "runs/a", first)
     place(tmp_path / "runs/b", second, finished=False)
     place(tmp_path / "runs/c", third)
-    (tmp_path / "runs/c" / runs.CONFIG).write_text("norm = ")
+    (tmp_path / "runs/c" / run_folder.CONFIG).write_text("norm = ")
     assert folder.unfinished(tmp_path, PLAN) == configs()[1:]
 
 
@@ -230,7 +229,7 @@ def study_on(data, path, plan=None):
         for number, config in enumerate(plan.configs().values()):
             home = path / "runs" / str(number)
             place(home, config, finished=number < 2, content=content)
-            (home / runs.CHECKPOINTS / "epoch-001").mkdir(parents=True)
+            (home / run_folder.CHECKPOINTS / "epoch-001").mkdir(parents=True)
     return content
 
 

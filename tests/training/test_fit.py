@@ -22,7 +22,7 @@ from kerasnorm.errors import (
     RunFolderError,
 )
 from kerasnorm.inspection.evaluation import Scores, predict, score
-from kerasnorm.training import checkpoints, run
+from kerasnorm.training import checkpoints, run, run_folder
 
 SLOW_ON_TENSORFLOW = pytest.mark.backend("any", slow_on="tensorflow")
 
@@ -56,10 +56,12 @@ def test_a_run_leaves_its_folder(tmp_path):
 
 def test_pictures_are_drawn_unless_they_are_not_wanted(tmp_path):
     done = kerasnorm.fit(tiny.config(norm="bn"), out=tmp_path / "run", plots=False)
-    assert not (done.path / run.PLOTS).exists()
+    assert not (done.path / run_folder.PLOTS).exists()
     kerasnorm.fit(resume=done.path)  # finished already: only its pictures are missing
     names = {"accuracy", "loss", "learning_rate", "confusion", "misclassified"}
-    assert {path.name for path in (done.path / run.PLOTS).iterdir()} == {f"{n}.png" for n in names}
+    assert {path.name for path in (done.path / run_folder.PLOTS).iterdir()} == {
+        f"{n}.png" for n in names
+    }
 
 
 @pytest.mark.parametrize("norm", ["bn", "gn"])
@@ -109,7 +111,7 @@ def test_an_interrupted_and_resumed_run_equals_one_never_interrupted(tmp_path, n
     resumed = tiny.train(resume=tmp_path / "broken")
     assert same_numbers(straight, resumed)
     states = [
-        checkpoints.load(checkpoints.checkpoint_folders(done.path / run.CHECKPOINTS)[-1])[0]
+        checkpoints.load(checkpoints.checkpoint_folders(done.path / run_folder.CHECKPOINTS)[-1])[0]
         for done in (straight, resumed)
     ]
     assert all(states[0][name].tobytes() == states[1][name].tobytes() for name in states[0])
@@ -127,7 +129,7 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_over(tmp_path):
 
 @pytest.mark.parametrize("field", [{"norm": "bn"}, {"seed": 5}, {"epochs": 9}, {"batch_size": 8}])
 def test_a_resumed_run_keeps_its_config(tmp_path, field):
-    folder = run.create_folder(tmp_path / "run", tiny.config(norm="gn"), "shapes")
+    folder = run_folder.create_folder(tmp_path / "run", tiny.config(norm="gn"), "shapes")
     with pytest.raises(ConfigError, match=f"^{next(iter(field))}: a resumed run"):
         tiny.train(resume=folder, **field)
 
@@ -145,7 +147,7 @@ def test_a_training_too_short_for_moving_statistics_says_so(tmp_path, caplog, mo
 def test_another_number_of_threads_is_said_when_a_run_is_resumed(tmp_path, caplog, before, is_said):
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path / "run", [StopAfter(1)])
-    path = tmp_path / "run" / run.ENVIRONMENT
+    path = tmp_path / "run" / run_folder.ENVIRONMENT
     environment = json.loads(path.read_text())
     now = environment["threads"]
     assert now >= 1
@@ -161,7 +163,7 @@ def test_another_number_of_threads_is_said_when_a_run_is_resumed(tmp_path, caplo
 def test_a_resumed_run_computes_norms_as_it_began(tmp_path, caplog, monkeypatch, began):
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path / "run", [StopAfter(2)])
-    path = tmp_path / "run" / run.ENVIRONMENT
+    path = tmp_path / "run" / run_folder.ENVIRONMENT
     here = json.loads(path.read_text())["fused_kernels"]
     if here is None and began != "without":
         pytest.skip("no fused functions here")
@@ -292,7 +294,7 @@ def test_a_diverging_run_says_so_and_leaves_no_model(tmp_path):
     with pytest.raises(DivergedError, match="smaller --learning-rate"):
         fit(tmp_path / "run", optimizer="sgd", learning_rate=1e30, schedule="constant", norm="none",
             weight_decay=0.0)  # fmt: skip
-    assert not (tmp_path / "run" / run.MODEL).exists()
+    assert not (tmp_path / "run" / run_folder.MODEL).exists()
 
 
 @pytest.mark.parametrize(
@@ -307,10 +309,10 @@ def test_a_bad_config_leaves_no_folder(tmp_path, override):
 
 def test_a_taken_folder_is_kept(tmp_path):
     fit(tmp_path / "run")
-    before = (tmp_path / "run" / run.HISTORY).read_bytes()
+    before = (tmp_path / "run" / run_folder.HISTORY).read_bytes()
     with pytest.raises(RunFolderError):
         fit(tmp_path / "run")
-    assert (tmp_path / "run" / run.HISTORY).read_bytes() == before
+    assert (tmp_path / "run" / run_folder.HISTORY).read_bytes() == before
 
 
 @pytest.mark.parametrize("preprocessing", ["standardize", "scale", "none", "equalize"])
@@ -357,7 +359,7 @@ def test_restored_weights_are_the_ones_that_are_measured(tmp_path):
 def test_a_changed_config_file_is_not_resumed(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path / "run", callbacks=[StopAfter(2)], epochs=3, learning_rate=0.01)
-    path = tmp_path / "run" / run.CONFIG
+    path = tmp_path / "run" / run_folder.CONFIG
     path.write_text(path.read_text().replace("learning_rate = 0.01", "learning_rate = 0.02"))
     with pytest.raises(CorruptFileError, match=r"config\.toml is damaged or was changed"):
         tiny.train(resume=tmp_path / "run")
@@ -371,7 +373,9 @@ def test_a_loss_that_is_not_finite_after_an_epoch_is_a_divergence(tmp_path, monk
 
 
 def states_of(*runs):
-    folders = [checkpoints.checkpoint_folders(done.path / run.CHECKPOINTS)[-1] for done in runs]
+    folders = [
+        checkpoints.checkpoint_folders(done.path / run_folder.CHECKPOINTS)[-1] for done in runs
+    ]
     return [{k: v.tobytes() for k, v in checkpoints.load(path)[0].items()} for path in folders]
 
 
@@ -393,12 +397,12 @@ def test_auto_starts_goes_on_and_finds_it_finished(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         tiny.train(config, out=folder, resume="auto", callbacks=[StopAfter(2)])
     resumed = tiny.train(config, out=folder, resume="auto")
-    before = (folder / run.MODEL).stat().st_mtime_ns
+    before = (folder / run_folder.MODEL).stat().st_mtime_ns
     assert tiny.train(config, out=folder, resume="auto").history == resumed.history
-    assert (folder / run.MODEL).stat().st_mtime_ns == before
+    assert (folder / run_folder.MODEL).stat().st_mtime_ns == before
     with pytest.raises(ConfigError, match=r"^seed: a resumed run"):
         tiny.train(config, out=folder, resume="auto", seed=3)
-    (folder / run.MODEL).write_bytes(b"damaged")
+    (folder / run_folder.MODEL).write_bytes(b"damaged")
     assert same_numbers(tiny.train(config, out=folder, resume="auto"), resumed)
     assert resumed.model().count_params() > 0
 
@@ -453,7 +457,7 @@ def test_a_divergence_names_step_rate_and_layer_and_leaves_the_last_checkpoint(t
     with pytest.raises(DivergedError, match=r"epoch 2, step \d, at a learning rate of 0\.0.*"
                        r"kernel of layer convblock2_conv2"):  # fmt: skip
         fit(tmp_path / "run", callbacks=[Poison()], norm="bn", epochs=3)
-    assert checkpoints.load_newest(tmp_path / "run" / run.CHECKPOINTS)[1]["epoch"] == 1
+    assert checkpoints.load_newest(tmp_path / "run" / run_folder.CHECKPOINTS)[1]["epoch"] == 1
 
 
 FOLDERS = {"train_size": 0, "test_size": 0, "batch_size": 5, "norm": "gn", "epochs": 3}
@@ -488,8 +492,8 @@ def test_a_run_is_not_resumed_on_other_data_than_it_saw(tmp_path, stopped, chang
 def test_changed_data_are_refused_at_their_old_place_too(tmp_path, stopped):
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     for name in ("run", "straight"):
-        config = run.read_config(tmp_path / name)
-        run.relocate(tmp_path / name, config.replace(data=str(tmp_path / "d")))
+        config = run_folder.read_config(tmp_path / name)
+        run_folder.relocate(tmp_path / name, config.replace(data=str(tmp_path / "d")))
     (tmp_path / "d/test/dog/0.png").unlink()
     with pytest.raises(DataError, match="11 test images instead of 12"):
         tiny.train(resume=tmp_path / "run")
@@ -532,7 +536,7 @@ def test_a_run_may_be_told_where_its_data_are_after_it_has_finished(tmp_path, st
     assert moved.config.data.data == str(place)
     assert run.Run.load(done.path).config == moved.config
     changed = {path.name for path, content in files(done.path).items() if before[path] != content}
-    assert changed == {run.CONFIG, "manifest.json"}
+    assert changed == {run_folder.CONFIG, "manifest.json"}
     assert moved.test_images().shape == (12, 8, 8, 3)
 
 
@@ -541,7 +545,7 @@ def test_a_relative_place_is_recorded_in_full(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = fit("run", **FOLDERS | {"data": "d/", "epochs": 1})
     assert done.config.data.data == str(data)
-    environment = json.loads((tmp_path / "run" / run.ENVIRONMENT).read_text())
+    environment = json.loads((tmp_path / "run" / run_folder.ENVIRONMENT).read_text())
     assert environment["data"]["source"] == str(data)
     assert environment["data"]["class_names"] == list(changed_data.CLASSES)
     assert environment["data"]["counts"] == {"train": [5] * 4, "test": [3] * 4}
@@ -552,12 +556,12 @@ def test_a_relative_place_is_recorded_in_full(tmp_path, monkeypatch):
 
 def of_an_earlier_version(folder, data):
     """Makes a run look as if it was written before runs recorded what their data held."""
-    config = run.read_config(folder).replace(data=data)
-    run.write_config(folder, config)
-    environment = json.loads((folder / run.ENVIRONMENT).read_text())
+    config = run_folder.read_config(folder).replace(data=data)
+    run_folder.write_config(folder, config)
+    environment = json.loads((folder / run_folder.ENVIRONMENT).read_text())
     del environment["data"]
-    (folder / run.ENVIRONMENT).write_text(json.dumps(environment))
-    for place in checkpoints.checkpoint_folders(folder / run.CHECKPOINTS):
+    (folder / run_folder.ENVIRONMENT).write_text(json.dumps(environment))
+    for place in checkpoints.checkpoint_folders(folder / run_folder.CHECKPOINTS):
         state, facts = checkpoints.load(place)
         checkpoints.save(place.parent, state, facts | {"config": config.hash()})
 

@@ -21,7 +21,7 @@ from kerasnorm.config import flatten
 from kerasnorm.errors import MissingPackageError
 from kerasnorm.study.plan import StudyPlan
 from kerasnorm.study.study import check
-from kerasnorm.training import run
+from kerasnorm.training import run_folder
 from kerasnorm.training.loggers import LOGGERS
 from kerasnorm.training.loggers.tensorboard import EventFiles
 
@@ -30,7 +30,7 @@ mlflow = pytest.importorskip("mlflow", reason="the extra mlflow is not installed
 
 # MLflow's store uses what SQLAlchemy 2.1 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
-MEASURES = [name for name in run.COLUMNS if name != "epoch"]
+MEASURES = [name for name in run_folder.COLUMNS if name != "epoch"]
 STEPS = 4  # in an epoch of 60 images, the last of 12
 
 
@@ -79,8 +79,8 @@ def one_plot(monkeypatch):
     """Draws one black picture for each run, in no time."""
 
     def draw(done, images):
-        (done.path / run.PLOTS).mkdir(exist_ok=True)
-        Image.new("RGB", (4, 3)).save(done.path / run.PLOTS / "black.png")
+        (done.path / run_folder.PLOTS).mkdir(exist_ok=True)
+        Image.new("RGB", (4, 3)).save(done.path / run_folder.PLOTS / "black.png")
 
     monkeypatch.setattr("kerasnorm.plots.draw_run", draw)
 
@@ -126,7 +126,7 @@ def test_tensorboard_has_the_weights_and_the_plots(logged, read):
         np.testing.assert_allclose(last.sum, values.sum(dtype=float), rtol=1e-5, atol=1e-6)
         below = [(values < edge).sum() for edge in last.bucket_limit[:-1]]
         np.testing.assert_array_equal(np.cumsum(last.bucket)[:-1], below)
-    plots = {path.stem: path for path in (logged.path / run.PLOTS).iterdir()}
+    plots = {path.stem: path for path in (logged.path / run_folder.PLOTS).iterdir()}
     assert {"confusion", "misclassified"} <= plots.keys()
     for name, path in plots.items():
         (event,) = events.Images(f"plots/{name}")
@@ -152,10 +152,16 @@ def test_mlflow_has_the_config_the_epochs_and_the_files_of_a_resumed_run_once(lo
         history = client.get_metric_history(found.info.run_id, name)
         assert [(metric.step, metric.value) for metric in history] == pairs
     names = {item.path for item in client.list_artifacts(found.info.run_id)}
-    assert names == {run.CONFIG, run.HISTORY, run.METRICS, run.MODEL, run.PLOTS}
+    assert names == {
+        run_folder.CONFIG,
+        run_folder.HISTORY,
+        run_folder.METRICS,
+        run_folder.MODEL,
+        run_folder.PLOTS,
+    }
     place = Path(found.info.artifact_uri.removeprefix("file://"))
-    assert (place / run.MODEL).read_bytes() == (logged.path / run.MODEL).read_bytes()
-    assert {path.name for path in (place / run.PLOTS).iterdir()} >= {"confusion.png"}
+    assert (place / run_folder.MODEL).read_bytes() == (logged.path / run_folder.MODEL).read_bytes()
+    assert {path.name for path in (place / run_folder.PLOTS).iterdir()} >= {"confusion.png"}
 
 
 @pytest.mark.backend("torch")
@@ -175,7 +181,7 @@ def test_mlflow_uses_the_store_and_the_experiment_of_the_user(
 
 
 def rows(*accuracies):
-    row = dict.fromkeys(run.COLUMNS)
+    row = dict.fromkeys(run_folder.COLUMNS)
     return [row | {"epoch": n, "test_accuracy": a} for n, a in enumerate(accuracies, 1)]
 
 
@@ -198,7 +204,7 @@ def test_event_files_follow_the_history(tmp_path, read):
 def test_a_log_that_fails_is_one_warning_and_is_completed_at_the_end(
     tmp_path, caplog, read, one_plot
 ):
-    path = run.create_folder(tmp_path / "run", tiny.config(log="tensorboard"), "shapes")
+    path = run_folder.create_folder(tmp_path / "run", tiny.config(log="tensorboard"), "shapes")
     (path / "tensorboard").write_text("in the way")
     clear = keras.callbacks.LambdaCallback(
         on_train_end=lambda logs: (path / "tensorboard").unlink()
@@ -213,10 +219,10 @@ def test_a_log_that_fails_is_one_warning_and_is_completed_at_the_end(
 
 def test_a_finished_run_can_be_given_a_log(tmp_path, read, one_plot):
     done = tiny.train(tiny.config(epochs=1), out=tmp_path / "run")
-    before = (done.path / run.MODEL).stat().st_mtime_ns
+    before = (done.path / run_folder.MODEL).stat().st_mtime_ns
     again = tiny.train(resume=done.path, log=["tensorboard"])
     assert again.config.train.log == ("tensorboard",)
-    assert (done.path / run.MODEL).stat().st_mtime_ns == before
+    assert (done.path / run_folder.MODEL).stat().st_mtime_ns == before
     events = read(done.path / "tensorboard")
     (pair,) = scalars(events, "epoch/test_accuracy")
     assert pair == pytest.approx((1, done.history[0]["test_accuracy"]))

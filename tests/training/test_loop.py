@@ -10,7 +10,7 @@ from helpers import tiny
 from kerasnorm.config import resolve
 from kerasnorm.training.loggers import RunLogs
 from kerasnorm.training.loop import epoch_line
-from kerasnorm.training.run import judged
+from kerasnorm.training.run_folder import judged
 
 ROW = {
     "epoch": 3.0,

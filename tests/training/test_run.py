@@ -8,49 +8,49 @@ from helpers import tiny
 
 from kerasnorm.config import resolve
 from kerasnorm.errors import ConfigError, CorruptFileError, RunFolderError
-from kerasnorm.training import run
+from kerasnorm.training import run, run_folder
 
-ROW = dict.fromkeys(run.COLUMNS, 0.1) | {"epoch": 1, "val_loss": None, "val_accuracy": None}
+ROW = dict.fromkeys(run_folder.COLUMNS, 0.1) | {"epoch": 1, "val_loss": None, "val_accuracy": None}
 CONFIG = resolve({"norm": "bn", "backend": "torch", "seed": 4})
 
 
 def test_history_comes_back_bit_by_bit(tmp_path):
-    path = tmp_path / run.HISTORY
+    path = tmp_path / run_folder.HISTORY
     rows = [ROW, ROW | {"epoch": 2, "train_loss": 1 / 3}]
-    run.write_history(path, rows)
-    assert run.read_history(path) == rows
-    assert path.read_text().splitlines()[0] == ",".join(run.COLUMNS)
+    run_folder.write_history(path, rows)
+    assert run_folder.read_history(path) == rows
+    assert path.read_text().splitlines()[0] == ",".join(run_folder.COLUMNS)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "epoch,lr\n1,0.1\n", ",".join(run.COLUMNS) + "\n1,x,,,,,,,,\n"]
+    "text", ["", "epoch,lr\n1,0.1\n", ",".join(run_folder.COLUMNS) + "\n1,x,,,,,,,,\n"]
 )
 def test_a_damaged_history_is_refused(tmp_path, text):
-    path = tmp_path / run.HISTORY
+    path = tmp_path / run_folder.HISTORY
     path.write_text(text)
     if text:
         with pytest.raises(CorruptFileError, match=r"history\.csv"):
-            run.read_history(path)
+            run_folder.read_history(path)
     else:
-        assert run.read_history(path) == []
+        assert run_folder.read_history(path) == []
 
 
 def test_a_new_folder_holds_the_config(tmp_path):
-    path = run.create_folder(tmp_path / "a b/ü", CONFIG, "shapes")
-    assert run.read_config(path) == CONFIG
-    assert run.is_run(path)
+    path = run_folder.create_folder(tmp_path / "a b/ü", CONFIG, "shapes")
+    assert run_folder.read_config(path) == CONFIG
+    assert run_folder.is_run(path)
 
 
 def test_default_folders_are_named_and_numbered(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = [str(run.create_folder(None, CONFIG, "shapes")) for _ in range(3)]
+    names = [str(run_folder.create_folder(None, CONFIG, "shapes")) for _ in range(3)]
     base = "results/runs/shapes-bn-torch-s4"
     assert names == [base, f"{base}-2", f"{base}-3"]
 
 
 def test_the_command_that_resumes_a_run_can_be_pasted(tmp_path):
-    path = run.create_folder(tmp_path / "my runs" / "it's 1", CONFIG, "shapes")
-    run.write_history(path / run.HISTORY, [ROW])
+    path = run_folder.create_folder(tmp_path / "my runs" / "it's 1", CONFIG, "shapes")
+    run_folder.write_history(path / run_folder.HISTORY, [ROW])
     with pytest.raises(CorruptFileError) as error:
         run.Run.load(path)
     words = shlex.split(str(error.value).partition("resume it: ")[2])
@@ -59,7 +59,7 @@ def test_the_command_that_resumes_a_run_can_be_pasted(tmp_path):
 
 def test_long_names_of_data_give_folders_that_can_be_made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    paths = [run.create_folder(None, CONFIG, "d" * 240 + end) for end in "ab"]
+    paths = [run_folder.create_folder(None, CONFIG, "d" * 240 + end) for end in "ab"]
     assert all(len(path.name) < 143 and path.name.endswith("-bn-torch-s4") for path in paths)
     assert len(set(paths)) == 2
 
@@ -67,31 +67,31 @@ def test_long_names_of_data_give_folders_that_can_be_made(tmp_path, monkeypatch)
 def test_a_folder_that_holds_something_is_refused_and_kept(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(RunFolderError, match="other files"):
-        run.create_folder(tmp_path, CONFIG, "shapes")
+        run_folder.create_folder(tmp_path, CONFIG, "shapes")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-    taken = run.create_folder(tmp_path / "run", CONFIG, "shapes")
+    taken = run_folder.create_folder(tmp_path / "run", CONFIG, "shapes")
     with pytest.raises(RunFolderError, match=r"another run.*--resume"):
-        run.create_folder(taken, CONFIG, "shapes")
+        run_folder.create_folder(taken, CONFIG, "shapes")
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="--out"):
-        run.create_folder(tmp_path / "file" / "run", CONFIG, "shapes")
+        run_folder.create_folder(tmp_path / "file" / "run", CONFIG, "shapes")
 
 
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(CorruptFileError, match=r"no run's folder"):
         run.Run.load(tmp_path)
-    path = run.create_folder(tmp_path / "run", CONFIG, "shapes")
-    run.write_history(path / run.HISTORY, [ROW])
+    path = run_folder.create_folder(tmp_path / "run", CONFIG, "shapes")
+    run_folder.write_history(path / run_folder.HISTORY, [ROW])
     with pytest.raises(CorruptFileError, match="not finished"):
         run.Run.load(path)
     for text in ("[]", "{}", "{"):
-        (path / run.METRICS).write_text(text)
+        (path / run_folder.METRICS).write_text(text)
         with pytest.raises(CorruptFileError, match="damaged"):
             run.Run.load(path)
-    (path / run.CONFIG).write_text("norm = ")
+    (path / run_folder.CONFIG).write_text("norm = ")
     with pytest.raises(CorruptFileError, match="damaged"):
         run.Run.load(path)
 

@@ -10,7 +10,8 @@ from kerasnorm.training.loggers.record import EpochDetails, RunLog
 
 if TYPE_CHECKING:
     from kerasnorm.config import Config
-    from kerasnorm.training.run import Row, Run
+    from kerasnorm.training.run import Run
+    from kerasnorm.training.run_folder import Row
 
 LOGGERS = {logger.name: logger for logger in (tensorboard.LOGGER, mlflow.LOGGER)}
 logger = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ from kerasnorm.training.loggers.record import EpochDetails, Logger
 
 if TYPE_CHECKING:
     from kerasnorm.config import Config
-    from kerasnorm.training.run import Row, Run
+    from kerasnorm.training.run import Run
+    from kerasnorm.training.run_folder import Row
 
 FOLDER = "mlflow"
 RUN = "run.json"  # names the MLflow run, which a resumed run continues
@@ -78,7 +79,7 @@ class TrackedRun:
 
     def finish(self, run: "Run") -> None:
         """Logs the model, the files and the plots of the run, and ends it."""
-        from kerasnorm.training.run import CONFIG, HISTORY, METRICS, MODEL, PLOTS
+        from kerasnorm.training.run_folder import CONFIG, HISTORY, METRICS, MODEL, PLOTS
 
         for name in (CONFIG, HISTORY, METRICS, MODEL):
             self.client.log_artifact(self.id, run.path / name)

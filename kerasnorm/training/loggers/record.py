@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kerasnorm.config import Config
-    from kerasnorm.training.run import Row, Run
+    from kerasnorm.training.run import Run
+    from kerasnorm.training.run_folder import Row
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kerasnorm.config import Config
-    from kerasnorm.training.run import Row, Run
+    from kerasnorm.training.run import Run
+    from kerasnorm.training.run_folder import Row
 
 PREFIX = "events.out.tfevents."  # by which TensorBoard finds its files, which it reads in order
 RESULTS = "results"  # ends the name of the last file; digits come before letters
@@ -122,7 +123,7 @@ def _images(run: "Run") -> Any:
     from PIL import Image
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    from kerasnorm.training.run import PLOTS
+    from kerasnorm.training.run_folder import PLOTS
 
     values = []
     for path in sorted((run.path / PLOTS).glob("*.png")):

@@ -15,7 +15,7 @@ from helpers.faults import harness
 from kerasnorm.config import resolve
 from kerasnorm.errors import RunFolderError
 from kerasnorm.files import run_lock
-from kerasnorm.training import run
+from kerasnorm.training import run_folder
 
 NOBODY = 65534
 ODD_PATHS = ("with space", "ünïcode-日本語", 'it\'s "quoted"', "--dashes", "a%20b;c&d")
@@ -35,7 +35,7 @@ def race(rounds, processes):
 
             def start(folder=folder, go=go):
                 time.sleep(max(0.0, go - time.monotonic()))
-                with run.new_folder(folder, config, "x"):
+                with run_folder.new_folder(folder, config, "x"):
                     time.sleep(0.02)
 
             children = [harness.fork(start) for _ in range(processes)]
@@ -76,7 +76,7 @@ def read_only():
         def start():
             if os.getuid() == 0:  # whom no permission stops
                 os.setuid(NOBODY)
-            with run.new_folder(home / "run", resolve({"backend": "torch"}), "x"):
+            with run_folder.new_folder(home / "run", resolve({"backend": "torch"}), "x"):
                 pass
 
         code = harness.wait(harness.fork(start))
@@ -106,7 +106,7 @@ def odd_path(name, *words):
             )  # fmt: skip
             if done.returncode or b"Traceback" in done.stderr:
                 return False
-        return (folder / run.MODEL).is_file()
+        return (folder / run_folder.MODEL).is_file()
 
 
 def clock_set_back():

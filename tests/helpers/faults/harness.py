@@ -16,7 +16,7 @@ import numpy as np
 
 from helpers import tiny
 from kerasnorm.errors import KerasnormError
-from kerasnorm.training import checkpoints, run
+from kerasnorm.training import checkpoints, run, run_folder
 
 TIMED = ("seconds", "images_per_second")
 
@@ -37,7 +37,7 @@ def fit(folder, wanted):
 
 def result(folder):
     """What a finished run computed: weights, optimizer and statistics, history, final numbers."""
-    state, facts = checkpoints.load_newest(folder / run.CHECKPOINTS)
+    state, facts = checkpoints.load_newest(folder / run_folder.CHECKPOINTS)
     done = run.Run.load(folder)
     timeless = [{k: v for k, v in row.items() if k not in TIMED} for row in done.history]
     numbers = {k: v for k, v in done.metrics.items() if k not in TIMED}

@@ -14,7 +14,7 @@ import numpy as np
 
 from helpers.faults import harness
 from kerasnorm.errors import CorruptFileError, KerasnormError
-from kerasnorm.training import checkpoints, run
+from kerasnorm.training import checkpoints, run_folder
 
 
 def fail(_):
@@ -96,8 +96,10 @@ def each_event_of_a_run(wanted, every=1):
                     unclear += error.exit_code != 6
                 except OSError as error:
                     unclear += error.filename is None and error.strerror is None
-            if (folder / run.CHECKPOINTS).is_dir():
-                wrong += any("damaged" in text for text in check_left(folder / run.CHECKPOINTS, 0))
+            if (folder / run_folder.CHECKPOINTS).is_dir():
+                wrong += any(
+                    "damaged" in text for text in check_left(folder / run_folder.CHECKPOINTS, 0)
+                )
             harness.fit(folder, wanted)
             wrong += harness.result(folder) != expected
             tried += 1
@@ -158,11 +160,11 @@ def full_disk(sizes):
                 found["ended"] += 1
             except KerasnormError as error:
                 text = str(error)
-                found["final"] += run.MODEL in text
+                found["final"] += run_folder.MODEL in text
                 is_clear = str(disk) in text and "It needs" in text and "No space left" in text
                 found["clear"] += is_clear
-            if checkpoints.checkpoint_folders(folder / run.CHECKPOINTS):
-                found["wrong"] += bool(check_left(folder / run.CHECKPOINTS, 1))
+            if checkpoints.checkpoint_folders(folder / run_folder.CHECKPOINTS):
+                found["wrong"] += bool(check_left(folder / run_folder.CHECKPOINTS, 1))
             found["wrong"] += any(path.name != ".lock" for path in disk.rglob(".*"))
             resize(8 * 1024)
             harness.fit(folder, wanted)
