@@ -10,7 +10,7 @@ import importlib.util
 import os
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from kerasnorm.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from kerasnorm.analysis.inputs import inputs as inputs

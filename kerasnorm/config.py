@@ -519,6 +519,13 @@ def build_config(recipe: str, values: Mapping[str, Any]) -> Config:
     return Config(recipe=recipe, **sections)
 
 
+def field_value(config: Config, name: str) -> Any:
+    """Returns the value of a field named without its section, or of `recipe`."""
+    if name == "recipe":
+        return config.recipe
+    return getattr(getattr(config, SETTINGS[name].section), name)
+
+
 def flatten(document: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields of all sections in one dict, without the recipe's name.
 

@@ -19,8 +19,9 @@ from kerasnorm.conversion.norms import DEFAULT_GROUPS, replace_norms
 from kerasnorm.errors import ConfigError, first_line
 from kerasnorm.formats.archive import load_model
 from kerasnorm.formats.input_scale import rescaling_layer
-from kerasnorm.inspection.graph import call_again, functional_graph, leaves, nodes
+from kerasnorm.inspection.graph import call_again, functional_graph, nodes
 from kerasnorm.inspection.output_graph import AVERAGES, IDENTITIES, LINEAR, RESHAPES
+from kerasnorm.layers import leaves
 from kerasnorm.norms import KEEP, layer_factory
 from kerasnorm.progress import counted
 

@@ -1,5 +1,6 @@
 """The layers that are this package's own, and the copy of a model that does without them."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -8,7 +9,6 @@ from keras import ops
 from kerasnorm import user_code
 from kerasnorm.config import ModelConfig
 from kerasnorm.errors import ConfigError
-from kerasnorm.inspection.graph import leaves
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.norms import EPSILON, NORMS, normalization
 
@@ -125,3 +125,12 @@ def portable(model: keras.Model) -> keras.Model:
         if hasattr(target, "finalize_state"):
             target.finalize_state()  # Normalization and others derive what they compute with
     return copy
+
+
+def leaves(model: keras.Model) -> Iterator[Any]:
+    """Yields the layers of a model and of the models in it."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from leaves(layer)
+        else:
+            yield layer

@@ -22,7 +22,7 @@ from typing import Any
 
 from kerasnorm.config import BACKENDS, SETTINGS
 from kerasnorm.errors import ConfigError, MissingPackageError
-from kerasnorm.training.process_group import this_launch
+from kerasnorm.process_group import this_launch
 
 # The packages whose versions decide a result.
 PACKAGES = ("kerasnorm", "keras", "numpy", "torch", "tensorflow", "tensorflow-cpu", "jax")

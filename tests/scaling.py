@@ -38,8 +38,8 @@ def worker(backend):
     from kerasnorm import runtime
     from kerasnorm.config import resolve
     from kerasnorm.data.shapes import shapes
+    from kerasnorm.process_group import this_launch
     from kerasnorm.training.fit import make_engine
-    from kerasnorm.training.process_group import this_launch
 
     runtime.start(backend, "cpu")
     from helpers import tiny

@@ -85,6 +85,17 @@ def test_no_module_imports_itself_through_others():
     assert cycle({"a": {"b"}, "b": {"a"}}) != []
 
 
+def test_no_folder_imports_itself_through_others():
+    """Of the package's folders and the modules beside them, each lies above what it imports."""
+    trees = modules()
+    edges = {}
+    for name, tree in trees.items():
+        room = ".".join(name.split(".")[:2])
+        targets = {".".join(x.split(".")[:2]) for x in imported(tree) if x in trees}
+        edges.setdefault(room, set()).update(targets - {room})
+    assert cycle(edges) == []
+
+
 def test_light_modules_import_nothing_heavy_at_their_top():
     heavy = [
         f"{name} imports {target}"

@@ -348,8 +348,8 @@ def trained_network(saved: "keras.Model", network: "keras.Model") -> "keras.Mode
         network: The network that the run trains, with any weights.
     """
     from kerasnorm.conversion.rebuild import rebuild
-    from kerasnorm.inspection.graph import Calls, layers, leaves
-    from kerasnorm.layers import StandardizedConv2D
+    from kerasnorm.inspection.graph import Calls, layers
+    from kerasnorm.layers import StandardizedConv2D, leaves
 
     if not any(isinstance(layer, StandardizedConv2D) for layer in leaves(network)):
         return saved

@@ -28,7 +28,6 @@ from kerasnorm.formats import detect
 from kerasnorm.formats.archive import SavedModel
 from kerasnorm.formats.exported import ExportedModel, needs_keras, open_any
 from kerasnorm.inspection.evaluation import score
-from kerasnorm.inspection.images import images_of
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.norms import KEEP
 from kerasnorm.plots.curves import SHADE
@@ -50,6 +49,7 @@ from kerasnorm.study.intervals import MARGIN, Comparison, Interval, compare
 from kerasnorm.study.summary import Group, summarize
 from kerasnorm.study.tables import JUDGED, difference_note, group_label, judged, percent
 from kerasnorm.tables import Table
+from kerasnorm.training.images import images_of
 from kerasnorm.training.run import Run
 from kerasnorm.training.run_folder import MODEL, is_run
 

@@ -261,8 +261,8 @@ def trained_kernels(run: Run, engine: Any, saved: "keras.Model") -> "Weights | N
         engine: An engine of the run, which takes the state of the last checkpoint.
         saved: The run's saved model.
     """
-    from kerasnorm.inspection.graph import kernels, leaves
-    from kerasnorm.layers import StandardizedConv2D, portable
+    from kerasnorm.inspection.graph import kernels
+    from kerasnorm.layers import StandardizedConv2D, leaves, portable
 
     model = saved
     if any(isinstance(layer, StandardizedConv2D) for layer in leaves(engine.model)):

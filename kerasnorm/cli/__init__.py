@@ -14,13 +14,13 @@ from typing import NoReturn
 
 import click
 
-from kerasnorm import __version__
 from kerasnorm.cli import conversion, doctor, explain, formats, models, speed, studies, training
 from kerasnorm.config import RENAMED, SYNONYMS
 from kerasnorm.errors import KerasnormError, RunFolderError, is_out_of_memory, shortened
 from kerasnorm.progress import console_notes
-from kerasnorm.training.signals import SIGNALLED, Interruptions, Terminated
+from kerasnorm.signals import SIGNALLED, Interruptions, Terminated
 from kerasnorm.user_code import TRUST
+from kerasnorm.version import __version__
 
 logger = logging.getLogger(__name__)
 RENAMED_OPTIONS = {"linear_rate": "--rate-scaling linear"} | {

@@ -180,7 +180,7 @@ def recalibrate(
     from kerasnorm.conversion.recalibration import recalibrate as measured
     from kerasnorm.formats.archive import INPUT_SCALE, open_archive, open_model
     from kerasnorm.inspection.evaluation import score
-    from kerasnorm.inspection.images import images_of
+    from kerasnorm.training.images import images_of
 
     saved = with_input_scale(
         open_model(target), input_scale, partial(training_images, data, resize)

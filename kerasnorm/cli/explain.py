@@ -127,8 +127,8 @@ def _explain_network(
 ) -> None:
     """Prints the norms of a network, or the given norm in their place."""
     runtime.import_keras()
+    from kerasnorm.analysis.network_norms import norm_rows, norms_table
     from kerasnorm.config import ModelConfig
-    from kerasnorm.inspection.norms import norm_rows, norms_table
     from kerasnorm.norms import normalization
 
     options = opt.given({"norm": norm, "groups": groups, "group_size": group_size})

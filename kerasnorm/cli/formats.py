@@ -14,6 +14,7 @@ from kerasnorm.config import resolve
 from kerasnorm.errors import ConfigError, KerasnormError
 from kerasnorm.formats import FORMATS, check_formats
 from kerasnorm.norms import NORMS
+from kerasnorm.version import __version__
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,7 +93,7 @@ def export(
     from kerasnorm.cli.models import training_images, with_input_scale
     from kerasnorm.formats.archive import open_model
     from kerasnorm.formats.export import INT8, Exporter, export_table
-    from kerasnorm.inspection.images import images_of
+    from kerasnorm.training.images import images_of
 
     saved = with_input_scale(open_model(target), input_scale, partial(training_images, data, None))
     if saved.wants_equalized:
@@ -151,7 +152,7 @@ def _calibration(saved: "SavedModel", data: str | None) -> "NDArray[np.uint8]":
     """Returns training images from which quantization takes ranges."""
     import numpy as np
 
-    from kerasnorm.inspection.images import images_of
+    from kerasnorm.training.images import images_of
 
     train = images_of(saved, data, "train")
     rng = np.random.Generator(np.random.PCG64(0))
@@ -226,10 +227,9 @@ def import_torch(
     if "widths" in given:
         raise ConfigError("--widths: leave it out; the widths come from the tensors.")
     runtime.start(backend or "auto")
-    import kerasnorm
     from kerasnorm.files import sha256
     from kerasnorm.formats.archive import save_model
-    from kerasnorm.formats.torch_import import import_tensors, read_tensors, sorted_by_words
+    from kerasnorm.torch_import import import_tensors, read_tensors, sorted_by_words
 
     tensors = read_tensors(file)
     guessed = sorted_by_words(file, tensors)
@@ -263,7 +263,7 @@ def import_torch(
     metadata = {
         "class_names": names,
         "imported_from": {"file": file.name, "sha256": sha256(file)},
-        "kerasnorm": kerasnorm.__version__,
+        "kerasnorm": __version__,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     save_model(model, out, metadata)

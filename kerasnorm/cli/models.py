@@ -188,7 +188,7 @@ def with_input_scale(
 
 def training_images(data: str | None, resize: str | None, saved: "SavedModel") -> "Images":
     """Returns the training images of `images_of`."""
-    from kerasnorm.inspection.images import images_of
+    from kerasnorm.training.images import images_of
 
     return images_of(saved, data, "train", resize).images
 
@@ -226,7 +226,7 @@ def evaluate(
     """
     saved = open_target(target, where, input_scale, partial(training_images, data, resize))
     from kerasnorm.inspection.evaluation import score
-    from kerasnorm.inspection.images import images_of
+    from kerasnorm.training.images import images_of
 
     images = images_of(saved, data, split, resize)
     scores = score(saved.predict(images.images), images.labels)
@@ -271,7 +271,7 @@ def predict(
     from kerasnorm.data.pictures import list_pictures, read_picture
     from kerasnorm.data.preprocessing import equalize
     from kerasnorm.inspection.evaluation import log_softmax
-    from kerasnorm.inspection.images import resize_of
+    from kerasnorm.training.images import resize_of
 
     paths = [path for given in pictures for path in list_pictures(given)]
     method = resize_of(saved, resize)
@@ -325,7 +325,7 @@ def misclassified(
 
     from kerasnorm import plots
     from kerasnorm.inspection.evaluation import worst_mistakes
-    from kerasnorm.inspection.images import images_of
+    from kerasnorm.training.images import images_of
 
     images = images_of(saved, data, split, resize)
 

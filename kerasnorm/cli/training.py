@@ -9,8 +9,8 @@ import click
 from kerasnorm.cli import options as opt
 from kerasnorm.config import to_toml
 from kerasnorm.errors import ConfigError
+from kerasnorm.process_group import this_launch
 from kerasnorm.progress import ConsoleProgress, counted, duration, rounded
-from kerasnorm.training.process_group import this_launch
 
 if TYPE_CHECKING:
     from kerasnorm.training.run_folder import Row

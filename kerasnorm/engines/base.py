@@ -20,8 +20,8 @@ from kerasnorm.errors import CorruptFileError, DivergedError
 from kerasnorm.inspection.evaluation import Scores
 from kerasnorm.inspection.graph import call_node, functional_graph, nodes
 from kerasnorm.keras_settings import stock_keras
+from kerasnorm.process_group import ProcessGroup
 from kerasnorm.runtime import seed_everything
-from kerasnorm.training.process_group import ProcessGroup
 
 logger = logging.getLogger(__name__)
 

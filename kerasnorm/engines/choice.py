@@ -14,7 +14,7 @@ from kerasnorm.engines.base import Engine
 from kerasnorm.engines.keras_engine import KerasEngine
 from kerasnorm.errors import ConfigError
 from kerasnorm.inspection import evaluation
-from kerasnorm.training.process_group import Launch, ProcessGroup
+from kerasnorm.process_group import Launch, ProcessGroup
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,6 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-import kerasnorm
 from kerasnorm.data import Split
 from kerasnorm.errors import CorruptFileError, KerasnormError, RunFolderError
 from kerasnorm.files import read_text, write_json
@@ -30,6 +29,7 @@ from kerasnorm.keras_settings import stock_keras
 from kerasnorm.layers import portable
 from kerasnorm.runtime import installed_backends
 from kerasnorm.tables import Table
+from kerasnorm.version import __version__
 
 logger = logging.getLogger(__name__)
 INT8 = "litert-int8"
@@ -157,7 +157,7 @@ class Exporter:
         self._source = self._folder / "source.keras"
         config, model = self.saved.config, portable(self.saved.model)
         metadata: dict[str, Any] = {"class_names": list(self.saved.class_names)}
-        metadata |= {"kerasnorm": kerasnorm.__version__}
+        metadata |= {"kerasnorm": __version__}
         if self.saved.input_scale is not None:
             metadata[archive.INPUT_SCALE] = self.saved.input_scale
         save_model(model, self._source, metadata | ({"config": config.to_dict()} if config else {}))
@@ -366,7 +366,7 @@ class Exporter:
             "max_difference": {str(n): value for n, value in done.differences.items()},
             "made_on": done.made_on,
             "writer": done.writer,
-            "kerasnorm": kerasnorm.__version__,
+            "kerasnorm": __version__,
             "sha256": checksums(done.path, entry),
         }
         if is_int8:

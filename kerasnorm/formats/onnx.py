@@ -38,7 +38,7 @@ def _make_constant(model: "keras.Model") -> None:
     import keras
     import numpy as np
 
-    from kerasnorm.inspection.graph import leaves
+    from kerasnorm.layers import leaves
 
     for layer in leaves(model):
         if isinstance(layer, keras.layers.Normalization):

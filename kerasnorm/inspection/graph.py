@@ -66,15 +66,6 @@ def layers(model: keras.Model) -> list[Any]:
     ]
 
 
-def leaves(model: keras.Model) -> Iterator[Any]:
-    """Yields the layers of a model and of the models in it."""
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from leaves(layer)
-        else:
-            yield layer
-
-
 class Calls:
     """Which layer calls precede and follow each other in a model and in the models in it.
 

@@ -8,7 +8,6 @@ from kerasnorm.data.stored import Images
 from kerasnorm.plots.curves import accuracy_figure, learning_rate_figure, loss_figure
 from kerasnorm.plots.images import confusion_figure, misclassified_figure, mistakes_figure
 from kerasnorm.plots.style import Picture, save
-from kerasnorm.training.run_folder import PLOTS
 
 if TYPE_CHECKING:
     from kerasnorm.training.run import Run
@@ -37,7 +36,7 @@ def draw_run(
             images are not drawn.
         folder: Folder to write to, made if it is missing; by default the run's own `plots`.
     """
-    folder = run.path / PLOTS if folder is None else folder
+    folder = run.plots_folder if folder is None else folder
     pictures = [confusion_figure(run)]
     if test_images is not None:
         pictures.append(mistakes_figure(run, test_images))

@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kerasnorm.config import SETTINGS, Config
+from kerasnorm.config import SETTINGS, Config, field_value
 from kerasnorm.norms import NORMS, owner
-from kerasnorm.study.plan import field_value
 
 if TYPE_CHECKING:
     from kerasnorm.training.run import Run

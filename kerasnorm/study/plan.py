@@ -14,6 +14,7 @@ from kerasnorm.config import (
     SETTINGS,
     UNCOMPARED,
     Config,
+    field_value,
     resolve,
     unknown,
     value_word,
@@ -172,13 +173,6 @@ def run_name(config: Config, varied: Iterable[str]) -> str:
         text = "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
         parts += [name, Path(text).name]
     return f"{short_name('-'.join(parts))}-s{config.train.seed}"
-
-
-def field_value(config: Config, name: str) -> Any:
-    """Returns the value of a field named without its section, or of `recipe`."""
-    if name == "recipe":
-        return config.recipe
-    return getattr(getattr(config, SETTINGS[name].section), name)
 
 
 def parse_vary(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:

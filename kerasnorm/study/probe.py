@@ -11,8 +11,8 @@ from kerasnorm import runtime
 from kerasnorm.config import Config, resolve
 from kerasnorm.data import prepare
 from kerasnorm.json_process import serve
+from kerasnorm.process_group import this_launch
 from kerasnorm.training.fit import make_engine
-from kerasnorm.training.process_group import this_launch
 
 MODULE = "kerasnorm.study.probe"  # in its process __name__ is __main__
 WARM_STEPS = 8  # which compile: one call of the TensorFlow engine

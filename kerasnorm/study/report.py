@@ -7,11 +7,11 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from kerasnorm import __version__
 from kerasnorm.plots.style import Picture
 from kerasnorm.study import tables
 from kerasnorm.study.summary import Summary
 from kerasnorm.tables import Table
+from kerasnorm.version import __version__
 
 TEMPLATE = "report.html.j2"
 MOST_BYTES = 3_500_000  # of all pictures, which base64 makes a third longer

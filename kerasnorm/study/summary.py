@@ -7,7 +7,15 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kerasnorm.config import SETTINGS, UNCOMPARED, Config, DataConfig, published, resolve
+from kerasnorm.config import (
+    SETTINGS,
+    UNCOMPARED,
+    Config,
+    DataConfig,
+    field_value,
+    published,
+    resolve,
+)
 from kerasnorm.data.sources import loading, locate
 from kerasnorm.errors import DataError
 from kerasnorm.norms import is_read, owner
@@ -20,7 +28,7 @@ from kerasnorm.study.intervals import (
     Verdict,
     compare,
 )
-from kerasnorm.study.plan import AXES, StudyPlan, field_value, identity
+from kerasnorm.study.plan import AXES, StudyPlan, identity
 from kerasnorm.training.run import Run
 
 MEASURES = (

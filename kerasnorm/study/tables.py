@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kerasnorm.config import tuned_values
+from kerasnorm.config import field_value, tuned_values
 from kerasnorm.errors import shortened
 from kerasnorm.files import encoded, write_bytes, write_json
 from kerasnorm.inspection.evaluation import MOST_NAMED_CLASSES, most_confused
@@ -19,7 +19,7 @@ from kerasnorm.progress import counted, duration, rounded
 from kerasnorm.study.estimate import Estimate, makespan
 from kerasnorm.study.folder import PlannedRun
 from kerasnorm.study.intervals import LEAST_SEEDS, Comparison, Interval, Verdict
-from kerasnorm.study.plan import field_value, identity
+from kerasnorm.study.plan import identity
 from kerasnorm.study.summary import (
     MEASURES,
     AblationEffect,

@@ -23,10 +23,10 @@ from kerasnorm.data.sources import locate, with_place
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError
 from kerasnorm.files import check_file, in_command, run_lock, sweep, write_json
 from kerasnorm.norms import NORMS
+from kerasnorm.process_group import ProcessGroup, this_launch
 from kerasnorm.progress import NullProgress, Progress, counted, default_progress
 from kerasnorm.training import run, run_folder
 from kerasnorm.training.loggers import RunLogs, check_loggers
-from kerasnorm.training.process_group import ProcessGroup, this_launch
 
 if TYPE_CHECKING:
     import keras
@@ -345,7 +345,7 @@ def _note_lagging_statistics(engine: "Engine") -> None:
     """Warns where a training is too short for the moving statistics of its batch norms."""
     import keras
 
-    from kerasnorm.inspection.graph import leaves
+    from kerasnorm.layers import leaves
 
     momenta = [
         layer.momentum

@@ -11,7 +11,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasnorm import __version__
 from kerasnorm.config import Config
 from kerasnorm.data import Dataset, Split
 from kerasnorm.engines.base import Engine, first_nonfinite
@@ -20,12 +19,13 @@ from kerasnorm.files import write_json, write_manifest
 from kerasnorm.formats.archive import save_model
 from kerasnorm.inspection.evaluation import Scores, confusion, score, worst_mistakes
 from kerasnorm.inspection.graph import weights_by_name
+from kerasnorm.process_group import ProcessGroup
 from kerasnorm.progress import Progress, duration, rounded
 from kerasnorm.training import checkpoints, run_folder
 from kerasnorm.training.callback_state import CallbackStates
 from kerasnorm.training.loggers import RunLogs
 from kerasnorm.training.loggers.record import EpochDetails
-from kerasnorm.training.process_group import ProcessGroup
+from kerasnorm.version import __version__
 
 logger = logging.getLogger(__name__)
 DEFINITIONS = {

@@ -23,6 +23,7 @@ from kerasnorm.training.run_folder import (
     HISTORY,
     METRICS,
     MODEL,
+    PLOTS,
     Row,
     other_data,
     read_config,
@@ -119,7 +120,7 @@ class Run:
                 no such split.
         """
         from kerasnorm.inspection.evaluation import score
-        from kerasnorm.inspection.images import images_of
+        from kerasnorm.training.images import images_of
 
         saved = self.saved_model()
         images = images_of(saved, data, split)
@@ -191,6 +192,11 @@ class Run:
         if differences := self._differences(dataset):
             raise other_data(self.path, dataset, differences)
         return dataset
+
+    @property
+    def plots_folder(self) -> Path:
+        """The folder of its figures, which may not have been drawn."""
+        return self.path / PLOTS
 
     def test_images(self, load: Callable[[DataConfig, int], Dataset] = prepare) -> Images | None:
         """Returns the images of `dataset`'s test set; None, after a warning, without the data."""

@@ -21,8 +21,7 @@ from kerasnorm.analysis.probe import Probe
 from kerasnorm.conversion.norms import convert_norm
 from kerasnorm.data.dataset import Split
 from kerasnorm.inspection.evaluation import predict, score
-from kerasnorm.inspection.graph import leaves
-from kerasnorm.layers import StandardizedConv2D, portable, standardize_kernel
+from kerasnorm.layers import StandardizedConv2D, leaves, portable, standardize_kernel
 from kerasnorm.training.fit import make_engine
 
 NORMS = ("bn", "gn", "ln", "lnc", "in", "rms", "none")

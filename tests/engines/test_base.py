@@ -12,8 +12,8 @@ from kerasnorm.engines.keras_engine import KerasEngine
 from kerasnorm.engines.optimizers import RateTable, make_optimizer
 from kerasnorm.engines.schedule import learning_rates
 from kerasnorm.errors import ConfigError, DivergedError
+from kerasnorm.process_group import ProcessGroup
 from kerasnorm.training.fit import make_batches, make_engine
-from kerasnorm.training.process_group import ProcessGroup
 
 pytestmark = pytest.mark.backend("any")
 

@@ -25,7 +25,7 @@ from kerasnorm.formats.exported import checksums, metadata_path, needs_keras, op
 from kerasnorm.formats.safety import checks
 from kerasnorm.formats.safety.process import FileProcess
 from kerasnorm.formats.state_dict import generate
-from kerasnorm.formats.torch_import import read_tensors
+from kerasnorm.torch_import import read_tensors
 
 POSSIBLE = exported.possible()
 MUTATIONS = {"few": 6, "many": 500}

@@ -14,8 +14,8 @@ import numpy as np
 from kerasnorm import runtime
 from kerasnorm.config import resolve
 from kerasnorm.data.shapes import shapes
+from kerasnorm.process_group import shard_of, this_launch
 from kerasnorm.training.fit import make_engine
-from kerasnorm.training.process_group import shard_of, this_launch
 
 STEPS, BATCH = 20, 16
 

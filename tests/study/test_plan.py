@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kerasnorm.cli import studies
-from kerasnorm.config import ARMS, RATE_SCALINGS, SETTINGS, resolve
+from kerasnorm.config import ARMS, RATE_SCALINGS, SETTINGS, field_value, resolve
 from kerasnorm.errors import ConfigError, CorruptFileError
 from kerasnorm.norms import NORMS
 from kerasnorm.study import folder
 from kerasnorm.study import plan as plans
-from kerasnorm.study.plan import StudyPlan, field_value, identity, parse_vary, run_name
+from kerasnorm.study.plan import StudyPlan, identity, parse_vary, run_name
 from kerasnorm.study.study import completed
 
 

@@ -16,9 +16,9 @@ from helpers.workers import ranks_of_torchrun, tf_configs
 
 from kerasnorm.errors import ConfigError
 from kerasnorm.norms import NORMS, Norm
+from kerasnorm.process_group import ProcessGroup, shard_of, this_launch
 from kerasnorm.runtime import installed_backends
 from kerasnorm.training.fit import make_engine
-from kerasnorm.training.process_group import ProcessGroup, shard_of, this_launch
 
 HERE = Path(__file__).parents[1]
 STEPS = str(HERE / "helpers" / "steps.py")

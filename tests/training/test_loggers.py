@@ -230,7 +230,7 @@ def test_a_finished_run_can_be_given_a_log(tmp_path, read, one_plot):
 
 
 def test_a_process_that_is_not_the_first_writes_no_log(tmp_path, monkeypatch):
-    from kerasnorm.training.process_group import ProcessGroup
+    from kerasnorm.process_group import ProcessGroup
 
     monkeypatch.setattr(ProcessGroup, "is_first", False)
     with pytest.raises(kerasnorm.errors.CorruptFileError, match="history"):

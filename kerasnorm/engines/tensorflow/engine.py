@@ -16,7 +16,7 @@ from kerasnorm.engines.base import NativeEngine, StepResult
 from kerasnorm.engines.tensorflow.lowering import LoweredModel
 from kerasnorm.inspection.evaluation import at_once
 from kerasnorm.keras_settings import stock_keras
-from kerasnorm.training.process_group import ProcessGroup, Shard, shard_of
+from kerasnorm.process_group import ProcessGroup, Shard, shard_of
 
 STEPS_PER_CALL = 8
 PREDICT_BATCH = 250

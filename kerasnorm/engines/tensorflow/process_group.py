@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import tensorflow as tf
 
 from kerasnorm.errors import LostProcessError
-from kerasnorm.training.process_group import Launch, ProcessGroup
+from kerasnorm.process_group import Launch, ProcessGroup
 
 T = TypeVar("T")
 

@@ -21,7 +21,7 @@ from kerasnorm.engines.torch.optimizer import FlatOptimizer
 from kerasnorm.engines.torch.resident import RecordedStep, ResidentData
 from kerasnorm.engines.torch.sharing import Sharing
 from kerasnorm.inspection.evaluation import at_once
-from kerasnorm.training.process_group import ProcessGroup, Shard, shard_of
+from kerasnorm.process_group import ProcessGroup, Shard, shard_of
 
 NUMBERS = 4  # of a step, summed over the processes together with the gradients
 

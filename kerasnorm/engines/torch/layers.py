@@ -25,7 +25,7 @@ from kerasnorm.engines.fused import activation_name
 from kerasnorm.engines.torch import fused, kernels
 from kerasnorm.layers import StandardizedConv2D
 from kerasnorm.norms import EPSILON
-from kerasnorm.training.process_group import Shard
+from kerasnorm.process_group import Shard
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor, distributed
 from torch.distributed.rendezvous import rendezvous
 
 from kerasnorm.errors import KerasnormError, LostProcessError
-from kerasnorm.training.process_group import Launch, ProcessGroup
+from kerasnorm.process_group import Launch, ProcessGroup
 
 T = TypeVar("T")
 

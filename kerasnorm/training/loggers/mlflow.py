@@ -79,12 +79,12 @@ class TrackedRun:
 
     def finish(self, run: "Run") -> None:
         """Logs the model, the files and the plots of the run, and ends it."""
-        from kerasnorm.training.run_folder import CONFIG, HISTORY, METRICS, MODEL, PLOTS
+        from kerasnorm.training.run_folder import CONFIG, HISTORY, METRICS, MODEL
 
         for name in (CONFIG, HISTORY, METRICS, MODEL):
             self.client.log_artifact(self.id, run.path / name)
-        if (run.path / PLOTS).is_dir():
-            self.client.log_artifacts(self.id, run.path / PLOTS, PLOTS)
+        if run.plots_folder.is_dir():
+            self.client.log_artifacts(self.id, run.plots_folder, run.plots_folder.name)
         self.client.set_terminated(self.id)
 
 

@@ -123,10 +123,8 @@ def _images(run: "Run") -> Any:
     from PIL import Image
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    from kerasnorm.training.run_folder import PLOTS
-
     values = []
-    for path in sorted((run.path / PLOTS).glob("*.png")):
+    for path in sorted(run.plots_folder.glob("*.png")):
         with Image.open(path) as image:
             picture = Summary.Image(
                 width=image.width,

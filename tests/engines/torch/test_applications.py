@@ -17,7 +17,8 @@ from kerasnorm.engines.keras_engine import KerasEngine  # noqa: E402
 from kerasnorm.engines.torch.engine import TorchEngine  # noqa: E402
 from kerasnorm.engines.torch.layers import Mode  # noqa: E402
 from kerasnorm.engines.torch.lowering import LoweredModel  # noqa: E402
-from kerasnorm.inspection.graph import flattened, leaves  # noqa: E402
+from kerasnorm.inspection.graph import flattened  # noqa: E402
+from kerasnorm.layers import leaves  # noqa: E402
 from kerasnorm.network import build_model  # noqa: E402
 from tests.helpers import tiny  # noqa: E402
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from kerasnorm.training.signals import Interruptions, Terminated
+from kerasnorm.signals import Interruptions, Terminated
 
 KINDS = [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
 
@@ -81,7 +81,7 @@ def test_an_ignored_signal_stays_ignored_and_other_threads_install_nothing():
 def test_the_second_signal_ends_the_process_even_outside_of_the_inner_block():
     code = (
         "import os, signal\n"
-        "from kerasnorm.training.signals import Interruptions, Terminated\n"
+        "from kerasnorm.signals import Interruptions, Terminated\n"
         "with Interruptions().installed():\n"
         "    try:\n"
         "        with Interruptions().installed():\n"

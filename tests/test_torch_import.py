@@ -13,8 +13,8 @@ from torch import nn  # noqa: E402
 from kerasnorm.errors import ConfigError, CorruptFileError  # noqa: E402
 from kerasnorm.formats.archive import load_model  # noqa: E402
 from kerasnorm.formats.safety.torch_files import read_pickled  # noqa: E402
-from kerasnorm.formats.torch_import import import_tensors, read_tensors, sorted_by_words  # noqa: E402
 from kerasnorm.network import CIFAR10_MEAN, CIFAR10_STD  # noqa: E402
+from kerasnorm.torch_import import import_tensors, read_tensors, sorted_by_words  # noqa: E402
 
 pytestmark = pytest.mark.backend("any")
 

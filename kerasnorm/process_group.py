@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from kerasnorm.errors import ConfigError
-from kerasnorm.training.signals import Interruptions
+from kerasnorm.signals import Interruptions
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ from helpers.command import call
 from helpers.norm_nets import network
 from keras import layers, ops
 
+from kerasnorm.analysis.network_norms import norm_rows, norms_table
 from kerasnorm.errors import ConfigError
-from kerasnorm.inspection.norms import norm_rows, norms_table
 from kerasnorm.tables import to_text
 
 pytestmark = pytest.mark.backend("any")
