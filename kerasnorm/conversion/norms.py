@@ -418,6 +418,15 @@ def _gaps(model: keras.Model, changed: Sequence[Any], replaced: dict[int, Any]) 
     return gaps
 
 
+def batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
+    """Returns every BatchNormalization of a model, those inside other layers among them."""
+    return [
+        part
+        for part in model._flatten_layers()
+        if isinstance(part, keras.layers.BatchNormalization)
+    ]
+
+
 def freeze_batch_norms(model: keras.Model) -> list[str]:
     """Sets `trainable` of every BatchNormalization to False and returns their names.
 
@@ -429,11 +438,7 @@ def freeze_batch_norms(model: keras.Model) -> list[str]:
     Raises:
         ConfigError: It has none.
     """
-    found = [
-        part
-        for part in model._flatten_layers()
-        if isinstance(part, keras.layers.BatchNormalization)
-    ]
+    found = batch_norms(model)
     if not found:
         raise ConfigError("freeze_bn: expected a network with BatchNormalization. Received: none")
     for part in found:
