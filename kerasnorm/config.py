@@ -18,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kerasnorm.errors import ConfigError
+from kerasnorm.errors import ConfigError, described
 from kerasnorm.files import read_text
 from kerasnorm.norms import KEEP, NORMS, is_foreign, owner
 from kerasnorm.training.loggers import LOGGERS
@@ -490,7 +490,7 @@ def _check_number(name: str, value: Any, kind: type, meta: Mapping[str, Any]) ->
 
 
 def _wrong(name: str, expected: str, received: object) -> ConfigError:
-    return ConfigError(f"{name}: expected {expected}. Received: {name}={received!r}")
+    return ConfigError(f"{name}: expected {expected}. Received: {name}={described(received)}")
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:

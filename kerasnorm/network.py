@@ -16,7 +16,7 @@ from keras import ops
 
 from kerasnorm import user_code
 from kerasnorm.config import SKELETON, ModelConfig, resolve, unknown
-from kerasnorm.errors import ConfigError
+from kerasnorm.errors import ConfigError, described
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.norms import EPSILON, built, custom_layers, normalization
 
@@ -82,7 +82,7 @@ def build_model(  # noqa: PLR0913  (all but two are options by name)
     _check_shape(input_shape, classes)
     if outputs not in ("logits", "probabilities"):
         raise ConfigError(
-            f"outputs: expected 'logits' or 'probabilities'. Received: outputs={outputs!r}"
+            f"outputs: expected 'logits' or 'probabilities'. Received: outputs={described(outputs)}"
         )
     channels = input_shape[-1]
     is_rgb = channels == 3

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from kerasnorm import user_code
-from kerasnorm.errors import ConfigError, first_line
+from kerasnorm.errors import ConfigError, described, first_line
 
 if TYPE_CHECKING:
     import keras
@@ -320,6 +320,11 @@ def _user_layer(
     return layer
 
 
+def norm_title(norm: object) -> str:
+    """Returns how a message names a norm that was given: by its name, or as module:name."""
+    return f"the Norm {norm.name!r}" if isinstance(norm, Norm) else described(norm)
+
+
 def layer_factory(
     norm: "str | type[keras.layers.Layer] | LayerFactory | Norm",
     config: "ModelConfig | None" = None,
@@ -344,7 +349,7 @@ def layer_factory(
     if not callable(given):
         raise ConfigError(
             "norm: expected a keras.layers.Layer class, a function (channels, name) -> Layer, or a "
-            f"kerasnorm.norms.Norm with a layer. Received: {norm!r}"
+            f"kerasnorm.norms.Norm with a layer. Received: {norm_title(norm)}"
         )
     is_class = inspect.isclass(given)
     wants_channels = is_class and "channels" in inspect.signature(given).parameters
@@ -363,12 +368,13 @@ def layer_factory(
             raise
         except (Exception, SystemExit) as error:  # it is the user's code, which may raise anything
             raise ConfigError(
-                f"norm: {norm!r} raised {type(error).__name__} for {channels} channels: {error}"
+                f"norm: {norm_title(norm)} raised {type(error).__name__} for {channels} channels: "
+                f"{error}"
             ) from error
         if not isinstance(layer, keras.layers.Layer) or layer.name != name:
             raise ConfigError(
-                f"norm: expected {norm!r} to return a Keras layer named {name!r}. "
-                f"Received: {layer!r}"
+                f"norm: expected {norm_title(norm)} to return a Keras layer named {name!r}. "
+                f"Received: {described(layer)}"
             )
         return layer
 

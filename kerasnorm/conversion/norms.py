@@ -21,7 +21,16 @@ from kerasnorm.errors import ConfigError
 from kerasnorm.inspection.graph import may_be_own_norm
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.network import StandardizedConv2D
-from kerasnorm.norms import KEEP, NORMS, LayerFactory, Norm, built, custom_layers, layer_factory
+from kerasnorm.norms import (
+    KEEP,
+    NORMS,
+    LayerFactory,
+    Norm,
+    built,
+    custom_layers,
+    layer_factory,
+    norm_title,
+)
 
 DEFAULT_GROUPS = 32  # Wu & He 2018
 STOCK = (
@@ -122,7 +131,9 @@ def replace_norms(
     elif norm not in (*NORMS, KEEP):
         raise unknown("norm", norm, [*NORMS, KEEP])
     if (groups is not None or group_size is not None) and norm != "gn":
-        raise ConfigError(f"groups and group_size: only gn reads them. Received: norm={norm!r}")
+        raise ConfigError(
+            f"groups and group_size: only gn reads them. Received: norm={norm_title(norm)}"
+        )
     calls = Calls(model)
     found = _norms(model, calls)
     if norm == "gn":

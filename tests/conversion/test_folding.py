@@ -113,7 +113,25 @@ class Scaled(layers.BatchNormalization):
     """A batch norm whose inference is another."""
 
 
+@keras.saving.register_keras_serializable()
+class Halved:
+    """An activation that is an object."""
+
+    def __call__(self, x):
+        return x / 2
+
+    def get_config(self):
+        return {}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls()
+
+
 OBSTACLES = {
+    f"behind the activation <{__name__}.Halved object> of conv": lambda x: norm()(
+        conv(activation=Halved())(x)
+    ),
     "behind the activation relu of conv": lambda x: norm()(conv(activation="relu")(x)),
     "behind the activation relu (ReLU), before the padded after": lambda x: layers.Conv2D(
         2, 3, padding="same", name="after"

@@ -259,6 +259,11 @@ def test_a_layer_that_no_module_is_written_for_is_named():
     answer = keras.layers.Dense(2)(keras.layers.Flatten()(features))
     with pytest.raises(ConfigError, match=r"SeparableConv2D cannot be written.*--format torch"):
         generate(keras.Model(image, answer), "model.safetensors")
+    leaky = keras.layers.LeakyReLU(name="leaky")
+    features = keras.layers.Conv2D(2, 3, padding="same", activation=leaky)(image)
+    answer = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(features))
+    with pytest.raises(ConfigError, match=r"the activation <LeakyReLU name=leaky, .* be written"):
+        generate(keras.Model(image, answer), "model.safetensors")
 
 
 def test_exact_gelu_and_probabilities_are_exported_as_such(tmp_path):
