@@ -178,6 +178,17 @@ def test_multiply_adds_and_time():
     assert min(folded.milliseconds) > 0
 
 
+def test_multiply_adds_count_once_per_call_and_parameters_once():
+    """A block of a convolution and a norm on 8x8 pixels, and a norm, called twice each."""
+    start = keras.Input((8, 8, 4))
+    x = layers.Conv2D(4, 3, padding="same", use_bias=False)(start)
+    block = keras.Model(start, layers.LayerNormalization()(x))
+    shared, image = layers.BatchNormalization(), keras.Input((8, 8, 4))
+    model = keras.Model(image, shared(shared(block(block(image)))))
+    assert multiply_adds(model) == 2 * 64 * (9 * 4 * 4 + 3 * 4) + 2 * 64 * 4
+    assert model.count_params() == 9 * 4 * 4 + 2 * 4 + 4 * 4
+
+
 def test_multiply_adds_do_not_depend_on_where_the_channels_are():
     """A 3x3 convolution from 3 to 8 channels on 16x16 pixels, and a batch norm, by hand."""
     for data_format, shape in (("channels_last", (16, 16, 3)), ("channels_first", (3, 16, 16))):
