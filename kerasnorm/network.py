@@ -18,7 +18,7 @@ from kerasnorm import user_code
 from kerasnorm.config import SKELETON, ModelConfig, resolve, unknown
 from kerasnorm.errors import ConfigError, described
 from kerasnorm.keras_settings import stock_keras
-from kerasnorm.norms import EPSILON, built, custom_layers, normalization
+from kerasnorm.norms import EPSILON, built, check_groups, custom_layers, normalization
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
@@ -135,6 +135,7 @@ def build(
 
         rescaling = scale.tolist(), offset.tolist()
         return foreign.build(config, input_shape, classes, rescaling, input_name, precision, seed)
+    check_groups(config)
     pixels = keras.Input(input_shape, name=input_name, dtype="float32")
     x = keras.layers.Rescaling(
         scale.tolist(), offset.tolist(), name="input_rescaling", dtype="float32"

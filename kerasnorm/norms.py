@@ -7,6 +7,7 @@ gamma and beta, and in the terms that they leave out. To add a norm, add its rec
 
 import importlib
 import inspect
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -131,12 +132,38 @@ def _groups(config: "ModelConfig", channels: int) -> int:
     else:
         name, value, groups = "group_size", config.group_size, channels // config.group_size
     if groups < 1 or channels % groups or (not config.groups and channels % config.group_size):
-        fitting = [n for n in range(1, channels + 1) if channels % n == 0]
         raise ConfigError(
             f"{name}: expected a divisor of {channels}, the channels of a layer that gn "
-            f"normalizes: {', '.join(map(str, fitting))}. Received: {name}={value}"
+            f"normalizes: {_divisors(channels)}. Received: {name}={value}"
         )
     return groups
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
+
+
+def check_groups(config: "ModelConfig") -> None:
+    """Makes sure that the groups of a norm divide the channels of all layers that it normalizes.
+
+    Args:
+        config: Config of the built-in network.
+
+    Raises:
+        ConfigError: They do not; for gn the message lists the numbers that fit every layer.
+    """
+    widths, groups = config.normalized_widths, NORMS[config.norm].groups
+    try:
+        for width in widths:
+            groups(config, width)
+    except ConfigError as error:
+        if groups is not _groups:
+            raise
+        raise ConfigError(
+            f"{error}. The norms of this network, over "
+            f"{', '.join(map(str, sorted(set(widths))))} channels, all take "
+            f"{_divisors(math.gcd(*widths))}."
+        ) from None
 
 
 def _keras() -> ModuleType:

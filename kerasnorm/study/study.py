@@ -30,7 +30,7 @@ from kerasnorm.data.stored import Images
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError, KerasnormError, described
 from kerasnorm.files import encoded, in_command, write_bytes
 from kerasnorm.json_process import JsonProcess
-from kerasnorm.norms import BUILT_IN, COMPARED, NORMS, is_foreign
+from kerasnorm.norms import BUILT_IN, COMPARED, NORMS, check_groups, is_foreign
 from kerasnorm.plots.style import Picture
 from kerasnorm.progress import Progress
 from kerasnorm.study import execution, folder, plan, probe, report
@@ -520,10 +520,8 @@ def check(study: StudyPlan) -> None:
                 f"know. Received: norm={norm.name!r}, registered in this process only. Add its "
                 "record to BUILT_IN, or train with kerasnorm.fit and report on the runs."
             )
-        if not config.model.is_builtin:
-            continue  # its layers are known when it is made
-        for width in config.model.normalized_widths:
-            norm.groups(config.model, width)
+        if config.model.is_builtin:  # the layers of others are known when they are made
+            check_groups(config.model)
 
 
 def _check_networks(configs: Iterable[Config], describe: Describe) -> None:
