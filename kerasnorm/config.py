@@ -18,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kerasnorm.errors import ConfigError
+from kerasnorm.errors import ConfigError, described
 from kerasnorm.files import read_text
 from kerasnorm.norms import KEEP, NORMS, is_foreign, owner
 
@@ -141,8 +141,19 @@ class ModelConfig(_Checked):
         choices=NORMS,
         others=is_foreign,
     )
-    groups: int = _field(0, "Number of groups of gn; 0 uses --group-size instead.", low=0)
-    group_size: int = _field(4, "Channels per group of gn, if --groups is 0.", low=1)
+    groups: int = _field(
+        0,
+        "Number of groups of gn; 0 uses --group-size instead. In the builtin network it divides "
+        "the channels of every norm; in others, each norm takes the largest divisor of its "
+        "channels that is at most this.",
+        low=0,
+    )
+    group_size: int = _field(
+        4,
+        "Channels per group of gn, if --groups is 0: a divisor, or the largest that is at most "
+        "this, as for --groups.",
+        low=1,
+    )
     ln_affine: str = _field(
         "channel",
         "Scale and shift of ln: one per channel, or one per element (H*W*C).",
@@ -491,7 +502,7 @@ def _check_number(name: str, value: Any, kind: type, meta: Mapping[str, Any]) ->
 
 
 def _wrong(name: str, expected: str, received: object) -> ConfigError:
-    return ConfigError(f"{name}: expected {expected}. Received: {name}={received!r}")
+    return ConfigError(f"{name}: expected {expected}. Received: {name}={described(received)}")
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:

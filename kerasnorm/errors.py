@@ -3,6 +3,9 @@
 Every message says what was expected, what was received and what to do next.
 """
 
+import inspect
+import re
+
 
 class KerasnormError(Exception):
     """Base of every error that kerasnorm raises on purpose.
@@ -77,6 +80,19 @@ def shortened(text: str, longest: int = 800) -> str:
 def first_line(error: BaseException) -> str:
     """Returns the first line of an error's message, "" where it has none."""
     return next(iter(str(error).strip().splitlines()), "")
+
+
+def described(value: object) -> str:
+    """Returns how a message names a value: a function or class as module:name, others by `repr`.
+
+    Addresses in memory, which `repr` has for many objects, are left out.
+
+    >>> described(described), described([4, "bn"])
+    ('kerasnorm.errors:described', "[4, 'bn']")
+    """
+    if inspect.isroutine(value) or inspect.isclass(value):
+        return f"{value.__module__}:{value.__qualname__}"
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

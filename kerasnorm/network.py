@@ -15,10 +15,10 @@ import numpy as np
 
 from kerasnorm import foreign, user_code
 from kerasnorm.config import SKELETON, ModelConfig, resolve, unknown
-from kerasnorm.errors import ConfigError
+from kerasnorm.errors import ConfigError, described
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.layers import PIXELS, StandardizedConv2D
-from kerasnorm.norms import built, normalization
+from kerasnorm.norms import built, check_groups, normalization
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
@@ -80,7 +80,7 @@ def build_model(  # noqa: PLR0913  (all but two are options by name)
     _check_shape(input_shape, classes)
     if outputs not in ("logits", "probabilities"):
         raise ConfigError(
-            f"outputs: expected 'logits' or 'probabilities'. Received: outputs={outputs!r}"
+            f"outputs: expected 'logits' or 'probabilities'. Received: outputs={described(outputs)}"
         )
     channels = input_shape[-1]
     is_rgb = channels == 3
@@ -131,6 +131,7 @@ def build(
     if not config.is_builtin:
         rescaling = scale.tolist(), offset.tolist()
         return foreign.build(config, input_shape, classes, rescaling, input_name, precision, seed)
+    check_groups(config)
     pixels = keras.Input(input_shape, name=input_name, dtype="float32")
     x = keras.layers.Rescaling(
         scale.tolist(), offset.tolist(), name="input_rescaling", dtype="float32"

@@ -7,6 +7,7 @@ gamma and beta, and in the terms that they leave out. To add a norm, add its rec
 
 import importlib
 import inspect
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from kerasnorm import user_code
-from kerasnorm.errors import ConfigError, first_line
+from kerasnorm.errors import ConfigError, described, first_line
 
 if TYPE_CHECKING:
     import keras
@@ -131,12 +132,38 @@ def _groups(config: "ModelConfig", channels: int) -> int:
     else:
         name, value, groups = "group_size", config.group_size, channels // config.group_size
     if groups < 1 or channels % groups or (not config.groups and channels % config.group_size):
-        fitting = [n for n in range(1, channels + 1) if channels % n == 0]
         raise ConfigError(
             f"{name}: expected a divisor of {channels}, the channels of a layer that gn "
-            f"normalizes: {', '.join(map(str, fitting))}. Received: {name}={value}"
+            f"normalizes: {_divisors(channels)}. Received: {name}={value}"
         )
     return groups
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
+
+
+def check_groups(config: "ModelConfig") -> None:
+    """Makes sure that the groups of a norm divide the channels of all layers that it normalizes.
+
+    Args:
+        config: Config of the built-in network.
+
+    Raises:
+        ConfigError: They do not; for gn the message lists the numbers that fit every layer.
+    """
+    widths, groups = config.normalized_widths, NORMS[config.norm].groups
+    try:
+        for width in widths:
+            groups(config, width)
+    except ConfigError as error:
+        if groups is not _groups:
+            raise
+        raise ConfigError(
+            f"{error}. The norms of this network, over "
+            f"{', '.join(map(str, sorted(set(widths))))} channels, all take "
+            f"{_divisors(math.gcd(*widths))}."
+        ) from None
 
 
 def _keras() -> ModuleType:
@@ -320,6 +347,11 @@ def _user_layer(
     return layer
 
 
+def norm_title(norm: object) -> str:
+    """Returns how a message names a norm that was given: by its name, or as module:name."""
+    return f"the Norm {norm.name!r}" if isinstance(norm, Norm) else described(norm)
+
+
 def layer_factory(
     norm: "str | type[keras.layers.Layer] | LayerFactory | Norm",
     config: "ModelConfig",
@@ -341,7 +373,7 @@ def layer_factory(
     if not callable(given):
         raise ConfigError(
             "norm: expected a keras.layers.Layer class, a function (channels, name) -> Layer, or a "
-            f"kerasnorm.norms.Norm with a layer. Received: {norm!r}"
+            f"kerasnorm.norms.Norm with a layer. Received: {norm_title(norm)}"
         )
     is_class = inspect.isclass(given)
     wants_channels = is_class and "channels" in inspect.signature(given).parameters
@@ -360,12 +392,13 @@ def layer_factory(
             raise
         except (Exception, SystemExit) as error:  # it is the user's code, which may raise anything
             raise ConfigError(
-                f"norm: {norm!r} raised {type(error).__name__} for {channels} channels: {error}"
+                f"norm: {norm_title(norm)} raised {type(error).__name__} for {channels} channels: "
+                f"{error}"
             ) from error
         if not isinstance(layer, keras.layers.Layer) or layer.name != name:
             raise ConfigError(
-                f"norm: expected {norm!r} to return a Keras layer named {name!r}. "
-                f"Received: {layer!r}"
+                f"norm: expected {norm_title(norm)} to return a Keras layer named {name!r}. "
+                f"Received: {described(layer)}"
             )
         return layer
 

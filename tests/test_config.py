@@ -79,6 +79,8 @@ def test_era8_is_the_published_recipe():
         ({"log": "wandb"}, "a list of tensorboard, mlflow. Received: log='wandb'"),
         ({"log": ["mlflow", []]}, "a list of tensorboard, mlflow"),
         ({"log": True}, "a list of tensorboard, mlflow"),
+        ({"norm": resolve}, "text. Received: norm=kerasnorm.config:resolve$"),
+        ({"optimizer": object()}, "text. Received: optimizer=<object object>$"),
     ],
 )
 def test_bad_values_are_refused_by_name(override, named):

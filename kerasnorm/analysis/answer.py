@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from kerasnorm import runtime
 from kerasnorm.data import Split
 from kerasnorm.data.dataset import stratified_sample
-from kerasnorm.errors import ConfigError
+from kerasnorm.errors import ConfigError, described
 from kerasnorm.files import plain
 from kerasnorm.plots.style import Picture
 from kerasnorm.progress import Progress, default_progress
@@ -85,4 +85,4 @@ def expect(is_right: bool, name: str, expected: str, received: Any) -> None:
         ConfigError: `is_right` is false.
     """
     if not is_right:
-        raise ConfigError(f"{name}: expected {expected}. Received: {name}={received}")
+        raise ConfigError(f"{name}: expected {expected}. Received: {name}={described(received)}")

@@ -21,7 +21,7 @@ from kerasnorm import runtime
 from kerasnorm.analysis.answer import Answer, counter, expect
 from kerasnorm.analysis.corruptions import CORRUPTIONS, SEVERITIES
 from kerasnorm.config import unknown
-from kerasnorm.data.dataset import Split, stratified_sample
+from kerasnorm.data.dataset import Split
 from kerasnorm.data.preprocessing import equalize
 from kerasnorm.errors import ConfigError
 from kerasnorm.formats import detect
@@ -218,10 +218,8 @@ def robustness(  # noqa: PLR0913  (all but the models are options by name)
     tick = counter(progress, "robustness", len(opened) * (2 + len(chosen) * len(levels)))
     found: dict[Path, ModelRobustness] = {}
     for model in opened:
-        every = images_of(model, data, split, resize, equalized=False)
-        if 0 < images < len(every):
-            every = every.take(stratified_sample(every.labels, images, seed))
-        found[model.path] = _measured(model, every, chosen, levels, seed, tick)
+        raw = images_of(model, data, split, resize, equalized=False, count=images, sample_seed=seed)
+        found[model.path] = _measured(model, raw, chosen, levels, seed, tick)
     entries = _entries(found)
     return Answer(entries, [robustness_figure(entries)])
 
@@ -338,7 +336,8 @@ def _rng(seed: int, name: str, severity: int = 0) -> np.random.Generator:
 def batches_of(labels: NDArray[np.int32], seed: int) -> dict[str, list[Indices]]:
     """Returns the indices of batches of one class each, and of mixed ones of the same sizes.
 
-    The sizes of the batches of a class differ by at most one.
+    The sizes of the batches of a class differ by at most one. Mixed batches are the same however
+    the classes are numbered, the largest first.
 
     Args:
         labels: Class indices, shape (N,).
@@ -355,7 +354,8 @@ def batches_of(labels: NDArray[np.int32], seed: int) -> dict[str, list[Indices]]
         for part in np.array_split(places, math.ceil(len(places) / BATCH))
     ]
     order = _rng(seed, "mixed").permutation(len(labels))
-    mixed = np.split(order, np.cumsum([len(part) for part in single])[:-1])
+    sizes = sorted((len(part) for part in single), reverse=True)
+    mixed = np.split(order, np.cumsum(sizes)[:-1])
     return {"mixed": mixed, "one_class": single}
 
 

@@ -34,6 +34,17 @@ def _check_out(out: Path | None) -> None:
         raise RunFolderError(f"{out} exists already. Choose another --out.")
 
 
+def _check_left(model: "keras.Model", option: str) -> None:
+    """Refuses to freeze batch norms where an option, if it is given, has left none."""
+    from kerasnorm.conversion.norms import batch_norms
+
+    if option and not batch_norms(model):
+        raise ConfigError(
+            f"--freeze-bn: expected batch norms to freeze. Received: {option}, which leaves none. "
+            "Give one of the two options only."
+        )
+
+
 def _write(model: "keras.Model", out: Path, metadata: dict[str, Any], **facts: Any) -> None:
     """Writes a model; its metadata lists what was done to it since it was trained."""
     from kerasnorm.formats.archive import write_archive
@@ -114,7 +125,10 @@ def convert(
     elif converts:
         done = convert_norm(model, norm, **settings)
     new = done.model if done else model
-    frozen = freeze_batch_norms(new) if freeze_bn else []
+    frozen: list[str] = []
+    if freeze_bn:
+        _check_left(new, "--fold" if fold else f"--norm {norm}" if norm != KEEP else "")
+        frozen = freeze_batch_norms(new)
     if out is not None:
         _write(new, out, metadata, norm=norm, fold=fold, freeze_bn=freeze_bn, **settings)
     if as_json:

@@ -81,7 +81,8 @@ def export(
 
     Every export takes raw pixels, 0 to 255, and is compared with Keras at batch 1, 7 and 256
     before it is put in place, with its metadata (JSON) beside it. A table compares size and time
-    of an image. Where one format fails, the others are written; the exit code is then 1.
+    of an image. Where one format fails, the others are written; the exit code is then 1. With all,
+    a format that cannot hold the network is left out, which is said and is no failure.
 
     Example: kerasnorm export results/best/runs/gn-torch-s0 --format onnx --format litert
     """
@@ -113,6 +114,10 @@ def export(
             except KerasnormError as error:
                 if len(work) == 1:
                     raise
+                # So a format refuses a network; it is in `names` only because of "all".
+                if isinstance(error, ConfigError) and name not in (*formats, INT8):
+                    logger.warning(f"{name} is left out, since it cannot hold the network: {error}")
+                    continue
                 failed.append(name)
                 logger.error(str(error))
                 continue
@@ -125,7 +130,7 @@ def export(
     if failed:
         raise KerasnormError(
             f"{len(failed)} of {len(work)} exports failed, for the reasons above: "
-            f"{', '.join(failed)}. The others are in {folder}."
+            f"{', '.join(failed)}." + (f" The others are in {folder}." if done else "")
         )
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from kerasnorm.conversion.rebuild import rebuild, refuse_hidden
 from kerasnorm.conversion.result import Conversion, ConvertedLayer, compared
-from kerasnorm.errors import ConfigError
+from kerasnorm.errors import ConfigError, described
 from kerasnorm.inspection.graph import Calls
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.layers import StandardizedConv2D, standardize_kernel
@@ -144,7 +144,7 @@ def _obstacles(calls: Calls, node: Any, source: Any) -> Iterator[str]:
         what = f"behind {'the activation ' if is_activation else ''}{name} ({kind})"
         yield what + _padded_reader(calls, node)
     elif activation is not keras.activations.linear:
-        word = getattr(activation, "__name__", activation)
+        word = getattr(activation, "__name__", None) or described(activation)
         yield f"behind the activation {word} of {name}" + _padded_reader(calls, node)
     if calls.count[id(layer)] > 1:
         yield f"{name} is shared: called {calls.count[id(layer)]} times"

@@ -21,7 +21,7 @@ from kerasnorm.errors import ConfigError
 from kerasnorm.inspection.graph import Calls, layers, may_be_own_norm
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.layers import StandardizedConv2D, custom_layers
-from kerasnorm.norms import KEEP, NORMS, LayerFactory, Norm, built, layer_factory
+from kerasnorm.norms import KEEP, NORMS, LayerFactory, Norm, built, layer_factory, norm_title
 
 DEFAULT_GROUPS = 32  # Wu & He 2018
 STOCK = (
@@ -123,7 +123,9 @@ def replace_norms(
     elif norm not in (*NORMS, KEEP):
         raise unknown("norm", norm, [*NORMS, KEEP])
     if (groups is not None or group_size is not None) and norm != "gn":
-        raise ConfigError(f"groups and group_size: only gn reads them. Received: norm={norm!r}")
+        raise ConfigError(
+            f"groups and group_size: only gn reads them. Received: norm={norm_title(norm)}"
+        )
     calls = Calls(model)
     found = _norms(model, calls)
     if norm == "gn":
@@ -419,6 +421,15 @@ def _gaps(model: keras.Model, changed: Sequence[Any], replaced: dict[int, Any]) 
     return gaps
 
 
+def batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
+    """Returns every BatchNormalization of a model, those inside other layers among them."""
+    return [
+        part
+        for part in model._flatten_layers()
+        if isinstance(part, keras.layers.BatchNormalization)
+    ]
+
+
 def freeze_batch_norms(model: keras.Model) -> list[str]:
     """Sets `trainable` of every BatchNormalization to False and returns their names.
 
@@ -430,11 +441,7 @@ def freeze_batch_norms(model: keras.Model) -> list[str]:
     Raises:
         ConfigError: It has none.
     """
-    found = [
-        part
-        for part in model._flatten_layers()
-        if isinstance(part, keras.layers.BatchNormalization)
-    ]
+    found = batch_norms(model)
     if not found:
         raise ConfigError("freeze_bn: expected a network with BatchNormalization. Received: none")
     for part in found:

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from kerasnorm.files import plain
-from kerasnorm.inspection.graph import Calls, functional_graph
+from kerasnorm.inspection.graph import Calls, functional_graph, may_be_own_norm, nodes
 from kerasnorm.inspection.outputs import probe_images
 from kerasnorm.tables import Table
 
@@ -157,6 +157,8 @@ def compared(
     probe = probe_inputs(before)
     one, other = (keras.tree.flatten(model.predict_on_batch(probe)) for model in (before, after))
     costs = multiply_adds(before), multiply_adds(after)
+    if None not in costs and (own := _uncounted(before, after)):
+        notes = [*notes, f"Multiply-adds of layers of your own are not counted: {', '.join(own)}."]
     return Conversion(
         model=after,
         layers=tuple(layers),
@@ -198,28 +200,47 @@ def probe_inputs(model: keras.Model, count: int = 4) -> Any:
 def multiply_adds(model: keras.Model) -> int | None:
     """Returns the multiply-adds of a network for one image, None where a size is not fixed.
 
-    Those of convolutions, dense layers and norms (`NORM_COST`); activations, additions, poolings
-    and layers of the user's own count as none.
+    Those of convolutions, dense layers and norms (`NORM_COST`), once per call of a layer or of a
+    model in the network; activations, additions, poolings and norms of the user's own count as
+    none.
     """
     total = 0
-    for node in Calls(model).nodes:
-        layer = node.operation
-        if node.is_input or not isinstance(layer, keras.Layer) or isinstance(layer, keras.Model):
-            continue
-        is_transposed = type(layer).__name__.endswith("Transpose")
-        shape = (node.input_tensors if is_transposed else node.outputs)[0].shape[1:]
-        kernels = [w for w in layer.weights if w.name.endswith("kernel")]
-        per_value = next((n for kind, n in NORM_COST.items() if isinstance(layer, kind)), 0)
-        if not kernels and not per_value:
-            continue
-        if None in shape:
+    for node in nodes(functional_graph(model)):
+        is_model = isinstance(node.operation, keras.Model) and not node.is_input
+        found = multiply_adds(node.operation) if is_model else _of_call(node)
+        if found is None:
             return None
-        # Every position of the output uses each value of the kernel once.
-        is_first = getattr(layer, "data_format", None) == "channels_first"
-        positions = math.prod(shape[1:] if is_first else shape[:-1])
-        total += positions * sum(math.prod(w.shape) for w in kernels)
-        total += math.prod(shape) * per_value
+        total += found
     return total
+
+
+def _of_call(node: Any) -> int | None:
+    """Returns the multiply-adds of one call of a layer, None where a size is not fixed."""
+    layer = node.operation
+    if node.is_input or not isinstance(layer, keras.Layer):
+        return 0
+    is_transposed = type(layer).__name__.endswith("Transpose")
+    shape = (node.input_tensors if is_transposed else node.outputs)[0].shape[1:]
+    kernels = [w for w in layer.weights if w.name.endswith("kernel")]
+    per_value = next((n for kind, n in NORM_COST.items() if isinstance(layer, kind)), 0)
+    if not kernels and not per_value:
+        return 0
+    if None in shape:
+        return None
+    # Every position of the output uses each value of the kernel once.
+    is_first = getattr(layer, "data_format", None) == "channels_first"
+    positions = math.prod(shape[1:] if is_first else shape[:-1])
+    total: int = positions * sum(math.prod(w.shape) for w in kernels)
+    total += math.prod(shape) * per_value
+    return total
+
+
+def _uncounted(*models: keras.Model) -> list[str]:
+    """Returns the classes of layers that may be norms of the user's own, and count as none."""
+    calls = [node for model in models for node in Calls(model).nodes]
+    return sorted(
+        {type(n.operation).__name__ for n in calls if may_be_own_norm(n) and _of_call(n) == 0}
+    )
 
 
 def _milliseconds(before: keras.Model, after: keras.Model, rounds: int) -> tuple[float, float]:

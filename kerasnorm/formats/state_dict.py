@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kerasnorm.errors import ConfigError, CorruptFileError
+from kerasnorm.errors import ConfigError, CorruptFileError, described
 from kerasnorm.formats import archive, safety
 from kerasnorm.formats.format import Format, Opened, fixed_sizes
 
@@ -221,7 +221,7 @@ class _Writer:
         return self._activated(layer, f"self.{layer.name}({inputs[0]})"), line
 
     def _activated(self, layer: Any, expression: str) -> str:
-        name = layer.activation.__name__
+        name = getattr(layer.activation, "__name__", None) or described(layer.activation)
         if name == "linear":
             return expression
         if name not in _ACTIVATIONS:

@@ -41,6 +41,11 @@ BOUND_NOTE = (
     "<= an upper bound: behind an upsampling or a transposed convolution, neighboring units see "
     "windows of different sizes."
 )
+SHARED_NOTE = (
+    "From {} on, maps are merged with the result of a global pooling, as in squeeze-and-excite "
+    "blocks: every unit sees all pixels that the pooling sees, and no later layer enlarges the "
+    "field."
+)
 OWN_NOTE = "Of a class of your own, and taken to leave the field as it is, like a norm: {}."
 # The published table of this network, C1 to GAP, for an image of 32x32.
 PUBLISHED_FIELDS = dict(
@@ -455,6 +460,8 @@ def _notes(rows: Sequence[LayerRow]) -> list[str]:
     notes = [FIELD_NOTE, NORM_NOTE]
     if any(row.after.is_bound for row in rows):
         notes.append(BOUND_NOTE)
+    if merged := next((row.name for row in rows if row.after.is_shared), None):
+        notes.append(SHARED_NOTE.format(merged))
     if own := sorted({row.type for row in rows if row.is_own}):
         notes.append(OWN_NOTE.format(", ".join(own)))
     return notes
@@ -464,12 +471,16 @@ def layers_to_json(rows: Sequence[LayerRow]) -> list[dict[str, Any]]:
     """Returns one dict per layer, ready for JSON.
 
     Keys: name, type, output_shape (null where a size is not fixed), parameters, receptive_field
-    and jump (a number if height and width agree, else [h, w]; null for a model without space), and
-    is_bound (whether units may see less than receptive_field).
+    and jump (a number if height and width agree, else [h, w]; null for a model without space),
+    is_bound (whether units may see less than receptive_field), and is_shared (whether every unit
+    sees the same pixels, because the map was merged with the result of a global pooling: no later
+    layer enlarges the receptive field).
     """
     keys = ("name", "type", "output_shape", "parameters", "receptive_field", "jump")
     return [
-        {key: getattr(row, key) for key in keys} | {"is_bound": row.after.is_bound} for row in rows
+        {key: getattr(row, key) for key in keys}
+        | {"is_bound": row.after.is_bound, "is_shared": row.after.is_shared}
+        for row in rows
     ]
 
 

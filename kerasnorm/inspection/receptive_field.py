@@ -211,6 +211,11 @@ class FeatureMap:
         """Whether units may see fewer pixels than `receptive_field` says."""
         return any(field.is_bound for field in self.fields)
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether all units see the same pixels along an axis, as `Field.is_shared` says."""
+        return any(field.is_shared for field in self.fields)
+
     def through(self, layer: Sequence[Field], sizes: Sequence[int | None]) -> "FeatureMap":
         """Returns the map of a layer's output.
 

@@ -27,10 +27,10 @@ from kerasnorm.config import (
 from kerasnorm.data import Dataset, load, prepare
 from kerasnorm.data.sources import loading, locate, with_place
 from kerasnorm.data.stored import Images
-from kerasnorm.errors import ConfigError, CorruptFileError, DataError, KerasnormError
+from kerasnorm.errors import ConfigError, CorruptFileError, DataError, KerasnormError, described
 from kerasnorm.files import encoded, in_command, write_bytes
 from kerasnorm.json_process import JsonProcess
-from kerasnorm.norms import BUILT_IN, COMPARED, NORMS, is_foreign
+from kerasnorm.norms import BUILT_IN, COMPARED, NORMS, check_groups, is_foreign
 from kerasnorm.plots.style import Picture
 from kerasnorm.progress import Progress
 from kerasnorm.study import execution, folder, plan, probe, report
@@ -170,13 +170,13 @@ def _check_choices(study: StudyPlan) -> None:
     ):
         for name in names:
             if name not in known:
-                raise unknown(kind, str(name), known)
+                raise unknown(kind, name if isinstance(name, str) else described(name), known)
     margin: Any = study.margin
     is_number = isinstance(margin, (int, float)) and not isinstance(margin, bool)
     if not is_number or not 0 <= margin < math.inf:
         raise ConfigError(
             "margin: expected a number of percentage points of at least 0. "
-            f"Received: margin={margin!r}"
+            f"Received: margin={described(margin)}"
         )
     if not study.norms:
         raise ConfigError("norms: expected the name of at least one norm. Received: none")
@@ -208,7 +208,7 @@ def _listed(name: str, values: Any, example: str) -> tuple[Any, ...]:
     """
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
         raise ConfigError(
-            f"{name}: expected several values such as {example}. Received: {values!r}"
+            f"{name}: expected several values such as {example}. Received: {described(values)}"
         )
     return tuple({repr(value): value for value in values}.values())
 
@@ -221,7 +221,9 @@ def _varied(vary: Any) -> dict[str, tuple[Any, ...]]:
     """
     example = {"batch_size": [32, 64]}
     if not isinstance(vary, Mapping):
-        raise ConfigError(f"vary: expected values by field such as {example}. Received: {vary!r}")
+        raise ConfigError(
+            f"vary: expected values by field such as {example}. Received: {described(vary)}"
+        )
     return {
         name: _listed(f"vary, {name}", values, f"those in {example}")
         for name, values in vary.items()
@@ -236,7 +238,7 @@ def _count(name: str, value: Any) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ConfigError(
-            f"{name}: expected a whole number of at least 1. Received: {name}={value!r}"
+            f"{name}: expected a whole number of at least 1. Received: {name}={described(value)}"
         )
     return int(value)
 
@@ -519,10 +521,8 @@ def check(study: StudyPlan) -> None:
                 f"know. Received: norm={norm.name!r}, registered in this process only. Add its "
                 "record to BUILT_IN, or train with kerasnorm.fit and report on the runs."
             )
-        if not config.model.is_builtin:
-            continue  # its layers are known when it is made
-        for width in config.model.normalized_widths:
-            norm.groups(config.model, width)
+        if config.model.is_builtin:  # the layers of others are known when they are made
+            check_groups(config.model)
 
 
 def _check_networks(configs: Iterable[Config], describe: Describe) -> None:

@@ -48,6 +48,8 @@ DEFINITIONS = {
     "std": "sample standard deviation over the seeds (n - 1)",
     "low, high": f"{LEVEL:.0%} t-interval of the mean: mean -+ t(n - 1) * std / sqrt(n)",
     "train_accuracy, train_loss": "means over the last epoch, of augmented images in training mode",
+    "initial_statistics": "share of the moving statistics of batch norms that is still their "
+    "initial value, the largest of all seeds; left out where no run recorded one",
     "measure": "accuracy by which groups are ranked and compared: that of the validation split "
     "where all runs have one, else that of the test set, which then is no longer unseen",
     "unmatched": "fields besides the norm in which the norms' runs differ, with their values",
@@ -95,6 +97,11 @@ class Group:
     def shared(self) -> dict[str, Any]:
         """Those of its fields that every norm reads."""
         return {name: value for name, value in self.fields.items() if not owner(name)}
+
+    @property
+    def initial_statistics(self) -> float:
+        """Largest share of the moving statistics of batch norms that is still initial, recorded."""
+        return max(float(r.metrics.get("initial_statistics", 0.0)) for r in self.runs.values())
 
     def interval(self, measure: str) -> Interval | None:
         """Returns the mean of a measure over the seeds, None where a run lacks the measure."""
@@ -344,10 +351,12 @@ class Summary:
 
 def _group_row(group: Group) -> dict[str, Any]:
     found = {name: group.interval(name) for name in MEASURES}
+    initial = group.initial_statistics
     return {
         **group.to_dict(),
         "seeds": sorted(group.runs),
         "parameters": group.first.metrics.get("parameters"),
+        **({"initial_statistics": initial} if initial else {}),
         **{name: asdict(interval) for name, interval in found.items() if interval},
     }
 

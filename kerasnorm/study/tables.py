@@ -394,6 +394,22 @@ def steps_sentence(summary: Summary) -> str:
     )
 
 
+def statistics_sentence(summary: Summary) -> str:
+    """Returns which groups trained too short for the moving statistics of their batch norms."""
+    texts = [
+        f"{group_label(group, summary.groups)} {100 * group.initial_statistics:.0f} %"
+        for group in summary.groups
+        if group.initial_statistics
+    ]
+    if not texts:
+        return ""
+    return (
+        "At the end of training, moving statistics of batch norms are still in part the initial "
+        f"ones, and the accuracy at inference suffers: {'; '.join(texts)}. Train longer, or "
+        "measure the statistics afterwards: kerasnorm recalibrate."
+    )
+
+
 def _tuned_text(summary: Summary) -> str:
     """Returns which values of its own the recipe has for the norms of a matched study."""
     norms = [group.norm for group in summary.groups]
@@ -430,6 +446,8 @@ def measure_sentence(summary: Summary) -> str:
 def sentences(summary: Summary) -> list[str]:
     """Returns what the arms share, what ranks them, and one sentence per difference and effect.
 
+    Runs that are too short for their moving statistics, and failed ones, are named before these.
+
     Differences that matter come first, then those that are equivalent for practice, then those
     that are not significant. In a one-factor-at-a-time study the differences between the bases
     come first, then the effects, the largest first.
@@ -444,8 +462,8 @@ def sentences(summary: Summary) -> list[str]:
     ranked += [_effect_sentence(item, summary) for item in effects]
     left = len(ranked) - MOST_SENTENCES
     ranked = ranked[:MOST_SENTENCES] + ([f"The tables hold {left} more."] if left > 0 else [])
-    texts = arms_sentence(summary), steps_sentence(summary), measure_sentence(summary)
-    first = [text for text in texts if text]
+    texts = [arms_sentence(summary), steps_sentence(summary), measure_sentence(summary)]
+    first = [text for text in [*texts, statistics_sentence(summary)] if text]
     first += [_failure_sentence(item, summary) for item in summary.failures]
     return first + ranked
 

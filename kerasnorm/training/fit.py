@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from kerasnorm.engines.base import Engine
 
 logger = logging.getLogger(__name__)
-MOST_INITIAL = 0.1  # share of a moving statistic that may be its initial value without a warning
 
 
 def fit(
@@ -343,15 +342,9 @@ def _note_shard_statistics(config: Config, model: "keras.Model", group: ProcessG
 
 def _note_lagging_statistics(engine: "Engine") -> None:
     """Warns where a training is too short for the moving statistics of its batch norms."""
-    import keras
+    from kerasnorm.training.loop import MOST_INITIAL, batch_norm_momenta
 
-    from kerasnorm.layers import leaves
-
-    momenta = [
-        layer.momentum
-        for layer in leaves(engine.model)
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
-    ]
+    momenta = batch_norm_momenta(engine.model)
     steps = engine.config.epochs * engine.batches.steps
     share = max(momenta, default=0.0) ** steps
     if share > MOST_INITIAL:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kerasnorm.config import DataConfig
 from kerasnorm.data import Dataset, Split, prepare
 from kerasnorm.data.content import listed_names
-from kerasnorm.data.dataset import joined
+from kerasnorm.data.dataset import joined, stratified_sample
 from kerasnorm.errors import ConfigError, DataError
 from kerasnorm.training.run_folder import check_place, is_run, read_config, read_content
 
@@ -29,6 +29,8 @@ def images_of(
     resize: str | None = None,
     *,
     equalized: bool = True,
+    count: int = 0,
+    sample_seed: int = 0,
 ) -> Split:
     """Returns the images to evaluate a model on, labelled by the classes in the model's order.
 
@@ -39,6 +41,9 @@ def images_of(
         resize: How images of another size are resized, as `--resize` says; by default as when the
             model was trained, which may be not at all.
         equalized: Whether histograms are equalized for a model that expects it.
+        count: Number of images to draw, the same share of each class; 0 uses all. They are the same
+            for every model, in whatever order it has the classes.
+        sample_seed: Decides which images are drawn.
 
     Raises:
         ConfigError: Neither the model nor `data` names the images.
@@ -80,6 +85,8 @@ def images_of(
     if split != "all" and split not in dataset.splits:
         raise DataError("There is no validation split. Use --split test, train or all.")
     chosen = joined(dataset.splits.values()) if split == "all" else dataset.splits[split]
+    if 0 < count < len(chosen):
+        chosen = chosen.take(stratified_sample(chosen.labels, count, sample_seed))
     return Split(chosen.images, _class_order(saved, dataset)[chosen.labels])
 
 

@@ -19,6 +19,7 @@ from kerasnorm.files import write_json, write_manifest
 from kerasnorm.formats.archive import save_model
 from kerasnorm.inspection.evaluation import Scores, confusion, score, worst_mistakes
 from kerasnorm.inspection.graph import weights_by_name
+from kerasnorm.layers import leaves
 from kerasnorm.process_group import ProcessGroup
 from kerasnorm.progress import Progress, duration, rounded
 from kerasnorm.training import checkpoints, run_folder
@@ -28,6 +29,7 @@ from kerasnorm.training.loggers.record import EpochDetails
 from kerasnorm.version import __version__
 
 logger = logging.getLogger(__name__)
+MOST_INITIAL = 0.1  # share of a moving statistic that may be its initial value without a warning
 DEFINITIONS = {
     "test_accuracy": "share of the test images classified correctly after the last epoch",
     "test_loss": "mean cross-entropy over the test images after the last epoch, in nats",
@@ -38,6 +40,8 @@ DEFINITIONS = {
     "val_loss": "as test_loss, over the images of the validation split",
     "seconds": "time spent training, evaluation and saving left out",
     "images_per_second": "training images per second, mean over all epochs",
+    "initial_statistics": "share of the moving statistics of batch norms that is still their "
+    f"initial value, momentum ** steps; recorded above {MOST_INITIAL:g}",
     "confusion": "counts over the test images: one row per true, one column per predicted class",
     "misclassified": "the wrongly classified test images with the highest softmax probability",
 }
@@ -61,6 +65,15 @@ def epoch_line(row: run_folder.Row, epochs: int, seconds_left: float | None = No
     parts += [forms[name].format(value) for name, value in values.items() if value is not None]
     parts += [f"{duration(seconds_left)} left"] if seconds_left else []
     return "  ".join(parts)
+
+
+def batch_norm_momenta(model: keras.Model) -> list[float]:
+    """Returns the momentum of each batch norm of a model whose moving statistics are trained."""
+    return [
+        layer.momentum
+        for layer in leaves(model)
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+    ]
 
 
 def _named(**scores: Scores | None) -> run_folder.Row:
@@ -318,6 +331,10 @@ class Training:
             "confusion": confusion(logits, labels).tolist(),
             "misclassified": [asdict(mistake) for mistake in worst_mistakes(logits, labels)],
         }
+        if not self.config.model.pretrained:
+            momentum = max(batch_norm_momenta(self.engine.model), default=0.0)
+            initial = momentum ** (len(self.rows) * self.steps)
+            metrics |= {"initial_statistics": initial} if initial > MOST_INITIAL else {}
         metrics["definitions"] = {k: v for k, v in DEFINITIONS.items() if k in metrics}
         if not self.group.is_first:
             return

@@ -12,6 +12,7 @@ from helpers.command import call
 from helpers.norm_nets import network, weights_by_path
 from keras import layers
 from matplotlib.colors import hsv_to_rgb, rgb_to_hsv, to_hex
+from PIL import Image
 
 import kerasnorm
 from kerasnorm.analysis import corruptions, robustness
@@ -300,6 +301,43 @@ def test_the_options_decide_what_is_measured(runs, tmp_path, pixels):
     padded = measured("--data", tmp_path / "small.npz", "--resize", "pad")
     assert stretched[0] == padded[0] == 12
     assert stretched[1].shape == padded[1].shape == (12, 32, 32, 3)
+
+
+def test_models_see_the_same_images_in_whatever_order_they_have_the_classes(
+    tmp_path, monkeypatch, pixels
+):
+    """The second model has its classes in another order; they hold 70, 40 and 10 images."""
+    monkeypatch.setattr(
+        robustness, "accuracies_in_batches", lambda *found: batches.append(found) or {}
+    )
+    batches = []
+    rng = np.random.default_rng(0)
+    for name, count in {"ape": 70, "bee": 40, "cat": 10}.items():
+        for split in ("train", "test"):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                picture = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(picture).save(folder / f"{number}.png")
+    image = keras.Input((8, 8, 3))
+    net = keras.Model(image, layers.Dense(3)(layers.Flatten()(image)))
+    orders = (("ape", "bee", "cat"), ("cat", "ape", "bee"))
+    models = [SavedModel(tmp_path / f"{o[0]}.keras", net, o, None) for o in orders]
+    for count in (0, 30):
+        pixels.clear()
+        batches.clear()
+        words = {"data": str(tmp_path / "images"), "severities": [1], "images": count}
+        kerasnorm.robustness(models, corruptions=["gaussian-noise"], **words)
+        clean, noisy, other_clean, other_noisy = pixels
+        assert len(clean) == (count or 120)
+        assert np.array_equal(clean, other_clean)
+        assert np.array_equal(noisy, other_noisy)
+        (_, split, found), (_, other, others) = batches
+        names = np.array(orders[0])[split.labels], np.array(orders[1])[other.labels]
+        assert np.array_equal(*names)
+        for part, same in zip(found["mixed"], others["mixed"], strict=True):
+            assert np.array_equal(part, same)
+        assert {*map(tuple, found["one_class"])} == {*map(tuple, others["one_class"])}
 
 
 def test_the_input_scale_is_that_of_evaluate(tmp_path):

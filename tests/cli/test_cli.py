@@ -216,6 +216,7 @@ def test_summary_and_receptive_field_print_tables_and_json(trained):
     assert set(layers[0]) == {
         "name",
         "is_bound",
+        "is_shared",
         "type",
         "output_shape",
         "parameters",

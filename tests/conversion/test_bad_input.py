@@ -1,5 +1,7 @@
 """What conversion refuses, the choice of groups, and norms of the user's own by name."""
 
+import functools
+import re
 import sys
 
 import keras
@@ -11,7 +13,7 @@ from kerasnorm import convert_norm
 from kerasnorm.config import ModelConfig
 from kerasnorm.conversion.norms import fitting_groups
 from kerasnorm.errors import ConfigError
-from kerasnorm.norms import layer_factory
+from kerasnorm.norms import Norm, layer_factory
 
 
 @pytest.mark.parametrize(
@@ -68,6 +70,39 @@ def test_a_norm_by_module_and_name(tmp_path, monkeypatch):
         convert_norm(network(), "own_norms:failing")
     with pytest.raises(ConfigError, match="a Keras layer named 'bn'"):
         convert_norm(network(), "own_norms:nameless")
+
+
+def failing(channels, name):
+    raise RuntimeError("no such width")
+
+
+class Factory:
+    """Makes no layer."""
+
+    def __call__(self, channels, name):
+        return self
+
+
+RECORD = Norm(name="own", color="#000000", layer=lambda config, channels, **common: None)
+TITLES = {
+    "a function": (failing, "{module}:failing"),
+    "a class": (layers.Dense, "keras.src.layers.core.dense:Dense"),
+    "an object": (Factory(), "<{module}.Factory object>"),
+    "a record": (RECORD, "the Norm 'own'"),
+    "a partial function": (functools.partial(failing), "functools.partial(<function failing>)"),
+}
+
+
+@pytest.mark.parametrize("title", TITLES)
+def test_a_norm_of_the_users_own_is_named_in_messages_without_an_address(title):
+    norm, text = TITLES[title]
+    text = text.format(module=__name__)
+    model = single(layers.BatchNormalization())
+    with pytest.raises(ConfigError, match=f"Received: norm={re.escape(text)}$"):
+        convert_norm(model, norm, groups=2)
+    with pytest.raises(ConfigError, match=re.escape(text)) as raised:
+        convert_norm(model, norm)
+    assert " at 0x" not in str(raised.value)
 
 
 class BlockWithNorm(layers.Layer):

@@ -113,7 +113,25 @@ class Scaled(layers.BatchNormalization):
     """A batch norm whose inference is another."""
 
 
+@keras.saving.register_keras_serializable()
+class Halved:
+    """An activation that is an object."""
+
+    def __call__(self, x):
+        return x / 2
+
+    def get_config(self):
+        return {}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls()
+
+
 OBSTACLES = {
+    f"behind the activation <{__name__}.Halved object> of conv": lambda x: norm()(
+        conv(activation=Halved())(x)
+    ),
     "behind the activation relu of conv": lambda x: norm()(conv(activation="relu")(x)),
     "behind the activation relu (ReLU), before the padded after": lambda x: layers.Conv2D(
         2, 3, padding="same", name="after"
@@ -158,6 +176,17 @@ def test_multiply_adds_and_time():
     kernels = 64 * 27 * 4 + 16 * (9 * 4 + 4 * 5) + 80 * 2
     assert folded.multiply_adds == (kernels + 64 * 4, kernels)
     assert min(folded.milliseconds) > 0
+
+
+def test_multiply_adds_count_once_per_call_and_parameters_once():
+    """A block of a convolution and a norm on 8x8 pixels, and a norm, called twice each."""
+    start = keras.Input((8, 8, 4))
+    x = layers.Conv2D(4, 3, padding="same", use_bias=False)(start)
+    block = keras.Model(start, layers.LayerNormalization()(x))
+    shared, image = layers.BatchNormalization(), keras.Input((8, 8, 4))
+    model = keras.Model(image, shared(shared(block(block(image)))))
+    assert multiply_adds(model) == 2 * 64 * (9 * 4 * 4 + 3 * 4) + 2 * 64 * 4
+    assert model.count_params() == 9 * 4 * 4 + 2 * 4 + 4 * 4
 
 
 def test_multiply_adds_do_not_depend_on_where_the_channels_are():

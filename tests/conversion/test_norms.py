@@ -205,6 +205,8 @@ def test_a_norm_of_the_users_own(norm):
     done = convert_norm(model, norm)
     assert all(row.after in ("OwnNorm", "NormOfWidth") for row in done.layers)
     assert done.layers[0].note == "shift lost"
+    kind = done.layers[0].after
+    assert done.notes == (f"Multiply-adds of layers of your own are not counted: {kind}.",)
     gamma = model.get_layer("stem").get_layer("bn").gamma
     new = done.model.get_layer("stem").get_layer("bn")
     assert np.array_equal(new.gamma.numpy(), gamma.numpy())

@@ -259,6 +259,11 @@ def test_a_layer_that_no_module_is_written_for_is_named():
     answer = keras.layers.Dense(2)(keras.layers.Flatten()(features))
     with pytest.raises(ConfigError, match=r"SeparableConv2D cannot be written.*--format torch"):
         generate(keras.Model(image, answer), "model.safetensors")
+    leaky = keras.layers.LeakyReLU(name="leaky")
+    features = keras.layers.Conv2D(2, 3, padding="same", activation=leaky)(image)
+    answer = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(features))
+    with pytest.raises(ConfigError, match=r"the activation <LeakyReLU name=leaky, .* be written"):
+        generate(keras.Model(image, answer), "model.safetensors")
 
 
 def test_exact_gelu_and_probabilities_are_exported_as_such(tmp_path):
@@ -409,6 +414,39 @@ def test_differences_are_judged_by_how_far_logits_lie_apart():
     assert export.tolerated(100 * apart) == pytest.approx(1.1e-2)
     near = np.log(0.5 + 1e-3 * apart)  # 1e-4 would be a tenth of their spread
     assert export.tolerated(near) < 1e-5
+
+
+@pytest.fixture
+def separable(tmp_path, monkeypatch):
+    """A model that the state dict cannot hold; there are two formats."""
+    pytest.importorskip("safetensors")
+    two = {name: FORMATS[name] for name in ("keras", "state-dict")}
+    monkeypatch.setattr("kerasnorm.cli.formats.FORMATS", two)
+    image = keras.Input(SHAPE)
+    x = keras.layers.SeparableConv2D(2, 3)(keras.layers.Rescaling(1 / 255)(image))
+    answer = keras.layers.Dense(2)(keras.layers.Flatten()(x))
+    save_model(keras.Model(image, answer), tmp_path / "model.keras", {})
+    return tmp_path / "model.keras"
+
+
+def test_of_all_formats_one_that_cannot_hold_the_network_is_left_out(separable, tmp_path):
+    out = tmp_path / "out"
+    text, notes = call("export", separable, "--format", "all", "--out", out)
+    assert "state-dict is left out, since it cannot hold the network: " in notes
+    assert "a layer of type SeparableConv2D" in notes
+    assert (out / "model.keras").is_file()
+    assert not (out / "model.safetensors").exists()
+    assert "Exports" in text
+
+
+def test_a_format_that_was_named_or_fails_otherwise_ends_all_with_code_1(separable, tmp_path):
+    named = ["--format", "all", "--format", "state-dict", "--out", tmp_path / "out"]
+    assert "1 of 2 exports failed" in call("export", separable, *named, code=1)[1]
+    own = ["--format", "all", "--out", tmp_path]  # the .keras export would replace the model
+    notes = call("export", separable, *own, code=1)[1]
+    assert "1 of 2 exports failed, for the reasons above: keras." in notes
+    assert "state-dict is left out" in notes
+    assert "The others" not in notes
 
 
 def test_one_failed_format_does_not_end_the_others(tmp_path):

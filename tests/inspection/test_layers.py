@@ -218,6 +218,27 @@ def test_a_norm_of_the_users_own_leaves_the_field_and_is_named_below_the_table()
     assert "like a norm: Halved" in to_text(summary_table(rows)).replace("\n", " ")
 
 
+def test_behind_squeeze_and_excite_the_field_stays_and_that_is_said() -> None:
+    """A pooling over 8x8 units of field 3 and jump 1 sees 10 pixels."""
+    pixels = keras.Input((8, 8, 3))
+    x = conv(pixels, padding="same", name="first")
+    gate = conv(layers.GlobalAveragePooling2D(keepdims=True, name="pooling")(x), 1, name="gate")
+    x = conv(layers.Multiply(name="scaled")([x, gate]), padding="same", name="last")
+    rows = layer_table(keras.Model(pixels, x))
+    assert [(row.name, row.receptive_field) for row in rows[1:]] == [
+        *(("first", 3), ("pooling", 10), ("gate", 10), ("scaled", 10), ("last", 10))
+    ]
+    shared = {layer["name"]: layer["is_shared"] for layer in layers_to_json(rows)[1:]}
+    assert [name for name, is_shared in shared.items() if is_shared] == ["scaled", "last"]
+    for table, first in (
+        (summary_table(rows), "scaled"),
+        (receptive_field_table([row for row in rows if row.is_spatial]), "last"),
+    ):
+        assert f"From {first} on, maps are merged with the result" in " ".join(table.notes)
+    plain = layer_table(keras.Model(pixels, conv(pixels)))
+    assert not any("merged" in note for note in summary_table(plain).notes)
+
+
 def test_behind_an_enlargement_fields_are_bounds_and_jumps_may_be_fractions() -> None:
     pixels = keras.Input((8, 8, 3))
     x = conv(layers.UpSampling2D(2, name="larger")(pixels))
@@ -329,4 +350,5 @@ def test_json_is_a_list_of_layers() -> None:
         "receptive_field": 3,
         "jump": 1,
         "is_bound": False,
+        "is_shared": False,
     }

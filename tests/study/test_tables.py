@@ -95,6 +95,18 @@ def test_a_matched_study_says_which_values_tuned_arms_would_have():
     assert "--arms tuned" not in sentences(summarize(runs))[0]
 
 
+def test_moving_statistics_that_are_still_initial_are_named_once_with_their_groups():
+    runs = [make_run(0.5, norm=norm, seed=seed) for norm in ("bn", "gn") for seed in (0, 1)]
+    assert not any("moving statistics" in text for text in sentences(summarize(runs)))
+    runs[0].metrics["initial_statistics"] = 0.2
+    runs[1].metrics["initial_statistics"] = 0.35
+    (text,) = [text for text in sentences(summarize(runs)) if "moving statistics" in text]
+    assert "the accuracy at inference suffers: BN 35 %." in text
+    assert "kerasnorm recalibrate" in text
+    rows = summarize(runs).to_dict()["groups"]
+    assert [row.get("initial_statistics") for row in rows] == [0.35, None]
+
+
 def test_batch_sizes_that_vary_say_how_many_steps_they_take():
     runs = [make_run(0.5, norm="bn", batch_size=size) for size in (8, 32, 128)]
     (text,) = [text for text in sentences(summarize(runs)) if "fewer steps" in text]

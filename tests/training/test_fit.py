@@ -137,7 +137,10 @@ def test_a_resumed_run_keeps_its_config(tmp_path, field):
 @pytest.mark.parametrize(("momentum", "share"), [(0.9, 43), (0.5, None)])
 def test_a_training_too_short_for_moving_statistics_says_so(tmp_path, caplog, momentum, share):
     """Eight steps: 0.9^8 is 0.43, 0.5^8 is 0.004."""
-    tiny.train(tiny.config(norm="bn", bn_momentum=momentum), out=tmp_path / "run")
+    done = tiny.train(tiny.config(norm="bn", bn_momentum=momentum), out=tmp_path / "run")
+    recorded = done.metrics.get("initial_statistics")
+    assert recorded == (pytest.approx(0.9**8) if share else None)
+    assert ("initial_statistics" in done.metrics["definitions"]) == (share is not None)
     found = [r.getMessage() for r in caplog.records if "moving statistics" in r.getMessage()]
     assert len(found) == (share is not None)
     assert all(f"after 8 steps, {share} %" in text for text in found)
