@@ -107,6 +107,7 @@ class Training:
         self.progress = progress
         self.logs = logs if config.train.log else None
         self.means: list[Mapping[str, float]] = []
+        self.rates: list[float] = []
         self.steps = -(-len(dataset.train) // config.train.batch_size)
         epochs = config.train.epochs
         callbacks = list(callbacks)
@@ -119,6 +120,7 @@ class Training:
         self.best = -1.0
         self.epoch = 0
         self.epoch_begun = 0.0
+        self.steps_taken = 0  # in the epoch
         self.is_stopped = False
 
     def execute(self, *, is_resumed: bool) -> None:
@@ -128,6 +130,7 @@ class Training:
         epochs = self.config.train.epochs
         self.progress.start("training", epochs * self.steps, self.epoch * self.steps)
         try:
+            self.engine.model.stop_training = False
             self.callbacks.on_train_begin()
             self.states.load(self.saved_states)
             if self.logs:
@@ -176,14 +179,21 @@ class Training:
 
     def on_batch_end(self, step: int, logs: Mapping[str, float]) -> None:
         """Hands the event to the Keras callbacks and the progress; ends an interrupted run."""
-        self.callbacks.on_train_batch_end(step, logs)
+        self.steps_taken = step + 1
         if self.logs:
             self.means.append(logs)
+            self.rates.append(self.engine.rate(self.epoch, step))  # a callback may change it
+        self.callbacks.on_train_batch_end(step, logs)
         done = self.epoch * self.steps + step + 1
-        images = min((step + 1) * self.config.train.batch_size, len(self.dataset.train))
         seconds = time.perf_counter() - self.epoch_begun
-        self.progress.advance(done, self._status(self.epoch + 1, images / (seconds or math.inf)))
+        rate = self.images_taken / (seconds or math.inf)
+        self.progress.advance(done, self._status(self.epoch + 1, rate))
         self.group.interruptions.check()
+
+    @property
+    def images_taken(self) -> int:
+        """Number of training images in the epoch so far; a callback may end it early."""
+        return min(self.steps_taken * self.config.train.batch_size, len(self.dataset.train))
 
     def _status(self, epoch: int, rate: float) -> str:
         """Returns an epoch, its images per second, and the accuracy after the last that ended."""
@@ -195,6 +205,7 @@ class Training:
         self.callbacks.on_epoch_begin(self.epoch)
         self.epoch_begun = time.perf_counter()
         self.means.clear()
+        self.rates.clear()
         with self.group.interruptions.held():
             train = self.engine.train_epoch(self.epoch, self)
         seconds = time.perf_counter() - self.epoch_begun
@@ -234,7 +245,7 @@ class Training:
                 for name, variable in weights_by_name(self.engine.model).items()
             },
             losses=(np.diff(sums, prepend=0) / np.diff(images, prepend=0)).tolist(),
-            rates=[self.engine.rate(self.epoch - 1, step) for step in range(steps)],
+            rates=[*self.rates],
             steps_before=(self.epoch - 1) * self.steps,
         )
 
@@ -243,9 +254,9 @@ class Training:
         return {
             "epoch": self.epoch + 1,
             **_named(train=train, val=validation, test=test),
-            "lr": self.engine.rate(self.epoch, self.steps - 1),
+            "lr": self.engine.rate(self.epoch, self.steps_taken - 1),
             "seconds": seconds,
-            "images_per_second": len(self.dataset.train) / seconds,
+            "images_per_second": self.images_taken / seconds,
         }
 
     def _score(self, split: Split | None) -> Scores | None:
@@ -296,7 +307,8 @@ class Training:
         logits = self.engine.predict(self.dataset.test.images)
         labels = self.dataset.test.labels
         last = self.rows[-1]
-        seconds = sum(row["seconds"] or 0.0 for row in self.rows)
+        times = [(row["seconds"] or 0.0, row["images_per_second"] or 0.0) for row in self.rows]
+        seconds = sum(took for took, _ in times)
         # Measured again, since a callback may have restored other weights at the end.
         scores = _named(test=score(logits, labels), val=self._score(self.dataset.validation))
         metrics: dict[str, Any] = {
@@ -306,7 +318,7 @@ class Training:
             "epochs": len(self.rows),
             "steps_per_epoch": self.steps,
             "seconds": seconds,
-            "images_per_second": len(self.rows) * len(self.dataset.train) / seconds,
+            "images_per_second": sum(took * rate for took, rate in times) / seconds,
             "parameters": self.engine.model.count_params(),
             "images": {
                 "train": len(self.dataset.train),
