@@ -68,7 +68,7 @@ def save(folder: Path, state: State, facts: Mapping[str, Any]) -> Path:
         _discard(final)  # it exists if it was damaged, or an older one was resumed
         temporary.rename(final)
         fsync_folder(folder)
-        _prune(folder)
+        _prune(folder, final)
     except RunFolderError:
         raise
     except OSError as error:
@@ -95,8 +95,16 @@ def _discard(path: Path) -> None:
         shutil.rmtree(trash)
 
 
-def _prune(folder: Path) -> None:
+def _prune(folder: Path, newest: Path) -> None:
+    """Removes the checkpoints that are not kept.
+
+    Those of later epochs than `newest` were damaged, or it would not have been trained again: they
+    must not count among the last ones.
+    """
     folders = checkpoint_folders(folder)
+    for path in folders[folders.index(newest) + 1 :]:
+        _discard(path)
+        folders.remove(path)
     best = [path for path in folders if _is_best(path)]
     for path in set(folders) - set(folders[-KEEP_LAST:]) - set(best[-1:]):
         _discard(path)
