@@ -29,8 +29,9 @@ from kerasnorm.training.process_group import ProcessGroup
 
 logger = logging.getLogger(__name__)
 DEFINITIONS = {
-    "test_accuracy": "share of the test images classified correctly after the last epoch",
-    "test_loss": "mean cross-entropy over the test images after the last epoch, in nats",
+    "test_accuracy": "share of the test images classified correctly by the saved model: after the "
+    "last epoch, unless a callback then restored the weights of another",
+    "test_loss": "mean cross-entropy over the test images of the same model, in nats",
     "train_accuracy": "share of the training images classified correctly during the last epoch, "
     "as the model saw them: augmented, with dropout, while it changed",
     "train_loss": "mean cross-entropy of the same, in nats, regularization terms left out",
@@ -164,7 +165,9 @@ class Training:
         self.epoch = facts["epoch"]
         self.rows = facts["history"]
         self.best = facts["best"]
-        self.is_stopped = facts["stopped"]
+        # A callback ended a run of fewer epochs, which is now asked for more.
+        is_longer = self.config.train.epochs > facts.get("epochs", self.config.train.epochs)
+        self.is_stopped = facts["stopped"] and not is_longer
         self.saved_states = facts["callbacks"]
         if self.group.is_first:  # the file may lack the last epoch
             run.write_history(self.path / run.HISTORY, self.rows)
@@ -273,6 +276,7 @@ class Training:
             "is_best": self.best > before,
             "best": self.best,
             "stopped": self.is_stopped,
+            "epochs": self.config.train.epochs,
             "config": run.lineage(self.config),
             "fused_kernels": self.engine.fused_kernels,
             "history": self.rows,

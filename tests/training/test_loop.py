@@ -183,6 +183,27 @@ def test_a_training_that_a_callback_ends_counts_the_steps_that_were_taken(event,
     assert metrics["images_per_second"] * metrics["seconds"] == pytest.approx(sum(trained))
 
 
+def test_a_run_that_a_callback_ended_trains_on_only_where_more_epochs_are_asked_for(tmp_path):
+    config = tiny.config(epochs=4, schedule="constant")
+
+    def ask():
+        return keras.callbacks.EarlyStopping("loss", min_delta=100, patience=1)
+
+    ended = tiny.train(config, out=tmp_path / "run", callbacks=[ask()])
+    assert len(ended.history) == 2
+    (tmp_path / "run" / "metrics.json").unlink()  # as if it had been killed before its end
+    again = tiny.train(resume=tmp_path / "run", callbacks=[ask()])
+    assert len(again.history) == 2
+    longer = tiny.train(resume=tmp_path / "run", epochs=6, callbacks=[ask()])
+    assert len(longer.history) == 3  # the callback has lost its patience and asks again
+    whole = tiny.train(resume=tmp_path / "run", epochs=8, callbacks=[ask()])
+    assert len(whole.history) == 4
+    straight = tiny.train(config, out=tmp_path / "straight")
+    assert [row["test_loss"] for row in whole.history] == [
+        row["test_loss"] for row in straight.history
+    ]
+
+
 @pytest.mark.backend("any")
 @pytest.mark.parametrize("engine", ["native", "keras"])
 def test_a_log_receives_the_rates_that_the_steps_were_taken_with(engine, tmp_path, monkeypatch):
