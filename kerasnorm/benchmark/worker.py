@@ -13,6 +13,7 @@ from kerasnorm.json_process import serve
 from kerasnorm.training.fit import make_batches, make_engine
 
 MEBIBYTE = 2**20
+KERAS_BATCH = 32  # images that `model.predict` takes at once where it is not told
 
 
 class _FirstStep:
@@ -106,7 +107,8 @@ def _stock(model: Any, batches: Batches, config: Config, first: _FirstStep) -> t
         else:  # arrays are faster
             model.fit(images, labels, batch_size=size, **options)
 
-    return train, lambda number: model.predict(images, batch_size=size, verbose=0)
+    together = max(size, KERAS_BATCH)  # the small batch of a training would only slow it down
+    return train, lambda number: model.predict(images, batch_size=together, verbose=0)
 
 
 class _Contender:

@@ -509,12 +509,17 @@ def _store(
 
 
 def _identity(folder: Path, files: dict[str, list[_File]], fit: Fit | None) -> dict[str, Any]:
-    """Returns what decides the pixels of all images, without reading the files."""
+    """Returns what decides the pixels of all images, without reading the files.
 
-    def state(path: Path) -> tuple[str, int, int]:
+    Tools that edit metadata and archives set the time of modification, and uncompressed images of
+    one size have equal sizes: the time of the last change tells such files apart too.
+    """
+
+    def state(path: Path) -> tuple[str, int, int, int]:
         with parsing(path, "an image"):
             found = path.stat()
-        return str(path.relative_to(folder)), found.st_size, found.st_mtime_ns
+        name = str(path.relative_to(folder))
+        return name, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
     states = {name: [state(file.path) for file in part] for name, part in files.items()}
     return {"pillow": PIL.__version__, "fit": fit, "files": states}

@@ -146,7 +146,9 @@ class Engine(ABC):
 
     @abstractmethod
     def train_epoch(self, epoch: int, listener: BatchListener | None = None) -> Scores:
-        """Trains on every batch of an epoch.
+        """Trains on every batch of an epoch, or until `model.stop_training` is set.
+
+        As in Keras, an epoch that begins with `stop_training` set ends after its first step.
 
         Args:
             epoch: Number of the epoch, counted from 0.
@@ -248,7 +250,6 @@ class NativeEngine(Engine):
     def train_epoch(self, epoch: int, listener: BatchListener | None = None) -> Scores:
         """Trains on every batch of an epoch; see `Engine.train_epoch`."""
         self.seed(epoch)
-        self.model.stop_training = False
         sums: Any = 0
         images = 0
         results = self.take_steps(epoch)

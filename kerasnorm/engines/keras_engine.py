@@ -61,6 +61,11 @@ class _Bridge(keras.callbacks.Callback):
         self.engine = engine
         self.epoch = epoch
         self.listener = listener
+        self.is_stopping = engine.model.stop_training
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        if self.is_stopping:  # `fit` has just forgotten it
+            self.model.stop_training = True
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
         if batch == 0:  # not earlier: the first `fit` of a model draws random numbers to build it

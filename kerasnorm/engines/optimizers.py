@@ -13,7 +13,7 @@ from kerasnorm.config import TrainConfig
 from kerasnorm.keras_settings import stock_keras
 
 EPSILON = 1e-8  # of Adam; PyTorch's default
-DECAYED = "kernel"  # end of the names of the variables that weight decay changes
+DECAYED = "kernel"  # end of the names of the kernels, which alone weight decay changes
 # Names of the others. Keras matches a variable's name, but on TensorFlow its path.
 NOT_DECAYED = rf"^(?!.*{DECAYED}(:0)?$)"
 
@@ -55,7 +55,7 @@ def make_optimizer(config: TrainConfig, rates: NDArray[np.float64]) -> keras.Opt
         optimizer = ConvMuon(
             rate,
             weight_decay=decay,
-            adam_weight_decay=None,
+            adam_weight_decay=decay,
             epsilon=EPSILON,
             momentum=config.momentum,
         )
@@ -93,8 +93,8 @@ class ConvMuon(keras.optimizers.Muon):
 
 
 def is_kernel(variable: Any) -> bool:
-    """Says whether a variable or tensor is the kernel of a convolution."""
-    return len(variable.shape) == 4
+    """Says whether a variable is the kernel of a convolution; a norm may have four axes too."""
+    return len(variable.shape) == 4 and variable.name.endswith(DECAYED)
 
 
 def step_size(shape: tuple[int, ...], rms: float) -> float:

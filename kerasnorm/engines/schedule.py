@@ -29,7 +29,8 @@ def learning_rates(config: TrainConfig, steps: int) -> NDArray[np.float64]:
         first = peak / ONECYCLE_START
         turn = config.warmup * steps - 1
         rising = _cosine(first, peak, step / turn if turn > 0 else np.ones(steps))
-        falling = _cosine(peak, first / ONECYCLE_END, (step - turn) / max(steps - 1 - turn, 1))
+        left = steps - 1 - turn  # less than a step where the peak is near the end
+        falling = _cosine(peak, first / ONECYCLE_END, (step - turn) / (left or 1))
         return np.where(step <= turn, rising, falling)
     # Taken at the middle of each step, so that no step is spent at rate 0.
     at, warmup = (step + 0.5) / steps, config.warmup
@@ -38,6 +39,11 @@ def learning_rates(config: TrainConfig, steps: int) -> NDArray[np.float64]:
         return triangle
     done = (at - warmup) / max(1 - warmup, 1e-12)
     return np.where(at < warmup, triangle, _cosine(peak, 0.0, done))
+
+
+def has_open_end(config: TrainConfig) -> bool:
+    """Returns whether more epochs change nothing in the epochs before them."""
+    return config.schedule == "constant"
 
 
 def _cosine(start: float, end: float, share: NDArray[np.float64]) -> NDArray[np.float64]:

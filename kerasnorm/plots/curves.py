@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from kerasnorm.engines.schedule import learning_rates
+from kerasnorm.engines.schedule import has_open_end, learning_rates
 from kerasnorm.norms import NORMS
 from kerasnorm.plots.labels import run_labels
 from kerasnorm.plots.style import (
@@ -245,13 +245,28 @@ def spread_labels(values: Sequence[float], gap: float, low: float, high: float) 
     return [bottom(stack) + gap * place for stack in stacks for place in range(len(stack))]
 
 
+def _rates(run: "Run", steps: int) -> NDArray[np.float64]:
+    """Returns the learning rate of each step that a run has taken.
+
+    A callback may change a constant rate, and the history holds that of every epoch.
+
+    Args:
+        run: The run.
+        steps: Number of steps in an epoch.
+    """
+    taken = _values(run.history, "lr").repeat(steps)
+    planned = learning_rates(run.config.train, run.config.train.epochs * steps)[: len(taken)]
+    is_planned = not has_open_end(run.config.train) or np.allclose(taken, planned, rtol=1e-6)
+    return planned if is_planned else taken
+
+
 def learning_rate_figure(runs: "Sequence[Run]") -> Picture:
-    """Returns the learning rate over the epochs, one curve for all runs that share a schedule."""
+    """Returns the learning rate over the epochs, one curve for all runs with the same rates."""
     groups: dict[tuple[int, bytes], list[int]] = {}
     rates: list[NDArray[np.float64]] = []
     for index, run in enumerate(runs):
         steps = int(run.metrics["steps_per_epoch"])
-        rates.append(learning_rates(run.config.train, run.config.train.epochs * steps))
+        rates.append(_rates(run, steps))
         groups.setdefault((steps, rates[-1].tobytes()), []).append(index)
     labels = _group_labels(run_labels(runs), list(groups.values()))
     columns, rows = legend_shape(labels)
@@ -268,11 +283,11 @@ def learning_rate_figure(runs: "Sequence[Run]") -> Picture:
     axes.set_xlabel("epoch")
     axes.set_ylabel("learning rate")
     axes.xaxis.set_major_locator(_whole_epochs())
-    axes.set_xlim(0, max((run.config.train.epochs for run in runs), default=1))
+    axes.set_xlim(0, max((len(run.history) for run in runs), default=1) or 1)
     axes.set_ylim(bottom=0)
     draw_legend(figure, list(axes.lines), labels, columns)
     highest = [
-        f"{label} {rates[members[0]].max():g}"
+        f"{label} {rates[members[0]].max(initial=0):g}"
         for label, members in zip(labels, groups.values(), strict=True)
     ]
     text = "Learning rate over the epochs, one curve per schedule"

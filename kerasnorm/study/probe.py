@@ -98,6 +98,7 @@ class Probe:
     def _train(self, epoch: int, steps: int, seconds: float) -> int:
         """Trains for some steps and seconds, an epoch at most; returns the number of steps."""
         stopwatch = _Stopwatch(self.engine.model, steps, seconds)
+        self.engine.model.stop_training = False
         self.engine.train_epoch(epoch, stopwatch)
         return stopwatch.steps
 

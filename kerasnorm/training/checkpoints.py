@@ -68,7 +68,7 @@ def save(folder: Path, state: State, facts: Mapping[str, Any]) -> Path:
         _discard(final)  # it exists if it was damaged, or an older one was resumed
         temporary.rename(final)
         fsync_folder(folder)
-        _prune(folder)
+        _prune(folder, final)
     except RunFolderError:
         raise
     except OSError as error:
@@ -95,8 +95,17 @@ def _discard(path: Path) -> None:
         shutil.rmtree(trash)
 
 
-def _prune(folder: Path) -> None:
+def _prune(folder: Path, newest: Path) -> None:
+    """Removes the checkpoints that are not kept.
+
+    A damaged one of a later epoch than `newest`, which has been trained again, must not count among
+    the last ones.
+    """
     folders = checkpoint_folders(folder)
+    for path in folders[folders.index(newest) + 1 :]:
+        if not _is_whole(path):
+            _discard(path)
+            folders.remove(path)
     best = [path for path in folders if _is_best(path)]
     for path in set(folders) - set(folders[-KEEP_LAST:]) - set(best[-1:]):
         _discard(path)
@@ -107,6 +116,14 @@ def _is_best(path: Path) -> bool:
         return bool(_facts(path).get("is_best"))
     except CorruptFileError:
         return False
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        load(path)
+    except CorruptFileError:
+        return False
+    return True
 
 
 def _damaged(path: Path, why: object) -> CorruptFileError:

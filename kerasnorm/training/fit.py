@@ -20,6 +20,7 @@ from kerasnorm.data.augment import Augmentation
 from kerasnorm.data.batches import Batches
 from kerasnorm.data.preprocessing import channel_statistics, input_statistics
 from kerasnorm.data.sources import locate, with_place
+from kerasnorm.engines.schedule import has_open_end
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError
 from kerasnorm.files import check_file, in_command, run_lock, sweep, write_json
 from kerasnorm.norms import NORMS
@@ -226,7 +227,7 @@ def _resumed_config(saved: Config, wanted: Config, *, may_move: bool) -> Config:
     allowed = {"device", "devices", "log"} | ({"data"} if may_move else set())
     if after["data"] == "auto" or locate(after["data"]) == locate(before["data"]):
         after["data"] = before["data"]
-    if run_folder.has_open_end(saved) and after["epochs"] > before["epochs"]:
+    if has_open_end(saved.train) and after["epochs"] > before["epochs"]:
         allowed.add("epochs")
     for name, value in before.items():
         is_resolved = name == "backend" and after[name] == "auto"

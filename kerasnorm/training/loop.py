@@ -31,8 +31,9 @@ from kerasnorm.version import __version__
 logger = logging.getLogger(__name__)
 MOST_INITIAL = 0.1  # share of a moving statistic that may be its initial value without a warning
 DEFINITIONS = {
-    "test_accuracy": "share of the test images classified correctly after the last epoch",
-    "test_loss": "mean cross-entropy over the test images after the last epoch, in nats",
+    "test_accuracy": "share of the test images classified correctly by the saved model: after the "
+    "last epoch, unless a callback then restored the weights of another",
+    "test_loss": "mean cross-entropy over the test images of the same model, in nats",
     "train_accuracy": "share of the training images classified correctly during the last epoch, "
     "as the model saw them: augmented, with dropout, while it changed",
     "train_loss": "mean cross-entropy of the same, in nats, regularization terms left out",
@@ -120,6 +121,7 @@ class Training:
         self.progress = progress
         self.logs = logs if config.train.log else None
         self.means: list[Mapping[str, float]] = []
+        self.rates: list[float] = []
         self.steps = -(-len(dataset.train) // config.train.batch_size)
         epochs = config.train.epochs
         callbacks = list(callbacks)
@@ -132,6 +134,7 @@ class Training:
         self.best = -1.0
         self.epoch = 0
         self.epoch_begun = 0.0
+        self.steps_taken = 0  # in the epoch
         self.is_stopped = False
 
     def execute(self, *, is_resumed: bool) -> None:
@@ -141,6 +144,7 @@ class Training:
         epochs = self.config.train.epochs
         self.progress.start("training", epochs * self.steps, self.epoch * self.steps)
         try:
+            self.engine.model.stop_training = False
             self.callbacks.on_train_begin()
             self.states.load(self.saved_states)
             if self.logs:
@@ -174,7 +178,9 @@ class Training:
         self.epoch = facts["epoch"]
         self.rows = facts["history"]
         self.best = facts["best"]
-        self.is_stopped = facts["stopped"]
+        # A callback ended a run of fewer epochs, which is now asked for more.
+        is_longer = self.config.train.epochs > facts.get("epochs", self.config.train.epochs)
+        self.is_stopped = facts["stopped"] and not is_longer
         self.saved_states = facts["callbacks"]
         if self.group.is_first:  # the file may lack the last epoch
             run_folder.write_history(self.path / run_folder.HISTORY, self.rows)
@@ -189,14 +195,21 @@ class Training:
 
     def on_batch_end(self, step: int, logs: Mapping[str, float]) -> None:
         """Hands the event to the Keras callbacks and the progress; ends an interrupted run."""
-        self.callbacks.on_train_batch_end(step, logs)
+        self.steps_taken = step + 1
         if self.logs:
             self.means.append(logs)
+            self.rates.append(self.engine.rate(self.epoch, step))  # a callback may change it
+        self.callbacks.on_train_batch_end(step, logs)
         done = self.epoch * self.steps + step + 1
-        images = min((step + 1) * self.config.train.batch_size, len(self.dataset.train))
         seconds = time.perf_counter() - self.epoch_begun
-        self.progress.advance(done, self._status(self.epoch + 1, images / (seconds or math.inf)))
+        rate = self.images_taken / (seconds or math.inf)
+        self.progress.advance(done, self._status(self.epoch + 1, rate))
         self.group.interruptions.check()
+
+    @property
+    def images_taken(self) -> int:
+        """Number of training images in the epoch so far; a callback may end it early."""
+        return min(self.steps_taken * self.config.train.batch_size, len(self.dataset.train))
 
     def _status(self, epoch: int, rate: float) -> str:
         """Returns an epoch, its images per second, and the accuracy after the last that ended."""
@@ -208,6 +221,7 @@ class Training:
         self.callbacks.on_epoch_begin(self.epoch)
         self.epoch_begun = time.perf_counter()
         self.means.clear()
+        self.rates.clear()
         with self.group.interruptions.held():
             train = self.engine.train_epoch(self.epoch, self)
         seconds = time.perf_counter() - self.epoch_begun
@@ -247,7 +261,7 @@ class Training:
                 for name, variable in weights_by_name(self.engine.model).items()
             },
             losses=(np.diff(sums, prepend=0) / np.diff(images, prepend=0)).tolist(),
-            rates=[self.engine.rate(self.epoch - 1, step) for step in range(steps)],
+            rates=[*self.rates],
             steps_before=(self.epoch - 1) * self.steps,
         )
 
@@ -256,9 +270,9 @@ class Training:
         return {
             "epoch": self.epoch + 1,
             **_named(train=train, val=validation, test=test),
-            "lr": self.engine.rate(self.epoch, self.steps - 1),
+            "lr": self.engine.rate(self.epoch, self.steps_taken - 1),
             "seconds": seconds,
-            "images_per_second": len(self.dataset.train) / seconds,
+            "images_per_second": self.images_taken / seconds,
         }
 
     def _score(self, split: Split | None) -> Scores | None:
@@ -275,6 +289,7 @@ class Training:
             "is_best": self.best > before,
             "best": self.best,
             "stopped": self.is_stopped,
+            "epochs": self.config.train.epochs,
             "config": run_folder.lineage(self.config),
             "fused_kernels": self.engine.fused_kernels,
             "history": self.rows,
@@ -309,7 +324,8 @@ class Training:
         logits = self.engine.predict(self.dataset.test.images)
         labels = self.dataset.test.labels
         last = self.rows[-1]
-        seconds = sum(row["seconds"] or 0.0 for row in self.rows)
+        times = [(row["seconds"] or 0.0, row["images_per_second"] or 0.0) for row in self.rows]
+        seconds = sum(took for took, _ in times)
         # Measured again, since a callback may have restored other weights at the end.
         scores = _named(test=score(logits, labels), val=self._score(self.dataset.validation))
         metrics: dict[str, Any] = {
@@ -319,7 +335,7 @@ class Training:
             "epochs": len(self.rows),
             "steps_per_epoch": self.steps,
             "seconds": seconds,
-            "images_per_second": len(self.rows) * len(self.dataset.train) / seconds,
+            "images_per_second": sum(took * rate for took, rate in times) / seconds,
             "parameters": self.engine.model.count_params(),
             "images": {
                 "train": len(self.dataset.train),

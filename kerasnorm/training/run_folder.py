@@ -14,6 +14,7 @@ from kerasnorm.config import Config, DataConfig, resolve, to_toml
 from kerasnorm.data import Dataset
 from kerasnorm.data.content import Content
 from kerasnorm.data.sources import locate
+from kerasnorm.engines.schedule import has_open_end
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError, RunFolderError
 from kerasnorm.files import (
     MANIFEST,
@@ -191,11 +192,6 @@ def new_folder(out: Path | None, config: Config, data_name: str) -> Iterator[Pat
         yield path
 
 
-def has_open_end(config: Config) -> bool:
-    """Returns whether more epochs change nothing in the epochs before them."""
-    return config.train.schedule == "constant"
-
-
 def lineage(config: Config, *, with_path: bool = False) -> str:
     """Returns the hash of a config that its checkpoints hold, and that a resumed run must share.
 
@@ -206,7 +202,7 @@ def lineage(config: Config, *, with_path: bool = False) -> str:
         with_path: Whether the place of the data counts, as in checkpoints of earlier versions.
     """
     config = config if with_path else config.replace(data="auto")
-    return (config.replace(epochs=1) if has_open_end(config) else config).hash()
+    return (config.replace(epochs=1) if has_open_end(config.train) else config).hash()
 
 
 def create_folder(out: Path | None, config: Config, data_name: str) -> Path:

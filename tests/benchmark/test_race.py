@@ -5,9 +5,12 @@ import os
 import subprocess
 import sys
 
+import pytest
 from helpers import tiny
 
+from kerasnorm.benchmark import worker
 from kerasnorm.benchmark.race import paired_ratio, race
+from kerasnorm.training.fit import make_engine
 
 
 def bench(*words):
@@ -56,3 +59,15 @@ def test_bad_input_is_refused():
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
         assert "Received" in done.stderr or "Unknown contender" in done.stderr
+
+
+@pytest.mark.parametrize(("batch_size", "together"), [(2, 32), (32, 32), (48, 48)])
+def test_keras_predicts_in_batches_of_its_own_size_at_least(batch_size, together):
+    engine = make_engine(tiny.config(engine="keras", batch_size=batch_size), tiny.dataset())
+    sizes = []
+    engine.model.predict = lambda images, batch_size, verbose: sizes.append(batch_size)
+    _, predict = worker._stock(
+        engine.model, engine.batches, tiny.config(batch_size=batch_size), worker._FirstStep(0.0)
+    )
+    predict(0)
+    assert sizes == [together]

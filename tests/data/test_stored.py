@@ -191,6 +191,30 @@ def test_other_files_sizes_or_versions_are_decoded_anew(folder, cache, monkeypat
     assert len(places()) == count + 2
 
 
+def as_bitmaps(folder: Path, change) -> None:
+    """Rewrites the images, changed, as uncompressed files of one time, as archives may have."""
+    for path in sorted(folder.rglob("*.*g")) + sorted(folder.rglob("*.bmp")):
+        with Image.open(path) as image:
+            pixels = change(np.asarray(image))
+        path.unlink()
+        Image.fromarray(pixels).save(path.with_suffix(".bmp"))
+        os.utime(path.with_suffix(".bmp"), ns=(10**18, 10**18))
+
+
+@pytest.mark.parametrize("is_in_place", [True, False])
+def test_other_pixels_of_equal_sizes_and_times_are_decoded_anew(
+    is_in_place, tmp_path, cache, monkeypatch
+):
+    first = changed_data.write(tmp_path / "a" / "data")
+    second = first if is_in_place else changed_data.write(tmp_path / "b" / "data")
+    as_bitmaps(first, lambda x: x)
+    before = from_cache(first)
+    as_bitmaps(second, lambda x: 255 - x)
+    after = from_cache(second)
+    assert_same(after, in_memory(second, monkeypatch))
+    np.testing.assert_array_equal(after.train.images, 255 - before.train.images[:])
+
+
 def resave(change):
     return lambda place: np.save(place / "images.npy", change(np.load(place / "images.npy")))
 

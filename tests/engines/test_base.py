@@ -116,6 +116,61 @@ def test_decay_leaves_gamma_and_beta_alone(engine):
         assert (change > 1e-3) == is_kernel, variable.path
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class Scale(keras.layers.Layer):
+    """A norm's scale and shift with an axis of size 1 for every axis but the last."""
+
+    def build(self, shape):
+        for name in ("gamma", "beta"):
+            weight = self.add_weight(shape=(1, 1, 1, shape[-1]), initializer="ones", name=name)
+            setattr(self, name, weight)
+
+    def call(self, x):
+        return self.gamma * x + self.beta
+
+
+def every_kind_of_weight(engine, **fields):
+    """An engine of a network with a weight of every rank that layers for images have."""
+    layers = keras.layers
+    keras.utils.set_random_seed(0)
+    pixels = keras.Input((32, 32, 3))
+    x = layers.Conv2D(4, 3, strides=4)(layers.Rescaling(1 / 255)(pixels))
+    x = Scale()(layers.DepthwiseConv2D(3)(x))
+    x = layers.LayerNormalization(axis=(1, 2, 3))(layers.SeparableConv2D(4, 3)(x))
+    model = keras.Model(pixels, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+    config = tiny.config(
+        engine=engine, schedule="constant", epochs=1, batch_size=60, alternating_flip=False,
+        translate=0, **fields,
+    )  # fmt: skip
+    return choice.make(model, make_batches(config, tiny.dataset()), config.train)
+
+
+@pytest.mark.parametrize("kind", ["native", "keras"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_all_kernels_and_no_other_weights_decay(optimizer, kind):
+    one = every_kind_of_weight(kind, optimizer=optimizer, learning_rate=1e-9, weight_decay=2e8)
+    before = weights(one)
+    one.train_epoch(0, tiny.Listener())
+    for variable, start, end in zip(
+        one.model.trainable_variables, before, weights(one), strict=True
+    ):
+        share = 1 - 1e-9 * 2e8 if variable.path.endswith("kernel") else 1.0
+        np.testing.assert_allclose(end, share * start, atol=1e-6, err_msg=variable.path)
+
+
+@pytest.mark.parametrize("kind", ["native", "keras"])
+def test_muon_moves_every_weight_but_the_kernels_of_convolutions_as_adamw_does(kind):
+    fields = {"learning_rate": 0.01, "weight_decay": 0.0}
+    ends = []
+    for optimizer in ("muon", "adamw"):
+        one = every_kind_of_weight(kind, optimizer=optimizer, **fields)
+        one.train_epoch(0, tiny.Listener())
+        ends.append(weights(one))
+    for variable, *pair in zip(one.model.trainable_variables, *ends, strict=True):
+        is_moved = variable.name.endswith("kernel") and len(variable.shape) == 4
+        assert np.allclose(*pair, atol=1e-6) != is_moved, variable.path
+
+
 @pytest.mark.parametrize("dropout_kind", ["element", "spatial"])
 def test_a_restored_engine_goes_on_to_the_same_bytes(dropout_kind, engine):
     options = {"recipe": "era8", "norm": "bn", "dropout": 0.2, "dropout_kind": dropout_kind}

@@ -13,7 +13,13 @@ def rates(steps, **fields):
     return learning_rates(TrainConfig(**fields), steps)
 
 
-@pytest.mark.parametrize(("steps", "warmup"), [(200, 0.3), (1000, 0.25), (37, 0.5)])
+@pytest.mark.parametrize(
+    ("steps", "warmup"),
+    [
+        *[(200, 0.3), (1000, 0.25), (37, 0.5), (8, 1.0), (4, 0.0)],
+        *[(1, 0.25), (2, 0.9), (3, 0.75), (4, 0.99), (10, 0.95)],  # less than a step of falling
+    ],
+)
 def test_onecycle_is_pytorchs(steps, warmup):
     torch = pytest.importorskip("torch")
     parameter = torch.nn.Parameter(torch.zeros(1))

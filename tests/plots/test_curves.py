@@ -142,6 +142,25 @@ class TestLearningRate:
         assert 0 < line.get_xdata()[0] < line.get_xdata()[-1] < 5
         written(picture)
 
+    @pytest.mark.parametrize("schedule", ["onecycle", "constant"])
+    def test_the_curve_of_a_run_that_was_stopped_ends_with_it(self, schedule):
+        run = make_run("bn", schedule=schedule, learning_rate=0.01)
+        planned = learning_rates(run.config.train, 35)
+        picture = learning_rate_figure([dataclasses.replace(run, history=run.history[:3])])
+        (axes,) = picture.figure.axes
+        np.testing.assert_array_equal(axes.lines[0].get_ydata(), planned[:21])
+        assert axes.get_xlim() == (0, 3)
+        assert picture.alt.endswith(f" {planned[:21].max():g}.")
+
+    def test_a_constant_rate_that_a_callback_changed_is_drawn_as_it_was(self):
+        run = make_run("bn", epochs=3, schedule="constant", learning_rate=0.01)
+        lrs = (0.01, 0.01, 0.001)
+        rows = tuple(row | {"lr": lr} for row, lr in zip(run.history, lrs, strict=True))
+        picture = learning_rate_figure([run, dataclasses.replace(run, history=rows)])
+        plain, changed = picture.figure.axes[0].lines
+        np.testing.assert_array_equal(plain.get_ydata(), [0.01] * 21)
+        np.testing.assert_array_equal(changed.get_ydata(), [0.01] * 14 + [0.001] * 7)
+
     def test_runs_that_share_a_schedule_share_a_curve(self):
         same = {"learning_rate": 0.01}
         runs = [make_run("bn", **same), make_run("gn", **same), make_run("ln", schedule="constant")]

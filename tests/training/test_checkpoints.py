@@ -67,3 +67,17 @@ def test_a_damaged_neighbour_does_not_stop_a_save(tmp_path):
         (save(tmp_path, epoch) / checkpoints.MANIFEST).write_text("{")
     save(tmp_path, 4)
     assert checkpoints.load_newest(tmp_path)[1]["epoch"] == 4
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_is_trained_again_after_damage_is_kept(tmp_path, count):
+    for epoch in range(1, 8):
+        save(tmp_path, epoch, is_best=epoch == 4)
+    for path in checkpoints.checkpoint_folders(tmp_path)[-count:]:
+        damage(path / checkpoints.STATE)
+    first = checkpoints.load_newest(tmp_path)[1]["epoch"] + 1
+    for epoch in range(first, 8):
+        save(tmp_path, epoch)
+        assert checkpoints.load_newest(tmp_path)[1]["epoch"] == epoch
+    names = [path.name for path in checkpoints.checkpoint_folders(tmp_path)]
+    assert names == ["epoch-004", "epoch-006", "epoch-007"]

@@ -8,6 +8,7 @@ import pytest
 from helpers import tiny
 
 from kerasnorm.config import resolve
+from kerasnorm.engines.schedule import learning_rates
 from kerasnorm.training.loggers import RunLogs
 from kerasnorm.training.loop import epoch_line
 from kerasnorm.training.run_folder import judged
@@ -131,3 +132,96 @@ def test_a_log_receives_every_weight_where_layers_of_two_models_have_one_name(
     assert [*weights] == names
     for name, array in zip(names, last, strict=True):
         assert np.array_equal(weights[name], array), name
+
+
+class Asks(keras.callbacks.Callback):
+    """Asks for the end of the training at one event of its second epoch, and counts the steps."""
+
+    def __init__(self, event):
+        super().__init__()
+        self.event, self.epoch, self.steps = event, 0, []
+
+    def happens(self, event):
+        if event == self.event and self.epoch == 1:
+            self.model.stop_training = True
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+        self.steps.append(0)
+        self.happens("on_epoch_begin")
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.happens("on_train_batch_begin")
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.steps[-1] += 1
+        self.happens("on_train_batch_end")
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.happens("on_epoch_end")
+
+
+@pytest.mark.backend("any", slow_on="tensorflow")
+@pytest.mark.parametrize("engine", ["native", "keras"])
+@pytest.mark.parametrize(
+    "event", ["on_epoch_begin", "on_train_batch_begin", "on_train_batch_end", "on_epoch_end"]
+)
+def test_a_training_that_a_callback_ends_counts_the_steps_that_were_taken(event, engine, tmp_path):
+    config = tiny.config(epochs=4, engine=engine)
+    asks = Asks(event)
+    done = tiny.train(config, out=tmp_path / "run", callbacks=[asks])
+    assert len(done.history) == 2
+    # Several steps of TensorFlow are one call; a partial batch has a call of its own.
+    several = 3 if keras.backend.backend() == "tensorflow" and engine == "native" else 1
+    assert asks.steps == [4, 4 if event == "on_epoch_end" else several]
+    rates = learning_rates(config.train, 4 * 4)
+    trained = [60, min(16 * asks.steps[1], 60)]
+    for row, first, steps, images in zip(done.history, (0, 4), asks.steps, trained, strict=True):
+        assert row["images_per_second"] * row["seconds"] == pytest.approx(images)
+        assert row["lr"] == pytest.approx(rates[first + steps - 1])
+    metrics = done.metrics
+    assert metrics["images_per_second"] * metrics["seconds"] == pytest.approx(sum(trained))
+
+
+def test_a_run_that_a_callback_ended_trains_on_only_where_more_epochs_are_asked_for(tmp_path):
+    config = tiny.config(epochs=4, schedule="constant")
+
+    def ask():
+        return keras.callbacks.EarlyStopping("loss", min_delta=100, patience=1)
+
+    ended = tiny.train(config, out=tmp_path / "run", callbacks=[ask()])
+    assert len(ended.history) == 2
+    (tmp_path / "run" / "metrics.json").unlink()  # as if it had been killed before its end
+    again = tiny.train(resume=tmp_path / "run", callbacks=[ask()])
+    assert len(again.history) == 2
+    longer = tiny.train(resume=tmp_path / "run", epochs=6, callbacks=[ask()])
+    assert len(longer.history) == 3  # the callback has lost its patience and asks again
+    whole = tiny.train(resume=tmp_path / "run", epochs=8, callbacks=[ask()])
+    assert len(whole.history) == 4
+    straight = tiny.train(config, out=tmp_path / "straight")
+    assert [row["test_loss"] for row in whole.history] == [
+        row["test_loss"] for row in straight.history
+    ]
+
+
+@pytest.mark.backend("any")
+@pytest.mark.parametrize("engine", ["native", "keras"])
+def test_a_log_receives_the_rates_that_the_steps_were_taken_with(engine, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+    received = []
+    monkeypatch.setattr(RunLogs, "write", lambda self, rows, details=None: received.append(details))
+    monkeypatch.setattr(RunLogs, "finish", lambda self, done: None)
+    monkeypatch.setattr("kerasnorm.plots.draw_run", lambda done, images: None)
+
+    def halve(epoch, logs):
+        optimizer = callback.model.optimizer
+        optimizer.learning_rate = float(optimizer.learning_rate) / 2
+
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=halve)
+    config = tiny.config(
+        epochs=3, engine=engine, schedule="constant", learning_rate=0.5**6, log=["tensorboard"]
+    )
+    done = tiny.train(config, out=tmp_path / "run", callbacks=[callback])
+    expected = [0.5**6, 0.5**7, 0.5**8]
+    assert [row["lr"] for row in done.history] == expected
+    assert [details.rates for details in received[1:]] == [[rate] * 4 for rate in expected]

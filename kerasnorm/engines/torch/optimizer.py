@@ -47,6 +47,7 @@ class FlatOptimizer:
         numbers: int = 0,
     ) -> None:
         self.parameters = [variable.value for variable in variables]
+        self.kernels = [v.value for v in variables if is_kernel(v)]
         # Kernels come first, because Muon has a rule for them alone.
         self.order = sorted(range(len(variables)), key=lambda i: not is_kernel(variables[i]))
         self.weights = _flatten(self._sorted(self.parameters))
@@ -84,7 +85,7 @@ class FlatOptimizer:
             betas = optimizer.beta_1, optimizer.beta_2
             return [(whole, self._adam(self.weights, slots, betas, optimizer.epsilon))]
         first = self._slot(optimizer.momentums)
-        shapes = [p.shape for p in self._sorted(self.parameters) if is_kernel(p)]
+        shapes = [kernel.shape for kernel in self.kernels]
         turn = sum(shape.numel() for shape in shapes)
         rules = [(slice(turn), _muon(self.weights[:turn], first[:turn], shapes, optimizer))]
         if turn < len(self.weights):
