@@ -200,8 +200,9 @@ class _Writer:
         for name in ("scale", "offset"):
             values = np.ravel(np.asarray(getattr(layer, name), np.float32)).tolist()
             tensor = f"torch.tensor({values}).view(1, -1, 1, 1)"
-            self.layers.append(f'self.register_buffer("{name}", {tensor}, persistent=False)')
-        return f"{inputs[0]} * self.scale + self.offset", ""
+            buffer = f"{layer.name}_{name}"
+            self.layers.append(f'self.register_buffer("{buffer}", {tensor}, persistent=False)')
+        return f"{inputs[0]} * self.{layer.name}_scale + self.{layer.name}_offset", ""
 
     def conv(self, layer: Any, inputs: list[str], node: Any) -> Emitted:
         """A convolution, stride 1, padding same."""
@@ -309,10 +310,14 @@ class _Writer:
 
 
 def _check_name(name: str) -> None:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or keyword.iskeyword(name):
+    from torch import nn
+
+    is_name = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) and not keyword.iskeyword(name)
+    if not is_name or hasattr(nn.Module(), name):  # such as "forward" and "type"
         raise ConfigError(
             f"A layer named {name!r} cannot be written as a state dict, whose module has an "
-            "attribute for each layer. Use --format torch, or rename the layer."
+            "attribute for each layer, beside those of every nn.Module. Use --format torch, or "
+            "rename the layer."
         )
 
 

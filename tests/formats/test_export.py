@@ -266,6 +266,35 @@ def test_a_layer_that_no_module_is_written_for_is_named():
         generate(keras.Model(image, answer), "model.safetensors")
 
 
+def test_a_module_scales_twice_where_its_model_does(tmp_path):
+    pytest.importorskip("torch")
+    pytest.importorskip("safetensors")
+    from kerasnorm.formats import state_dict
+
+    image = keras.Input(SHAPE)
+    x = keras.layers.Rescaling(1 / 255, name="scale")(image)
+    x = keras.layers.Rescaling([1.0, 2.0, 3.0], [-0.5, 0.0, 0.5])(x)
+    x = keras.layers.Conv2D(3, 1)(x)
+    model = keras.Model(image, keras.layers.GlobalAveragePooling2D()(x))
+    save_model(model, tmp_path / "model.keras", {})
+    path = tmp_path / "model.safetensors"
+    state_dict.write(tmp_path / "model.keras", path)
+    expected = model.predict(IMAGES, verbose=0)
+    np.testing.assert_allclose(state_dict.open_file(path).predict(IMAGES), expected, 1e-4, 1e-4)
+
+
+@pytest.mark.parametrize("name", ["forward", "type", "training", "two words", "class"])
+def test_a_layer_whose_name_a_module_cannot_take_is_named(name):
+    pytest.importorskip("torch")
+    from kerasnorm.formats.state_dict import generate
+
+    image = keras.Input(SHAPE)
+    features = keras.layers.Conv2D(2, 1, name=name)(image)
+    model = keras.Model(image, keras.layers.GlobalAveragePooling2D()(features))
+    with pytest.raises(ConfigError, match=f"A layer named '{name}' cannot be written"):
+        generate(model, "model.safetensors")
+
+
 def test_exact_gelu_and_probabilities_are_exported_as_such(tmp_path):
     pytest.importorskip("onnxruntime")
     image = keras.Input(SHAPE)
