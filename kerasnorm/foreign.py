@@ -21,7 +21,7 @@ from kerasnorm.formats.archive import load_model
 from kerasnorm.formats.input_scale import rescaling_layer
 from kerasnorm.inspection.graph import call_again, functional_graph, nodes
 from kerasnorm.inspection.output_graph import AVERAGES, IDENTITIES, LINEAR, RESHAPES
-from kerasnorm.layers import leaves
+from kerasnorm.layers import instance_note, leaves
 from kerasnorm.norms import KEEP, layer_factory
 from kerasnorm.progress import counted
 
@@ -148,9 +148,12 @@ def _with_norms(model: keras.Model, config: ModelConfig) -> keras.Model:
             "groups": None if is_default else config.groups or None,
             "group_size": None if config.groups else config.group_size,
         }
-    return replace_norms(
+    made = replace_norms(
         model, wanted, weight_standardization=config.weight_standardization, **groups
     ).model
+    if config.norm == "gn" and (note := instance_note(made)):
+        logger.warning(note)
+    return made
 
 
 def _source(config: ModelConfig, input_shape: tuple[int, ...], classes: int) -> keras.Model:

@@ -66,6 +66,26 @@ def own_layers() -> dict[str, type[keras.layers.Layer]]:
     return custom_layers() | {keras.saving.get_registered_name(kind): kind for kind in kinds}
 
 
+def instance_norms(model: keras.Model) -> tuple[int, int]:
+    """Returns how many group norms of a model have groups of one channel, and how many it has.
+
+    A group of one channel makes a group norm an instance norm.
+    """
+    found = [one for one in leaves(model) if isinstance(one, keras.layers.GroupNormalization)]
+    return sum(one.groups in (-1, one.gamma.shape[0]) for one in found), len(found)
+
+
+def instance_note(model: keras.Model) -> str:
+    """Returns a sentence about the instance norms among a model's group norms, "" without any."""
+    alone, count = instance_norms(model)
+    if not alone:
+        return ""
+    return (
+        f"norm gn: in {alone} of {count} norms of {model.name} each group is one channel, which is "
+        "instance normalization. For groups of several channels use --group-size, such as 8."
+    )
+
+
 def is_augmentation(layer: keras.layers.Layer) -> bool:
     """Returns whether a layer of Keras changes images in training only."""
     kind = type(layer)

@@ -16,6 +16,7 @@ from kerasnorm.cli import app
 from kerasnorm.config import resolve, to_toml
 from kerasnorm.errors import ConfigError, CorruptFileError
 from kerasnorm.formats.archive import load_model, save_model
+from kerasnorm.layers import instance_norms
 from kerasnorm.network import build_model
 
 pytestmark = pytest.mark.backend("any")
@@ -307,6 +308,20 @@ def test_norms_are_replaced_and_keep_names_and_all_other_weights_are_drawn_alike
     assert norm_of(make(f"{code}:small", norm="gn")).groups == 4  # of 32 wanted, for 4 channels
     assert norm_of(make(f"{code}:small", norm="gn", group_size=2)).groups == 2
     assert norm_of(make(f"{code}:small", norm="gn", groups=2)).groups == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "is_said"),
+    [({}, True), ({"group_size": 2}, False), ({"group_size": 1}, True), ({"groups": 2}, False)],
+)
+def test_groups_of_one_channel_are_said_to_be_instance_normalization(
+    code, caplog, options, is_said
+):
+    """Four channels: 32 groups are wanted by default, and 4 are taken."""
+    model = make(f"{code}:small", norm="gn", **options)
+    assert instance_norms(model) == (int(is_said), 1)
+    assert ("in 1 of 1 norms" in caplog.text) == is_said
+    assert ("instance normalization" in caplog.text) == is_said
 
 
 def test_kernels_are_standardized_on_demand(code):

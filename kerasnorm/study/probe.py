@@ -44,11 +44,11 @@ class Probe:
     "build" only makes the network, which fails where it cannot be made.
     """
 
-    def answer(self, request: dict[str, Any]) -> dict[str, float]:
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Returns what the work took: seconds per step and per image, and the number of each.
 
         `steps` and `images` are those of this answer to "prepare", and those of a whole epoch to
-        "measure".
+        "measure". The answer to "build" is a `note` on the network, which may be empty.
         """
         if request["task"] == "build":
             return self._build(resolve(request["config"]), **request["sizes"])
@@ -66,12 +66,13 @@ class Probe:
             "images": len(data.test) + len(data.validation or ()),
         }
 
-    def _build(self, config: Config, image_shape: list[int], classes: int) -> dict[str, float]:
+    def _build(self, config: Config, image_shape: list[int], classes: int) -> dict[str, str]:
         runtime.start(config.train.backend, config.train.device)
+        from kerasnorm.layers import instance_note
         from kerasnorm.network import build
 
         channels = image_shape[-1]
-        build(
+        model = build(
             config.model,
             input_shape=tuple(image_shape),
             classes=classes,
@@ -79,7 +80,7 @@ class Probe:
             std=[0.25] * channels,
             precision=config.train.precision,
         )
-        return {}
+        return {"note": instance_note(model) if config.model.norm == "gn" else ""}
 
     def _prepare(self, values: Mapping[str, Any]) -> dict[str, float]:
         config = resolve(values)

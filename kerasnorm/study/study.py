@@ -554,7 +554,9 @@ def _check_networks(configs: Iterable[Config], describe: Describe) -> None:
             values = {"recipe": config.recipe} | flatten(config.to_dict())
             sizes = {"image_shape": dataset.image_shape, "classes": len(dataset.class_names)}
             try:
-                by_backend[backend].ask({"task": "build", "config": values, "sizes": sizes})
+                task = {"task": "build", "config": values, "sizes": sizes}
+                if note := by_backend[backend].ask(task)["note"]:
+                    logger.warning(note)
             except CorruptFileError as error:
                 raise CorruptFileError(
                     f"{error} No run was touched: repeat the command once the network opens."

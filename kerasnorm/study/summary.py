@@ -103,6 +103,12 @@ class Group:
         """Largest share of the moving statistics of batch norms that is still initial, recorded."""
         return max(float(r.metrics.get("initial_statistics", 0.0)) for r in self.runs.values())
 
+    @property
+    def instance_norms(self) -> tuple[int, int]:
+        """Number of group norms whose groups are one channel each, and of all, where recorded."""
+        alone, count = self.first.metrics.get("instance_norms", (0, 0))
+        return int(alone), int(count)
+
     def interval(self, measure: str) -> Interval | None:
         """Returns the mean of a measure over the seeds, None where a run lacks the measure."""
         values = [run.metrics.get(measure) for run in self.runs.values()]

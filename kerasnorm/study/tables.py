@@ -410,6 +410,19 @@ def statistics_sentence(summary: Summary) -> str:
     )
 
 
+def instance_sentence(summary: Summary) -> str:
+    """Returns in which groups of runs gn is in part instance normalization."""
+    texts = [
+        f"{group_label(group, summary.groups)} in {alone} of {count} norms"
+        for group in summary.groups
+        for alone, count in [group.instance_norms]
+        if alone
+    ]
+    if not texts:
+        return ""
+    return f"Groups of one channel each are instance normalization: {'; '.join(texts)}."
+
+
 def _tuned_text(summary: Summary) -> str:
     """Returns which values of its own the recipe has for the norms of a matched study."""
     norms = [group.norm for group in summary.groups]
@@ -463,7 +476,8 @@ def sentences(summary: Summary) -> list[str]:
     left = len(ranked) - MOST_SENTENCES
     ranked = ranked[:MOST_SENTENCES] + ([f"The tables hold {left} more."] if left > 0 else [])
     texts = [arms_sentence(summary), steps_sentence(summary), measure_sentence(summary)]
-    first = [text for text in [*texts, statistics_sentence(summary)] if text]
+    texts += [statistics_sentence(summary), instance_sentence(summary)]
+    first = [text for text in texts if text]
     first += [_failure_sentence(item, summary) for item in summary.failures]
     return first + ranked
 

@@ -19,7 +19,7 @@ from kerasnorm.files import write_json, write_manifest
 from kerasnorm.formats.archive import save_model
 from kerasnorm.inspection.evaluation import Scores, confusion, score, worst_mistakes
 from kerasnorm.inspection.graph import weights_by_name
-from kerasnorm.layers import leaves
+from kerasnorm.layers import instance_norms, leaves
 from kerasnorm.process_group import ProcessGroup
 from kerasnorm.progress import Progress, duration, rounded
 from kerasnorm.training import checkpoints, run_folder
@@ -43,6 +43,7 @@ DEFINITIONS = {
     "images_per_second": "training images per second, mean over all epochs",
     "initial_statistics": "share of the moving statistics of batch norms that is still their "
     f"initial value, momentum ** steps; recorded above {MOST_INITIAL:g}",
+    "instance_norms": "number of group norms whose groups are one channel each, and of all",
     "confusion": "counts over the test images: one row per true, one column per predicted class",
     "misclassified": "the wrongly classified test images with the highest softmax probability",
 }
@@ -351,6 +352,8 @@ class Training:
             momentum = max(batch_norm_momenta(self.engine.model), default=0.0)
             initial = momentum ** (len(self.rows) * self.steps)
             metrics |= {"initial_statistics": initial} if initial > MOST_INITIAL else {}
+        if self.config.model.norm == "gn":
+            metrics["instance_norms"] = list(instance_norms(self.engine.model))
         metrics["definitions"] = {k: v for k, v in DEFINITIONS.items() if k in metrics}
         if not self.group.is_first:
             return

@@ -29,6 +29,7 @@ from PIL import Image
 
 import kerasnorm
 from kerasnorm.cli import studies
+from kerasnorm.config import resolve
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError, RunFolderError
 from kerasnorm.study import execution, folder, study
 from kerasnorm.study.plan import StudyPlan, run_name
@@ -486,6 +487,20 @@ def test_a_network_that_cannot_be_made_is_refused_before_anything_is_written(tmp
     with pytest.raises(ConfigError, match="expected a network with normalization layers"):
         study.run_study(plan, tmp_path / "study")
     assert not (tmp_path / "study").exists()
+
+
+def test_instance_norms_are_said_before_a_run_is_trained(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(study, "JsonProcess", InThisProcess)
+    write_network(tmp_path / "net.keras")
+    fixed = {"network": str(tmp_path / "net.keras"), "data": "shapes", "train_size": 20,
+             "test_size": 20, "batch_size": 20, "backend": keras.backend.backend()}  # fmt: skip
+    kept = resolve(fixed | {"norm": "keep"})
+    wide = resolve(fixed | {"norm": "gn", "group_size": 2})
+    single = resolve(fixed | {"norm": "gn"})
+    study._check_networks([kept, wide], study.describer())
+    assert "instance" not in caplog.text
+    study._check_networks([single], study.describer())
+    assert "each group is one channel, which is instance normalization" in caplog.text
 
 
 UNUSABLE = {

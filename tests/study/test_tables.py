@@ -107,6 +107,17 @@ def test_moving_statistics_that_are_still_initial_are_named_once_with_their_grou
     assert [row.get("initial_statistics") for row in rows] == [0.35, None]
 
 
+def test_group_norms_that_are_instance_norms_are_counted():
+    runs = [make_run(0.5, norm=norm, seed=seed) for norm in ("bn", "gn") for seed in (0, 1)]
+    for run in runs[2:]:
+        run.metrics["instance_norms"] = [0, 19]
+    assert not any("instance" in text for text in sentences(summarize(runs)))
+    for run in runs[2:]:
+        run.metrics["instance_norms"] = [13, 19]
+    (text,) = [text for text in sentences(summarize(runs)) if "instance" in text]
+    assert text.endswith("are instance normalization: GN in 13 of 19 norms.")
+
+
 def test_batch_sizes_that_vary_say_how_many_steps_they_take():
     runs = [make_run(0.5, norm="bn", batch_size=size) for size in (8, 32, 128)]
     (text,) = [text for text in sentences(summarize(runs)) if "fewer steps" in text]

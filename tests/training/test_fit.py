@@ -134,6 +134,14 @@ def test_a_resumed_run_keeps_its_config(tmp_path, field):
         tiny.train(resume=folder, **field)
 
 
+@pytest.mark.parametrize(("norm", "found"), [("bn", None), ("gn", [0, 10]), ("gn-1", [10, 10])])
+def test_a_run_records_which_of_its_group_norms_are_instance_norms(tmp_path, norm, found):
+    options = {"group_size": 1} if norm == "gn-1" else {}
+    done = tiny.train(tiny.config(norm=norm[:2], **options), out=tmp_path / "run")
+    assert done.metrics.get("instance_norms") == found
+    assert ("instance_norms" in done.metrics["definitions"]) == (found is not None)
+
+
 @pytest.mark.parametrize(("momentum", "share"), [(0.9, 43), (0.5, None)])
 def test_a_training_too_short_for_moving_statistics_says_so(tmp_path, caplog, momentum, share):
     """Eight steps: 0.9^8 is 0.43, 0.5^8 is 0.004."""
