@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from kerasnorm import user_code
 from kerasnorm.config import ModelConfig, unknown
 from kerasnorm.conversion.rebuild import Tap, rebuild, refuse_hidden, run_tapped
 from kerasnorm.conversion.result import (
@@ -118,6 +119,8 @@ def replace_norms(
     """Returns the network that `convert_norm` makes, without measuring what it changed."""
     factory = None
     if not isinstance(norm, str) or ":" in norm:
+        if isinstance(norm, str):
+            user_code.load(norm, "norm")  # its errors say more than those of a config
         settings = ModelConfig(norm=norm) if isinstance(norm, str) else ModelConfig()
         factory = layer_factory(norm, settings)
     elif norm not in (*NORMS, KEEP):

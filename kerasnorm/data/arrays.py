@@ -21,6 +21,7 @@ from kerasnorm.data.dataset import (
     Reader,
     Split,
     check,
+    check_scale,
     check_size,
     folder_name,
     listed,
@@ -139,7 +140,10 @@ def _array(arrays: "np.lib.npyio.NpzFile", name: str, where: str) -> NDArray[np.
 
 def _numbered(path: Path, train: Split, test: Split, validation: Split | None = None) -> Dataset:
     names = numbered_classes(train.labels)
-    return check(Dataset(folder_name(path), str(path), names, train, test, validation))
+    dataset = check(Dataset(folder_name(path), str(path), names, train, test, validation))
+    for split in dataset.splits:  # each is an array of its own, which may have a scale of its own
+        check_scale(dataset, split)
+    return dataset
 
 
 def is_idx_folder(folder: Path) -> bool:

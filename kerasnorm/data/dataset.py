@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasnorm.data.content import PARTS, Content, checksum
-from kerasnorm.data.stored import Images, StoredImages, changed, chunks, concatenated, select
+from kerasnorm.data.stored import Images, changed, chunks, concatenated, select
 from kerasnorm.errors import DataError, shortened
 from kerasnorm.files import encoded
 
@@ -437,7 +437,7 @@ def check(dataset: Dataset) -> Dataset:
 
     Raises:
         DataError: Another split is empty, images and labels differ in number, the splits' images
-            differ in shape, no pixel of one is above 1, a label has no class, a class has no
+            differ in shape, no training pixel is above 1, a label has no class, a class has no
             training image, or a class's name is not UTF-8: no model file could hold it.
     """
     dataset = dataclasses.replace(
@@ -451,21 +451,23 @@ def check(dataset: Dataset) -> Dataset:
     if empty := [dataset.class_names[label] for label in np.flatnonzero(counts == 0)]:
         advice = "Remove the class, or number the classes without gaps"
         raise unexpected(dataset.source, _ONE_PER_CLASS, f"empty class {listed(empty)}", advice)
-    for name, split in dataset.splits.items():
-        # Decoded image files have the scale of the training images; arrays may not.
-        is_array = name == "train" or not isinstance(split.images, StoredImages)
-        if is_array and len(split) and _is_binary(split.images):
-            received = f"0 and 1 only in the {name} set"
-            advice = "Multiply them by 255"
-            raise unexpected(dataset.source, "pixels from 0 to 255", received, advice)
+    check_scale(dataset, "train")
     return dataset
 
 
-def _is_binary(images: Images) -> bool:
-    """Says whether images hold 0 and 1 only, and not 0 alone."""
-    return all(images[chunk].max() <= 1 for chunk in chunks(images)) and any(
+def check_scale(dataset: Dataset, split: str) -> None:
+    """Makes sure that the images of a split do not hold 0 and 1 only, unless all are black.
+
+    Raises:
+        DataError: They do.
+    """
+    images = dataset.splits[split].images
+    if all(images[chunk].max() <= 1 for chunk in chunks(images)) and any(
         images[chunk].any() for chunk in chunks(images)
-    )
+    ):
+        received = f"0 and 1 only in the {split} set"
+        advice = "Multiply them by 255"
+        raise unexpected(dataset.source, "pixels from 0 to 255", received, advice)
 
 
 def _text(name: str, source: str) -> str:

@@ -10,10 +10,9 @@ from helpers.norm_nets import network, single
 from keras import layers
 
 from kerasnorm import convert_norm
-from kerasnorm.config import ModelConfig
 from kerasnorm.conversion.norms import fitting_groups
 from kerasnorm.errors import ConfigError
-from kerasnorm.norms import Norm, layer_factory
+from kerasnorm.norms import Norm
 
 
 @pytest.mark.parametrize(
@@ -65,7 +64,7 @@ def test_a_norm_by_module_and_name(tmp_path, monkeypatch):
         "own_norms:EMPTY": "a kerasnorm.norms.Norm with a layer",
     }.items():
         with pytest.raises(ConfigError, match=message):
-            layer_factory(text, ModelConfig(norm=text))
+            convert_norm(network(), text)
     with pytest.raises(ConfigError, match="RuntimeError for 6 channels: no such width"):
         convert_norm(network(), "own_norms:failing")
     with pytest.raises(ConfigError, match="a Keras layer named 'bn'"):
