@@ -182,8 +182,9 @@ def _layer(config: "ModelConfig", channels: int, **common: Any) -> "keras.layers
     return _grouped(config, channels, **common)
 
 
-# Colors of norms in the user's code, Paul Tol's "muted": each norm takes one by its name.
-USER_COLORS = ("#332288", "#88CCEE", "#117733", "#999933", "#CC6677", "#882255", "#AA4499")
+# Colors of norms in the user's code, each of which takes one by its name: those of Paul Tol's that
+# look like no built-in one.
+USER_COLORS = ("#332288", "#999933", "#882255", "#661100")
 # The colors are Okabe & Ito's palette, which color-blind readers can tell apart; its yellow is too
 # faint on white.
 BUILT_IN = (

@@ -14,7 +14,7 @@ from keras import ops
 from kerasnorm.config import ModelConfig
 from kerasnorm.errors import ConfigError
 from kerasnorm.layers import StandardizedConv2D, standardize_kernel
-from kerasnorm.norms import normalization
+from kerasnorm.norms import BUILT_IN, USER_COLORS, normalization
 
 EPSILON = 1e-5
 SHAPE = (3, 4, 5, 8)
@@ -416,3 +416,20 @@ def test_a_standardized_convolution_convolves_with_the_standardized_kernel() -> 
     stock.kernel.assign(standardized(ops.convert_to_numpy(ours.kernel.value)))
     found, expected = (ops.convert_to_numpy(layer(x)) for layer in (ours, stock))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def lab(color):
+    """Returns the coordinates of a color in CIELAB (D65), in which equal steps look equal."""
+    rgb = np.array([int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)])
+    linear = np.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    xyz = np.array(to_xyz) @ linear / [0.9505, 1.0, 1.089]
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def test_no_norm_of_the_user_has_a_color_that_looks_like_that_of_another():
+    colors = [*USER_COLORS, *(norm.color for norm in BUILT_IN)]
+    for place, color in enumerate(USER_COLORS):
+        others = colors[:place] + colors[place + 1 :]
+        assert min(np.linalg.norm(lab(color) - lab(other)) for other in others) > 25

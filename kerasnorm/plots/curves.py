@@ -156,11 +156,11 @@ def _band(run: "Run", half: "Sequence[Row]", name: str) -> tuple[NDArray[np.floa
 
 
 def _styles(runs: "Sequence[Run]") -> list[dict[str, Any]]:
-    """Returns line properties: a color per norm; per run of a norm a shade and a marker."""
+    """Returns line properties: a color per norm; per run of a color a shade and a marker."""
     styles: list[dict[str, Any]] = []
-    norms = [run.config.model.norm for run in runs]
-    for run, norm, repeat in zip(runs, norms, repeats(norms), strict=True):
-        color = shade(NORMS[norm].color, repeat, norms.count(norm))
+    colors = [NORMS[run.config.model.norm].color for run in runs]  # norms of the user may share one
+    for run, common, repeat in zip(runs, colors, repeats(colors), strict=True):
+        color = shade(common, repeat, colors.count(common))
         is_short = len(run.history) == 1  # a line of one point needs a marker to be seen
         marker = MARKERS[repeat % len(MARKERS)] or ("." if is_short else "")
         styles.append(

@@ -67,6 +67,16 @@ def test_validation_is_dashed_in_the_test_panel_only():
     assert legend_texts(picture) == ["GN", "BN", "validation"]
 
 
+def test_two_norms_of_the_user_that_share_a_color_are_told_apart():
+    by_color = {}
+    for name in (f"mine:Norm{number}" for number in range(20)):
+        by_color.setdefault(NORMS[name].color, []).append(name)
+    first, second = max(by_color.values(), key=len)[:2]
+    lines = accuracy_figure([make_run(first), make_run(second)]).figure.axes[0].lines
+    assert lines[0].get_color() != lines[1].get_color()
+    assert lines[0].get_marker() != lines[1].get_marker()
+
+
 def test_runs_of_one_norm_have_shades_of_its_color_and_markers():
     runs = [make_run("bn", seed=seed) for seed in range(20)]
     lines = accuracy_figure(runs).figure.axes[0].lines
