@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 import pytest
 from scipy import stats
@@ -193,23 +194,52 @@ def test_the_speeds_of_other_networks_are_those_of_the_race():
         assert line.endswith(f" | {cells[0]} | {cells[1]} |")
 
 
-def test_the_accuracies_of_resnet20_are_those_of_its_study():
-    document = json.loads((ROOT / "results/resnet20/summary.json").read_text())
-    found = {group["norm"]: group for group in document["groups"]}
-    assert {group["val_accuracy"]["n"] for group in document["groups"]} == {2}
-    (difference,) = document["differences"]
-    assert difference["verdict"] == "no verdict"
-    (bn_val, bn_test), (gn_val, gn_test) = (
-        [100 * found[norm][name]["mean"] for name in ("val_accuracy", "test_accuracy")]
-        for norm in ("bn", "gn")
+def test_the_accuracies_of_resnet20_are_those_of_its_studies():
+    found = {}
+    for study in ("resnet20", "resnet20-group-size"):
+        document = json.loads((ROOT / "results" / study / "summary.json").read_text())
+        found |= {(study, group["norm"]): group for group in document["groups"]}
+        assert {item["verdict"] for item in document["differences"]} <= {"no verdict"}
+    bn, gn, ln, frn = (
+        found["resnet20", name] for name in ("bn", "gn", "ln", "docs/examples/frn.py:FRN")
     )
-    page, guide = (
-        " ".join((ROOT / page).read_text(encoding="utf-8").split())
-        for page in ("docs/your-network.md", GUIDE)
+    eight = found["resnet20-group-size", "gn"]
+    assert {group["val_accuracy"]["n"] for group in found.values()} == {2}
+    page, guide, readme = (
+        (ROOT / page).read_text(encoding="utf-8")
+        for page in ("docs/your-network.md", GUIDE, "README.md")
     )
-    text = f"`bn` ends at {bn_val:.1f} % on the 5,000 validation images and {bn_test:.1f} % on the"
-    assert f"{text} test set, `gn` at {gn_val:.1f} % and {gn_test:.1f} %" in page
-    assert f"at {bn_val:.1f} % (validation) with `bn` and at {gn_val:.1f} % with `gn`" in guide
+    rows = {
+        "| `bn`": bn,
+        "| `gn`, 32 groups: instance normalization in 13 of 19 norms": gn,
+        "| `gn`, groups of 8 channels": eight,
+        "| `ln`": ln,
+        "| `frn`": frn,
+    }
+    for start, group in rows.items():
+        cells = [
+            "{mean:.2f} ± {std:.2f}".format(
+                **{key: 100 * group[name][key] for key in ("mean", "std")}
+            )
+            for name in ("val_accuracy", "test_accuracy")
+        ]
+        assert f"{start} | {cells[0]} | {cells[1]} |" in page
+    bn, gn, ln, eight = (
+        f"{100 * group['val_accuracy']['mean']:.1f}" for group in (bn, gn, ln, eight)
+    )
+    assert (
+        f"has {bn} % (validation) with `bn`, {gn} % with `gn` of 32 groups, {eight} % with groups "
+        f"of 8 channels and {ln} % with `ln`"
+    ) in guide
+    assert f"`bn` has {bn}, `gn` {gn} and `ln` {ln} %" in readme
+
+
+def test_32_groups_are_instance_normalization_in_13_norms_of_resnet20():
+    path = ROOT / "results/resnet20/runs/resnet20-gn-torch-s0/model.keras"
+    layers = keras.saving.load_model(path, compile=False).layers
+    norms = [one for one in layers if isinstance(one, keras.layers.GroupNormalization)]
+    assert sum(one.groups == one.gamma.shape[0] for one in norms) == 13
+    assert len(norms) == 19
 
 
 def test_the_losses_on_corrupted_images_are_those_of_the_measurement():
