@@ -66,13 +66,18 @@ def own_layers() -> dict[str, type[keras.layers.Layer]]:
     return custom_layers() | {keras.saving.get_registered_name(kind): kind for kind in kinds}
 
 
-def instance_norms(model: keras.Model) -> tuple[int, int]:
-    """Returns how many group norms of a model have groups of one channel, and how many it has.
+def is_instance_norm(layer: keras.layers.Layer) -> bool:
+    """Returns whether a layer, which is built, is a group norm with groups of one channel each."""
+    if not isinstance(layer, keras.layers.GroupNormalization):
+        return False
+    # The layer may have neither scale nor shift, whose sizes would tell the number of channels.
+    return layer.groups in (-1, layer.input_spec.axes[layer.axis])
 
-    A group of one channel makes a group norm an instance norm.
-    """
+
+def instance_norms(model: keras.Model) -> tuple[int, int]:
+    """Returns how many group norms of a model are instance norms, and how many it has."""
     found = [one for one in leaves(model) if isinstance(one, keras.layers.GroupNormalization)]
-    return sum(one.groups in (-1, one.gamma.shape[0]) for one in found), len(found)
+    return sum(map(is_instance_norm, found)), len(found)
 
 
 def instance_note(model: keras.Model) -> str:

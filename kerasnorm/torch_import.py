@@ -21,6 +21,7 @@ from kerasnorm.formats.format import require
 from kerasnorm.formats.safety import check_file
 from kerasnorm.formats.safety.process import FileProcess
 from kerasnorm.formats.safety.torch_files import read_safetensors
+from kerasnorm.layers import is_instance_norm
 from kerasnorm.network import build_model
 from kerasnorm.norms import NORMS
 
@@ -241,7 +242,7 @@ def _fill(imported: Imported, kernels: Group, norms: Group, norm: str) -> None:
             layer.set_weights([value.transpose(2, 3, 1, 0)])
             imported.matched[layer.weights[0].path] = name
             continue
-        if not norms and _is_instance_norm(layer):
+        if not norms and is_instance_norm(layer):
             continue  # PyTorch's has no scale and shift by default: they stay 1 and 0.
         shape = tuple(layer.weights[0].shape)
         found = next((group for group in groups if _fits(group, shape, len(layer.weights))), None)
@@ -263,11 +264,6 @@ def _fill(imported: Imported, kernels: Group, norms: Group, norm: str) -> None:
             f"The tensors do not fit norm={norm}; another --norm, --recipe or "
             "--norm-transitions may (its convolutions have no bias):\n" + "\n".join(problems)
         )
-
-
-def _is_instance_norm(layer: keras.layers.Layer) -> bool:
-    is_grouped = isinstance(layer, keras.layers.GroupNormalization)
-    return is_grouped and layer.groups in (-1, layer.gamma.shape[0])
 
 
 def _fits(group: dict[int, Tensor], shape: tuple[int, ...], count: int) -> bool:

@@ -324,6 +324,15 @@ def test_groups_of_one_channel_are_said_to_be_instance_normalization(
     assert ("instance normalization" in caplog.text) == is_said
 
 
+@pytest.mark.parametrize("options", [{"scale": False}, {"center": False}, {}])
+@pytest.mark.parametrize(("groups", "alone"), [(8, 1), (-1, 1), (4, 0), (1, 0)])
+def test_instance_norms_are_known_without_scale_and_shift(options, groups, alone):
+    options = options or {"scale": False, "center": False}
+    norm = layers.GroupNormalization(groups, **options)
+    model = keras.Sequential([keras.Input((4, 4, 8)), norm, layers.BatchNormalization()])
+    assert instance_norms(model) == (alone, 1)
+
+
 def test_kernels_are_standardized_on_demand(code):
     from kerasnorm.layers import StandardizedConv2D
 

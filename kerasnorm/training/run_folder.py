@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from kerasnorm.config import Config, DataConfig, resolve, to_toml
 from kerasnorm.data import Dataset
@@ -31,9 +31,6 @@ from kerasnorm.files import (
     write_json,
     write_manifest,
 )
-
-if TYPE_CHECKING:
-    pass
 
 CONFIG = "config.toml"
 ENVIRONMENT = "environment.json"
