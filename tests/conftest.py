@@ -57,10 +57,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Skips the tests of other backends."""
+    """Marks what is long or slow on this backend, and skips the tests of other backends."""
     marker = item.get_closest_marker("backend")
-    if marker is not None and marker.kwargs.get("slow_on") == BACKEND:
-        item.add_marker(pytest.mark.slow)
+    for duration in ("long", "slow"):
+        if any(m.kwargs.get(f"{duration}_on") == BACKEND for m in item.iter_markers("backend")):
+            item.add_marker(getattr(pytest.mark, duration))
     if marker is not None and not {"any", BACKEND} & set(marker.args):
         item.add_marker(pytest.mark.skip(reason=f"needs the {marker.args[0]} backend"))
 

@@ -18,7 +18,13 @@ HALVES = ("engines", "others")
 
 @pytest.mark.parametrize("half", HALVES)
 def test_the_same_laws_hold_on_tensorflow(half: str) -> None:
-    run_on_tensorflow("backend and not slow", half)
+    run_on_tensorflow("backend and not long and not slow", half)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("half", HALVES)
+def test_the_same_long_laws_hold_on_tensorflow(half: str) -> None:
+    run_on_tensorflow("backend and long and not slow", half)
 
 
 @pytest.mark.slow

@@ -122,6 +122,7 @@ def test_the_native_engine_trains_it_as_keras_does():
     tiny.assert_same_epoch(native, reference)
 
 
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_a_run_with_it_is_saved_opened_and_drawn(runs):
     run = runs[0]
     model = run.model()

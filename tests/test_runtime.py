@@ -122,6 +122,7 @@ print(json.dumps([device.name, runtime.threads({backend!r}), is_deterministic, h
 THREADS = {"torch": "OMP_NUM_THREADS", "tensorflow": "TF_NUM_INTRAOP_THREADS"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", THREADS)
 def test_a_backend_starts_deterministic_with_the_threads_of_the_user_and_alone(backend, tmp_path):
     """On torch, making, saving and opening a model leave TensorFlow alone."""

@@ -67,6 +67,7 @@ def stock(engine):
 SLOW_ON_TENSORFLOW = pytest.mark.backend("any", slow_on="tensorflow")
 
 
+@pytest.mark.backend("any", long_on="tensorflow")
 @pytest.mark.parametrize(
     ("engine", "name"),
     [
@@ -121,6 +122,7 @@ main()
 """
 
 
+@pytest.mark.long
 @SLOW_ON_TENSORFLOW
 def test_a_keras_json_of_other_settings_stops_no_command(tmp_path):
     file = {

@@ -24,6 +24,7 @@ def runs(tmp_path_factory):
     return {path.name: path for path in folder.iterdir()}
 
 
+@pytest.mark.long
 def test_landscape_prints_draws_and_agrees_with_evaluate(runs, tmp_path):
     words = ["landscape", runs["bn"], runs["none"], *SMALL, "--out", tmp_path, "--json"]
     out, err = call(*words)
@@ -44,6 +45,7 @@ def test_landscape_prints_a_table(runs, tmp_path):
     assert err == ""
 
 
+@pytest.mark.long
 def test_statistics_repeats_a_run_and_compares_a_sweep(runs, tmp_path):
     words = ["statistics", runs["bn"], runs["bn-l1"], runs["none"], "--images", 20]
     document = json.loads(call(*words, "--out", tmp_path, "--json", "--train-size", 0)[0])
@@ -81,6 +83,7 @@ def test_explain_prints_and_draws(tmp_path):
     assert document["data"]["batch_of_one"]["survives_one_pixel"] is False
 
 
+@pytest.mark.long
 def test_inputs_trains_on_each_preprocessing(tmp_path):
     tiny = [
         "--data",

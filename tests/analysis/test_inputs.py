@@ -71,6 +71,7 @@ def test_scale_and_none_leave_0_to_1_and_0_to_255():
     assert np.allclose(preprocess(raw, "none"), raw)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("train", [False, True])
 def test_the_answer_shows_all_four_and_trains_if_asked(train, tmp_path):
     answer = kerasnorm.inputs(**TINY, norm="bn", train=train)

@@ -141,7 +141,7 @@ def mean_entropy(model, split):
     return float(np.mean(np.log(np.exp(shifted).sum(axis=1)) - chosen))
 
 
-@pytest.mark.backend("any")
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_the_surface_is_that_of_the_network_that_was_trained(standardized):
     """Of standardized kernels the files of a run hold what they were standardized to."""
     done, network = standardized
@@ -236,7 +236,7 @@ def test_a_probe_puts_moving_statistics_back():
     assert same(state(fresh), before)
 
 
-@pytest.mark.backend("any")
+@pytest.mark.backend("any", long_on="tensorflow")
 @pytest.mark.parametrize("norm", ["bn", "gn"] if IS_TORCH else ["bn"])
 def test_training_in_windows_is_training(norm):
     whole, parts = engine(norm), engine(norm)
@@ -248,6 +248,7 @@ def test_training_in_windows_is_training(norm):
     assert all(np.allclose(a[name], b[name], rtol=1e-4, atol=1e-5) for name in a)
 
 
+@pytest.mark.long
 def test_without_a_norm_the_loss_along_the_gradient_ranges_wider():
     rough, smooth = (
         gradient_lines(e, e.batches, steps=12, lines=4, rate=0.1, tick=nothing)

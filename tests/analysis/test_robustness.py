@@ -235,6 +235,7 @@ def test_accuracies_are_those_of_keras_and_seeds_are_averaged(runs, answer):
         assert np.isclose(getattr(bn.models[0], kind), right / 20)
 
 
+@pytest.mark.long
 def test_losses_are_compared_seed_by_seed(runs, answer):
     """The pairs are those of seed 0, in whatever order the runs are named."""
     losses = {
@@ -269,6 +270,7 @@ def test_losses_of_three_seeds_get_a_verdict():
     assert table.rows == [("BN", "GN", *cells)]
 
 
+@pytest.mark.long
 def test_the_options_decide_what_is_measured(runs, tmp_path, pixels):
     def measured(*words):
         pixels.clear()

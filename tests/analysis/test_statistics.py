@@ -239,7 +239,7 @@ def trained(tmp_path_factory):
     return found
 
 
-@pytest.mark.backend("any")
+@pytest.mark.backend("any", long_on="tensorflow")
 @pytest.mark.parametrize("norm", ["bn", "gn"])
 def test_the_weights_are_all_kernels_that_were_trained(trained, norm):
     """With gn the kernels are standardized: those in the run's model are others."""

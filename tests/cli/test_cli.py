@@ -53,6 +53,7 @@ def test_fit_trains_saves_and_plots_on_each_backend(tmp_path, backend):
     assert "--norm" in environment["command_line"]
 
 
+@pytest.mark.long
 def test_a_config_repeats_its_run(tmp_path, trained):
     call("fit", "--config", trained / "config.toml", "--out", tmp_path / "again", "--quiet")
 
@@ -136,6 +137,7 @@ def answers(*words):
     return [entry["classes"] for entry in json.loads(call("predict", *words, "--json")[0])]
 
 
+@pytest.mark.long
 @pytest.mark.backend("any", slow_on="tensorflow")
 def test_a_model_resizes_images_as_it_was_trained(cropped, tmp_path):
     data, path = cropped
@@ -161,7 +163,7 @@ def test_a_model_resizes_images_as_it_was_trained(cropped, tmp_path):
     assert losses["crop"] == scores["loss"]
 
 
-@pytest.mark.backend("any")
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_all_images_of_a_folder_are_judged_and_predicted(cropped, tmp_path):
     data, path = cropped
     assert json.loads(call("evaluate", path, "--split", "all", "--json")[0])["n"] == 20
@@ -203,6 +205,7 @@ def test_plot_redraws_one_run_and_overlays_several(trained, tmp_path):
     assert {Path(path).name for path in json.loads(out)} >= {"accuracy.png", "loss.png"}
 
 
+@pytest.mark.long
 def test_inputs_draws_samples_and_histograms(tmp_path):
     out, _ = call("inputs", "--data", "shapes", "--train-size", 40, "--test-size", 10,
                  "--recipe", "era8", "--out", tmp_path)  # fmt: skip
@@ -251,6 +254,7 @@ def test_doctor_says_what_a_missing_compiler_costs(monkeypatch):
     assert "none: training on CPUs is slower without g++ or clang++" in call("doctor")[0]
 
 
+@pytest.mark.long
 def test_a_model_goes_out_as_pytorch_weights_and_comes_in_again(trained, tmp_path):
     torch = pytest.importorskip("torch")
     safetensors = pytest.importorskip("safetensors.torch")
@@ -341,6 +345,7 @@ def test_divergence_exits_with_4(tmp_path):
     assert "smaller --learning-rate" in err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143)])
 def test_an_interrupted_run_says_how_to_go_on(tmp_path, number, code):
     words = map(str, tiny_fit(tmp_path / "run", "--epochs", "500"))

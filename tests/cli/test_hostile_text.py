@@ -64,6 +64,7 @@ def predicted(trained):
     return {answer["image"]: {guess["class"] for guess in answer["classes"]} for answer in answers}
 
 
+@pytest.mark.long
 @cases(CLASSES)
 def test_a_class_of_any_name_comes_back_from_the_models_file(
     make, expected, tmp_path, trained, predicted
@@ -79,6 +80,7 @@ def test_a_class_of_any_name_comes_back_from_the_models_file(
     assert name in predicted[str(trained / "data" / name / "0.png")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
@@ -196,6 +198,7 @@ HEAVY = {"bench", "compare", "doctor", "inputs", "landscape", "robustness", "sta
 LIGHT = {"fit", "evaluate", "predict", "misclassified", "summary", "receptive-field", "data"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.slow if name in HEAVY else ()) for name in COMMANDS],
@@ -239,6 +242,7 @@ def test_every_command_is_tried():
     assert set(COMMANDS) == {name for name, one in app.commands.items() if not one.hidden}
 
 
+@pytest.mark.long
 def test_a_process_whose_encoding_lacks_the_letters(trained):
     picture = trained / "data" / "日本語" / "0.png"
     words = ("predict", trained / "run", picture, "--top", len(NAMES), "--json")

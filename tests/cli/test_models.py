@@ -79,6 +79,7 @@ def test_numbered_classes_are_matched_by_their_order_and_it_is_said(tmp_path, tr
     assert "numbers its classes; they are matched by their order" in err
 
 
+@pytest.mark.long
 def test_evaluate_says_that_a_runs_data_have_changed_or_where_to_name_them(tmp_path):
     data = changed_data.write(tmp_path / "d")
     tiny.train(tiny.config(**OPTIONS | {"epochs": 1}, data=str(data)), out=tmp_path / "run")
@@ -99,6 +100,7 @@ def test_evaluate_says_that_a_runs_data_have_changed_or_where_to_name_them(tmp_p
     assert "has changed" not in accuracy(tmp_path / "run")[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("change", ["removed", "changed", "moved away"])
 def test_plot_leaves_the_images_of_other_data_as_they_are(tmp_path, trained, change):
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)

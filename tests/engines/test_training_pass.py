@@ -384,7 +384,7 @@ SAME_ON_EACH_BACKEND = {
     *("widths", "activation", "order", "norm_transitions", "residual", "groups", "group_size"),
     *("initializer", "train_size", "test_size", "validation", "preprocessing", "image_size"),
     *("resize", "flip", "alternating_flip", "translate", "shift_scale_rotate", "cutout"),
-    *("cutout_size", "gray", "epochs", "warmup"),
+    *("cutout_size", "gray", "epochs", "batch_size", "schedule", "warmup"),
 }
 SLOW_ON_TENSORFLOW = pytest.mark.backend("any", slow_on="tensorflow")
 # Fields that choose where and how the same numbers are computed, with what tests them instead.

@@ -189,6 +189,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.
     return folder, expected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("backend", "absent"),
     [

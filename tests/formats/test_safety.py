@@ -145,6 +145,7 @@ def test_members_of_the_same_name_are_refused(file):
     refused(file, "the same name")
 
 
+@pytest.mark.long
 def test_a_bomb_is_refused_before_it_unpacks(file, monkeypatch):
     with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as opened:
         opened.writestr("assets/bomb", bytes(safety.MAX_BYTES + 1))

@@ -64,7 +64,7 @@ def test_what_cannot_be_measured_has_no_time(monkeypatch, caplog):
     assert "its loss is not finite" in caplog.text
 
 
-@pytest.mark.backend("any")
+@pytest.mark.backend("any", long_on="tensorflow")
 @pytest.mark.parametrize("engine", ["native", "keras"])
 def test_a_probe_trains_on_the_data_of_the_run(monkeypatch, engine):
     monkeypatch.setattr("kerasnorm.study.probe.SECONDS", 0.0)

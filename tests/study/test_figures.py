@@ -84,6 +84,7 @@ def test_words_are_no_numeric_axis():
     assert numeric_axes(summarize(runs)) == []
 
 
+@pytest.mark.long
 def test_a_study_is_drawn_whole(tmp_path):
     images = np.zeros((5, 8, 8, 3), np.uint8)
     with warnings.catch_warnings():
@@ -200,6 +201,7 @@ def test_a_ruinous_choice_leaves_the_panel_as_an_arrow():
     assert "-70.00" in [text.get_text() for text in axes.texts]
 
 
+@pytest.mark.long
 def test_in_an_ablation_only_the_base_has_curves(tmp_path):
     found = summarize_ablation()
     names = {path.name for path in draw_study(found, tmp_path, lambda run: None)}
@@ -214,6 +216,7 @@ def test_in_an_ablation_only_the_base_has_curves(tmp_path):
     assert np.allclose(lines[0].get_ydata(), [81, 80, 80, 80])
 
 
+@pytest.mark.long
 def test_what_cannot_be_drawn_again_is_kept(tmp_path):
     images = np.zeros((5, 8, 8, 3), np.uint8)
     first = draw_study(summarize(RUNS), tmp_path, lambda run: images)

@@ -130,6 +130,7 @@ def test_a_dry_run_lists_runs_and_their_time_and_trains_nothing(trained):
     assert not (path.parent / "new").exists()
 
 
+@pytest.mark.long
 def test_a_report_is_rebuilt(trained):
     path = trained[0]
     before = (path / "summary.json").read_text()
@@ -176,6 +177,7 @@ def test_the_effects_of_an_ablation_are_reported(tmp_path):
     assert "--one-at-a-time" in (path / "report.html").read_text()
 
 
+@pytest.mark.long
 def test_a_diverged_run_is_reported_and_the_others_are_kept(tmp_path):
     words = (*TINY, "--epochs", "1", "--optimizer", "sgd", "--schedule", "constant",
              "--vary", "learning_rate=0.01,1e30", "--norm", "none", "--seeds", "1")  # fmt: skip
@@ -201,6 +203,7 @@ def test_a_diverged_run_is_reported_and_the_others_are_kept(tmp_path):
     assert "1 of 2 runs failed" in err
 
 
+@pytest.mark.long
 def test_the_best_run_is_that_of_the_best_group_by_validation(tmp_path):
     path = tmp_path / "study"
     words = (*TINY, "--norm", "bn", "--norm", "gn", "--seeds", "2", "--out", str(path))
@@ -239,6 +242,7 @@ def test_the_best_run_is_that_of_the_best_group_by_validation(tmp_path):
             kerasnorm.compare(("bn",), **{argument: value})
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_study_leaves_no_process(tmp_path, number):
@@ -338,6 +342,7 @@ def absent(config, seed):
     raise DataError("cifar10 is not here.")
 
 
+@pytest.mark.long
 def test_a_report_without_the_data_keeps_the_images_that_it_cannot_draw(tmp_path, monkeypatch):
     path = tmp_path / "best"
     shutil.copytree(BEST, path)
@@ -381,6 +386,7 @@ def test_changed_data_are_refused_before_any_run(tmp_path):
     assert len(list((tmp_path / "study/runs").iterdir())) == 1
 
 
+@pytest.mark.long
 def test_a_study_is_extended_after_its_data_were_moved(tmp_path, monkeypatch):
     """Started with a relative place, in a folder whose name has spaces, then moved and resumed."""
     changed_data.write(tmp_path / "d")

@@ -60,11 +60,13 @@ def test_saving_in_place_would_be_found():
     assert writes.each_event_of_a_save(writes.saving_in_place)["wrong"] > 0
 
 
+@pytest.mark.long
 def test_a_run_whose_writes_fail_can_go_on():
     figures = writes.each_event_of_a_run(harness.options("auto"), every=16)
     assert figures["wrong"] == figures["unclear"] == 0
 
 
+@pytest.mark.long
 def test_a_full_disk_is_named_with_what_is_needed_and_loses_nothing():
     figures = writes.full_disk([60, 200, 740])  # the last has room for all but the final model
     if figures is None:
@@ -74,12 +76,14 @@ def test_a_full_disk_is_named_with_what_is_needed_and_loses_nothing():
     }  # fmt: skip
 
 
+@pytest.mark.long
 def test_damage_is_found_or_harmless():
     for counts in damage.damaged(truncations=6, flips=12).values():
         assert counts["wrong"] == counts["traceback"] == 0
         assert counts["refused"] > 0
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_one_of_many_wins_a_folder_and_a_dead_owner_loses_it():
     assert folders.race(rounds=3, processes=16)["fair"] == 3
@@ -97,6 +101,7 @@ def test_a_clock_that_goes_back_changes_nothing():
     assert folders.clock_set_back()
 
 
+@pytest.mark.long
 def test_made_up_lines_and_configs_end_in_a_message():
     figures = fuzz.fuzz(lines=120, configs=60)
     assert figures["wrong"] == 0, figures["what"]

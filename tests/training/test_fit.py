@@ -101,9 +101,23 @@ class StopAfter(keras.callbacks.Callback):
 
 @pytest.mark.backend("any")
 @pytest.mark.parametrize(
-    "norm", [pytest.param(norm, marks=SLOW_ON_TENSORFLOW) for norm in ("bn", "ln")] + ["gn"]
+    "norm", ["gn", *(pytest.param(norm, marks=SLOW_ON_TENSORFLOW) for norm in ("bn", "ln"))]
 )
-def test_an_interrupted_and_resumed_run_equals_one_never_interrupted(tmp_path, norm, compiled):
+def test_an_interrupted_and_resumed_run_equals_one_never_interrupted(tmp_path, norm):
+    assert_resumed_to_the_same_bytes(tmp_path, norm)
+
+
+@pytest.mark.backend("tensorflow")
+@pytest.mark.long
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize(
+    "norm", ["gn", *(pytest.param(norm, marks=pytest.mark.slow) for norm in ("bn", "ln"))]
+)
+def test_a_compiled_run_is_resumed_to_the_same_bytes(tmp_path, norm):
+    assert_resumed_to_the_same_bytes(tmp_path, norm)
+
+
+def assert_resumed_to_the_same_bytes(tmp_path, norm):
     options = {"recipe": "era8", "norm": norm, "dropout": 0.1, "epochs": 3}
     straight = fit(tmp_path / "straight", **options)
     with pytest.raises(KeyboardInterrupt):
@@ -418,6 +432,7 @@ def test_auto_starts_goes_on_and_finds_it_finished(tmp_path):
     assert resumed.model().count_params() > 0
 
 
+@pytest.mark.long
 def test_callbacks_go_on_where_they_were(tmp_path):
     class Own(keras.callbacks.Callback):
         seen = None

@@ -183,6 +183,7 @@ def test_a_training_that_a_callback_ends_counts_the_steps_that_were_taken(event,
     assert metrics["images_per_second"] * metrics["seconds"] == pytest.approx(sum(trained))
 
 
+@pytest.mark.long
 def test_a_run_that_a_callback_ended_trains_on_only_where_more_epochs_are_asked_for(tmp_path):
     config = tiny.config(epochs=4, schedule="constant")
 
@@ -204,7 +205,7 @@ def test_a_run_that_a_callback_ended_trains_on_only_where_more_epochs_are_asked_
     ]
 
 
-@pytest.mark.backend("any")
+@pytest.mark.backend("any", long_on="tensorflow")
 @pytest.mark.parametrize("engine", ["native", "keras"])
 def test_a_log_receives_the_rates_that_the_steps_were_taken_with(engine, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")

@@ -49,7 +49,7 @@ def assert_ten_steps_are_equal(stock, native):
         # image near the border changes its class.
         ("bn", "era8", {"l1": 1e-4, "l2": 1e-3, "fused": False}),
         ("ln", "best", {"ln_affine": "element"}),
-        ("gn", "era8", {}),
+        pytest.param("gn", "era8", {}, marks=pytest.mark.long),
         pytest.param("gn", "best", {}, marks=pytest.mark.slow),
         pytest.param("rms", "best", {"optimizer": "sgd"}, marks=pytest.mark.slow),
         pytest.param("bn", "best", {"optimizer": "muon"}, marks=pytest.mark.slow),
