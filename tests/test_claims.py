@@ -196,7 +196,7 @@ def test_the_speeds_of_other_networks_are_those_of_the_race():
 
 def test_the_accuracies_of_resnet20_are_those_of_its_studies():
     found = {}
-    for study in ("resnet20", "resnet20-group-size"):
+    for study in ("resnet20", "resnet20-group-size", "resnet20-standardized"):
         document = json.loads((ROOT / "results" / study / "summary.json").read_text())
         found |= {(study, group["norm"]): group for group in document["groups"]}
         assert {item["verdict"] for item in document["differences"]} <= {"no verdict"}
@@ -204,6 +204,7 @@ def test_the_accuracies_of_resnet20_are_those_of_its_studies():
         found["resnet20", name] for name in ("bn", "gn", "ln", "docs/examples/frn.py:FRN")
     )
     eight = found["resnet20-group-size", "gn"]
+    standardized = found["resnet20-standardized", "gn"]
     assert {group["val_accuracy"]["n"] for group in found.values()} == {2}
     page, guide, readme = (
         (ROOT / page).read_text(encoding="utf-8")
@@ -212,6 +213,7 @@ def test_the_accuracies_of_resnet20_are_those_of_its_studies():
     rows = {
         "| `bn`": bn,
         "| `gn`, 32 groups: instance normalization in 13 of 19 norms": gn,
+        "| `gn`, 32 groups, weight standardization": standardized,
         "| `gn`, groups of 8 channels": eight,
         "| `ln`": ln,
         "| `frn`": frn,
@@ -224,12 +226,13 @@ def test_the_accuracies_of_resnet20_are_those_of_its_studies():
             for name in ("val_accuracy", "test_accuracy")
         ]
         assert f"{start} | {cells[0]} | {cells[1]} |" in page
-    bn, gn, ln, eight = (
-        f"{100 * group['val_accuracy']['mean']:.1f}" for group in (bn, gn, ln, eight)
+    bn, gn, ln, eight, standardized = (
+        f"{100 * group['val_accuracy']['mean']:.1f}" for group in (bn, gn, ln, eight, standardized)
     )
     assert (
-        f"has {bn} % (validation) with `bn`, {gn} % with `gn` of 32 groups, {eight} % with groups "
-        f"of 8 channels and {ln} % with `ln`"
+        f"has {bn} % (validation) with `bn`, {gn} % with `gn` of 32 groups, "
+        f"{standardized} % if its kernels are standardized too, {eight} % with groups of 8 "
+        f"channels and {ln} % with `ln`"
     ) in guide
     assert f"`bn` has {bn}, `gn` {gn} and `ln` {ln} %" in readme
 
