@@ -55,8 +55,9 @@ DIFFERENCE_NOTE = (
     "First minus second in points of {measure}, seed by seed over the n seeds that both have. "
 )
 EFFECT_NOTE = (
-    "One field changed alone, the rest as in the base: means of {measure} after the last epoch "
-    "over the n seeds that both have, and variant minus base in points, seed by seed. "
+    "One field changed alone, but for those that follow it, the rest as in the base: means of "
+    "{measure} after the last epoch over the n seeds that both have, and variant minus base in "
+    "points, seed by seed. "
 )
 ANSWER_NOTE = (
     "{measure} in percent, mean ± std over the seeds; the highest mean of a column has a *."
@@ -394,6 +395,18 @@ def steps_sentence(summary: Summary) -> str:
     )
 
 
+def following_sentence(summary: Summary) -> str:
+    """Returns which fields change together with the varied ones; "" where none does."""
+    if not summary.following:
+        return ""
+    texts = [
+        f"{name.replace('_', ' ')} ({', '.join(map(value_text, values))})"
+        for name, values in summary.following.items()
+    ]
+    varied = ", ".join(name.replace("_", " ") for name in summary.axes)
+    return f"Together with what was varied ({varied}), these change: {'; '.join(texts)}."
+
+
 def statistics_sentence(summary: Summary) -> str:
     """Returns which groups trained too short for the moving statistics of their batch norms."""
     texts = [
@@ -475,7 +488,8 @@ def sentences(summary: Summary) -> list[str]:
     ranked += [_effect_sentence(item, summary) for item in effects]
     left = len(ranked) - MOST_SENTENCES
     ranked = ranked[:MOST_SENTENCES] + ([f"The tables hold {left} more."] if left > 0 else [])
-    texts = [arms_sentence(summary), steps_sentence(summary), measure_sentence(summary)]
+    texts = [arms_sentence(summary), following_sentence(summary), steps_sentence(summary)]
+    texts += [measure_sentence(summary)]
     texts += [statistics_sentence(summary), instance_sentence(summary)]
     first = [text for text in texts if text]
     first += [_failure_sentence(item, summary) for item in summary.failures]

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 from helpers.studies import ABLATION, RUNS, ablation_runs, make_run, summarize_ablation
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from kerasnorm.config import published, resolve
+from kerasnorm.config import ARMS, RATE_SCALINGS, published, resolve
 from kerasnorm.data.content import Content
 from kerasnorm.errors import DataError
 from kerasnorm.study import tables
 from kerasnorm.study.folder import PlannedRun, State
 from kerasnorm.study.intervals import Verdict
+from kerasnorm.study.plan import StudyPlan
 from kerasnorm.study.summary import summarize
 from kerasnorm.study.tables import group_label
 
@@ -288,6 +291,71 @@ def test_fields_that_differ_between_the_norms_are_said():
     assert sentence == ("The arms differ in more than the norm: dropout (BN 0.01; GN, LN 0.3).")
     assert found.to_dict()["unmatched"] == found.unmatched
     assert not tables.arms_sentence(summarize(runs[:1]))
+
+
+@pytest.mark.parametrize("one_at_a_time", [True, False])
+def test_norms_whose_varied_field_differs_in_the_base_are_not_matched(one_at_a_time):
+    """Tuned arms of the recipe best: bn without, gn with weight standardization."""
+    plan = StudyPlan(
+        norms=("bn", "gn"),
+        backends=("torch",),
+        seeds=(0, 1, 2),
+        arms="tuned",
+        one_at_a_time=one_at_a_time,
+        vary={"weight_standardization": (False, True)},
+        fixed={"recipe": "best", "data": "cifar10"},
+    )
+    runs = [
+        dataclasses.replace(make_run(0.5, norm=config.model.norm), config=config)
+        for config in plan.configs().values()
+    ]
+    found = summarize(runs, tuple(plan.vary), plan if one_at_a_time else None)
+    differ = {"weight_standardization": {"bn": False, "gn": True}} if one_at_a_time else {}
+    assert found.unmatched == differ
+    assert found.following == {}
+
+
+VARIED = {
+    "batch_size": (32, 128),
+    "optimizer": ("adam", "sgd"),
+    "learning_rate": (0.001, 0.01),
+    "groups": (2, 4),
+}
+OWN_OF_GN = ("groups", "group_size")
+
+
+@settings(max_examples=30)
+@given(
+    names=st.lists(st.sampled_from(sorted(VARIED)), min_size=1, unique=True),
+    one_at_a_time=st.booleans(),
+    arms=st.sampled_from(ARMS),
+    scaling=st.sampled_from(RATE_SCALINGS),
+)
+def test_every_field_that_changes_is_named(names, one_at_a_time, arms, scaling):
+    """Of two groups that are compared, the fields that differ are in labels or in sentences."""
+    plan = StudyPlan(
+        norms=("bn", "gn"),
+        backends=("torch",),
+        seeds=(0,),
+        arms=arms,
+        rate_scaling=scaling,
+        one_at_a_time=one_at_a_time,
+        vary={name: VARIED[name] for name in names},
+        fixed={"recipe": "best", "data": "cifar10"},
+    )
+    runs = [
+        dataclasses.replace(make_run(0.5, norm=config.model.norm), config=config)
+        for config in plan.configs().values()
+    ]
+    found = summarize(runs, tuple(plan.vary), plan if one_at_a_time else None)
+    for item in (*found.differences, *found.changes, *found.effects):
+        first, second = (group.first.config.to_dict() for group in (item.first, item.second))
+        known = {"norm", *item.first.fields, *item.second.fields, *found.following}
+        known |= {*found.unmatched} if item.first.norm != item.second.norm else set()
+        for section in ("model", "data", "train"):
+            for name, value in first[section].items():
+                if item.first.norm == item.second.norm or name not in OWN_OF_GN:
+                    assert value == second[section][name] or name in known, name
 
 
 def test_values_of_a_field_are_compared_within_each_norm():

@@ -126,6 +126,15 @@ def test_batch_sizes_that_vary_say_how_many_steps_they_take():
     assert not [text for text in sentences(summarize(one)) if "fewer steps" in text]
 
 
+def test_fields_that_follow_a_varied_one_are_said_with_their_values():
+    runs = [make_run(0.5, norm="bn", batch_size=b, learning_rate=b / 1000) for b in (2, 8)]
+    found = summarize(runs)
+    text = "Together with what was varied (batch size), these change: learning rate (0.002, 0.008)."
+    assert text in sentences(found)
+    assert found.to_dict()["following"] == {"learning_rate": [0.002, 0.008]}
+    assert not [text for text in sentences(summarize(runs[:1])) if "Together" in text]
+
+
 def test_the_table_of_runs_holds_the_accuracy_that_ranks_them():
     run = make_run(0.5, norm="bn", validation=10)
     run.metrics["val_accuracy"] = 0.625
