@@ -61,8 +61,8 @@ DEFINITIONS = {
     "too, with a scaled rate the learning rate of the batch size), seed by seed over the seeds "
     "that both have; intervals and p as for differences, corrected for the number of effects",
     "verdict": f"none below {LEAST_SEEDS} common seeds, or if all differences are the same; "
-    "equivalent where the interval lies within the margin; different where it excludes zero; else "
-    "not significant",
+    "equivalent where the interval at the level 5 % / number of all differences lies within the "
+    "margin; different where the interval excludes zero; else not significant",
     "margin": "largest difference in accuracy that does not matter in practice",
 }
 
