@@ -185,6 +185,25 @@ def test_ablation_effects_have_a_panel_per_norm_and_a_dot_per_seed(tmp_path):
     assert picture.save(tmp_path).is_file()
 
 
+def test_the_intervals_of_effects_are_those_of_the_table():
+    """An interval that is not corrected would exclude zero where the verdict is open."""
+    summary = summarize_ablation()
+    axes_of = dict(zip(("bn", "gn"), effects_figure(summary).figure.axes, strict=True))
+    assert "corrected interval" in axes_of["gn"].get_xlabel()
+    for norm, axes in axes_of.items():
+        lines = [line for line in axes.lines if line.get_linewidth() == 1.2][1:]  # without the zero
+        drawn = {line.get_ydata()[0]: line.get_xdata() for line in lines}
+        effects = [item for item in summary.effects if item.base.norm == norm]
+        for place, item in enumerate(effects):
+            if len({round(value, 9) for value in item.values}) == 1:
+                assert place not in drawn
+                continue
+            ends = 100 * np.array([item.interval.low, item.interval.high])
+            assert np.allclose(drawn[place], np.clip(ends, *axes.get_xlim()))
+    runs = [run for run in ablation_runs() if run.config.train.seed < 2]
+    assert "interval" not in effects_figure(summarize_ablation(runs)).figure.axes[1].get_xlabel()
+
+
 def test_a_ruinous_choice_leaves_the_panel_as_an_arrow():
     runs = [r for r in ablation_runs() if r.config.model.norm == "bn" and r.config.train.seed < 1]
     axes = effects_figure(summarize_ablation(runs)).figure.axes[0]
