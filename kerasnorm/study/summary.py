@@ -356,8 +356,13 @@ class Summary:
 
     @property
     def best(self) -> Group:
-        """The group of the highest mean of `measure`."""
-        return max(self.groups, key=lambda group: group.mean(self.measure))
+        """The group of the highest mean of `measure`, of those with the most seeds.
+
+        Of a group with failed runs the lucky seeds are left, whose mean says too much.
+        """
+        most = max(len(group.runs) for group in self.groups)
+        whole = [group for group in self.groups if len(group.runs) == most]
+        return max(whole, key=lambda group: group.mean(self.measure))
 
 
 def _group_row(group: Group) -> dict[str, Any]:

@@ -395,6 +395,14 @@ def test_groups_are_ranked_on_validation_where_all_have_it():
     assert summarize(runs).measure == "test_accuracy"
 
 
+def test_the_lucky_seed_of_a_norm_whose_other_runs_failed_is_not_the_best():
+    runs = [make_run(0.7 + seed / 100, norm="bn", seed=seed) for seed in range(3)]
+    runs += [make_run(0.6, norm="gn", seed=seed) for seed in range(3)]
+    lucky = make_run(0.99, norm="ln", seed=1)
+    assert summarize([lucky, *runs]).best.norm == "bn"
+    assert summarize([lucky, *runs[1:2]]).best.norm == "ln"  # one seed each
+
+
 def test_the_margin_decides_what_is_equivalent():
     narrow, wide = (summarize(RUNS, margin=margin) for margin in (0.005, 0.05))
     assert narrow.verdict(narrow.differences[0]) is Verdict.DIFFERENT
