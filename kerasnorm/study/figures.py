@@ -105,7 +105,10 @@ def draw_study(summary: Summary, folder: Path, test_images: TestImages) -> dict[
 def file_name(group: Group, summary: Summary) -> str:
     """Returns a group's part of file names: "ln-element" where ln has several groups."""
     fields = shown_fields(group.fields, [other.fields for other in summary.groups])
-    parts = [group.norm, *map(value_text, fields.values())]
+    values = [value_text(value) for value in fields.values()]
+    if summary.one_at_a_time:  # its variants, which change different fields, may have one value
+        values = [f"{name}-{value}" for name, value in zip(fields, values, strict=True)]
+    parts = [group.norm, *values]
     parts += [group.backend] if len({g.backend for g in summary.groups}) > 1 else []
     return re.sub(r"[^\w.-]+", "-", "-".join(parts))
 

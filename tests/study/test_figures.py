@@ -1,6 +1,7 @@
 """The pictures of a study: what they show equals the summary's numbers."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from kerasnorm.study.figures import (
     curves_figure,
     draw_study,
     effects_figure,
+    file_name,
     final_figure,
     numeric_axes,
 )
+from kerasnorm.study.plan import StudyPlan
 from kerasnorm.study.summary import summarize
 
 
@@ -183,6 +186,23 @@ def test_ablation_effects_have_a_panel_per_norm_and_a_dot_per_seed(tmp_path):
     assert "-0.30" in [text.get_text() for text in bn.texts]
     assert "difference in test accuracy" in figure.axes[1].get_xlabel()
     assert picture.save(tmp_path).is_file()
+
+
+def test_variants_without_a_base_have_files_of_their_own():
+    plan = StudyPlan(
+        norms=("bn",),
+        backends=("torch",),
+        seeds=(0,),
+        one_at_a_time=True,
+        vary={"epochs": (2,), "cutout_size": (2,), "batch_size": (2,)},
+        fixed={"recipe": "era8", "data": "cifar10"},
+    )
+    runs = [
+        replace(make_run(0.5, norm="bn"), config=config)
+        for config in list(plan.configs().values())[1:]
+    ]
+    summary = summarize(runs, tuple(plan.vary), plan)
+    assert len({file_name(group, summary) for group in summary.shown_groups}) == 3
 
 
 def test_the_intervals_of_effects_are_those_of_the_table():
