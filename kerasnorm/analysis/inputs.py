@@ -17,7 +17,7 @@ from kerasnorm.analysis.answer import Answer, counter
 from kerasnorm.config import Config, DataConfig, resolve
 from kerasnorm.data import prepare
 from kerasnorm.data.augment import Augmentation
-from kerasnorm.data.dataset import Split
+from kerasnorm.data.dataset import Split, stratified_sample
 from kerasnorm.data.preprocessing import channel_statistics, equalize, input_statistics
 from kerasnorm.data.stored import Images, changed
 from kerasnorm.errors import CorruptFileError, DivergedError
@@ -114,14 +114,15 @@ def inputs(
         DataError: The data are missing or damaged.
     """
     config = config.replace(**overrides) if config else resolve(overrides)
-    raw = prepare(config.replace(preprocessing="none").data, config.train.seed).train.images
+    split = prepare(config.replace(preprocessing="none").data, config.train.seed).train
+    raw = split.images
     if train and config.data.train_size == 0 and len(raw) > TRAINED:
         logger.info(
             f"Training on {TRAINED:,} of {len(raw):,} images. Use --train-size to change this."
         )
         config = config.replace(train_size=TRAINED)
-    samples = raw[: at_once(raw, SAMPLES)]
-    pixels = {name: preprocess(samples, name) for name in PREPROCESSINGS}
+    samples = _chosen(split, at_once(raw, SAMPLES))
+    pixels = {name: preprocess(raw, name, samples) for name in PREPROCESSINGS}
     pictures = [preprocessing_figure(pixels)]
     axes = (0, 1, 2)
     found = [InputPreprocessing(name, x.mean(axes), x.std(axes)) for name, x in pixels.items()]
@@ -137,7 +138,17 @@ def inputs(
     return Answer(found, pictures)
 
 
-def preprocess(images: Images, preprocessing: str, count: int | None = None) -> NDArray[np.float64]:
+def _chosen(split: Split, count: int) -> NDArray[np.int64]:
+    """Returns places of `count` images, or of all: the same share of each class.
+
+    The first images of a class folder are all of one class.
+    """
+    return stratified_sample(split.labels, min(count, len(split)), seed=0)
+
+
+def preprocess(
+    images: Images, preprocessing: str, indices: NDArray[np.int64] | None = None
+) -> NDArray[np.float64]:
     """Returns raw images preprocessed as a run preprocesses its training set, (N, H, W, C).
 
     none: x. scale: x / 255. standardize: (x / 255 - mean) / std of each channel over all images.
@@ -146,7 +157,7 @@ def preprocess(images: Images, preprocessing: str, count: int | None = None) -> 
     Args:
         images: Raw, uint8, (N, H, W, C); the statistics are measured on all of them.
         preprocessing: One of `PREPROCESSINGS`.
-        count: Number of images to return, from the first on; None for all.
+        indices: Places of the images to return; None for all.
 
     >>> dark = np.array([0, 0, 0, 255], np.uint8).reshape(1, 2, 2, 1)
     >>> float(preprocess(dark, "scale").mean())
@@ -156,7 +167,8 @@ def preprocess(images: Images, preprocessing: str, count: int | None = None) -> 
     """
     source = changed(images, equalize) if preprocessing == "equalize" else images
     mean, std = input_statistics(preprocessing, source)
-    pixels: NDArray[np.float64] = (source[:count] / 255 - mean) / std
+    chosen = source[:] if indices is None else source[indices]
+    pixels: NDArray[np.float64] = (chosen / 255 - mean) / std
     return pixels
 
 
@@ -283,11 +295,11 @@ def input_figures(config: Config) -> list[Picture]:
     """
     seed, name = config.train.seed, config.data.preprocessing
     split = prepare(config.replace(preprocessing="none").data, seed).train
-    count = at_once(split.images, SAMPLES)
-    raw = split.images[:count]
-    views = augmented_views(split, config.data, np.arange(len(raw[:ROWS])), EPOCHS, seed)
-    pictures = [augmentation_figure(raw[:ROWS], images, key) for key, images in views.items()]
-    return [*pictures, histogram_figure(raw, preprocess(split.images, name, count), name)]
+    rows, chosen = (_chosen(split, n) for n in (ROWS, at_once(split.images, SAMPLES)))
+    views = augmented_views(split, config.data, rows, EPOCHS, seed)
+    shown, raw = split.images[rows], split.images[chosen]
+    pictures = [augmentation_figure(shown, images, key) for key, images in views.items()]
+    return [*pictures, histogram_figure(raw, preprocess(split.images, name, chosen), name)]
 
 
 def augmented_views(

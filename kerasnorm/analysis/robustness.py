@@ -446,7 +446,8 @@ def loss_table(found: Sequence[Robustness]) -> Table:
         for one in found
         for label, comparison in one.differences.items()
     ]
-    note = difference_note("lost accuracy", len(rows), MARGIN)
+    comparisons = [comparison for one in found for comparison in one.differences.values()]
+    note = difference_note("lost accuracy", comparisons, MARGIN)
     return Table(
         ("first", "second", *JUDGED), rows, notes=(note,), title="Differences in lost accuracy"
     )

@@ -18,7 +18,11 @@ BATCH = 64
 
 @stock_keras
 def recalibrate(
-    model: keras.Model, images: NDArray[Any] | StoredImages, *, batch_size: int = BATCH
+    model: keras.Model,
+    images: NDArray[Any] | StoredImages,
+    *,
+    batch_size: int = BATCH,
+    seed: int = 0,
 ) -> keras.Model:
     """Returns a copy of a network with the moving statistics of its batch norms measured anew.
 
@@ -33,13 +37,16 @@ def recalibrate(
 
     of moments in float32, summed in float64: mean and population variance (biased, as in training)
     of all values that the layer normalized, each counted once, where moving averages forget.
-    The images are cut into batches whose sizes differ by at most one. A batch norm that is called
-    several times measures the values of all calls. Frozen batch norms are measured too.
+    As in training, the batches are drawn from all images at random: data often come class by class,
+    and batches of one class have other statistics. Their sizes differ by at most one. A batch norm
+    that is called several times measures the values of all calls. Frozen batch norms are measured
+    too.
 
     Args:
         model: A functional or Sequential model with one input.
         images: Images as the model takes them, (N, H, W, C).
         batch_size: Largest number of images in a batch; that of training is the best choice.
+        seed: Decides which images share a batch.
 
     Raises:
         ConfigError: The model has no batch norms, or there are no images.
@@ -58,7 +65,8 @@ def recalibrate(
             "which has none; other norms keep no statistics."
         )
     meters = [_Meter(norm) for norm in norms]
-    parts = np.array_split(np.arange(len(images)), math.ceil(len(images) / batch_size))
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(images))
+    parts = np.array_split(order, math.ceil(len(images) / batch_size))
     taps = {id(meter.norm): Tap(meter.norm, meter) for meter in meters}
     run_tapped(model, taps, (images[part].astype("float32") for part in parts))
     made, copies = rebuild(model, {})

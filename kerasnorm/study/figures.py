@@ -36,8 +36,8 @@ from kerasnorm.plots.style import (
     shade,
     title,
 )
-from kerasnorm.study.intervals import Interval
-from kerasnorm.study.summary import Group, Summary
+from kerasnorm.study.intervals import Interval, Verdict
+from kerasnorm.study.summary import AblationEffect, Group, Summary
 from kerasnorm.study.tables import (
     arms_sentence,
     change_text,
@@ -105,7 +105,10 @@ def draw_study(summary: Summary, folder: Path, test_images: TestImages) -> dict[
 def file_name(group: Group, summary: Summary) -> str:
     """Returns a group's part of file names: "ln-element" where ln has several groups."""
     fields = shown_fields(group.fields, [other.fields for other in summary.groups])
-    parts = [group.norm, *map(value_text, fields.values())]
+    values = [value_text(value) for value in fields.values()]
+    if summary.one_at_a_time:  # its variants, which change different fields, may have one value
+        values = [f"{name}-{value}" for name, value in zip(fields, values, strict=True)]
+    parts = [group.norm, *values]
     parts += [group.backend] if len({g.backend for g in summary.groups}) > 1 else []
     return re.sub(r"[^\w.-]+", "-", "-".join(parts))
 
@@ -269,6 +272,15 @@ def _draw_row(
     return bool(beyond)
 
 
+def _judged_points(item: AblationEffect, summary: Summary) -> Interval:
+    """Returns an effect in points, with the interval of the table, which it has with a verdict."""
+    found = item.interval
+    points = Interval(found.n, 100 * found.mean)
+    if summary.verdict(item) is Verdict.TOO_FEW or found.low is None or found.high is None:
+        return points
+    return replace(points, low=100 * found.low, high=100 * found.high)
+
+
 def _annotate(axes: Axes, place: int, text: str, color: str) -> None:
     axes.annotate(text, (1.01, place), xycoords=("axes fraction", "data"), va="center",
                   fontsize=TEXT_SIZE, color=color, annotation_clip=False)  # fmt: skip
@@ -302,15 +314,15 @@ def effects_figure(summary: Summary) -> Picture:
         axes.axvline(0.0, color=FAINT, linewidth=1.2)
         for place, item in enumerate(items):
             values = [100 * value for value in item.values]
-            found, color = Interval.of(values), NORMS[item.base.norm].color
+            found, color = _judged_points(item, summary), NORMS[item.base.norm].color
             is_cut |= _draw_row(axes, place, values, found, (left, right), color)
             _annotate(axes, place, f"{found.mean:+.2f}", INK)
         axes.set_yticks(range(len(items)), [change_text(item) for item in items])
         axes.set_ylim(len(items) - 0.5, -0.5)
         axes.set_xlim(left, right)
     words = f"difference in {measure} (points)\none dot per seed, the bar is their mean"
-    if any(item.interval.low is not None for item in effects):
-        words += ", the line its 95 % interval"
+    if any(_judged_points(item, summary).low is not None for item in effects):
+        words += ", the line its corrected interval"
     column[-1].set_xlabel(words + ("; arrow: beyond" if is_cut else ""))
     text = f"What one choice changed alone does to {measure}"
     means = [

@@ -93,10 +93,15 @@ class Comparison:
             Holm's procedure. It excludes zero if, and only if, the difference is significant.
         p: Holm's adjusted p value of the paired t-test; None for one difference, and for several
             that are all the same, whose spread is not known.
+        simultaneous: The t-interval at the level 5 % / number of differences. A step of Holm's
+            procedure allows for the false differences that are still possible, not for false
+            equivalences: of ten differences as large as the margin, the intervals of the steps find
+            one equivalent up to every fifth time.
     """
 
     interval: Interval
     p: float | None
+    simultaneous: Interval
 
     def verdict(self, margin: float = MARGIN) -> Verdict:
         """Returns what the data say: nothing without a p value, or with few differences.
@@ -106,7 +111,7 @@ class Comparison:
         """
         if self.p is None or self.interval.n < LEAST_SEEDS:
             return Verdict.TOO_FEW
-        if self.interval.is_within(margin):
+        if self.simultaneous.is_within(margin):
             return Verdict.EQUIVALENT
         return Verdict.DIFFERENT if self.interval.is_clear else Verdict.OPEN
 
@@ -120,15 +125,21 @@ def compare(samples: Sequence[Sequence[float]]) -> list[Comparison]:
     Args:
         samples: Differences of the paired measurements, one sequence per comparison.
     """
-    found = [Comparison(Interval.of(values), _p(values)) for values in samples]
+    intervals = map(Interval.of, samples)
+    found = [
+        Comparison(one, _p(values), one) for one, values in zip(intervals, samples, strict=True)
+    ]
     tested = [index for index, one in enumerate(found) if one.p is not None]
     adjusted, compared_with = 0.0, len(tested)
     for rank, index in enumerate(sorted(tested, key=lambda index: found[index].p or 0.0)):
         if adjusted <= 1 - LEVEL:
             compared_with = len(tested) - rank
         adjusted = min(1.0, max(adjusted, (len(tested) - rank) * (found[index].p or 0.0)))
-        interval = Interval.of(samples[index], 1 - (1 - LEVEL) / compared_with)
-        found[index] = Comparison(interval, adjusted)
+        interval, simultaneous = (
+            Interval.of(samples[index], 1 - (1 - LEVEL) / count)
+            for count in (compared_with, len(tested))
+        )
+        found[index] = Comparison(interval, adjusted, simultaneous)
     return found
 
 

@@ -456,14 +456,19 @@ def _summarize(runs: Sequence[Run], study: StudyPlan) -> Summary:
 def best_run(path: Path) -> Run:
     """Returns the best run of the study in a folder: that of the best group, and of its best seed.
 
-    Runs are ranked by validation accuracy where all have one, else by test accuracy.
+    Runs are ranked by validation accuracy where all have one, else by test accuracy. Groups that
+    have fewer seeds than others, because runs failed or are not trained yet, are left out.
 
     Raises:
         CorruptFileError: The folder holds no study, or none of its runs has finished.
     """
     study, runs = folder.load(path)
     summary = _summarize(runs, study)
-    measure = summary.measure
+    measure, groups = summary.measure, summary.groups
+    partial = [group for group in groups if len(group.runs) < len(summary.best.runs)]
+    if partial:
+        names = ", ".join(study_tables.group_label(group, groups) for group in partial)
+        logger.warning(f"{path}: groups with fewer seeds than the others are left out: {names}.")
     best = max(summary.best.runs.values(), key=lambda run: float(run.metrics[measure]))
     logger.info(
         f"{path}: the best of {len(summary.runs)} runs by {study_tables.measure_text(summary)} is "

@@ -53,6 +53,7 @@ DEFINITIONS = {
     "measure": "accuracy by which groups are ranked and compared: that of the validation split "
     "where all runs have one, else that of the test set, which then is no longer unseen",
     "unmatched": "fields besides the norm in which the norms' runs differ, with their values",
+    "following": "values of fields that change together with a varied one and may share its effect",
     "differences": "first minus second, seed by seed over the seeds that both have, with the "
     "t-interval of the mean at the level of its step in Holm's procedure (5 % / number of "
     "differences that are left) and Holm's adjusted p of the paired t-test",
@@ -60,8 +61,8 @@ DEFINITIONS = {
     "too, with a scaled rate the learning rate of the batch size), seed by seed over the seeds "
     "that both have; intervals and p as for differences, corrected for the number of effects",
     "verdict": f"none below {LEAST_SEEDS} common seeds, or if all differences are the same; "
-    "equivalent where the interval lies within the margin; different where it excludes zero; else "
-    "not significant",
+    "equivalent where the interval at the level 5 % / number of all differences lies within the "
+    "margin; different where the interval excludes zero; else not significant",
     "margin": "largest difference in accuracy that does not matter in practice",
 }
 
@@ -270,6 +271,8 @@ class Summary:
         published: Published numbers for the same recipe and data.
         unmatched: Values by norm of each field, besides the norm, in which the norms' runs differ
             though it was not varied.
+        following: Distinct values of each field that changes together with a varied one, such as
+            the learning rate that follows the batch size.
         margin: Largest difference, as a share of 1, that does not matter in practice.
         one_at_a_time: Whether the groups are a base and variants that change one field of it.
         effects: Effects of these changes; empty for other studies.
@@ -283,6 +286,7 @@ class Summary:
     changes: tuple[Difference, ...]
     published: tuple[Published, ...]
     unmatched: Mapping[str, Mapping[str, Any]]
+    following: Mapping[str, Sequence[Any]]
     margin: float = MARGIN
     one_at_a_time: bool = False
     effects: tuple[AblationEffect, ...] = ()
@@ -329,6 +333,7 @@ class Summary:
             "measure": self.measure,
             "margin": self.margin,
             "unmatched": self.unmatched,
+            "following": self.following,
             "groups": [_group_row(group) for group in self.groups],
             "differences": [self._judged(item) for item in self.differences],
             "changes": [self._judged(item) for item in self.changes],
@@ -351,8 +356,13 @@ class Summary:
 
     @property
     def best(self) -> Group:
-        """The group of the highest mean of `measure`."""
-        return max(self.groups, key=lambda group: group.mean(self.measure))
+        """The group of the highest mean of `measure`, of those with the most seeds.
+
+        Of a group with failed runs the lucky seeds are left, whose mean says too much.
+        """
+        most = max(len(group.runs) for group in self.groups)
+        whole = [group for group in self.groups if len(group.runs) == most]
+        return max(whole, key=lambda group: group.mean(self.measure))
 
 
 def _group_row(group: Group) -> dict[str, Any]:
@@ -427,7 +437,8 @@ def summarize(
         differences=tuple(_compared(Difference, pairs, measure)),
         changes=() if plan else tuple(_compared(Difference, _change_pairs(groups), measure)),
         published=tuple(_published(groups)),
-        unmatched=_unmatched(groups, axes),
+        unmatched=_unmatched(groups),
+        following=_following(groups),
         margin=margin,
         one_at_a_time=plan is not None,
         effects=tuple(_norm_by_norm(effects)),
@@ -483,17 +494,36 @@ def _fields(config: Config, axes: Iterable[str]) -> dict[str, Any]:
     return {name: field_value(config, name) for name in axes if is_read(name, config.model.norm)}
 
 
-def _unmatched(groups: Sequence[Group], axes: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Returns fields that every norm reads and that differ between norms though not varied."""
+def _unmatched(groups: Sequence[Group]) -> dict[str, dict[str, Any]]:
+    """Returns fields that every norm reads and that differ between norms that are compared."""
     found: dict[str, dict[str, Any]] = {}
     for name in SETTINGS:
-        if name in AXES or name in axes or name in UNCOMPARED or owner(name):
+        if name in AXES or name in UNCOMPARED or owner(name):
             continue
         for shared in {repr(group.shared): group.shared for group in groups}.values():
             same = [group for group in groups if group.shared == shared]
             values = {group.norm: field_value(group.first.config, name) for group in same}
             if len({*map(repr, values.values())}) > 1:
                 found.setdefault(name, values)
+    return found
+
+
+def _following(groups: Sequence[Group]) -> dict[str, list[Any]]:
+    """Returns the values of fields that differ between groups of one norm though none names them.
+
+    They change together with a field that does, and so may be what makes the difference.
+    """
+    found: dict[str, list[Any]] = {}
+    for name in SETTINGS:
+        if name in AXES or name in UNCOMPARED:
+            continue
+        by_norm: dict[str, dict[str, Any]] = {}
+        for group in groups:
+            if is_read(name, group.norm) and name not in group.fields:
+                value = field_value(group.first.config, name)
+                by_norm.setdefault(group.norm, {})[repr(value)] = value
+        if values := next((known for known in by_norm.values() if len(known) > 1), None):
+            found[name] = [*values.values()]
     return found
 
 

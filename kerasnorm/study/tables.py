@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from kerasnorm.plots.labels import field_texts, shown_fields, value_text
 from kerasnorm.progress import counted, duration, rounded
 from kerasnorm.study.estimate import Estimate, makespan
 from kerasnorm.study.folder import PlannedRun
-from kerasnorm.study.intervals import LEAST_SEEDS, Comparison, Interval, Verdict
+from kerasnorm.study.intervals import LEAST_SEEDS, LEVEL, ROUNDING, Comparison, Interval, Verdict
 from kerasnorm.study.plan import identity
 from kerasnorm.study.summary import (
     MEASURES,
@@ -41,6 +42,7 @@ MOST_SENTENCES = 8
 MOST_PAIRS = 20  # rows of the table of confused classes
 LONGEST_MESSAGE = 300  # letters of the reason why a run failed
 JUDGED = (">n", ">difference", ">corrected interval", ">p", "verdict")
+LEAST_P = 0.001  # smaller p values are not told apart
 NO_VALUE = "-"
 GROUP_NOTE = (
     "Values after the last epoch: mean ± sample std over the seeds, n runs. In brackets the "
@@ -48,15 +50,17 @@ GROUP_NOTE = (
 )
 CORRECTION = (
     "Intervals and p values are those of paired t-tests, corrected for the {count} of this table "
-    "(Holm). Different: the interval excludes zero. Equivalent: it lies within ±{margin:g} points. "
+    "that vary over their seeds (Holm). Different: the interval excludes zero. Equivalent: it lies "
+    "within ±{margin:g} points, also where corrected as if it were the smallest p (Bonferroni). "
     "With fewer than {least} common seeds, or the same difference on each, there are numbers only."
 )
 DIFFERENCE_NOTE = (
     "First minus second in points of {measure}, seed by seed over the n seeds that both have. "
 )
 EFFECT_NOTE = (
-    "One field changed alone, the rest as in the base: means of {measure} after the last epoch "
-    "over the n seeds that both have, and variant minus base in points, seed by seed. "
+    "One field changed alone, but for those that follow it, the rest as in the base: means of "
+    "{measure} after the last epoch over the n seeds that both have, and variant minus base in "
+    "points, seed by seed. "
 )
 ANSWER_NOTE = (
     "{measure} in percent, mean ± std over the seeds; the highest mean of a column has a *."
@@ -242,7 +246,11 @@ def _differences(summary: Summary, differences: Sequence[Difference], heading: s
     return Table(
         ("first", "second", *JUDGED, *((">difference in test",) if has_test else ())),
         rows,
-        notes=(difference_note(measure_text(summary), len(rows), summary.margin),),
+        notes=(
+            difference_note(
+                measure_text(summary), [item.comparison for item in differences], summary.margin
+            ),
+        ),
         title=heading,
     )
 
@@ -265,7 +273,7 @@ def effect_table(summary: Summary) -> Table:
         rows,
         notes=(
             EFFECT_NOTE.format(measure=measure_text(summary))
-            + _correction(counted(len(rows), "effect"), summary.margin),
+            + _correction("effect", [item.comparison for item in summary.effects], summary.margin),
         ),
         title="Ablation effects",
     )
@@ -274,12 +282,12 @@ def effect_table(summary: Summary) -> Table:
 def judged(found: Comparison, margin: float) -> tuple[str, ...]:
     """Returns the cells of a difference, a share of 1, below `JUDGED`."""
     p, verdict = found.p, found.verdict(margin)
-    is_judged = p is not None and verdict is not Verdict.TOO_FEW
+    is_judged = verdict is not Verdict.TOO_FEW
     return (
         str(found.interval.n),
         f"{100 * found.interval.mean:+.2f}",
-        _ends(found.interval) if is_judged else NO_VALUE,
-        f"{p:.3f}" if is_judged else NO_VALUE,
+        _ends(found.interval, margin) if is_judged else NO_VALUE,
+        NO_VALUE if p is None or not is_judged else _p_text(p),
         str(verdict),
     )
 
@@ -289,14 +297,14 @@ def _test_difference(item: Difference) -> str:
     return f"{100 * (first - second):+.2f}"
 
 
-def difference_note(measure: str, count: int, margin: float) -> str:
-    """Returns the note below a table of `count` differences in a measure."""
-    return DIFFERENCE_NOTE.format(measure=measure) + _correction(
-        counted(count, "difference"), margin
-    )
+def difference_note(measure: str, comparisons: Sequence[Comparison], margin: float) -> str:
+    """Returns the note below a table of differences in a measure."""
+    note = DIFFERENCE_NOTE.format(measure=measure)
+    return note + _correction("difference", comparisons, margin)
 
 
-def _correction(count: str, margin: float) -> str:
+def _correction(kind: str, comparisons: Sequence[Comparison], margin: float) -> str:
+    count = counted(sum(one.p is not None for one in comparisons), kind)
     return CORRECTION.format(count=count, margin=100 * margin, least=LEAST_SEEDS)
 
 
@@ -305,18 +313,20 @@ def answer_table(summary: Summary) -> Table:
     groups = summary.groups
     columns = list({repr(group.shared): group.shared for group in groups}.values())
     highest = [
-        max((g for g in groups if g.shared == shared), key=lambda g: g.mean(summary.measure))
-        for shared in columns
+        max(g.mean(summary.measure) for g in groups if g.shared == shared) for shared in columns
     ]
+    whole = "base" if summary.one_at_a_time else "all runs"
     headings = [
-        ", ".join(field_texts(shown_fields(shared, columns))) or "all runs" for shared in columns
+        ", ".join(field_texts(shown_fields(shared, columns))) or whole for shared in columns
     ]
     cells: dict[str, list[str]] = {}
     for group in groups:
         label = group_label(replace(group, fields=group.own), groups)
         row = cells.setdefault(label, [NO_VALUE] * len(columns))
-        mark = " *" if group in highest else ""
-        row[columns.index(group.shared)] = percent(group.interval(summary.measure)) + mark
+        place = columns.index(group.shared)
+        # Means of the same accuracies in another order differ in floating point.
+        mark = " *" if highest[place] - group.mean(summary.measure) < ROUNDING else ""
+        row[place] = percent(group.interval(summary.measure)) + mark
     return Table(
         ("norm", *(f">{heading}" for heading in headings)),
         [(label, *row) for label, row in cells.items()],
@@ -338,10 +348,30 @@ def failure_table(summary: Summary) -> Table:
     return Table(("norm", ">failed runs", "reason"), rows, title="Failed")
 
 
-def _ends(found: Interval) -> str:
+def _p_text(p: float) -> str:
+    """Returns a p value; one below 5 % does not read as 5 %, nor one above it."""
+    if p < LEAST_P:
+        return f"<{LEAST_P}"
+    level = round(1 - LEVEL, 9)
+    digits = next(n for n in (3, 4, 5, 6) if n == 6 or (round(p, n) - level) * (p - level) > 0)
+    return f"{p:.{digits}f}"
+
+
+def _ends(found: Interval, margin: float) -> str:
+    """Returns an interval in points: as precisely as zero and the margin need to be told from it.
+
+    Args:
+        found: The interval, of shares of 1.
+        margin: Largest difference that does not matter, as a share of 1.
+    """
     if found.low is None or found.high is None:
         return NO_VALUE
-    return f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"
+    ends = 100 * found.low, 100 * found.high
+    gaps = [abs(end - mark) for end in ends for mark in (-100 * margin, 0.0, 100 * margin)]
+    digits = math.ceil(-math.log10(min((gap for gap in gaps if gap > ROUNDING), default=1.0)))
+    digits = min(max(2, digits), 6)
+    low, high = (f"{end:+.{digits}f}" for end in ends)
+    return f"{low} to {high}"
 
 
 def published_table(summary: Summary) -> Table:
@@ -392,6 +422,18 @@ def steps_sentence(summary: Summary) -> str:
         f"At equal epochs, a batch size of {high} takes {high / low:g} times fewer steps than one "
         f"of {low}: part of the difference may be the number of steps."
     )
+
+
+def following_sentence(summary: Summary) -> str:
+    """Returns which fields change together with the varied ones; "" where none does."""
+    if not summary.following:
+        return ""
+    texts = [
+        f"{name.replace('_', ' ')} ({', '.join(map(value_text, values))})"
+        for name, values in summary.following.items()
+    ]
+    varied = ", ".join(name.replace("_", " ") for name in summary.axes)
+    return f"Together with what was varied ({varied}), these change: {'; '.join(texts)}."
 
 
 def statistics_sentence(summary: Summary) -> str:
@@ -475,7 +517,8 @@ def sentences(summary: Summary) -> list[str]:
     ranked += [_effect_sentence(item, summary) for item in effects]
     left = len(ranked) - MOST_SENTENCES
     ranked = ranked[:MOST_SENTENCES] + ([f"The tables hold {left} more."] if left > 0 else [])
-    texts = [arms_sentence(summary), steps_sentence(summary), measure_sentence(summary)]
+    texts = [arms_sentence(summary), following_sentence(summary), steps_sentence(summary)]
+    texts += [measure_sentence(summary)]
     texts += [statistics_sentence(summary), instance_sentence(summary)]
     first = [text for text in texts if text]
     first += [_failure_sentence(item, summary) for item in summary.failures]
@@ -506,21 +549,22 @@ def _difference_sentence(item: Difference, summary: Summary) -> str:
             text = f"{first} against {second} is not significant: {points:+.2f} points"
         case Verdict.TOO_FEW:
             text = f"{first} against {second}: {points:+.2f} points, no verdict"
-    return f"{text} {_behind(item.interval)}."
+    return f"{text} {_behind(item, summary)}."
 
 
 def _effect_sentence(item: AblationEffect, summary: Summary) -> str:
     name = f"{group_label(item.base, summary.groups)}, {change_text(item)}"
     verdict = summary.verdict(item)
     text = "" if verdict is Verdict.DIFFERENT else f", {verdict}"
-    return f"{name}: {100 * item.interval.mean:+.2f} points{text} {_behind(item.interval)}."
+    return f"{name}: {100 * item.interval.mean:+.2f} points{text} {_behind(item, summary)}."
 
 
-def _behind(found: Interval) -> str:
+def _behind(item: Difference, summary: Summary) -> str:
+    found = item.interval
     seeds = f"{found.n} common seed{'s' * (found.n != 1)}"
     if found.n < LEAST_SEEDS or found.low is None:
         return f"({seeds})"
-    return f"({seeds}, corrected interval {_ends(found)})"
+    return f"({seeds}, corrected interval {_ends(found, summary.margin)})"
 
 
 def plan_table(estimates: Sequence[Estimate], lanes: int) -> Table:

@@ -24,7 +24,8 @@ def test_statistics_are_those_of_all_values_under_batch_statistics():
 
     new = recalibrate(model, x, batch_size=4)
 
-    # By hand: batches of 4, 3 and 3, the first norm with the moments of its batch.
+    # By hand: batches of 4, 3 and 3 in random order, the first norm with the moments of its batch.
+    x = x[np.random.Generator(np.random.PCG64(0)).permutation(10)]
     inputs = {"one": [], "two": []}
     gamma, beta = (np.asarray(weight.numpy()) for weight in one.weights[:2])
     for part in (x[:4], x[4:7], x[7:]):
@@ -38,6 +39,26 @@ def test_statistics_are_those_of_all_values_under_batch_statistics():
         layer = new.get_layer(name)
         assert np.allclose(layer.moving_mean.numpy(), values.mean((0, 1, 2)), atol=1e-6)
         assert np.allclose(layer.moving_variance.numpy(), values.var((0, 1, 2)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_images_that_come_class_by_class_give_the_statistics_of_all_classes(classes):
+    """As the readers of class folders give them, so that neighbors are of one class."""
+    conv, first, second = layers.Conv2D(4, 1), layers.BatchNormalization(), layers.Conv2D(3, 1)
+    last = layers.BatchNormalization()
+    model = drawn(keras.Sequential([keras.Input((8, 8, 3)), conv, first, second, last]))
+    x = images(240) + np.repeat(20.0 * np.arange(classes), 240 // classes)[:, None, None, None]
+
+    new = recalibrate(model, x.astype("float32"), batch_size=40)
+
+    # Batches of one class would take its brightness away before the second convolution.
+    values = keras.ops.convert_to_numpy(conv(x))
+    gamma, beta = (weight.numpy() for weight in first.weights[:2])
+    values = (values - values.mean((0, 1, 2))) / np.sqrt(values.var((0, 1, 2)) + first.epsilon)
+    values = keras.ops.convert_to_numpy(second(gamma * values + beta))
+    found = new.layers[-1]
+    assert np.allclose(found.moving_variance.numpy(), values.var((0, 1, 2)), rtol=0.1)
+    assert np.allclose(found.moving_mean.numpy(), values.mean((0, 1, 2)), atol=0.05)
 
 
 def test_all_other_weights_stay_and_a_shared_norm_counts_every_call():

@@ -1,6 +1,7 @@
 """The pictures of a study: what they show equals the summary's numbers."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from kerasnorm.study.figures import (
     curves_figure,
     draw_study,
     effects_figure,
+    file_name,
     final_figure,
     numeric_axes,
 )
+from kerasnorm.study.plan import StudyPlan
 from kerasnorm.study.summary import summarize
 
 
@@ -184,6 +187,42 @@ def test_ablation_effects_have_a_panel_per_norm_and_a_dot_per_seed(tmp_path):
     assert "-0.30" in [text.get_text() for text in bn.texts]
     assert "difference in test accuracy" in figure.axes[1].get_xlabel()
     assert picture.save(tmp_path).is_file()
+
+
+def test_variants_without_a_base_have_files_of_their_own():
+    plan = StudyPlan(
+        norms=("bn",),
+        backends=("torch",),
+        seeds=(0,),
+        one_at_a_time=True,
+        vary={"epochs": (2,), "cutout_size": (2,), "batch_size": (2,)},
+        fixed={"recipe": "era8", "data": "cifar10"},
+    )
+    runs = [
+        replace(make_run(0.5, norm="bn"), config=config)
+        for config in list(plan.configs().values())[1:]
+    ]
+    summary = summarize(runs, tuple(plan.vary), plan)
+    assert len({file_name(group, summary) for group in summary.shown_groups}) == 3
+
+
+def test_the_intervals_of_effects_are_those_of_the_table():
+    """An interval that is not corrected would exclude zero where the verdict is open."""
+    summary = summarize_ablation()
+    axes_of = dict(zip(("bn", "gn"), effects_figure(summary).figure.axes, strict=True))
+    assert "corrected interval" in axes_of["gn"].get_xlabel()
+    for norm, axes in axes_of.items():
+        lines = [line for line in axes.lines if line.get_linewidth() == 1.2][1:]  # without the zero
+        drawn = {line.get_ydata()[0]: line.get_xdata() for line in lines}
+        effects = [item for item in summary.effects if item.base.norm == norm]
+        for place, item in enumerate(effects):
+            if len({round(value, 9) for value in item.values}) == 1:
+                assert place not in drawn
+                continue
+            ends = 100 * np.array([item.interval.low, item.interval.high])
+            assert np.allclose(drawn[place], np.clip(ends, *axes.get_xlim()))
+    runs = [run for run in ablation_runs() if run.config.train.seed < 2]
+    assert "interval" not in effects_figure(summarize_ablation(runs)).figure.axes[1].get_xlabel()
 
 
 def test_a_ruinous_choice_leaves_the_panel_as_an_arrow():

@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from kerasnorm.study.intervals import Interval, Verdict, compare
 
@@ -122,6 +124,35 @@ def test_the_same_difference_on_every_seed_is_no_finding(correct, more, images, 
     assert found.interval == Interval(len(same), found.interval.mean, 0.0)
     assert math.isclose(found.interval.mean, more / images, abs_tol=1e-12)
     assert beside == compare([other])[0]
+
+
+@given(SAMPLES, st.sampled_from([0.0, 0.005, 0.05]))
+def test_equivalent_is_what_lies_within_the_margin_corrected_for_all(samples, margin):
+    """By hand: mean ± t(1 - 2.5 % / m, n - 1) * std / sqrt(n) for all m that vary."""
+    found = compare(samples)
+    count = sum(len(values) > 1 and max(values) - min(values) >= 1e-12 for values in samples)
+    for values, one in zip(samples, found, strict=True):
+        n = len(values)
+        if n < 3 or max(values) - min(values) < 1e-12:
+            assert one.verdict(margin) is Verdict.TOO_FEW
+            continue
+        half = stats.t.ppf(1 - 0.025 / count, n - 1) * stats.sem(values)
+        farthest = max(half - np.mean(values), np.mean(values) + half)
+        if abs(farthest - margin) > 1e-9:
+            assert (one.verdict(margin) is Verdict.EQUIVALENT) == (farthest < margin)
+
+
+@pytest.mark.parametrize(("differences", "seeds"), [(1, 3), (6, 10), (10, 10), (10, 100)])
+def test_differences_as_large_as_the_margin_are_seldom_called_equivalent(differences, seeds):
+    """At most 5 % for all together: one in twenty, three standard errors of 400 draws above."""
+    rng = np.random.default_rng(1)
+    std = 0.005 * (1.0 if seeds > 10 else 0.5)
+    draws = rng.normal(0.005, std, (400, differences, seeds))
+    wrong = [
+        any(one.verdict(0.005) is Verdict.EQUIVALENT for one in compare(draw.tolist()))
+        for draw in draws
+    ]
+    assert np.mean(wrong) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
 
 
 def test_a_wider_margin_makes_more_differences_equivalent():

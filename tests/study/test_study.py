@@ -237,6 +237,11 @@ def test_the_best_run_is_that_of_the_best_group_by_validation(tmp_path):
     ]
     assert outcome.best().path.name == "gn-torch-s1"
     assert str(outcome).startswith("Matched arms: ")
+    # A run of gn is lost: the other one alone does not make gn the best.
+    (path / "runs" / "gn-torch-s0" / "metrics.json").unlink()
+    _, err = call("evaluate", path, "--best", code=5)
+    assert "groups with fewer seeds than the others are left out: GN." in err
+    assert "bn-torch-s1, 80.00 %" in err
     for argument, value in (("norm", "bn"), ("backend", "torch"), ("seed", 1)):
         with pytest.raises(ConfigError, match=f"among {argument}s"):
             kerasnorm.compare(("bn",), **{argument: value})

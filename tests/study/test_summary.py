@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 from helpers.studies import ABLATION, RUNS, ablation_runs, make_run, summarize_ablation
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from kerasnorm.config import published, resolve
+from kerasnorm.config import ARMS, RATE_SCALINGS, published, resolve
 from kerasnorm.data.content import Content
 from kerasnorm.errors import DataError
 from kerasnorm.study import tables
 from kerasnorm.study.folder import PlannedRun, State
 from kerasnorm.study.intervals import Verdict
+from kerasnorm.study.plan import StudyPlan
 from kerasnorm.study.summary import summarize
 from kerasnorm.study.tables import group_label
 
@@ -143,7 +146,7 @@ def test_effects_stand_norm_by_norm_the_largest_first():
     )
     assert table.rows[4] == (
         *("GN", "optimizer", "adamw", "sgd", "71.00", "81.00", "3", "+10.00"),
-        *("+9.27 to +10.73", "0.000", "different"),
+        *("+9.27 to +10.73", "<0.001", "different"),
     )
     assert table.rows[8] == (  # one point less on every seed
         *("GN", "groups", "0", "2", "71.00", "70.00", "3", "-1.00"),
@@ -290,6 +293,71 @@ def test_fields_that_differ_between_the_norms_are_said():
     assert not tables.arms_sentence(summarize(runs[:1]))
 
 
+@pytest.mark.parametrize("one_at_a_time", [True, False])
+def test_norms_whose_varied_field_differs_in_the_base_are_not_matched(one_at_a_time):
+    """Tuned arms of the recipe best: bn without, gn with weight standardization."""
+    plan = StudyPlan(
+        norms=("bn", "gn"),
+        backends=("torch",),
+        seeds=(0, 1, 2),
+        arms="tuned",
+        one_at_a_time=one_at_a_time,
+        vary={"weight_standardization": (False, True)},
+        fixed={"recipe": "best", "data": "cifar10"},
+    )
+    runs = [
+        dataclasses.replace(make_run(0.5, norm=config.model.norm), config=config)
+        for config in plan.configs().values()
+    ]
+    found = summarize(runs, tuple(plan.vary), plan if one_at_a_time else None)
+    differ = {"weight_standardization": {"bn": False, "gn": True}} if one_at_a_time else {}
+    assert found.unmatched == differ
+    assert found.following == {}
+
+
+VARIED = {
+    "batch_size": (32, 128),
+    "optimizer": ("adam", "sgd"),
+    "learning_rate": (0.001, 0.01),
+    "groups": (2, 4),
+}
+OWN_OF_GN = ("groups", "group_size")
+
+
+@settings(max_examples=30)
+@given(
+    names=st.lists(st.sampled_from(sorted(VARIED)), min_size=1, unique=True),
+    one_at_a_time=st.booleans(),
+    arms=st.sampled_from(ARMS),
+    scaling=st.sampled_from(RATE_SCALINGS),
+)
+def test_every_field_that_changes_is_named(names, one_at_a_time, arms, scaling):
+    """Of two groups that are compared, the fields that differ are in labels or in sentences."""
+    plan = StudyPlan(
+        norms=("bn", "gn"),
+        backends=("torch",),
+        seeds=(0,),
+        arms=arms,
+        rate_scaling=scaling,
+        one_at_a_time=one_at_a_time,
+        vary={name: VARIED[name] for name in names},
+        fixed={"recipe": "best", "data": "cifar10"},
+    )
+    runs = [
+        dataclasses.replace(make_run(0.5, norm=config.model.norm), config=config)
+        for config in plan.configs().values()
+    ]
+    found = summarize(runs, tuple(plan.vary), plan if one_at_a_time else None)
+    for item in (*found.differences, *found.changes, *found.effects):
+        first, second = (group.first.config.to_dict() for group in (item.first, item.second))
+        known = {"norm", *item.first.fields, *item.second.fields, *found.following}
+        known |= {*found.unmatched} if item.first.norm != item.second.norm else set()
+        for section in ("model", "data", "train"):
+            for name, value in first[section].items():
+                if item.first.norm == item.second.norm or name not in OWN_OF_GN:
+                    assert value == second[section][name] or name in known, name
+
+
 def test_values_of_a_field_are_compared_within_each_norm():
     accuracies = {2: (0.5, 0.51, 0.52), 8: (0.6, 0.612, 0.62), 32: (0.7, 0.71, 0.722)}
     runs = [
@@ -325,6 +393,14 @@ def test_groups_are_ranked_on_validation_where_all_have_it():
     assert "points of validation accuracy" in table.notes[0]
     del runs[0].metrics["val_accuracy"]
     assert summarize(runs).measure == "test_accuracy"
+
+
+def test_the_lucky_seed_of_a_norm_whose_other_runs_failed_is_not_the_best():
+    runs = [make_run(0.7 + seed / 100, norm="bn", seed=seed) for seed in range(3)]
+    runs += [make_run(0.6, norm="gn", seed=seed) for seed in range(3)]
+    lucky = make_run(0.99, norm="ln", seed=1)
+    assert summarize([lucky, *runs]).best.norm == "bn"
+    assert summarize([lucky, *runs[1:2]]).best.norm == "ln"  # one seed each
 
 
 def test_the_margin_decides_what_is_equivalent():

@@ -1,18 +1,25 @@
 """The tables of a study."""
 
+import math
+
 import numpy as np
 import pytest
-from helpers.studies import make_run
+from helpers.studies import make_run, summarize_ablation
+from hypothesis import example, given
+from hypothesis import strategies as st
+from scipy import stats
 
 from kerasnorm.plots.labels import shown_fields
-from kerasnorm.study.intervals import Interval
+from kerasnorm.study.intervals import Interval, Verdict, compare
 from kerasnorm.study.summary import Failure, summarize
 from kerasnorm.study.tables import (
     all_tables,
     answer_table,
     confused_table,
+    difference_table,
     failure_table,
     group_table,
+    judged,
     nats,
     run_table,
     sentences,
@@ -126,6 +133,15 @@ def test_batch_sizes_that_vary_say_how_many_steps_they_take():
     assert not [text for text in sentences(summarize(one)) if "fewer steps" in text]
 
 
+def test_fields_that_follow_a_varied_one_are_said_with_their_values():
+    runs = [make_run(0.5, norm="bn", batch_size=b, learning_rate=b / 1000) for b in (2, 8)]
+    found = summarize(runs)
+    text = "Together with what was varied (batch size), these change: learning rate (0.002, 0.008)."
+    assert text in sentences(found)
+    assert found.to_dict()["following"] == {"learning_rate": [0.002, 0.008]}
+    assert not [text for text in sentences(summarize(runs[:1])) if "Together" in text]
+
+
 def test_the_table_of_runs_holds_the_accuracy_that_ranks_them():
     run = make_run(0.5, norm="bn", validation=10)
     run.metrics["val_accuracy"] = 0.625
@@ -140,3 +156,69 @@ def test_a_path_of_data_or_of_a_network_is_as_short_as_tells_it_from_the_others(
     others = [{"network": "/models/new/net.keras"}, {"network": "keras:VGG16"}]
     assert shown_fields(fields, others) == fields | {"network": "old/net.keras", "data": "pets"}
     assert shown_fields(others[1], [fields]) == {"network": "keras:VGG16"}
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(-0.02, 0.02), st.floats(1e-6, 0.01), st.integers(3, 6)),
+        min_size=1,
+        max_size=4,
+    ),
+    st.sampled_from([0.0, 0.005]),
+)
+@example([(0.01, 0.0040261, 3)], 0.005)  # p 0.0500 and the interval from 0.00, on either side
+@example([(0.01, 0.0040237, 3)], 0.005)
+def test_no_rounding_contradicts_a_verdict(drawn, margin):
+    samples = [[mean + std * (i - (n - 1) / 2) for i in range(n)] for mean, std, n in drawn]
+    for one in compare(samples):
+        _, _, ends, p, verdict = judged(one, margin)
+        low, high = (float(end) for end in ends.split(" to "))
+        if verdict == Verdict.DIFFERENT:
+            assert low > 0 or high < 0
+        elif verdict == Verdict.EQUIVALENT:
+            assert -100 * margin <= low <= high <= 100 * margin
+        else:
+            assert low <= 0 <= high
+        if p == "<0.001":
+            assert one.p < 0.001
+        elif abs(one.p - 0.05) > 1e-6:
+            assert (float(p) < 0.05) == (one.p < 0.05)
+
+
+def test_a_tiny_p_is_no_zero_and_a_tiny_end_of_an_interval_is_none():
+    [one] = compare([[0.01, 0.0101, 0.0099, 0.01]])
+    assert judged(one, 0.005)[3] == "<0.001"
+    half = float(stats.t.ppf(0.975, 2)) / math.sqrt(3)
+    [one] = compare([[half * 0.01 + 0.00003 + d for d in (-0.01, 0.0, 0.01)]])
+    cells = judged(one, 0.005)
+    assert cells[2].startswith("+0.003 to")
+    assert cells[4] == Verdict.DIFFERENT
+
+
+def test_the_note_counts_the_differences_that_are_corrected_for():
+    accuracies = {"bn": (0.8, 0.82, 0.81), "gn": (0.7, 0.72, 0.71), "ln": (0.75, 0.74, 0.7)}
+    runs = [
+        make_run(accuracy, norm=norm, seed=seed)
+        for norm, seeds in accuracies.items()
+        for seed, accuracy in enumerate(seeds)
+    ]
+    found = summarize(runs)
+    assert found.differences[0].comparison.p is None  # bn is above gn by 10 points on each seed
+    note = difference_table(found).notes[0]
+    assert "corrected for the 2 differences of this table that vary over their seeds" in note
+    half = stats.t.ppf(1 - 0.025 / 2, 2) * stats.sem([0.05, 0.08, 0.11])
+    ends = [item.comparison.simultaneous for item in found.differences]
+    assert min(abs(one.high - one.low - 2 * half) for one in ends if one.low is not None) < 1e-9
+
+
+def test_equal_means_share_the_star():
+    runs = [
+        make_run(accuracy, norm=norm, seed=seed)
+        for norm, seeds in (("bn", (0.1, 0.2, 0.3)), ("gn", (0.3, 0.2, 0.1)), ("ln", (0.1,)))
+        for seed, accuracy in enumerate(seeds)
+    ]
+    assert [row[1][-1] for row in answer_table(summarize(runs)).rows] == ["*", "*", "0"]
+
+
+def test_the_first_column_of_an_ablations_answer_is_the_base():
+    assert answer_table(summarize_ablation()).columns[1] == ">base"
