@@ -103,8 +103,10 @@ def convert_norm(
         group_size=group_size,
         weight_standardization=weight_standardization,
     )
-    rows = _rows(model, done.calls, done.found, done.replaced)
-    return compared(model, done.model, rows, notes=done.notes)
+    rows, notes = _rows(model, done.calls, done.found, done.replaced), [*done.notes]
+    if any(isinstance(new, keras.layers.BatchNormalization) for new in done.replaced.values()):
+        notes.append(MOVING_NOTE)
+    return compared(model, done.model, rows, notes=notes)
 
 
 @stock_keras
@@ -148,13 +150,12 @@ def replace_norms(
             if not _is_same(layer, new, channels):
                 _refuse_constant(layer, new, channels, positions)
                 replaced[id(layer)] = new
-    notes = []
+    notes: Sequence[str] = ()
     if weight_standardization:
-        chosen, left = _standardizable(calls)
+        chosen, notes = _standardizable(calls)
         replaced |= {id(c): StandardizedConv2D.from_config(c.get_config()) for c in chosen}
-        notes += left
     made, _ = rebuild(model, replaced)
-    notes += _carry_over(layers(model), replaced)
+    _carry_over(layers(model), replaced)
     return Replaced(made, calls, found, replaced, notes)
 
 
@@ -342,9 +343,8 @@ def _weights(layer: Any) -> dict[str, Any]:
     return {role: named[name] for role, names in ROLES.items() for name in names if name in named}
 
 
-def _carry_over(old_layers: Any, replaced: dict[int, Any]) -> list[str]:
-    """Gives the new layers the weights of the old ones; returns sentences for the table."""
-    notes = set()
+def _carry_over(old_layers: Any, replaced: dict[int, Any]) -> None:
+    """Gives the new layers the weights of the old ones."""
     for old in old_layers:
         new = replaced.get(id(old))
         if new is None:
@@ -352,13 +352,10 @@ def _carry_over(old_layers: Any, replaced: dict[int, Any]) -> list[str]:
         if isinstance(new, StandardizedConv2D):
             new.set_weights(old.get_weights())
             continue
-        if isinstance(new, keras.layers.BatchNormalization):
-            notes.add(MOVING_NOTE)
         source, target = _weights(old), _weights(new)
         for role in {*source} & {*target}:
             if source[role].shape == target[role].shape:
                 target[role].assign(source[role])
-    return sorted(notes)
 
 
 def _rows(
