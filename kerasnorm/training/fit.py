@@ -343,12 +343,12 @@ def _note_shard_statistics(config: Config, model: "keras.Model", group: ProcessG
 
 def _note_lagging_statistics(engine: "Engine") -> None:
     """Warns where a training is too short for the moving statistics of its batch norms."""
-    from kerasnorm.training.loop import MOST_INITIAL, batch_norm_momenta
+    from kerasnorm.training.loop import batch_norm_momenta, initial_statistics
 
-    momenta = batch_norm_momenta(engine.model)
     steps = engine.config.epochs * engine.batches.steps
-    share = max(momenta, default=0.0) ** steps
-    if share > MOST_INITIAL:
+    share = initial_statistics(engine.model, steps)
+    if share is not None:
+        momenta = batch_norm_momenta(engine.model)
         logger.warning(
             f"{counted(len(momenta), 'batch norm')} of momentum {max(momenta):g}: after {steps} "
             f"steps, {100 * share:.0f} % of the moving statistics are still the initial ones, and "

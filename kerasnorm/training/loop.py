@@ -78,6 +78,16 @@ def batch_norm_momenta(model: keras.Model) -> list[float]:
     ]
 
 
+def initial_statistics(model: keras.Model, steps: int) -> float | None:
+    """Returns how much of a model's moving statistics is their initial value after some steps.
+
+    It is the share of the slowest batch norm, momentum ** steps; None up to `MOST_INITIAL`, and
+    where there is no batch norm to train.
+    """
+    share = max(batch_norm_momenta(model), default=0.0) ** steps
+    return share if share > MOST_INITIAL else None
+
+
 def _named(**scores: Scores | None) -> run_folder.Row:
     """Returns loss and accuracy under names such as val_loss; None where there is no split."""
     row: run_folder.Row = {}
@@ -349,9 +359,9 @@ class Training:
             "misclassified": [asdict(mistake) for mistake in worst_mistakes(logits, labels)],
         }
         if not self.config.model.pretrained:
-            momentum = max(batch_norm_momenta(self.engine.model), default=0.0)
-            initial = momentum ** (len(self.rows) * self.steps)
-            metrics |= {"initial_statistics": initial} if initial > MOST_INITIAL else {}
+            taken = int(keras.ops.convert_to_numpy(self.engine.model.optimizer.iterations))
+            initial = initial_statistics(self.engine.model, taken)
+            metrics |= {"initial_statistics": initial} if initial is not None else {}
         if self.config.model.norm == "gn":
             metrics["instance_norms"] = list(instance_norms(self.engine.model))
         metrics["definitions"] = {k: v for k, v in DEFINITIONS.items() if k in metrics}

@@ -154,6 +154,18 @@ def test_a_training_too_short_for_moving_statistics_says_so(tmp_path, caplog, mo
     assert all(f"after 8 steps, {share} %" in text for text in found)
 
 
+def test_initial_statistics_are_those_after_the_steps_that_were_taken(tmp_path):
+    """A callback ends the second epoch, of four steps, after its first one."""
+
+    class Ends(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.stop_training = int(self.model.optimizer.iterations) == 5
+
+    config = tiny.config(norm="bn", bn_momentum=0.9, epochs=4)
+    done = tiny.train(config, out=tmp_path / "run", callbacks=[Ends()])
+    assert done.metrics["initial_statistics"] == pytest.approx(0.9**5)
+
+
 @pytest.mark.parametrize(("before", "is_said"), [(0, False), (1, True)])
 def test_another_number_of_threads_is_said_when_a_run_is_resumed(tmp_path, caplog, before, is_said):
     with pytest.raises(KeyboardInterrupt):
