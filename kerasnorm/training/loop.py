@@ -209,7 +209,7 @@ class Training:
         self.steps_taken = step + 1
         if self.logs:
             self.means.append(logs)
-            self.rates.append(self.engine.rate(self.epoch, step))  # a callback may change it
+            self.rates.append(self.engine.rate(self.epoch, step))
         self.callbacks.on_train_batch_end(step, logs)
         done = self.epoch * self.steps + step + 1
         seconds = time.perf_counter() - self.epoch_begun
