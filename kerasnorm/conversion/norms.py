@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import keras
@@ -18,7 +19,7 @@ from kerasnorm.conversion.result import (
     difference,
     probe_inputs,
 )
-from kerasnorm.errors import ConfigError
+from kerasnorm.errors import ConfigError, described
 from kerasnorm.inspection.graph import Calls, layers, may_be_own_norm
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.layers import StandardizedConv2D, custom_layers
@@ -218,14 +219,16 @@ def _check_groups(widths: Sequence[int], groups: int | None, group_size: int | N
             "groups and group_size: expected one of the two. "
             f"Received: groups={groups}, group_size={group_size}"
         )
+    wanted: Any
     name, wanted = ("groups", groups) if group_size is None else ("group_size", group_size)
-    if wanted is None or (wanted > 0 and any(width % wanted == 0 for width in widths)):
+    is_whole = isinstance(wanted, Integral) and not isinstance(wanted, bool)
+    if wanted is None or (is_whole and wanted > 0 and any(width % wanted == 0 for width in widths)):
         return
     fitting = sorted({n for width in widths for n in _divisors(width)})
     raise ConfigError(
         f"{name}: expected a number that divides the channels of some norm, which are "
         f"{', '.join(map(str, sorted(set(widths))))}: one of {', '.join(map(str, fitting))}. "
-        f"Received: {name}={wanted}"
+        f"Received: {name}={described(wanted)}"
     )
 
 

@@ -21,8 +21,8 @@ from kerasnorm.data.batches import Batches
 from kerasnorm.data.preprocessing import channel_statistics, input_statistics
 from kerasnorm.data.sources import locate, with_place
 from kerasnorm.engines.schedule import has_open_end
-from kerasnorm.errors import ConfigError, CorruptFileError, DataError
-from kerasnorm.files import check_file, in_command, run_lock, sweep, write_json
+from kerasnorm.errors import ConfigError, CorruptFileError, DataError, expect
+from kerasnorm.files import as_path, check_file, in_command, run_lock, sweep, write_json
 from kerasnorm.norms import NORMS
 from kerasnorm.process_group import ProcessGroup, this_launch
 from kerasnorm.progress import NullProgress, Progress, counted, default_progress
@@ -92,6 +92,7 @@ def fit(
         from kerasnorm.engines.choice import join
         from kerasnorm.training.loop import Training
 
+        callbacks = _checked(callbacks)
         group = join(launch, train.devices)
         try:
             # The first process may have started the run while another was looking for it.
@@ -127,6 +128,22 @@ def fit(
         draw_run(done, dataset.test.images if dataset else done.test_images())
         (logs or RunLogs(done.path, done.config)).finish(done)
     return done
+
+
+def _checked(callbacks: Iterable[Any]) -> "list[keras.callbacks.Callback]":
+    """Returns the callbacks of a call of `fit`.
+
+    Raises:
+        ConfigError: One of them is no Keras callback.
+    """
+    import keras
+
+    expected = "a list of objects of keras.callbacks.Callback"
+    expect(isinstance(callbacks, Iterable), "callbacks", expected, callbacks)
+    found = list(callbacks)
+    is_right = all(isinstance(one, keras.callbacks.Callback) for one in found)
+    expect(is_right, "callbacks", expected, found)
+    return found
 
 
 @dataclass(frozen=True)
@@ -183,9 +200,11 @@ def _plan(
 ) -> _Plan:
     """Returns what a call of `fit` is to do; every way to resume a run goes through here."""
     if resume is None or resume == "auto":
+        expected = "a kerasnorm.Config, or fields by name: norm='bn', epochs=5"
+        expect(config is None or isinstance(config, Config), "config", expected, config)
         wanted = config.replace(**overrides) if config else resolve(overrides)
         wanted = wanted.replace(data=locate(wanted.data.data))
-        folder = None if out is None else Path(out)
+        folder = None if out is None else as_path(out, "out")
         if resume is None:
             return _Plan(wanted, folder)
         if folder is None:
@@ -198,7 +217,7 @@ def _plan(
             raise ConfigError(
                 "resume: a resumed run has its own config and folder; leave out --config, --out."
             )
-        folder = Path(resume)
+        folder = as_path(resume, "resume")
         if not folder.is_dir():
             raise ConfigError(
                 f"resume: expected a run's folder, or auto. Received: resume={str(resume)!r}"
