@@ -104,12 +104,14 @@ def fit(
             engine = make_engine(config, dataset, group)
             if group.is_first and not config.model.pretrained:
                 _note_lagging_statistics(engine)
+            leaked = _note_leaked(dataset) if group.is_first else None
             environment = runtime.environment(backend, device)
             environment["fused_kernels"] = engine.fused_kernels
             environment["data"] = {
                 "name": dataset.name,
                 "source": dataset.source,
                 **dataclasses.asdict(dataset.content),
+                "leaked_images": leaked,
             }
             with _opened_folder(plan, config, dataset.name, environment, group) as folder:
                 title = f"{config.model.title}, recipe {config.recipe}, on {dataset.name}, "
@@ -297,6 +299,23 @@ def _opened_folder(
             logger.warning(f"Stopped. Resume with: kerasnorm fit --resume {in_command(path)}")
             raise
         group.barrier()
+
+
+def _note_leaked(dataset: Dataset) -> dict[str, int] | None:
+    """Returns `dataset.leaked`, and warns of images that are both trained on and judged by."""
+    leaked = dataset.leaked
+    if leaked is None:
+        logger.info(
+            f"{dataset.source}: test images were not compared with training images, because they "
+            "are stored in a file and all would have to be read."
+        )
+    for name, count in (leaked or {}).items():
+        logger.warning(
+            f"{dataset.source}: {count:,} of {len(dataset.splits[name]):,} {name} images have the "
+            f"same pixels as a training image: the {name} accuracy is too high. Remove them from "
+            "one of the two."
+        )
+    return leaked
 
 
 def _note_threads(before: int | None, environment: Mapping[str, Any]) -> None:

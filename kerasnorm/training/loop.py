@@ -43,6 +43,8 @@ DEFINITIONS = {
     "images_per_second": "training images per second, mean over all epochs",
     "initial_statistics": "share of the moving statistics of batch norms that is still their "
     f"initial value, momentum ** steps; recorded above {MOST_INITIAL:g}",
+    "leaked_images": "number of test and validation images with the same pixels as a training "
+    "image, by split; recorded where there are any",
     "instance_norms": "number of group norms whose groups are one channel each, and of all",
     "confusion": "counts over the test images: one row per true, one column per predicted class",
     "misclassified": "the wrongly classified test images with the highest softmax probability",
@@ -364,6 +366,8 @@ class Training:
             metrics |= {"initial_statistics": initial} if initial is not None else {}
         if self.config.model.norm == "gn":
             metrics["instance_norms"] = list(instance_norms(self.engine.model))
+        if leaked := self.dataset.leaked:
+            metrics["leaked_images"] = leaked
         metrics["definitions"] = {k: v for k, v in DEFINITIONS.items() if k in metrics}
         if not self.group.is_first:
             return
