@@ -18,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kerasnorm.errors import ConfigError, described
+from kerasnorm.errors import ConfigError, described, expect
 from kerasnorm.files import read_text
 from kerasnorm.norms import KEEP, NORMS, is_foreign, owner
 
@@ -505,8 +505,12 @@ def _wrong(name: str, expected: str, received: object) -> ConfigError:
     return ConfigError(f"{name}: expected {expected}. Received: {name}={described(received)}")
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
+def unknown(kind: str, name: object, known: Iterable[str]) -> ConfigError:
     """Returns the error for an unknown name; it suggests the nearest known names."""
+    if not isinstance(name, str):
+        return ConfigError(
+            f"{kind}: expected a name, one of {', '.join(known)}. Received: {described(name)}"
+        )
     if new := (RENAMED | RENAMED_ARGUMENTS).get(name):
         return ConfigError(f"Unknown {kind}: {name!r}. It is now called {new}.")
     known = list(known)
@@ -630,6 +634,9 @@ def resolve(
     Raises:
         ConfigError: A name is unknown or a value is out of range.
     """
+    for name, given in (("overrides", overrides), ("document", document)):
+        is_table = given is None or isinstance(given, Mapping)
+        expect(is_table, name, "a dict of config fields, or None", given)
     chosen, document = dict(overrides or {}), document or {}
     network = (flatten(document) | chosen).get("network", BUILTIN)
     default = DEFAULT_RECIPE if network == BUILTIN else FOREIGN_RECIPE
@@ -641,7 +648,7 @@ def resolve(
             f"Received: recipe={recipe!r}. Leave one of the two out."
         )
     if recipe not in RECIPES:
-        raise unknown("recipe", str(recipe), RECIPES)
+        raise unknown("recipe", recipe, RECIPES)
     given = flatten(document) | chosen
     plan = _recipe_document(recipe)
     values = flatten({k: v for k, v in plan.items() if k != "norms"})

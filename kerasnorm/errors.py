@@ -5,6 +5,7 @@ Every message says what was expected, what was received and what to do next.
 
 import inspect
 import re
+from numbers import Integral, Real
 
 
 class KerasnormError(Exception):
@@ -93,6 +94,32 @@ def described(value: object) -> str:
     if inspect.isroutine(value) or inspect.isclass(value):
         return f"{value.__module__}:{value.__qualname__}"
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
+def expect(is_right: bool, name: str, expected: str, received: object) -> None:
+    """Refuses an argument that is of another type, or out of range.
+
+    Raises:
+        ConfigError: `is_right` is false.
+    """
+    if not is_right:
+        raise ConfigError(f"{name}: expected {expected}. Received: {name}={described(received)}")
+
+
+def is_number(value: object) -> bool:
+    """Returns whether a value is a real number; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def expect_whole(value: object, name: str, least: int) -> None:
+    """Refuses an argument that is no whole number of at least `least`.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    is_right = is_whole and int(value) >= least  # type: ignore[call-overload]
+    expect(is_right, name, f"at least {least}, as a whole number", value)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -24,7 +24,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from kerasnorm.errors import CorruptFileError, RunFolderError
+from kerasnorm.errors import ConfigError, CorruptFileError, RunFolderError, described
 
 LOCK = ".lock"
 MANIFEST = "manifest.json"
@@ -252,6 +252,24 @@ def short_name(name: str) -> str:
         return name
     start = content[: LONGEST_NAME - 9].decode(errors="ignore")
     return f"{start}-{digest(content)[:8]}"
+
+
+def as_path(value: object, name: str) -> Path:
+    """Returns a path that was given as text or as a path.
+
+    Args:
+        value: What was given.
+        name: Name of the argument, for the message.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if not isinstance(value, str | Path):
+        raise ConfigError(
+            f"{name}: expected the path of a file or folder, as text or a pathlib.Path. "
+            f"Received: {name}={described(value)}"
+        )
+    return Path(value)
 
 
 def in_command(path: Path | str) -> str:

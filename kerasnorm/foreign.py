@@ -148,12 +148,14 @@ def _with_norms(model: keras.Model, config: ModelConfig) -> keras.Model:
             "groups": None if is_default else config.groups or None,
             "group_size": None if config.groups else config.group_size,
         }
-    made = replace_norms(
+    done = replace_norms(
         model, wanted, weight_standardization=config.weight_standardization, **groups
-    ).model
-    if config.norm == "gn" and (note := instance_note(made)):
+    )
+    for note in done.notes:
+        logger.info(note)
+    if config.norm == "gn" and (note := instance_note(done.model)):
         logger.warning(note)
-    return made
+    return done.model
 
 
 def _source(config: ModelConfig, input_shape: tuple[int, ...], classes: int) -> keras.Model:

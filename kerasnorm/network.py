@@ -6,6 +6,7 @@ GAP is global average pooling; C10 is a 1x1 convolution to the classes.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 
 from kerasnorm import foreign, user_code
 from kerasnorm.config import SKELETON, ModelConfig, resolve, unknown
-from kerasnorm.errors import ConfigError, described
+from kerasnorm.errors import ConfigError, described, expect_whole, is_number
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.layers import PIXELS, StandardizedConv2D
 from kerasnorm.norms import built, check_groups, normalization
@@ -155,23 +156,35 @@ def build(
 
 
 def _check_shape(input_shape: Sequence[int], classes: int) -> None:
-    is_image = len(input_shape) == 3 and all(isinstance(n, Integral) for n in input_shape)
+    is_list = isinstance(input_shape, Sequence | np.ndarray)
+    is_image = (
+        is_list and len(input_shape) == 3 and all(isinstance(n, Integral) for n in input_shape)
+    )
     if not is_image or min(input_shape) < 1 or min(input_shape[:2]) < 4:
         raise ConfigError(
             "input_shape: expected (H, W, C) with H and W of at least 4, since two 2x2 poolings "
-            f"must leave a pixel. Received: input_shape={tuple(input_shape)}"
+            f"must leave a pixel. Received: input_shape="
+            f"{described(tuple(input_shape) if is_list else input_shape)}"
         )
-    if classes < 2:
-        raise ConfigError(f"classes: expected at least 2. Received: classes={classes}")
+    expect_whole(classes, "classes", 2)
 
 
 def _check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
-    is_finite = np.isfinite([*mean, *std]).all()
-    if not is_finite or len(mean) != channels or len(std) != channels or min(std) <= 0:
+    both = mean, std
+    is_right = all(isinstance(numbers, Sequence | np.ndarray) for numbers in both) and all(
+        len(numbers) == channels and all(is_number(n) and math.isfinite(n) for n in numbers)
+        for numbers in both
+    )
+    if not is_right or min(std) <= 0:
         raise ConfigError(
             f"mean and std: expected {channels} finite numbers each, one per channel, std above 0. "
-            f"Received: mean={tuple(mean)}, std={tuple(std)}"
+            f"Received: mean={_plain(mean)}, std={_plain(std)}"
         )
+
+
+def _plain(numbers: Any) -> str:
+    is_list = isinstance(numbers, Sequence | np.ndarray) and not isinstance(numbers, str | bytes)
+    return described(tuple(numbers) if is_list else numbers)
 
 
 class _Units:

@@ -340,6 +340,26 @@ def test_kernels_are_standardized_on_demand(code):
     assert isinstance(model.get_layer("conv"), StandardizedConv2D)
 
 
+def test_convolutions_that_are_not_standardized_are_named(tmp_path, caplog):
+    """A depthwise one has no standardized form; behind the first and the last there is no norm."""
+    (tmp_path / "nets.py").write_text(
+        "import keras\nfrom keras import layers\n"
+        "def net(input_shape, classes):\n"
+        "    return keras.Sequential([\n"
+        "        keras.Input(input_shape), layers.Conv2D(4, 3, name='first'),\n"
+        "        layers.DepthwiseConv2D(3, name='deep'), layers.GroupNormalization(2),\n"
+        "        layers.Conv2D(4, 1), layers.BatchNormalization(),\n"
+        "        layers.Conv2D(classes, 1, name='last'), layers.GlobalAveragePooling2D(),\n"
+        "        layers.Dense(classes)])\n"
+    )
+    caplog.set_level("INFO", "kerasnorm")
+    make(f"{tmp_path / 'nets.py'}:net", weight_standardization=True, norm="bn")
+    assert [text for text in caplog.messages if "rescale" not in text] == [
+        "Not standardized: 2 Conv2D (no norm behind it), such as first.",
+        "Not standardized: 1 DepthwiseConv2D (no standardized form), such as deep.",
+    ]
+
+
 NORM = """
 import keras
 from kerasnorm.norms import Norm

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from kerasnorm import runtime
 from kerasnorm.data import Split
 from kerasnorm.data.dataset import stratified_sample
-from kerasnorm.errors import ConfigError, described
+from kerasnorm.errors import expect
 from kerasnorm.files import plain
 from kerasnorm.plots.style import Picture
 from kerasnorm.progress import Progress, default_progress
@@ -57,8 +57,8 @@ def open_runs(runs: Sequence[Run | Path | str]) -> tuple[list[Run], str]:
         ConfigError: There is no run.
         CorruptFileError: A run is damaged or unfinished.
     """
-    if not runs:
-        raise ConfigError("runs: expected at least one finished run. Received: none")
+    is_list = isinstance(runs, Sequence) and not isinstance(runs, str | bytes)
+    expect(is_list and len(runs) > 0, "runs", "a list of at least one finished run", runs)
     loaded = [run if isinstance(run, Run) else Run.load(run) for run in runs]
     return loaded, runtime.start(runtime.preferred(loaded[0].config.train.backend))[0]
 
@@ -76,13 +76,3 @@ def some(split: Split, count: int) -> Split:
     if count >= len(split):
         return split
     return split.take(stratified_sample(split.labels, count, seed=0))
-
-
-def expect(is_right: bool, name: str, expected: str, received: Any) -> None:
-    """Refuses an argument that is out of range.
-
-    Raises:
-        ConfigError: `is_right` is false.
-    """
-    if not is_right:
-        raise ConfigError(f"{name}: expected {expected}. Received: {name}={described(received)}")

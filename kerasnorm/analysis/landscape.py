@@ -15,9 +15,10 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from kerasnorm.analysis.answer import Answer, counter, expect, open_runs, some
+from kerasnorm.analysis.answer import Answer, counter, open_runs, some
 from kerasnorm.data.batches import Batches
 from kerasnorm.data.dataset import Split
+from kerasnorm.errors import expect, expect_whole, is_number
 from kerasnorm.norms import EPSILON
 from kerasnorm.plots.labels import run_labels
 from kerasnorm.plots.style import (
@@ -179,11 +180,13 @@ def landscape(
         CorruptFileError: A run is damaged.
         DivergedError: The repeated training diverges.
     """
-    expect(points % 2 == 1 and points >= 3, "points", "an odd number of at least 3", points)
+    expect_whole(points, "points", 3)
+    expect(points % 2 == 1, "points", "an odd number of at least 3", points)
     for name, value in (("steps", steps), ("lines", lines), ("images", images)):
-        expect(value >= 1, name, "at least 1", value)
+        expect_whole(value, name, 1)
     for name, number in (("rate", rate), ("radius", radius)):
-        expect(0 < number < math.inf, name, "a number above 0", number)
+        is_right = is_number(number) and 0 < number < math.inf
+        expect(is_right, name, "a number above 0", number)
     loaded, backend = open_runs(runs)
     tick = counter(progress, "landscape", len(loaded) * (lines + points))
     found = []

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from kerasnorm import runtime, user_code
 from kerasnorm.analysis.answer import Answer
 from kerasnorm.config import ModelConfig, unknown
-from kerasnorm.errors import ConfigError
+from kerasnorm.errors import ConfigError, described, expect, expect_whole, is_number
 from kerasnorm.norms import EPSILON, NORMS, Norm, NormFacts, built, normalization
 from kerasnorm.plots.style import FAINT, INK, TEXT_SIZE, Picture, new_figure, small_text, title
 
@@ -149,6 +149,8 @@ def explain(
         ConfigError: The norm is unknown, or its layer does not compute what its record says.
     """
     record = _record(norm)
+    expect_whole(batch_size, "batch_size", 1)
+    expect_whole(rounds, "rounds", 1)
     backend, _ = runtime.start()
     from kerasnorm.benchmark.cost import norm_cost
 
@@ -174,6 +176,8 @@ def _record(norm: str) -> Norm:
         ConfigError: The norm is unknown, or there is nothing to explain about it.
     """
     known = [name for name, record in NORMS.items() if record.facts]
+    expected = f"a name: {', '.join(known)}, or package.module:name of a norm in your code"
+    expect(isinstance(norm, str), "norm", expected, norm)
     if user_code.is_named(norm):
         user_code.load(norm, "norm")  # afterwards NORMS knows its record, if it is one
     elif norm not in known:
@@ -226,12 +230,16 @@ def normalize(x: Array, norm: str, groups: int = 1, epsilon: float = EPSILON) ->
         epsilon: Added to the variance.
 
     Raises:
-        ConfigError: The norm is unknown, or the groups do not divide C.
+        ConfigError: The norm is unknown, the groups do not divide C, or an argument has another
+            type or shape.
 
     >>> y = normalize(np.array([1.0, 3.0, 10.0, 30.0]).reshape(1, 1, 2, 2), "lnc")
     >>> y.round(3).ravel().tolist()
     [-1.0, 1.0, -1.0, 1.0]
     """
+    is_epsilon = is_number(epsilon) and 0 <= epsilon < math.inf
+    expect(is_epsilon, "epsilon", "a number of at least 0", epsilon)
+    x = _four_axes(x)
     mean, variance = moments(x, norm, groups)
     result: Array = (x - mean) / np.sqrt(variance + epsilon)
     return result
@@ -248,12 +256,32 @@ def moments(x: Array, norm: str, groups: int = 1) -> tuple[Array, Array]:
     >>> mean[0, 0, 0].tolist(), variance[0, 0, 0].tolist()
     ([1.0, 2.0], [1.0, 1.0])
     """
-    record = _record(norm)
-    split = x.astype(np.float64).reshape(_split(record, x.shape, groups))
+    record, x = _record(norm), _four_axes(x)
+    split = x.reshape(_split(record, x.shape, groups))
     mean = split.mean(record.axes, keepdims=True) if record.is_centered else np.zeros(())
     variance = np.square(split - mean).mean(record.axes, keepdims=True)
     full = [np.broadcast_to(part, split.shape).reshape(x.shape) for part in (mean, variance)]
     return full[0], full[1]
+
+
+def _four_axes(x: object) -> Array:
+    """Returns x as an array in float64.
+
+    Raises:
+        ConfigError: It is no array of numbers of shape (N, H, W, C).
+    """
+    try:
+        values = np.asarray(x, np.float64)
+    except (TypeError, ValueError, RuntimeError):
+        values = np.empty(0)
+    is_right = values.ndim == 4 and 0 not in values.shape
+    what = f"an array of shape {values.shape}" if values.size else described(x)
+    if not is_right:
+        raise ConfigError(
+            "x: expected an array of numbers of shape (N, H, W, C), none of them 0. "
+            f"Received: {what}"
+        )
+    return values
 
 
 def _split(norm: Norm, shape: Sequence[int], groups: int) -> tuple[int, ...]:

@@ -18,12 +18,13 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from kerasnorm import runtime
-from kerasnorm.analysis.answer import Answer, counter, expect
+from kerasnorm.analysis.answer import Answer, counter
 from kerasnorm.analysis.corruptions import CORRUPTIONS, SEVERITIES
 from kerasnorm.config import unknown
 from kerasnorm.data.dataset import Split
 from kerasnorm.data.preprocessing import equalize
-from kerasnorm.errors import ConfigError
+from kerasnorm.errors import ConfigError, expect, expect_whole
+from kerasnorm.files import as_path
 from kerasnorm.formats import detect
 from kerasnorm.formats.archive import SavedModel
 from kerasnorm.formats.exported import ExportedModel, needs_keras, open_any
@@ -205,8 +206,13 @@ def robustness(  # noqa: PLR0913  (all but the models are options by name)
         CorruptFileError: A model is damaged.
         DataError: The images do not fit a model, or there is no such split.
     """
-    expect(len(models) > 0, "models", "at least one run or model", "none")
-    expect(images >= 0, "images", "at least 0", images)
+    is_list = isinstance(models, Sequence) and not isinstance(models, str | bytes)
+    expect(is_list and len(models) > 0, "models", "a list of at least one run or model", models)
+    expect_whole(images, "images", 0)
+    expect_whole(seed, "seed", 0)
+    for option, values in (("corruptions", corruptions), ("severities", severities)):
+        is_list = isinstance(values, Sequence) and not isinstance(values, str | bytes)
+        expect(is_list, option, "a list", values)
     for name in corruptions:
         if name not in CORRUPTIONS:
             raise unknown("corruption", name, CORRUPTIONS)
@@ -229,11 +235,12 @@ def _opened(
 ) -> SavedModel | ExportedModel:
     if isinstance(model, Run):
         return model.saved_model()
-    if not isinstance(model, (str, Path)):
+    if isinstance(model, SavedModel | ExportedModel):
         return model
-    if needs_keras(Path(model)):
+    path = as_path(model, "models")
+    if needs_keras(path):
         runtime.import_keras(runtime.preferred("auto"))
-    return open_any(Path(model))
+    return open_any(path)
 
 
 def _entries(found: Mapping[Path, ModelRobustness]) -> list[Robustness]:

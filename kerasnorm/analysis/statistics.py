@@ -14,11 +14,11 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from kerasnorm.analysis.answer import Answer, counter, expect, open_runs, some
+from kerasnorm.analysis.answer import Answer, counter, open_runs, some
 from kerasnorm.config import LAYER_LABELS
 from kerasnorm.data import Dataset
 from kerasnorm.data.dataset import Split
-from kerasnorm.errors import ConfigError, CorruptFileError
+from kerasnorm.errors import ConfigError, CorruptFileError, expect_whole
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.layers import custom_layers
 from kerasnorm.plots.labels import run_labels
@@ -215,7 +215,7 @@ def statistics(
         ("epochs", epochs, 0),
         ("images", images, 1),
     ):
-        expect(value >= low, name, f"at least {low}", value)
+        expect_whole(value, name, low)
     loaded, backend = open_runs(runs)
     models = [run.model() for run in loaded]
     total = sum(epochs or run.config.train.epochs for run in loaded)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from kerasnorm.conversion.rebuild import rebuild, refuse_hidden
 from kerasnorm.conversion.result import Conversion, ConvertedLayer, compared
-from kerasnorm.errors import ConfigError, described
+from kerasnorm.errors import ConfigError, described, expect_whole
 from kerasnorm.inspection.graph import Calls
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.layers import StandardizedConv2D, standardize_kernel
@@ -66,6 +66,7 @@ def fold_norms(model: keras.Model, *, rounds: int = 0) -> Conversion:
     Raises:
         ConfigError: The model has no batch norms, or no graph.
     """
+    expect_whole(rounds, "rounds", 0)
     kinds = (keras.layers.BatchNormalization,)
     refuse_hidden(model, kinds, "folded")
     calls = Calls(model)

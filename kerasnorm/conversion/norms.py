@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import keras
@@ -18,7 +19,7 @@ from kerasnorm.conversion.result import (
     difference,
     probe_inputs,
 )
-from kerasnorm.errors import ConfigError
+from kerasnorm.errors import ConfigError, described
 from kerasnorm.inspection.graph import Calls, layers, may_be_own_norm
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.layers import StandardizedConv2D, custom_layers
@@ -103,8 +104,10 @@ def convert_norm(
         group_size=group_size,
         weight_standardization=weight_standardization,
     )
-    rows = _rows(model, done.calls, done.found, done.replaced)
-    return compared(model, done.model, rows, notes=done.notes)
+    rows, notes = _rows(model, done.calls, done.found, done.replaced), [*done.notes]
+    if any(isinstance(new, keras.layers.BatchNormalization) for new in done.replaced.values()):
+        notes.append(MOVING_NOTE)
+    return compared(model, done.model, rows, notes=notes)
 
 
 @stock_keras
@@ -148,13 +151,12 @@ def replace_norms(
             if not _is_same(layer, new, channels):
                 _refuse_constant(layer, new, channels, positions)
                 replaced[id(layer)] = new
-    notes = []
+    notes: Sequence[str] = ()
     if weight_standardization:
-        chosen, left = _standardizable(calls)
+        chosen, notes = _standardizable(calls)
         replaced |= {id(c): StandardizedConv2D.from_config(c.get_config()) for c in chosen}
-        notes += left
     made, _ = rebuild(model, replaced)
-    notes += _carry_over(layers(model), replaced)
+    _carry_over(layers(model), replaced)
     return Replaced(made, calls, found, replaced, notes)
 
 
@@ -217,14 +219,16 @@ def _check_groups(widths: Sequence[int], groups: int | None, group_size: int | N
             "groups and group_size: expected one of the two. "
             f"Received: groups={groups}, group_size={group_size}"
         )
+    wanted: Any
     name, wanted = ("groups", groups) if group_size is None else ("group_size", group_size)
-    if wanted is None or (wanted > 0 and any(width % wanted == 0 for width in widths)):
+    is_whole = isinstance(wanted, Integral) and not isinstance(wanted, bool)
+    if wanted is None or (is_whole and wanted > 0 and any(width % wanted == 0 for width in widths)):
         return
     fitting = sorted({n for width in widths for n in _divisors(width)})
     raise ConfigError(
         f"{name}: expected a number that divides the channels of some norm, which are "
         f"{', '.join(map(str, sorted(set(widths))))}: one of {', '.join(map(str, fitting))}. "
-        f"Received: {name}={wanted}"
+        f"Received: {name}={described(wanted)}"
     )
 
 
@@ -342,9 +346,8 @@ def _weights(layer: Any) -> dict[str, Any]:
     return {role: named[name] for role, names in ROLES.items() for name in names if name in named}
 
 
-def _carry_over(old_layers: Any, replaced: dict[int, Any]) -> list[str]:
-    """Gives the new layers the weights of the old ones; returns sentences for the table."""
-    notes = set()
+def _carry_over(old_layers: Any, replaced: dict[int, Any]) -> None:
+    """Gives the new layers the weights of the old ones."""
     for old in old_layers:
         new = replaced.get(id(old))
         if new is None:
@@ -352,13 +355,10 @@ def _carry_over(old_layers: Any, replaced: dict[int, Any]) -> list[str]:
         if isinstance(new, StandardizedConv2D):
             new.set_weights(old.get_weights())
             continue
-        if isinstance(new, keras.layers.BatchNormalization):
-            notes.add(MOVING_NOTE)
         source, target = _weights(old), _weights(new)
         for role in {*source} & {*target}:
             if source[role].shape == target[role].shape:
                 target[role].assign(source[role])
-    return sorted(notes)
 
 
 def _rows(

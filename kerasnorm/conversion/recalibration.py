@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from kerasnorm.conversion.rebuild import Tap, rebuild, refuse_hidden, run_tapped
 from kerasnorm.data.stored import StoredImages
-from kerasnorm.errors import ConfigError
+from kerasnorm.errors import ConfigError, described, expect_whole
 from kerasnorm.inspection.graph import layers
 from kerasnorm.keras_settings import stock_keras
 
@@ -51,7 +51,13 @@ def recalibrate(
     Raises:
         ConfigError: The model has no batch norms, or there are no images.
     """
-    if len(images) < 2 or batch_size < 2:
+    if not getattr(images, "shape", ()):
+        raise ConfigError(
+            "images: expected an array of images (N, H, W, C), as the model takes them. Received: "
+            f"images={described(images)}"
+        )
+    expect_whole(batch_size, "batch_size", 2)
+    if len(images) < 2:
         raise ConfigError(
             "recalibrate: expected at least 2 images and a batch size of at least 2. Received: "
             f"{len(images)} images, batch_size={batch_size}"

@@ -32,6 +32,7 @@ from kerasnorm.data.dataset import (
     unexpected,
 )
 from kerasnorm.data.download import Official, RemoteFile
+from kerasnorm.errors import described
 from kerasnorm.files import write_bytes
 from kerasnorm.runtime import cache_folder
 
@@ -97,10 +98,13 @@ def save_arrays(arrays: Sequence[Any]) -> Path:
     Raises:
         DataError: There are fewer or more of them, or one is no array of numbers.
     """
-    names = [f"{kind}_{half}" for half in _HALVES for kind in "xy"][: len(arrays)]
-    if len(arrays) not in (4, 6):
+    is_list = isinstance(arrays, Sequence) and not isinstance(arrays, bytes)
+    if not is_list or len(arrays) not in (4, 6):
         expected = "4 or 6 arrays: x_train, y_train, x_test, y_test (x_val, y_val)"
-        raise unexpected("data", expected, f"{len(arrays)} items", "Pass them in this order")
+        received = f"{len(arrays)} items" if is_list else described(arrays)
+        advice = "Pass a tuple of them in this order, or the name or path of data"
+        raise unexpected("data", expected, received, advice)
+    names = [f"{kind}_{half}" for half in _HALVES for kind in "xy"][: len(arrays)]
     checksum = hashlib.sha256()
     found: dict[str, Any] = {}
     for name, given in zip(names, arrays, strict=True):

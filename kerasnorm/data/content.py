@@ -79,6 +79,11 @@ def checksum(array: Images | NDArray[np.int32]) -> str:
     return found.hexdigest()
 
 
+def digests(images: NDArray[np.uint8]) -> list[bytes]:
+    """Returns a hash of the pixels of each image (N, H, W, C)."""
+    return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
+
+
 def listed_names(names: Sequence[str]) -> str:
     """Returns names for a message: the first few, and how many more there are."""
     more = len(names) - _SHOWN

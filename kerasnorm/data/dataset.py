@@ -5,13 +5,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasnorm.data.content import PARTS, Content, checksum
+from kerasnorm.data.content import PARTS, Content, checksum, digests
 from kerasnorm.data.stored import Images, changed, chunks, concatenated, select
 from kerasnorm.errors import DataError, shortened
 from kerasnorm.files import encoded
@@ -134,6 +135,21 @@ class Dataset:
         """The splits by name: "train", "validation" where images are held out, and "test"."""
         found = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in found.items() if split is not None}
+
+    @cached_property
+    def leaked(self) -> dict[str, int] | None:
+        """How many images of each other split have the same pixels as a training image.
+
+        Splits without any are left out. None where images are stored in a file, because all would
+        have to be read.
+        """
+        images = {name: split.images for name, split in self.splits.items()}
+        in_memory = {name: found for name, found in images.items() if isinstance(found, np.ndarray)}
+        if len(in_memory) < len(images):
+            return None
+        known = set(digests(in_memory.pop("train")))
+        counts = {n: sum(one in known for one in digests(x)) for n, x in in_memory.items()}
+        return {name: count for name, count in counts.items() if count}
 
     def map_images(self, change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]) -> "Dataset":
         """Returns the data set with the images of every split changed.

@@ -101,6 +101,7 @@ class Engine(ABC):
     """
 
     fused_kernels: str | None = None
+    _constant_rate: Any = None  # of the last step, where the schedule is constant
 
     @stock_keras  # Keras's own mean of the loss has the type of floats at `compile`.
     def __init__(
@@ -179,10 +180,19 @@ class Engine(ABC):
                 key = np.random.SeedSequence([self.config.seed, epoch, index, number])
                 state.assign(key.generate_state(2).astype(state.dtype))
 
+    def keep_rate(self) -> None:
+        """Keeps the rate of the step that is taken next: callbacks may change a constant one."""
+        if self.config.schedule == "constant":
+            # A copy, because reading the number would wait for an accelerator.
+            self._constant_rate = ops.copy(self.model.optimizer.learning_rate)
+
     def rate(self, epoch: int, step: int) -> float:
-        """Returns the learning rate of a step, both counted from 0."""
-        if self.config.schedule == "constant":  # a callback may have changed it
-            return float(ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        """Returns the learning rate that a step was taken with, both counted from 0.
+
+        At a constant rate, which callbacks may change, the step is the last one.
+        """
+        if self._constant_rate is not None:
+            return float(ops.convert_to_numpy(self._constant_rate))
         number = epoch * self.batches.steps + step
         return float(self.rates[min(number, len(self.rates) - 1)])
 
@@ -253,11 +263,15 @@ class NativeEngine(Engine):
         sums: Any = 0
         images = 0
         results = self.take_steps(epoch)
+        is_next = True  # whether the step has not been taken together with the one before
         for step in range(self.batches.steps):
             if listener is not None:
                 listener.on_batch_begin(step)
+            if is_next:
+                self.keep_rate()
             with self.group.connection():
                 result = next(results)
+            is_next = result.can_stop
             if result.is_stopping:
                 self.group.interruptions.agree()
             sums, images = result.sums + sums, images + result.images

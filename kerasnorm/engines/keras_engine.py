@@ -72,6 +72,7 @@ class _Bridge(keras.callbacks.Callback):
             self.engine.seed(self.epoch)
         if self.listener is not None:
             self.listener.on_batch_begin(batch)
+        self.engine.keep_rate()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         logs = logs or {}

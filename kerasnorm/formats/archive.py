@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from kerasnorm.config import Config, resolve
 from kerasnorm.errors import ConfigError, CorruptFileError
-from kerasnorm.files import as_json, check_file, unwritable, write_bytes
+from kerasnorm.files import as_json, as_path, check_file, unwritable, write_bytes
 from kerasnorm.formats import safety
 from kerasnorm.formats.format import Format, Opened, fixed_sizes
 from kerasnorm.formats.safety import checks
@@ -211,7 +211,7 @@ def load_model(path: Path | str) -> "keras.Model":
     Raises:
         CorruptFileError: It is missing, damaged or not safe to open.
     """
-    return read_archive(_model_file(Path(path)))[0]
+    return read_archive(_model_file(as_path(path, "path")))[0]
 
 
 def _model_file(target: Path) -> Path:

@@ -24,6 +24,7 @@ from kerasnorm.formats.exported import checksums, metadata_path
 from kerasnorm.formats.format import Format
 from kerasnorm.formats.safety.process import FileProcess, FileProcesses
 from kerasnorm.inspection.evaluation import score
+from kerasnorm.inspection.graph import call_again, functional_graph
 from kerasnorm.inspection.outputs import as_logits, check_finite, probe_images
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.layers import portable
@@ -113,6 +114,21 @@ def tolerated(logits: Outputs) -> float:
     return float(TOLERANCE * logits.std() + ROUNDING * np.abs(logits).max())
 
 
+@stock_keras
+def _on_float_pixels(model: keras.Model) -> keras.Model:
+    """Returns a model of the same layers that takes its pixels as float32, as every export does.
+
+    `Exporter` compares the outputs of the two: pixels are exact in each type, but layers may
+    compute otherwise with whole numbers.
+    """
+    pixels = model.inputs[0]
+    if pixels.dtype == "float32":
+        return model
+    logger.info(f"Exports take pixels as float32, in place of the model's {pixels.dtype}.")
+    floats = keras.Input(pixels.shape[1:], name=pixels.name, dtype="float32")
+    return keras.Model(floats, call_again(functional_graph(model), floats), name=model.name)
+
+
 class Exporter:
     """Exports one model to several formats; use it in a `with` block.
 
@@ -155,14 +171,15 @@ class Exporter:
 
     def _prepare(self) -> None:
         self._source = self._folder / "source.keras"
-        config, model = self.saved.config, portable(self.saved.model)
+        config, plain = self.saved.config, portable(self.saved.model)
+        model = _on_float_pixels(plain)
         metadata: dict[str, Any] = {"class_names": list(self.saved.class_names)}
         metadata |= {"kerasnorm": __version__}
         if self.saved.input_scale is not None:
             metadata[archive.INPUT_SCALE] = self.saved.input_scale
         save_model(model, self._source, metadata | ({"config": config.to_dict()} if config else {}))
         self._images = probe_images(self.saved.image_shape, BATCHES[-1])
-        self._expected = {n: self._predict(model, self._images[:n]) for n in BATCHES}
+        self._expected = {n: self._predict(plain, self._images[:n]) for n in BATCHES}
         for outputs in self._expected.values():
             check_finite(outputs, self.saved.path)
         self._limit = tolerated(self._logits(self._expected[BATCHES[-1]]))

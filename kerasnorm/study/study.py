@@ -28,7 +28,7 @@ from kerasnorm.data import Dataset, load, prepare
 from kerasnorm.data.sources import loading, locate, with_place
 from kerasnorm.data.stored import Images
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError, KerasnormError, described
-from kerasnorm.files import encoded, in_command, write_bytes
+from kerasnorm.files import as_path, encoded, in_command, write_bytes
 from kerasnorm.json_process import JsonProcess
 from kerasnorm.norms import BUILT_IN, COMPARED, NORMS, check_groups, is_foreign
 from kerasnorm.plots.style import Picture
@@ -335,7 +335,7 @@ def compare(  # noqa: PLR0913  (all but the norms are options by name)
         ),
         describe,
     )
-    place = folder.default(study) if out is None else Path(out)
+    place = folder.default(study) if out is None else as_path(out, "out")
     return run_study(study, place, progress, jobs=jobs, describe=describe)
 
 

@@ -452,6 +452,21 @@ def statistics_sentence(summary: Summary) -> str:
     )
 
 
+def leak_sentence(summary: Summary) -> str:
+    """Returns how many images of other splits were training images too, the most of all runs."""
+    most: dict[str, int] = {}
+    for group in summary.groups:
+        for name, count in group.leaked_images.items():
+            most[name] = max(most.get(name, 0), count)
+    if not most:
+        return ""
+    counts = " and ".join(f"{count:,} {name}" for name, count in most.items())
+    return (
+        f"In the data, {counts} images have the same pixels as a training image: accuracies are "
+        "too high. Remove them from one of the two."
+    )
+
+
 def instance_sentence(summary: Summary) -> str:
     """Returns in which groups of runs gn is in part instance normalization."""
     texts = [
@@ -518,7 +533,7 @@ def sentences(summary: Summary) -> list[str]:
     left = len(ranked) - MOST_SENTENCES
     ranked = ranked[:MOST_SENTENCES] + ([f"The tables hold {left} more."] if left > 0 else [])
     texts = [arms_sentence(summary), following_sentence(summary), steps_sentence(summary)]
-    texts += [measure_sentence(summary)]
+    texts += [measure_sentence(summary), leak_sentence(summary)]
     texts += [statistics_sentence(summary), instance_sentence(summary)]
     first = [text for text in texts if text]
     first += [_failure_sentence(item, summary) for item in summary.failures]

@@ -21,8 +21,8 @@ from kerasnorm.data.batches import Batches
 from kerasnorm.data.preprocessing import channel_statistics, input_statistics
 from kerasnorm.data.sources import locate, with_place
 from kerasnorm.engines.schedule import has_open_end
-from kerasnorm.errors import ConfigError, CorruptFileError, DataError
-from kerasnorm.files import check_file, in_command, run_lock, sweep, write_json
+from kerasnorm.errors import ConfigError, CorruptFileError, DataError, expect
+from kerasnorm.files import as_path, check_file, in_command, run_lock, sweep, write_json
 from kerasnorm.norms import NORMS
 from kerasnorm.process_group import ProcessGroup, this_launch
 from kerasnorm.progress import NullProgress, Progress, counted, default_progress
@@ -92,6 +92,7 @@ def fit(
         from kerasnorm.engines.choice import join
         from kerasnorm.training.loop import Training
 
+        callbacks = _checked(callbacks)
         group = join(launch, train.devices)
         try:
             # The first process may have started the run while another was looking for it.
@@ -103,12 +104,14 @@ def fit(
             engine = make_engine(config, dataset, group)
             if group.is_first and not config.model.pretrained:
                 _note_lagging_statistics(engine)
+            leaked = _note_leaked(dataset) if group.is_first else None
             environment = runtime.environment(backend, device)
             environment["fused_kernels"] = engine.fused_kernels
             environment["data"] = {
                 "name": dataset.name,
                 "source": dataset.source,
                 **dataclasses.asdict(dataset.content),
+                "leaked_images": leaked,
             }
             with _opened_folder(plan, config, dataset.name, environment, group) as folder:
                 title = f"{config.model.title}, recipe {config.recipe}, on {dataset.name}, "
@@ -127,6 +130,22 @@ def fit(
         draw_run(done, dataset.test.images if dataset else done.test_images())
         (logs or RunLogs(done.path, done.config)).finish(done)
     return done
+
+
+def _checked(callbacks: Iterable[Any]) -> "list[keras.callbacks.Callback]":
+    """Returns the callbacks of a call of `fit`.
+
+    Raises:
+        ConfigError: One of them is no Keras callback.
+    """
+    import keras
+
+    expected = "a list of objects of keras.callbacks.Callback"
+    expect(isinstance(callbacks, Iterable), "callbacks", expected, callbacks)
+    found = list(callbacks)
+    is_right = all(isinstance(one, keras.callbacks.Callback) for one in found)
+    expect(is_right, "callbacks", expected, found)
+    return found
 
 
 @dataclass(frozen=True)
@@ -183,9 +202,11 @@ def _plan(
 ) -> _Plan:
     """Returns what a call of `fit` is to do; every way to resume a run goes through here."""
     if resume is None or resume == "auto":
+        expected = "a kerasnorm.Config, or fields by name: norm='bn', epochs=5"
+        expect(config is None or isinstance(config, Config), "config", expected, config)
         wanted = config.replace(**overrides) if config else resolve(overrides)
         wanted = wanted.replace(data=locate(wanted.data.data))
-        folder = None if out is None else Path(out)
+        folder = None if out is None else as_path(out, "out")
         if resume is None:
             return _Plan(wanted, folder)
         if folder is None:
@@ -198,7 +219,7 @@ def _plan(
             raise ConfigError(
                 "resume: a resumed run has its own config and folder; leave out --config, --out."
             )
-        folder = Path(resume)
+        folder = as_path(resume, "resume")
         if not folder.is_dir():
             raise ConfigError(
                 f"resume: expected a run's folder, or auto. Received: resume={str(resume)!r}"
@@ -280,6 +301,23 @@ def _opened_folder(
         group.barrier()
 
 
+def _note_leaked(dataset: Dataset) -> dict[str, int] | None:
+    """Returns `dataset.leaked`, and warns of images that are both trained on and judged by."""
+    leaked = dataset.leaked
+    if leaked is None:
+        logger.info(
+            f"{dataset.source}: test images were not compared with training images, because they "
+            "are stored in a file and all would have to be read."
+        )
+    for name, count in (leaked or {}).items():
+        logger.warning(
+            f"{dataset.source}: {count:,} of {len(dataset.splits[name]):,} {name} images have the "
+            f"same pixels as a training image: the {name} accuracy is too high. Remove them from "
+            "one of the two."
+        )
+    return leaked
+
+
 def _note_threads(before: int | None, environment: Mapping[str, Any]) -> None:
     """Warns where a run is resumed on a CPU with another number of threads than before."""
     now, is_torch = environment["threads"], environment["backend"] == "torch"
@@ -343,12 +381,12 @@ def _note_shard_statistics(config: Config, model: "keras.Model", group: ProcessG
 
 def _note_lagging_statistics(engine: "Engine") -> None:
     """Warns where a training is too short for the moving statistics of its batch norms."""
-    from kerasnorm.training.loop import MOST_INITIAL, batch_norm_momenta
+    from kerasnorm.training.loop import batch_norm_momenta, initial_statistics
 
-    momenta = batch_norm_momenta(engine.model)
     steps = engine.config.epochs * engine.batches.steps
-    share = max(momenta, default=0.0) ** steps
-    if share > MOST_INITIAL:
+    share = initial_statistics(engine.model, steps)
+    if share is not None:
+        momenta = batch_norm_momenta(engine.model)
         logger.warning(
             f"{counted(len(momenta), 'batch norm')} of momentum {max(momenta):g}: after {steps} "
             f"steps, {100 * share:.0f} % of the moving statistics are still the initial ones, and "

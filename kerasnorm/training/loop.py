@@ -43,6 +43,8 @@ DEFINITIONS = {
     "images_per_second": "training images per second, mean over all epochs",
     "initial_statistics": "share of the moving statistics of batch norms that is still their "
     f"initial value, momentum ** steps; recorded above {MOST_INITIAL:g}",
+    "leaked_images": "number of test and validation images with the same pixels as a training "
+    "image, by split; recorded where there are any",
     "instance_norms": "number of group norms whose groups are one channel each, and of all",
     "confusion": "counts over the test images: one row per true, one column per predicted class",
     "misclassified": "the wrongly classified test images with the highest softmax probability",
@@ -76,6 +78,16 @@ def batch_norm_momenta(model: keras.Model) -> list[float]:
         for layer in leaves(model)
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
     ]
+
+
+def initial_statistics(model: keras.Model, steps: int) -> float | None:
+    """Returns how much of a model's moving statistics is their initial value after some steps.
+
+    It is the share of the slowest batch norm, momentum ** steps; None up to `MOST_INITIAL`, and
+    where there is no batch norm to train.
+    """
+    share = max(batch_norm_momenta(model), default=0.0) ** steps
+    return share if share > MOST_INITIAL else None
 
 
 def _named(**scores: Scores | None) -> run_folder.Row:
@@ -199,7 +211,7 @@ class Training:
         self.steps_taken = step + 1
         if self.logs:
             self.means.append(logs)
-            self.rates.append(self.engine.rate(self.epoch, step))  # a callback may change it
+            self.rates.append(self.engine.rate(self.epoch, step))
         self.callbacks.on_train_batch_end(step, logs)
         done = self.epoch * self.steps + step + 1
         seconds = time.perf_counter() - self.epoch_begun
@@ -349,11 +361,13 @@ class Training:
             "misclassified": [asdict(mistake) for mistake in worst_mistakes(logits, labels)],
         }
         if not self.config.model.pretrained:
-            momentum = max(batch_norm_momenta(self.engine.model), default=0.0)
-            initial = momentum ** (len(self.rows) * self.steps)
-            metrics |= {"initial_statistics": initial} if initial > MOST_INITIAL else {}
+            taken = int(keras.ops.convert_to_numpy(self.engine.model.optimizer.iterations))
+            initial = initial_statistics(self.engine.model, taken)
+            metrics |= {"initial_statistics": initial} if initial is not None else {}
         if self.config.model.norm == "gn":
             metrics["instance_norms"] = list(instance_norms(self.engine.model))
+        if leaked := self.dataset.leaked:
+            metrics["leaked_images"] = leaked
         metrics["definitions"] = {k: v for k, v in DEFINITIONS.items() if k in metrics}
         if not self.group.is_first:
             return

@@ -17,7 +17,7 @@ from kerasnorm.data import Dataset, prepare
 from kerasnorm.data.content import Content
 from kerasnorm.data.stored import Images
 from kerasnorm.errors import CorruptFileError, DataError
-from kerasnorm.files import check_file, in_command, read_text
+from kerasnorm.files import as_path, check_file, in_command, read_text
 from kerasnorm.training.run_folder import (
     ENVIRONMENT,
     HISTORY,
@@ -64,7 +64,7 @@ class Run:
         Raises:
             CorruptFileError: A file is missing or damaged, or the run has not finished.
         """
-        path = Path(path)
+        path = as_path(path, "path")
         config = read_config(path)
         for name in (ENVIRONMENT, HISTORY, METRICS):
             if (path / METRICS).is_file():

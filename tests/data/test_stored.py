@@ -59,6 +59,12 @@ def names(cache: Path) -> list[str]:
     return sorted(path.name for path in cache.glob("*/*") if path.name != ".lock")
 
 
+def test_stored_images_are_not_searched_for_training_images(cache, folder, monkeypatch):
+    """All of them would have to be read; those of the same folder in memory are searched."""
+    assert in_memory(folder, monkeypatch).leaked is not None
+    assert from_cache(folder).leaked is None
+
+
 def assert_same(found, expected) -> None:
     assert found.content == expected.content
     assert found.splits.keys() == expected.splits.keys()

@@ -40,6 +40,7 @@ from kerasnorm.tables import to_text
 
 POSSIBLE = exported.possible()
 QUICK = (adapted, augmented, bracketed)
+QUICK_NAMES = [name for name in ("onnx", "torch") if name in POSSIBLE]
 NORM_OPTIONS = {norm: {"norm": norm} for norm in exported.stock_norms()} | {
     "ln-element": {"norm": "ln", "ln_affine": "element"},
     "standardized": {"norm": "gn", "weight_standardization": True},
@@ -369,6 +370,25 @@ def test_models_that_people_really_have_are_exported(make, format_name, tmp_path
         opened = open_any(exporter.export(format_name).path)
     answers = np.exp(opened.predict(IMAGES))
     np.testing.assert_allclose(answers, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "names"), [("int32", POSSIBLE), ("uint8", QUICK_NAMES), ("float16", QUICK_NAMES)]
+)
+def test_models_of_other_types_of_pixels_are_exported_to_take_float32(dtype, names, tmp_path):
+    pixels = keras.Input(SHAPE, dtype=dtype)
+    x = layers.Conv2D(4, 3, padding="same", use_bias=False)(layers.Rescaling(1 / 255)(pixels))
+    x = layers.GlobalAveragePooling2D(keepdims=True)(layers.Activation("relu")(x))
+    x = layers.Flatten()(layers.Conv2D(3, 1, use_bias=False)(x))
+    model = keras.Model(pixels, x)
+    model.save(tmp_path / "model.keras")
+    expected = model.predict(IMAGES.astype(dtype), verbose=0)
+    with export.Exporter(open_model(tmp_path / "model.keras"), tmp_path / "out", None) as exporter:
+        for name in names:
+            place = exporter.export(name).path
+            assert json.loads(metadata_path(place).read_text())["input"]["dtype"] == "float32"
+            found = open_any(place).predict(IMAGES)
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.backend("torch")

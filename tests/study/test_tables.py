@@ -114,6 +114,15 @@ def test_moving_statistics_that_are_still_initial_are_named_once_with_their_grou
     assert [row.get("initial_statistics") for row in rows] == [0.35, None]
 
 
+def test_images_of_both_training_and_test_set_are_named_once():
+    runs = [make_run(0.5, norm=norm, seed=seed) for norm in ("bn", "gn") for seed in (0, 1)]
+    assert not any("same pixels" in text for text in sentences(summarize(runs)))
+    runs[0].metrics["leaked_images"] = {"test": 12}
+    runs[3].metrics["leaked_images"] = {"validation": 3, "test": 12}
+    (text,) = [text for text in sentences(summarize(runs)) if "same pixels" in text]
+    assert "12 test and 3 validation images have the same pixels as a training image" in text
+
+
 def test_group_norms_that_are_instance_norms_are_counted():
     runs = [make_run(0.5, norm=norm, seed=seed) for norm in ("bn", "gn") for seed in (0, 1)]
     for run in runs[2:]:

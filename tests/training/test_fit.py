@@ -168,6 +168,47 @@ def test_a_training_too_short_for_moving_statistics_says_so(tmp_path, caplog, mo
     assert all(f"after 8 steps, {share} %" in text for text in found)
 
 
+def test_images_of_both_training_and_test_set_are_said_and_recorded(tmp_path, caplog, monkeypatch):
+    """Test images 0 to 2 and validation image 1 are training images; one has another label."""
+    monkeypatch.setenv("KERASNORM_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(5)
+    x_train, x_test, x_val = (rng.integers(0, 256, (n, 8, 8, 3), np.uint8) for n in (20, 10, 8))
+    y_train, y_test, y_val = (np.arange(n) % 2 for n in (20, 10, 8))
+    clean = (x_train, y_train, x_test.copy(), y_test, x_val.copy(), y_val)
+    x_test[:3], x_val[1] = x_train[[4, 6, 7]], x_train[19]
+    x_test[3] = x_train[0] ^ 1  # nearly a training image
+    options = {"train_size": 0, "test_size": 0, "epochs": 1}
+
+    def said(data, name):
+        caplog.clear()
+        config = tiny.config(**options)
+        done = tiny.train(config, out=tmp_path / name, data=data)
+        environment = json.loads((done.path / "environment.json").read_text())
+        texts = [text for text in caplog.messages if "same pixels" in text]
+        return done.metrics, environment["data"]["leaked_images"], texts
+
+    metrics, recorded, texts = said((x_train, y_train, x_test, y_test, x_val, y_val), "leak")
+    assert metrics["leaked_images"] == recorded == {"validation": 1, "test": 3}
+    assert "leaked_images" in metrics["definitions"]
+    assert len(texts) == 2
+    assert "1 of 8 validation images" in texts[0]
+    assert "3 of 10 test images" in texts[1]
+    metrics, recorded, texts = said(clean, "clean")
+    assert ("leaked_images" in metrics, recorded, texts) == (False, {}, [])
+
+
+def test_initial_statistics_are_those_after_the_steps_that_were_taken(tmp_path):
+    """A callback ends the second epoch, of four steps, after its first one."""
+
+    class Ends(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.stop_training = int(self.model.optimizer.iterations) == 5
+
+    config = tiny.config(norm="bn", bn_momentum=0.9, epochs=4)
+    done = tiny.train(config, out=tmp_path / "run", callbacks=[Ends()])
+    assert done.metrics["initial_statistics"] == pytest.approx(0.9**5)
+
+
 @pytest.mark.parametrize(("before", "is_said"), [(0, False), (1, True)])
 def test_another_number_of_threads_is_said_when_a_run_is_resumed(tmp_path, caplog, before, is_said):
     with pytest.raises(KeyboardInterrupt):

@@ -226,3 +226,37 @@ def test_a_log_receives_the_rates_that_the_steps_were_taken_with(engine, tmp_pat
     expected = [0.5**6, 0.5**7, 0.5**8]
     assert [row["lr"] for row in done.history] == expected
     assert [details.rates for details in received[1:]] == [[rate] * 4 for rate in expected]
+
+
+@pytest.mark.backend("any")
+@pytest.mark.parametrize("engine", ["native", "keras"])
+@pytest.mark.parametrize(("event", "first"), [("begin", 1), ("end", 0)])
+def test_a_rate_that_a_callback_changes_is_recorded_as_the_step_was_taken(
+    event, first, engine, tmp_path, monkeypatch
+):
+    """The callback halves it before or after each of the four steps of an epoch.
+
+    TensorFlow takes the three steps of whole batches in one call, all with one rate, and notifies
+    callbacks of the second and third afterwards.
+    """
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+    received = []
+    monkeypatch.setattr(RunLogs, "write", lambda self, rows, details=None: received.append(details))
+    monkeypatch.setattr(RunLogs, "finish", lambda self, done: None)
+    monkeypatch.setattr("kerasnorm.plots.draw_run", lambda done, images: None)
+
+    def halve(batch, logs):
+        optimizer = callback.model.optimizer
+        optimizer.learning_rate = float(optimizer.learning_rate) / 2
+
+    callback = keras.callbacks.LambdaCallback(**{f"on_train_batch_{event}": halve})
+    config = tiny.config(
+        epochs=2, engine=engine, schedule="constant", learning_rate=0.5**6, log=["tensorboard"]
+    )
+    done = tiny.train(config, out=tmp_path / "run", callbacks=[callback])
+    halvings = [first, first + 1, first + 2, first + 3]
+    if keras.backend.backend() == "tensorflow" and engine == "native":
+        halvings = [first, first, first, first + 3]
+    expected = [[0.5 ** (6 + n + before) for n in halvings] for before in (0, 4)]
+    assert [details.rates for details in received[1:]] == expected
+    assert [row["lr"] for row in done.history] == [rates[-1] for rates in expected]
