@@ -170,6 +170,7 @@ def test_layers_whose_weights_are_kept_stay_frozen_and_new_ones_are_trained(tmp_
         make(path, classes=9, pretrained=True)
 
 
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_weights_are_drawn_anew_by_the_seed_even_where_a_file_holds_seeds(tmp_path, code):
     path = tmp_path / "built.keras"
     build_model("bn", input_shape=(8, 8, 3), classes=4).save(path)

@@ -515,6 +515,7 @@ def test_a_standardized_kernel_of_one_weight_is_refused() -> None:
         build_model("ln", widths=(4, 1, *[4] * 8))
 
 
+@pytest.mark.backend("any", long_on="tensorflow")
 @pytest.mark.parametrize("norm", ["bn", "gn", "ln"])
 def test_a_model_saved_by_keras_is_opened_by_this_package(norm: str, tmp_path: Path) -> None:
     model = small(norm)

@@ -115,6 +115,7 @@ ORDERS = {
 }
 
 
+@pytest.mark.backend("any", long_on="tensorflow")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("order", ORDERS)
 def test_the_logits_are_those_of_pytorch(kind, order):

@@ -245,10 +245,9 @@ def _print_outcome(outcome: "Outcome", as_json: bool) -> None:
             click.echo(sentence)
         for table in tables.all_tables(found):
             opt.print_table(table)
-        click.echo(
-            f"folder  {outcome.path}\nreport  {outcome.path / folder.REPORT}\n"
-            f"next    kerasnorm export {in_command(outcome.path)} --best --format onnx"
-        )
+        click.echo(f"folder  {outcome.path}\nreport  {outcome.path / folder.REPORT}")
+        if "data" not in found.axes:  # accuracies on several data sets have no best
+            click.echo(f"next    kerasnorm export {in_command(outcome.path)} --best --format onnx")
 
 
 @click.command()

@@ -39,8 +39,9 @@ def recalibrate(
     of all values that the layer normalized, each counted once, where moving averages forget.
     As in training, the batches are drawn from all images at random: data often come class by class,
     and batches of one class have other statistics. Their sizes differ by at most one. A batch norm
-    that is called several times measures the values of all calls. Frozen batch norms are measured
-    too.
+    that is called several times measures the values of all calls. Frozen batch norms, and those
+    that are called in inference mode, are measured too, although in training they do not normalize
+    with the statistics of the batch.
 
     Args:
         model: A functional or Sequential model with one input.

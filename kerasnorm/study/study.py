@@ -394,7 +394,7 @@ def rebuild_report(path: Path) -> Path:
     study, finished = folder.load(path)
     with folder.opened(path, study):
         runs = folder.results(path, study)
-        _write(path, study, runs, _with_failures(finished, runs, study))
+        _write(path, study, runs, _whole_summary(finished, runs, study))
     return path / folder.REPORT
 
 
@@ -407,7 +407,7 @@ def redraw(path: Path, out: Path | None = None) -> list[Path]:
     """
     study, finished = folder.load(path)
     with folder.opened(path, study):
-        summary = _with_failures(finished, folder.results(path, study), study)
+        summary = _whole_summary(finished, folder.results(path, study), study)
         return [*draw_study(summary, out or path / folder.FIGURES, image_source())]
 
 
@@ -416,7 +416,7 @@ def _concluded(path: Path, study: StudyPlan, runs: Sequence[PlannedRun]) -> Outc
     finished = [run.finished for run in runs if run.finished]
     if not finished:
         return Outcome(path, runs, None)
-    summary = _with_failures(finished, runs, study)
+    summary = _whole_summary(finished, runs, study)
     try:
         _write(path, study, runs, summary)
     except Exception as error:  # whatever cannot be written must not cost the answer
@@ -441,11 +441,12 @@ def _write(path: Path, study: StudyPlan, runs: Sequence[PlannedRun], summary: Su
     _write_report(path / folder.REPORT, path.name, summary, pictures, commands)
 
 
-def _with_failures(
+def _whole_summary(
     finished: Sequence[Run], runs: Sequence[PlannedRun], study: StudyPlan
 ) -> Summary:
-    """Returns the summary of the finished runs of a study, with those of all runs that failed."""
-    return replace(_summarize(finished, study), failures=_failures(runs, study))
+    """Returns the summary of the finished runs of a study, with what is known of all others."""
+    waiting = sum(run.state in (State.RUNNING, State.WAITING) for run in runs)
+    return replace(_summarize(finished, study), failures=_failures(runs, study), waiting=waiting)
 
 
 def _summarize(runs: Sequence[Run], study: StudyPlan) -> Summary:
@@ -460,9 +461,16 @@ def best_run(path: Path) -> Run:
     have fewer seeds than others, because runs failed or are not trained yet, are left out.
 
     Raises:
+        ConfigError: Its runs are on several data sets.
         CorruptFileError: The folder holds no study, or none of its runs has finished.
     """
     study, runs = folder.load(path)
+    if len(sources := study.vary.get("data", ())) > 1:
+        raise ConfigError(
+            "--best: expected a study on one data set, whose accuracies can be ranked. Received: "
+            f"{path}, on {' and '.join(map(str, sources))}. Name one of its runs instead, such as "
+            f"{in_command(runs[0].path)}"
+        )
     summary = _summarize(runs, study)
     measure, groups = summary.measure, summary.groups
     partial = [group for group in groups if len(group.runs) < len(summary.best.runs)]
@@ -608,7 +616,7 @@ def report_on_runs(runs: Sequence[Run], target: Path, study: StudyPlan | None = 
         summary = summarize(runs)
     else:
         home = runs[0].path.parent.parent
-        summary = _with_failures(runs, folder.results(home, study), study)
+        summary = _whole_summary(runs, folder.results(home, study), study)
     paths = " ".join(in_command(run.path) for run in runs)
     commands = {
         f"{run.path.name}:": f"kerasnorm fit --config {in_command(run.path / CONFIG)}"

@@ -286,6 +286,7 @@ class Summary:
         one_at_a_time: Whether the groups are a base and variants that change one field of it.
         effects: Effects of these changes; empty for other studies.
         failures: Groups of which a run failed.
+        waiting: Number of planned runs that are not finished and have not failed.
     """
 
     axes: tuple[str, ...]
@@ -300,6 +301,7 @@ class Summary:
     one_at_a_time: bool = False
     effects: tuple[AblationEffect, ...] = ()
     failures: tuple[Failure, ...] = ()
+    waiting: int = 0
 
     @property
     def runs(self) -> list[Run]:
@@ -352,6 +354,7 @@ class Summary:
                 for item in self.effects
             ],
             "failures": [asdict(item) for item in self.failures],
+            "waiting": self.waiting,
             "published": [_published_row(item) for item in self.published],
             "definitions": DEFINITIONS,
         }

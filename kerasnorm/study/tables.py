@@ -537,6 +537,10 @@ def sentences(summary: Summary) -> list[str]:
     texts += [statistics_sentence(summary), instance_sentence(summary)]
     first = [text for text in texts if text]
     first += [_failure_sentence(item, summary) for item in summary.failures]
+    if summary.waiting:
+        verb = "is" if summary.waiting == 1 else "are"
+        runs = counted(summary.waiting, "planned run")
+        first.append(f"{runs} {verb} not trained yet: the command of the study goes on with them.")
     return first + ranked
 
 

@@ -48,7 +48,7 @@ def same(a, b):
     return all(np.array_equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.backend("any")
+@pytest.mark.backend("any", long_on="tensorflow")
 @pytest.mark.parametrize("norm", NORMS if IS_TORCH else ["bn", slow_on_tensorflow("gn")])
 def test_the_middle_of_the_surface_is_what_evaluate_says(norm):
     trained = engine(norm)

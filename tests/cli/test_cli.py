@@ -233,6 +233,7 @@ def test_summary_and_receptive_field_print_tables_and_json(trained):
     assert "32 -> 32" in call("receptive-field", trained / "model.keras")[0]
 
 
+@pytest.mark.long
 def test_data_and_doctor_describe_what_is_there(tmp_path):
     facts = json.loads(call("data", "shapes", "--json")[0])
     counts = {split: sum(classes.values()) for split, classes in facts["class_counts"].items()}

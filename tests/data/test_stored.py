@@ -387,6 +387,7 @@ def small_batches(monkeypatch):
     monkeypatch.setattr(evaluation, "MOST_PIXELS", 1)  # of 8x8: batches of 500 // 64 images
 
 
+@pytest.mark.long
 @pytest.mark.backend("any", slow_on="tensorflow")
 @pytest.mark.parametrize("engine", ["native", pytest.param("keras", marks=pytest.mark.slow)])
 def test_training_is_the_same_to_the_bit_and_reads_few_images_at_a_time(

@@ -372,6 +372,7 @@ def test_models_that_people_really_have_are_exported(make, format_name, tmp_path
     np.testing.assert_allclose(answers, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("dtype", "names"), [("int32", POSSIBLE), ("uint8", QUICK_NAMES), ("float16", QUICK_NAMES)]
 )

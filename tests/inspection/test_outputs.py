@@ -110,6 +110,7 @@ KINDS = [
 NAMES = [*PROBABILITIES, *BY_VALUES, *LOGITS, *NEITHER]
 
 
+@pytest.mark.backend("any", long_on="tensorflow")
 @pytest.mark.parametrize(("head", "kind"), KINDS, ids=NAMES)
 def test_every_head_is_what_it_is(head, kind):
     model = make(head)

@@ -142,7 +142,10 @@ def test_equivalent_is_what_lies_within_the_margin_corrected_for_all(samples, ma
             assert (one.verdict(margin) is Verdict.EQUIVALENT) == (farthest < margin)
 
 
-@pytest.mark.parametrize(("differences", "seeds"), [(1, 3), (6, 10), (10, 10), (10, 100)])
+@pytest.mark.parametrize(
+    ("differences", "seeds"),
+    [(1, 3), (6, 10), *(pytest.param(10, n, marks=pytest.mark.long) for n in (10, 100))],
+)
 def test_differences_as_large_as_the_margin_are_seldom_called_equivalent(differences, seeds):
     """At most 5 % for all together: one in twenty, three standard errors of 400 draws above."""
     rng = np.random.default_rng(1)

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
@@ -606,6 +607,36 @@ def test_what_cannot_be_written_does_not_cost_the_answer(
     assert f"Write the rest with: kerasnorm report {tmp_path}" in caplog.text
     with pytest.raises(type(error)):  # who asks for the report alone is told
         study.rebuild_report(tmp_path)
+
+
+def test_a_report_on_an_unfinished_study_counts_the_runs_that_are_not_trained(
+    tmp_path, monkeypatch
+):
+    plan = replace(finished_study(tmp_path), seeds=(0, 1))
+    with folder.opened(tmp_path, plan):
+        pass
+    monkeypatch.setattr(study, "draw_study", lambda *_: {})
+    study.rebuild_report(tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text())["waiting"] == 2
+    text = "2 planned runs are not trained yet: the command of the study goes on with them."
+    assert text in (tmp_path / "report.html").read_text()
+
+
+def test_runs_on_several_data_sets_have_no_best(tmp_path):
+    fixed = {"recipe": "era8"}
+    plan = StudyPlan(
+        norms=("bn",),
+        backends=("torch",),
+        seeds=(0,),
+        vary={"data": ("cifar10", "cifar100")},
+        fixed=fixed,
+    )
+    for config in plan.configs().values():
+        place(tmp_path / "runs" / config.data.data, config)
+    with folder.opened(tmp_path, plan):
+        pass
+    with pytest.raises(ConfigError, match=r"one data set, .* on cifar10 and cifar100\. Name one"):
+        study.best_run(tmp_path)
 
 
 HEADS = {

@@ -48,7 +48,7 @@ def assert_ten_steps_are_equal(stock, native):
         # Keras's batch norm is 4e-5 from float64 in the first logits here, the fused one 1e-6: an
         # image near the border changes its class.
         ("bn", "era8", {"l1": 1e-4, "l2": 1e-3, "fused": False}),
-        ("ln", "best", {"ln_affine": "element"}),
+        pytest.param("ln", "best", {"ln_affine": "element"}, marks=pytest.mark.long),
         pytest.param("gn", "era8", {}, marks=pytest.mark.long),
         pytest.param("gn", "best", {}, marks=pytest.mark.slow),
         pytest.param("rms", "best", {"optimizer": "sgd"}, marks=pytest.mark.slow),
@@ -59,6 +59,7 @@ def test_ten_optimizer_steps_equal_the_keras_engine(norm, recipe, options):
     assert_ten_steps_are_equal(*pair(norm, recipe, **options))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("norm", "recipe", "options"),
     [
