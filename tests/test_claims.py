@@ -237,6 +237,18 @@ def test_the_accuracies_of_resnet20_are_those_of_its_studies():
     assert f"`bn` has {bn}, `gn` {gn} and `ln` {ln} %" in readme
 
 
+def test_the_accuracies_of_resnet20_in_batches_of_four_are_those_of_its_study():
+    document = json.loads((ROOT / "results/resnet20-batch4/summary.json").read_text())
+    assert {item["verdict"] for item in document["differences"]} == {"no verdict"}
+    found = {group["norm"]: 100 * group["test_accuracy"]["mean"] for group in document["groups"]}
+    bn, gn, ln, frn = (
+        f"{found[norm]:.1f}" for norm in ("bn", "gn", "ln", "docs/examples/frn.py:FRN")
+    )
+    page = " ".join((ROOT / "docs/your-network.md").read_text(encoding="utf-8").split())
+    text = f"{bn} % with `bn`, {gn} with `gn`, {ln} with `ln` and {frn} with `frn` (two seeds"
+    assert text in page
+
+
 def test_32_groups_are_instance_normalization_in_13_norms_of_resnet20():
     path = ROOT / "results/resnet20/runs/resnet20-gn-torch-s0/model.keras"
     layers = keras.saving.load_model(path, compile=False).layers
