@@ -293,6 +293,6 @@ def command(plan: StudyPlan, out: str) -> list[str]:
         words += ["--vary", f"{name}={_separator(name).join(map(value_word, values))}"]
     words += ["--arms", plan.arms] if plan.arms != "matched" else []
     words += ["--rate-scaling", plan.rate_scaling] if plan.rate_scaling != "auto" else []
-    words += ["--margin", f"{plan.margin:g}"] if plan.margin != 100 * MARGIN else []
+    words += ["--margin", str(plan.margin)] if plan.margin != 100 * MARGIN else []
     words += ["--one-at-a-time"] if plan.one_at_a_time else []
     return [*words, "--out", out]

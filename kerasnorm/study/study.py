@@ -248,7 +248,7 @@ def _with_data(study: StudyPlan, describe: Describe) -> StudyPlan:
 
     Where the data have no test set of their own, the images that this package sets aside for the
     test must not choose the norm too: as many training images are held out for validation, and at
-    most a fifth of those that `train_size` leaves.
+    most a fifth of those that the smallest `train_size` leaves.
     """
     fixed = dict(study.fixed)
     if "data" not in study.vary and fixed.get("data", "auto") == "auto":
@@ -265,9 +265,8 @@ def _with_data(study: StudyPlan, describe: Describe) -> StudyPlan:
         return study
     if data.has_own_test or data.validation is not None:
         return study
-    held_out = len(data.test)
-    if config.data.train_size:
-        held_out = min(held_out, config.data.train_size // 5)
+    sizes = {one.data.train_size for one in study.configs().values()} - {0}
+    held_out = min([len(data.test), *(size // 5 for size in sizes)])
     logger.warning(
         f"{data.source}: the data have no test set of their own, so {len(data.test)} images are "
         f"held out for it and {held_out} for validation, by which the norms are ranked "

@@ -271,7 +271,7 @@ def test_the_command_of_a_plan_parses_to_the_same_plan(one_at_a_time):
         vary=vary,
         arms="tuned",
         rate_scaling="linear",
-        margin=0.25,
+        margin=0.12345678,
         seeds=(3, 4),
         one_at_a_time=one_at_a_time,
     )
@@ -381,3 +381,11 @@ def test_the_validation_split_that_is_held_out_unasked_leaves_most_of_the_traini
         fixed = {"data": str(tmp_path)} | ({"train_size": size} if size else {})
         plan = StudyPlan(norms=("bn",), backends=("torch",), seeds=(0,), fixed=fixed)
         assert completed(plan).fixed["validation"] == held_out
+    plan = StudyPlan(
+        norms=("bn",),
+        backends=("torch",),
+        seeds=(0,),
+        vary={"train_size": (100, 50)},
+        fixed={"data": str(tmp_path)},
+    )
+    assert completed(plan).fixed["validation"] == 10
