@@ -46,7 +46,8 @@ def recalibrate(
     Args:
         model: A functional or Sequential model with one input.
         images: Images as the model takes them, (N, H, W, C).
-        batch_size: Largest number of images in a batch; that of training is the best choice.
+        batch_size: Largest number of images in a batch; that of training is the best choice. An odd
+            number of images in batches of 2 makes one batch of 3.
         seed: Decides which images share a batch.
 
     Raises:
@@ -73,7 +74,9 @@ def recalibrate(
         )
     meters = [_Meter(norm) for norm in norms]
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(images))
-    parts = np.array_split(order, math.ceil(len(images) / batch_size))
+    # A single image has no statistics of a batch, and a dense layer's values no spread.
+    count = min(math.ceil(len(images) / batch_size), len(images) // 2)
+    parts = np.array_split(order, count)
     taps = {id(meter.norm): Tap(meter.norm, meter) for meter in meters}
     run_tapped(model, taps, (images[part].astype("float32") for part in parts))
     made, copies = rebuild(model, {})

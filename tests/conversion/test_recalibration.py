@@ -41,6 +41,20 @@ def test_statistics_are_those_of_all_values_under_batch_statistics():
         assert np.allclose(layer.moving_variance.numpy(), values.var((0, 1, 2)), rtol=1e-6)
 
 
+@pytest.mark.parametrize("count", [3, 5])
+def test_no_batch_is_of_a_single_image(count):
+    """Whose values a norm of vectors would all make its shift."""
+    flat, dense, first = layers.Flatten(), layers.Dense(4), layers.BatchNormalization(epsilon=1e-9)
+    last = layers.BatchNormalization()
+    model = drawn(keras.Sequential([keras.Input((8, 8, 3)), flat, dense, first, last]))
+    new = recalibrate(model, images(count), batch_size=2)
+    # Every batch of the first norm's outputs has mean beta, and the variance of its scale squared.
+    gamma, beta = (weight.numpy() for weight in first.weights[:2])
+    found = new.layers[-1]
+    assert np.allclose(found.moving_mean.numpy(), beta, atol=1e-4)
+    assert np.allclose(found.moving_variance.numpy(), gamma**2, rtol=1e-2)
+
+
 @pytest.mark.parametrize("classes", [2, 5])
 def test_images_that_come_class_by_class_give_the_statistics_of_all_classes(classes):
     """As the readers of class folders give them, so that neighbors are of one class."""
