@@ -432,6 +432,23 @@ def built(layer: "keras.layers.Layer", shape: Sequence[int | None]) -> "keras.la
     return layer
 
 
+def without_zeros(layer: "keras.layers.Layer", kept: str = "") -> None:
+    """Sets to 1 what is 0 in the trainable variables of a built layer, which is then only observed.
+
+    A scale that begins at 0, as that of a residual branch often does, hides all that it multiplies.
+
+    Args:
+        layer: The layer.
+        kept: Name of a variable to leave as it is.
+    """
+    import keras
+
+    for variable in layer.trainable_variables:
+        if variable.name != kept:
+            values = keras.ops.convert_to_numpy(variable.value)
+            variable.assign(values + (values == 0))
+
+
 NORMS: dict[str, Norm] = _Norms({norm.name: norm for norm in BUILT_IN})
 
 

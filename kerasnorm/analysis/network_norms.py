@@ -17,7 +17,7 @@ from kerasnorm.errors import ConfigError
 from kerasnorm.inspection.graph import Calls
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.layers import custom_layers
-from kerasnorm.norms import FREE_SIZE
+from kerasnorm.norms import FREE_SIZE, without_zeros
 from kerasnorm.tables import Table
 
 AXES = {2: "NC", 3: "NLC", 4: "NHWC", 5: "NDHWC"}  # names of the axes of an input, by their number
@@ -27,6 +27,8 @@ VALUES_NOTE = (
     "training. sets: statistics of an image, or of a batch."
 )
 MOVED = 1e-6  # smallest change of an output that counts
+OBSERVED = {"trainable": True, "dtype": "float32"}  # settings of a layer that is called
+OF_CHANNELS = (keras.layers.BatchNormalization, keras.layers.GroupNormalization)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +86,17 @@ def norm_rows(
     calls = Calls(model)
     known = (*STOCK, *custom_layers().values(), *kinds)
     rows = []
-    for node in calls.nodes:
+    found = [
+        node for node in calls.nodes if isinstance(node.operation, known) or _is_named_norm(node)
+    ]
+    if found:
+        _refuse_channels_first(calls)
+    for node in found:
         layer = node.operation
-        if not (isinstance(layer, known) or _is_named_norm(node)):
-            continue
         shape = node.input_tensors[0].shape
         is_stock = type(layer) in STOCK
+        if isinstance(layer, OF_CHANNELS):
+            _expect_channels_last(layer, shape)
         axes, channels = _read(layer, shape) if is_stock else _observed(layer, shape)
         sizes = dict(zip(AXES[len(shape)], shape, strict=True)) | {"C": channels}
         is_fixed = None not in shape[1:]
@@ -123,31 +130,56 @@ def _is_named_norm(node: Any) -> bool:
     return is_own and is_named and shapes == [tensor.shape for tensor in node.outputs]
 
 
-def _read(layer: Any, shape: Sequence[int | None]) -> tuple[str, int]:
-    """Returns the axes over which a norm of Keras takes statistics, and how many channels share.
+def _refuse_channels_first(calls: Calls) -> None:
+    """Makes sure that the maps of a model, which its norms need not tell, are channels last.
 
     Raises:
-        ConfigError: The channels are not the last axis.
+        ConfigError: A layer of it has its channels first.
     """
-    letters, width = AXES[len(shape)], shape[-1] or 0
-    axes = [axis % len(shape) for axis in keras.tree.flatten(layer.axis)]
-    if isinstance(layer, (keras.layers.BatchNormalization, keras.layers.GroupNormalization)):
-        if axes != [len(shape) - 1]:
+    for node in calls.nodes:
+        if getattr(node.operation, "data_format", None) == "channels_first":
             raise ConfigError(
-                f"model: its norm {layer.name!r} has its channels on axis {axes[0]} of {shape}. "
-                "Expected the last axis (channels_last)."
+                f"model: its layer {node.operation.name!r} has its channels first. Expected "
+                "layers with data_format='channels_last'."
             )
-        if isinstance(layer, keras.layers.BatchNormalization):
-            return letters[:-1], 1
+
+
+def _expect_channels_last(layer: Any, shape: Sequence[int | None]) -> None:
+    """Makes sure that a batch or group norm takes the last axis for that of the channels.
+
+    Raises:
+        ConfigError: It takes another.
+    """
+    axis = layer.axis % len(shape)
+    if axis != len(shape) - 1:
+        raise ConfigError(
+            f"model: its norm {layer.name!r} has its channels on axis {axis} of {shape}. "
+            "Expected the last axis (channels_last)."
+        )
+
+
+def _read(layer: Any, shape: Sequence[int | None]) -> tuple[str, int]:
+    """Returns the axes over which a norm of Keras takes statistics, and how many channels share."""
+    letters, width = AXES[len(shape)], shape[-1] or 0
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return letters[:-1], 1
+    if isinstance(layer, keras.layers.GroupNormalization):
         channels = 1 if layer.groups == -1 else width // layer.groups
         return letters[1:] if channels > 1 else letters[1:-1], channels
+    axes = [axis % len(shape) for axis in keras.tree.flatten(layer.axis)]
     shared = "".join(letters[axis] for axis in sorted(axes))
     return shared, width if "C" in shared else 1
 
 
 @stock_keras
 def _observed(layer: Any, shape: Sequence[int | None]) -> tuple[str, int]:
-    """Returns the axes along which outputs change with one input, and in how many channels."""
+    """Returns the axes along which outputs change with one input, and in how many channels.
+
+    The layer that is called is trainable, in float32, and has no scale of 0: a frozen one uses its
+    moving statistics, half precision may overflow, and a scale of 0 hides the statistics.
+    """
+    config = layer.get_config()
+    config |= {key: value for key, value in OBSERVED.items() if key in config}
     size = (2, *(n or FREE_SIZE for n in shape[1:]))
     moved_along = [{0} for _ in size]
     for seed in range(DRAWS):
@@ -156,7 +188,9 @@ def _observed(layer: Any, shape: Sequence[int | None]) -> tuple[str, int]:
         moved.flat[0] += max(1.0, x.size / 100)  # so that means over many values move enough
         outputs = []
         for values in (x, moved):
-            fresh = type(layer).from_config(layer.get_config())  # of the same initial weights
+            fresh = type(layer).from_config(config)  # of the same initial weights
+            fresh(keras.ops.convert_to_tensor(values), training=False)  # builds it
+            without_zeros(fresh)
             result = fresh(keras.ops.convert_to_tensor(values), training=True)
             outputs.append(keras.ops.convert_to_numpy(result))
         places = np.nonzero(np.abs(outputs[1] - outputs[0]) > MOVED)
@@ -182,11 +216,16 @@ def norms_table(rows: Sequence[NormRow], title: str = "") -> Table:
         for row in rows
     ]
     notes = [VALUES_NOTE]
-    sized = [row for row in rows if row.values]
-    if sized:
-        fewest = min(sized, key=lambda row: row.values or 0)
-        images = " of each image" if "N" in fewest.axes else ""
-        notes.append(f"Fewest values share statistics in {fewest.name}: {fewest.values:,}{images}.")
+    of_batches = [row for row in rows if row.values and "N" in row.axes]
+    of_images = [row for row in rows if row.values and "N" not in row.axes]
+    # Which of the two kinds shares fewer depends on the number of images.
+    fewest = [
+        f"in {row.name}: {row.values:,}{images}"
+        for sized, images in ((of_batches, " of each image"), (of_images, ""))
+        if (row := min(sized, key=lambda row: row.values or 0, default=None)) is not None
+    ]
+    if fewest:
+        notes.append(f"Fewest values share statistics {', and '.join(fewest)}.")
     if any(row.is_observed for row in rows):
         notes.append("* found by changing one input of the layer.")
     parameters = {row.name: row.parameters for row in rows}  # a norm may be called twice

@@ -17,7 +17,15 @@ from kerasnorm import runtime, user_code
 from kerasnorm.analysis.answer import Answer
 from kerasnorm.config import ModelConfig, unknown
 from kerasnorm.errors import ConfigError, described, expect, expect_whole, is_number
-from kerasnorm.norms import EPSILON, NORMS, Norm, NormFacts, built, normalization
+from kerasnorm.norms import (
+    EPSILON,
+    NORMS,
+    Norm,
+    NormFacts,
+    built,
+    normalization,
+    without_zeros,
+)
 from kerasnorm.plots.style import FAINT, INK, TEXT_SIZE, Picture, new_figure, small_text, title
 
 if TYPE_CHECKING:
@@ -339,6 +347,15 @@ def _make_layer(
     return layer
 
 
+def _observable(norm: str, channels: int, groups: int = GROUPS) -> "keras.layers.Layer":
+    """Returns a layer of `_make_layer` in which no scale of 0 hides what the norm does."""
+    layer = _make_layer(norm, channels, groups)
+    if user_code.is_named(norm):
+        final = _record(norm).final
+        without_zeros(layer, kept=final.variable if final else "")
+    return layer
+
+
 def _expect_variables(
     norm: str, layer: "keras.layers.Layer", names: Iterable[str], channels: int
 ) -> None:
@@ -386,7 +403,7 @@ def shared_by_perturbation(
         x = np.random.Generator(np.random.PCG64(seed)).normal(size=shape).astype(np.float32)
         moved = x.copy()
         moved[index] += 1.0
-        layer = _make_layer(norm, shape[-1], groups)
+        layer = _observable(norm, shape[-1], groups)
         has_moved |= np.abs(_call(layer, moved, True) - _call(layer, x, True)) > MOVED
     return has_moved
 
@@ -479,12 +496,12 @@ def batch_of_one(norm: str) -> BatchOfOne:
 
     def change(is_training: bool) -> float:
         together, alone = (
-            _call(_make_layer(norm, 8), images, is_training)[0] for images in (batch, batch[:1])
+            _call(_observable(norm, 8), images, is_training)[0] for images in (batch, batch[:1])
         )
         largest = float(np.abs(together - alone).max())
         return largest if largest > MOVED else 0.0
 
-    layer = _make_layer(norm, 8)
+    layer = _observable(norm, 8)
     first, second = (_call(layer, batch[i : i + 1, :1, :1], True) for i in (0, 1))
     return BatchOfOne(change(True), change(False), bool(np.abs(first - second).max() > MOVED))
 

@@ -68,6 +68,62 @@ def test_a_batch_statistic_of_an_own_class_is_found_by_its_name():
     assert "24 x N" in to_text(norms_table([row]))
 
 
+class MyBatchNorm(layers.BatchNormalization):
+    pass
+
+
+class MyGroupNorm(layers.GroupNormalization):
+    pass
+
+
+class ScaledNorm(layers.Layer):
+    """Divides an image by its root mean square, with a scale whose first value is 0."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=shape[-1:], initializer="zeros", name="scale")
+
+    def call(self, x):
+        mean = ops.mean(ops.square(x), axis=(1, 2, 3), keepdims=True)
+        return x * ops.rsqrt(mean + 1e-5) * self.scale
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("trainable", [True, False])
+@pytest.mark.parametrize(
+    ("make", "over"),
+    [
+        (lambda **options: MyBatchNorm(gamma_initializer="zeros", **options), "N, H, W"),
+        (MyBatchNorm, "N, H, W"),
+        (lambda **options: MyGroupNorm(4, **options), "H, W, 4 groups of 2 channels"),
+        (
+            lambda **options: MyGroupNorm(4, gamma_initializer="zeros", **options),
+            "H, W, 4 groups of 2 channels",
+        ),
+        (ScaledNorm, "H, W, C"),
+    ],
+)
+def test_a_scale_of_0_or_a_frozen_layer_hides_no_statistics(make, over, trainable, dtype):
+    pixels = keras.Input((6, 4, 8))
+    (row,) = norm_rows(keras.Model(pixels, make(trainable=trainable, dtype=dtype)(pixels)))
+    assert (row.over, row.is_observed) == (over, True)
+
+
+def test_the_layer_that_is_observed_stays_as_it_is():
+    pixels = keras.Input((6, 4, 8))
+    norm = MyBatchNorm(gamma_initializer="zeros", trainable=False)
+    norm_rows(keras.Model(pixels, norm(pixels)))
+    assert not norm.trainable
+    assert [float(ops.sum(weight)) for weight in norm.weights] == [0, 0, 0, 8]
+
+
+def test_fewest_values_of_batches_and_of_images_are_told_apart():
+    """A batch norm of 8 values of each of 16 images shares more than a layer norm of 10."""
+    pixels = keras.Input((2, 4, 10))
+    x = layers.LayerNormalization(name="ln")(layers.BatchNormalization(name="bn")(pixels))
+    notes = " ".join(norms_table(norm_rows(keras.Model(pixels, x))).notes)
+    assert "Fewest values share statistics in bn: 8 of each image, and in ln: 10." in notes
+
+
 def test_each_call_in_nested_and_shared_models_has_a_row():
     found = [(row.name, row.behind, row.shape) for row in norm_rows(network())]
     assert found == [
@@ -104,6 +160,12 @@ def test_channels_first_are_refused():
     pixels = keras.Input((8, 6, 4))
     with pytest.raises(ConfigError, match="has its channels on axis 1 of"):
         norm_rows(keras.Model(pixels, layers.BatchNormalization(axis=1)(pixels)))
+    with pytest.raises(ConfigError, match="has its channels on axis 1 of"):
+        norm_rows(keras.Model(pixels, MyGroupNorm(2, axis=1)(pixels)))
+    x = layers.ZeroPadding2D(data_format="channels_first")(pixels)
+    for norm in (layers.LayerNormalization(axis=1), MyNorm()):
+        with pytest.raises(ConfigError, match="has its channels first"):
+            norm_rows(keras.Model(pixels, norm(x)))
 
 
 NORM = """

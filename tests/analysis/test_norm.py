@@ -182,6 +182,12 @@ class Cut(keras.layers.Layer):
 
 def batch(channels, name):
     return keras.layers.BatchNormalization(name=name)
+
+def dark_batch(channels, name):
+    return keras.layers.BatchNormalization(gamma_initializer="zeros", name=name)
+
+def dark_pairs(channels, name):
+    return keras.layers.GroupNormalization(channels // 2, gamma_initializer="zeros", name=name)
 """
 
 
@@ -192,6 +198,8 @@ def batch(channels, name):
         ("Halved", "nothing: each value alone"),
         ("pairs", "H, W, 2 of 8 channels (found"),
         ("batch", "N, H, W (found"),
+        ("dark_batch", "N, H, W (found"),
+        ("dark_pairs", "H, W, 2 of 8 channels (found"),
         ("Cut", "H, W (found"),
     ],
 )
@@ -206,7 +214,9 @@ def test_what_shares_statistics_in_a_norm_of_the_user_is_found(tmp_path, name, o
         first, second = (step.values for step in answer.data.worked.training)
         np.testing.assert_array_equal(second, first / 2)
         assert answer.data.batch_of_one.training_change == 0
-    if name == "batch":
+    if name == "dark_batch":  # with its initial scale of 0
+        assert not answer.data.worked.training[-1].values.any()
+    if name in ("batch", "dark_batch"):
         assert answer.data.batch_of_one.training_change > 0.1
 
 
