@@ -170,8 +170,16 @@ def _windowed(call: _Call) -> FeatureMap:
 def _transposed(call: _Call) -> FeatureMap:
     layer, (source,) = call.layer, call.inputs
     fields = []
-    for k, s, d in zip(layer.kernel_size, layer.strides, layer.dilation_rate, strict=True):
-        padding = same_padding(None, k, s, d) if layer.padding == "same" else 0
+    added = layer.output_padding or (None,) * len(layer.strides)
+    for k, s, d, more in zip(
+        layer.kernel_size, layer.strides, layer.dilation_rate, added, strict=True
+    ):
+        padding = 0
+        if layer.padding == "same":
+            # With an output padding, which is cut off less, Keras does not look at the strides.
+            reach = (d * (k - 1) + 1) // 2
+            is_free = more is None
+            padding = same_padding(None, k, s, d) if is_free else max(reach - (more + 1) // 2, 0)
         fields.append(transposed(k, s, d, padding))
     return source.through(fields, call.sizes)
 
@@ -223,8 +231,13 @@ def _reshaped(call: _Call) -> FeatureMap:
 def _sliced(call: _Call) -> FeatureMap:
     """Returns the output of a subscript: slices of channels leave the field as it is."""
     (source,) = call.inputs
-    if call.slices is None:
-        raise ConfigError("Expected slices, such as x[..., ::-1]. Received: another subscript")
+    if call.slices == () and {*source.sizes} <= {1}:  # of a vector, which every pixel reaches alike
+        return source
+    if call.slices is None or len(call.slices) != len(source.sizes):
+        raise ConfigError(
+            "Expected slices of a map that is not flattened, such as x[..., ::-1]. Received: "
+            "another subscript"
+        )
     fields = []
     for part, units in zip(call.slices, source.sizes, strict=True):
         step = 1 if part.step is None else part.step

@@ -127,6 +127,13 @@ def test_a_model_of_vectors_has_no_receptive_field() -> None:
     ] * 3
 
 
+def test_a_slice_of_a_vector_sees_what_the_vector_does() -> None:
+    pixels = keras.Input((8, 6, 4))
+    pooled = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(pixels))
+    rows = layer_table(keras.Model(pixels, pooled[:, 1:]))
+    assert [row.receptive_field for row in rows[-2:]] == [[8, 6]] * 2
+
+
 def test_sizes_that_are_not_fixed() -> None:
     x = pixels = keras.Input((None, None, 3))
     rows = layer_table(keras.Model(pixels, conv(conv(x), strides=2, padding="same")))
@@ -265,6 +272,7 @@ def test_behind_an_enlargement_fields_are_bounds_and_jumps_may_be_fractions() ->
         (refused(lambda x: x[:, ::-1]), r"goes forward.*Received: slice\(None, None, -1\)"),
         (refused(lambda x: x[:, 4]), "Expected slices.*another subscript"),
         (refused(lambda x: x[0:1, :]), "Expected slices.*another subscript"),
+        (refused(lambda x: layers.Flatten()(x)[:, :9]), "not flattened.*another subscript"),
         (
             refused(
                 lambda x: layers.Add(name="sum")(

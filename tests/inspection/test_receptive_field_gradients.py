@@ -159,6 +159,15 @@ ENLARGED: dict[str, tuple[Callable[[object], object], int | None]] = {
     "transposed, same": (lambda x: transposed(x, 4, 2, padding="same"), 2),
     "transposed, odd, same": (lambda x: same(transposed(x, 5, 3, padding="same")), 3),
     "of one": (lambda x: transposed(x, 3, 1), 3),
+    **{
+        f"transposed, {kernel} by {strides}, output padding {more}": (
+            lambda x, kernel=kernel, strides=strides, more=more: transposed(
+                x, kernel, strides, padding="same", output_padding=more
+            ),
+            2,
+        )
+        for kernel, strides, more in ((3, 2, 0), (3, 2, 1), (4, 2, 0), (4, 2, 1), (5, 4, 1))
+    },
     "encoder and decoder": (
         lambda x: same(upsampled(same(same(x, strides=2), strides=2), 4)),
         None,
