@@ -102,7 +102,8 @@ class LayerStatistics:
         gradient_norm: |dL/dw| of the kernel, on the probed images, in training.
         weight_norm: |w| of the kernel.
         weight_quantiles: 5, 25, 50, 75 and 95 % quantiles of the kernel.
-        update_ratio: |w now - w an epoch ago| / |w an epoch ago|; NaN at epoch 0.
+        update_ratio: |w now - w an epoch ago| / |w an epoch ago|; NaN at epoch 0, and where
+            the kernel was 0.
     """
 
     epoch: int
@@ -124,7 +125,7 @@ class WeightHistogram:
     Attributes:
         edges: Edges of the bins, (BINS + 1,).
         share: Share of the weights in each bin, (BINS,); those beyond the edges are in none.
-        sparsity: Share of the weights below a thousandth of their layer's largest one.
+        sparsity: Share of the weights that are 0, or below a thousandth of their layer's largest.
         norm: |w| of all kernels together.
         mean: Mean of the weights.
         std: Standard deviation of the weights.
@@ -392,7 +393,9 @@ def _numbers(tensor: Any) -> NDArray[np.float32]:
 
 
 def _ratio(new: NDArray[np.float32], old: NDArray[np.float32]) -> float:
-    return float(np.linalg.norm(new - old) / max(float(np.linalg.norm(old)), 1e-30))
+    """Returns |new - old| / |old|, NaN where the old kernel is 0."""
+    length = float(np.linalg.norm(old))
+    return float(np.linalg.norm(new - old)) / length if length else float("nan")
 
 
 @dataclass(frozen=True)
@@ -501,7 +504,8 @@ def weight_histogram(kernels: "Weights", limit: float) -> WeightHistogram:
     0.5
     """
     flat = np.concatenate([kernel.ravel() for kernel in kernels]).astype(np.float64)
-    small = sum(int((np.abs(k) < SPARSE * np.abs(k).max()).sum()) for k in kernels)
+    # A kernel of zeros has no largest weight, below which the others could lie.
+    small = sum(int(((k == 0) | (np.abs(k) < SPARSE * np.abs(k).max())).sum()) for k in kernels)
     edges = np.linspace(-limit, limit, BINS + 1)
     share = np.histogram(flat, edges)[0] / flat.size
     norm, mean, std = np.linalg.norm(flat), flat.mean(), flat.std()

@@ -125,6 +125,22 @@ def test_updates_are_measured_against_the_weights_before():
     assert min(moved) > 0
 
 
+@pytest.mark.backend("any")
+def test_a_kernel_of_zeros_has_no_update_ratio_and_is_near_0():
+    """As that of a residual branch which starts as nothing: 0 to something is no ratio."""
+    engine, taps, _ = measured("none")
+    kernel = engine.model.get_layer("convblock1_conv1").kernel
+    trained = keras.ops.convert_to_numpy(kernel.value).copy()
+    kernel.assign(np.zeros_like(trained))
+    before = taps.weights()
+    kernel.assign(trained)
+    rows = taps.measure(dataset().train, 1, before)
+    assert np.isnan(rows[0].update_ratio)
+    assert [row.update_ratio for row in rows[1:]] == [0] * 9
+    assert weight_histogram([np.zeros((3, 3, 2, 2)), np.ones(4)], 1.0).sparsity == 0.9
+    assert weight_histogram([np.zeros(4)], 0.0).sparsity == 1
+
+
 def run_of(names, label="a " * 99):
     """Statistics of a run of one epoch whose layers have these names."""
     rows = [
