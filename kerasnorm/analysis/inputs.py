@@ -225,7 +225,9 @@ def preprocessing_figure(pixels: Mapping[str, NDArray[np.float64]]) -> Picture:
     grid = figure.subplots(len(pixels), IMAGES + 1, squeeze=False, width_ratios=ratios)
     title(figure, "INPUT PREPROCESSINGS")
     for row, (name, images) in zip(grid, pixels.items(), strict=True):
-        for axes, image in zip(row, _visible(images)[:IMAGES], strict=False):
+        # Evenly spaced: the first ones of ordered data are all of one class.
+        shown = np.linspace(0, len(images), min(IMAGES, len(images)), endpoint=False).astype(int)
+        for axes, image in zip(row, _visible(images)[shown], strict=False):
             show_image(axes, image)
         for axes in row[:-1]:
             axes.set_axis_off()

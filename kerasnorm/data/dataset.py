@@ -281,7 +281,8 @@ class Generated:
 def stratified_sample(labels: NDArray[np.int32], count: int, seed: int) -> NDArray[np.int64]:
     """Returns `count` sorted indices that hold each class in the same share as `labels` does.
 
-    Shares are rounded by largest remainder (Hamilton's method), so that they sum to `count`.
+    Shares are rounded by largest remainder (Hamilton's method), so that they sum to `count`. Of
+    fewer images than classes, the seed decides between classes of the same size.
 
     Args:
         labels: Class indices, shape (N,).
@@ -292,7 +293,12 @@ def stratified_sample(labels: NDArray[np.int32], count: int, seed: int) -> NDArr
     classes, sizes = np.unique(labels, return_counts=True)
     # Whole numbers: a rounded quotient could give a class more images than it has.
     quotas, remainders = np.divmod(sizes.astype(np.int64) * count, len(labels))
-    extra = np.argsort(-remainders, kind="stable")[: count - quotas.sum()]
+    # Of fewer images than classes, equal remainders would leave out the last classes, which in
+    # ordered data differ from the first: all animals of ImageNet come before all else.
+    ties = np.arange(len(classes))
+    if count < len(classes):
+        ties = np.random.Generator(np.random.PCG64([seed, 0x71E5])).permutation(len(classes))
+    extra = np.lexsort((ties, -remainders))[: count - quotas.sum()]
     quotas[extra] += 1
     chosen = [
         rng.permutation(np.flatnonzero(labels == label))[:quota]

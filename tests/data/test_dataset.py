@@ -48,6 +48,18 @@ def test_stratified_sample_depends_on_the_seed() -> None:
     assert not np.array_equal(stratified_sample(labels, 10, 0), stratified_sample(labels, 10, 1))
 
 
+def test_fewer_images_than_classes_are_of_any_classes() -> None:
+    """Of classes of one size, the first ones were taken, whatever the seed."""
+    labels = np.repeat(np.arange(20), 3).astype(np.int32)
+    drawn = [labels[stratified_sample(labels, 5, seed)] for seed in range(40)]
+    assert all(len(set(part.tolist())) == 5 for part in drawn)
+    counts = np.bincount(np.concatenate(drawn), minlength=20)
+    assert counts.min() > 0  # a class is left out of all 40 with probability 0.75^40 = 1e-5
+    assert counts.max() < 25  # of 40, where 10 are expected: five standard deviations
+    many = np.append(labels, [7, 7, 11]).astype(np.int32)  # the largest classes come first
+    assert {7, 11} <= set(many[stratified_sample(many, 5, 0)].tolist())
+
+
 def test_subset_takes_the_same_share_of_each_class() -> None:
     small = dataset([0, 1, 2] * 20, [0, 1, 2] * 10).subset(30, 6)
     assert small.class_counts == {"train": (10, 10, 10), "test": (2, 2, 2)}
@@ -63,7 +75,7 @@ def test_subset_of_zero_is_everything() -> None:
     [
         ((4, 0), "train_size: expected at most the 3 images of made up. Received: train_size=4"),
         ((0, 2), "test_size: expected at most the 1 images"),
-        ((2, 0), r"train_size=2, which leaves none of c\. Ask for more"),
+        ((2, 0), r"train_size=2, which leaves none of a\. Ask for more"),
     ],
 )
 def test_subset_refuses(sizes: tuple[int, int], message: str) -> None:
