@@ -375,7 +375,7 @@ class Taps:
                     float(inside.mean(dtype=np.float64)),
                     float(inside.std(dtype=np.float64)),
                     float((outside == 0).mean()),
-                    float((outside == 0).all(axis=(0, 1, 2)).mean()),
+                    float((outside == 0).all(axis=unit.positions).mean()),
                     norms.get(id(unit.kernel), float("nan")),  # a frozen one has no gradient
                     float(np.linalg.norm(kernel)),
                     tuple(np.quantile(kernel, QUANTILES).tolist()),
@@ -418,6 +418,11 @@ class Unit:
     def kernel(self) -> Any:
         """Variable of its kernel; the second one of a separable convolution."""
         return [w for w in self.layer.weights if w.name.endswith("kernel")][-1]
+
+    @property
+    def positions(self) -> tuple[int, int, int]:
+        """Axes of the images and pixels, which are all but that of the channels."""
+        return (0, 2, 3) if self.layer.data_format == "channels_first" else (0, 1, 2)
 
 
 def _without_activation(layer: Any) -> "keras.Layer":

@@ -121,6 +121,9 @@ def test_figures_of_the_input_show_every_class(sorted_classes):
     augmented, *_ = input_figures(config(data=str(sorted_classes), flip=0.5))
     raw = [axes.images[0].get_array() for axes in augmented.figure.axes[::7]]
     assert {int(np.max(image)) for image in raw} == {0, 255}
+    figure = kerasnorm.inputs(data=str(sorted_classes)).figures["preprocessing"]
+    samples = [axes.images[0].get_array() for axes in figure.axes[:4]]
+    assert {int(np.max(image)) for image in samples} == {0, 255}
 
 
 class TestPictures:

@@ -112,6 +112,20 @@ def test_a_dead_channel_is_seen():
     assert taps.measure(dataset().train, 0)[0].dead_share == 0.25
 
 
+@pytest.mark.backend("torch")  # TensorFlow convolves channels first on GPUs only
+def test_channels_are_those_of_the_convolution_where_they_come_first():
+    pixels = keras.Input((8, 8, 3))
+    x = keras.layers.Permute((3, 1, 2))(pixels)
+    x = keras.layers.Conv2D(4, 3, data_format="channels_first", name="conv")(x)
+    x = keras.layers.GlobalAveragePooling2D(data_format="channels_first")(keras.layers.ReLU()(x))
+    model = keras.Model(pixels, keras.layers.Dense(2)(x))
+    bias = model.get_layer("conv").bias
+    bias.assign([-1e6, 1e6, -1e6, -1e6])  # one of four channels lives
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
+    (row,) = Taps(model).measure(Split(images, np.arange(6, dtype=np.int32) % 2), 0)
+    assert (row.zero_share, row.dead_share) == (0.75, 0.75)
+
+
 def test_updates_are_measured_against_the_weights_before():
     engine, taps, _ = measured("gn")
     before = taps.weights()
