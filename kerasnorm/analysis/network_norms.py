@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from kerasnorm.conversion.norms import STOCK
+from kerasnorm.conversion.rebuild import refuse_hidden
 from kerasnorm.errors import ConfigError
 from kerasnorm.inspection.graph import Calls
 from kerasnorm.keras_settings import stock_keras
@@ -81,7 +82,8 @@ def norm_rows(
         kinds: Classes of norms of the user's own; others are found by "norm" in their name.
 
     Raises:
-        ConfigError: The model has no graph, or its channels are not the last axis.
+        ConfigError: The model has no graph, a layer hides a norm in it, or the channels are not the
+            last axis.
     """
     calls = Calls(model)
     known = (*STOCK, *custom_layers().values(), *kinds)
@@ -89,6 +91,8 @@ def norm_rows(
     found = [
         node for node in calls.nodes if isinstance(node.operation, known) or _is_named_norm(node)
     ]
+    # A norm of the user's own may be made of others.
+    refuse_hidden(model, known, "listed", {id(node.operation) for node in found})
     if found:
         _refuse_channels_first(calls)
     for node in found:

@@ -1,6 +1,6 @@
 """A copy of a functional or Sequential model in which some layers are replaced or removed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import keras
@@ -115,13 +115,23 @@ def run_tapped(model: keras.Model, taps: Mapping[int, Tap], batches: Any) -> Non
         tapped.predict_on_batch(batch)
 
 
-def refuse_hidden(model: keras.Model, kinds: tuple[type, ...], verb: str) -> None:
+def refuse_hidden(
+    model: keras.Model, kinds: tuple[type, ...], verb: str, allowed: Collection[int] = ()
+) -> None:
     """Makes sure that no layer of a model hides a layer of these kinds in it.
+
+    Args:
+        model: The model.
+        kinds: Classes of layers.
+        verb: What cannot be done with a hidden layer, such as "measured".
+        allowed: The `id` of each layer that may hold others.
 
     Raises:
         ConfigError: One does.
     """
     for layer in layers(model):
+        if id(layer) in allowed:
+            continue
         for part in layer._flatten_layers(include_self=False):
             if isinstance(part, kinds):
                 raise ConfigError(

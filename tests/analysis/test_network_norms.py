@@ -168,6 +168,27 @@ def test_channels_first_are_refused():
             norm_rows(keras.Model(pixels, norm(x)))
 
 
+class NormOfTwo(layers.Layer):
+    """Calls two norms."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.first, self.second = layers.BatchNormalization(), layers.LayerNormalization()
+
+    def call(self, x, training=False):
+        return self.second(self.first(x, training=training))
+
+
+def test_a_norm_inside_another_layer_is_not_passed_over():
+    pixels = keras.Input((6, 4, 8))
+    (row,) = norm_rows(keras.Model(pixels, NormOfTwo()(pixels)))
+    assert (row.over, row.parameters) == ("N, H, W, C", 48)
+    inside = layers.TimeDistributed(layers.BatchNormalization())
+    x = layers.BatchNormalization()(inside(pixels))
+    with pytest.raises(ConfigError, match="holds a BatchNormalization inside, which cannot be lis"):
+        norm_rows(keras.Model(pixels, x))
+
+
 NORM = """
 import keras
 from kerasnorm.norms import Norm
