@@ -117,7 +117,7 @@ def build(
         ) from error
     new = head if config.new_head else None
     _copy_weights(source, model, new, everything=config.pretrained)
-    _freeze(source, model, new, keeps=config.pretrained)
+    _freeze(source, model, new, name=name, keeps=config.pretrained)
     if model.output_shape != (None, classes):
         raise ConfigError(
             f"network: expected logits of shape (N, {classes}), for the {classes} classes of the "
@@ -153,7 +153,7 @@ def _with_norms(model: keras.Model, config: ModelConfig) -> keras.Model:
     )
     for note in done.notes:
         logger.info(note)
-    if config.norm == "gn" and (note := instance_note(done.model)):
+    if config.norm == "gn" and (note := instance_note(done.model, config.network)):
         logger.warning(note)
     return done.model
 
@@ -311,13 +311,14 @@ def _copy_weights(source: keras.Model, target: keras.Model, new: Any, *, everyth
                 layer.finalize_state()
 
 
-def _freeze(source: keras.Model, target: keras.Model, new: Any, *, keeps: bool) -> None:
+def _freeze(source: keras.Model, target: keras.Model, new: Any, *, name: str, keeps: bool) -> None:
     """Freezes the layers whose copied weights were frozen, and no others.
 
     Args:
         source: The model that says which layers are frozen.
         target: Its copy.
         new: The layer of `source` whose weights are new, if there is one.
+        name: What the user calls the network.
         keeps: Whether the weights were copied; new weights must be trained.
     """
     trained = {id(weight) for weight in source.trainable_variables}
@@ -333,7 +334,7 @@ def _freeze(source: keras.Model, target: keras.Model, new: Any, *, keeps: bool) 
             layer.trainable = False
     elif count := sum(bool(old.weights) for old, _ in frozen):
         logger.warning(
-            f"{counted(count, 'frozen layer')} of {source.name} get new weights, and are trained: "
+            f"{counted(count, 'frozen layer')} of {name} get new weights, and are trained: "
             "only --pretrained, for a .keras file, keeps weights."
         )
 

@@ -80,13 +80,18 @@ def instance_norms(model: keras.Model) -> tuple[int, int]:
     return sum(map(is_instance_norm, found)), len(found)
 
 
-def instance_note(model: keras.Model) -> str:
-    """Returns a sentence about the instance norms among a model's group norms, "" without any."""
+def instance_note(model: keras.Model, name: str) -> str:
+    """Returns a sentence about the instance norms among a model's group norms, "" without any.
+
+    Args:
+        model: The model.
+        name: What the user calls it; Keras numbers the models that have no name.
+    """
     alone, count = instance_norms(model)
     if not alone:
         return ""
     return (
-        f"norm gn: in {alone} of {count} norms of {model.name} each group is one channel, which is "
+        f"norm gn: in {alone} of {count} norms of {name} each group is one channel, which is "
         "instance normalization. For groups of several channels use --group-size, such as 8."
     )
 

@@ -165,7 +165,7 @@ def test_layers_whose_weights_are_kept_stay_frozen_and_new_ones_are_trained(tmp_
     assert set(flags(anew).values()) == {True}
     assert len(anew.trainable_variables) == 6
     (record,) = caplog.records
-    assert "2 frozen layers of sequential" in record.getMessage()
+    assert f"2 frozen layers of {path} get new weights" in record.getMessage()
     with pytest.raises(ConfigError, match=r"expected weights to train.*frozen"):
         make(path, classes=9, pretrained=True)
 
@@ -321,7 +321,7 @@ def test_groups_of_one_channel_are_said_to_be_instance_normalization(
     """Four channels: 32 groups are wanted by default, and 4 are taken."""
     model = make(f"{code}:small", norm="gn", **options)
     assert instance_norms(model) == (int(is_said), 1)
-    assert ("in 1 of 1 norms" in caplog.text) == is_said
+    assert (f"in 1 of 1 norms of {code}:small each" in caplog.text) == is_said
     assert ("instance normalization" in caplog.text) == is_said
 
 

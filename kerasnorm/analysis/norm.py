@@ -217,7 +217,7 @@ def _passed_through(norm: str) -> Worked:
     """Passes a small tensor through a norm in the user's code, with its initial variables."""
     channels = SMALL[-1]
     x = np.random.Generator(np.random.PCG64(7)).integers(0, 10, SMALL).astype(np.float32)
-    outputs = [_call(_make_layer(norm, channels), x, training) for training in (True, False)]
+    outputs = [_call(_make_layer(norm, SMALL), x, training) for training in (True, False)]
     phases = [(Step("input", x), Step("output", y)) for y in outputs]
     ones, zeros = np.ones(channels), np.zeros(channels)
     return Worked(phases[0], phases[1], outputs[0], outputs[1], ones, zeros, (), 0.0)
@@ -319,26 +319,30 @@ def shared_by_definition(
 
 
 def _make_layer(
-    norm: str, channels: int, groups: int = GROUPS, values: Mapping[str, Array] | None = None
+    norm: str,
+    shape: Sequence[int],
+    groups: int = GROUPS,
+    values: Mapping[str, Array] | None = None,
 ) -> "keras.layers.Layer":
     """Returns a built layer, by default one whose final step, if it has one, changes nothing.
 
     Args:
         norm: Name of the norm.
-        channels: Number of channels C.
+        shape: Shape (N, H, W, C) of its inputs: the weights of a norm in the user's code may depend
+            on H and W.
         groups: Number of groups of gn; other norms ignore it.
         values: Name → values of variables to set, each (C,).
 
     Raises:
         ConfigError: The layer lacks such a variable, or its number of values is another.
     """
-    final = _record(norm).final
+    final, channels = _record(norm).final, shape[-1]
     layer = normalization(ModelConfig(norm=norm, groups=groups), channels)
     assert layer is not None
     if user_code.is_named(norm):
-        built(layer, (None, None, None, channels))
+        built(layer, (None, *shape[1:]))
     else:
-        layer.build((None, None, None, channels))
+        layer.build((None, *shape[1:]))
     values = values or ({final.variable: np.full(channels, final.neutral)} if final else {})
     _expect_variables(norm, layer, values, channels)
     for variable in layer.variables:
@@ -347,9 +351,9 @@ def _make_layer(
     return layer
 
 
-def _observable(norm: str, channels: int, groups: int = GROUPS) -> "keras.layers.Layer":
+def _observable(norm: str, shape: Sequence[int], groups: int = GROUPS) -> "keras.layers.Layer":
     """Returns a layer of `_make_layer` in which no scale of 0 hides what the norm does."""
-    layer = _make_layer(norm, channels, groups)
+    layer = _make_layer(norm, shape, groups)
     if user_code.is_named(norm):
         final = _record(norm).final
         without_zeros(layer, kept=final.variable if final else "")
@@ -403,7 +407,7 @@ def shared_by_perturbation(
         x = np.random.Generator(np.random.PCG64(seed)).normal(size=shape).astype(np.float32)
         moved = x.copy()
         moved[index] += 1.0
-        layer = _observable(norm, shape[-1], groups)
+        layer = _observable(norm, shape, groups)
         has_moved |= np.abs(_call(layer, moved, True) - _call(layer, x, True)) > MOVED
     return has_moved
 
@@ -434,7 +438,7 @@ def worked_example(norm: str) -> Worked:
     names = (record.scale, record.shift, record.final.variable if record.final else None)
     pairs = zip(names, (gamma, beta, final), strict=True)
     values = {name: array for name, array in pairs if name and array is not None}
-    layer = _make_layer(norm, channels, values=values)
+    layer = _make_layer(norm, SMALL, values=values)
     moving = [_moving_statistics(norm, layer)] if hasattr(layer, "moving_mean") else []
     momentum = float(layer.momentum) if moving else 0.0
     training, from_layer = steps(*moments(x, norm, GROUPS)), _call(layer, x, True)
@@ -496,13 +500,15 @@ def batch_of_one(norm: str) -> BatchOfOne:
 
     def change(is_training: bool) -> float:
         together, alone = (
-            _call(_observable(norm, 8), images, is_training)[0] for images in (batch, batch[:1])
+            _call(_observable(norm, images.shape), images, is_training)[0]
+            for images in (batch, batch[:1])
         )
         largest = float(np.abs(together - alone).max())
         return largest if largest > MOVED else 0.0
 
-    layer = _observable(norm, 8)
-    first, second = (_call(layer, batch[i : i + 1, :1, :1], True) for i in (0, 1))
+    pixels = batch[:2, :1, :1]
+    layer = _observable(norm, pixels[:1].shape)
+    first, second = (_call(layer, pixels[i : i + 1], True) for i in (0, 1))
     return BatchOfOne(change(True), change(False), bool(np.abs(first - second).max() > MOVED))
 
 

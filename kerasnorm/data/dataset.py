@@ -471,7 +471,7 @@ def check(dataset: Dataset) -> Dataset:
         _check_split(f"{dataset.source}: {name} set", split, dataset)
     counts = np.array(dataset.class_counts["train"])
     if empty := [dataset.class_names[label] for label in np.flatnonzero(counts == 0)]:
-        advice = "Remove the class, or number the classes without gaps"
+        advice = "Remove the class, or number the classes from 0 without gaps"
         raise unexpected(dataset.source, _ONE_PER_CLASS, f"empty class {listed(empty)}", advice)
     check_scale(dataset, "train")
     return dataset

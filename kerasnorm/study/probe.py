@@ -80,7 +80,8 @@ class Probe:
             std=[0.25] * channels,
             precision=config.train.precision,
         )
-        return {"note": instance_note(model) if config.model.norm == "gn" else ""}
+        is_group = config.model.norm == "gn"
+        return {"note": instance_note(model, config.model.network) if is_group else ""}
 
     def _prepare(self, values: Mapping[str, Any]) -> dict[str, float]:
         config = resolve(values)

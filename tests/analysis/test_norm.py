@@ -268,3 +268,48 @@ def test_a_record_of_the_user_gives_its_facts_and_color_and_is_checked_where_it_
     assert [step.name for step in answer.data.worked.training][1:3] == ["mean", "variance"]
     with pytest.raises(ConfigError, match="definition in the norm's record"):
         explain(f"{path}:WRONG", cost=False)
+
+
+SPATIAL = """
+import math
+import keras
+from keras import ops
+
+
+class Base(keras.layers.Layer):
+    def build(self, shape):
+        self.scale = self.add_weight(shape=self.of(shape), initializer="ones", name="scale")
+
+    def call(self, x):
+        mean = ops.mean(x, axis=self.axes, keepdims=True)
+        variance = ops.var(x, axis=self.axes, keepdims=True)
+        y = (x - mean) * ops.rsqrt(variance + 1e-5)
+        return y * ops.reshape(self.scale, (-1, *x.shape[1:])) if self.is_all else y * self.scale
+
+
+class Element(Base):
+    axes, is_all = (1, 2, 3), True
+    of = staticmethod(lambda shape: shape[1:])
+
+
+class Flat(Base):
+    axes, is_all = (1, 2), True
+    of = staticmethod(lambda shape: (math.prod(shape[1:]),))
+
+
+class Rows(Base):
+    axes, is_all = (2, 3), False
+    of = staticmethod(lambda shape: (shape[1], 1, 1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "over"), [("Element", "H, W, C"), ("Flat", "H, W"), ("Rows", "W, C")]
+)
+def test_a_norm_whose_weights_depend_on_the_size_of_the_map_is_explained(tmp_path, name, over):
+    path = tmp_path / "spatial_norms.py"
+    path.write_text(SPATIAL)
+    found = explain(f"{path}:{name}", cost=False)
+    assert f"over {over} (found by perturbation)" in explanation_text(found.data)
+    # On one image of one pixel, only channels can share a mean.
+    assert found.data.batch_of_one.survives_one_pixel == (name != "Flat")
