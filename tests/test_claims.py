@@ -76,6 +76,13 @@ CLAIMS = [
         "{g1.test:.1f}, {g2.test:.1f}, {g4.test:.1f}, {g8.test:.1f} and {g16.test:.1f} % with 1",
     ),
     Claim(GUIDE, "batch-size", SIZES, BATCHES),
+    Claim(
+        GUIDE,
+        "batch-size-full",
+        {name: row for name, row in SIZES.items() if row["batch_size"] in (32, 128)},
+        "`bn` has {bn32.test:.1f} % and `gn` {gn32.test:.1f} % in batches of 32, "
+        "{bn128.test:.1f} and {gn128.test:.1f} % in batches of 128",
+    ),
     *(
         Claim(README, "matched", KERNELS, MATCHED.format(name=name, key=key))
         for name, key in (("Batch", "bn"), ("Group", "gn"), ("Layer", "ln"))
