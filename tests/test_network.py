@@ -422,6 +422,7 @@ def test_mixed_bfloat16_gives_float32_logits_near_those_of_float32(norm: str) ->
 # Training
 
 
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_trains_with_plain_compile_and_fit() -> None:
     runtime.seed_everything(0, 0)
     model = small("bn", weight_standardization=True, dropout=0.05, l2=1e-4, classes=3)

@@ -208,7 +208,7 @@ def test_scaling_a_filter_before_a_norm_does_not_change_the_surface():
     assert np.allclose(surface(net, split, **options).plane, first.plane, rtol=1e-3)
 
 
-@pytest.mark.backend("any")
+@pytest.mark.backend("any", long_on="tensorflow")
 @pytest.mark.parametrize("norm", ["bn", "gn", slow_on_tensorflow("none")])
 def test_the_line_starts_at_the_batchs_loss_and_leaves_the_net_alone(norm):
     fresh = engine(norm)

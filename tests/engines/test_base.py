@@ -194,6 +194,7 @@ def test_an_absurd_rate_ends_in_a_clear_error(engine):
         hot.train_epoch(0, tiny.Listener())
 
 
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_reported_loss_leaves_regularization_out(engine):
     plain = engine(l2=0.0, learning_rate=1e-12).train_epoch(0, tiny.Listener())
     heavy = engine(l2=10.0, learning_rate=1e-12).train_epoch(0, tiny.Listener())
