@@ -619,6 +619,21 @@ def published(recipe: str, data: str) -> dict[str, Any]:
     return found
 
 
+def config_of_call(config: Config | None, overrides: Mapping[str, Any]) -> Config:
+    """Returns the config that a call of `fit` or `inputs` asks for.
+
+    Args:
+        config: The config that it names; None to resolve the fields alone.
+        overrides: Fields by name, which override the config's.
+
+    Raises:
+        ConfigError: It is no config, a name is unknown or a value is out of range.
+    """
+    expected = "a kerasnorm.Config, or fields by name: norm='bn', epochs=5"
+    expect(config is None or isinstance(config, Config), "config", expected, config)
+    return config.replace(**overrides) if config else resolve(overrides)
+
+
 def resolve(
     overrides: Mapping[str, Any] | None = None, document: Mapping[str, Any] | None = None
 ) -> Config:

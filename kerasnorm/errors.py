@@ -5,6 +5,7 @@ Every message says what was expected, what was received and what to do next.
 
 import inspect
 import re
+from collections.abc import Sequence
 from numbers import Integral, Real
 
 
@@ -109,6 +110,11 @@ def expect(is_right: bool, name: str, expected: str, received: object) -> None:
 def is_number(value: object) -> bool:
     """Returns whether a value is a real number; True and False are none."""
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_list(value: object) -> bool:
+    """Returns whether a value is a sequence of values; text is none."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def expect_whole(value: object, name: str, least: int) -> None:

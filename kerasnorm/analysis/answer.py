@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from kerasnorm import runtime
 from kerasnorm.data import Split
 from kerasnorm.data.dataset import stratified_sample
-from kerasnorm.errors import expect
+from kerasnorm.errors import expect, is_list
 from kerasnorm.files import plain
 from kerasnorm.plots.style import Picture
 from kerasnorm.progress import Progress, default_progress
@@ -57,8 +57,7 @@ def open_runs(runs: Sequence[Run | Path | str]) -> tuple[list[Run], str]:
         ConfigError: There is no run.
         CorruptFileError: A run is damaged or unfinished.
     """
-    is_list = isinstance(runs, Sequence) and not isinstance(runs, str | bytes)
-    expect(is_list and len(runs) > 0, "runs", "a list of at least one finished run", runs)
+    expect(is_list(runs) and len(runs) > 0, "runs", "a list of at least one finished run", runs)
     loaded = [run if isinstance(run, Run) else Run.load(run) for run in runs]
     return loaded, runtime.start(runtime.preferred(loaded[0].config.train.backend))[0]
 

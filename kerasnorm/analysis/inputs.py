@@ -14,13 +14,13 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from kerasnorm.analysis.answer import Answer, counter
-from kerasnorm.config import Config, DataConfig, resolve
+from kerasnorm.config import Config, DataConfig, config_of_call
 from kerasnorm.data import prepare
 from kerasnorm.data.augment import Augmentation
 from kerasnorm.data.dataset import Split, stratified_sample
 from kerasnorm.data.preprocessing import channel_statistics, equalize, input_statistics
 from kerasnorm.data.stored import Images, changed
-from kerasnorm.errors import CorruptFileError, DivergedError, expect
+from kerasnorm.errors import CorruptFileError, DivergedError
 from kerasnorm.inspection.evaluation import at_once
 from kerasnorm.plots.images import show_image
 from kerasnorm.plots.style import (
@@ -113,9 +113,7 @@ def inputs(
     Raises:
         DataError: The data are missing or damaged.
     """
-    expected = "a kerasnorm.Config, or fields by name: norm='bn', epochs=5"
-    expect(config is None or isinstance(config, Config), "config", expected, config)
-    config = config.replace(**overrides) if config else resolve(overrides)
+    config = config_of_call(config, overrides)
     split = prepare(config.replace(preprocessing="none").data, config.train.seed).train
     raw = split.images
     if train and config.data.train_size == 0 and len(raw) > TRAINED:

@@ -23,7 +23,7 @@ from kerasnorm.analysis.corruptions import CORRUPTIONS, SEVERITIES
 from kerasnorm.config import unknown
 from kerasnorm.data.dataset import Split
 from kerasnorm.data.preprocessing import equalize
-from kerasnorm.errors import ConfigError, expect, expect_whole
+from kerasnorm.errors import ConfigError, expect, expect_whole, is_list
 from kerasnorm.files import as_path
 from kerasnorm.formats import detect
 from kerasnorm.formats.archive import SavedModel
@@ -206,13 +206,12 @@ def robustness(  # noqa: PLR0913  (all but the models are options by name)
         CorruptFileError: A model is damaged.
         DataError: The images do not fit a model, or there is no such split.
     """
-    is_list = isinstance(models, Sequence) and not isinstance(models, str | bytes)
-    expect(is_list and len(models) > 0, "models", "a list of at least one run or model", models)
+    is_right = is_list(models) and len(models) > 0
+    expect(is_right, "models", "a list of at least one run or model", models)
     expect_whole(images, "images", 0)
     expect_whole(seed, "seed", 0)
     for option, values in (("corruptions", corruptions), ("severities", severities)):
-        is_list = isinstance(values, Sequence) and not isinstance(values, str | bytes)
-        expect(is_list, option, "a list", values)
+        expect(is_list(values), option, "a list", values)
     for name in corruptions:
         if name not in CORRUPTIONS:
             raise unknown("corruption", name, CORRUPTIONS)

@@ -61,8 +61,7 @@ def recalibrate(
     expect_whole(batch_size, "batch_size", 2)
     if len(images) < 2:
         raise ConfigError(
-            "recalibrate: expected at least 2 images and a batch size of at least 2. Received: "
-            f"{len(images)} images, batch_size={batch_size}"
+            f"recalibrate: expected at least 2 images. Received: {len(images)} images"
         )
     kinds = (keras.layers.BatchNormalization,)
     refuse_hidden(model, kinds, "measured")

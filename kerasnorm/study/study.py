@@ -471,12 +471,12 @@ def best_run(path: Path) -> Run:
             f"{in_command(runs[0].path)}"
         )
     summary = _summarize(runs, study)
-    measure, groups = summary.measure, summary.groups
-    partial = [group for group in groups if len(group.runs) < len(summary.best.runs)]
+    measure, groups, first = summary.measure, summary.groups, summary.best
+    partial = [group for group in groups if len(group.runs) < len(first.runs)]
     if partial:
         names = ", ".join(study_tables.group_label(group, groups) for group in partial)
         logger.warning(f"{path}: groups with fewer seeds than the others are left out: {names}.")
-    best = max(summary.best.runs.values(), key=lambda run: float(run.metrics[measure]))
+    best = max(first.runs.values(), key=lambda run: float(run.metrics[measure]))
     logger.info(
         f"{path}: the best of {len(summary.runs)} runs by {study_tables.measure_text(summary)} is "
         f"{best.path.name}, {100 * float(best.metrics[measure]):.2f} %."

@@ -110,15 +110,6 @@ class Group:
         alone, count = self.first.metrics.get("instance_norms", (0, 0))
         return int(alone), int(count)
 
-    @property
-    def leaked_images(self) -> dict[str, int]:
-        """Largest number of images of each split that are training images too, where recorded."""
-        found: dict[str, int] = {}
-        for run in self.runs.values():
-            for name, count in run.metrics.get("leaked_images", {}).items():
-                found[name] = max(found.get(name, 0), int(count))
-        return found
-
     def interval(self, measure: str) -> Interval | None:
         """Returns the mean of a measure over the seeds, None where a run lacks the measure."""
         values = [run.metrics.get(measure) for run in self.runs.values()]

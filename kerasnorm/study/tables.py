@@ -455,9 +455,9 @@ def statistics_sentence(summary: Summary) -> str:
 def leak_sentence(summary: Summary) -> str:
     """Returns how many images of other splits were training images too, the most of all runs."""
     most: dict[str, int] = {}
-    for group in summary.groups:
-        for name, count in group.leaked_images.items():
-            most[name] = max(most.get(name, 0), count)
+    for run in summary.runs:
+        for name, count in run.metrics.get("leaked_images", {}).items():
+            most[name] = max(most.get(name, 0), int(count))
     if not most:
         return ""
     counts = " and ".join(f"{count:,} {name}" for name, count in most.items())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kerasnorm import runtime
-from kerasnorm.config import Config, flatten, resolve
+from kerasnorm.config import Config, config_of_call, flatten
 from kerasnorm.data import Dataset, prepare
 from kerasnorm.data.augment import Augmentation
 from kerasnorm.data.batches import Batches
@@ -202,9 +202,7 @@ def _plan(
 ) -> _Plan:
     """Returns what a call of `fit` is to do; every way to resume a run goes through here."""
     if resume is None or resume == "auto":
-        expected = "a kerasnorm.Config, or fields by name: norm='bn', epochs=5"
-        expect(config is None or isinstance(config, Config), "config", expected, config)
-        wanted = config.replace(**overrides) if config else resolve(overrides)
+        wanted = config_of_call(config, overrides)
         wanted = wanted.replace(data=locate(wanted.data.data))
         folder = None if out is None else as_path(out, "out")
         if resume is None:

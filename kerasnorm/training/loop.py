@@ -360,6 +360,8 @@ class Training:
             "confusion": confusion(logits, labels).tolist(),
             "misclassified": [asdict(mistake) for mistake in worst_mistakes(logits, labels)],
         }
+        if not self.group.is_first:
+            return
         if not self.config.model.pretrained:
             taken = int(keras.ops.convert_to_numpy(self.engine.model.optimizer.iterations))
             initial = initial_statistics(self.engine.model, taken)
@@ -369,8 +371,6 @@ class Training:
         if leaked := self.dataset.leaked:
             metrics["leaked_images"] = leaked
         metrics["definitions"] = {k: v for k, v in DEFINITIONS.items() if k in metrics}
-        if not self.group.is_first:
-            return
         write_json(self.path / run_folder.METRICS, metrics)
         files = (
             run_folder.CONFIG,
