@@ -36,7 +36,7 @@ from kerasnorm.plots.style import (
     shade,
     title,
 )
-from kerasnorm.study.intervals import Interval, Verdict
+from kerasnorm.study.intervals import Interval
 from kerasnorm.study.summary import AblationEffect, Group, Summary
 from kerasnorm.study.tables import (
     arms_sentence,
@@ -196,9 +196,10 @@ def final_figure(summary: Summary) -> Picture:
     figure = new_figure(1.2 + GROUP_ROW * rows)
     axes = figure.subplots()
     quiet(axes, "TEST ACCURACY AFTER THE LAST EPOCH")
-    limits, is_cut = _final_limits(summary), False
+    limits, is_cut, has_interval = _final_limits(summary), False, False
     for place, group in enumerate(groups):
         found = Interval.of(_percents(group))
+        has_interval |= found.low is not None
         is_cut |= _draw_row(axes, place, _percents(group), found, limits, NORMS[group.norm].color)
         _annotate(axes, place, f"{found.mean:.2f}", NORMS[group.norm].color)
     published = [(item, groups.index(item.group)) for item in summary.published if item.group]
@@ -215,7 +216,8 @@ def final_figure(summary: Summary) -> Picture:
     axes.set_yticks(range(rows), fit(labels, LABEL_WIDTH))
     axes.set_ylim(rows - 0.5, -0.5)
     axes.set_xlim(limits)
-    words = "test accuracy (%)\none dot per seed, the bar is their mean, the line its 95 % interval"
+    words = "test accuracy (%)\none dot per seed, the bar is their mean"
+    words += ", the line its 95 % interval" if has_interval else ""
     words += "; arrow: beyond" if is_cut else ""
     axes.set_xlabel(words + ("; diamond: published" if published else ""))
     text = "Test accuracy after the last epoch"
@@ -272,13 +274,11 @@ def _draw_row(
     return bool(beyond)
 
 
-def _judged_points(item: AblationEffect, summary: Summary) -> Interval:
-    """Returns an effect in points, with the interval of the table, which it has with a verdict."""
+def _in_points(item: AblationEffect) -> Interval:
+    """Returns an effect in points, with the interval of the table, where it was tested."""
     found = item.interval
-    points = Interval(found.n, 100 * found.mean)
-    if summary.verdict(item) is Verdict.TOO_FEW or found.low is None or found.high is None:
-        return points
-    return replace(points, low=100 * found.low, high=100 * found.high)
+    low, high = (None if end is None else 100 * end for end in (found.low, found.high))
+    return Interval(found.n, 100 * found.mean, low=low, high=high)
 
 
 def _annotate(axes: Axes, place: int, text: str, color: str) -> None:
@@ -314,14 +314,14 @@ def effects_figure(summary: Summary) -> Picture:
         axes.axvline(0.0, color=FAINT, linewidth=1.2)
         for place, item in enumerate(items):
             values = [100 * value for value in item.values]
-            found, color = _judged_points(item, summary), NORMS[item.base.norm].color
+            found, color = _in_points(item), NORMS[item.base.norm].color
             is_cut |= _draw_row(axes, place, values, found, (left, right), color)
             _annotate(axes, place, f"{found.mean:+.2f}", INK)
         axes.set_yticks(range(len(items)), [change_text(item) for item in items])
         axes.set_ylim(len(items) - 0.5, -0.5)
         axes.set_xlim(left, right)
     words = f"difference in {measure} (points)\none dot per seed, the bar is their mean"
-    if any(_judged_points(item, summary).low is not None for item in effects):
+    if any(item.interval.low is not None for item in effects):
         words += ", the line its corrected interval"
     column[-1].set_xlabel(words + ("; arrow: beyond" if is_cut else ""))
     text = f"What one choice changed alone does to {measure}"

@@ -275,8 +275,11 @@ def survey(path: Path, plan: StudyPlan) -> list[PlannedRun]:
             others += 1
             continue
         planned.load()
-        if key not in found or (planned.finished and not found[key].finished):
+        known = found.setdefault(key, planned)
+        if planned.finished and not known.finished:
             found[key] = planned
+        elif known is not planned and planned.finished:
+            logger.warning(f"{folder} is left out: {known.path} is the same run.")
     if others:
         logger.warning(f"{path}: {others} runs are not part of this plan; they are left alone.")
     taken = {folder.name for folder in (path / RUNS).glob("*")}

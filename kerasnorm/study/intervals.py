@@ -8,7 +8,7 @@ Source: Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure", Sc
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 LEVEL = 0.95  # confidence level of every interval that is not corrected
@@ -91,9 +91,10 @@ class Comparison:
     Attributes:
         interval: Mean difference with its t-interval, at the confidence level of its step of
             Holm's procedure. It excludes zero if, and only if, the difference is significant.
-        p: Holm's adjusted p value of the paired t-test; None for one difference, and for several
-            that are all the same, whose spread is not known.
-        simultaneous: The t-interval at the level 5 % / number of differences. A step of Holm's
+        p: Holm's adjusted p value of the paired t-test; None, and no interval, where there is no
+            test: for fewer than `LEAST_SEEDS` differences, and for several that are all the same,
+            whose spread is not known.
+        simultaneous: The t-interval at the level 5 % / number of tests. A step of Holm's
             procedure allows for the false differences that are still possible, not for false
             equivalences: of ten differences as large as the margin, the intervals of the steps find
             one equivalent up to every fifth time.
@@ -104,12 +105,12 @@ class Comparison:
     simultaneous: Interval
 
     def verdict(self, margin: float = MARGIN) -> Verdict:
-        """Returns what the data say: nothing without a p value, or with few differences.
+        """Returns what the data say: nothing without a test.
 
         Args:
             margin: Largest difference, as a share of 1, that does not matter in practice.
         """
-        if self.p is None or self.interval.n < LEAST_SEEDS:
+        if self.p is None:
             return Verdict.TOO_FEW
         if self.simultaneous.is_within(margin):
             return Verdict.EQUIVALENT
@@ -120,12 +121,13 @@ def compare(samples: Sequence[Sequence[float]]) -> list[Comparison]:
     """Returns the comparison of each sample of paired differences with zero, in their order.
 
     The p values are sorted; the k-th smallest of m is judged at the level 5 % / (m - k + 1), and
-    all that follow the first one that is not significant at the level of that one.
+    all that follow the first one that is not significant at the level of that one. Only samples
+    that are tested count among the m: what gets no verdict cannot be a false finding.
 
     Args:
         samples: Differences of the paired measurements, one sequence per comparison.
     """
-    intervals = map(Interval.of, samples)
+    intervals = [replace(Interval.of(values), low=None, high=None) for values in samples]
     found = [
         Comparison(one, _p(values), one) for one, values in zip(intervals, samples, strict=True)
     ]
@@ -146,12 +148,12 @@ def compare(samples: Sequence[Sequence[float]]) -> list[Comparison]:
 def _p(values: Sequence[float]) -> float | None:
     """Returns the p value of the two-sided t-test that the mean is zero.
 
-    It is None for one value, and for several that are all the same: on ten test images, one image
-    more with each of three seeds is no proof that two groups differ, and the same number of images
-    no proof that they are equivalent.
+    It is None for fewer than `LEAST_SEEDS` values, and for several that are all the same: on ten
+    test images, one image more with each of three seeds is no proof that two groups differ, and the
+    same number of images no proof that they are equivalent.
     """
     found = Interval.of(values)
-    if not found.std:
+    if found.n < LEAST_SEEDS or not found.std:
         return None
     from scipy import stats
 

@@ -1,5 +1,6 @@
 """Summary of runs: groups over seeds, paired differences, ablation effects, published numbers."""
 
+import logging
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,6 +32,7 @@ from kerasnorm.study.intervals import (
 from kerasnorm.study.plan import AXES, StudyPlan, identity
 from kerasnorm.training.run import Run
 
+logger = logging.getLogger(__name__)
 MEASURES = (
     "test_accuracy",
     "test_loss",
@@ -56,13 +58,13 @@ DEFINITIONS = {
     "following": "values of fields that change together with a varied one and may share its effect",
     "differences": "first minus second, seed by seed over the seeds that both have, with the "
     "t-interval of the mean at the level of its step in Holm's procedure (5 % / number of "
-    "differences that are left) and Holm's adjusted p of the paired t-test",
+    "tests that are left) and Holm's adjusted p of the paired t-test",
     "ablation_effects": "value minus base, one field changed alone (with adam the weight decay "
     "too, with a scaled rate the learning rate of the batch size), seed by seed over the seeds "
-    "that both have; intervals and p as for differences, corrected for the number of effects",
-    "verdict": f"none below {LEAST_SEEDS} common seeds, or if all differences are the same; "
-    "equivalent where the interval at the level 5 % / number of all differences lies within the "
-    "margin; different where the interval excludes zero; else not significant",
+    "that both have; intervals and p as for differences, corrected for the number of tests",
+    "verdict": f"none, and no test, below {LEAST_SEEDS} common seeds, or if all differences are "
+    "the same; equivalent where the interval at the level 5 % / number of all tests lies within "
+    "the margin; different where the interval excludes zero; else not significant",
     "margin": "largest difference in accuracy that does not matter in practice",
 }
 
@@ -359,13 +361,17 @@ class Summary:
 
     @property
     def best(self) -> Group:
-        """The group of the highest mean of `measure`, of those with the most seeds.
+        """The group of the highest mean of `measure`, of `whole_groups`."""
+        return max(whole_groups(self.groups), key=lambda group: group.mean(self.measure))
 
-        Of a group with failed runs the lucky seeds are left, whose mean says too much.
-        """
-        most = max(len(group.runs) for group in self.groups)
-        whole = [group for group in self.groups if len(group.runs) == most]
-        return max(whole, key=lambda group: group.mean(self.measure))
+
+def whole_groups(groups: Sequence[Group]) -> list[Group]:
+    """Returns the groups with the most seeds, which alone are ranked.
+
+    Of a group with failed runs the lucky seeds are left, whose mean says too much.
+    """
+    most = max(len(group.runs) for group in groups)
+    return [group for group in groups if len(group.runs) == most]
 
 
 def _group_row(group: Group) -> dict[str, Any]:
@@ -423,7 +429,9 @@ def summarize(
         fields = _fields(config, changes[identity(config)] if plan else axes)
         group = Group(config.model.norm, config.train.backend, fields, {config.train.seed: run})
         key = repr((group.norm, group.backend, fields))
-        known = found.get(key, group)
+        known = found.setdefault(key, group)
+        if (other := known.runs.get(config.train.seed, run)).path != run.path:
+            logger.warning(f"{other.path} is left out: {run.path} is the same run again.")
         found[key] = replace(known, runs={**known.runs, **group.runs})
     groups = tuple(found.values())
     measure = next(

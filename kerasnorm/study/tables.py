@@ -29,6 +29,7 @@ from kerasnorm.study.summary import (
     Group,
     Published,
     Summary,
+    whole_groups,
 )
 from kerasnorm.tables import Table
 from kerasnorm.training.run import Run
@@ -49,10 +50,12 @@ GROUP_NOTE = (
     "95 % t-interval of the mean."
 )
 CORRECTION = (
-    "Intervals and p values are those of paired t-tests, corrected for the {count} of this table "
-    "that vary over their seeds (Holm). Different: the interval excludes zero. Equivalent: it lies "
-    "within ±{margin:g} points, also where corrected as if it were the smallest p (Bonferroni). "
-    "With fewer than {least} common seeds, or the same difference on each, there are numbers only."
+    "Intervals and p values are those of paired t-tests, corrected for their number in this table, "
+    "{count} (Holm). Different: the interval excludes zero. Equivalent: it lies within ±{margin:g} "
+    "points, also where corrected as if it were the smallest p (Bonferroni). "
+)
+UNTESTED = (
+    f"With fewer than {LEAST_SEEDS} common seeds, or the same difference on each, there is no test."
 )
 DIFFERENCE_NOTE = (
     "First minus second in points of {measure}, seed by seed over the n seeds that both have. "
@@ -62,8 +65,14 @@ EFFECT_NOTE = (
     "{measure} after the last epoch over the n seeds that both have, and variant minus base in "
     "points, seed by seed. "
 )
+# Not said of images that are held out for validation: each seed holds out others.
+SAME_IMAGES = (
+    "All seeds are judged on the same images: the intervals say what other seeds would give, not "
+    "what other images would."
+)
 ANSWER_NOTE = (
-    "{measure} in percent, mean ± std over the seeds; the highest mean of a column has a *."
+    "{measure} in percent, mean ± std over the seeds; the highest mean of a column, of those with "
+    "the most seeds, has a *."
 )
 TRAINING_NOTE = (
     "Training accuracy and loss are means over the last epoch, of augmented images in training "
@@ -273,7 +282,7 @@ def effect_table(summary: Summary) -> Table:
         rows,
         notes=(
             EFFECT_NOTE.format(measure=measure_text(summary))
-            + _correction("effect", [item.comparison for item in summary.effects], summary.margin),
+            + _correction([item.comparison for item in summary.effects], summary.margin),
         ),
         title="Ablation effects",
     )
@@ -281,14 +290,12 @@ def effect_table(summary: Summary) -> Table:
 
 def judged(found: Comparison, margin: float) -> tuple[str, ...]:
     """Returns the cells of a difference, a share of 1, below `JUDGED`."""
-    p, verdict = found.p, found.verdict(margin)
-    is_judged = verdict is not Verdict.TOO_FEW
     return (
         str(found.interval.n),
-        f"{100 * found.interval.mean:+.2f}",
-        _ends(found.interval, margin) if is_judged else NO_VALUE,
-        NO_VALUE if p is None or not is_judged else _p_text(p),
-        str(verdict),
+        _points(found.interval, margin),
+        _ends(found.interval, margin),
+        NO_VALUE if found.p is None else _p_text(found.p),
+        str(found.verdict(margin)),
     )
 
 
@@ -300,21 +307,20 @@ def _test_difference(item: Difference) -> str:
 def difference_note(measure: str, comparisons: Sequence[Comparison], margin: float) -> str:
     """Returns the note below a table of differences in a measure."""
     note = DIFFERENCE_NOTE.format(measure=measure)
-    return note + _correction("difference", comparisons, margin)
+    return note + _correction(comparisons, margin)
 
 
-def _correction(kind: str, comparisons: Sequence[Comparison], margin: float) -> str:
-    count = counted(sum(one.p is not None for one in comparisons), kind)
-    return CORRECTION.format(count=count, margin=100 * margin, least=LEAST_SEEDS)
+def _correction(comparisons: Sequence[Comparison], margin: float) -> str:
+    count = sum(one.p is not None for one in comparisons)
+    return (CORRECTION.format(count=count, margin=100 * margin) if count else "") + UNTESTED
 
 
 def answer_table(summary: Summary) -> Table:
     """Returns the mean of the measure by norm (rows) and by what was varied (columns)."""
     groups = summary.groups
     columns = list({repr(group.shared): group.shared for group in groups}.values())
-    highest = [
-        max(g.mean(summary.measure) for g in groups if g.shared == shared) for shared in columns
-    ]
+    ranked = [whole_groups([g for g in groups if g.shared == shared]) for shared in columns]
+    highest = [max(group.mean(summary.measure) for group in whole) for whole in ranked]
     whole = "base" if summary.one_at_a_time else "all runs"
     headings = [
         ", ".join(field_texts(shown_fields(shared, columns))) or whole for shared in columns
@@ -325,7 +331,8 @@ def answer_table(summary: Summary) -> Table:
         row = cells.setdefault(label, [NO_VALUE] * len(columns))
         place = columns.index(group.shared)
         # Means of the same accuracies in another order differ in floating point.
-        mark = " *" if highest[place] - group.mean(summary.measure) < ROUNDING else ""
+        is_highest = highest[place] - group.mean(summary.measure) < ROUNDING
+        mark = " *" if group in ranked[place] and is_highest else ""
         row[place] = percent(group.interval(summary.measure)) + mark
     return Table(
         ("norm", *(f">{heading}" for heading in headings)),
@@ -357,6 +364,19 @@ def _p_text(p: float) -> str:
     return f"{p:.{digits}f}"
 
 
+def _digits(found: Interval, margin: float) -> int:
+    """Returns the decimals, in points, by which an interval is told from zero and the margin."""
+    ends = [100 * end for end in (found.low, found.high) if end is not None]
+    gaps = [abs(end - mark) for end in ends for mark in (-100 * margin, 0.0, 100 * margin)]
+    digits = math.ceil(-math.log10(min((gap for gap in gaps if gap > ROUNDING), default=1.0)))
+    return min(max(2, digits), 6)
+
+
+def _points(found: Interval, margin: float) -> str:
+    """Returns a mean difference in points, as precisely as its interval."""
+    return f"{100 * found.mean:+z.{_digits(found, margin)}f}"
+
+
 def _ends(found: Interval, margin: float) -> str:
     """Returns an interval in points: as precisely as zero and the margin need to be told from it.
 
@@ -366,11 +386,7 @@ def _ends(found: Interval, margin: float) -> str:
     """
     if found.low is None or found.high is None:
         return NO_VALUE
-    ends = 100 * found.low, 100 * found.high
-    gaps = [abs(end - mark) for end in ends for mark in (-100 * margin, 0.0, 100 * margin)]
-    digits = math.ceil(-math.log10(min((gap for gap in gaps if gap > ROUNDING), default=1.0)))
-    digits = min(max(2, digits), 6)
-    low, high = (f"{end:+.{digits}f}" for end in ends)
+    low, high = (f"{100 * end:+.{_digits(found, margin)}f}" for end in (found.low, found.high))
     return f"{low} to {high}"
 
 
@@ -480,6 +496,26 @@ def instance_sentence(summary: Summary) -> str:
     return f"Groups of one channel each are instance normalization: {'; '.join(texts)}."
 
 
+def chance_sentence(summary: Summary) -> str:
+    """Returns which groups have runs that are no better than always answering one class."""
+    texts = [
+        f"{group_label(group, summary.groups)} in {alike} of {counted(len(group.runs), 'run')}"
+        for group in summary.groups
+        if (alike := sum(map(_is_at_chance, group.runs.values())))
+    ]
+    if not texts:
+        return ""
+    return (
+        "No better than always answering the most frequent class of the test set: "
+        f"{'; '.join(texts)}. Such a training has failed, and may decide means and verdicts."
+    )
+
+
+def _is_at_chance(run: Run) -> bool:
+    counts = np.asarray(run.metrics["confusion"], np.int64).sum(axis=1)
+    return bool(run.metrics["test_accuracy"] <= counts.max() / counts.sum())
+
+
 def _tuned_text(summary: Summary) -> str:
     """Returns which values of its own the recipe has for the norms of a matched study."""
     norms = [group.norm for group in summary.groups]
@@ -504,12 +540,16 @@ def _unmatched_text(name: str, values: Mapping[str, Any]) -> str:
 
 def measure_sentence(summary: Summary) -> str:
     """Returns by which split the groups are ranked, and what it costs where that is the test."""
+    if len(summary.groups) < 2:
+        return ""
     if summary.measure == "val_accuracy":
-        return "Ranked and compared by accuracy on the validation split; test accuracy beside it."
+        text = "Ranked and compared by accuracy on the validation split; test accuracy beside it."
+        is_drawn = all(run.config.data.validation for run in summary.runs)
+        return text if is_drawn else f"{text} {SAME_IMAGES}"
     return (
         "Ranked and compared by accuracy on the test set, for want of a validation split: the "
         "winner's test accuracy is then too high by chance. Give --validation to choose on other "
-        "images than those you report."
+        f"images than those you report. {SAME_IMAGES}"
     )
 
 
@@ -534,7 +574,7 @@ def sentences(summary: Summary) -> list[str]:
     ranked = ranked[:MOST_SENTENCES] + ([f"The tables hold {left} more."] if left > 0 else [])
     texts = [arms_sentence(summary), following_sentence(summary), steps_sentence(summary)]
     texts += [measure_sentence(summary), leak_sentence(summary)]
-    texts += [statistics_sentence(summary), instance_sentence(summary)]
+    texts += [statistics_sentence(summary), instance_sentence(summary), chance_sentence(summary)]
     first = [text for text in texts if text]
     first += [_failure_sentence(item, summary) for item in summary.failures]
     if summary.waiting:
@@ -547,7 +587,8 @@ def sentences(summary: Summary) -> list[str]:
 def _failure_sentence(item: Failure, summary: Summary) -> str:
     name = failure_label(item, summary)
     message = shortened(item.message, LONGEST_MESSAGE).removesuffix(".")
-    return f"{name} failed in {item.count} of {item.planned} runs: {message}."
+    rest = "" if item.count == item.planned else " Its other seeds alone are compared."
+    return f"{name} failed in {item.count} of {item.planned} runs: {message}.{rest}"
 
 
 def _rank(verdict: Verdict) -> int:
@@ -556,18 +597,18 @@ def _rank(verdict: Verdict) -> int:
 
 def _difference_sentence(item: Difference, summary: Summary) -> str:
     first, second = (group_label(group, summary.groups) for group in (item.first, item.second))
-    points = 100 * item.interval.mean
+    points = _points(item.interval, summary.margin)
     match summary.verdict(item):
         case Verdict.DIFFERENT:
-            direction = "below" if points < 0 else "above"
-            text = f"{first} is {abs(points):.2f} points {direction} {second}"
+            direction = "below" if item.interval.mean < 0 else "above"
+            text = f"{first} is {points.lstrip('+-')} points {direction} {second}"
         case Verdict.EQUIVALENT:
             within = f"within {100 * summary.margin:g} points"
-            text = f"{first} and {second} are equivalent for practice, {within}: {points:+.2f}"
+            text = f"{first} and {second} are equivalent for practice, {within}: {points}"
         case Verdict.OPEN:
-            text = f"{first} against {second} is not significant: {points:+.2f} points"
+            text = f"{first} against {second} is not significant: {points} points"
         case Verdict.TOO_FEW:
-            text = f"{first} against {second}: {points:+.2f} points, no verdict"
+            text = f"{first} against {second}: {points} points, no verdict"
     return f"{text} {_behind(item, summary)}."
 
 
@@ -575,13 +616,14 @@ def _effect_sentence(item: AblationEffect, summary: Summary) -> str:
     name = f"{group_label(item.base, summary.groups)}, {change_text(item)}"
     verdict = summary.verdict(item)
     text = "" if verdict is Verdict.DIFFERENT else f", {verdict}"
-    return f"{name}: {100 * item.interval.mean:+.2f} points{text} {_behind(item, summary)}."
+    points = _points(item.interval, summary.margin)
+    return f"{name}: {points} points{text} {_behind(item, summary)}."
 
 
 def _behind(item: Difference, summary: Summary) -> str:
     found = item.interval
     seeds = f"{found.n} common seed{'s' * (found.n != 1)}"
-    if found.n < LEAST_SEEDS or found.low is None:
+    if found.low is None:
         return f"({seeds})"
     return f"({seeds}, corrected interval {_ends(found, summary.margin)})"
 

@@ -61,6 +61,13 @@ def test_the_final_figure_has_a_dot_for_every_seed():
     assert "published" in figure.axes[0].get_xlabel()
 
 
+@pytest.mark.parametrize("accuracies", [(0.81,), (0.81, 0.81), (0.81, 0.83)])
+def test_the_final_figure_names_an_interval_where_it_draws_one(accuracies):
+    runs = [make_run(a, norm="bn", seed=s) for s, a in enumerate(accuracies)]
+    label = final_figure(summarize(runs)).figure.axes[0].get_xlabel()
+    assert ("95 % interval" in label) == (len({*accuracies}) > 1)
+
+
 def test_error_is_shown_against_the_batch_size():
     found = sweep()
     assert numeric_axes(found) == ["batch_size"]

@@ -55,6 +55,16 @@ def test_of_two_equal_runs_the_finished_one_counts(tmp_path, caplog):
     assert caplog.messages == []
 
 
+def test_of_two_finished_runs_that_are_equal_one_counts_and_the_other_is_named(tmp_path, caplog):
+    for name in "abc":
+        place(tmp_path / "runs" / name, configs()[0])
+    assert folder.survey(tmp_path, PLAN)[0].name == "a"
+    first = tmp_path / "runs" / "a"
+    assert caplog.messages == [
+        f"{tmp_path / 'runs' / name} is left out: {first} is the same run." for name in "bc"
+    ]
+
+
 @pytest.mark.parametrize("damage", [run_folder.METRICS, run_folder.HISTORY])
 def test_a_damaged_run_is_not_finished(tmp_path, damage, caplog):
     place(tmp_path / "runs" / "a", configs()[0])

@@ -75,7 +75,8 @@ def test_an_interval_excludes_zero_if_and_only_if_p_is_at_most_5_percent(samples
     for values, one in zip(samples, compare(samples), strict=True):
         assert one.interval.n == len(values)
         if one.p is None:
-            assert len(values) == 1 or max(values) - min(values) < 1e-12
+            assert len(values) < 3 or max(values) - min(values) < 1e-12
+            assert (one.interval.low, one.interval.high) == (None, None)
         elif abs(one.p - 0.05) > 1e-9 and one.interval.std > 1e-9:
             assert one.interval.is_clear == (one.p < 0.05)
 
@@ -126,11 +127,19 @@ def test_the_same_difference_on_every_seed_is_no_finding(correct, more, images, 
     assert beside == compare([other])[0]
 
 
+@given(SAMPLES, st.lists(st.floats(-0.1, 0.1), min_size=1, max_size=2))
+def test_what_gets_no_verdict_costs_the_others_nothing(samples, few):
+    """Too few differences are not tested, so that no other is corrected for them."""
+    *others, last = compare([*samples, few])
+    assert others == compare(samples)
+    assert (last.p, last.interval.low, last.verdict(1.0)) == (None, None, Verdict.TOO_FEW)
+
+
 @given(SAMPLES, st.sampled_from([0.0, 0.005, 0.05]))
 def test_equivalent_is_what_lies_within_the_margin_corrected_for_all(samples, margin):
-    """By hand: mean ± t(1 - 2.5 % / m, n - 1) * std / sqrt(n) for all m that vary."""
+    """By hand: mean ± t(1 - 2.5 % / m, n - 1) * std / sqrt(n) for all m that are tested."""
     found = compare(samples)
-    count = sum(len(values) > 1 and max(values) - min(values) >= 1e-12 for values in samples)
+    count = sum(len(values) > 2 and max(values) - min(values) >= 1e-12 for values in samples)
     for values, one in zip(samples, found, strict=True):
         n = len(values)
         if n < 3 or max(values) - min(values) < 1e-12:

@@ -403,6 +403,18 @@ def test_the_lucky_seed_of_a_norm_whose_other_runs_failed_is_not_the_best():
     assert summarize([lucky, *runs[1:2]]).best.norm == "ln"  # one seed each
 
 
+def test_a_run_that_is_there_twice_is_named(caplog):
+    runs = [make_run(0.5 + seed / 100, norm="bn", seed=seed) for seed in range(3)]
+    again = dataclasses.replace(runs[1], path=Path("other/bn-s1"))
+    assert len(summarize([*runs, runs[1]]).runs) == 3  # the same folder, named twice
+    assert not caplog.records
+    found = summarize([*runs, again])
+    assert found.groups[0].runs[1].path == again.path
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{runs[1].path} is left out: {again.path} is the same run again."
+    ]
+
+
 def test_the_margin_decides_what_is_equivalent():
     narrow, wide = (summarize(RUNS, margin=margin) for margin in (0.005, 0.05))
     assert narrow.verdict(narrow.differences[0]) is Verdict.DIFFERENT

@@ -1,5 +1,6 @@
 """The tables of a study."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -214,10 +215,82 @@ def test_the_note_counts_the_differences_that_are_corrected_for():
     found = summarize(runs)
     assert found.differences[0].comparison.p is None  # bn is above gn by 10 points on each seed
     note = difference_table(found).notes[0]
-    assert "corrected for the 2 differences of this table that vary over their seeds" in note
+    assert "corrected for their number in this table, 2 (Holm)" in note
     half = stats.t.ppf(1 - 0.025 / 2, 2) * stats.sem([0.05, 0.08, 0.11])
     ends = [item.comparison.simultaneous for item in found.differences]
     assert min(abs(one.high - one.low - 2 * half) for one in ends if one.low is not None) < 1e-9
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_table_without_a_test_tells_of_no_correction(seeds):
+    runs = [make_run(0.7 + seed / 100 * (norm == "bn"), norm=norm, seed=seed)
+            for norm in ("bn", "gn") for seed in range(seeds)]  # fmt: skip
+    note = difference_table(summarize(runs)).notes[0]
+    assert note.endswith(
+        "With fewer than 3 common seeds, or the same difference on each, there is no test."
+    )
+    assert "corrected" not in note
+
+
+@given(st.floats(-0.02, 0.02), st.floats(1e-7, 0.01), st.sampled_from([0.0, 1e-6, 0.005]))
+def test_a_difference_is_as_precise_as_its_interval(mean, std, margin):
+    """What is different is not 0.00 points above, and nothing is -0.00."""
+    [one] = compare([[mean - std, mean, mean + std]])
+    _, points, ends, *_ = judged(one, margin)
+    low, high = ends.split(" to ")
+    assert len(points.partition(".")[2]) == len(low.partition(".")[2])
+    assert float(low) <= float(points) <= float(high)
+    assert not (points.startswith("-") and float(points) == 0)
+
+
+def test_a_sentence_rounds_no_difference_to_zero():
+    accuracies = {"bn": (0.80001, 0.810011, 0.820012), "gn": (0.8, 0.81, 0.82)}
+    runs = [make_run(a, norm=norm, seed=seed)
+            for norm, seeds in accuracies.items() for seed, a in enumerate(seeds)]  # fmt: skip
+    text = sentences(summarize(runs, margin=0.0))[-1]
+    assert text.startswith("BN is 0.0011 points above GN (3 common seeds, corrected interval +0.00")
+
+
+def test_runs_that_know_the_class_frequencies_alone_are_counted():
+    """10 of the 30 test images of `make_run` are of one class: 1/3 is no classification."""
+    runs = [make_run(a, norm="bn", seed=seed) for seed, a in enumerate((0.8, 1 / 3, 0.1))]
+    runs += [make_run(0.34, norm="gn", seed=seed) for seed in range(3)]
+    [text] = [text for text in sentences(summarize(runs)) if "most frequent class" in text]
+    assert "test set: BN in 2 of 3 runs. Such a" in text
+    assert not any("most frequent" in text for text in sentences(summarize(runs[3:])))
+
+
+@pytest.mark.parametrize(
+    ("has_split", "held_out", "is_same"),
+    [(False, 0, True), (True, 100, False), (True, 0, True)],  # the last: a split of the data's own
+)
+def test_intervals_over_seeds_say_where_the_images_are_the_same(has_split, held_out, is_same):
+    runs = [make_run(0.5, norm=norm, seed=seed, validation=held_out)
+            for norm in ("bn", "gn") for seed in range(3)]  # fmt: skip
+    for run in runs:
+        run.metrics["val_accuracy"] = 0.5 if has_split else None
+    texts = sentences(summarize(runs))
+    assert any("not what other images would" in text for text in texts) == is_same
+
+
+def test_one_group_is_not_ranked():
+    runs = [make_run(0.5, norm="bn", seed=seed) for seed in range(3)]
+    assert not any("winner" in text for text in sentences(summarize(runs)))
+
+
+def test_what_failed_in_part_is_compared_by_the_rest_and_says_so():
+    runs = [make_run(0.5 + seed / 9, norm=norm, seed=seed) for norm in ("bn", "gn")
+            for seed in range(3)]  # fmt: skip
+    for count, is_said in ((2, True), (5, False)):
+        failure = Failure("gn", "torch", {}, count, 5, "The loss is not finite.")
+        texts = sentences(dataclasses.replace(summarize(runs), failures=(failure,)))
+        assert any("not finite. Its other seeds alone are compared." in t for t in texts) == is_said
+
+
+def test_the_lucky_seed_of_a_group_has_no_star():
+    runs = [make_run(0.5, norm=norm, seed=seed) for norm in ("bn", "gn") for seed in range(3)]
+    runs.append(make_run(0.99, norm="ln", seed=1))
+    assert [row[1][-1] for row in answer_table(summarize(runs)).rows] == ["*", "*", "0"]
 
 
 def test_equal_means_share_the_star():
