@@ -70,11 +70,17 @@ class MissingPackageError(KerasnormError, ImportError):
 
 
 def shortened(text: str, longest: int = 800) -> str:
-    """Returns a message of at most ten lines of a terminal: its middle is left out if need be."""
+    """Returns a message of at most ten lines of a terminal: its middle is left out if need be.
+
+    Of several lines whole ones are left out, as long as more than the last two and one are there.
+    """
     lines = [line for line in text.splitlines() if line.strip()]
-    if len(lines) > 10:
-        lines = [*lines[:7], "…", *lines[-2:]]
     text = "\n".join(lines)
+    for kept in range(min(len(lines) - 3, 7), 0, -1):
+        if len(lines) <= 10 and len(text) <= longest:
+            break
+        lines = [*lines[:kept], "…", *lines[-2:]]
+        text = "\n".join(lines)
     tail = longest // 3
     return text if len(text) <= longest else f"{text[: longest - tail]} … {text[-tail:]}"
 

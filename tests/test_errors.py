@@ -20,6 +20,17 @@ def test_a_long_message_keeps_its_beginning_and_its_end():
     assert (len(lines), lines[0], lines[-1]) == (10, "line 0", "line 89")
 
 
+@pytest.mark.parametrize("count", [4, 6, 9, 90])
+@pytest.mark.parametrize("length", [40, 100, 250])
+def test_a_long_message_of_several_lines_keeps_whole_lines(count, length):
+    lines = [f"{number}".ljust(length, ".") for number in range(count)]
+    kept = shortened("\n".join(lines)).splitlines()
+    assert len(kept) <= 10
+    assert len("\n".join(kept)) <= 803
+    assert (kept[0], kept[-2:]) == (lines[0], lines[-2:])
+    assert {*kept} <= {*lines, "…"}
+
+
 def test_no_mistake_is_answered_with_more_than_ten_lines():
     for words in (["receptive-field", "x" * 250], ["sweep", "--vary", f"{'x' * 9000}=1"]):
         _, err = call(*words, code=2)

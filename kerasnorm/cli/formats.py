@@ -122,7 +122,8 @@ def export(
                 logger.error(str(error))
                 continue
             if not as_json:
-                click.echo(f"{name:<12}{done[-1].path}   written by {done[-1].writer_text}")
+                place, writer = done[-1].place_text, done[-1].writer_text
+                click.echo(f"{name:<12}{place}   written by {writer}")
     if as_json:
         opt.print_json([asdict(one) | {"max_difference": one.max_difference} for one in done])
     elif done:

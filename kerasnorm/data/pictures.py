@@ -288,8 +288,11 @@ def list_pictures(path: Path) -> list[Path]:
     """Returns the image files in a folder and in those in it, or the path itself if it is a file.
 
     Raises:
-        DataError: The folder holds no image.
+        DataError: There is no such path, or the folder holds no image.
     """
+    if not path.exists():
+        expected = "an image or a folder of images"
+        raise unexpected(path, expected, "no such file or folder", "Check the path")
     if not path.is_dir():
         return [path]
     with parsing(path, "a folder that can be read"):
@@ -570,7 +573,7 @@ def _pixels(
             if shown.image.size != size:
                 sizes = ["x".join(map(str, pair)) for pair in (shown.image.size, size)]
                 received = f"{sizes[0]} pixels, and {sizes[1]} in {paths[0]}"
-                advice = "Give --image-size H,W, or resize them"
+                advice = "Give --image-size H,W, or --resize stretch for a trained model"
                 raise unexpected(path, "all images of one size", received, advice)
             facts.blended += shown.is_blended
             facts.blank += shown.is_blank

@@ -57,6 +57,7 @@ class Export:
         milliseconds: Median time of a single image in its runtime, on one thread.
         accuracy: Its accuracy on the test images in its runtime, 0 to 1; None if not measured.
         keras_accuracy: Accuracy of the Keras model, where it is known.
+        companions: Further files beside `path` that belong to it.
     """
 
     format: str
@@ -69,6 +70,12 @@ class Export:
     milliseconds: float | None = None
     accuracy: float | None = None
     keras_accuracy: float | None = None
+    companions: list[Path] = field(default_factory=list)
+
+    @property
+    def place_text(self) -> str:
+        """Its path, and the names of its companions."""
+        return " and ".join([str(self.path), *(path.name for path in self.companions)])
 
     @property
     def writer_text(self) -> str:
@@ -343,6 +350,7 @@ class Exporter:
                 shutil.rmtree(place)
             os.replace(path, place)
         done.path = self.out / done.path.name
+        done.companions = [self.out / path.name for path in made if path.name != done.path.name]
         done.bytes = sum(file.stat().st_size for file in entry.files(done.path))
         write_json(metadata_path(done.path), self._metadata(done, entry, facts))
         return done

@@ -113,16 +113,15 @@ def _pair(
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(_whole_epochs())
         for run, style in zip(runs, styles, strict=True):
-            epochs = _values(run.history, "epoch")
-            axes.plot(epochs, factor * _values(run.history, f"{part}_{name}"), **style)
+            epochs = _drawn_epochs(run)
+            axes.plot(epochs, factor * _drawn(_values(run.history, f"{part}_{name}")), **style)
             if has_validation and part == "test":
                 dashed = style | {"linestyle": DASHES, "linewidth": 1.1, "marker": ""}
-                axes.plot(epochs, factor * _values(run.history, f"val_{name}"), **dashed)
+                axes.plot(epochs, factor * _drawn(_values(run.history, f"val_{name}")), **dashed)
         for run, half, style in zip(runs, spreads, styles, strict=False):
             if half:
-                low, high = (factor * end for end in _band(run, half, f"{part}_{name}"))
-                epochs = _values(run.history, "epoch")
-                color = style["color"]
+                low, high = (factor * _drawn(end) for end in _band(run, half, f"{part}_{name}"))
+                color, epochs = style["color"], _drawn_epochs(run)
                 axes.fill_between(epochs, low, high, color=color, alpha=alpha, linewidth=0)
     left.set_ylabel(measure.axis)
     last = max((run.history[-1]["epoch"] or 1 for run in runs if run.history), default=1)
@@ -149,6 +148,17 @@ def _pair(
     )
 
 
+def _drawn(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the values of a curve; twice that of an epoch alone, which is drawn as a level."""
+    return values.repeat(2) if len(values) == 1 else values
+
+
+def _drawn_epochs(run: "Run") -> NDArray[np.float64]:
+    """Returns where `_drawn` values are drawn: an epoch alone is half an epoch wide."""
+    epochs = _drawn(_values(run.history, "epoch"))
+    return epochs + np.array([-0.25, 0.25]) if len(run.history) == 1 else epochs
+
+
 def _band(run: "Run", half: "Sequence[Row]", name: str) -> tuple[NDArray[np.float64], ...]:
     """Returns the lower and the upper edge of the band around a curve."""
     middle, height = _values(run.history, name), _values(half, name)
@@ -161,15 +171,13 @@ def _styles(runs: "Sequence[Run]") -> list[dict[str, Any]]:
     colors = [NORMS[run.config.model.norm].color for run in runs]  # norms of the user may share one
     for run, common, repeat in zip(runs, colors, repeats(colors), strict=True):
         color = shade(common, repeat, colors.count(common))
-        is_short = len(run.history) == 1  # a line of one point needs a marker to be seen
-        marker = MARKERS[repeat % len(MARKERS)] or ("." if is_short else "")
         styles.append(
             {
                 "color": color,
                 "linewidth": 1.6,
-                "marker": marker,
-                "markersize": 8.0 if marker == "." else 4.0,
-                "markerfacecolor": color if marker == "." else "white",
+                "marker": MARKERS[repeat % len(MARKERS)],
+                "markersize": 4.0,
+                "markerfacecolor": "white",
                 "markevery": max(1, len(run.history) // 20),
             }
         )
@@ -278,7 +286,9 @@ def learning_rate_figure(runs: "Sequence[Run]") -> Picture:
         if len({runs[index].config.model.norm for index in members}) > 1:
             style |= {"color": INK}
         rate = rates[members[0]]
-        style |= {"markevery": max(1, len(rate) // 12), "markersize": 4.0}
+        style |= {"markevery": max(1, len(rate) // 12)}
+        if len(rate) == 1:  # a line of one point needs a marker to be seen
+            style["marker"] = style["marker"] or "."
         axes.plot((np.arange(len(rate)) + 0.5) / steps, rate, **style)
     axes.set_xlabel("epoch")
     axes.set_ylabel("learning rate")

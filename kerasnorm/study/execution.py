@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from kerasnorm import runtime
 from kerasnorm.errors import ConfigError, KerasnormError, MissingPackageError, RunFolderError
-from kerasnorm.files import in_command, run_lock
+from kerasnorm.files import run_lock
 from kerasnorm.json_process import JsonProcess, ProcessEndedError, serve
 from kerasnorm.progress import Progress, console_notes, counted, default_progress, duration
 from kerasnorm.study.estimate import Forecast
@@ -57,6 +57,7 @@ def execute(
     path: Path,
     runs: Sequence[PlannedRun],
     place: AbstractContextManager[Submit],
+    resume: str,
     progress: Progress | None = None,
 ) -> None:
     """Trains the runs that are not finished and records in each how it ended.
@@ -67,6 +68,7 @@ def execute(
         path: Folder of the study, locked by the caller.
         runs: Runs from `folder.survey`.
         place: Where to train, from `local` or `dask`.
+        resume: The command that resumes the study, named where it is interrupted.
         progress: Receives the number of trained epochs and the table of all runs.
     """
     open_runs = [run for run in runs if run.state != State.KEPT]
@@ -99,7 +101,7 @@ def execute(
     try:
         (path / STOP).unlink(missing_ok=True)
         with place as submit:
-            _train(path, open_runs, submit, announce, show)
+            _train(path, open_runs, submit, resume, announce, show)
     finally:
         show()
         progress.finish()
@@ -109,6 +111,7 @@ def _train(
     path: Path,
     runs: Sequence[PlannedRun],
     submit: Submit,
+    resume: str,
     announce: Callable[[PlannedRun], None],
     show: Callable[[], None],
 ) -> None:
@@ -131,7 +134,7 @@ def _train(
             show()
             time.sleep(REFRESH)
     except BaseException:
-        logger.warning(f"Stopping. Resume with: kerasnorm compare --resume {in_command(path)}")
+        logger.warning(f"Stopping. Resume with: {resume}")
         _stop(path, futures)
         raise
 

@@ -103,7 +103,10 @@ class Outcome:
         if not failed:
             return self.unwritten
         codes = {run.exit_code for run in failed}
-        lines = "\n".join(f"  {run.name}: {run.message}" for run in failed)
+        names: dict[str, list[str]] = {}
+        for run in failed:
+            names.setdefault(run.message, []).append(run.name)
+        lines = "\n".join(f"  {', '.join(runs)}: {message}" for message, runs in names.items())
         error = KerasnormError(
             f"{len(failed)} of {len(self.runs)} runs failed:\n{lines}\n"
             f"Their output is in {self.path}/{folder.RUNS}/*/{folder.LOG}. "
@@ -379,7 +382,12 @@ def run_study(
         runs = folder.survey(out, study)
         check_content(runs, describe, is_remote=scheduler is not None)
         place = execution.dask(scheduler) if scheduler else execution.local(jobs)
-        execution.execute(out, runs, place, progress)
+        resume = f"kerasnorm compare --resume {in_command(out)}"
+        if scheduler is not None:
+            resume += f" --scheduler {scheduler}"
+        elif jobs > 1:
+            resume += f" --jobs {jobs}"
+        execution.execute(out, runs, place, resume, progress)
         return _concluded(out, study, runs)
 
 
@@ -478,8 +486,9 @@ def best_run(path: Path) -> Run:
         logger.warning(f"{path}: groups with fewer seeds than the others are left out: {names}.")
     best = max(first.runs.values(), key=lambda run: float(run.metrics[measure]))
     logger.info(
-        f"{path}: the best of {len(summary.runs)} runs by {study_tables.measure_text(summary)} is "
-        f"{best.path.name}, {100 * float(best.metrics[measure]):.2f} %."
+        f"{path}: {best.path.name}, {100 * float(best.metrics[measure]):.2f} %, is the best seed "
+        f"of {study_tables.group_label(first, groups)}, which has the highest mean "
+        f"{study_tables.measure_text(summary)}, {100 * first.mean(measure):.2f} %."
     )
     return best
 

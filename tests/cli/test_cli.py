@@ -185,7 +185,9 @@ def test_all_images_of_a_folder_are_judged_and_predicted(cropped, tmp_path):
 @pytest.mark.backend("any", slow_on="tensorflow")
 def test_images_of_another_size_name_the_option(trained, tmp_path):
     data = photos(tmp_path / "photos")
-    assert "--image-size H,W" in call("data", data, code=3)[1]
+    for words in (("data", data), ("evaluate", trained, "--data", data)):
+        advice = "Give --image-size H,W, or --resize stretch for a trained model"
+        assert advice in call(*words, code=3)[1]
     facts = json.loads(call("data", data, "--image-size", 6, "--resize", "pad", "--json")[0])
     assert facts["image_shape"] == [6, 6, 3]
     for index in range(10):

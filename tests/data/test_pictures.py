@@ -311,3 +311,5 @@ def test_pictures_of_a_folder_are_listed_with_those_in_it(tmp_path, caplog):
     (tmp_path / "notes.txt").rename(tmp_path / "none" / "notes.txt")
     with pytest.raises(DataError, match=r"expected images\. Received: 1 \.txt"):
         list_pictures(tmp_path / "none")
+    with pytest.raises(DataError, match=r"gone\.png: .* no such file or folder\. Check the path"):
+        list_pictures(tmp_path / "gone.png")

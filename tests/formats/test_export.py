@@ -125,6 +125,8 @@ def test_exports_are_compared_in_a_table_with_their_accuracy(exports, tmp_path):
     assert done.accuracy == done.keras_accuracy == right
     files = [done.path, done.path.with_suffix(".py")]
     assert done.bytes == sum(file.stat().st_size for file in files)
+    assert [done.path, *done.companions] == files  # none of them may stay behind
+    assert done.place_text == f"{done.path} and {done.path.stem}.py"
     other = export.Export("onnx", tmp_path / "m.onnx", "", {}, "onnxruntime", {1: 2e-6, 7: 3e-6})
     lines = to_text(export.export_table([done, other])).splitlines()
     assert lines[1].split() == ["format", "kB", "ms", "difference", "accuracy", "%"]

@@ -105,10 +105,35 @@ def test_any_number_of_runs_can_be_drawn(count):
     assert written(learning_rate_figure(runs)).width == 1200
 
 
-def test_an_epoch_alone_is_visible():
-    picture = loss_figure([make_run(epochs=1)])
-    assert picture.figure.axes[0].lines[0].get_marker() == "."
+@pytest.mark.parametrize("others", [0, 3], ids=["alone", "beside longer runs"])
+@pytest.mark.parametrize("draw", [accuracy_figure, loss_figure])
+def test_the_curves_and_bands_of_an_epoch_alone_are_levels(draw, others):
+    run, name = make_run(epochs=1, validation=True), draw.__name__.removesuffix("_figure")
+    half = [dict.fromkeys(run.history[0], 0.01)]
+    runs = [run, *(make_run("bn", seed=seed) for seed in range(others))]
+    picture = draw(runs, spreads=[half])
+    factor = 100 if name == "accuracy" else 1
+    training, test = picture.figure.axes
+    curves = [(training.lines[0], "train"), (test.lines[0], "test"), (test.lines[1], "val")]
+    for line, part in curves:
+        first, last = line.get_xdata()
+        assert first < 1 < last
+        assert [*line.get_ydata()] == pytest.approx(2 * [factor * run.history[0][f"{part}_{name}"]])
+    assert test.lines[1].is_dashed()
+    for axes, part in ((training, "train"), (test, "test")):
+        [band] = axes.collections
+        value = run.history[0][f"{part}_{name}"]
+        edges = band.get_paths()[0].get_extents()
+        ends = [factor * (value - 0.01), factor * (value + 0.01)]
+        assert [edges.y0, edges.y1] == pytest.approx(ends)
+        assert edges.width > 0
     written(picture)
+
+
+def test_the_rate_of_a_step_alone_is_visible():
+    run = make_run(epochs=1)
+    run.metrics["steps_per_epoch"] = 1
+    assert learning_rate_figure([run]).figure.axes[0].lines[0].get_marker() == "."
 
 
 def test_a_run_without_epochs_gives_empty_panels():

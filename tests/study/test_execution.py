@@ -99,7 +99,7 @@ def execute(path, stream, monkeypatch, **options):
     progress = ConsoleProgress(stream=stream, **options)
     with contextlib.redirect_stderr(stream), console_notes():
         runs = folder.survey(path, plan)
-        execution.execute(path, runs, place(), progress)
+        execution.execute(path, runs, place(), "the command", progress)
     assert [run.state for run in runs] == [State.DONE, State.FAILED]
     return stream.getvalue()
 

@@ -33,6 +33,7 @@ from kerasnorm.cli import studies
 from kerasnorm.config import resolve
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError, RunFolderError
 from kerasnorm.study import execution, folder, study
+from kerasnorm.study.folder import PlannedRun, State
 from kerasnorm.study.plan import StudyPlan, run_name
 from kerasnorm.study.probe import Probe
 from kerasnorm.study.summary import summarize
@@ -225,7 +226,8 @@ def test_the_best_run_is_that_of_the_best_group_by_validation(tmp_path):
     assert study.best_run(path).path.name == "gn-torch-s1"
     assert str(path / "runs") in call("evaluate", path, code=2)[1]
     _, err = call("evaluate", path, "--best", code=5)  # it was never trained: it has no model
-    assert "gn-torch-s1, 75.00 %" in err
+    where = "the best seed of GN, which has the highest mean validation accuracy, 72.50 %."
+    assert f"gn-torch-s1, 75.00 %, is {where}" in err
     figures = call("plot", path)[0].split()
     assert str(path / "figures" / "final.png") in figures
     # The same from Python: all runs are finished, so nothing is trained.
@@ -584,6 +586,39 @@ def failing(error):
         raise error
 
     return fail
+
+
+def test_runs_that_failed_for_one_reason_are_named_with_it():
+    found = [PlannedRun(Path(f"run-{seed}"), resolve()) for seed in range(4)]
+    for run, message in zip(found, ["nan", "a signal", "nan", "nan"], strict=True):
+        run.state, run.exit_code, run.message = State.FAILED, 4, message
+    lines = str(study.Outcome(Path("s"), found, None).failure()).splitlines()
+    assert lines[0] == "4 of 4 runs failed:"
+    assert lines[1:3] == ["  run-0, run-2, run-3: nan", "  run-1: a signal"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({}, ""), ({"jobs": 2}, " --jobs 2"), ({"scheduler": "tcp://h:1"}, " --scheduler tcp://h:1")],
+    ids=str,
+)
+def test_the_command_that_resumes_a_study_trains_in_the_same_place(
+    options, words, tmp_path, monkeypatch, caplog
+):
+    @contextlib.contextmanager
+    def interrupted(_):
+        def submit(folder):
+            raise KeyboardInterrupt
+
+        yield submit
+
+    monkeypatch.setattr(study.execution, "local", interrupted)
+    monkeypatch.setattr(study.execution, "dask", interrupted)
+    plan = StudyPlan(norms=("gn",), backends=("torch",), seeds=(0,), fixed={"data": "shapes"})
+    path = tmp_path / "my study"
+    with pytest.raises(KeyboardInterrupt):
+        study.run_study(plan, path, **options)
+    assert f"Resume with: kerasnorm compare --resume '{path}'{words}\n" in caplog.text
 
 
 @pytest.mark.parametrize(
