@@ -5,7 +5,8 @@ Every message says what was expected, what was received and what to do next.
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Integral, Real
 
 
@@ -105,6 +106,21 @@ def expect(is_right: bool, name: str, expected: str, received: object) -> None:
     """
     if not is_right:
         raise ConfigError(f"{name}: expected {expected}. Received: {name}={described(received)}")
+
+
+@contextmanager
+def about(subject: object) -> Iterator[None]:
+    """Says at the beginning of a `ConfigError` which of the user's files or networks it is about.
+
+    >>> with about("bn.keras"):
+    ...     raise ConfigError("model: expected a network")
+    Traceback (most recent call last):
+    kerasnorm.errors.ConfigError: bn.keras: model: expected a network
+    """
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{subject}: {error}") from error
 
 
 def is_number(value: object) -> bool:

@@ -18,7 +18,7 @@ from kerasnorm.analysis.answer import Answer, counter, open_runs, some
 from kerasnorm.config import LAYER_LABELS
 from kerasnorm.data import Dataset
 from kerasnorm.data.dataset import Split
-from kerasnorm.errors import ConfigError, CorruptFileError, expect_whole
+from kerasnorm.errors import ConfigError, CorruptFileError, about, expect_whole
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.layers import custom_layers
 from kerasnorm.plots.labels import run_labels
@@ -230,7 +230,8 @@ def statistics(
         engine = make_engine(
             config.replace(batch_size=size), dataclasses.replace(dataset, train=train)
         )
-        layers = _repeat(engine, some(train, images), config.train.epochs, tick)
+        with about(run.path):
+            layers = _repeat(engine, some(train, images), config.train.epochs, tick)
         trained.append(trained_kernels(run, engine, model))
         found.append(
             NetworkStatistics(
@@ -492,8 +493,8 @@ def units_of(model: "keras.Model") -> list[Unit]:
             found[id(layer)] = Unit(label, layer, end.input_tensors[0], end.outputs[0])
     if not found:
         raise ConfigError(
-            f"model: expected convolutions that an activation follows, norms in between. Received: "
-            f"{model.name!r}, which has none."
+            "model: expected convolutions that an activation follows, norms in between. "
+            "Received: none"
         )
     return list(found.values())
 

@@ -21,8 +21,8 @@ def functional_graph(model: keras.Model) -> Any:
     if not hasattr(graph, "_nodes_by_depth"):
         raise ConfigError(
             "Expected a functional model, or a Sequential that has been built. Received: "
-            f"{type(model).__name__} {getattr(model, 'name', '')!r}. Give a Sequential a "
-            "keras.Input as its first layer; a subclassed model has no graph to read."
+            f"{type(model).__name__}. Give a Sequential a keras.Input as its first layer; a "
+            "subclassed model has no graph to read."
         )
     return graph
 
