@@ -141,7 +141,7 @@ def expect_whole(value: object, name: str, least: int) -> None:
     """
     is_whole = isinstance(value, Integral) and not isinstance(value, bool)
     is_right = is_whole and int(value) >= least  # type: ignore[call-overload]
-    expect(is_right, name, f"at least {least}, as a whole number", value)
+    expect(is_right, name, f"a whole number of at least {least}", value)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
