@@ -12,6 +12,7 @@ from kerasnorm.cli import options as opt
 from kerasnorm.cli.models import resize_option, training_images, with_input_scale
 from kerasnorm.errors import ConfigError, RunFolderError, about
 from kerasnorm.norms import KEEP
+from kerasnorm.progress import in_percent
 
 if TYPE_CHECKING:
     import keras
@@ -220,7 +221,7 @@ def recalibrate(
         return
     for name, scores in (("before", before), ("after", after)):
         click.echo(
-            f"{name:<7} accuracy {100 * scores.accuracy:.2f} %   loss {scores.loss:.4f}   "
+            f"{name:<7} accuracy {in_percent(scores.accuracy)} %   loss {scores.loss:.4f}   "
             f"n {len(test)} test images"
         )
     click.echo(f"measured over {len(order)} training images in batches of {batch_size} or less")

@@ -14,7 +14,7 @@ from kerasnorm.config import BUILTIN, SETTINGS, unknown
 from kerasnorm.errors import ConfigError
 from kerasnorm.files import in_command
 from kerasnorm.norms import NORMS
-from kerasnorm.progress import rounded
+from kerasnorm.progress import in_percent, rounded
 
 if TYPE_CHECKING:
     import keras
@@ -234,7 +234,7 @@ def evaluate(
         opt.print_json({"accuracy": scores.accuracy, "loss": scores.loss, "n": len(images)})
     else:
         click.echo(
-            f"accuracy {100 * scores.accuracy:.2f} %   loss {rounded(scores.loss, 4)}   "
+            f"accuracy {in_percent(scores.accuracy)} %   loss {rounded(scores.loss, 4)}   "
             f"n {len(images)} {'' if split == 'all' else split + ' '}images"
         )
 
@@ -288,7 +288,7 @@ def predict(
         opt.print_json([{"image": path, "classes": classes} for path, classes in answers])
         return
     for name, classes in answers:
-        named = [f"{c['class']} {100 * c['confidence']:.1f} %" for c in classes]
+        named = [f"{c['class']} {in_percent(c['confidence'], 1)} %" for c in classes]
         click.echo(f"{name}: {', '.join(named)}")
 
 
@@ -342,7 +342,7 @@ def misclassified(
     for m in mistakes:
         click.echo(
             f"{split} image {m['index']}: true {names[m['true']]}, "
-            f"predicted {names[m['predicted']]} {100 * m['confidence']:.0f} %"
+            f"predicted {names[m['predicted']]} {in_percent(m['confidence'], 0)} %"
         )
 
 

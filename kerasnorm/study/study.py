@@ -38,7 +38,7 @@ from kerasnorm.files import as_path, encoded, in_command, write_bytes
 from kerasnorm.json_process import JsonProcess
 from kerasnorm.norms import BUILT_IN, COMPARED, NORMS, check_groups, is_foreign
 from kerasnorm.plots.style import Picture
-from kerasnorm.progress import Progress
+from kerasnorm.progress import Progress, in_percent
 from kerasnorm.study import execution, folder, plan, probe, report
 from kerasnorm.study import tables as study_tables
 from kerasnorm.study.figures import draw_study
@@ -473,7 +473,7 @@ def best_run(path: Path) -> Run:
     best = max(first.runs.values(), key=lambda run: float(run.metrics[measure]))
     logger.info(
         f"{path}: the best of {len(summary.runs)} runs by {study_tables.measure_text(summary)} is "
-        f"{best.path.name}, {100 * float(best.metrics[measure]):.2f} %."
+        f"{best.path.name}, {in_percent(best.metrics[measure])} %."
     )
     return best
 

@@ -25,7 +25,7 @@ from kerasnorm.errors import ConfigError, CorruptFileError, DataError, expect
 from kerasnorm.files import as_path, check_file, in_command, run_lock, sweep, write_json
 from kerasnorm.norms import NORMS
 from kerasnorm.process_group import ProcessGroup, this_launch
-from kerasnorm.progress import NullProgress, Progress, counted, default_progress
+from kerasnorm.progress import NullProgress, Progress, counted, default_progress, in_percent
 from kerasnorm.training import run, run_folder
 from kerasnorm.training.loggers import RunLogs, check_loggers
 
@@ -387,8 +387,8 @@ def _note_lagging_statistics(engine: "Engine") -> None:
         momenta = batch_norm_momenta(engine.model)
         logger.warning(
             f"{counted(len(momenta), 'batch norm')} of momentum {max(momenta):g}: after {steps} "
-            f"steps, {100 * share:.0f} % of the moving statistics are still the initial ones, and "
-            "the accuracy at inference suffers. Train longer, or measure the statistics "
+            f"steps, {in_percent(share, 0)} % of the moving statistics are still the initial ones, "
+            "and the accuracy at inference suffers. Train longer, or measure the statistics "
             "afterwards: kerasnorm recalibrate."
         )
 

@@ -21,7 +21,7 @@ from kerasnorm.inspection.evaluation import Scores, confusion, score, worst_mist
 from kerasnorm.inspection.graph import weights_by_name
 from kerasnorm.layers import instance_norms, leaves
 from kerasnorm.process_group import ProcessGroup
-from kerasnorm.progress import Progress, duration, rounded
+from kerasnorm.progress import Progress, duration, in_percent, rounded
 from kerasnorm.training import checkpoints, run_folder
 from kerasnorm.training.callback_state import CallbackStates
 from kerasnorm.training.loggers import RunLogs
@@ -63,7 +63,7 @@ def epoch_line(row: run_folder.Row, epochs: int, seconds_left: float | None = No
     for name in ("train", "val", "test"):
         loss, accuracy = row.get(f"{name}_loss"), row.get(f"{name}_accuracy")
         if loss is not None and accuracy is not None:
-            parts.append(f"{name} {rounded(loss, 3)} {100 * accuracy:4.1f} %")
+            parts.append(f"{name} {rounded(loss, 3)} {in_percent(accuracy, 1):>4} %")
     forms = {"lr": "lr {:#.2g}", "seconds": "{:.1f} s", "images_per_second": "{:.0f} images/s"}
     values = {name: row.get(name) for name in forms}
     parts += [forms[name].format(value) for name, value in values.items() if value is not None]
