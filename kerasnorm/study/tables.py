@@ -15,7 +15,7 @@ from kerasnorm.errors import shortened
 from kerasnorm.files import encoded, write_bytes, write_json
 from kerasnorm.inspection.evaluation import MOST_NAMED_CLASSES, most_confused
 from kerasnorm.norms import NORMS, is_read
-from kerasnorm.plots.labels import field_texts, shown_fields, value_text
+from kerasnorm.plots.labels import field_texts, shown_fields, value_text, value_texts
 from kerasnorm.progress import counted, duration, in_percent, rounded
 from kerasnorm.study.estimate import Estimate, makespan
 from kerasnorm.study.folder import PlannedRun
@@ -429,7 +429,7 @@ def following_sentence(summary: Summary) -> str:
     if not summary.following:
         return ""
     texts = [
-        f"{name.replace('_', ' ')} ({', '.join(map(value_text, values))})"
+        f"{name.replace('_', ' ')} ({', '.join(value_texts(values))})"
         for name, values in summary.following.items()
     ]
     varied = ", ".join(name.replace("_", " ") for name in summary.axes)
@@ -496,8 +496,8 @@ def _tuned_text(summary: Summary) -> str:
 
 def _unmatched_text(name: str, values: Mapping[str, Any]) -> str:
     norms: dict[str, list[str]] = {}
-    for norm, value in values.items():
-        norms.setdefault(value_text(value), []).append(NORMS[norm].label)
+    for norm, value in zip(values, value_texts([*values.values()]), strict=True):
+        norms.setdefault(value, []).append(NORMS[norm].label)
     parts = [f"{', '.join(labels)} {value}" for value, labels in norms.items()]
     return f"{name.replace('_', ' ')} ({'; '.join(parts)})"
 
