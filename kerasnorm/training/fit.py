@@ -102,7 +102,7 @@ def fit(
                 run_folder.check_data(plan.path, dataset)
             config = _resolved(plan.config, backend, dataset)
             engine = make_engine(config, dataset, group)
-            if group.is_first and not config.model.pretrained:
+            if group.is_first:
                 _note_lagging_statistics(engine)
             leaked = _note_leaked(dataset) if group.is_first else None
             environment = runtime.environment(backend, device)
@@ -379,12 +379,12 @@ def _note_shard_statistics(config: Config, model: "keras.Model", group: ProcessG
 
 def _note_lagging_statistics(engine: "Engine") -> None:
     """Warns where a training is too short for the moving statistics of its batch norms."""
-    from kerasnorm.training.loop import batch_norm_momenta, initial_statistics
+    from kerasnorm.training.loop import initial_statistics, untrained_momenta
 
     steps = engine.config.epochs * engine.batches.steps
-    share = initial_statistics(engine.model, steps)
+    momenta = untrained_momenta(engine.model)
+    share = initial_statistics(momenta, steps)
     if share is not None:
-        momenta = batch_norm_momenta(engine.model)
         logger.warning(
             f"{counted(len(momenta), 'batch norm')} of momentum {max(momenta):g}: after {steps} "
             f"steps, {in_percent(share, 0)} % of the moving statistics are still the initial ones, "
