@@ -103,6 +103,11 @@ def may_be_own_norm(node: Any) -> bool:
 
     It keeps the shape of its only input, and has no kernel with which it could mix pixels.
     """
+    return keeps_shape(node) and all(len(weight.shape) < 2 for weight in node.operation.weights)
+
+
+def keeps_shape(node: Any) -> bool:
+    """Returns whether a call is that of a layer of the user's own that keeps its input's shape."""
     layer, shapes = node.operation, [tensor.shape for tensor in node.input_tensors]
     is_own = type(layer).__module__.partition(".")[0] not in ("keras", "kerasnorm")
     return (
@@ -110,7 +115,6 @@ def may_be_own_norm(node: Any) -> bool:
         and isinstance(layer, keras.Layer)
         and not isinstance(layer, keras.Model)
         and shapes == [tensor.shape for tensor in node.outputs]
-        and all(len(weight.shape) < 2 for weight in layer.weights)
     )
 
 
