@@ -14,7 +14,7 @@ from kerasnorm.config import BUILTIN, SETTINGS, unknown
 from kerasnorm.errors import ConfigError
 from kerasnorm.files import in_command
 from kerasnorm.norms import NORMS
-from kerasnorm.progress import in_percent, rounded
+from kerasnorm.progress import counted, in_percent, rounded
 
 if TYPE_CHECKING:
     import keras
@@ -332,6 +332,8 @@ def misclassified(
     names = saved.class_names
     logits = saved.predict(images.images)
     mistakes = [asdict(mistake) for mistake in worst_mistakes(logits, images.labels)]
+    if images.files is not None:
+        mistakes = [mistake | {"file": images.files[mistake["index"]]} for mistake in mistakes]
     if out is not None:
         picture = plots.misclassified_figure(images.images, mistakes, names, target.name)
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -339,11 +341,17 @@ def misclassified(
     if as_json:
         opt.print_json(mistakes)
         return
+    kind = "image" if split == "all" else f"{split} image"
     for m in mistakes:
+        file = f", {m['file']}" if "file" in m else ""
         click.echo(
-            f"{split} image {m['index']}: true {names[m['true']]}, "
+            f"{kind} {m['index']}{file}: true {names[m['true']]}, "
             f"predicted {names[m['predicted']]} {in_percent(m['confidence'], 0)} %"
         )
+    if not mistakes:
+        click.echo(f"None of {counted(len(images), kind)} is misclassified.")
+    if out is not None:
+        click.echo(str(out))
 
 
 @click.command()
