@@ -5,7 +5,8 @@ Every message says what was expected, what was received and what to do next.
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Integral, Real
 
 
@@ -113,6 +114,21 @@ def expect(is_right: bool, name: str, expected: str, received: object) -> None:
         raise ConfigError(f"{name}: expected {expected}. Received: {name}={described(received)}")
 
 
+@contextmanager
+def about(subject: object) -> Iterator[None]:
+    """Says at the beginning of a `ConfigError` which of the user's files or networks it is about.
+
+    >>> with about("bn.keras"):
+    ...     raise ConfigError("model: expected a network")
+    Traceback (most recent call last):
+    kerasnorm.errors.ConfigError: bn.keras: model: expected a network
+    """
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{subject}: {error}") from error
+
+
 def is_number(value: object) -> bool:
     """Returns whether a value is a real number; True and False are none."""
     return isinstance(value, Real) and not isinstance(value, bool)
@@ -131,7 +147,7 @@ def expect_whole(value: object, name: str, least: int) -> None:
     """
     is_whole = isinstance(value, Integral) and not isinstance(value, bool)
     is_right = is_whole and int(value) >= least  # type: ignore[call-overload]
-    expect(is_right, name, f"at least {least}, as a whole number", value)
+    expect(is_right, name, f"a whole number of at least {least}", value)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

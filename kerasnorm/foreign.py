@@ -16,12 +16,12 @@ import numpy as np
 from kerasnorm import user_code
 from kerasnorm.config import ModelConfig, unknown
 from kerasnorm.conversion.norms import DEFAULT_GROUPS, replace_norms
-from kerasnorm.errors import ConfigError, first_line
+from kerasnorm.errors import ConfigError, about, first_line
 from kerasnorm.formats.archive import load_model
 from kerasnorm.formats.input_scale import rescaling_layer
 from kerasnorm.inspection.graph import call_again, functional_graph, nodes
 from kerasnorm.inspection.output_graph import AVERAGES, IDENTITIES, LINEAR, RESHAPES
-from kerasnorm.layers import instance_note, leaves
+from kerasnorm.layers import ONE_OF_EACH, OTHER_NETWORKS, instance_note, leaves
 from kerasnorm.norms import KEEP, layer_factory
 from kerasnorm.progress import counted
 
@@ -148,9 +148,10 @@ def _with_norms(model: keras.Model, config: ModelConfig) -> keras.Model:
             "groups": None if is_default else config.groups or None,
             "group_size": None if config.groups else config.group_size,
         }
-    done = replace_norms(
-        model, wanted, weight_standardization=config.weight_standardization, **groups
-    )
+    with about(config.network):
+        done = replace_norms(
+            model, wanted, weight_standardization=config.weight_standardization, **groups
+        )
     for note in done.notes:
         logger.info(note)
     if config.norm == "gn" and (note := instance_note(done.model, config.network)):
@@ -181,7 +182,7 @@ def _source(config: ModelConfig, input_shape: tuple[int, ...], classes: int) -> 
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise ConfigError(
             f"network: expected a model with one input and one output. Received: {name} with "
-            f"{len(graph.inputs)} and {len(graph.outputs)}"
+            f"{len(graph.inputs)} and {len(graph.outputs)}. {ONE_OF_EACH}"
         )
     return keras.Model(graph.inputs[0], graph.outputs[0], name=model.name)
 
@@ -208,7 +209,12 @@ def _made(name: str, make: Any, *args: Any, **options: Any) -> keras.Model:
 def _check_input(name: str, model: keras.Model, shape: tuple[int, ...]) -> None:
     """Refuses a network that does not take images of a shape (H, W, C)."""
     wanted = model.input_shape[1:]
-    if len(wanted) != 3 or any(w not in (None, n) for w, n in zip(wanted, shape, strict=True)):
+    if len(wanted) != 3:
+        raise ConfigError(
+            f"network: expected a network of images (N, H, W, C). Received: {name} with inputs of "
+            f"shape {model.input_shape}. {OTHER_NETWORKS}"
+        )
+    if any(w not in (None, n) for w, n in zip(wanted, shape, strict=True)):
         size = ",".join(map(str, wanted[:2]))
         advice = f" Resize them with --image-size {size}." if wanted[2:] == shape[2:] else ""
         raise ConfigError(

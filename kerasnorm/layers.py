@@ -15,6 +15,14 @@ from kerasnorm.norms import EPSILON, NORMS, normalization
 # Names of a model's input: the second says that images must be histogram-equalized first.
 PIXELS = "pixels"
 EQUALIZED_PIXELS = "equalized_pixels"
+# What to do with a network that is no classifier of images.
+ONE_OF_EACH = (
+    "Take the part between one of each: keras.Model(model.inputs[0], model.outputs[0]) is a model."
+)
+OTHER_NETWORKS = (
+    "Networks of other inputs or outputs are for kerasnorm convert and kerasnorm explain --network "
+    "alone."
+)
 
 
 def standardize_kernel(kernel: Any) -> Any:
@@ -122,7 +130,7 @@ def portable(model: keras.Model) -> keras.Model:
     if sizes != [1, 1]:
         raise ConfigError(
             "model: expected a functional Keras model with one input and one output. Received: "
-            f"{type(model).__name__} with {sizes[0]} inputs and {sizes[1]} outputs"
+            f"{type(model).__name__} with {sizes[0]} inputs and {sizes[1]} outputs. {ONE_OF_EACH}"
         )
 
     def stock(layer: Any) -> Any:

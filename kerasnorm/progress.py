@@ -311,6 +311,20 @@ def rounded(value: float, digits: int) -> str:
     return f"{value:.1e}" if abs(value) >= LONG else f"{value:.{digits}f}"
 
 
+def in_percent(share: float, digits: int = 2) -> str:
+    """Returns a share of 1 in percent, rounded, but to 0 or 100 only where it is exactly that.
+
+    >>> in_percent(0.8192), in_percent(1.0), in_percent(0.99996), in_percent(1e-6, digits=0)
+    ('81.92', '100.00', '>99.99', '<1')
+    """
+    text, unit = f"{100 * share:.{digits}f}", 10.0**-digits
+    if share < 1 and float(text) == 100:
+        return f">{100 - unit:.{digits}f}"
+    if share > 0 and float(text) == 0:
+        return f"<{unit:.{digits}f}"
+    return text
+
+
 def duration(seconds: float) -> str:
     """Returns a time in seconds as m:ss or h:mm:ss, to the nearest second."""
     minutes, rest = divmod(round(seconds), 60)

@@ -1,14 +1,29 @@
 """Messages: their length, and what is said when memory runs out."""
 
+import re
+
 import pytest
 from helpers.command import call
 
+import kerasnorm
 from kerasnorm import cli
-from kerasnorm.errors import is_out_of_memory, shortened
+from kerasnorm.errors import ConfigError, is_out_of_memory, shortened
 
 
 def test_a_short_message_is_left_as_it_is():
     assert shortened("expected 1.\nReceived: 2.") == "expected 1.\nReceived: 2."
+
+
+@pytest.mark.parametrize("value", [0, True, 2.5, "3", None])
+def test_a_number_of_things_is_refused_in_one_text_wherever_it_is_given(value):
+    text = f"expected a whole number of at least 1. Received: NAME={value!r}"
+    for name, refused in {
+        "rounds": lambda: kerasnorm.explain("gn", cost=False, rounds=value),
+        "seeds": lambda: kerasnorm.compare(seeds=value, data="no such data"),
+        "jobs": lambda: kerasnorm.compare(jobs=value, data="shapes", norms=("gn",)),
+    }.items():
+        with pytest.raises(ConfigError, match=re.escape(text.replace("NAME", name))):
+            refused()
 
 
 def test_a_long_message_keeps_its_beginning_and_its_end():

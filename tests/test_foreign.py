@@ -15,7 +15,7 @@ from kerasnorm import user_code
 from kerasnorm.cli import app
 from kerasnorm.config import resolve, to_toml
 from kerasnorm.errors import ConfigError, CorruptFileError
-from kerasnorm.formats.archive import load_model, save_model
+from kerasnorm.formats.archive import load_model, open_model, save_model
 from kerasnorm.layers import instance_norms
 from kerasnorm.network import build_model
 
@@ -257,6 +257,40 @@ def test_images_of_another_shape_are_refused_with_the_size_to_resize_to(tmp_path
     with pytest.raises(ConfigError, match=r"takes images of shape \(8, 8, 3\)") as caught:
         make(path, input_shape=(8, 8, 1), mean=(0.5,), std=(0.2,))
     assert "image-size" not in str(caught.value)
+
+
+def test_networks_that_classify_no_images_are_refused_with_what_to_do(tmp_path):
+    image, words = keras.Input((8, 8, 3)), keras.Input((6,), dtype="int32")
+    x = layers.GlobalAveragePooling2D()(image)
+    heads = keras.Model(image, [layers.Dense(4)(x), layers.Dense(2)(x)])
+    embedded = layers.GlobalAveragePooling1D()(layers.Embedding(9, 5)(words))
+    texts = keras.Model(words, layers.Dense(4)(embedded))
+    any_size = keras.Input((None, None, 3))
+    open_sized = keras.Model(any_size, layers.Conv2D(4, 1)(any_size))
+    for name, model, advice in [
+        ("heads", heads, r"keras\.Model\(model\.inputs\[0\], model\.outputs\[0\]\)"),
+        ("texts", texts, "are for kerasnorm convert and kerasnorm explain --network alone"),
+        ("open", open_sized, "Build it for images of one size"),
+    ]:
+        path = tmp_path / f"{name}.keras"
+        model.save(path)
+        with pytest.raises(CorruptFileError, match=f"{name}.keras: expected a.*{advice}"):
+            open_model(path)
+        if name != "open":
+            with pytest.raises(ConfigError, match=f"{name}.keras with.*{advice}"):
+                make(path)
+    # The advice, followed, helps.
+    part = keras.Model(heads.inputs[0], heads.outputs[0])
+    part.save(tmp_path / "part.keras")
+    assert make(tmp_path / "part.keras").output_shape == (None, 4)
+
+
+def test_a_network_whose_norms_cannot_be_replaced_is_named_as_the_user_did(tmp_path):
+    path, model = saved(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        make(path, norm="gn")  # it has none to replace
+    assert str(caught.value).startswith(f"{path}: ")
+    assert model.name not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,20 @@ import logging
 import re
 import subprocess
 import sys
+from fractions import Fraction
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kerasnorm import progress as console
-from kerasnorm.progress import ConsoleProgress, NullProgress, console_notes
+from kerasnorm.cli.training import results
+from kerasnorm.progress import ConsoleProgress, NullProgress, console_notes, in_percent
+from kerasnorm.study.intervals import Interval
+from kerasnorm.study.tables import percent
 from kerasnorm.tables import Table
+from kerasnorm.training.loop import epoch_line
 
 TABLE = Table(("name", ">n"), [(f"row-{n}", f"[{n}]") for n in range(40)], notes=("40 rows",))
 LONG = "[/oops] :smile: " + "long " * 60
@@ -273,6 +281,29 @@ class TestNotes:
 )
 def test_duration(seconds, text):
     assert console.duration(seconds) == text
+
+
+@given(st.integers(1, 10**6), st.data(), st.integers(0, 3))
+def test_a_share_is_0_or_100_percent_only_where_it_is_exactly_that(total, data, digits):
+    right = data.draw(
+        st.one_of(st.integers(0, total), st.sampled_from([0, min(1, total), total - 1, total]))
+    )
+    text, unit = in_percent(right / total, digits), Fraction(1, 10**digits)
+    exact, shown = Fraction(100 * right, total), Fraction(text.lstrip("<>"))
+    if text[0] in "<>":
+        assert shown == (unit if text[0] == "<" else 100 - unit)
+        assert 0 < exact < shown if text[0] == "<" else shown < exact < 100
+    else:
+        assert abs(shown - exact) <= unit / 2 + Fraction(1, 10**9)
+        assert (shown in (0, 100)) == (right in (0, total))
+
+
+def test_accuracies_are_written_so_in_lines_and_tables():
+    row = {"epoch": 1.0, "test_loss": 0.1, "test_accuracy": 0.99996}
+    assert "test 0.100 >99.9 %" in epoch_line(row, 1)
+    assert "accuracy >99.99 %" in results([row | {"seconds": 1.0}], Path("run"))
+    assert percent(Interval.of([1.0, 0.99998])).startswith(">99.99 ±")
+    assert percent(Interval.of([1.0, 1.0])).startswith("100.00 ±")
 
 
 def test_the_module_costs_nothing():

@@ -38,7 +38,7 @@ from kerasnorm.plots.style import (
     quiet,
     title,
 )
-from kerasnorm.progress import Progress, rounded
+from kerasnorm.progress import Progress, in_percent, rounded
 from kerasnorm.tables import Table
 from kerasnorm.training import run_folder
 from kerasnorm.training.fit import fit
@@ -277,7 +277,11 @@ def training_figure(found: Sequence[InputPreprocessing], heading: str) -> Pictur
     panels[0].legend(frameon=False, fontsize=TEXT_SIZE - 1, labelcolor=INK)
     ends = [
         f"{one.preprocessing} "
-        + ("diverged" if one.diverged else f"{_column(one, 'test_accuracy')[-1]:.2f} %")
+        + (
+            "diverged"
+            if one.diverged
+            else f"{in_percent(_column(one, 'test_accuracy')[-1] / 100)} %"
+        )
         for one in found
     ]
     text = f"Training loss and test accuracy on each input preprocessing, {heading}"

@@ -94,9 +94,14 @@ class GradientLines:
 
     @property
     def smoothness(self) -> Array:
-        """Effective beta-smoothness: largest change of gradient over distance walked, (S,)."""
+        """Effective beta-smoothness: largest change of gradient over distance walked, (S,).
+
+        NaN where the gradient is 0, along which nothing is walked.
+        """
         walked = self.distances[None, 1:] * self.norms[:, None]
-        found: Array = (self.changes[:, 1:] / np.maximum(walked, 1e-30)).max(axis=1)
+        unknown = np.full(walked.shape, np.nan)
+        ratios = np.divide(self.changes[:, 1:], walked, out=unknown, where=walked != 0)
+        found: Array = ratios.max(axis=1)
         return found
 
 
@@ -490,9 +495,11 @@ def landscape_table(found: Sequence[Landscape]) -> Table:
     rows = []
     for one in found:
         lines, around = one.lines, one.surface
-        medians = [np.median(v) for v in (lines.loss_range, lines.change, lines.smoothness)]
+        smoothness = lines.smoothness[lines.norms != 0]
+        measured = (lines.loss_range, lines.change, smoothness)
+        medians = [np.median(values) if len(values) else None for values in measured]
         numbers = [*medians, around.center, around.plane.max()]
-        rows.append((one.label, *(f"{number:.4g}" for number in numbers)))
+        rows.append((one.label, *("-" if n is None else f"{n:.4g}" for n in numbers)))
     return Table(columns, rows, notes=[MEASURED_NOTE])
 
 
@@ -525,7 +532,8 @@ def gradient_figure(found: Sequence[Landscape]) -> Picture:
         panels[0].plot(lines.steps, high, **style, linewidth=1)
         panels[0].plot(lines.steps, low, **style, linewidth=1)
         panels[1].plot(lines.steps, _shown(lines.change), **style)
-        panels[2].plot(lines.steps, _shown(lines.smoothness), **style)
+        walked = lines.norms != 0
+        panels[2].plot(lines.steps[walked], _shown(lines.smoothness[walked]), **style)
     for axes in panels:
         log_ticks(axes.yaxis)
     _legend(figure, found)

@@ -27,6 +27,7 @@ from kerasnorm.norms import (
     without_zeros,
 )
 from kerasnorm.plots.style import FAINT, INK, TEXT_SIZE, Picture, new_figure, small_text, title
+from kerasnorm.progress import in_percent
 
 if TYPE_CHECKING:
     import keras
@@ -628,10 +629,10 @@ def _alone_text(alone: BatchOfOne) -> str:
 
 def _cost_text(cost: "NormCost") -> str:
     return (
-        f"{cost.norm_parameters:,} of {cost.parameters:,} parameters; {100 * cost.share:.0f} % of "
-        f"a training step of {cost.batch_size} images ({cost.milliseconds:.0f} ms; "
-        f"{cost.milliseconds_without:.0f} ms without it), on {cost.backend}, "
-        f"median of {cost.rounds} rounds on this machine"
+        f"{cost.norm_parameters:,} of {cost.parameters:,} parameters; "
+        f"{in_percent(cost.share, 0)} % of a training step of {cost.batch_size} images "
+        f"({cost.milliseconds:.0f} ms; {cost.milliseconds_without:.0f} ms without it), "
+        f"on {cost.backend}, median of {cost.rounds} rounds on this machine"
     )
 
 

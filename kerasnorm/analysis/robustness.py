@@ -385,13 +385,18 @@ def accuracies_in_batches(
             "Measure batches on the Keras model."
         )
     from kerasnorm.conversion.rebuild import Tap, rebuild, refuse_hidden
-    from kerasnorm.inspection.graph import layers
+    from kerasnorm.inspection.graph import Calls, keeps_shape
 
     network = model.model
     parts = network._flatten_layers()
     kinds = tuple({type(part) for part in parts if hasattr(part, "moving_mean")})
     refuse_hidden(network, kinds, "put into training mode")
-    norms = [layer for layer in layers(network) if isinstance(layer, kinds)]
+    norms = [
+        node.operation
+        for node in Calls(network).nodes
+        if isinstance(node.operation, kinds)
+        or (keeps_shape(node) and node.operation.non_trainable_weights)
+    ]
     tapped, _ = rebuild(
         network, {id(norm): Tap(norm, partial(_in_training, norm)) for norm in norms}
     )
@@ -405,11 +410,17 @@ def accuracies_in_batches(
 
 
 def _in_training(norm: "keras.layers.Layer", x: Any) -> Any:
-    """Returns what a norm gives in training; changes of its moving statistics are discarded."""
+    """Returns what a layer gives in training if it has moving statistics, which stay as they are.
+
+    These are weights that are not trained and that training changes, whatever they are called.
+    """
     import keras
 
-    with keras.StatelessScope():
-        return norm(x, training=True)
+    with keras.StatelessScope() as scope:
+        found = norm(x, training=True)
+    weights = norm.non_trainable_weights
+    is_moving = any(scope.get_current_value(weight) is not None for weight in weights)
+    return found if is_moving else norm(x, training=False)
 
 
 def robustness_table(found: Sequence[Robustness]) -> Table:

@@ -18,7 +18,7 @@ from kerasnorm.analysis.answer import Answer, counter, open_runs, some
 from kerasnorm.config import LAYER_LABELS
 from kerasnorm.data import Dataset
 from kerasnorm.data.dataset import Split
-from kerasnorm.errors import ConfigError, CorruptFileError, expect_whole
+from kerasnorm.errors import ConfigError, CorruptFileError, about, expect_whole
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.layers import custom_layers
 from kerasnorm.plots.labels import run_labels
@@ -40,7 +40,7 @@ from kerasnorm.plots.style import (
     text_width,
     title,
 )
-from kerasnorm.progress import Progress, counted
+from kerasnorm.progress import Progress, counted, in_percent
 from kerasnorm.tables import Table
 from kerasnorm.training import checkpoints
 from kerasnorm.training.fit import make_engine
@@ -230,7 +230,8 @@ def statistics(
         engine = make_engine(
             config.replace(batch_size=size), dataclasses.replace(dataset, train=train)
         )
-        layers = _repeat(engine, some(train, images), config.train.epochs, tick)
+        with about(run.path):
+            layers = _repeat(engine, some(train, images), config.train.epochs, tick)
         trained.append(trained_kernels(run, engine, model))
         found.append(
             NetworkStatistics(
@@ -492,8 +493,8 @@ def units_of(model: "keras.Model") -> list[Unit]:
             found[id(layer)] = Unit(label, layer, end.input_tensors[0], end.outputs[0])
     if not found:
         raise ConfigError(
-            f"model: expected convolutions that an activation follows, norms in between. Received: "
-            f"{model.name!r}, which has none."
+            "model: expected convolutions that an activation follows, norms in between. "
+            "Received: none"
         )
     return list(found.values())
 
@@ -536,8 +537,8 @@ def statistics_table(found: Sequence[NetworkStatistics]) -> Table:
             row.layer,
             f"{row.activation_mean:.3g}",
             f"{row.activation_std:.3g}",
-            f"{100 * row.zero_share:.1f}",
-            f"{100 * row.dead_share:.1f}",
+            in_percent(row.zero_share, 1),
+            in_percent(row.dead_share, 1),
             f"{row.gradient_norm:.3g}",
             f"{row.weight_norm:.3g}",
             f"{row.update_ratio:.3g}",
@@ -560,8 +561,8 @@ def weights_table(found: Sequence[NetworkStatistics]) -> Table:
         (
             one.label,
             *_weight_cells(one.weights),
-            f"{100 * one.train_accuracy:.2f}",
-            f"{100 * one.test_accuracy:.2f}",
+            in_percent(one.train_accuracy),
+            in_percent(one.test_accuracy),
             f"{one.gap:+.2f}",
         )
         for one in found
@@ -574,7 +575,7 @@ def _weight_cells(weights: WeightHistogram | None) -> tuple[str, str, str]:
     """Returns norm, standard deviation and sparsity."""
     if weights is None:
         return "-", "-", "-"
-    return f"{weights.norm:.2f}", f"{weights.std:.4f}", f"{100 * weights.sparsity:.2f}"
+    return f"{weights.norm:.2f}", f"{weights.std:.4f}", in_percent(weights.sparsity)
 
 
 def _styles(found: Sequence[NetworkStatistics]) -> list[dict[str, Any]]:

@@ -10,8 +10,9 @@ import click
 from kerasnorm import runtime
 from kerasnorm.cli import options as opt
 from kerasnorm.cli.models import resize_option, training_images, with_input_scale
-from kerasnorm.errors import ConfigError, RunFolderError
+from kerasnorm.errors import ConfigError, RunFolderError, about
 from kerasnorm.norms import KEEP
+from kerasnorm.progress import in_percent
 
 if TYPE_CHECKING:
     import keras
@@ -120,15 +121,16 @@ def convert(
 
     path, model, metadata = open_archive(target)
     done: Conversion | None = None
-    if fold:
-        done = fold_norms(model, rounds=ROUNDS)
-    elif converts:
-        done = convert_norm(model, norm, **settings)
-    new = done.model if done else model
     frozen: list[str] = []
-    if freeze_bn:
-        _check_left(new, "--fold" if fold else f"--norm {norm}" if norm != KEEP else "")
-        frozen = freeze_batch_norms(new)
+    with about(path):
+        if fold:
+            done = fold_norms(model, rounds=ROUNDS)
+        elif converts:
+            done = convert_norm(model, norm, **settings)
+        new = done.model if done else model
+        if freeze_bn:
+            _check_left(new, "--fold" if fold else f"--norm {norm}" if norm != KEEP else "")
+            frozen = freeze_batch_norms(new)
     if out is not None:
         _write(new, out, metadata, norm=norm, fold=fold, freeze_bn=freeze_bn, **settings)
     if as_json:
@@ -203,9 +205,9 @@ def recalibrate(
     order = np.random.Generator(np.random.PCG64(0)).permutation(len(train))[:count]
     if len(order) < count:
         logger.info(f"There are {len(order)} training images; all of them are measured.")
-    new = dataclasses.replace(
-        saved, model=measured(saved.model, train.take(np.sort(order)).images, batch_size=batch_size)
-    )
+    images = train.take(np.sort(order)).images
+    with about(saved.path):
+        new = dataclasses.replace(saved, model=measured(saved.model, images, batch_size=batch_size))
     before, after = (score(one.predict(test.images), test.labels) for one in (saved, new))
     if out is not None:
         metadata = open_archive(target)[2]
@@ -219,7 +221,7 @@ def recalibrate(
         return
     for name, scores in (("before", before), ("after", after)):
         click.echo(
-            f"{name:<7} accuracy {100 * scores.accuracy:.2f} %   loss {scores.loss:.4f}   "
+            f"{name:<7} accuracy {in_percent(scores.accuracy)} %   loss {scores.loss:.4f}   "
             f"n {len(test)} test images"
         )
     click.echo(f"measured over {len(order)} training images in batches of {batch_size} or less")

@@ -14,7 +14,7 @@ from kerasnorm.config import BUILTIN, SETTINGS, unknown
 from kerasnorm.errors import ConfigError
 from kerasnorm.files import in_command
 from kerasnorm.norms import NORMS
-from kerasnorm.progress import rounded
+from kerasnorm.progress import counted, in_percent, rounded
 
 if TYPE_CHECKING:
     import keras
@@ -234,7 +234,7 @@ def evaluate(
         opt.print_json({"accuracy": scores.accuracy, "loss": scores.loss, "n": len(images)})
     else:
         click.echo(
-            f"accuracy {100 * scores.accuracy:.2f} %   loss {rounded(scores.loss, 4)}   "
+            f"accuracy {in_percent(scores.accuracy)} %   loss {rounded(scores.loss, 4)}   "
             f"n {len(images)} {'' if split == 'all' else split + ' '}images"
         )
 
@@ -288,7 +288,7 @@ def predict(
         opt.print_json([{"image": path, "classes": classes} for path, classes in answers])
         return
     for name, classes in answers:
-        named = [f"{c['class']} {100 * c['confidence']:.1f} %" for c in classes]
+        named = [f"{c['class']} {in_percent(c['confidence'], 1)} %" for c in classes]
         click.echo(f"{name}: {', '.join(named)}")
 
 
@@ -332,6 +332,8 @@ def misclassified(
     names = saved.class_names
     logits = saved.predict(images.images)
     mistakes = [asdict(mistake) for mistake in worst_mistakes(logits, images.labels)]
+    if images.files is not None:
+        mistakes = [mistake | {"file": images.files[mistake["index"]]} for mistake in mistakes]
     if out is not None:
         picture = plots.misclassified_figure(images.images, mistakes, names, target.name)
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -339,11 +341,17 @@ def misclassified(
     if as_json:
         opt.print_json(mistakes)
         return
+    kind = "image" if split == "all" else f"{split} image"
     for m in mistakes:
+        file = f", {m['file']}" if "file" in m else ""
         click.echo(
-            f"{split} image {m['index']}: true {names[m['true']]}, "
-            f"predicted {names[m['predicted']]} {100 * m['confidence']:.0f} %"
+            f"{kind} {m['index']}{file}: true {names[m['true']]}, "
+            f"predicted {names[m['predicted']]} {in_percent(m['confidence'], 0)} %"
         )
+    if not mistakes:
+        click.echo(f"None of {counted(len(images), kind)} is misclassified.")
+    if out is not None:
+        click.echo(str(out))
 
 
 @click.command()

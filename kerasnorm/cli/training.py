@@ -10,7 +10,7 @@ from kerasnorm.cli import options as opt
 from kerasnorm.config import to_toml
 from kerasnorm.errors import ConfigError
 from kerasnorm.process_group import this_launch
-from kerasnorm.progress import ConsoleProgress, counted, duration, rounded
+from kerasnorm.progress import ConsoleProgress, counted, duration, in_percent, rounded
 
 if TYPE_CHECKING:
     from kerasnorm.training.run_folder import Row
@@ -89,7 +89,9 @@ def results(history: "Sequence[Row]", folder: Path) -> str:
     for name, word in (("train", "train"), ("val", "validation"), ("test", "test")):
         loss, accuracy = last.get(f"{name}_loss"), last.get(f"{name}_accuracy")
         if loss is not None and accuracy is not None:
-            lines.append(f"{word:<11}accuracy {100 * accuracy:6.2f} %   loss {rounded(loss, 4)}")
+            lines.append(
+                f"{word:<11}accuracy {in_percent(accuracy):>6} %   loss {rounded(loss, 4)}"
+            )
     seconds = sum(row.get("seconds") or 0.0 for row in history)
     lines.append(f"{'trained':<11}{counted(len(history), 'epoch')} in {duration(seconds)}")
     lines.append(f"{'folder':<11}{folder}")

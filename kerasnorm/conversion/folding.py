@@ -75,8 +75,8 @@ def fold_norms(model: keras.Model, *, rounds: int = 0) -> Conversion:
     places = {id(n.operation): n for n in reversed(calls.nodes) if isinstance(n.operation, kinds)}
     if not places:
         raise ConfigError(
-            f"fold: expected a network with BatchNormalization. Received: {model.name!r}, which "
-            "has none; the statistics of other norms depend on the image."
+            "fold: expected a network with BatchNormalization. Received: none; the statistics of "
+            "other norms depend on the image."
         )
     for node in reversed(places.values()):
         norm = node.operation

@@ -190,8 +190,7 @@ def _norms(model: keras.Model, calls: Calls) -> list[tuple[Any, int, int | None]
         own = sorted({type(n.operation).__name__ for n in calls.nodes if may_be_own_norm(n)})
         advice = f" Layers of your own are not converted: {', '.join(own)}." if own else ""
         raise ConfigError(
-            f"model: expected a network with normalization layers. Received: {model.name!r}, which "
-            f"has none.{advice}"
+            f"model: expected a network with normalization layers. Received: none.{advice}"
         )
     return list(found.values())
 

@@ -85,7 +85,7 @@ def _parts(layer: Any) -> list[Any]:
 
 
 class Tap(keras.layers.Layer):
-    """Calls a function on real values in place of a layer that keeps the shape of its input.
+    """Calls a function on real values in place of a layer.
 
     Args:
         layer: The layer.
@@ -94,7 +94,7 @@ class Tap(keras.layers.Layer):
 
     def __init__(self, layer: keras.layers.Layer, function: Callable[[Any], Any]) -> None:
         super().__init__(name=layer.name, dtype=layer.dtype_policy)
-        self.layer_output = layer.compute_output_shape
+        self.layer_output = layer.compute_output_spec
         self.function = function
         self.built = True
 
@@ -104,7 +104,7 @@ class Tap(keras.layers.Layer):
 
     def compute_output_spec(self, x: Any) -> Any:
         """Returns the shape of the output, without a call of the function on symbols."""
-        return keras.KerasTensor(self.layer_output(x.shape), dtype=self.compute_dtype)
+        return keras.KerasTensor(self.layer_output(x).shape, dtype=self.compute_dtype)
 
 
 def run_tapped(model: keras.Model, taps: Mapping[int, Tap], batches: Any) -> None:

@@ -68,8 +68,8 @@ def recalibrate(
     norms = [layer for layer in layers(model) if isinstance(layer, kinds)]
     if not norms:
         raise ConfigError(
-            f"recalibrate: expected a network with BatchNormalization. Received: {model.name!r}, "
-            "which has none; other norms keep no statistics."
+            "recalibrate: expected a network with BatchNormalization. Received: none; the "
+            "statistics of other norms are not measured."
         )
     meters = [_Meter(norm) for norm in norms]
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(images))

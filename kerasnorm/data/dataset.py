@@ -59,24 +59,29 @@ class Split:
     Attributes:
         images: Raw pixels, uint8, shape (N, H, W, C), in memory or stored in a file.
         labels: Class indices, int32, shape (N,).
+        files: Path of each image within the folder, shape (N,); None where images are not files.
     """
 
     images: Images
     labels: NDArray[np.int32]
+    files: NDArray[np.object_] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: slice | NDArray[np.int64]) -> "Split":
         """Returns the images and labels at `indices`, in their order; stored ones stay unread."""
-        return Split(select(self.images, indices), self.labels[indices])
+        files = None if self.files is None else self.files[indices]
+        return Split(select(self.images, indices), self.labels[indices], files)
 
 
 def joined(splits: Iterable[Split]) -> Split:
     """Returns the images and labels of all splits, in their order."""
     parts = list(splits)
     images = concatenated([part.images for part in parts])
-    return Split(images, np.concatenate([part.labels for part in parts]))
+    known = [part.files for part in parts if part.files is not None]
+    files = np.concatenate(known) if len(known) == len(parts) else None
+    return Split(images, np.concatenate([part.labels for part in parts]), files)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +172,8 @@ class Dataset:
 
     def _with_images(self, change: Callable[[Images], Images]) -> "Dataset":
         splits: dict[str, Any] = {
-            name: Split(change(split.images), split.labels) for name, split in self.splits.items()
+            name: dataclasses.replace(split, images=change(split.images))
+            for name, split in self.splits.items()
         }
         return dataclasses.replace(self, **splits)
 

@@ -368,7 +368,8 @@ def read_class_folders(folder: Path, fit: Fit | None = None) -> Dataset:
     for split, found in files.items():
         chosen = slice(start, start := start + len(found))
         labels = np.array([file.label for file in found], dtype=np.int32)
-        splits[split] = Split(select(images, chosen), labels)
+        paths = np.array([str(file.path.relative_to(folder)) for file in found], dtype=np.object_)
+        splits[split] = Split(select(images, chosen), labels, paths)
     train, test, validation = splits["train"], splits["test"], splits.get("validation")
     dataset = check(
         Dataset(folder_name(folder), source, names, train, test, validation, has_own_test)

@@ -186,7 +186,7 @@ def classifier(
         if not isinstance(shape, tuple) or len(shape) != rank or None in shape[1:]:
             raise CorruptFileError(
                 f"{path}: expected a classifier from (N, H, W, C), of fixed size, to "
-                f"(N, classes). Received: {shapes[0]} to {shapes[1]}"
+                f"(N, classes). Received: {shapes[0]} to {shapes[1]}. {_advice(model)}"
             )
     ends = (getattr(model, name, None) for name in ("input", "output"))  # a Sequential has none
     if any(isinstance(end, (dict, list, tuple)) for end in ends):
@@ -200,6 +200,17 @@ def classifier(
     safety.check_image(path, math.prod(model.input_shape[1:]))
     scale = None if input_scale is None else str(input_scale)
     return SavedModel(path, model, name_classes(names, classes), config, scale)
+
+
+def _advice(model: "keras.Model") -> str:
+    """Returns what to do with a model that is no classifier of images of one size."""
+    from kerasnorm.layers import ONE_OF_EACH, OTHER_NETWORKS
+
+    inputs, outputs = (getattr(model, name, None) or () for name in ("inputs", "outputs"))
+    if max(len(inputs), len(outputs)) > 1:
+        return ONE_OF_EACH
+    has_open_size = any(len(one.shape) == 4 and None in one.shape[1:] for one in inputs)
+    return "Build it for images of one size." if has_open_size else OTHER_NETWORKS
 
 
 def load_model(path: Path | str) -> "keras.Model":

@@ -28,6 +28,7 @@ from kerasnorm.inspection.graph import call_again, functional_graph
 from kerasnorm.inspection.outputs import as_logits, check_finite, probe_images
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.layers import portable
+from kerasnorm.progress import in_percent
 from kerasnorm.runtime import installed_backends
 from kerasnorm.tables import Table
 from kerasnorm.version import __version__
@@ -108,11 +109,11 @@ def export_table(exports: Sequence[Export]) -> Table:
     scores = [one.accuracy for one in exports]
     if known := [score for score in scores if score is not None]:
         columns = (*columns, ">accuracy %")
-        cells = ["-" if score is None else f"{100 * score:.2f}" for score in scores]
+        cells = ["-" if score is None else in_percent(score) for score in scores]
         rows = [(*row, cell) for row, cell in zip(rows, cells, strict=True)]
     before = exports[0].keras_accuracy
     if known and before is not None:
-        notes.append(f"accuracy: on the test images, where Keras has {100 * before:.2f} %.")
+        notes.append(f"accuracy: on the test images, where Keras has {in_percent(before)} %.")
     return Table(columns, rows, notes=notes, title="Exports")
 
 

@@ -21,8 +21,8 @@ def functional_graph(model: keras.Model) -> Any:
     if not hasattr(graph, "_nodes_by_depth"):
         raise ConfigError(
             "Expected a functional model, or a Sequential that has been built. Received: "
-            f"{type(model).__name__} {getattr(model, 'name', '')!r}. Give a Sequential a "
-            "keras.Input as its first layer; a subclassed model has no graph to read."
+            f"{type(model).__name__}. Give a Sequential a keras.Input as its first layer; a "
+            "subclassed model has no graph to read."
         )
     return graph
 
@@ -103,6 +103,11 @@ def may_be_own_norm(node: Any) -> bool:
 
     It keeps the shape of its only input, and has no kernel with which it could mix pixels.
     """
+    return keeps_shape(node) and all(len(weight.shape) < 2 for weight in node.operation.weights)
+
+
+def keeps_shape(node: Any) -> bool:
+    """Returns whether a call is that of a layer of the user's own that keeps its input's shape."""
     layer, shapes = node.operation, [tensor.shape for tensor in node.input_tensors]
     is_own = type(layer).__module__.partition(".")[0] not in ("keras", "kerasnorm")
     return (
@@ -110,7 +115,6 @@ def may_be_own_norm(node: Any) -> bool:
         and isinstance(layer, keras.Layer)
         and not isinstance(layer, keras.Model)
         and shapes == [tensor.shape for tensor in node.outputs]
-        and all(len(weight.shape) < 2 for weight in layer.weights)
     )
 
 

@@ -26,6 +26,7 @@ from kerasnorm.plots.style import (
     text_width,
     title,
 )
+from kerasnorm.progress import in_percent
 
 if TYPE_CHECKING:
     from kerasnorm.training.run import Run
@@ -55,7 +56,7 @@ def confusion_figure(run: "Run", label: str = "") -> Picture:
     percent = 100.0 * blocks / np.maximum(blocks.sum(axis=1, keepdims=True), 1)
     figure = new_figure(6.6)
     axes = figure.subplots()
-    label, right = label or run_label(run), f"{100 * run.metrics['test_accuracy']:.2f} % right"
+    label, right = label or run_label(run), f"{in_percent(run.metrics['test_accuracy'])} % right"
     title(figure, f"CONFUSION ON THE TEST SET, {right}\n{label}")
     quiet(axes)
     axes.grid(visible=False)
@@ -119,7 +120,7 @@ def mistakes_figure(run: "Run", images: Images, label: str = "") -> Picture:
         label: Name of the run, by default norm and seed.
     """
     metrics, label = run.metrics, label or run_label(run)
-    right = f"{100 * metrics['test_accuracy']:.2f} % right"
+    right = f"{in_percent(metrics['test_accuracy'])} % right"
     heading = f"MISCLASSIFIED, {right}; highest confidence first\n{label}"
     entries, names = metrics["misclassified"], metrics["class_names"]
     return replace(
@@ -167,7 +168,7 @@ def misclassified_figure(
         axes.set_axis_off()
     for axes, entry in zip(grid, entries, strict=False):
         true, predicted = (names[int(entry[key])] for key in ("true", "predicted"))
-        caption = f"true {true}\n→ {predicted} {100 * entry['confidence']:.0f} %"
+        caption = f"true {true}\n→ {predicted} {in_percent(entry['confidence'], 0)} %"
         axes.set_title(caption, fontsize=TEXT_SIZE, color=INK, pad=4)
         show_image(axes, images[int(entry["index"])])
     return picture

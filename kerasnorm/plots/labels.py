@@ -68,16 +68,19 @@ def short_places(places: Iterable[str]) -> dict[str, str]:
 def shown_fields(
     fields: Mapping[str, Any], among: Iterable[Mapping[str, Any]] = ()
 ) -> dict[str, Any]:
-    """Returns fields and their values; paths of data and networks as short as tells them apart.
+    """Returns fields and their values; paths and floats as short as tells them apart.
 
     Args:
         fields: Fields and values.
         among: Fields and values of all that is shown beside them.
     """
-    shown = dict(fields)
-    for name in {"data", "network"} & {*shown}:
-        places = [str(other[name]) for other in (fields, *among) if name in other]
-        shown[name] = short_places(places)[str(fields[name])]
+    shown, everything = dict(fields), [fields, *among]
+    for name, value in fields.items():
+        values = [other[name] for other in everything if name in other]
+        if name in {"data", "network"}:
+            shown[name] = short_places(map(str, values))[str(value)]
+        elif isinstance(value, float):
+            shown[name] = value_texts(values)[0]
     return shown
 
 
@@ -102,3 +105,14 @@ def value_text(value: Any) -> str:
     if isinstance(value, tuple):
         return " ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def value_texts(values: Sequence[Any]) -> list[str]:
+    """Returns values of one field as texts, which differ where the values do.
+
+    >>> value_texts([0.01, 0.02 * 2**0.5]), value_texts([0.01, 0.0100000001])
+    (['0.01', '0.0282843'], ['0.01', '0.0100000001'])
+    """
+    short = [value_text(value) for value in values]
+    exact = [str(value) if isinstance(value, float) else value_text(value) for value in values]
+    return short if len(set(short)) == len(set(exact)) else exact

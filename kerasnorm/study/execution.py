@@ -20,7 +20,14 @@ from kerasnorm import runtime
 from kerasnorm.errors import ConfigError, KerasnormError, MissingPackageError, RunFolderError
 from kerasnorm.files import run_lock
 from kerasnorm.json_process import JsonProcess, ProcessEndedError, serve
-from kerasnorm.progress import Progress, console_notes, counted, default_progress, duration
+from kerasnorm.progress import (
+    Progress,
+    console_notes,
+    counted,
+    default_progress,
+    duration,
+    in_percent,
+)
 from kerasnorm.study.estimate import Forecast
 from kerasnorm.study.folder import FAILURE, LOG, PlannedRun, State, is_lost, start_over, tidy
 from kerasnorm.tables import Table
@@ -185,7 +192,7 @@ def runs_table(
             run.name,
             run.state + (f": {run.message}" if run.message else ""),
             f"{run.epoch}/{run.config.train.epochs}",
-            "" if run.judged is None else f"{100 * run.judged.accuracy:.2f}",
+            "" if run.judged is None else in_percent(run.judged.accuracy),
             duration(run.seconds) if run.seconds else "",
             "" if (rest := left.get(run.name)) is None else duration(rest),
         )

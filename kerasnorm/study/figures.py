@@ -18,7 +18,7 @@ from kerasnorm.data.stored import Images
 from kerasnorm.norms import NORMS
 from kerasnorm.plots.curves import PANEL_HEIGHT, SHADE, accuracy_figure, loss_figure
 from kerasnorm.plots.images import confusion_figure, mistakes_figure
-from kerasnorm.plots.labels import shown_fields, value_text
+from kerasnorm.plots.labels import shown_fields, value_text, value_texts
 from kerasnorm.plots.style import (
     FAINT,
     INK,
@@ -402,7 +402,7 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     if len(values) <= 12:
         axes.xaxis.set_major_locator(FixedLocator(values))
-        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.set_xticks(values, value_texts(values))
 
 
 def _draw_line(

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,19 @@ from kerasnorm.config import (
 from kerasnorm.data import Dataset, load, prepare
 from kerasnorm.data.sources import loading, locate, with_place
 from kerasnorm.data.stored import Images
-from kerasnorm.errors import ConfigError, CorruptFileError, DataError, KerasnormError, described
+from kerasnorm.errors import (
+    ConfigError,
+    CorruptFileError,
+    DataError,
+    KerasnormError,
+    described,
+    expect_whole,
+)
 from kerasnorm.files import as_path, encoded, in_command, write_bytes
 from kerasnorm.json_process import JsonProcess
 from kerasnorm.norms import BUILT_IN, COMPARED, NORMS, check_groups, is_foreign
 from kerasnorm.plots.style import Picture
-from kerasnorm.progress import Progress
+from kerasnorm.progress import Progress, in_percent
 from kerasnorm.study import execution, folder, plan, probe, report
 from kerasnorm.study import tables as study_tables
 from kerasnorm.study.figures import draw_study
@@ -233,19 +239,6 @@ def _varied(vary: Any) -> dict[str, tuple[Any, ...]]:
     }
 
 
-def _count(name: str, value: Any) -> int:
-    """Returns the value of an argument that is a number of things, at least one.
-
-    Raises:
-        ConfigError: It is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ConfigError(
-            f"{name}: expected a whole number of at least 1. Received: {name}={described(value)}"
-        )
-    return int(value)
-
-
 def _with_data(study: StudyPlan, describe: Describe) -> StudyPlan:
     """Returns the plan with `auto` resolved, and with a validation split where it decides.
 
@@ -322,12 +315,13 @@ def compare(  # noqa: PLR0913  (all but the norms are options by name)
         MissingPackageError: A backend is not installed.
         RunFolderError: The folder holds something else, is in use or cannot be written.
     """
+    expect_whole(seeds, "seeds", 1)
     describe = describer()
     study = completed(
         StudyPlan(
             norms=_listed("norms", norms, "('bn', 'gn')"),
             backends=_listed("backends", backends, "('torch', 'tensorflow')"),
-            seeds=tuple(range(_count("seeds", seeds))),
+            seeds=tuple(range(seeds)),
             arms=arms,
             rate_scaling=rate_scaling,
             margin=margin,
@@ -367,7 +361,7 @@ def run_study(
         MissingPackageError: A backend, or dask.distributed, is not installed.
         RunFolderError: The folder holds something else, is in use or cannot be written.
     """
-    jobs = _count("jobs", jobs)
+    expect_whole(jobs, "jobs", 1)
     check(study)
     for config in study.configs().values():
         for name in filter(user_code.is_named, (config.model.norm, config.model.network)):
@@ -486,9 +480,9 @@ def best_run(path: Path) -> Run:
         logger.warning(f"{path}: groups with fewer seeds than the others are left out: {names}.")
     best = max(first.runs.values(), key=lambda run: float(run.metrics[measure]))
     logger.info(
-        f"{path}: {best.path.name}, {100 * float(best.metrics[measure]):.2f} %, is the best seed "
-        f"of {study_tables.group_label(first, groups)}, which has the highest mean "
-        f"{study_tables.measure_text(summary)}, {100 * first.mean(measure):.2f} %."
+        f"{path}: {best.path.name}, {in_percent(best.metrics[measure])} %, is the best seed of "
+        f"{study_tables.group_label(first, groups)}, which has the highest mean "
+        f"{study_tables.measure_text(summary)}, {in_percent(first.mean(measure))} %."
     )
     return best
 

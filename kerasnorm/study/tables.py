@@ -15,8 +15,8 @@ from kerasnorm.errors import shortened
 from kerasnorm.files import encoded, write_bytes, write_json
 from kerasnorm.inspection.evaluation import MOST_NAMED_CLASSES, most_confused
 from kerasnorm.norms import NORMS, is_read
-from kerasnorm.plots.labels import field_texts, shown_fields, value_text
-from kerasnorm.progress import counted, duration, rounded
+from kerasnorm.plots.labels import field_texts, shown_fields, value_text, value_texts
+from kerasnorm.progress import counted, duration, in_percent, rounded
 from kerasnorm.study.estimate import Estimate, makespan
 from kerasnorm.study.folder import PlannedRun
 from kerasnorm.study.intervals import LEAST_SEEDS, LEVEL, ROUNDING, Comparison, Interval, Verdict
@@ -141,11 +141,11 @@ def percent(found: Interval | None, *, interval: bool = False) -> str:
     """Returns a mean of shares in percent: "81.90 ± 0.21 [80.00, 83.80]"."""
     if found is None:
         return NO_VALUE
-    text = f"{100 * found.mean:.2f}"
+    text = in_percent(found.mean)
     if found.std is not None:
         text += f" ± {100 * found.std:.2f}"
     if interval and found.low is not None and found.high is not None:
-        text += f" [{100 * found.low:.2f}, {100 * found.high:.2f}]"
+        text += f" [{in_percent(found.low)}, {in_percent(found.high)}]"
     return text
 
 
@@ -192,7 +192,7 @@ def confused_table(summary: Summary) -> Table:
                     names[true],
                     names[predicted],
                     str(images),
-                    f"{100 * images / counts[true].sum():.1f}",
+                    in_percent(images / counts[true].sum(), 1),
                 )
                 for true, predicted, images in most_confused(
                     counts, max(2, MOST_PAIRS // len(groups))
@@ -271,8 +271,8 @@ def effect_table(summary: Summary) -> Table:
             group_label(item.base, summary.groups),
             item.field.replace("_", " "),
             *_values(item),
-            f"{100 * item.mean(item.base):.2f}",
-            f"{100 * item.mean(item.first):.2f}",
+            in_percent(item.mean(item.base)),
+            in_percent(item.mean(item.first)),
             *judged(item.comparison, summary.margin),
         )
         for item in summary.effects
@@ -409,7 +409,7 @@ def published_table(summary: Summary) -> Table:
 def _beside(item: Published, measure: str) -> tuple[str, str, str]:
     theirs = item.values.get(measure)
     ours = item.group.interval(measure) if item.group else None
-    known = NO_VALUE if theirs is None else f"{100 * theirs:.2f}"
+    known = NO_VALUE if theirs is None else in_percent(theirs)
     if theirs is None or ours is None:
         return known, percent(ours), NO_VALUE
     return known, f"{percent(ours)} (n {ours.n})", f"{100 * (ours.mean - theirs):+.2f}"
@@ -445,7 +445,7 @@ def following_sentence(summary: Summary) -> str:
     if not summary.following:
         return ""
     texts = [
-        f"{name.replace('_', ' ')} ({', '.join(map(value_text, values))})"
+        f"{name.replace('_', ' ')} ({', '.join(value_texts(values))})"
         for name, values in summary.following.items()
     ]
     varied = ", ".join(name.replace("_", " ") for name in summary.axes)
@@ -455,7 +455,7 @@ def following_sentence(summary: Summary) -> str:
 def statistics_sentence(summary: Summary) -> str:
     """Returns which groups trained too short for the moving statistics of their batch norms."""
     texts = [
-        f"{group_label(group, summary.groups)} {100 * group.initial_statistics:.0f} %"
+        f"{group_label(group, summary.groups)} {in_percent(group.initial_statistics, 0)} %"
         for group in summary.groups
         if group.initial_statistics
     ]
@@ -532,8 +532,8 @@ def _tuned_text(summary: Summary) -> str:
 
 def _unmatched_text(name: str, values: Mapping[str, Any]) -> str:
     norms: dict[str, list[str]] = {}
-    for norm, value in values.items():
-        norms.setdefault(value_text(value), []).append(NORMS[norm].label)
+    for norm, value in zip(values, value_texts([*values.values()]), strict=True):
+        norms.setdefault(value, []).append(NORMS[norm].label)
     parts = [f"{', '.join(labels)} {value}" for value, labels in norms.items()]
     return f"{name.replace('_', ' ')} ({'; '.join(parts)})"
 
@@ -660,7 +660,7 @@ def run_table(summary: Summary) -> Table:
         label = group_label(group, summary.groups)
         for seed, run in sorted(group.runs.items()):
             found = [run.metrics.get(name) for name in names]
-            cells = [NO_VALUE if value is None else f"{100 * value:.2f}" for value in found]
+            cells = [NO_VALUE if value is None else in_percent(value) for value in found]
             rows.append((run.path.name, label, str(seed), *cells, str(len(run.history))))
     own = (">validation %",) if has_validation else ()
     columns = ("run", "norm", ">seed", *own, ">test %", ">training %", ">epochs")

@@ -25,7 +25,7 @@ from kerasnorm.errors import ConfigError, CorruptFileError, DataError, expect
 from kerasnorm.files import as_path, check_file, in_command, run_lock, sweep, write_json
 from kerasnorm.norms import NORMS
 from kerasnorm.process_group import ProcessGroup, this_launch
-from kerasnorm.progress import NullProgress, Progress, counted, default_progress
+from kerasnorm.progress import NullProgress, Progress, counted, default_progress, in_percent
 from kerasnorm.training import run, run_folder
 from kerasnorm.training.loggers import RunLogs, check_loggers
 
@@ -102,7 +102,7 @@ def fit(
                 run_folder.check_data(plan.path, dataset)
             config = _resolved(plan.config, backend, dataset)
             engine = make_engine(config, dataset, group)
-            if group.is_first and not config.model.pretrained:
+            if group.is_first:
                 _note_lagging_statistics(engine)
             leaked = _note_leaked(dataset) if group.is_first else None
             environment = runtime.environment(backend, device)
@@ -379,16 +379,16 @@ def _note_shard_statistics(config: Config, model: "keras.Model", group: ProcessG
 
 def _note_lagging_statistics(engine: "Engine") -> None:
     """Warns where a training is too short for the moving statistics of its batch norms."""
-    from kerasnorm.training.loop import batch_norm_momenta, initial_statistics
+    from kerasnorm.training.loop import initial_statistics, untrained_momenta
 
     steps = engine.config.epochs * engine.batches.steps
-    share = initial_statistics(engine.model, steps)
+    momenta = untrained_momenta(engine.model)
+    share = initial_statistics(momenta, steps)
     if share is not None:
-        momenta = batch_norm_momenta(engine.model)
         logger.warning(
             f"{counted(len(momenta), 'batch norm')} of momentum {max(momenta):g}: after {steps} "
-            f"steps, {100 * share:.0f} % of the moving statistics are still the initial ones, and "
-            "the accuracy at inference suffers. Train longer, or measure the statistics "
+            f"steps, {in_percent(share, 0)} % of the moving statistics are still the initial ones, "
+            "and the accuracy at inference suffers. Train longer, or measure the statistics "
             "afterwards: kerasnorm recalibrate."
         )
 

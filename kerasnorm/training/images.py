@@ -87,7 +87,8 @@ def images_of(
     chosen = joined(dataset.splits.values()) if split == "all" else dataset.splits[split]
     if 0 < count < len(chosen):
         chosen = chosen.take(stratified_sample(chosen.labels, count, sample_seed))
-    return Split(chosen.images, _class_order(saved, dataset)[chosen.labels])
+    labels = _class_order(saved, dataset)[chosen.labels]
+    return dataclasses.replace(chosen, labels=labels)
 
 
 def resize_of(saved: "ExportedModel | SavedModel", given: str | None) -> str:

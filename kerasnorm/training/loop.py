@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from kerasnorm.inspection.evaluation import Scores, confusion, score, worst_mist
 from kerasnorm.inspection.graph import weights_by_name
 from kerasnorm.layers import instance_norms, leaves
 from kerasnorm.process_group import ProcessGroup
-from kerasnorm.progress import Progress, duration, rounded
+from kerasnorm.progress import Progress, duration, in_percent, rounded
 from kerasnorm.training import checkpoints, run_folder
 from kerasnorm.training.callback_state import CallbackStates
 from kerasnorm.training.loggers import RunLogs
@@ -63,7 +63,7 @@ def epoch_line(row: run_folder.Row, epochs: int, seconds_left: float | None = No
     for name in ("train", "val", "test"):
         loss, accuracy = row.get(f"{name}_loss"), row.get(f"{name}_accuracy")
         if loss is not None and accuracy is not None:
-            parts.append(f"{name} {rounded(loss, 3)} {100 * accuracy:4.1f} %")
+            parts.append(f"{name} {rounded(loss, 3)} {in_percent(accuracy, 1):>4} %")
     forms = {"lr": "lr {:#.2g}", "seconds": "{:.1f} s", "images_per_second": "{:.0f} images/s"}
     values = {name: row.get(name) for name in forms}
     parts += [forms[name].format(value) for name, value in values.items() if value is not None]
@@ -71,22 +71,35 @@ def epoch_line(row: run_folder.Row, epochs: int, seconds_left: float | None = No
     return "  ".join(parts)
 
 
-def batch_norm_momenta(model: keras.Model) -> list[float]:
-    """Returns the momentum of each batch norm of a model whose moving statistics are trained."""
+def untrained_momenta(model: keras.Model) -> list[float]:
+    """Returns the momentum of each batch norm to train that has its initial moving statistics.
+
+    With pretrained weights these are the new ones.
+    """
+
+    def is_initial(layer: keras.layers.BatchNormalization) -> bool:
+        mean, variance = (
+            keras.ops.convert_to_numpy(weight)
+            for weight in (layer.moving_mean, layer.moving_variance)
+        )
+        return bool((mean == 0).all() and (variance == 1).all())
+
     return [
         layer.momentum
         for layer in leaves(model)
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+        if isinstance(layer, keras.layers.BatchNormalization)
+        and layer.trainable
+        and is_initial(layer)
     ]
 
 
-def initial_statistics(model: keras.Model, steps: int) -> float | None:
-    """Returns how much of a model's moving statistics is their initial value after some steps.
+def initial_statistics(momenta: Sequence[float], steps: int) -> float | None:
+    """Returns how much of moving statistics is their initial value after some steps.
 
     It is the share of the slowest batch norm, momentum ** steps; None up to `MOST_INITIAL`, and
-    where there is no batch norm to train.
+    where there is no batch norm.
     """
-    share = max(batch_norm_momenta(model), default=0.0) ** steps
+    share = max(momenta, default=0.0) ** steps
     return share if share > MOST_INITIAL else None
 
 
@@ -148,6 +161,7 @@ class Training:
         self.epoch = 0
         self.epoch_begun = 0.0
         self.steps_taken = 0  # in the epoch
+        self.momenta = untrained_momenta(engine.model)
         self.is_stopped = False
 
     def execute(self, *, is_resumed: bool) -> None:
@@ -362,10 +376,9 @@ class Training:
         }
         if not self.group.is_first:
             return
-        if not self.config.model.pretrained:
-            taken = int(keras.ops.convert_to_numpy(self.engine.model.optimizer.iterations))
-            initial = initial_statistics(self.engine.model, taken)
-            metrics |= {"initial_statistics": initial} if initial is not None else {}
+        taken = int(keras.ops.convert_to_numpy(self.engine.model.optimizer.iterations))
+        initial = initial_statistics(self.momenta, taken)
+        metrics |= {"initial_statistics": initial} if initial is not None else {}
         if self.config.model.norm == "gn":
             metrics["instance_norms"] = list(instance_norms(self.engine.model))
         if leaked := self.dataset.leaked:

@@ -18,6 +18,7 @@ from kerasnorm.data.content import Content
 from kerasnorm.data.stored import Images
 from kerasnorm.errors import CorruptFileError, DataError
 from kerasnorm.files import as_path, check_file, in_command, read_text
+from kerasnorm.progress import in_percent
 from kerasnorm.training.run_folder import (
     ENVIRONMENT,
     HISTORY,
@@ -92,9 +93,9 @@ class Run:
         return load_model(self.path / MODEL)
 
     def __repr__(self) -> str:
-        config, accuracy = self.config, 100 * float(self.metrics["test_accuracy"])
+        config, accuracy = self.config, in_percent(self.metrics["test_accuracy"])
         what = f"{config.model.title} on {config.data.data}, {config.train.backend}"
-        return f"Run({str(self.path)!r}: {what}, test accuracy {accuracy:.2f} %)"
+        return f"Run({str(self.path)!r}: {what}, test accuracy {accuracy} %)"
 
     def saved_model(self) -> "SavedModel":
         """Returns the trained model with its metadata.

@@ -31,6 +31,7 @@ from kerasnorm.files import (
     write_json,
     write_manifest,
 )
+from kerasnorm.progress import in_percent
 
 CONFIG = "config.toml"
 ENVIRONMENT = "environment.json"
@@ -68,7 +69,7 @@ class Judged(NamedTuple):
     accuracy: float
 
     def __str__(self) -> str:
-        return f"{self.split} {100 * self.accuracy:.1f} %"
+        return f"{self.split} {in_percent(self.accuracy, 1)} %"
 
 
 def judged(row: Row) -> Judged | None:

@@ -7,12 +7,17 @@ from helpers.tiny import config, dataset, train
 from keras import layers
 
 from kerasnorm.analysis.landscape import (
+    GradientLines,
+    Landscape,
+    Surface,
     advance,
     filter_axes,
     filter_direction,
+    gradient_figure,
     gradient_line,
     gradient_lines,
     landscape,
+    landscape_table,
     raw_kernel,
     surface,
     trained_network,
@@ -246,6 +251,26 @@ def test_training_in_windows_is_training(norm):
         advance(parts, parts.batches, start, count)
     a, b = whole.state(), parts.state()
     assert all(np.allclose(a[name], b[name], rtol=1e-4, atol=1e-5) for name in a)
+
+
+@pytest.mark.parametrize("flat", [[], [1], [0, 2], [0, 1, 2]])
+def test_where_the_gradient_is_0_the_smoothness_is_not_defined(tmp_path, flat):
+    norms, losses = np.array([2.0, 0.5, 1.0]), np.ones((3, 3))
+    changes = np.array([[0.0, 1.0, 4.0], [0.0, 2.0, 1.0], [0.0, 0.3, 0.4]])
+    norms[flat], changes[flat] = 0.0, 0.0
+    lines = GradientLines(np.arange(3), np.array([0.0, 0.5, 1.0]), losses, changes, norms)
+    expected = np.array([2.0, 8.0, 0.6])  # by hand: max(1 / 1, 4 / 2), max(2 / 0.25, 1 / 0.5), …
+    expected[flat] = np.nan
+    np.testing.assert_allclose(lines.smoothness, expected)
+    plane = np.ones((3, 3))
+    found = [
+        Landscape(tmp_path, "GN", "gn", lines, Surface(np.arange(3.0) - 1, plane[0], plane, 5))
+    ]
+    defined = sorted(expected[~np.isnan(expected)])
+    cell = landscape_table(found).rows[0][3]
+    assert cell == (f"{np.median(defined):.4g}" if defined else "-")
+    drawn = gradient_figure(found).figure.axes[2].lines[0].get_ydata()
+    assert np.sort(drawn).tolist() == pytest.approx(defined)
 
 
 @pytest.mark.long

@@ -411,6 +411,70 @@ def test_the_command_writes_numbers_and_figure(runs, tmp_path):
     assert err == ""
 
 
+class Running(layers.Layer):
+    """A batch norm of the user's whose moving statistics have other names and another shape."""
+
+    def __init__(self, shape, **options):
+        super().__init__(**options)
+        self.shape = shape
+        self.middle = self.add_weight(shape=shape, initializer="zeros", trainable=False)
+        self.power = self.add_weight(shape=shape, initializer="ones", trainable=False)
+
+    def get_config(self):
+        return super().get_config() | {"shape": self.shape}
+
+    def call(self, x, training=None):
+        mean, variance = self.middle, self.power
+        if training:
+            mean, variance = keras.ops.moments(x, axes=(0, 1, 2), keepdims=True)
+            for moving, now in ((self.middle, mean), (self.power, variance)):
+                moving.assign(0.9 * moving + 0.1 * keras.ops.reshape(now, self.shape))
+        return (x - mean) / keras.ops.sqrt(variance + 1e-3)
+
+
+class Constant(layers.Layer):
+    """A layer that keeps a number, which training does not change; in training it gives 0."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.number = self.add_weight(shape=(), initializer="ones", trainable=False)
+
+    def call(self, x, training=None):
+        return x * 0 if training else x * self.number
+
+
+@pytest.mark.backend("any")
+@pytest.mark.parametrize("shape", [(3,), (1, 1, 1, 3)])
+def test_moving_statistics_are_found_by_whatever_name_and_shape(shape):
+    """The truth is a BatchNormalization in place of the user's own norm."""
+    rng = np.random.default_rng(3)  # images differ in their brightness, and so do pairs of them
+    images = rng.uniform(0, rng.uniform(20, 256, (24, 1, 1, 1)), (24, 8, 8, 3)).astype(np.uint8)
+    pairs = [*np.arange(24).reshape(12, 2)]
+    batches = {"all": [np.arange(0, 10), np.arange(10, 24)], "pairs": pairs}
+    kernel = np.random.default_rng(4).normal(size=(192, 5))
+
+    def found(norm, labels):
+        pixels = keras.Input((8, 8, 3))
+        x = layers.Flatten()(norm(Constant()(pixels)))
+        model = keras.Model(pixels, layers.Dense(5, name="head")(x))
+        model.get_layer("head").set_weights([kernel, np.zeros(5)])
+        saved = SavedModel(Path("model.keras"), model, tuple("abcde"), None)
+        before = [weight.copy() for weight in model.get_weights()]
+        accuracies = accuracies_in_batches(saved, Split(images, labels), batches)
+        after = model.get_weights()
+        assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+        parts = [images[part].astype("float32") for part in batches["all"]]
+        outputs = np.concatenate([numbers(norm(part, training=True)) for part in parts])
+        right = (outputs.reshape(24, -1) @ kernel).argmax(axis=1)
+        return accuracies, right
+
+    _, right = found(layers.BatchNormalization(scale=False, center=False), np.zeros(24, np.int32))
+    for norm in (layers.BatchNormalization(scale=False, center=False), Running(shape)):
+        accuracies, _ = found(norm, right)
+        assert accuracies["all"] == 1.0
+        assert accuracies["pairs"] < 1.0  # other statistics, other answers
+
+
 class Hiding(layers.Layer):
     """A layer with a norm that no graph shows."""
 

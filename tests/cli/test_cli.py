@@ -2,11 +2,13 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.command import call, run, tiny_fit
 from helpers.forked import PYTHON
@@ -15,6 +17,7 @@ from PIL import Image
 from kerasnorm import runtime
 from kerasnorm.config import LOGGERS
 from kerasnorm.formats import FORMATS
+from kerasnorm.formats.archive import SavedModel
 from kerasnorm.runtime import installed_backends
 
 
@@ -109,6 +112,39 @@ def test_misclassified_lists_and_draws(trained, tmp_path):
     out, _ = call("misclassified", trained, "--json", "--out", tmp_path / "new" / "m.png")
     assert json.loads(out) == json.loads((trained / "metrics.json").read_text())["misclassified"]
     assert (tmp_path / "new" / "m.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("split", "kind"), [("test", "test image"), ("all", "image")])
+def test_misclassified_names_image_files_and_says_where_there_are_none(
+    cropped, tmp_path, monkeypatch, split, kind
+):
+    data, folder = cropped
+    wanted = ["--split", split, "--out", tmp_path / "m.png"]
+    answers = {}
+    monkeypatch.setattr(
+        SavedModel, "predict", lambda _, images: np.eye(2, dtype=np.float32)[answers["all"]]
+    )
+    count = 4 if split == "test" else 20
+    answers["all"] = np.zeros(count, int)  # all of the second class are mistakes
+    lines = call("misclassified", folder, *wanted)[0].splitlines()
+    assert lines[-1] == str(tmp_path / "m.png")
+    assert len(lines) - 1 == count // 2
+    for line in lines[:-1]:
+        named = re.fullmatch(rf"{kind} \d+, (right/\d\.png): true right, predicted left 73 %", line)
+        assert (data / named[1]).is_file()
+    entries = json.loads(call("misclassified", folder, *wanted, "--json")[0])
+    assert all((data / entry["file"]).parent.name == "right" for entry in entries)
+    truth = [("left", "right").index(Path(one).parts[-2]) for one in files(data, split)]
+    answers["all"] = np.array(truth)
+    lines = call("misclassified", folder, *wanted)[0].splitlines()
+    assert lines == [f"None of {count} {kind}s is misclassified.", str(tmp_path / "m.png")]
+
+
+def files(data, split):
+    """Every fifth image of a class is a test image; all are those of training, then of the test."""
+    paths = sorted(data.glob("*/*.png"))
+    test = [path for place, path in enumerate(paths) if place % 5 == 4]
+    return test if split == "test" else [path for path in paths if path not in test] + test
 
 
 def photos(folder, size=(24, 8)):

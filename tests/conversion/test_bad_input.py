@@ -128,8 +128,8 @@ class Thirds(layers.Layer):
 
 
 REFUSED = {
-    "which has none. Layers of your own are not converted: Thirds.": (Thirds, {}),
-    "which has none": (layers.ReLU, {}),
+    "Received: none. Layers of your own are not converted: Thirds.": (Thirds, {}),
+    "Received: none.$": (layers.ReLU, {}),
     r"is over axis \[1\] of": (lambda: layers.BatchNormalization(axis=1), {}),
     r"is over axis \[1, 2\] of": (lambda: layers.LayerNormalization(axis=(1, 2)), {}),
     "is a MyNorm, a class that this package does not know": (MyNorm, {}),

@@ -3,11 +3,13 @@
 import json
 import re
 
+import keras
 import numpy as np
 import pytest
 from helpers import tiny
 from helpers.command import call
 from helpers.norm_nets import drawn
+from keras import layers
 
 from kerasnorm.data.shapes import FIGURES
 from kerasnorm.errors import ConfigError, CorruptFileError, RunFolderError
@@ -107,3 +109,19 @@ def test_files_that_are_no_model_or_exist_already(saved, tmp_path):
     other.write_bytes(b"no model")
     call("convert", other, "--norm", "gn", code=CorruptFileError.exit_code)
     call("convert", tmp_path / "none.keras", "--norm", "gn", code=CorruptFileError.exit_code)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["convert", "--norm", "gn"], ["convert", "--fold"], ["convert", "--freeze-bn"],
+     ["recalibrate", "--data", "shapes", "--input-scale", "0-255"]],
+)  # fmt: skip
+def test_a_network_without_norms_is_named_by_its_file(tmp_path, words):
+    path = tmp_path / "plain.keras"
+    pixels = keras.Input((32, 32, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(pixels))
+    keras.Model(pixels, layers.Dense(10)(x)).save(path)  # Keras calls it functional_N
+    command, *options = words
+    _, text = call(command, path, *options, code=ConfigError.exit_code)
+    assert text.splitlines()[-1].startswith(f"kerasnorm: {path}: ")
+    assert "functional" not in text

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from kerasnorm.plots.labels import shown_fields
+from kerasnorm.study.figures import file_name
 from kerasnorm.study.intervals import Interval, Verdict, compare
+from kerasnorm.study.plan import run_name
 from kerasnorm.study.summary import Failure, summarize
 from kerasnorm.study.tables import (
     all_tables,
@@ -19,6 +21,7 @@ from kerasnorm.study.tables import (
     confused_table,
     difference_table,
     failure_table,
+    group_label,
     group_table,
     judged,
     nats,
@@ -63,6 +66,27 @@ def test_few_classes_have_no_such_table():
     assert "Most confused classes" not in [table.title for table in all_tables(summary)]
     summary = summarize([many_classes(norm="bn")])
     assert "Most confused classes" in [table.title for table in all_tables(summary)]
+
+
+@given(st.floats(1e-6, 1.0), st.integers(1, 9), st.data())
+def test_numbers_that_agree_in_many_digits_have_labels_of_their_own(first, digits, data):
+    near = st.floats(first * (1 - 10.0**-digits), first * (1 + 10.0**-digits))
+    rates = {min(first, 1.0), *data.draw(st.lists(near.map(lambda x: min(x, 1.0)), max_size=2))}
+    runs = [make_run(0.5, norm="gn", learning_rate=rate) for rate in rates]
+    summary = summarize(runs)
+    for texts in (
+        [group_label(group, summary.groups) for group in summary.groups],
+        [file_name(group, summary) for group in summary.groups],
+        [run_name(run.config, ["learning_rate"]) for run in runs],
+    ):
+        assert len(set(texts)) == len(rates)
+
+
+def test_short_labels_stay_short():
+    rates = (0.01 * 2**0.5, 0.01)
+    summary = summarize([make_run(0.5, norm="gn", learning_rate=rate) for rate in rates])
+    labels = {group_label(group, summary.groups) for group in summary.groups}
+    assert labels == {"GN, learning rate 0.01", "GN, learning rate 0.0141421"}
 
 
 def test_two_data_sets_are_named_in_every_table():

@@ -14,6 +14,7 @@ from helpers import tiny
 from hostile import changed_data
 
 import kerasnorm
+from kerasnorm.config import resolve
 from kerasnorm.errors import (
     ConfigError,
     CorruptFileError,
@@ -166,6 +167,32 @@ def test_a_training_too_short_for_moving_statistics_says_so(tmp_path, caplog, mo
     found = [r.getMessage() for r in caplog.records if "moving statistics" in r.getMessage()]
     assert len(found) == (share is not None)
     assert all(f"after 8 steps, {share} %" in text for text in found)
+
+
+@pytest.mark.parametrize(
+    ("file_norm", "norm", "new"), [("gn", "bn", 2), ("gn", "keep", 0), ("bn", "keep", 1)]
+)
+def test_new_batch_norms_of_a_pretrained_network_are_warned_of(
+    tmp_path, caplog, file_norm, norm, new
+):
+    """Of two norms the first is trained; converted, both are new."""
+    layers = keras.layers
+    pixels = keras.Input((32, 32, 3))
+    x = layers.Conv2D(4, 3, strides=4)(pixels)
+    for place in range(2):
+        trained = {"moving_mean_initializer": "ones"} if place == 0 else {}
+        stock = layers.BatchNormalization(momentum=0.9, **trained)
+        x = stock(x) if file_norm == "bn" else layers.GroupNormalization(2)(x)
+    outputs = layers.Dense(10)(layers.GlobalAveragePooling2D()(x))
+    keras.Model(pixels, outputs).save(tmp_path / "net.keras")
+    small = {name: value for name, value in tiny.TINY.items() if name != "widths"}
+    options = {"network": str(tmp_path / "net.keras"), "pretrained": True, "norm": norm}
+    config = resolve(small | options | {"backend": keras.backend.backend()})
+    done = tiny.train(config, out=tmp_path / "run")
+    found = [text for text in caplog.messages if "moving statistics" in text]
+    assert len(found) == bool(new)
+    assert all(text.startswith(f"{new} batch norm") for text in found)
+    assert ("initial_statistics" in done.metrics) == bool(new)
 
 
 def test_images_of_both_training_and_test_set_are_said_and_recorded(tmp_path, caplog, monkeypatch):
