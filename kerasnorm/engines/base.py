@@ -16,7 +16,7 @@ from kerasnorm.data.batches import Batches
 from kerasnorm.data.stored import Images
 from kerasnorm.engines.optimizers import make_optimizer
 from kerasnorm.engines.schedule import learning_rates
-from kerasnorm.errors import CorruptFileError, DivergedError
+from kerasnorm.errors import ConfigError, CorruptFileError, DivergedError
 from kerasnorm.inspection.evaluation import Scores
 from kerasnorm.inspection.graph import call_node, functional_graph, nodes
 from kerasnorm.keras_settings import stock_keras
@@ -132,6 +132,15 @@ class Engine(ABC):
             # torch.compile breaks often and gains nothing on CPU; elsewhere Keras decides.
             jit_compile=False if keras.backend.backend() == "torch" else "auto",
         )
+        # Callbacks ask the metrics, which their first use makes, whether more is better.
+        label, logits = np.zeros(1, np.int32), np.zeros((1, model.output_shape[-1]), np.float32)
+        model.compute_metrics(None, ops.convert_to_tensor(label), ops.convert_to_tensor(logits))
+        model.reset_metrics()
+        self.planned_for = self.switches()
+
+    @abstractmethod
+    def plan(self) -> None:
+        """Prepares the steps for the model as it is now."""
 
     def keep_to(self, fused_kernels: str | None) -> None:
         """Goes on with the functions of an earlier part of the run, so that its bits stay the same.
@@ -245,6 +254,52 @@ class Engine(ABC):
         for name, variable in variables.items():
             variable.assign(state[name])
 
+    def switches(self) -> list[list[Any]]:
+        """Returns what callbacks may change of the layers: for each, `trainable` and its `rate`.
+
+        Layers of layers are among them. The rate is that of a dropout; None for other layers.
+        """
+        found = [(layer.trainable, getattr(layer, "rate", None)) for layer in self._layers()]
+        return [[on, rate if isinstance(rate, (int, float)) else None] for on, rate in found]
+
+    def load_switches(self, switches: list[list[Any]]) -> None:
+        """Restores what `switches` returned.
+
+        Raises:
+            CorruptFileError: They are those of another model.
+        """
+        if len(switches) != len(self._layers()):
+            raise CorruptFileError("The checkpoint is of another model: it has other layers.")
+        # A layer comes before those in it, whose `trainable` it sets.
+        for layer, (is_trainable, rate) in zip(self._layers(), switches, strict=True):
+            if layer.trainable != is_trainable:
+                layer.trainable = is_trainable
+            if rate is not None and layer.rate != rate:
+                layer.rate = rate
+
+    def follow_callbacks(self) -> None:
+        """Plans the steps anew if a callback froze layers or changed rates of dropout.
+
+        Raises:
+            ConfigError: The optimizer does not know the weights that are to be trained.
+        """
+        switches = self.switches()
+        if switches == self.planned_for:
+            return
+        known = {id(variable) for variable in self.model.optimizer._trainable_variables}
+        trained = {id(variable) for variable in self.model.trainable_variables}
+        if not trained or not trained <= known:
+            what = "the weights of a layer that was frozen before" if trained else "no weights"
+            raise ConfigError(
+                "callbacks: expected that some of the weights that were trainable when training "
+                f"began are left so. Received: a callback after which {what} are to be trained."
+            )
+        self.plan()
+        self.planned_for = switches
+
+    def _layers(self) -> list[Any]:
+        return list(self.model._flatten_layers())
+
     def _variables(self) -> dict[str, keras.Variable]:
         return {
             f"{part}/{index:03d}": variable
@@ -254,11 +309,33 @@ class Engine(ABC):
 
 
 class NativeEngine(Engine):
-    """An engine that takes its steps without `model.fit`; this class owns the loop over them."""
+    """An engine that takes its steps without `model.fit`; this class owns the loop over them.
+
+    Attributes:
+        is_fused: Whether norms are computed together with their neighbours, where they can be.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        batches: Batches,
+        config: TrainConfig,
+        group: ProcessGroup | None = None,
+    ) -> None:
+        super().__init__(model, batches, config, group)
+        self.is_fused = config.fused
+
+    def keep_to(self, fused_kernels: str | None) -> None:
+        """Computes norms apart if an earlier part of the run did; see `Engine.keep_to`."""
+        super().keep_to(fused_kernels)
+        if fused_kernels is None and self.fused_kernels is not None:
+            self.is_fused = False
+            self.plan()
 
     @stock_keras
     def train_epoch(self, epoch: int, listener: BatchListener | None = None) -> Scores:
         """Trains on every batch of an epoch; see `Engine.train_epoch`."""
+        self.follow_callbacks()
         self.seed(epoch)
         sums: Any = 0
         images = 0

@@ -18,9 +18,14 @@ from kerasnorm.keras_settings import stock_keras
 class KerasEngine(Engine):
     """Trains with `model.fit`, which is itself a loop over steps; see `Engine`."""
 
+    def plan(self) -> None:
+        """Makes Keras's step anew, which on TensorFlow holds the model as it was traced."""
+        self.model.make_train_function(force=True)
+
     @stock_keras
     def train_epoch(self, epoch: int, listener: BatchListener | None = None) -> Scores:
         """Trains on every batch of an epoch; see `Engine.train_epoch`."""
+        self.follow_callbacks()
         history = self.model.fit(
             EpochData(self.batches, epoch),
             epochs=epoch + 1,

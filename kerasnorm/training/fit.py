@@ -56,7 +56,9 @@ def fit(
             "auto": start the run in `out`, or resume it if it was started before. A run whose data
             were moved is resumed with their new place, `data`.
         callbacks: Keras callbacks; their logs hold loss, accuracy, val_*, test_* and
-            learning_rate.
+            learning_rate. The losses of an epoch are those of the history, cross-entropies without
+            regularization terms; the `loss` of a batch holds the terms, its `entropy` does not.
+            Layers that they freeze, and rates of dropout that they set, count from the next epoch.
         plots: Whether to draw the pictures of the finished run into its folder; those of a run
             that is logged are drawn in any case.
         progress: Receives how far the run is, counted in steps; by default a live bar in a

@@ -176,9 +176,10 @@ class Training:
             self.states.load(self.saved_states)
             if self.logs:
                 self.logs.write(self.rows)
+            logs: dict[str, float | None] = {}
             while self.epoch < epochs and not self.is_stopped:
-                self._run_epoch()
-            self.callbacks.on_train_end()
+                logs = self._run_epoch()
+            self.callbacks.on_train_end(logs)
             self._finish()
         finally:
             self.progress.finish()
@@ -202,6 +203,8 @@ class Training:
             )
         self.engine.keep_to(facts.get("fused_kernels"))
         self.engine.load_state(state)
+        if "switches" in facts:
+            self.engine.load_switches(facts["switches"])
         self.epoch = facts["epoch"]
         self.rows = facts["history"]
         self.best = facts["best"]
@@ -244,7 +247,8 @@ class Training:
         parts = [f"epoch {epoch}/{self.config.train.epochs}", f"{rate:,.0f} images/s"]
         return "  ".join([*parts, *([str(judged)] if judged else [])])
 
-    def _run_epoch(self) -> None:
+    def _run_epoch(self) -> dict[str, float | None]:
+        """Trains, evaluates and saves one epoch; returns the logs of the callbacks."""
         self.callbacks.on_epoch_begin(self.epoch)
         self.epoch_begun = time.perf_counter()
         self.means.clear()
@@ -276,6 +280,7 @@ class Training:
             logger.info(epoch_line(row, epochs, left * took))
         if self.logs:  # after the checkpoint: a log never holds an epoch that the run has lost
             self.logs.write(self.rows, self._details())
+        return logs
 
     def _details(self) -> EpochDetails:
         """Returns what the loggers write of the last epoch beside its row."""
@@ -319,6 +324,7 @@ class Training:
             "epochs": self.config.train.epochs,
             "config": run_folder.lineage(self.config),
             "fused_kernels": self.engine.fused_kernels,
+            "switches": self.engine.switches(),
             "history": self.rows,
             "callbacks": self.states.save(),
         }

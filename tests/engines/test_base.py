@@ -249,3 +249,157 @@ def test_a_model_that_the_native_engine_would_train_wrongly_is_trained_by_keras(
         group.size = 2
         with pytest.raises(ConfigError, match="cannot train this model"):
             choice.make(model, batches, config.train, group)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Pull(keras.regularizers.L1L2):
+    """One of L1L2's own kind with another formula: towards 1, a sum for each filter."""
+
+    def __call__(self, x):
+        return ops.sum(ops.square(x - 1.0), axis=(0, 1, 2))
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class ByName(keras.regularizers.Regularizer):
+    """Reads the name of the variable that it is called on."""
+
+    def __call__(self, x):
+        return (3.0 if x.path.endswith("kernel") else 0.0) * ops.sum(ops.square(x))
+
+
+PENALTIES = {
+    "L1": (keras.regularizers.L1(0.1), lambda w: 0.1 * np.abs(w).sum()),
+    "L1L2": (keras.regularizers.L1L2(0.1, 0.2), lambda w: (0.1 * abs(w) + 0.2 * w**2).sum()),
+    "of a user, per filter": (Pull(), lambda w: np.square(w - 1).sum()),
+    "of a user, by name": (ByName(), lambda w: 3 * np.square(w).sum()),
+    "orthogonal": (  # rows of a 1x1 kernel with one input channel are all parallel
+        keras.regularizers.OrthogonalRegularizer(0.5),
+        lambda w: 0.5 * np.triu(np.abs(unit(w) @ unit(w).T), 1).sum() / (len(w) * (len(w) - 1) / 2),
+    ),
+}
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("kind", ["native", "keras"])
+@pytest.mark.parametrize("name", PENALTIES)
+def test_every_regularizer_adds_the_sum_of_its_formula_to_the_loss(name, kind):
+    layers, (regularizer, formula) = keras.layers, PENALTIES[name]
+    pixels = keras.Input((32, 32, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Rescaling(1 / 255)(pixels))
+    dense = layers.Dense(10, kernel_regularizer=regularizer)
+    if name == "of a user, per filter":
+        x, dense = x[:, None, None], layers.Conv2D(10, 1, kernel_regularizer=regularizer)
+    model = keras.Model(pixels, layers.Reshape((10,))(dense(x)))
+    config = tiny.config(
+        engine=kind, optimizer="sgd", momentum=0.0, weight_decay=0.0, schedule="constant",
+        learning_rate=0.01, batch_size=60, epochs=1,
+    )  # fmt: skip
+    one = choice.make(model, make_batches(config, tiny.dataset()), config.train)
+    before, listener = ops.convert_to_numpy(dense.kernel).astype(np.float64), tiny.Listener()
+    scores = one.train_epoch(0, listener)
+    assert np.isclose(listener.losses[0] - scores.loss, formula(before), rtol=1e-4)
+
+
+def with_unused_weights(kind, **fields):
+    """An engine of a network with a kernel on which the loss does not depend."""
+    layers = keras.layers
+    keras.utils.set_random_seed(0)
+    pixels = keras.Input((32, 32, 3))
+    x = layers.Conv2D(4, 3, strides=4)(layers.Rescaling(1 / 255)(pixels))
+    unused = ops.stop_gradient(layers.BatchNormalization()(layers.Conv2D(4, 1, name="unused")(x)))
+    x = layers.GlobalAveragePooling2D()(x + unused)
+    model = keras.Model(pixels, layers.Dense(10)(x))
+    config = tiny.config(engine=kind, schedule="constant", epochs=1, **fields)
+    return choice.make(model, make_batches(config, tiny.dataset()), config.train)
+
+
+@pytest.mark.backend("any", long_on="tensorflow")
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_weights_without_a_gradient_stay_and_all_others_move_as_in_keras(optimizer):
+    fields = {"optimizer": optimizer, "learning_rate": 0.01, "weight_decay": 0.5}
+    native, stock = (with_unused_weights(kind, **fields) for kind in ("native", "keras"))
+    assert type(native) is not type(stock)
+    stock.load_state(native.state())
+    before = weights(native)
+    tiny.assert_same_epoch(stock, native)
+    for variable, start, end in zip(
+        native.model.trainable_variables, before, weights(native), strict=True
+    ):
+        is_unused = variable.path.startswith(("unused", "batch_normalization"))
+        assert np.array_equal(start, end) == is_unused, variable.path
+    for name, array in stock.state().items():
+        assert np.allclose(array, native.state()[name], rtol=1e-3, atol=1e-4), name
+
+
+@pytest.mark.backend("any", slow_on="tensorflow")
+@pytest.mark.parametrize(
+    ("kind", "optimizer"),
+    [("native", "adamw"), ("native", "sgd"), ("native", "muon"), ("keras", "adamw")],
+)
+def test_layers_that_are_frozen_between_epochs_stay_and_others_move(kind, optimizer):
+    config = tiny.config(engine=kind, optimizer=optimizer, norm="bn", dropout=0.1)
+    one = make_engine(config, tiny.dataset())
+    one.train_epoch(0, tiny.Listener())
+    for layer in one.model.layers:
+        layer.trainable = "norm" not in layer.name
+    fused, switches = one.fused_kernels, one.switches()
+    before = {v.path: ops.convert_to_numpy(v.value).copy() for v in one.model.variables}
+    scores = one.train_epoch(1, tiny.Listener())
+    for variable in one.model.weights:
+        is_frozen = "norm" in variable.path
+        is_same = np.array_equal(ops.convert_to_numpy(variable.value), before[variable.path])
+        assert is_same == is_frozen, variable.path
+    assert one.fused_kernels == fused
+    # The same from the state: the first epoch's weights, statistics and switches.
+    other = make_engine(config, tiny.dataset())
+    other.train_epoch(0, tiny.Listener())
+    other.load_switches(switches)
+    assert other.train_epoch(1, tiny.Listener()) == scores
+
+
+@pytest.mark.backend("any", long_on="tensorflow")
+def test_a_rate_of_dropout_that_changes_between_epochs_counts():
+    one = make_engine(tiny.config(dropout=0.0001, norm="none", learning_rate=1e-9), tiny.dataset())
+    low = one.train_epoch(0, tiny.Listener()).loss
+    for layer in one.model.layers:
+        if isinstance(layer, keras.layers.Dropout):
+            layer.rate = 0.9
+    assert one.train_epoch(1, tiny.Listener()).loss > 1.5 * low
+
+
+@pytest.mark.parametrize("frozen", ["first", "all"])
+def test_weights_that_the_optimizer_does_not_know_are_not_trained_in_silence(frozen):
+    layers = keras.layers
+    pixels = keras.Input((32, 32, 3))
+    conv = layers.Conv2D(4, 3, strides=4, trainable=frozen == "all")
+    x = layers.GlobalAveragePooling2D()(conv(layers.Rescaling(1 / 255)(pixels)))
+    model = keras.Model(pixels, layers.Dense(10)(x))
+    config = tiny.config(batch_size=60)
+    one = choice.make(model, make_batches(config, tiny.dataset()), config.train)
+    for layer in model.layers:
+        layer.trainable = frozen == "first"
+    with pytest.raises(ConfigError, match="callbacks: expected"):
+        one.train_epoch(0, tiny.Listener())
+
+
+@pytest.mark.parametrize("kind", ["native", "keras"])
+def test_callbacks_know_whether_more_of_a_metric_is_better(kind):
+    one = make_engine(tiny.config(engine=kind), tiny.dataset())
+    for name, is_better in (("loss", np.less), ("accuracy", np.greater), ("entropy", np.less)):
+        for prefix in ("", "val_"):
+            for make in (
+                keras.callbacks.EarlyStopping,
+                lambda monitor: keras.callbacks.ModelCheckpoint(
+                    "x.keras", monitor, save_best_only=True
+                ),
+            ):
+                callback = make(prefix + name)
+                callback.set_model(one.model)
+                callback._set_monitor_op()
+                better = [callback._is_improvement(*p) for p in ((0.5, 0.6), (0.6, 0.5))]
+                assert better == [is_better(0.5, 0.6), is_better(0.6, 0.5)], prefix + name
+    assert all(not np.any(ops.convert_to_numpy(v)) for v in one.model.metrics_variables)

@@ -183,6 +183,58 @@ def test_a_training_that_a_callback_ends_counts_the_steps_that_were_taken(event,
     assert metrics["images_per_second"] * metrics["seconds"] == pytest.approx(sum(trained))
 
 
+@pytest.mark.backend("any", long_on="tensorflow")
+@pytest.mark.parametrize("engine", ["native", "keras"])
+def test_callbacks_of_accuracy_need_no_mode_and_the_end_has_the_last_logs(engine, tmp_path):
+    ends = []
+    best = keras.callbacks.ModelCheckpoint(
+        tmp_path / "best.keras", "val_accuracy", save_best_only=True
+    )
+    callbacks = [
+        best,
+        keras.callbacks.EarlyStopping("val_accuracy", patience=0, min_delta=1.0),
+        keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs: ends.append(logs),
+            on_train_end=ends.append,
+        ),
+    ]
+    config = tiny.config(engine=engine, validation=20, epochs=4)
+    done = tiny.train(config, out=tmp_path / "run", callbacks=callbacks)
+    assert len(done.history) == 2  # no epoch can gain more than 1
+    assert best.best == max(row["val_accuracy"] for row in done.history)
+    assert ends[-1] == ends[-2]
+
+
+class FreezesNorms(keras.callbacks.Callback):
+    """Freezes the norms before the second epoch, and has no state of its own."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            for layer in self.model.layers:
+                layer.trainable = "norm" not in layer.name
+
+
+class Interrupts(keras.callbacks.Callback):
+    """Ends the process in the third epoch."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.long
+@pytest.mark.backend("any", slow_on="tensorflow")
+@pytest.mark.parametrize("engine", ["native", "keras"])
+def test_what_a_callback_froze_stays_frozen_in_a_resumed_run(engine, tmp_path):
+    config = tiny.config(engine=engine, norm="bn", epochs=3)
+    straight = tiny.train(config, out=tmp_path / "straight", callbacks=[FreezesNorms()])
+    with pytest.raises(KeyboardInterrupt):
+        tiny.train(config, out=tmp_path / "run", callbacks=[FreezesNorms(), Interrupts()])
+    resumed = tiny.train(resume=tmp_path / "run", callbacks=[FreezesNorms()])
+    for row, other in zip(straight.history, resumed.history, strict=True):
+        assert row["test_loss"] == other["test_loss"]
+
+
 @pytest.mark.long
 def test_a_run_that_a_callback_ended_trains_on_only_where_more_epochs_are_asked_for(tmp_path):
     config = tiny.config(epochs=4, schedule="constant")

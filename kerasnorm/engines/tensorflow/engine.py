@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from keras import ops
 from numpy.typing import NDArray
 
 from kerasnorm.config import TrainConfig
@@ -60,17 +61,25 @@ class TensorFlowEngine(NativeEngine):
             is_compiled = on_gpu and self.strategy is None
         # Several GPUs drop the same values as one, although XLA does not compile their step.
         self.lowering = partial(LoweredModel, model, is_compiled=is_compiled, is_hashed=on_gpu)
-        self.lowered = self.lowering(is_fused=config.fused and not on_gpu)
+        self.is_fused &= not on_gpu
+        self.is_compiled = is_compiled
+        self.plan()
+        self.forward = inference(model)
+
+    def plan(self) -> None:
+        """Traces the steps anew at their next call; see `Engine.plan`."""
+        self.lowered = self.lowering(is_fused=self.is_fused)
         self.fused_kernels = self.lowered.fused_kernels
-        self.regularized = [v for v in model.trainable_variables if v.regularizer is not None]
+        variables = self.model.trainable_variables
+        self.regularized = [v for v in variables if v.regularizer is not None]
         # One trace serves every batch size: another trace might differ in the last bit, and with it
         # a resumed run.
-        shape, dropouts = batches.split.images.shape[1:], len(self.lowered.drops)
+        shape, dropouts = self.batches.split.images.shape[1:], len(self.lowered.drops)
         drawn, ends = tf.TensorSpec([None], tf.int32), tf.TensorSpec([dropouts + 1], tf.int32)
         one = [tf.TensorSpec([None, *shape], tf.uint8), tf.TensorSpec([None], tf.int32)]
         several = [tf.TensorSpec([None, *spec.shape], spec.dtype) for spec in (*one, ends)]
         plain = tf.function(self._step, input_signature=[*one, drawn, ends])
-        compiled = tf.function(self._step, jit_compile=True) if is_compiled else None
+        compiled = tf.function(self._step, jit_compile=True) if self.is_compiled else None
 
         def repeated(step: Any) -> Any:
             return tf.function(
@@ -80,13 +89,6 @@ class TensorFlowEngine(NativeEngine):
         self.steps = repeated(plain)
         self.whole_steps = repeated(compiled) if compiled else self.steps
         self.shared_step = tf.function(self._shared_step, reduce_retracing=True)
-        self.forward = inference(model)
-
-    def keep_to(self, fused_kernels: str | None) -> None:
-        """Computes norms apart if an earlier part of the run did; see `Engine.keep_to`."""
-        super().keep_to(fused_kernels)
-        if fused_kernels is None and self.fused_kernels is not None:
-            self.lowered, self.fused_kernels = self.lowering(), None
 
     def take_steps(self, epoch: int) -> Iterator[StepResult]:
         """Takes the optimizer steps of an epoch; the first result of a call takes all its steps."""
@@ -189,7 +191,7 @@ class TensorFlowEngine(NativeEngine):
             batch, total = tf.cast(batch, kind), tf.cast(total, kind)
             entropy = tf.reduce_sum(entropies) / total
             share = tf.cast(count, kind) / total
-            loss = entropy + share * sum(v.regularizer(v.value) for v in self.regularized)
+            loss = entropy + share * sum(ops.sum(v.regularizer(v)) for v in self.regularized)
         gradients = tape.gradient(loss, [variable.value for variable in variables])
         guesses = tf.argmax(logits, 1, output_type=labels.dtype)
         correct = tf.reduce_sum(tf.cast(guesses == labels, kind)) * batch / total
@@ -214,7 +216,9 @@ class TensorFlowEngine(NativeEngine):
         if self.strategy is None:
             tf.cond(is_finite, lambda: update(gradients), lambda: tf.constant(0))
         else:  # all devices must reach a collective operation, so it is in no branch
-            update([tf.where(is_finite, g, tf.zeros_like(g)) for g in gradients])
+            update(
+                [None if g is None else tf.where(is_finite, g, tf.zeros_like(g)) for g in gradients]
+            )
 
     @stock_keras
     def predict(self, images: Images) -> NDArray[np.float32]:
@@ -223,9 +227,14 @@ class TensorFlowEngine(NativeEngine):
 
 
 def last_nonfinite(loss: Any, gradients: list[Any]) -> Any:
-    """Returns the number of the last gradient that is not finite, int32; `FINITE` if all are."""
+    """Returns the number of the last gradient that is not finite, int32; `FINITE` if all are.
+
+    Args:
+        loss: The loss.
+        gradients: One per variable; None where the loss does not depend on it.
+    """
     places = tf.range(len(gradients), dtype=tf.int32)
-    is_bad = tf.stack([~tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+    is_bad = tf.stack([g is not None and ~tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
     is_bad |= ~tf.math.is_finite(loss)
     return tf.reduce_max(tf.where(is_bad, places, FINITE))
 

@@ -43,25 +43,24 @@ class TorchEngine(NativeEngine):
         group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(model, batches, config, group)
-        self.lowered = LoweredModel(model, is_fused=config.fused)
-        self.fused_kernels = self.lowered.fused_kernels
-        self.device = self.lowered.device
-        variables = model.trainable_variables
-        self.optimizer = FlatOptimizer(model.optimizer, variables, config, self.rates, NUMBERS)
-        self.regularized = [v for v in variables if v.regularizer is not None]
+        self.plan()
         is_alone = self.group.size == 1
         self.sum_ = None if is_alone or config.bn_sync == "off" else self.group.sum_
         is_stored = isinstance(batches.split.images, StoredImages)
         is_resident = is_alone and self.device.type != "cpu" and not is_stored
         self.resident = ResidentData(batches, self.device) if is_resident else None
+
+    def plan(self) -> None:
+        """Lowers the model; see `Engine.plan`."""
+        self.lowered = LoweredModel(self.model, is_fused=self.is_fused)
+        self.fused_kernels = self.lowered.fused_kernels
+        self.device = self.lowered.device
+        variables = self.model.trainable_variables
+        keras_optimizer = self.model.optimizer
+        self.optimizer = FlatOptimizer(keras_optimizer, variables, self.config, self.rates, NUMBERS)
+        self.regularized = [v for v in variables if v.regularizer is not None]
         self.can_record = self.device.type == "cuda" and self.lowered.is_whole
         self.recorded: RecordedStep | None = None
-
-    def keep_to(self, fused_kernels: str | None) -> None:
-        """Computes norms apart if an earlier part of the run did; see `Engine.keep_to`."""
-        super().keep_to(fused_kernels)
-        if fused_kernels is None and self.fused_kernels is not None:
-            self.lowered, self.fused_kernels = LoweredModel(self.model), None
 
     def take_steps(self, epoch: int) -> Iterator[StepResult]:
         """Takes the optimizer steps of an epoch, one for each result that is requested."""
@@ -127,7 +126,7 @@ class TorchEngine(NativeEngine):
         entropy = F.cross_entropy(logits, labels, reduction="sum") / shard.total
         share = shard.count / shard.total
         loss = sum((penalty(v) * share for v in self.regularized), entropy)
-        gradients = torch.autograd.grad(loss, self.optimizer.parameters)
+        gradients = torch.autograd.grad(loss, self.optimizer.parameters, allow_unused=True)
         with torch.no_grad():
             correct = (logits.argmax(1) == labels).sum() * (shard.batch / shard.total)
             numbers = [loss * shard.batch, entropy * shard.batch, correct, torch.zeros_like(loss)]
@@ -188,8 +187,8 @@ class TorchEngine(NativeEngine):
 def penalty(variable: Any) -> Any:
     """Returns the regularization term of a variable; Keras's own makes tensors from numbers."""
     weight, regularizer = variable.value, variable.regularizer
-    if not isinstance(regularizer, keras.regularizers.L1L2):
-        return regularizer(weight)
+    if type(regularizer) is not keras.regularizers.L1L2:
+        return keras.ops.sum(regularizer(variable))  # as Keras sums it
     return (
         float(regularizer.l1) * weight.abs().sum() + float(regularizer.l2) * weight.square().sum()
     )

@@ -47,6 +47,7 @@ class FlatOptimizer:
         numbers: int = 0,
     ) -> None:
         self.parameters = [variable.value for variable in variables]
+        self.places = [optimizer._get_variable_index(variable) for variable in variables]
         self.kernels = [v.value for v in variables if is_kernel(v)]
         # Kernels come first, because Muon has a rule for them alone.
         self.order = sorted(range(len(variables)), key=lambda i: not is_kernel(variables[i]))
@@ -70,9 +71,10 @@ class FlatOptimizer:
     def _sorted(self, of_variables: Sequence[Any]) -> list[Any]:
         return [of_variables[index] for index in self.order]
 
-    def _slot(self, variables: Sequence[Any]) -> Tensor:
+    def _slot(self, slots: Sequence[Any]) -> Tensor:
         """Returns a slot of the optimizer as one vector; variables without it are left out."""
-        return _flatten([v.value for v in self._sorted(variables) if v is not None])
+        found = self._sorted([slots[place] for place in self.places])
+        return _flatten([slot.value for slot in found if slot is not None])
 
     def _rules(self, optimizer: Any, config: TrainConfig) -> list[tuple[slice, Rule]]:
         """Returns the update rules, each with its part of the vector."""
@@ -123,11 +125,28 @@ class FlatOptimizer:
         index = self.iterations.clamp(max=len(table) - 1).reshape(1).long()
         return table.index_select(0, index)
 
-    def gather(self, gradients: Sequence[Tensor], numbers: Tensor) -> None:
-        """Copies the gradients of the next step, one per variable, and numbers to `gathered`."""
+    def gather(self, gradients: Sequence[Tensor | None], numbers: Tensor) -> None:
+        """Copies the gradients of the next step, one per variable, and numbers to `gathered`.
+
+        A variable that the loss does not depend on, whose gradient is None, stays as it is.
+        """
         with torch.no_grad():
+            if any(gradient is None for gradient in gradients):
+                gradients = self._filled(gradients)
             rows = [g.reshape(-1) for g in self._sorted(gradients)]
             torch.cat([*rows, numbers], out=self.gathered)
+
+    def _filled(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
+        """Returns gradients with zeros for None, and lets no such variable decay, as in Keras."""
+        if self.decay is not None:
+            shares = self.decay.split(
+                [parameter.numel() for parameter in self._sorted(self.parameters)]
+            )
+            for gradient, share in zip(self._sorted(gradients), shares, strict=True):
+                if gradient is None:
+                    share.zero_()
+        pairs = zip(gradients, self.parameters, strict=True)
+        return [torch.zeros_like(p) if g is None else g for g, p in pairs]
 
     def gradients(self) -> list[Tensor]:
         """Returns the gradients that were gathered, one per variable."""
