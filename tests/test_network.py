@@ -318,7 +318,7 @@ def test_other_image_shapes_and_class_counts(shape: tuple[int, ...], classes: in
         ({"input_shape": (32, 32, 0)}, r"\(H, W, C\)"),
         ({"input_shape": ()}, r"\(H, W, C\)"),
         ({"input_shape": (None, None, 3)}, r"\(H, W, C\)"),
-        ({"classes": 1}, "classes: expected at least 2"),
+        ({"classes": 1}, "classes: expected a whole number of at least 2"),
         ({"mean": (0.5,)}, "expected 3 finite numbers each"),
         ({"std": (0.2, 0.2, 0.0)}, "std above 0"),
         ({"std": (0.2, 0.2, float("nan"))}, "std above 0"),
