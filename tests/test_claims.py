@@ -150,8 +150,8 @@ def test_what_bn_gains_by_recalibration_is_what_was_measured():
         ]
     gains = {size: after - before for size, (before, after) in means.items()}
     guide = " ".join((ROOT / GUIDE).read_text(encoding="utf-8").split())
-    text = "it has {:.1f} % in batches of 2, of the {:.1f} points to batches of 4 a gain of {:.1f}"
-    assert text.format(means[2][1], means[4][0] - means[2][0], gains[2]) in guide
+    text = "batches of 2 to {:.1f} %, by {:.1f} of the {:.1f} points that separate them from"
+    assert text.format(means[2][1], gains[2], means[4][0] - means[2][0]) in guide
     assert max(abs(gain) for size, gain in gains.items() if size > 2) < gains[2]
 
 
