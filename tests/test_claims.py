@@ -299,6 +299,22 @@ def test_32_groups_are_instance_normalization_in_13_norms_of_resnet20():
     assert len(norms) == 19
 
 
+def test_the_losses_of_plain_kernels_on_corrupted_images_are_those_of_the_measurement():
+    document = json.loads((ROOT / "results/robustness-matched/robustness.json").read_text())
+    assert {len(group["models"]) for group in document} == {2}
+    losses = {group["norm"]: f"{100 * group['loss']['mean']:.1f}" for group in document}
+    faded = {
+        group["norm"]: f"{100 * group['corrupted']['contrast']['5']['mean']:.1f}"
+        for group in document
+    }
+    guide, readme = (
+        " ".join((ROOT / page).read_text(encoding="utf-8").split()) for page in (GUIDE, README)
+    )
+    assert "`bn` loses {bn} points, `gn` {gn} and `ln` {ln}".format(**losses) in guide
+    assert "classify {bn}, {gn} and {ln} % correctly".format(**faded) in guide
+    assert "with kernels alike {bn}, {gn} and {ln} %".format(**faded) in readme
+
+
 def test_the_losses_on_corrupted_images_are_those_of_the_measurement():
     document = json.loads((ROOT / "results/robustness/robustness.json").read_text())
     found = {group["norm"]: group for group in document}
