@@ -246,11 +246,11 @@ def test_losses_are_compared_seed_by_seed(runs, answer):
     assert losses["bn-0"] != losses["bn-1"]
     points = 100 * (losses["bn-0"] - losses["gn-0"])
     table = loss_table(answer.data)
-    assert table.rows == [("BN", "GN", "1", f"{points:+.2f}", "-", "-", "no verdict")]
+    assert table.rows == [("BN", "GN", "1", f"{points:+z.2f}", "-", "-", "no verdict")]
     assert "points of lost accuracy" in table.notes[0]
     turned = kerasnorm.robustness(runs[2::-1], corruptions=NAMES, severities=[5, 2])
     assert loss_table(turned.data).rows == [
-        ("GN", "BN", "1", f"{-points:+.2f}", "-", "-", "no verdict")
+        ("GN", "BN", "1", f"{-points:+z.2f}", "-", "-", "no verdict")
     ]
     alone = kerasnorm.robustness([*runs[:2], runs[3]], corruptions=["contrast"], severities=[1])
     assert loss_table(alone.data).rows == []  # a model file has no seed
