@@ -29,6 +29,15 @@ class Claim(NamedTuple):
     text: str
 
 
+def words_of(page):
+    """Returns a page with single spaces between its words, wherever its lines break."""
+    return " ".join((ROOT / page).read_text(encoding="utf-8").split())
+
+
+def summary_of(study):
+    return json.loads((ROOT / "results" / study / "summary.json").read_text())
+
+
 ROW = "{r.test:.2f} ± {r.test_std:.2f}** | {r.n} | {r.train:.2f} ± {r.train_std:.2f} | {r.size:,} |"
 THREE = {norm: {"norm": norm} for norm in ("bn", "gn", "ln")}
 GROUPS = {f"g{n}": {"norm": "gn", "groups": n} for n in (1, 2, 4, 8, 16)}
@@ -94,7 +103,7 @@ CLAIMS = [
 
 def rows_of(claim):
     """Returns the rows of a claim, accuracies in percent, under the claim's names."""
-    document = json.loads((ROOT / "results" / claim.study / "summary.json").read_text())
+    document = summary_of(claim.study)
     found = {}
     for name, wanted in claim.rows.items():
         matching = [g for g in document["groups"] if wanted.items() <= g.items()]
@@ -116,14 +125,14 @@ def rows_of(claim):
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda c: f"{c.study}-{c.text[:20]}")
 def test_a_claim_is_what_its_rows_say(claim):
     text = claim.text.format(**rows_of(claim))
-    page = " ".join((ROOT / claim.page).read_text(encoding="utf-8").split())
+    page = words_of(claim.page)
     assert " ".join(text.split()) in page
 
 
 def test_who_is_ahead_at_which_batch_size_is_what_the_studies_say():
     ahead = {}
     for study in ("batch-size-smallest", "batch-size-full"):
-        document = json.loads((ROOT / "results" / study / "summary.json").read_text())
+        document = summary_of(study)
         assert {item["verdict"] for item in document["differences"]} == {"no verdict"}
         for item in document["differences"]:
             assert [item[side]["norm"] for side in ("first", "second")] == ["bn", "gn"]
@@ -149,14 +158,14 @@ def test_what_bn_gains_by_recalibration_is_what_was_measured():
             np.mean([100 * run[when]["accuracy"] for run in runs]) for when in ("before", "after")
         ]
     gains = {size: after - before for size, (before, after) in means.items()}
-    guide = " ".join((ROOT / GUIDE).read_text(encoding="utf-8").split())
+    guide = words_of(GUIDE)
     text = "batches of 2 to {:.1f} %, by {:.1f} of the {:.1f} points that separate them from"
     assert text.format(means[2][1], gains[2], means[4][0] - means[2][0]) in guide
     assert max(abs(gain) for size, gain in gains.items() if size > 2) < gains[2]
 
 
 def effects(study, **wanted):
-    document = json.loads((ROOT / "results" / study / "summary.json").read_text())
+    document = summary_of(study)
     return next(e for e in document["ablation_effects"] if wanted.items() <= e.items())
 
 
@@ -175,13 +184,11 @@ def test_the_effects_of_weight_standardization_are_those_of_the_ablation():
 
 
 def test_the_interval_of_the_first_difference_is_that_of_the_study():
-    document = json.loads((ROOT / "results/best/summary.json").read_text())
+    document = summary_of("best")
     found = next(d for d in document["differences"] if d["first"]["norm"] == "bn")
     low, mean, high = (100 * found[name] for name in ("low", "mean", "high"))
     assert found["verdict"] == "not significant"
-    guide, readme = (
-        " ".join((ROOT / page).read_text(encoding="utf-8").split()) for page in (GUIDE, README)
-    )
+    guide, readme = words_of(GUIDE), words_of(README)
     assert f"{mean:.2f} points" in guide
     assert f"from {low:.2f} to {high:+.2f}" in guide
     # Half the width with three seeds, and with more that spread as much.
@@ -197,7 +204,7 @@ def test_the_interval_of_the_first_difference_is_that_of_the_study():
 
 
 def test_the_worked_example_of_a_verdict_is_the_study():
-    document = json.loads((ROOT / "results/best/summary.json").read_text())
+    document = summary_of("best")
     with (ROOT / "results/best/runs.csv").open(newline="") as file:
         runs = {(row["norm"], int(row["seed"])): row for row in csv.DictReader(file)}
     guide = (ROOT / GUIDE).read_text(encoding="utf-8")
@@ -239,7 +246,7 @@ def test_the_speeds_of_other_networks_are_those_of_the_race():
 def test_the_accuracies_of_resnet20_are_those_of_its_studies():
     found = {}
     for study in ("resnet20", "resnet20-group-size", "resnet20-standardized"):
-        document = json.loads((ROOT / "results" / study / "summary.json").read_text())
+        document = summary_of(study)
         found |= {(study, group["norm"]): group for group in document["groups"]}
         assert {item["verdict"] for item in document["differences"]} <= {"no verdict"}
     bn, gn, ln, frn = (
@@ -280,13 +287,13 @@ def test_the_accuracies_of_resnet20_are_those_of_its_studies():
 
 
 def test_the_accuracies_of_resnet20_in_batches_of_four_are_those_of_its_study():
-    document = json.loads((ROOT / "results/resnet20-batch4/summary.json").read_text())
+    document = summary_of("resnet20-batch4")
     assert {item["verdict"] for item in document["differences"]} == {"no verdict"}
     found = {group["norm"]: 100 * group["test_accuracy"]["mean"] for group in document["groups"]}
     bn, gn, ln, frn = (
         f"{found[norm]:.1f}" for norm in ("bn", "gn", "ln", "docs/examples/frn.py:FRN")
     )
-    page = " ".join((ROOT / "docs/your-network.md").read_text(encoding="utf-8").split())
+    page = words_of("docs/your-network.md")
     text = f"{bn} % with `bn`, {gn} with `gn`, {ln} with `ln` and {frn} with `frn` (two seeds"
     assert text in page
 
@@ -307,9 +314,7 @@ def test_the_losses_of_plain_kernels_on_corrupted_images_are_those_of_the_measur
         group["norm"]: f"{100 * group['corrupted']['contrast']['5']['mean']:.1f}"
         for group in document
     }
-    guide, readme = (
-        " ".join((ROOT / page).read_text(encoding="utf-8").split()) for page in (GUIDE, README)
-    )
+    guide, readme = words_of(GUIDE), words_of(README)
     assert "`bn` loses {bn} points, `gn` {gn} and `ln` {ln}".format(**losses) in guide
     assert "classify {bn}, {gn} and {ln} % correctly".format(**faded) in guide
     assert "with kernels alike {bn}, {gn} and {ln} %".format(**faded) in readme
@@ -341,9 +346,7 @@ def test_the_losses_on_corrupted_images_are_those_of_the_measurement():
     blurred = {norm: 100 * found[norm]["corrupted"]["gaussian-blur"]["5"]["mean"] for norm in found}
     contrast = "`bn` classifies {bn:.1f} % correctly, `gn` {gn:.1f} and `ln` {ln:.1f} %"
     batches = "`bn` keeps {mixed:.1f} of {clean:.1f} %, with those of batches of one class "
-    guide, readme = (
-        " ".join((ROOT / page).read_text(encoding="utf-8").split()) for page in (GUIDE, README)
-    )
+    guide, readme = words_of(GUIDE), words_of(README)
     assert contrast.format(**faded) in readme
     for text in (
         "it loses " + loss["bn"].replace("(", "points (95 % interval "),

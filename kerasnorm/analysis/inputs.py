@@ -195,8 +195,7 @@ def inputs_table(found: Sequence[InputPreprocessing]) -> Table:
         numbers = (" ".join(f"{value:z.3f}" for value in part) for part in (one.mean, one.std))
         cells = [one.preprocessing, *numbers]
         if has_training and one.history and not one.diverged:
-            loss, accuracy = _column(one, "train_loss"), _column(one, "test_accuracy")
-            cells += [rounded(loss[-1], 3), f"{accuracy[-1]:.2f}"]
+            cells += [rounded(_column(one, "train_loss")[-1], 3), _final_accuracy(one)]
         elif has_training:
             cells += ["diverged", ""]
         rows.append(tuple(cells))
@@ -207,6 +206,11 @@ def _column(one: InputPreprocessing, name: str) -> NDArray[np.float64]:
     """Returns a column of a short training's history, accuracies in percent."""
     factor = 100.0 if name.endswith("accuracy") else 1.0
     return factor * np.array([row[name] for row in one.history], np.float64)
+
+
+def _final_accuracy(one: InputPreprocessing) -> str:
+    """Returns the test accuracy after a short training, in percent."""
+    return in_percent(_column(one, "test_accuracy")[-1] / 100)
 
 
 def preprocessing_figure(pixels: Mapping[str, NDArray[np.float64]]) -> Picture:
@@ -276,12 +280,7 @@ def training_figure(found: Sequence[InputPreprocessing], heading: str) -> Pictur
         quiet(axes)
     panels[0].legend(frameon=False, fontsize=TEXT_SIZE - 1, labelcolor=INK)
     ends = [
-        f"{one.preprocessing} "
-        + (
-            "diverged"
-            if one.diverged
-            else f"{in_percent(_column(one, 'test_accuracy')[-1] / 100)} %"
-        )
+        f"{one.preprocessing} " + ("diverged" if one.diverged else f"{_final_accuracy(one)} %")
         for one in found
     ]
     text = f"Training loss and test accuracy on each input preprocessing, {heading}"

@@ -368,7 +368,7 @@ def read_class_folders(folder: Path, fit: Fit | None = None) -> Dataset:
     for split, found in files.items():
         chosen = slice(start, start := start + len(found))
         labels = np.array([file.label for file in found], dtype=np.int32)
-        paths = np.array([str(file.path.relative_to(folder)) for file in found], dtype=np.object_)
+        paths = np.array([_name(file.path, folder) for file in found], dtype=np.object_)
         splits[split] = Split(select(images, chosen), labels, paths)
     train, test, validation = splits["train"], splits["test"], splits.get("validation")
     dataset = check(
@@ -522,11 +522,15 @@ def _identity(folder: Path, files: dict[str, list[_File]], fit: Fit | None) -> d
     def state(path: Path) -> tuple[str, int, int, int]:
         with parsing(path, "an image"):
             found = path.stat()
-        name = str(path.relative_to(folder))
-        return name, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+        return _name(path, folder), found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
     states = {name: [state(file.path) for file in part] for name, part in files.items()}
     return {"pillow": PIL.__version__, "fit": fit, "files": states}
+
+
+def _name(path: Path, folder: Path) -> str:
+    """Returns the path of a file within a folder; `relative_to` takes twice as long and more."""
+    return str(path).removeprefix(f"{folder}{os.sep}")
 
 
 def _is_gray(path: Path) -> bool:

@@ -97,6 +97,7 @@ class Engine(ABC):
         config: The training part of the run's config.
         group: The processes or devices that train together.
         rates: Learning rate of each step of the run, shape (steps,).
+        is_fused: Whether norms are computed together with their neighbours, where they can be.
         fused_kernels: Which compiled functions it computes norms with; None for none.
     """
 
@@ -116,6 +117,7 @@ class Engine(ABC):
         self.config = config
         self.group = group or ProcessGroup()
         self.rates = learning_rates(config, config.epochs * batches.steps)
+        self.is_fused = config.fused
         optimizer = make_optimizer(config, self.rates)
         optimizer.build(model.trainable_variables)
         model.compile(
@@ -309,21 +311,7 @@ class Engine(ABC):
 
 
 class NativeEngine(Engine):
-    """An engine that takes its steps without `model.fit`; this class owns the loop over them.
-
-    Attributes:
-        is_fused: Whether norms are computed together with their neighbours, where they can be.
-    """
-
-    def __init__(
-        self,
-        model: keras.Model,
-        batches: Batches,
-        config: TrainConfig,
-        group: ProcessGroup | None = None,
-    ) -> None:
-        super().__init__(model, batches, config, group)
-        self.is_fused = config.fused
+    """An engine that takes its steps without `model.fit`; this class owns the loop over them."""
 
     def keep_to(self, fused_kernels: str | None) -> None:
         """Computes norms apart if an earlier part of the run did; see `Engine.keep_to`."""

@@ -139,10 +139,7 @@ class FlatOptimizer:
     def _filled(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
         """Returns gradients with zeros for None, and lets no such variable decay, as in Keras."""
         if self.decay is not None:
-            shares = self.decay.split(
-                [parameter.numel() for parameter in self._sorted(self.parameters)]
-            )
-            for gradient, share in zip(self._sorted(gradients), shares, strict=True):
+            for gradient, share in zip(gradients, self._parts(self.decay), strict=True):
                 if gradient is None:
                     share.zero_()
         pairs = zip(gradients, self.parameters, strict=True)
@@ -150,9 +147,12 @@ class FlatOptimizer:
 
     def gradients(self) -> list[Tensor]:
         """Returns the gradients that were gathered, one per variable."""
-        parameters = self._sorted(self.parameters)
-        parts = self.gradient.split([parameter.numel() for parameter in parameters])
-        return [part for _, part in sorted(zip(self.order, parts, strict=True))]
+        return self._parts(self.gradient)
+
+    def _parts(self, vector: Tensor) -> list[Tensor]:
+        """Returns what belongs to each variable of a vector over all, in the variables' order."""
+        sizes = [parameter.numel() for parameter in self._sorted(self.parameters)]
+        return [part for _, part in sorted(zip(self.order, vector.split(sizes), strict=True))]
 
     def update(self) -> None:
         """Takes one step along the gradients that were gathered."""
