@@ -87,6 +87,7 @@ def test_pixels_are_rescaled_before_a_network_that_does_not(code):
     assert model.output_shape == (None, 4)
 
 
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_a_network_that_rescales_pixels_keeps_its_own_rescaling():
     model = make("keras:EfficientNetB0", input_shape=(32, 32, 3))
     names = [layer.name for layer in model.layers]
@@ -171,6 +172,7 @@ def test_layers_whose_weights_are_kept_stay_frozen_and_new_ones_are_trained(tmp_
 
 
 @pytest.mark.backend("any", long_on="tensorflow")
+@pytest.mark.long
 def test_weights_are_drawn_anew_by_the_seed_even_where_a_file_holds_seeds(tmp_path, code):
     path = tmp_path / "built.keras"
     build_model("bn", input_shape=(8, 8, 3), classes=4).save(path)
@@ -489,6 +491,7 @@ class Raising(keras.layers.Layer):
         ("Raising", "a Raising, raised KeyError for inputs of shape"),
     ],
 )
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_a_norm_that_fails_on_its_inputs_or_changes_their_shape_is_named(
     code, tmp_path, name, message
 ):

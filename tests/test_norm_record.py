@@ -132,6 +132,7 @@ def test_a_run_with_it_is_saved_opened_and_drawn(runs):
     accuracy_figure(runs)
 
 
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_it_is_explained(tmp_path):
     index = (1, 1, 2, 5)
     moved = shared_by_perturbation("frn", CUBE, index)
@@ -165,6 +166,7 @@ def test_statistics_and_landscape_measure_it(runs):
     assert all(np.isfinite(one.surface.plane).all() for one in found.data)
 
 
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_a_report_compares_it_and_a_study_says_why_it_cannot(runs, tmp_path):
     target = tmp_path / "report.html"
     studies.report_on_runs(runs, target)
@@ -183,6 +185,7 @@ def test_a_state_dict_refuses_its_layer(runs, tmp_path):
 
 
 @pytest.mark.backend("any", slow_on="tensorflow")
+@pytest.mark.long
 def test_an_export_in_another_process_refuses_its_layer(runs, tmp_path):
     with (
         Exporter(open_model(runs[0].path), tmp_path, None) as exporter,

@@ -76,6 +76,7 @@ SLOW_ON_TENSORFLOW = pytest.mark.backend("any", slow_on="tensorflow")
         *(pytest.param("keras", name, marks=SLOW_ON_TENSORFLOW) for name in ("float64", "brain")),
     ],
 )
+@pytest.mark.long
 def test_settings_change_no_digit_of_a_training(engine, name, tmp_path):
     expected = stock(engine)
     with settings(name):

@@ -127,6 +127,7 @@ def test_the_logits_are_those_of_pytorch(kind, order):
 
 # Where instance normalization comes last, its mean over space is its shift, whatever epsilon is.
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("none", "in")])
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_another_epsilon_gives_the_logits_of_pytorch_too(kind):
     model, epsilon = network(kind), 0.1
     for module in model.modules():
@@ -252,6 +253,7 @@ def test_programs_and_checkpoints_with_other_objects_are_refused_with_the_way_ou
             read_pickled(tmp_path / name, tmp_path / "tensors.npz")
 
 
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_the_epsilon_that_a_file_does_not_hold_is_named(tmp_path):
     save_file = pytest.importorskip("safetensors.torch").save_file
     save_file(network("bn").state_dict(), tmp_path / "a.safetensors")

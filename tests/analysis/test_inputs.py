@@ -117,6 +117,7 @@ def test_images_that_come_class_by_class_are_measured_of_every_class(sorted_clas
     assert np.allclose(found["standardize"].std, 1)
 
 
+@pytest.mark.long
 def test_figures_of_the_input_show_every_class(sorted_classes):
     augmented, *_ = input_figures(config(data=str(sorted_classes), flip=0.5))
     raw = [axes.images[0].get_array() for axes in augmented.figure.axes[::7]]

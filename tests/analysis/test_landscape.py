@@ -147,6 +147,7 @@ def mean_entropy(model, split):
 
 
 @pytest.mark.backend("any", long_on="tensorflow")
+@pytest.mark.long
 def test_the_surface_is_that_of_the_network_that_was_trained(standardized):
     """Of standardized kernels the files of a run hold what they were standardized to."""
     done, network = standardized

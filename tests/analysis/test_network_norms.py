@@ -102,6 +102,7 @@ class ScaledNorm(layers.Layer):
         (ScaledNorm, "H, W, C"),
     ],
 )
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_a_scale_of_0_or_a_frozen_layer_hides_no_statistics(make, over, trainable, dtype):
     pixels = keras.Input((6, 4, 8))
     (row,) = norm_rows(keras.Model(pixels, make(trainable=trainable, dtype=dtype)(pixels)))

@@ -145,6 +145,7 @@ SLOW_ON_TENSORFLOW = pytest.mark.backend("any", slow_on="tensorflow")
     "norm",
     [pytest.param(n, marks=SLOW_ON_TENSORFLOW if n not in ("bn", "gn") else ()) for n in EXPLAINED],
 )
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_an_explanation_has_text_numbers_and_a_figure(norm, tmp_path):
     has_cost = norm == "bn"
     answer = explain(norm, cost=has_cost, batch_size=4, rounds=1)
@@ -203,6 +204,7 @@ def dark_pairs(channels, name):
         ("Cut", "H, W (found"),
     ],
 )
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_what_shares_statistics_in_a_norm_of_the_user_is_found(tmp_path, name, over):
     path = tmp_path / "own.py"
     path.write_text(OWN)
@@ -306,6 +308,7 @@ class Rows(Base):
 @pytest.mark.parametrize(
     ("name", "over"), [("Element", "H, W, C"), ("Flat", "H, W"), ("Rows", "W, C")]
 )
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_a_norm_whose_weights_depend_on_the_size_of_the_map_is_explained(tmp_path, name, over):
     path = tmp_path / "spatial_norms.py"
     path.write_text(SPATIAL)

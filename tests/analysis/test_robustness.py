@@ -342,6 +342,7 @@ def test_models_see_the_same_images_in_whatever_order_they_have_the_classes(
         assert {*map(tuple, found["one_class"])} == {*map(tuple, others["one_class"])}
 
 
+@pytest.mark.long
 def test_the_input_scale_is_that_of_evaluate(tmp_path):
     image = keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3, activation="tanh")(image)

@@ -289,6 +289,7 @@ def test_the_weights_are_all_kernels_that_were_trained(trained, norm):
 
 
 @pytest.mark.parametrize("is_there", [False, True])
+@pytest.mark.long
 def test_standardized_kernels_that_are_lost_are_left_out(trained, tmp_path, is_there):
     """A checkpoint is gone, or is not that of the model."""
     done, _ = trained["gn"]

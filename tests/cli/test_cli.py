@@ -67,6 +67,7 @@ def test_a_config_repeats_its_run(tmp_path, trained):
     assert scores(tmp_path / "again") == scores(trained)
 
 
+@pytest.mark.long
 def test_quiet_is_silent(tmp_path):
     _, err = call(*tiny_fit(tmp_path / "run", "--norm", "bn", "--quiet", "--epochs", "1"))
     assert err == ""
@@ -200,6 +201,7 @@ def test_a_model_resizes_images_as_it_was_trained(cropped, tmp_path):
 
 
 @pytest.mark.backend("any", long_on="tensorflow")
+@pytest.mark.long
 def test_all_images_of_a_folder_are_judged_and_predicted(cropped, tmp_path):
     data, path = cropped
     assert json.loads(call("evaluate", path, "--split", "all", "--json")[0])["n"] == 20
@@ -236,6 +238,7 @@ def test_images_of_another_size_name_the_option(trained, tmp_path):
     assert "--resize stretch, crop or pad" in call(*words, code=3)[1]
 
 
+@pytest.mark.long
 def test_plot_redraws_one_run_and_overlays_several(trained, tmp_path):
     out, _ = call("plot", trained)
     assert {Path(line).name for line in out.splitlines()} >= {"accuracy.png", "misclassified.png"}
@@ -410,6 +413,7 @@ def test_an_output_that_cannot_be_written_exits_with_6(tmp_path):
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.long
 def test_an_interrupted_run_ignores_the_environment_when_it_goes_on(trained, monkeypatch):
     monkeypatch.setenv("KERASNORM_BATCH_SIZE", "7")
     monkeypatch.setenv("KERASNORM_LOG", "tensorboard")

@@ -31,6 +31,7 @@ def accuracy(*words):
 
 @pytest.mark.backend("any", slow_on="tensorflow")
 @pytest.mark.parametrize("other", changed_data.CLASS_NAMES, ids=lambda item: item.name)
+@pytest.mark.long
 def test_classes_are_matched_by_name(tmp_path, trained, other):
     """The folders hold the same images for the same label, so equal names give equal scores."""
     place = other.make(tmp_path)

@@ -48,6 +48,7 @@ def test_convert_writes_a_model_with_the_same_metadata(saved, tmp_path):
     assert np.array_equal(kernel, old.get_layer("convblock1_conv1").kernel.numpy())
 
 
+@pytest.mark.long
 def test_convert_folds_and_freezes(saved, tmp_path):
     out = tmp_path / "folded.keras"
     document = json.loads(call("convert", saved, "--fold", "--out", out, "--json")[0])

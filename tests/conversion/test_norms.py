@@ -200,6 +200,7 @@ RECORD = Norm(
 
 
 @pytest.mark.parametrize("norm", [OwnNorm, NormOfWidth, factory, RECORD])
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_a_norm_of_the_users_own(norm):
     model, x = network(), images()
     done = convert_norm(model, norm)

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.backend("any")
 @pytest.mark.parametrize(
     ("make", "expected"), [pytest.param(make, expected, id=name) for name, make, expected in INPUTS]
 )
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_what_happens(make, expected, tmp_path):
     given = make(tmp_path)
     if isinstance(expected, Read):

@@ -33,6 +33,7 @@ def weights(engine):
     return [ops.convert_to_numpy(variable.value) for variable in engine.model.trainable_variables]
 
 
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_every_step_is_told_and_the_last_batch_is_partial(engine):
     recorder = tiny.Listener()
     engine().train_epoch(0, recorder)
@@ -40,6 +41,7 @@ def test_every_step_is_told_and_the_last_batch_is_partial(engine):
     assert recorder.ended == [0, 1, 2, 3]
 
 
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_training_lowers_the_loss(engine, compiled):
     trained = engine(epochs=8, learning_rate=0.02, norm="bn")
     losses = [trained.train_epoch(epoch, tiny.Listener()).loss for epoch in range(8)]
@@ -159,6 +161,7 @@ def test_all_kernels_and_no_other_weights_decay(optimizer, kind):
 
 
 @pytest.mark.parametrize("kind", ["native", "keras"])
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_muon_moves_every_weight_but_the_kernels_of_convolutions_as_adamw_does(kind):
     fields = {"learning_rate": 0.01, "weight_decay": 0.0}
     ends = []
@@ -171,7 +174,10 @@ def test_muon_moves_every_weight_but_the_kernels_of_convolutions_as_adamw_does(k
         assert np.allclose(*pair, atol=1e-6) != is_moved, variable.path
 
 
-@pytest.mark.parametrize("dropout_kind", ["element", "spatial"])
+@pytest.mark.parametrize(
+    "dropout_kind",
+    [pytest.param("element", marks=pytest.mark.backend("any", long_on="tensorflow")), "spatial"],
+)
 def test_a_restored_engine_goes_on_to_the_same_bytes(dropout_kind, engine):
     options = {"recipe": "era8", "norm": "bn", "dropout": 0.2, "dropout_kind": dropout_kind}
     options["batch_size"] = 40  # one whole batch and a partial one

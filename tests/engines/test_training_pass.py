@@ -254,6 +254,7 @@ def engine_of(layer, **overrides):
 
 
 @pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_a_layer_that_works_in_training_changes_the_history(name):
     on, off = tiny.Listener(), tiny.Listener()
     engine_of(LAYERS[name](True)).train_epoch(0, on)
@@ -386,7 +387,12 @@ SAME_ON_EACH_BACKEND = {
     *("resize", "flip", "alternating_flip", "translate", "shift_scale_rotate", "cutout"),
     *("cutout_size", "gray", "epochs", "batch_size", "schedule", "warmup"),
 }
-SLOW_ON_TENSORFLOW = pytest.mark.backend("any", slow_on="tensorflow")
+# Fields whose values TensorFlow's own tests of norms, layers and optimizer steps compute too.
+COMPUTED_ELSEWHERE = {"norm", "ln_affine", "weight_standardization", "bn_momentum", "learning_rate"}
+MARKS = {
+    **dict.fromkeys(SAME_ON_EACH_BACKEND, pytest.mark.backend("any", slow_on="tensorflow")),
+    **dict.fromkeys(COMPUTED_ELSEWHERE, pytest.mark.backend("any", long_on="tensorflow")),
+}
 # Fields that choose where and how the same numbers are computed, with what tests them instead.
 SAME_NUMBERS = {
     "data": "which images are read: tests of the data sources",
@@ -451,7 +457,7 @@ def test_the_same_config_has_the_same_history():
         pytest.param(
             *(field, others, values),
             id=f"{field}-{others}",
-            marks=SLOW_ON_TENSORFLOW if field in SAME_ON_EACH_BACKEND else (),
+            marks=MARKS.get(field, ()),
         )
         for field, others, values in CASES
     ],

@@ -103,6 +103,7 @@ def test_the_metadata_name_the_packages_that_wrote_the_file(exports, name):
     assert metadata["writer"]["keras"] == keras.__version__
 
 
+@pytest.mark.long
 def test_another_writer_than_before_is_a_warning(exports, tmp_path, caplog):
     pytest.importorskip("safetensors")
     with export.Exporter(open_model(exports), tmp_path, None) as exporter:
@@ -153,6 +154,7 @@ def test_an_export_that_differs_from_keras_is_not_put_in_place(exports, tmp_path
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.long
 def test_what_is_no_export_is_not_written_over(tmp_path):
     pytest.importorskip("safetensors")
     save_model(network(), tmp_path / "model.keras", {})
@@ -188,6 +190,7 @@ def stock_models():
 
 
 @pytest.mark.parametrize("name", ["operations", "sequential"])
+@pytest.mark.long
 def test_models_of_stock_keras_are_exported(tmp_path, name):
     pytest.importorskip("onnxruntime")
     stock_models()[name].save(tmp_path / "model.keras")
@@ -229,6 +232,7 @@ def test_a_missing_package_is_named_with_its_pip_command(monkeypatch):
 
 
 @pytest.mark.parametrize("options", NORM_OPTIONS.values(), ids=NORM_OPTIONS)
+@pytest.mark.long
 def test_the_written_module_has_the_logits_of_any_norm(options, tmp_path):
     torch = pytest.importorskip("torch")
     pytest.importorskip("safetensors")
@@ -298,6 +302,7 @@ def test_a_layer_whose_name_a_module_cannot_take_is_named(name):
         generate(model, "model.safetensors")
 
 
+@pytest.mark.long
 def test_exact_gelu_and_probabilities_are_exported_as_such(tmp_path):
     pytest.importorskip("onnxruntime")
     image = keras.Input(SHAPE)
@@ -365,6 +370,7 @@ def test_quantized_models_keep_most_of_their_accuracy(tmp_path):
         if outcome == "is exported"
     ],
 )
+@pytest.mark.long
 def test_models_that_people_really_have_are_exported(make, format_name, tmp_path):
     saved = open_model(make(tmp_path))
     expected = saved.model.predict(IMAGES.astype(np.float32), verbose=0)
@@ -395,6 +401,7 @@ def test_models_of_other_types_of_pixels_are_exported_to_take_float32(dtype, nam
 
 
 @pytest.mark.backend("torch")
+@pytest.mark.long
 def test_operations_of_keras_that_only_compute_are_admitted(tmp_path):
     from kerasnorm.formats import torch_program
 
@@ -481,6 +488,7 @@ def separable(tmp_path, monkeypatch):
     return tmp_path / "model.keras"
 
 
+@pytest.mark.long
 def test_of_all_formats_one_that_cannot_hold_the_network_is_left_out(separable, tmp_path):
     out = tmp_path / "out"
     text, notes = call("export", separable, "--format", "all", "--out", out)
@@ -491,6 +499,7 @@ def test_of_all_formats_one_that_cannot_hold_the_network_is_left_out(separable, 
     assert "Exports" in text
 
 
+@pytest.mark.long
 def test_a_format_that_was_named_or_fails_otherwise_ends_all_with_code_1(separable, tmp_path):
     named = ["--format", "all", "--format", "state-dict", "--out", tmp_path / "out"]
     assert "1 of 2 exports failed" in call("export", separable, *named, code=1)[1]

@@ -312,6 +312,7 @@ def test_a_saved_model_that_writes_files_is_refused(tmp_path, trace):
 
 
 @needs("saved-model")
+@pytest.mark.long
 def test_a_saved_model_with_a_link_is_refused(copy):
     path = copy("saved-model")
     (path / "assets" / "link").symlink_to("/etc/passwd")

@@ -169,6 +169,7 @@ COMMANDED = ("then linear", "average of two", "map, averaged, pooled", "model wi
 
 
 @pytest.mark.parametrize("name", COMMANDED)
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_the_commands_take_probabilities_for_what_they_are(name, data, tmp_path):
     model = make(PROBABILITIES[name])
     path = tmp_path / "model.keras"
@@ -223,6 +224,7 @@ def test_outputs_that_are_not_finite_are_refused(value, tmp_path):
 
 @pytest.mark.backend("any", slow_on="tensorflow")
 @pytest.mark.parametrize("name", ["then linear", "average of two", "map, averaged, pooled"])
+@pytest.mark.long
 def test_an_exports_metadata_say_what_it_gives(name, tmp_path):
     pytest.importorskip("onnxruntime")
     make(PROBABILITIES[name]).save(tmp_path / "model.keras")

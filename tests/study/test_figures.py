@@ -111,6 +111,7 @@ def test_a_study_is_drawn_whole(tmp_path):
     assert "confusion-bn-2.png" in names
 
 
+@pytest.mark.long
 def test_confusions_and_mistakes_say_of_which_variant_and_seed_they_are(tmp_path):
     runs = [
         make_run(0.5, norm=norm, data=data, seed=seed)
@@ -137,6 +138,7 @@ def test_confusions_and_mistakes_say_of_which_variant_and_seed_they_are(tmp_path
     assert names == [f"{n}, data {d}/pets" for n in ("BN", "GN") for d in ("old", "new")]
 
 
+@pytest.mark.long
 def test_of_many_variants_the_first_of_each_norm_is_shown(tmp_path):
     runs = [make_run(0.5, norm=n, batch_size=b) for n in ("bn", "gn") for b in range(2, 9)]
     found = draw_study(summarize(runs), tmp_path, lambda run: None)

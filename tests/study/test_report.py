@@ -82,6 +82,7 @@ def test_every_picture_is_told_in_words(html):
     assert "BN 81.00 ± 0.71 %" in images[0]["alt"]
 
 
+@pytest.mark.long
 def test_ablation_effects_are_a_table_and_a_picture_in_words(tmp_path):
     summary = summarize_ablation()
     pictures = draw_study(summary, tmp_path, lambda run: None)
@@ -98,6 +99,7 @@ def test_what_comes_from_outside_is_escaped(html):
     assert "&lt;script&gt;" in html
 
 
+@pytest.mark.long
 def test_pictures_beyond_the_budget_are_named(html, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "MOST_BYTES", 150_000)
     summary = summarize(RUNS)

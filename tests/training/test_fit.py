@@ -237,6 +237,7 @@ def test_initial_statistics_are_those_after_the_steps_that_were_taken(tmp_path):
 
 
 @pytest.mark.parametrize(("before", "is_said"), [(0, False), (1, True)])
+@pytest.mark.long
 def test_another_number_of_threads_is_said_when_a_run_is_resumed(tmp_path, caplog, before, is_said):
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path / "run", [StopAfter(1)])
@@ -253,6 +254,7 @@ def test_another_number_of_threads_is_said_when_a_run_is_resumed(tmp_path, caplo
 
 
 @pytest.mark.parametrize("began", ["with", "without", "with others"])
+@pytest.mark.long
 def test_a_resumed_run_computes_norms_as_it_began(tmp_path, caplog, monkeypatch, began):
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path / "run", [StopAfter(2)])

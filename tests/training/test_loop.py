@@ -166,6 +166,7 @@ class Asks(keras.callbacks.Callback):
 @pytest.mark.parametrize(
     "event", ["on_epoch_begin", "on_train_batch_begin", "on_train_batch_end", "on_epoch_end"]
 )
+@pytest.mark.long
 def test_a_training_that_a_callback_ends_counts_the_steps_that_were_taken(event, engine, tmp_path):
     config = tiny.config(epochs=4, engine=engine)
     asks = Asks(event)
