@@ -143,6 +143,7 @@ def test_who_is_ahead_at_which_batch_size_is_what_the_studies_say():
     text = "`bn` is {:.1f} points ahead in batches of 4 and {:.1f} in batches of 8"
     assert text.format(ahead[4], ahead[8]) in guide
     assert f"ahead in batches of 2 by {-ahead[2]:.1f} points" in readme
+    assert f"by {ahead[32]:.1f} points in batches of 32 and {ahead[128]:.1f} of 128" in readme
 
 
 def test_what_bn_gains_by_recalibration_is_what_was_measured():
@@ -159,7 +160,7 @@ def test_what_bn_gains_by_recalibration_is_what_was_measured():
         ]
     gains = {size: after - before for size, (before, after) in means.items()}
     guide = words_of(GUIDE)
-    text = "batches of 2 to {:.1f} %, by {:.1f} of the {:.1f} points that separate them from"
+    text = "batches of 2 rise to {:.1f} %, by {:.1f} of the {:.1f} points that separate them from"
     assert text.format(means[2][1], gains[2], means[4][0] - means[2][0]) in guide
     assert max(abs(gain) for size, gain in gains.items() if size > 2) < gains[2]
 
@@ -181,6 +182,13 @@ def test_the_effects_of_weight_standardization_are_those_of_the_ablation():
     assert text.format(*losses) in guide
     text = f"`gn` without it loses {losses[0]:.1f} points of validation accuracy"
     assert text in " ".join(guide.split())
+    assert f"standardized kernels gain `gn` {losses[0]:.1f} points in a short" in words_of(README)
+
+
+def test_the_numbers_of_groups_differ_by_what_the_study_says():
+    means = [100 * group["test_accuracy"]["mean"] for group in summary_of("groups")["groups"]]
+    text = f"means of 1 to 16 groups differ by up to {max(means) - min(means):.1f} points"
+    assert text in words_of(README)
 
 
 def test_the_interval_of_the_first_difference_is_that_of_the_study():
@@ -283,7 +291,17 @@ def test_the_accuracies_of_resnet20_are_those_of_its_studies():
         f"{standardized} % if its kernels are standardized too, {eight} % with groups of 8 "
         f"channels and {ln} % with `ln`"
     ) in guide
-    assert f"`bn` has {bn}, `gn` {gn} and `ln` {ln} %" in readme
+    more = [
+        found[name, "gn"]["val_accuracy"]["mean"]
+        for name in ("resnet20", "resnet20-group-size", "resnet20-standardized")
+    ]
+    text = f"those of two choices by {100 * (more[0] - more[1]):.1f}; standardized kernels gain"
+    assert text in readme
+    assert f"in a short training, {100 * (more[2] - more[0]):.1f} in ResNet-20" in readme
+    text = (
+        f"has {bn} % against {eight} to {standardized} with `gn`, by groups and kernels, and {ln}"
+    )
+    assert text in readme
 
 
 def test_the_accuracies_of_resnet20_in_batches_of_four_are_those_of_its_study():
@@ -339,6 +357,8 @@ def test_the_losses_on_corrupted_images_are_those_of_the_measurement():
         for name in ("gaussian-noise", "brightness")
     }
     noise = losses["gaussian-noise"]
+    mildest = [100 * group["corrupted"]["contrast"]["1"]["mean"] for group in document]
+    assert max(mildest) - min(mildest) < 1
     assert max(losses["brightness"]) < 2
     for norm in ("gn", "ln"):
         clean, mixed, one_class = (found[norm][name]["mean"] for name in bn)
