@@ -128,11 +128,7 @@ def race(
 
 
 def _ask(worker: JsonProcess, contender: str, task: str, **facts: Any) -> dict[str, float]:
-    """Returns the seconds and MiB that a contender took for a task.
-
-    Raises:
-        KerasnormError: The contender failed.
-    """
+    """Returns the seconds and MiB that a contender took for a task."""
     try:
         reply: dict[str, float] = worker.ask({"task": task} | facts)
     except KerasnormError as error:

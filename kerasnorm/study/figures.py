@@ -414,12 +414,7 @@ def _draw_line(
 ) -> Line2D:
     """Draws one line of `against_figure`; returns it for the legend.
 
-    Args:
-        axes: Axes to draw on.
-        groups: The groups on the line, by their values of the field.
-        name: Name of the field.
-        values: All values of the field.
-        turn_of: Which of the lines of its norm this is, and how many there are.
+    `turn_of` says which of the lines of its norm this is, and how many there are.
     """
     turn = turn_of[0]
     color = shade(NORMS[groups[0].norm].color, *turn_of)

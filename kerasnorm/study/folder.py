@@ -204,11 +204,7 @@ def _knows_data(path: Path) -> bool:
 
 
 def _relocate(path: Path, plan: StudyPlan) -> None:
-    """Writes the plan's place of the data into each run that was trained on the same data.
-
-    Raises:
-        DataError: The data at the plan's place are missing, or are not those of a run.
-    """
+    """Writes the plan's place of the data into each run that was trained on the same data."""
     wanted, load = plan.configs(), cache(prepare)
     places = plan.vary.get("data") or (plan.fixed.get("data", "auto"),)
     for folder in _runs(path):

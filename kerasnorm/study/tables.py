@@ -378,12 +378,7 @@ def _points(found: Interval, margin: float) -> str:
 
 
 def _ends(found: Interval, margin: float) -> str:
-    """Returns an interval in points: as precisely as zero and the margin need to be told from it.
-
-    Args:
-        found: The interval, of shares of 1.
-        margin: Largest difference that does not matter, as a share of 1.
-    """
+    """Returns an interval in points, as precisely as it is told from zero and the margin."""
     if found.low is None or found.high is None:
         return NO_VALUE
     low, high = (f"{100 * end:+.{_digits(found, margin)}f}" for end in (found.low, found.high))
