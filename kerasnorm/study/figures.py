@@ -146,7 +146,7 @@ def curves_figure(summary: Summary, measure: str) -> Picture:
         measure: "accuracy" or "loss".
     """
     groups = summary.bases
-    means = [_mean_run(group) for group in groups]
+    means = [replace(group.first, history=_rows(group, np.mean)) for group in groups]
     labels = [f"{group_label(group, groups)} (n {len(group.runs)})" for group in groups]
     stds = [_rows(group, np.std, ddof=1) if len(group.runs) > 1 else () for group in groups]
     draw = accuracy_figure if measure == "accuracy" else loss_figure
@@ -161,11 +161,6 @@ def curves_figure(summary: Summary, measure: str) -> Picture:
 
 def _caption(text: str, summary: Summary) -> str:
     return f"{text} {arms_sentence(summary)}".strip()
-
-
-def _mean_run(group: Group) -> Run:
-    first = group.first
-    return Run(first.path, first.config, _rows(group, np.mean), first.metrics)
 
 
 def _rows(group: Group, statistic: Any, **options: Any) -> tuple[Row, ...]:

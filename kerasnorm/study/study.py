@@ -32,6 +32,7 @@ from kerasnorm.errors import (
     DataError,
     KerasnormError,
     described,
+    expect,
     expect_whole,
 )
 from kerasnorm.files import as_path, encoded, in_command, write_bytes
@@ -178,11 +179,8 @@ def _check_choices(study: StudyPlan) -> None:
                 raise unknown(kind, name if isinstance(name, str) else described(name), known)
     margin: Any = study.margin
     is_number = isinstance(margin, (int, float)) and not isinstance(margin, bool)
-    if not is_number or not 0 <= margin < math.inf:
-        raise ConfigError(
-            "margin: expected a number of percentage points of at least 0. "
-            f"Received: margin={described(margin)}"
-        )
+    is_right = is_number and 0 <= margin < math.inf
+    expect(is_right, "margin", "a number of percentage points of at least 0", margin)
     if not study.norms:
         raise ConfigError("norms: expected the name of at least one norm. Received: none")
     for name, values in study.vary.items():
