@@ -286,23 +286,6 @@ def _split(norm: Norm, shape: Sequence[int], groups: int) -> tuple[int, ...]:
     return (*shape[:3], count, shape[-1] // count)
 
 
-def shared_by_definition(
-    norm: str, shape: Index, index: Index, groups: int = GROUPS
-) -> NDArray[np.bool_]:
-    """Returns which values of a tensor (N, H, W, C) share their statistics with that at `index`.
-
-    >>> shared_by_definition("in", (2, 1, 2, 3), (0, 0, 1, 2)).sum()
-    np.int64(2)
-    """
-    record = _record(norm)
-    split = _split(record, shape, groups)
-    places = np.indices(split)
-    here = np.unravel_index(np.ravel_multi_index(index, shape), split)
-    apart = [axis for axis in range(5) if axis not in record.axes]
-    same: NDArray[np.bool_] = np.all([places[a] == here[a] for a in apart], axis=0)
-    return same.reshape(shape)
-
-
 # The Keras layer, observed
 
 
@@ -369,7 +352,7 @@ def shared_by_perturbation(
 ) -> NDArray[np.bool_]:
     """Returns which outputs of the Keras layer in training change when its input at `index` does.
 
-    Takes the arguments of `shared_by_definition`, and must return the same.
+    They are those whose statistics have a part in the changed value, bool of the given shape.
 
     Args:
         norm: Name of the norm.
