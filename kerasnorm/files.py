@@ -296,11 +296,7 @@ def sweep(folder: Path) -> None:
 
 
 def _has_locks(folder: Path) -> bool:
-    """Returns whether files in a folder can be locked.
-
-    Raises:
-        OSError: The folder cannot be written.
-    """
+    """Returns whether files in a folder, which must be writable, can be locked."""
     if sys.platform == "win32":
         return True
     import fcntl

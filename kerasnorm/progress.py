@@ -43,25 +43,9 @@ class Progress(Protocol):
         """Ends the display, whether the work succeeded or not."""
 
 
-class NullProgress:
-    """A `Progress` that shows nothing."""
-
-    def start(self, title: str, total: int, done: int = 0) -> None:
-        """Shows nothing."""
-
-    def advance(self, done: int, status: str = "", seconds_left: float | None = None) -> None:
-        """Shows nothing."""
-
-    def show(self, table: "Table") -> None:
-        """Shows nothing."""
-
-    def finish(self) -> None:
-        """Shows nothing."""
-
-
 def default_progress() -> Progress:
     """Returns what shows progress by default: a live view in a notebook, nothing elsewhere."""
-    return ConsoleProgress() if is_notebook() else NullProgress()
+    return ConsoleProgress(quiet=not is_notebook())
 
 
 @contextmanager

@@ -114,11 +114,7 @@ def _rich(table: Table) -> RichTable:
 
 def _fitted(table: Table, width: int) -> list[Table]:
     """Returns a table, or several parts of its columns, with cells wrapped to fit a width."""
-    rows, totals = list(table.rows), list(table.totals)
-    columns = [
-        _Column(heading, tuple(row[place] for row in (*rows, *totals)))
-        for place, heading in enumerate(table.columns)
-    ]
+    columns = list(zip(table.columns, *table.rows, *table.totals, strict=True))
     texts = len(list(takewhile(lambda column: not column.startswith(">"), table.columns)))
     names = texts if 0 < texts < len(columns) else 1
     parts: list[Table] = []
@@ -126,21 +122,22 @@ def _fitted(table: Table, width: int) -> list[Table]:
     while rest or not parts:
         part = columns[:names]
         while rest and (
-            len(part) == names or sum(one.width(1) + GAP for one in (*part, rest[0])) <= width + GAP
+            len(part) == names
+            or sum(_width(one, 1) + GAP for one in (*part, rest[0])) <= width + GAP
         ):
             part.append(rest.pop(0))
-        cells = [one.wrapped(room) for one, room in zip(part, _rooms(part, width), strict=True)]
+        cells = [_narrowed(one, room) for one, room in zip(part, _rooms(part, width), strict=True)]
         headings, *lines = zip(*cells, strict=True)
-        cut = len(rows)
+        cut = len(table.rows)
         parts.append(replace(table, columns=headings, rows=lines[:cut], totals=lines[cut:]))
     return parts
 
 
-def _rooms(columns: Sequence["_Column"], width: int) -> list[int]:
+def _rooms(columns: Sequence[tuple[str, ...]], width: int) -> list[int]:
     """Returns a width for each column; the widest is narrowed until all fit, or none can be."""
-    rooms = [one.width(width) for one in columns]
+    rooms = [_width(one, width) for one in columns]
     while sum(rooms) + GAP * (len(rooms) - 1) > width:
-        narrower = [one.width(room - 1) for one, room in zip(columns, rooms, strict=True)]
+        narrower = [_width(one, room - 1) for one, room in zip(columns, rooms, strict=True)]
         able = [place for place, room in enumerate(rooms) if narrower[place] < room]
         if not able:
             break
@@ -149,24 +146,18 @@ def _rooms(columns: Sequence["_Column"], width: int) -> list[int]:
     return rooms
 
 
-@dataclass(frozen=True)
-class _Column:
-    """A heading and its cells."""
+def _narrowed(column: tuple[str, ...], room: int) -> tuple[str, ...]:
+    """Returns a heading and its cells with line breaks, no wider than `room` where they can be."""
+    heading, *cells = column
+    mark = ">" if heading.startswith(">") else ""
+    heading = mark + _wrapped(heading.removeprefix(">"), room, is_number=False)
+    return heading, *(_wrapped(cell, room, is_number=bool(mark)) for cell in cells)
 
-    heading: str
-    cells: tuple[str, ...]
 
-    def wrapped(self, room: int) -> tuple[str, ...]:
-        """Returns heading and cells with line breaks, no wider than `room` where they can be."""
-        mark = ">" if self.heading.startswith(">") else ""
-        heading = mark + _wrapped(self.heading.removeprefix(">"), room, is_number=False)
-        return heading, *(_wrapped(cell, room, is_number=bool(mark)) for cell in self.cells)
-
-    def width(self, room: int) -> int:
-        """Returns the width of the column when it is wrapped to `room`."""
-        return max(
-            len(line.removeprefix(">")) for cell in self.wrapped(room) for line in cell.split("\n")
-        )
+def _width(column: tuple[str, ...], room: int) -> int:
+    """Returns the width of a heading and its cells when they are narrowed to `room`."""
+    lines = (line for cell in _narrowed(column, room) for line in cell.split("\n"))
+    return max(len(line.removeprefix(">")) for line in lines)
 
 
 @functools.cache

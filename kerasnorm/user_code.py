@@ -97,11 +97,7 @@ def layers() -> "list[type[keras.layers.Layer]]":
 
 
 def _imported(name: str, field: str) -> ModuleType:
-    """Returns a module, or that of a .py file.
-
-    Raises:
-        ConfigError: It cannot be imported.
-    """
+    """Returns a module, or that of a .py file."""
     try:
         return _module(name)
     except (Exception, SystemExit) as error:  # it is the user's code, which may raise anything

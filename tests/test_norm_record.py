@@ -19,7 +19,6 @@ from kerasnorm.analysis.norm import (
     explain,
     explanation_text,
     normalize,
-    shared_by_definition,
     shared_by_perturbation,
     worked_example,
 )
@@ -137,7 +136,7 @@ def test_it_is_explained(tmp_path):
     index = (1, 1, 2, 5)
     moved = shared_by_perturbation("frn", CUBE, index)
     assert moved.sum() == 6
-    assert np.array_equal(moved, shared_by_definition("frn", CUBE, index))
+    assert moved[1, :, :, 5].all()  # the pixels of one channel of one image
     worked = worked_example("frn")
     names = [step.name for step in worked.training]
     assert names == ["input", "mean square", "normalized", "scaled and shifted", "thresholded"]

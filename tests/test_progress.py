@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from kerasnorm import progress as console
 from kerasnorm.cli.training import results
-from kerasnorm.progress import ConsoleProgress, NullProgress, console_notes, in_percent
+from kerasnorm.progress import ConsoleProgress, console_notes, in_percent
 from kerasnorm.study.intervals import Interval
 from kerasnorm.study.tables import percent
 from kerasnorm.tables import Table
@@ -80,15 +80,6 @@ def test_quiet_shows_nothing(make):
     progress.show(TABLE)
     assert stream.getvalue() == ""
     assert not progress.is_live
-
-
-def test_the_null_shows_nothing(capsys):
-    progress = NullProgress()
-    progress.start("training", 2)
-    progress.advance(1, "status")
-    progress.show(TABLE)
-    progress.finish()
-    assert capsys.readouterr() == ("", "")
 
 
 def test_a_terminal_gets_the_notes_and_a_bar(terminal):
@@ -237,8 +228,13 @@ def test_a_notebook_shows_the_table_and_the_bar_in_the_output_of_its_cell(monkey
     assert "20/40" not in shown[-1]["text/plain"]
 
 
-def test_elsewhere_nothing_is_shown_by_default():
-    assert isinstance(console.default_progress(), NullProgress)
+def test_elsewhere_nothing_is_shown_by_default(capsys):
+    progress = console.default_progress()
+    progress.start("training", 2)
+    progress.advance(1, "status")
+    progress.show(TABLE)
+    progress.finish()
+    assert capsys.readouterr() == ("", "")
 
 
 class TestNotes:

@@ -135,11 +135,7 @@ def _is_named_norm(node: Any) -> bool:
 
 
 def _refuse_channels_first(calls: Calls) -> None:
-    """Makes sure that the maps of a model, which its norms need not tell, are channels last.
-
-    Raises:
-        ConfigError: A layer of it has its channels first.
-    """
+    """Makes sure that the maps of a model, which its norms need not tell, are channels last."""
     for node in calls.nodes:
         if getattr(node.operation, "data_format", None) == "channels_first":
             raise ConfigError(
@@ -149,11 +145,7 @@ def _refuse_channels_first(calls: Calls) -> None:
 
 
 def _expect_channels_last(layer: Any, shape: Sequence[int | None]) -> None:
-    """Makes sure that a batch or group norm takes the last axis for that of the channels.
-
-    Raises:
-        ConfigError: It takes another.
-    """
+    """Makes sure that a batch or group norm takes the last axis for that of the channels."""
     axis = layer.axis % len(shape)
     if axis != len(shape) - 1:
         raise ConfigError(

@@ -179,11 +179,7 @@ def explain(
 
 
 def _record(norm: str) -> Norm:
-    """Returns the record of a norm.
-
-    Raises:
-        ConfigError: The norm is unknown, or there is nothing to explain about it.
-    """
+    """Returns the record of a norm."""
     known = [name for name, record in NORMS.items() if record.facts]
     expected = f"a name: {', '.join(known)}, or package.module:name of a norm in your code"
     expect(isinstance(norm, str), "norm", expected, norm)
@@ -195,12 +191,7 @@ def _record(norm: str) -> Norm:
 
 
 def _observed(norm: str, shared: NDArray[np.bool_]) -> NormFacts:
-    """Returns what perturbation tells about a norm in the user's code.
-
-    Args:
-        norm: Its name.
-        shared: Which outputs changed with one input, bool (N, H, W, C).
-    """
+    """Returns what perturbation tells about a norm in the user's code."""
     # Along each axis, how many places hold an output that changed.
     changed = [len(set(places.tolist())) for places in np.nonzero(shared)]
     names = [name for name, count in zip("NHW", changed, strict=False) if count > 1]
@@ -274,11 +265,7 @@ def moments(x: Array, norm: str, groups: int = 1) -> tuple[Array, Array]:
 
 
 def _four_axes(x: object) -> Array:
-    """Returns x as an array in float64.
-
-    Raises:
-        ConfigError: It is no array of numbers of shape (N, H, W, C).
-    """
+    """Returns x, an array of numbers of shape (N, H, W, C), in float64."""
     try:
         values = np.asarray(x, np.float64)
     except (TypeError, ValueError, RuntimeError):
@@ -299,23 +286,6 @@ def _split(norm: Norm, shape: Sequence[int], groups: int) -> tuple[int, ...]:
     return (*shape[:3], count, shape[-1] // count)
 
 
-def shared_by_definition(
-    norm: str, shape: Index, index: Index, groups: int = GROUPS
-) -> NDArray[np.bool_]:
-    """Returns which values of a tensor (N, H, W, C) share their statistics with that at `index`.
-
-    >>> shared_by_definition("in", (2, 1, 2, 3), (0, 0, 1, 2)).sum()
-    np.int64(2)
-    """
-    record = _record(norm)
-    split = _split(record, shape, groups)
-    places = np.indices(split)
-    here = np.unravel_index(np.ravel_multi_index(index, shape), split)
-    apart = [axis for axis in range(5) if axis not in record.axes]
-    same: NDArray[np.bool_] = np.all([places[a] == here[a] for a in apart], axis=0)
-    return same.reshape(shape)
-
-
 # The Keras layer, observed
 
 
@@ -325,17 +295,10 @@ def _make_layer(
     groups: int = GROUPS,
     values: Mapping[str, Array] | None = None,
 ) -> "keras.layers.Layer":
-    """Returns a built layer, by default one whose final step, if it has one, changes nothing.
+    """Returns a built layer with some variables set, each by its name to an array (C,).
 
-    Args:
-        norm: Name of the norm.
-        shape: Shape (N, H, W, C) of its inputs: the weights of a norm in the user's code may depend
-            on H and W.
-        groups: Number of groups of gn; other norms ignore it.
-        values: Name → values of variables to set, each (C,).
-
-    Raises:
-        ConfigError: The layer lacks such a variable, or its number of values is another.
+    By default its final step, if it has one, changes nothing. The layer gets the whole shape (N, H,
+    W, C), because the weights of a norm in the user's code may depend on H and W.
     """
     final, channels = _record(norm).final, shape[-1]
     layer = normalization(ModelConfig(norm=norm, groups=groups), channels)
@@ -364,11 +327,7 @@ def _observable(norm: str, shape: Sequence[int], groups: int = GROUPS) -> "keras
 def _expect_variables(
     norm: str, layer: "keras.layers.Layer", names: Iterable[str], channels: int
 ) -> None:
-    """Refuses a layer without variables of these names, with one value per channel each.
-
-    Raises:
-        ConfigError: A variable is missing, or its number of values is another.
-    """
+    """Refuses a layer without variables of these names, with one value per channel each."""
     shapes = {variable.name: tuple(variable.shape) for variable in layer.variables}
     for name in names:
         if name not in shapes or math.prod(shapes[name]) != channels:
@@ -393,7 +352,7 @@ def shared_by_perturbation(
 ) -> NDArray[np.bool_]:
     """Returns which outputs of the Keras layer in training change when its input at `index` does.
 
-    Takes the arguments of `shared_by_definition`, and must return the same.
+    They are those whose statistics have a part in the changed value, bool of the given shape.
 
     Args:
         norm: Name of the norm.
@@ -461,11 +420,7 @@ def worked_example(norm: str) -> Worked:
 
 
 def _moving_statistics(norm: str, layer: "keras.layers.Layer") -> Array:
-    """Returns a layer's moving mean and variance, (2, C).
-
-    Raises:
-        ConfigError: One is missing or not of shape (C,), or the layer has no momentum.
-    """
+    """Returns a layer's moving mean and variance, (2, C)."""
     names = ("moving_mean", "moving_variance")
     _expect_variables(norm, layer, names, SMALL[-1])
     if not hasattr(layer, "momentum"):
@@ -478,11 +433,7 @@ def _moving_statistics(norm: str, layer: "keras.layers.Layer") -> Array:
 
 
 def _agree(norm: str, what: str, defined: Array, layers: Array) -> None:
-    """Compares what the definition and the layer give.
-
-    Raises:
-        ConfigError: They differ.
-    """
+    """Compares what the definition and the layer give."""
     if not np.allclose(defined, layers, rtol=TOLERANCE, atol=TOLERANCE):
         expected, received = (
             np.array2string(a.ravel()[:4], precision=4) for a in (defined, layers)

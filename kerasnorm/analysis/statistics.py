@@ -449,6 +449,7 @@ def units_of(model: "keras.Model") -> list[Unit]:
     """
     from keras import activations, layers
 
+    from kerasnorm.conversion.norms import STOCK
     from kerasnorm.inspection.graph import (
         Calls,
         flattened,
@@ -458,10 +459,7 @@ def units_of(model: "keras.Model") -> list[Unit]:
     )
 
     kinds = (layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D, layers.Conv2DTranspose)
-    norms = (
-        *(layers.BatchNormalization, layers.GroupNormalization, layers.LayerNormalization),
-        *(layers.RMSNormalization, *custom_layers().values()),
-    )
+    norms = (*STOCK, *custom_layers().values())
     rectifiers = (layers.Activation, layers.ReLU, layers.LeakyReLU, layers.PReLU, layers.ELU)
     graph = functional_graph(flattened(model))
     readers: dict[int, list[Any]] = {}

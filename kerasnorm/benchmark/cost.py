@@ -4,7 +4,7 @@ import statistics
 import time
 from dataclasses import dataclass
 
-from kerasnorm.config import Config, resolve
+from kerasnorm.config import resolve
 from kerasnorm.data.shapes import shapes
 from kerasnorm.training.fit import make_engine
 
@@ -48,8 +48,17 @@ def norm_cost(norm: str, backend: str, batch_size: int = 64, rounds: int = 7) ->
         batch_size: Number of images in a step.
         rounds: Number of turns that are timed, after one that is not.
     """
+    fields = {
+        "data": "shapes",
+        "backend": backend,
+        "batch_size": batch_size,
+        "weight_standardization": False,
+        "dropout": 0.0,
+        "alternating_flip": False,
+        "translate": 0,
+    }
     data = shapes(STEPS * batch_size, 10)
-    engines = [make_engine(_config(name, backend, batch_size), data) for name in (norm, "none")]
+    engines = [make_engine(resolve(fields | {"norm": name}), data) for name in (norm, "none")]
     seconds: list[list[float]] = [[], []]
     for turn in range(rounds + 1):
         for engine, taken in zip(engines, seconds, strict=True):
@@ -61,18 +70,3 @@ def norm_cost(norm: str, backend: str, batch_size: int = 64, rounds: int = 7) ->
     with_norm, without = (1000 * statistics.median(taken) for taken in seconds)
     share = statistics.median(1 - b / a for a, b in zip(*seconds, strict=True))
     return NormCost(total - plain, total, with_norm, without, share, batch_size, backend, rounds)
-
-
-def _config(norm: str, backend: str, batch_size: int) -> Config:
-    return resolve(
-        {
-            "norm": norm,
-            "data": "shapes",
-            "backend": backend,
-            "batch_size": batch_size,
-            "weight_standardization": False,
-            "dropout": 0.0,
-            "alternating_flip": False,
-            "translate": 0,
-        }
-    )

@@ -2,7 +2,7 @@
 
 import logging
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -83,7 +83,6 @@ def race(
     contenders: Sequence[str],
     images: int,
     rounds: int,
-    environment: Mapping[str, str] | None = None,
 ) -> list[Result]:
     """Returns the result of each contender on one network.
 
@@ -95,15 +94,12 @@ def race(
         contenders: Keys of `CONTENDERS` that race on the backend.
         images: Number of images in an epoch; a round is one epoch.
         rounds: Number of rounds that are timed.
-        environment: Environment variables of the processes; by default those of this process.
     """
     values = {"recipe": config.recipe} | flatten(config.to_dict())
     workers: list[tuple[JsonProcess, Result]] = []
     with ExitStack() as stack:
         for name in contenders:
-            worker = stack.enter_context(
-                JsonProcess("kerasnorm.benchmark.worker", environment=environment)
-            )
+            worker = stack.enter_context(JsonProcess("kerasnorm.benchmark.worker"))
             result = Result(config.model.norm, config.train.backend, name)
             try:
                 _ask(worker, name, "prepare", name=name, images=images, config=values)
@@ -128,11 +124,7 @@ def race(
 
 
 def _ask(worker: JsonProcess, contender: str, task: str, **facts: Any) -> dict[str, float]:
-    """Returns the seconds and MiB that a contender took for a task.
-
-    Raises:
-        KerasnormError: The contender failed.
-    """
+    """Returns the seconds and MiB that a contender took for a task."""
     try:
         reply: dict[str, float] = worker.ask({"task": task} | facts)
     except KerasnormError as error:

@@ -28,7 +28,7 @@ RENAMED_OPTIONS = {"linear_rate": "--rate-scaling linear"} | {
 }
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, prog_name="kerasnorm")
 @click.option("--debug", is_flag=True, envvar="KERASNORM_DEBUG", help="Show tracebacks.")
 @click.pass_context

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 ROUNDS = 20  # of timing
 out_option = click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="New .keras file; without it, nothing is written.",
+    "--out", type=opt.FILE, help="New .keras file; without it, nothing is written."
 )
 
 
@@ -60,7 +58,6 @@ def _write(model: "keras.Model", out: Path, metadata: dict[str, Any], **facts: A
 @click.option(
     "--norm",
     default=KEEP,
-    show_default=True,
     help="Norm that replaces the others: a norm's name; none, which removes them; keep; or "
     "your own, as package.module:name or file.py:name.",
 )
@@ -152,16 +149,11 @@ def convert(
     "--images",
     "count",
     default=2000,
-    show_default=True,
     type=click.IntRange(2),
     help="Number of training images to measure, drawn at random.",
 )
 @click.option(
-    "--batch-size",
-    default=64,
-    show_default=True,
-    type=click.IntRange(2),
-    help="Images per batch, as in training.",
+    "--batch-size", default=64, type=click.IntRange(2), help="Images per batch, as in training."
 )
 @resize_option
 @opt.input_scale_option

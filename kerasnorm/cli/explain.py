@@ -33,41 +33,30 @@ if TYPE_CHECKING:
 Data = TypeVar("Data")
 SHORT = 3  # epochs of a training on each preprocessing
 EXPLAINED = tuple(name for name, norm in NORMS.items() if norm.facts)
-runs_argument = click.argument(
-    "runs", metavar="RUN…", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
 
 
 def _out(default: str) -> opt.Decorator:
     return click.option(
         "--out",
-        type=click.Path(path_type=Path, file_okay=False),
+        type=opt.FOLDER,
         default=Path(default),
-        show_default=True,
         help="Folder for the figures.",
-    )
-
-
-def _count(flag: str, default: int, text: str, *, low: int = 1) -> opt.Decorator:
-    """Returns an option that takes a whole number of at least `low`."""
-    return click.option(
-        flag, default=default, show_default=True, type=click.IntRange(low), help=text
     )
 
 
 def _positive(flag: str, default: float, text: str) -> opt.Decorator:
     """Returns an option that takes a number above 0."""
     kind = click.FloatRange(0, min_open=True)
-    return click.option(flag, default=default, show_default=True, type=kind, help=text)
+    return click.option(flag, default=default, type=kind, help=text)
 
 
 @click.command()
 @click.argument(
     "norm", metavar=f"[{'|'.join(EXPLAINED)}]", required=False, type=opt.NormName(EXPLAINED)
 )
-@click.option("--cost/--no-cost", default=True, show_default=True, help="Measure the norm's cost.")
-@_count("--batch-size", 64, "Images per timed training step.")
-@_count("--rounds", 7, "Timed rounds, each with and without the norm.")
+@click.option("--cost/--no-cost", default=True, help="Measure the norm's cost.")
+@opt.count("--batch-size", 64, "Images per timed training step.")
+@opt.count("--rounds", 7, "Timed rounds, each with and without the norm.")
 @click.option(
     "--network",
     help="List the norms of this network instead, each with the values that share statistics: "
@@ -168,14 +157,14 @@ def inputs(config_file: Path | None, out: Path, train: bool, as_json: bool, **op
 
 
 @click.command()
-@runs_argument
+@click.argument("runs", metavar="RUN…", nargs=-1, required=True, type=opt.PATH)
 @opt.trust_option
-@_count("--steps", 100, "Training steps to repeat.")
-@_count("--lines", 10, "Lines along the gradient, spread evenly over these steps.")
+@opt.count("--steps", 100, "Training steps to repeat.")
+@opt.count("--lines", 10, "Lines along the gradient, spread evenly over these steps.")
 @_positive("--rate", 0.1, "Factor of the gradient in a step; a line runs from 1/2 to 4 times this.")
-@_count("--points", 13, "Points on each axis of the surface; odd.", low=3)
+@opt.count("--points", 13, "Points on each axis of the surface; odd.", least=3)
 @_positive("--radius", 1.0, "Radius of the surface, in norms of each filter.")
-@_count("--images", 300, "Test images to measure the surface on.")
+@opt.count("--images", 300, "Test images to measure the surface on.")
 @opt.backend_option
 @_out("results/landscape")
 @opt.quiet
@@ -202,15 +191,15 @@ def landscape(
 
 
 @click.command()
-@click.argument(
-    "targets", metavar="RUN-OR-MODEL…", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
+@click.argument("targets", metavar="RUN-OR-MODEL…", nargs=-1, required=True, type=opt.PATH)
 @opt.trust_option
 @opt.data_option
 @split_option
 @resize_option
 @opt.input_scale_option
-@_count("--images", 0, "Number of images to measure on, drawn class by class; 0 uses all.", low=0)
+@opt.count(
+    "--images", 0, "Number of images to measure on, drawn class by class; 0 uses all.", least=0
+)
 @click.option(
     "--corruption",
     "corruptions",
@@ -225,7 +214,7 @@ def landscape(
     type=click.IntRange(SEVERITIES[0], SEVERITIES[-1]),
     help="Severity to measure; repeatable. By default all.",
 )
-@_count("--seed", 0, "Seed of the drawn images, the noise and the mixed batches.", low=0)
+@opt.count("--seed", 0, "Seed of the drawn images, the noise and the mixed batches.", least=0)
 @opt.backend_option
 @opt.device_option
 @_out("results/plots")
@@ -270,11 +259,11 @@ def robustness(
 
 
 @click.command()
-@runs_argument
+@click.argument("runs", metavar="RUN…", nargs=-1, required=True, type=opt.PATH)
 @opt.trust_option
-@_count("--train-size", 2000, "Training images to repeat the training on; 0 uses all.", low=0)
-@_count("--epochs", 0, "Epochs of the repeated training; 0 uses the run's.", low=0)
-@_count("--images", 128, "Training images to measure the layers on.")
+@opt.count("--train-size", 2000, "Training images to repeat the training on; 0 uses all.", least=0)
+@opt.count("--epochs", 0, "Epochs of the repeated training; 0 uses the run's.", least=0)
+@opt.count("--images", 128, "Training images to measure the layers on.")
 @opt.backend_option
 @_out("results/statistics")
 @opt.quiet

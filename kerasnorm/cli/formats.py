@@ -48,7 +48,7 @@ SYNONYMS = {  # of the formats' names
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=opt.FOLDER,
     help="Folder for the exports. [default: exports, in the run's folder or beside the file]",
 )
 @click.option(
@@ -166,33 +166,16 @@ def _calibration(saved: "SavedModel", data: str | None) -> "NDArray[np.uint8]":
     return train.images[np.sort(chosen)]
 
 
-class Floats(click.ParamType[tuple[float, ...]]):
-    """Numbers separated by commas: 0.49,0.48,0.45."""
-
-    name = "N,N,…"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
-        """Returns the numbers in a text such as "0.49,0.48,0.45"."""
-        try:
-            return tuple(float(item) for item in value.split(","))
-        except ValueError:
-            self.fail(f"expected numbers separated by commas. Received: {value!r}")
-
-
 @click.command("import-torch", cls=opt.ConfigCommand)
-@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
-@click.option(
-    "--out",
-    required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The .keras file to write.",
-)
+@click.argument("file", metavar="FILE", type=opt.PATH)
+@click.option("--out", required=True, type=opt.FILE, help="The .keras file to write.")
 @click.option("--image-size", default="32,32", metavar="H,W", type=opt.NumberList(),
-              show_default=True, help="Height and width of the images.")  # fmt: skip
-@click.option("--mean", type=Floats(), help="Mean of each channel in its training, for pixels "
-              "from 0 to 1. [default: CIFAR-10's for three channels, else 0.5]")  # fmt: skip
-@click.option("--std", type=Floats(), help="Standard deviation of each channel in its training. "
-              "[default: CIFAR-10's for three channels, else 0.25]")  # fmt: skip
+              help="Height and width of the images.")  # fmt: skip
+@click.option("--mean", type=opt.NumberList(float), help="Mean of each channel in its training, "
+              "for pixels from 0 to 1. "
+              "[default: CIFAR-10's for three channels, else 0.5]")  # fmt: skip
+@click.option("--std", type=opt.NumberList(float), help="Standard deviation of each channel in its "
+              "training. [default: CIFAR-10's for three channels, else 0.25]")  # fmt: skip
 @click.option(
     "--epsilon",
     type=click.FloatRange(min=0, min_open=True),

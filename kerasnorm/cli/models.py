@@ -28,7 +28,6 @@ split_option = click.option(
     "--split",
     type=click.Choice(("test", "validation", "train", "all")),
     default="test",
-    show_default=True,
     help="Split to use; all takes every image, such as those of a folder that was never split.",
 )
 resize_option = click.option(
@@ -42,10 +41,9 @@ image_shape_option = click.option(
     default="32,32,3",
     metavar="H,W,C",
     type=opt.NumberList(),
-    show_default=True,
     help="Height, width and channels of an image.",
 )
-classes_option = click.option("--classes", default=10, show_default=True, help="Number of classes.")
+classes_option = click.option("--classes", default=10, help="Number of classes.")
 
 
 def _build(options: dict[str, Any], image_shape: tuple[int, ...], classes: int) -> "keras.Model":
@@ -241,14 +239,10 @@ def evaluate(
 
 @click.command()
 @opt.target
-@click.argument(
-    "pictures", metavar="IMAGE-OR-FOLDER…", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
+@click.argument("pictures", metavar="IMAGE-OR-FOLDER…", nargs=-1, required=True, type=opt.PATH)
 @resize_option
 @opt.input_scale_option
-@click.option(
-    "--top", default=3, show_default=True, type=click.IntRange(1), help="Number of classes to show."
-)
+@opt.count("--top", 3, "Number of classes to show.")
 @opt.backend_option
 @opt.device_option
 @opt.as_json
@@ -298,11 +292,7 @@ def predict(
 @split_option
 @resize_option
 @opt.input_scale_option
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Also draw them to this PNG file.",
-)
+@click.option("--out", type=opt.FILE, help="Also draw them to this PNG file.")
 @opt.backend_option
 @opt.device_option
 @opt.as_json
@@ -355,13 +345,11 @@ def misclassified(
 
 
 @click.command()
-@click.argument(
-    "runs", metavar="RUN-OR-STUDY…", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
+@click.argument("runs", metavar="RUN-OR-STUDY…", nargs=-1, required=True, type=opt.PATH)
 @click.option("--best", is_flag=True, help=opt.BEST)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=opt.FOLDER,
     help="Folder for the figures. By default plots/ in the run's folder, figures/ in the "
     "study's, or results/plots for several runs.",
 )

@@ -30,21 +30,28 @@ if TYPE_CHECKING:
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 TITLES = {"model": "Model", "data": "Data", "train": "Training"}
+PATH = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
-class NumberList(click.ParamType[tuple[int, ...]]):
-    """Whole numbers separated by commas: 16,16,12."""
+class NumberList(click.ParamType[tuple[Any, ...]]):
+    """Numbers separated by commas, by default whole ones: 16,16,12."""
 
     name = "N,N,…"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+    def __init__(self, kind: type[int | float] = int) -> None:
+        self.kind = kind
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[Any, ...]:
         """Returns the numbers in a text such as "16,16,12"."""
         if not isinstance(value, str):
             return tuple(value)
         try:
-            return tuple(int(item) for item in value.split(","))
+            return tuple(map(self.kind, value.split(",")))
         except ValueError:
-            self.fail(f"expected whole numbers separated by commas. Received: {value!r}")
+            what = "whole numbers" if self.kind is int else "numbers"
+            self.fail(f"expected {what} separated by commas. Received: {value!r}")
 
 
 class ConfigCommand(click.Command):
@@ -141,6 +148,11 @@ class NormName(click.Choice[str]):
         return super().convert(value, param, ctx)
 
 
+def count(flag: str, default: int, text: str, *, least: int = 1) -> Decorator:
+    """Returns a decorator that adds an option for a whole number of at least `least`."""
+    return click.option(flag, default=default, type=click.IntRange(least), help=text)
+
+
 def option(name: str) -> Decorator:
     """Returns a decorator that adds the option of a config field."""
     field = SETTINGS[name].field
@@ -206,7 +218,7 @@ def _quiet(context: click.Context, param: click.Parameter, value: bool) -> bool:
 config_file = click.option(
     "--config",
     "config_file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     envvar="KERASNORM_CONFIG",
     help="TOML file with values for any fields, such as a run's config.toml.",
 )
@@ -263,39 +275,24 @@ def run_of(target: Path, best: bool) -> Path:
     return best_run(target).path
 
 
-def _best(context: click.Context, param: click.Parameter, value: bool) -> None:
-    context.meta[BEST] = value
-
-
-def _target(context: click.Context, param: click.Parameter, value: Path) -> Path:
-    return run_of(value, context.meta[BEST])
-
-
-def _trust(context: click.Context, param: click.Parameter, value: tuple[str, ...]) -> None:
-    user_code.trust(*value)
-
-
 trust_option = click.option(
     "--trust",
     multiple=True,
     metavar="MODULE",
     expose_value=False,
-    callback=_trust,
+    callback=lambda context, param, value: user_code.trust(*value),
     help="Module, or .py file, whose layers a model may hold: its code is run; repeatable.",
 )
 
 
 def target(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the argument `target`, the path of a run or model; with --best, of a study's run."""
-    flag = click.option(
-        "--best", is_flag=True, is_eager=True, expose_value=False, callback=_best, help=BEST
-    )
-    path = click.argument(
-        "target",
-        metavar="RUN-MODEL-OR-STUDY",
-        type=click.Path(path_type=Path),
-        callback=_target,
-    )
+
+    def find(context: click.Context, param: click.Parameter, value: Path) -> Path:
+        return run_of(value, bool(context.params.pop("best")))
+
+    flag = click.option("--best", is_flag=True, is_eager=True, help=BEST)
+    path = click.argument("target", metavar="RUN-MODEL-OR-STUDY", type=PATH, callback=find)
     return path(flag(trust_option(function)))
 
 

@@ -37,11 +37,6 @@ def _several(name: str, text: str, choices: Iterable[str] | None = None) -> opt.
     return click.option(f"--{name}", f"{name}s", multiple=True, type=kind, help=text)
 
 
-def _count(name: str, default: int, text: str, least: int = 1) -> opt.Decorator:
-    kind = click.IntRange(least)
-    return click.option(f"--{name}", default=default, show_default=True, type=kind, help=text)
-
-
 @click.command()
 @_several("backend", "By default torch and tensorflow.", BACKENDS)
 @_several("norm", f"By default {', '.join(COMPARED)}.", NORMS)
@@ -53,26 +48,23 @@ def _count(name: str, default: int, text: str, least: int = 1) -> opt.Decorator:
 @click.option(
     "--network",
     default=BUILTIN,
-    show_default=True,
     help="Network, as in fit. Others than builtin race model.fit alone, with their own norms by "
     "default.",
 )
-@click.option(
-    "--side", default=32, show_default=True, type=click.IntRange(8), help="Side of an image."
-)
-@_count("images", 2560, "Images per round.", least=20)
-@_count("batch-size", 128, "Images per step.")
-@_count("rounds", 5, "Timed rounds.")
+@opt.count("--side", 32, "Side of an image.", least=8)
+@opt.count("--images", 2560, "Images per round.", least=20)
+@opt.count("--batch-size", 128, "Images per step.")
+@opt.count("--rounds", 5, "Timed rounds.")
 @click.option(
     "--dropout", type=click.FloatRange(0, 0.95), help="Dropout rate. By default the recipe's."
 )
-@click.option("--augment/--no-augment", help="Augment as the recipe does.", show_default=True)
+@click.option("--augment/--no-augment", help="Augment as the recipe does.")
 @opt.option("precision")
 @click.option(
     "--deterministic", is_flag=True, help="Make model.fit and kerasnorm deterministic, as in fit."
 )
 @_several("contender", "By default all, see the notes of the table.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Output folder.")
+@click.option("--out", type=opt.FOLDER, help="Output folder.")
 @opt.trust_option
 @opt.device_option
 @opt.as_json

@@ -24,111 +24,92 @@ if TYPE_CHECKING:
 
 SEEDS_BY_DEFAULT = 3
 
-STUDY_OPTIONS: tuple[opt.Decorator, ...] = (
-    click.option(
-        "--norm",
-        "norms",
-        multiple=True,
-        type=opt.NormName(tuple(NORMS)),
-        help=f"Norm, or your own layer as package.module:Layer; repeatable. By default "
-        f"{', '.join(COMPARED)}.",
-    ),
-    click.option(
-        "--backend",
-        "backends",
-        multiple=True,
-        type=click.Choice(BACKENDS),
-        help="Keras backend; repeatable. By default the first installed.",
-    ),
-    click.option(
-        "--seeds",
-        type=click.IntRange(1),
-        help=f"Number of seeds. By default {SEEDS_BY_DEFAULT}.",
-    ),
-    click.option(
-        "--seed",
-        type=click.IntRange(0),
-        help="First seed; the others follow it. By default 0.",
-    ),
-    click.option(
-        "--vary",
-        multiple=True,
-        metavar="FIELD=V,V,…",
-        help="Values of a config field, such as batch_size=8,32; repeatable. A field that a norm "
-        "does not use adds no runs of that norm.",
-    ),
-    click.option(
-        "--one-at-a-time",
-        is_flag=True,
-        help="Run an ablation: change one --vary value at a time from the base config, and report "
-        "its effect. By default all combinations are trained.",
-    ),
-    click.option(
-        "--arms",
-        default=ARMS[0],
-        show_default=True,
-        type=click.Choice(ARMS),
-        help="Whether the norms' runs differ in the norm alone (matched), or each norm has the "
-        "values that the recipe holds for it (tuned).",
-    ),
-    click.option(
-        "--rate-scaling",
-        default=RATE_SCALINGS[0],
-        show_default=True,
-        type=click.Choice(RATE_SCALINGS),
-        help="How the peak learning rate follows a varied batch size: not at all, linearly, or by "
-        "its square root; auto: linearly with sgd, else by the square root.",
-    ),
-    click.option(
-        "--margin",
-        default=100 * MARGIN,
-        show_default=True,
-        type=click.FloatRange(0),
-        metavar="POINTS",
-        help="Largest difference in accuracy, in percentage points, that does not matter to you.",
-    ),
-    click.option(
-        "--out",
-        type=click.Path(path_type=Path, file_okay=False),
-        help="Folder for the study, which is resumed if it has been started there. By default one "
-        "under results/studies.",
-    ),
-    click.option(
-        "--resume",
-        type=click.Path(path_type=Path, exists=True, file_okay=False),
-        help="Resume the study in this folder, as planned in its study.toml; give --data too if "
-        "its data were moved.",
-    ),
-    click.option(
-        "--jobs",
-        "-j",
-        default=1,
-        show_default=True,
-        type=click.IntRange(1),
-        help="Number of runs to train at a time on this machine; they share its cores.",
-    ),
-    click.option(
-        "--scheduler",
-        metavar="ADDRESS",
-        help="Train on the workers of this Dask scheduler, such as tcp://host:8786.",
-    ),
-    click.option("--dry-run", is_flag=True, help="Only list the runs and estimate their time."),
-    opt.trust_option,
-    opt.as_json,
-    opt.quiet,
-    opt.config_options("model", "data", "train", without=("norm", "backend", "seed")),
-)
-
-
-def _study_options(function: Any) -> Any:
-    """Adds `STUDY_OPTIONS`."""
-    for decorate in reversed(STUDY_OPTIONS):
-        function = decorate(function)
-    return function
-
 
 @click.command(cls=opt.ConfigCommand)
-@_study_options
+@click.option(
+    "--norm",
+    "norms",
+    multiple=True,
+    type=opt.NormName(tuple(NORMS)),
+    help=f"Norm, or your own layer as package.module:Layer; repeatable. By default "
+    f"{', '.join(COMPARED)}.",
+)
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    type=click.Choice(BACKENDS),
+    help="Keras backend; repeatable. By default the first installed.",
+)
+@click.option(
+    "--seeds", type=click.IntRange(1), help=f"Number of seeds. By default {SEEDS_BY_DEFAULT}."
+)
+@click.option(
+    "--seed", type=click.IntRange(0), help="First seed; the others follow it. By default 0."
+)
+@click.option(
+    "--vary",
+    multiple=True,
+    metavar="FIELD=V,V,…",
+    help="Values of a config field, such as batch_size=8,32; repeatable. A field that a norm "
+    "does not use adds no runs of that norm.",
+)
+@click.option(
+    "--one-at-a-time",
+    is_flag=True,
+    help="Run an ablation: change one --vary value at a time from the base config, and report "
+    "its effect. By default all combinations are trained.",
+)
+@click.option(
+    "--arms",
+    default=ARMS[0],
+    type=click.Choice(ARMS),
+    help="Whether the norms' runs differ in the norm alone (matched), or each norm has the "
+    "values that the recipe holds for it (tuned).",
+)
+@click.option(
+    "--rate-scaling",
+    default=RATE_SCALINGS[0],
+    type=click.Choice(RATE_SCALINGS),
+    help="How the peak learning rate follows a varied batch size: not at all, linearly, or by "
+    "its square root; auto: linearly with sgd, else by the square root.",
+)
+@click.option(
+    "--margin",
+    default=100 * MARGIN,
+    type=click.FloatRange(0),
+    metavar="POINTS",
+    help="Largest difference in accuracy, in percentage points, that does not matter to you.",
+)
+@click.option(
+    "--out",
+    type=opt.FOLDER,
+    help="Folder for the study, which is resumed if it has been started there. By default one "
+    "under results/studies.",
+)
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Resume the study in this folder, as planned in its study.toml; give --data too if "
+    "its data were moved.",
+)
+@click.option(
+    "--jobs",
+    "-j",
+    default=1,
+    type=click.IntRange(1),
+    help="Number of runs to train at a time on this machine; they share its cores.",
+)
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Train on the workers of this Dask scheduler, such as tcp://host:8786.",
+)
+@click.option("--dry-run", is_flag=True, help="Only list the runs and estimate their time.")
+@opt.trust_option
+@opt.as_json
+@opt.quiet
+@opt.config_options("model", "data", "train", without=("norm", "backend", "seed"))
 def compare(
     resume: Path | None,
     out: Path | None,
@@ -251,12 +232,10 @@ def _print_outcome(outcome: "Outcome", as_json: bool) -> None:
 
 
 @click.command()
-@click.argument(
-    "paths", metavar="STUDY-OR-RUN…", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
+@click.argument("paths", metavar="STUDY-OR-RUN…", nargs=-1, required=True, type=opt.PATH)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=opt.FILE,
     help="HTML file to write. By default report.html in the folder of the study or run, or in "
     "results/plots for several runs.",
 )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @opt.trust_option
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=opt.PATH,
     help="New or empty folder for the run. By default one under results/runs.",
 )
 @click.option(

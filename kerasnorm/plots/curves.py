@@ -257,10 +257,6 @@ def _rates(run: "Run", steps: int) -> NDArray[np.float64]:
     """Returns the learning rate of each step that a run has taken.
 
     A callback may change a constant rate, and the history holds that of every epoch.
-
-    Args:
-        run: The run.
-        steps: Number of steps in an epoch.
     """
     taken = _values(run.history, "lr").repeat(steps)
     planned = learning_rates(run.config.train, run.config.train.epochs * steps)[: len(taken)]

@@ -243,10 +243,8 @@ def quiet(axes: Axes, heading: str = "") -> None:
     axes.set_title(heading, fontsize=TITLE_SIZE, color=INK, pad=8)
     axes.grid(visible=True, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(FAINT)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
     small_text(axes)
 
 

@@ -251,7 +251,8 @@ def dask(address: str) -> Iterator[Submit]:
         ConfigError: No scheduler answers at `address`.
     """
     with _connected(address) as client:
-        slots, resources = _slots(client), {"GPU": 1} if _has_gpus(client) else {}
+        slots, has_gpus = _slots(client)
+        resources = {"GPU": 1} if has_gpus else {}
         with client.get_executor(pure=False, resources=resources) as executor:
             yield partial(executor.submit, _train_on_worker, slots=slots)
 
@@ -264,7 +265,7 @@ def slots(address: str) -> dict[str, int]:
         ConfigError: No scheduler answers at `address`.
     """
     with _connected(address) as client:
-        return _slots(client)
+        return _slots(client)[0]
 
 
 def _connected(address: str) -> "Client":
@@ -283,22 +284,18 @@ def _connected(address: str) -> "Client":
         ) from None
 
 
-def _workers(client: "Client") -> list[dict[str, Any]]:
-    return list(client.scheduler_info(n_workers=-1)["workers"].values())
+def _slots(client: "Client") -> tuple[dict[str, int], bool]:
+    """Returns how many runs each host trains at a time, and whether that is one per GPU.
 
-
-def _has_gpus(client: "Client") -> bool:
-    return any(worker["resources"].get("GPU") for worker in _workers(client))
-
-
-def _slots(client: "Client") -> dict[str, int]:
-    """Returns how many runs each host trains at a time: one per GPU, else one per thread."""
-    has_gpus = _has_gpus(client)
+    Where no worker announces the resource GPU it is one per thread.
+    """
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    gpus = [int(worker["resources"].get("GPU", 0)) for worker in workers]
     slots: dict[str, int] = {}
-    for worker in _workers(client):
-        runs = int(worker["resources"].get("GPU", 0)) if has_gpus else worker["nthreads"]
+    for worker, count in zip(workers, gpus, strict=True):
+        runs = count if any(gpus) else worker["nthreads"]
         slots[worker["host"]] = slots.get(worker["host"], 0) + runs
-    return slots
+    return slots, any(gpus)
 
 
 def _train_on_worker(folder: Path, slots: dict[str, int]) -> Ending:

@@ -146,7 +146,7 @@ def curves_figure(summary: Summary, measure: str) -> Picture:
         measure: "accuracy" or "loss".
     """
     groups = summary.bases
-    means = [_mean_run(group) for group in groups]
+    means = [replace(group.first, history=_rows(group, np.mean)) for group in groups]
     labels = [f"{group_label(group, groups)} (n {len(group.runs)})" for group in groups]
     stds = [_rows(group, np.std, ddof=1) if len(group.runs) > 1 else () for group in groups]
     draw = accuracy_figure if measure == "accuracy" else loss_figure
@@ -161,11 +161,6 @@ def curves_figure(summary: Summary, measure: str) -> Picture:
 
 def _caption(text: str, summary: Summary) -> str:
     return f"{text} {arms_sentence(summary)}".strip()
-
-
-def _mean_run(group: Group) -> Run:
-    first = group.first
-    return Run(first.path, first.config, _rows(group, np.mean), first.metrics)
 
 
 def _rows(group: Group, statistic: Any, **options: Any) -> tuple[Row, ...]:
@@ -414,12 +409,7 @@ def _draw_line(
 ) -> Line2D:
     """Draws one line of `against_figure`; returns it for the legend.
 
-    Args:
-        axes: Axes to draw on.
-        groups: The groups on the line, by their values of the field.
-        name: Name of the field.
-        values: All values of the field.
-        turn_of: Which of the lines of its norm this is, and how many there are.
+    `turn_of` says which of the lines of its norm this is, and how many there are.
     """
     turn = turn_of[0]
     color = shade(NORMS[groups[0].norm].color, *turn_of)

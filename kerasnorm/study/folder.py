@@ -9,7 +9,6 @@ figures/*.png
 report.html
 """
 
-import hashlib
 import json
 import logging
 import shutil
@@ -25,6 +24,7 @@ from kerasnorm.data import prepare
 from kerasnorm.data.sources import loading
 from kerasnorm.errors import CorruptFileError, RunFolderError
 from kerasnorm.files import (
+    digest,
     encoded,
     in_command,
     is_empty,
@@ -139,7 +139,7 @@ def default(plan: StudyPlan) -> Path:
     More seeds of a study so use the same folder.
     """
     plain = replace(plan, seeds=(), margin=0.0).to_dict()
-    suffix = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:6]
+    suffix = digest(json.dumps(plain, sort_keys=True).encode())[:6]
     data = Path(str(plan.fixed.get("data", "data"))).name
     varied = ["one-at-a-time"] if plan.one_at_a_time else [*plan.vary]  # all names: too long
     name = short_name("-".join([data, *plan.norms, *varied]))
@@ -204,11 +204,7 @@ def _knows_data(path: Path) -> bool:
 
 
 def _relocate(path: Path, plan: StudyPlan) -> None:
-    """Writes the plan's place of the data into each run that was trained on the same data.
-
-    Raises:
-        DataError: The data at the plan's place are missing, or are not those of a run.
-    """
+    """Writes the plan's place of the data into each run that was trained on the same data."""
     wanted, load = plan.configs(), cache(prepare)
     places = plan.vary.get("data") or (plan.fixed.get("data", "auto"),)
     for folder in _runs(path):
@@ -310,15 +306,11 @@ def is_lost(path: Path) -> bool:
     the network or in other files that the run needs.
     """
     found = checkpoints.checkpoint_folders(path / run_folder.CHECKPOINTS)
-    return bool(found) and not any(map(_is_whole, reversed(found)))
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        checkpoints.load(checkpoint)
-    except CorruptFileError:
-        return False
-    return True
+    for checkpoint in reversed(found):
+        with suppress(CorruptFileError):
+            checkpoints.load(checkpoint)
+            return False
+    return bool(found)
 
 
 def start_over(path: Path) -> None:

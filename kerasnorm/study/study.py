@@ -32,6 +32,7 @@ from kerasnorm.errors import (
     DataError,
     KerasnormError,
     described,
+    expect,
     expect_whole,
 )
 from kerasnorm.files import as_path, encoded, in_command, write_bytes
@@ -167,11 +168,7 @@ def completed(study: StudyPlan, describe: Describe | None = None) -> StudyPlan:
 
 
 def _check_choices(study: StudyPlan) -> None:
-    """Makes sure that a plan has something to train, and that its own settings are known.
-
-    Raises:
-        ConfigError: It has not, or one is not.
-    """
+    """Makes sure that a plan has something to train, and that its own settings are known."""
     for kind, names, known in (
         ("backend", study.backends, BACKENDS),
         ("arms", (study.arms,), ARMS),
@@ -182,11 +179,8 @@ def _check_choices(study: StudyPlan) -> None:
                 raise unknown(kind, name if isinstance(name, str) else described(name), known)
     margin: Any = study.margin
     is_number = isinstance(margin, (int, float)) and not isinstance(margin, bool)
-    if not is_number or not 0 <= margin < math.inf:
-        raise ConfigError(
-            "margin: expected a number of percentage points of at least 0. "
-            f"Received: margin={described(margin)}"
-        )
+    is_right = is_number and 0 <= margin < math.inf
+    expect(is_right, "margin", "a number of percentage points of at least 0", margin)
     if not study.norms:
         raise ConfigError("norms: expected the name of at least one norm. Received: none")
     for name, values in study.vary.items():
@@ -205,16 +199,7 @@ def _check_choices(study: StudyPlan) -> None:
 
 
 def _listed(name: str, values: Any, example: str) -> tuple[Any, ...]:
-    """Returns the distinct values that an argument lists.
-
-    Args:
-        name: Name of the argument, and of the field that it varies, for the message.
-        values: The values.
-        example: What they might have been.
-
-    Raises:
-        ConfigError: It is one value instead of several.
-    """
+    """Returns the distinct values that an argument lists; refuses one value alone."""
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
         raise ConfigError(
             f"{name}: expected several values such as {example}. Received: {described(values)}"
@@ -223,11 +208,7 @@ def _listed(name: str, values: Any, example: str) -> tuple[Any, ...]:
 
 
 def _varied(vary: Any) -> dict[str, tuple[Any, ...]]:
-    """Returns the values of each varied field.
-
-    Raises:
-        ConfigError: They are not given as several values by field.
-    """
+    """Returns the values of each varied field."""
     example = {"batch_size": [32, 64]}
     if not isinstance(vary, Mapping):
         raise ConfigError(
@@ -541,17 +522,7 @@ def check(study: StudyPlan) -> None:
 
 
 def _check_networks(configs: Iterable[Config], describe: Describe) -> None:
-    """Makes sure, before anything is written, that networks and norms of the user's can be made.
-
-    Args:
-        configs: Configs of the runs that are to be trained.
-        describe: Describes the data of a config.
-
-    Raises:
-        ConfigError: One cannot, or does not fit the images.
-        CorruptFileError: The file of a network is missing, damaged or not safe to open.
-        DataError: The data are missing or damaged.
-    """
+    """Makes sure, before anything is written, that networks and norms of the user's can be made."""
     with ExitStack() as processes:
         by_backend: dict[str, JsonProcess] = {}
         made = set()

@@ -460,9 +460,6 @@ def _with_one_place(runs: Sequence[Run]) -> list[Run]:
     """Returns the runs with one place for each data set, wherever it lay when they were trained.
 
     A place that the data have left is replaced by one that exists, if a run names it.
-
-    Raises:
-        DataError: Runs that name the same data were trained on different data.
     """
     places = [locate(run.config.data.data) for run in runs]
     contents = [run.content for run in runs]

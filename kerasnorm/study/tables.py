@@ -159,14 +159,9 @@ def nats(found: Interval | None) -> str:
 
 def all_tables(summary: Summary) -> list[Table]:
     """Returns the tables that a summary has rows for, the answer last."""
-    found = [group_table(summary)]
-    found += [failure_table(summary)] if summary.failures else []
-    found += [effect_table(summary)] if summary.effects else []
-    found += [difference_table(summary)] if summary.differences else []
-    found += [change_table(summary)] if summary.changes else []
-    found += [published_table(summary)] if summary.published else []
-    confused = confused_table(summary)
-    found += [confused] if confused.rows else []
+    makers = (group_table, failure_table, effect_table, difference_table, change_table,
+              published_table, confused_table)  # fmt: skip
+    found = [table for make in makers if (table := make(summary)).rows]
     is_varied = len({repr(group.shared) for group in summary.groups}) > 1
     return found + ([answer_table(summary)] if is_varied else [])
 
@@ -378,12 +373,7 @@ def _points(found: Interval, margin: float) -> str:
 
 
 def _ends(found: Interval, margin: float) -> str:
-    """Returns an interval in points: as precisely as zero and the margin need to be told from it.
-
-    Args:
-        found: The interval, of shares of 1.
-        margin: Largest difference that does not matter, as a share of 1.
-    """
+    """Returns an interval in points, as precisely as it is told from zero and the margin."""
     if found.low is None or found.high is None:
         return NO_VALUE
     low, high = (f"{100 * end:+.{_digits(found, margin)}f}" for end in (found.low, found.high))

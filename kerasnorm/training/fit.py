@@ -25,7 +25,7 @@ from kerasnorm.errors import ConfigError, CorruptFileError, DataError, expect
 from kerasnorm.files import as_path, check_file, in_command, run_lock, sweep, write_json
 from kerasnorm.norms import NORMS
 from kerasnorm.process_group import ProcessGroup, this_launch
-from kerasnorm.progress import NullProgress, Progress, counted, default_progress, in_percent
+from kerasnorm.progress import ConsoleProgress, Progress, counted, default_progress, in_percent
 from kerasnorm.training import run, run_folder
 from kerasnorm.training.loggers import RunLogs, check_loggers
 
@@ -119,7 +119,9 @@ def fit(
                 title = f"{config.model.title}, recipe {config.recipe}, on {dataset.name}, "
                 title += f"{backend}, {device.name}"
                 logger.info(title + (f", {group.size} processes" if group.size > 1 else ""))
-                shown = (progress or default_progress()) if group.is_first else NullProgress()
+                shown: Progress = ConsoleProgress(quiet=True)
+                if group.is_first:
+                    shown = progress or default_progress()
                 logs = RunLogs(folder, config) if group.is_first else None
                 training = Training(folder, config, dataset, engine, group, callbacks, shown, logs)
                 training.execute(is_resumed=plan.is_resumed)
