@@ -21,7 +21,14 @@ from kerasnorm.formats.archive import load_model
 from kerasnorm.formats.input_scale import rescaling_layer
 from kerasnorm.inspection.graph import call_again, functional_graph, nodes
 from kerasnorm.inspection.output_graph import AVERAGES, IDENTITIES, LINEAR, RESHAPES
-from kerasnorm.layers import ONE_OF_EACH, OTHER_NETWORKS, instance_note, leaves
+from kerasnorm.layers import (
+    ONE_OF_EACH,
+    OTHER_NETWORKS,
+    instance_note,
+    leaves,
+    made_anew,
+    with_precision,
+)
 from kerasnorm.norms import KEEP, layer_factory
 from kerasnorm.progress import counted
 
@@ -84,10 +91,10 @@ def build(
         if is_softmax(layer) and not hasattr(layer, "activation"):
             linear.append(keras.layers.Activation("linear", name=layer.name, dtype="float32"))
             return linear[-1]
-        options = layer.get_config()
-        is_float32 = is_last or layer.name == RESCALING
-        options["dtype"] = "float32" if is_float32 else precision
-        options["trainable"] = True  # until `_freeze`
+        policy = "float32" if is_last or layer.name == RESCALING else precision
+        options = with_precision(layer.get_config(), policy)
+        if "trainable" in options:
+            options["trainable"] = True  # until `_freeze`
         _seed(options, seeds)
         if is_softmax(layer):
             options["activation"] = "linear"
@@ -97,7 +104,7 @@ def build(
             elif "target_shape" in options:
                 old = getattr(head, width)
                 options["target_shape"] = [classes if n == old else n for n in layer.target_shape]
-        return type(layer).from_config(options)
+        return made_anew(layer, options, policy)
 
     def call(layer: Any, *inputs: Any, **options: Any) -> Any:
         if not isinstance(layer, keras.layers.Layer) and is_softmax(layer):

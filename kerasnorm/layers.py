@@ -112,6 +112,39 @@ def is_augmentation(layer: keras.layers.Layer) -> bool:
     return kind.__module__.startswith("keras.") and (is_random or is_listed)
 
 
+def with_precision(config: dict[str, Any], precision: str) -> dict[str, Any]:
+    """Returns a layer's config with another dtype policy, also of layers in it, as in a wrapper."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, dict):
+            if value.get("class_name") == "DTypePolicy":
+                return value | {"config": {"name": precision}}
+            return {key: changed(part) for key, part in value.items()}
+        return type(value)(map(changed, value)) if isinstance(value, (list, tuple)) else value
+
+    found: dict[str, Any] = changed(config)
+    if "dtype" in found:  # which not every constructor takes
+        found["dtype"] = precision
+    return found
+
+
+def made_anew(layer: keras.layers.Layer, config: dict[str, Any], policy: Any) -> Any:
+    """Returns a new layer of the same class.
+
+    Args:
+        layer: The layer.
+        config: What the new one is made from.
+        policy: Dtype policy of layers that name none, such as those that its constructor makes; in
+            Keras this is the policy of the whole process.
+    """
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        return type(layer).from_config(config)
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
 @stock_keras
 def portable(model: keras.Model) -> keras.Model:
     """Returns a float32 copy of stock Keras layers, without what only training needs.
@@ -144,7 +177,7 @@ def portable(model: keras.Model) -> keras.Model:
             )
         if is_augmentation(layer):
             return keras.layers.Activation("linear", name=layer.name, dtype="float32")
-        config = layer.get_config() | {"dtype": "float32"}
+        config = with_precision(layer.get_config(), "float32")
         if config.get("synchronized"):
             config["synchronized"] = False  # it matters in training only; torch refuses to load it
         is_folded = isinstance(layer, StandardizedConv2D)

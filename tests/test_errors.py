@@ -73,6 +73,24 @@ def test_out_of_memory_says_what_to_make_smaller(run, monkeypatch):
     assert len(err.splitlines()) <= 10
 
 
+@pytest.mark.backend("tensorflow")
+@pytest.mark.parametrize(
+    "kind", ["Conv2D", "DepthwiseConv2D", "Conv2DTranspose", "MaxPooling2D", "AveragePooling2D"]
+)
+def test_layers_with_channels_first_say_what_to_do_on_a_cpu(kind, monkeypatch):
+    import keras
+
+    size = {"filters": 2} if kind in ("Conv2D", "Conv2DTranspose") else {}
+    size |= {"pool_size": 2} if kind.endswith("Pooling2D") else {"kernel_size": 2}
+    layer = getattr(keras.layers, kind)(**size, data_format="channels_first")
+    images = keras.ops.zeros((1, 3, 8, 8))
+    monkeypatch.setattr(cli.doctor.runtime, "cache_folder", lambda: layer(images))
+    _, err = call("data", "--json", code=1)
+    assert "channels_first" in err
+    assert "--backend torch" in err
+    assert "report" not in err
+
+
 def test_other_errors_are_not_taken_for_it():
     assert not is_out_of_memory(RuntimeError("shapes differ"))
     assert not is_out_of_memory(ValueError("out of memory"))

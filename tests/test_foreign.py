@@ -7,6 +7,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from helpers import tiny
 from helpers.command import call
 from keras import layers
 
@@ -14,10 +15,12 @@ import kerasnorm
 from kerasnorm import user_code
 from kerasnorm.cli import app
 from kerasnorm.config import resolve, to_toml
+from kerasnorm.conversion.rebuild import rebuild
 from kerasnorm.errors import ConfigError, CorruptFileError
 from kerasnorm.formats.archive import load_model, open_model, save_model
-from kerasnorm.layers import instance_norms
+from kerasnorm.layers import instance_norms, portable
 from kerasnorm.network import build_model
+from kerasnorm.training.fit import make_engine
 
 pytestmark = pytest.mark.backend("any")
 CODE = """
@@ -212,6 +215,94 @@ def test_half_precision_reaches_all_layers_but_the_last(code):
     model = make(f"{code}:small", precision="mixed_bfloat16")
     assert model.get_layer("conv").compute_dtype == "bfloat16"
     assert model.get_layer("head").compute_dtype == "float32"
+
+
+AROUND = """
+@keras.saving.register_keras_serializable(package="around")
+class Own(layers.Layer):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.parts = [layers.BatchNormalization(), layers.GaussianNoise(0.1)]
+
+    def call(self, x, training=None):
+        for part in self.parts:
+            x = part(x, training=training)
+        return x if training else 2 * x
+
+def around(input_shape, classes):
+    pixels = keras.Input(input_shape)
+    x = layers.Conv2D(4, 3, strides=4, padding="same")(pixels)
+    x = layers.GlobalAveragePooling2D()(LAYER(x))
+    return keras.Model(pixels, layers.Dense(classes, name="head")(x))
+"""
+HOLDING = {  # layers that hold others
+    "Own": "Own()",
+    "SpectralNormalization": "layers.SpectralNormalization(layers.Conv2D(5, 3))",
+    "a wrapped norm": "layers.TimeDistributed(layers.BatchNormalization())",
+    "a wrapped model": "layers.TimeDistributed(keras.Sequential([layers.Conv1D(5, 3)]))",
+    "two wrappers": "layers.TimeDistributed(layers.Bidirectional(layers.LSTM(3, "
+    "return_sequences=True)))",
+    "Pipeline": "layers.Pipeline([layers.RandomFlip(), layers.GaussianNoise(0.1)])",
+}
+SINGLE = {
+    "RandomFlip": "layers.RandomFlip()",
+    "RandomCrop": "layers.RandomCrop(6, 6)",
+    "RandomRotation": "layers.RandomRotation(0.1)",
+    "GaussianNoise": "layers.GaussianNoise(0.2)",
+    "GaussianDropout": "layers.GaussianDropout(0.2)",
+    "AlphaDropout": "layers.AlphaDropout(0.2)",
+    "ActivityRegularization": "layers.ActivityRegularization(0.01)",
+    "UnitNormalization": "layers.UnitNormalization()",
+    "Normalization": "layers.Normalization(mean=[1, 2, 3, 4], variance=[4, 3, 2, 1])",
+}
+
+
+def around(tmp_path, layer):
+    path = tmp_path / "around.py"
+    path.write_text(CODE + AROUND.replace("LAYER", layer))
+    return path
+
+
+def float_types(layer):
+    parts = layer._flatten_layers()
+    return {p.compute_dtype for p in parts if not isinstance(p, layers.InputLayer)}
+
+
+@pytest.mark.parametrize("name", HOLDING)
+def test_half_precision_reaches_the_layers_in_a_layer_and_its_copies(name, tmp_path):
+    def held(model):
+        kept = ("input_rescaling", "head")
+        return set().union(*(float_types(x) for x in model.layers[1:] if x.name not in kept))
+
+    path = around(tmp_path, HOLDING[name])
+    model = make(f"{path}:around", input_shape=(32, 32, 3), precision="mixed_bfloat16")
+    assert held(model) == held(rebuild(model, {})[0]) == {"bfloat16"}
+    assert held(portable(model)) == {"float32"}
+    kinds = {str(v.dtype) for v in model.variables if not v.path.endswith("seed_generator_state")}
+    assert kinds == {"float32"}
+
+
+@pytest.mark.backend("any", long_on="tensorflow")
+@pytest.mark.parametrize("name", {**HOLDING, **SINGLE})
+def test_a_layer_of_any_kind_is_trained_as_keras_trains_it(name, tmp_path):
+    """Losses and the state after an epoch: weights, statistics, momenta, random generators."""
+    path = around(tmp_path, (HOLDING | SINGLE)[name])
+    small = {key: value for key, value in tiny.TINY.items() if key != "widths"}
+    native, stock = (
+        make_engine(
+            resolve(
+                small
+                | {"network": f"{path}:around", "engine": engine, "optimizer": "sgd"}
+                | {"backend": keras.backend.backend(), "learning_rate": 0.01, "batch_size": 20}
+            ),
+            tiny.dataset(),
+        )
+        for engine in ("native", "keras")
+    )
+    assert (type(native) is type(stock)) == (name == "ActivityRegularization")
+    tiny.assert_same_epoch(native, stock)
+    for key, array in stock.state().items():
+        assert np.allclose(array, native.state()[key], rtol=1e-4, atol=1e-6), key
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,14 @@ from kerasnorm.plots.style import (
 from kerasnorm.progress import Progress
 from kerasnorm.study.intervals import MARGIN, Comparison, Interval, compare
 from kerasnorm.study.summary import Group, summarize
-from kerasnorm.study.tables import JUDGED, difference_note, group_label, judged, percent
+from kerasnorm.study.tables import (
+    JUDGED,
+    SAME_IMAGES,
+    difference_note,
+    group_label,
+    judged,
+    percent,
+)
 from kerasnorm.tables import Table
 from kerasnorm.training.images import images_of
 from kerasnorm.training.run import Run
@@ -456,17 +463,26 @@ def robustness_table(found: Sequence[Robustness]) -> Table:
     return Table(columns, rows, notes=(accuracies, batches, *reasons))
 
 
-def loss_table(found: Sequence[Robustness]) -> Table:
-    """Returns one row per pair of norms: how much more accuracy the first loses."""
+def loss_table(
+    found: Sequence[Robustness], *, split: str = "test", margin: float = MARGIN
+) -> Table:
+    """Returns one row per pair of norms: how much more accuracy the first loses.
+
+    Args:
+        found: The entries.
+        split: The split that they were measured on; the test is the same for all seeds.
+        margin: Largest difference, as a share of 1, that does not matter in practice.
+    """
     rows = [
-        (one.label, label, *judged(comparison, MARGIN))
+        (one.label, label, *judged(comparison, margin))
         for one in found
         for label, comparison in one.differences.items()
     ]
     comparisons = [comparison for one in found for comparison in one.differences.values()]
-    note = difference_note("lost accuracy", comparisons, MARGIN)
+    notes = [difference_note("lost accuracy", comparisons, margin)]
+    notes += [SAME_IMAGES] if split == "test" else []
     return Table(
-        ("first", "second", *JUDGED), rows, notes=(note,), title="Differences in lost accuracy"
+        ("first", "second", *JUDGED), rows, notes=notes, title="Differences in lost accuracy"
     )
 
 

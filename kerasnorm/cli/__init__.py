@@ -118,6 +118,12 @@ def _message(error: Exception) -> tuple[str, int]:
             "out of memory. Use a smaller --batch-size, a smaller --image-size, or fewer images "
             f"(--train-size). {shortened(str(error), 200)}"
         ), 1
+    if "only support" in str(error) and "NHWC" in str(error):
+        return (
+            "TensorFlow computes layers with data_format='channels_first' on a GPU alone. Use "
+            "--backend torch, or give the network's layers data_format='channels_last'. "
+            f"{shortened(str(error), 200)}"
+        ), 1
     return (
         f"unexpected {type(error).__name__}: {shortened(str(error), 500)}\n"
         "Run `kerasnorm --debug …` for the traceback, and please report it."

@@ -215,6 +215,7 @@ def landscape(
     help="Severity to measure; repeatable. By default all.",
 )
 @opt.count("--seed", 0, "Seed of the drawn images, the noise and the mixed batches.", least=0)
+@opt.margin_option
 @opt.backend_option
 @opt.device_option
 @_out("results/plots")
@@ -225,6 +226,7 @@ def robustness(
     data: str | None,
     resize: str | None,
     input_scale: str | None,
+    margin: float,
     out: Path,
     quiet: bool,
     as_json: bool,
@@ -253,7 +255,8 @@ def robustness(
         opt.print_table(robustness_table(found))
         if any(one.differences for one in found):
             click.echo()
-            opt.print_table(loss_table(found))
+            table = loss_table(found, split=options["split"], margin=margin / 100)
+            opt.print_table(table)
 
     _show(answer, out, as_json, show)
 

@@ -24,6 +24,7 @@ from kerasnorm.files import plain
 from kerasnorm.formats.input_scale import INPUT_SCALES
 from kerasnorm.norms import NORMS, is_foreign
 from kerasnorm.progress import LOGGER
+from kerasnorm.study.intervals import MARGIN
 
 if TYPE_CHECKING:
     from kerasnorm.tables import Table
@@ -224,6 +225,13 @@ config_file = click.option(
 )
 as_json = click.option(
     "--json", "as_json", is_flag=True, help="Print the results as one JSON document."
+)
+margin_option = click.option(
+    "--margin",
+    default=100 * MARGIN,
+    type=click.FloatRange(0),
+    metavar="POINTS",
+    help="Largest difference in accuracy, in percentage points, that does not matter to you.",
 )
 quiet = click.option(
     "--quiet", "-q", is_flag=True, callback=_quiet, help="Print errors and results only."

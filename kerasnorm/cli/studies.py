@@ -15,7 +15,6 @@ from kerasnorm.errors import ConfigError
 from kerasnorm.files import in_command
 from kerasnorm.norms import COMPARED, NORMS
 from kerasnorm.progress import ConsoleProgress
-from kerasnorm.study.intervals import MARGIN
 
 if TYPE_CHECKING:
     from kerasnorm.study.folder import PlannedRun
@@ -74,13 +73,7 @@ SEEDS_BY_DEFAULT = 3
     help="How the peak learning rate follows a varied batch size: not at all, linearly, or by "
     "its square root; auto: linearly with sgd, else by the square root.",
 )
-@click.option(
-    "--margin",
-    default=100 * MARGIN,
-    type=click.FloatRange(0),
-    metavar="POINTS",
-    help="Largest difference in accuracy, in percentage points, that does not matter to you.",
-)
+@opt.margin_option
 @click.option(
     "--out",
     type=opt.FOLDER,

@@ -8,6 +8,7 @@ import keras
 from kerasnorm.errors import ConfigError
 from kerasnorm.inspection.graph import functional_graph, layers, models, nodes
 from kerasnorm.keras_settings import stock_keras
+from kerasnorm.layers import made_anew
 
 # By the `id` of a layer: what takes its place, None where it is removed.
 Replacements = Mapping[int, keras.layers.Layer | None]
@@ -31,7 +32,8 @@ def rebuild(model: keras.Model, replaced: Replacements) -> tuple[keras.Model, di
             if isinstance(operation, keras.Model):
                 copies[id(operation)] = copy_of_model(operation)
             elif isinstance(operation, keras.Layer):
-                copies[id(operation)] = type(operation).from_config(operation.get_config())
+                config, policy = operation.get_config(), operation.dtype_policy
+                copies[id(operation)] = made_anew(operation, config, policy)
             else:
                 copies[id(operation)] = operation  # such as an addition: it has no state
         return copies[id(operation)]

@@ -25,6 +25,7 @@ from kerasnorm.runtime import seed_everything
 
 logger = logging.getLogger(__name__)
 
+SETTING = (int, float, str, type(None))  # types of an optimizer's settings
 SEED_STATE = "seed_generator_state"  # what Keras calls the variable of a SeedGenerator
 
 
@@ -139,6 +140,7 @@ class Engine(ABC):
         model.compute_metrics(None, ops.convert_to_tensor(label), ops.convert_to_tensor(logits))
         model.reset_metrics()
         self.planned_for = self.switches()
+        self.compiled = self._compiled()
 
     @abstractmethod
     def plan(self) -> None:
@@ -190,6 +192,38 @@ class Engine(ABC):
             for number, state in enumerate(states):
                 key = np.random.SeedSequence([self.config.seed, epoch, index, number])
                 state.assign(key.generate_state(2).astype(state.dtype))
+
+    def check_compiled(self) -> None:
+        """Checks that the model is compiled as it was: steps and checkpoints are made for that.
+
+        Raises:
+            ConfigError: A callback compiled the model again, or changed its optimizer.
+        """
+        found = self._compiled()
+        for change, value in self.compiled.items():
+            now = found.get(change)
+            if now is value or (isinstance(now, SETTING) and now == value):
+                continue
+            raise ConfigError(
+                "callbacks: expected that the model keeps its loss, and its optimizer with all "
+                f"settings that the config names. Received: a callback that {change}. With "
+                "--schedule constant a callback may set learning_rate to another number, and "
+                "layers that it freezes count without compile."
+            )
+
+    def _compiled(self) -> dict[str, Any]:
+        """Returns what a callback must not change of the compiled model, by what it would do."""
+        optimizer: Any = self.model.optimizer
+        return {
+            "compiled the model again": self.model._compile_loss,  # new in each `compile`
+            "replaced the optimizer": optimizer,
+            "set learning_rate to a schedule": getattr(optimizer, "_learning_rate", None),
+            **{
+                f"set {name} of the optimizer": value
+                for name, value in getattr(optimizer, "__dict__", {}).items()
+                if not name.startswith("_") and isinstance(value, SETTING)
+            },
+        }
 
     def keep_rate(self) -> None:
         """Keeps the rate of the step that is taken next: callbacks may change a constant one."""
@@ -283,8 +317,10 @@ class Engine(ABC):
         """Plans the steps anew if a callback froze layers or changed rates of dropout.
 
         Raises:
-            ConfigError: The optimizer does not know the weights that are to be trained.
+            ConfigError: The optimizer is another one than before, or does not know the weights
+                that are to be trained.
         """
+        self.check_compiled()
         switches = self.switches()
         if switches == self.planned_for:
             return

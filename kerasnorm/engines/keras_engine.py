@@ -26,15 +26,19 @@ class KerasEngine(Engine):
     def train_epoch(self, epoch: int, listener: BatchListener | None = None) -> Scores:
         """Trains on every batch of an epoch; see `Engine.train_epoch`."""
         self.follow_callbacks()
-        history = self.model.fit(
+        bridge = _Bridge(self, epoch, listener)
+        has_history = hasattr(self.model, "history")  # that of the run, which its callbacks know
+        self.model.fit(
             EpochData(self.batches, epoch),
             epochs=epoch + 1,
             initial_epoch=epoch,
             shuffle=False,
             verbose=0,
-            callbacks=[_Bridge(self, epoch, listener)],
-        ).history
-        return Scores(float(history["entropy"][-1]), float(history["accuracy"][-1]))
+            callbacks=keras.callbacks.CallbackList(
+                [bridge], add_history=not has_history, model=self.model
+            ),
+        )
+        return Scores(bridge.logs["entropy"], bridge.logs["accuracy"])
 
     @stock_keras
     def predict(self, images: Images) -> NDArray[np.float32]:
@@ -67,6 +71,7 @@ class _Bridge(keras.callbacks.Callback):
         self.epoch = epoch
         self.listener = listener
         self.is_stopping = engine.model.stop_training
+        self.logs: dict[str, float] = {}  # of the epoch
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         if self.is_stopping:  # `fit` has just forgotten it
@@ -86,3 +91,6 @@ class _Bridge(keras.callbacks.Callback):
             raise self.engine.diverged(self.epoch, batch, loss)
         if self.listener is not None:
             self.listener.on_batch_end(batch, logs)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self.logs = logs or {}

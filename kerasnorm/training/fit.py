@@ -59,6 +59,7 @@ def fit(
             learning_rate. The losses of an epoch are those of the history, cross-entropies without
             regularization terms; the `loss` of a batch holds the terms, its `entropy` does not.
             Layers that they freeze, and rates of dropout that they set, count from the next epoch.
+            They must leave loss and optimizer as they are, but for a constant learning rate.
         plots: Whether to draw the pictures of the finished run into its folder; those of a run
             that is logged are drawn in any case.
         progress: Receives how far the run is, counted in steps; by default a live bar in a
@@ -72,7 +73,7 @@ def fit(
         The finished run.
 
     Raises:
-        ConfigError: A value is unknown or out of range.
+        ConfigError: A value is unknown or out of range, or a callback compiled the model again.
         DataError: The data are missing, damaged or unfit.
         DivergedError: The loss or a weight is no longer finite.
         RunFolderError: The folder holds another run, is in use or cannot be written.

@@ -154,7 +154,12 @@ class Training:
         self.states = CallbackStates(callbacks)
         self.saved_states: list[dict[str, Any]] = []
         self.callbacks = keras.callbacks.CallbackList(
-            callbacks, model=engine.model, epochs=epochs, steps=self.steps, verbose=0
+            callbacks,
+            add_history=True,
+            model=engine.model,
+            epochs=epochs,
+            steps=self.steps,
+            verbose=0,
         )
         self.rows: list[run_folder.Row] = []
         self.best = -1.0
@@ -179,8 +184,9 @@ class Training:
             logs: dict[str, float | None] = {}
             while self.epoch < epochs and not self.is_stopped:
                 logs = self._run_epoch()
+            taken = int(keras.ops.convert_to_numpy(self.engine.model.optimizer.iterations))
             self.callbacks.on_train_end(logs)
-            self._finish()
+            self._finish(taken)
         finally:
             self.progress.finish()
 
@@ -222,6 +228,7 @@ class Training:
     def on_batch_begin(self, step: int) -> None:
         """Hands the event to the Keras callbacks."""
         self.callbacks.on_train_batch_begin(step)
+        self.engine.check_compiled()
 
     def on_batch_end(self, step: int, logs: Mapping[str, float]) -> None:
         """Hands the event to the Keras callbacks and the progress; ends an interrupted run."""
@@ -230,6 +237,7 @@ class Training:
             self.means.append(logs)
             self.rates.append(self.engine.rate(self.epoch, step))
         self.callbacks.on_train_batch_end(step, logs)
+        self.engine.check_compiled()
         done = self.epoch * self.steps + step + 1
         seconds = time.perf_counter() - self.epoch_begun
         rate = self.images_taken / (seconds or math.inf)
@@ -267,6 +275,7 @@ class Training:
         }
         # Callbacks come before saving, so that the checkpoint holds what they change.
         self.callbacks.on_epoch_end(self.epoch, logs)
+        self.engine.check_compiled()
         self.is_stopped = bool(getattr(self.engine.model, "stop_training", False))
         self.rows.append(row)
         self.epoch += 1
@@ -298,7 +307,7 @@ class Training:
         )
 
     def _row(self, train: Scores, seconds: float) -> run_folder.Row:
-        validation, test = map(self._score, (self.dataset.validation, self.dataset.test))
+        validation, test = map(self._evaluate, (self.dataset.validation, self.dataset.test))
         return {
             "epoch": self.epoch + 1,
             **_named(train=train, val=validation, test=test),
@@ -306,6 +315,18 @@ class Training:
             "seconds": seconds,
             "images_per_second": self.images_taken / seconds,
         }
+
+    def _evaluate(self, split: Split | None) -> Scores | None:
+        """Scores a split, and hands it to the Keras callbacks as an evaluation of one batch."""
+        if split is None:
+            return None
+        self.callbacks.on_test_begin()
+        self.callbacks.on_test_batch_begin(0)
+        scores = score(self.engine.predict(split.images), split.labels)
+        logs = {"loss": scores.loss, "accuracy": scores.accuracy}
+        self.callbacks.on_test_batch_end(0, logs)
+        self.callbacks.on_test_end(logs)
+        return scores
 
     def _score(self, split: Split | None) -> Scores | None:
         return None if split is None else score(self.engine.predict(split.images), split.labels)
@@ -343,7 +364,12 @@ class Training:
             "a smaller --learning-rate; the earlier checkpoints are whole."
         )
 
-    def _finish(self) -> None:
+    def _finish(self, taken: int) -> None:
+        """Saves the model and writes its measures.
+
+        Args:
+            taken: Number of steps of the whole run.
+        """
         names = list(self.dataset.class_names)
         metadata = {
             "class_names": names,
@@ -382,7 +408,6 @@ class Training:
         }
         if not self.group.is_first:
             return
-        taken = int(keras.ops.convert_to_numpy(self.engine.model.optimizer.iterations))
         initial = initial_statistics(self.momenta, taken)
         metrics |= {"initial_statistics": initial} if initial is not None else {}
         if self.config.model.norm == "gn":

@@ -1,10 +1,15 @@
 """The laws that every engine keeps, on whichever backend this process runs."""
 
+import math
+
+import hypothesis
 import keras
 import numpy as np
 import pytest
 from helpers import tiny
 from helpers.gradients import parameter_gradients
+from hypothesis import example, given
+from hypothesis import strategies as st
 from keras import ops
 
 from kerasnorm.engines import choice
@@ -57,6 +62,62 @@ def test_each_optimizer_follows_the_rate_table(optimizer):
     for step in (0, 7, 39):
         made.iterations.assign(step)
         assert np.isclose(float(ops.convert_to_numpy(made.learning_rate)), rates[step], rtol=1e-6)
+
+
+def rate_by_hand(schedule, warmup, peak, step, steps):
+    """The learning rate of a step, as the docstring of `learning_rates` says."""
+
+    def half_cosine(start, end, share):
+        return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+    if schedule == "constant":
+        return peak
+    if schedule == "onecycle":
+        turn = warmup * steps - 1
+        if step <= turn:
+            return half_cosine(peak / 25, peak, step / turn if turn else 1)
+        return half_cosine(peak, peak / 25e4, (step - turn) / (steps - 1 - turn))
+    done = (step + 0.5) / steps
+    if done < warmup:
+        return peak * done / warmup
+    left = (1 - done) / (1 - warmup)
+    return peak * left if schedule == "triangular" else half_cosine(peak, 0, 1 - left)
+
+
+@pytest.mark.long
+@hypothesis.settings(max_examples=10)
+@given(
+    *(st.sampled_from(KINDS), st.sampled_from(["triangular", "onecycle", "cosine", "constant"])),
+    *(st.floats(0, 1), st.integers(1, 20), st.integers(1, 3)),
+)
+@example("native", "triangular", 0.25, 20, 1)
+@example("native", "onecycle", 0.0, 20, 1)
+@example("native", "onecycle", 1.0, 7, 2)
+@example("native", "cosine", 1.0, 7, 2)
+def test_every_step_has_the_rate_of_the_formula(kind, schedule, warmup, batch, epochs):
+    """The images are black for the network, so that SGD moves a bias by its rate alone.
+
+    Its gradient is softmax(bias) minus the shares of the classes in the batch.
+    """
+    pixels = keras.Input((32, 32, 3))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(0.0)(pixels))
+    dense = keras.layers.Dense(10)
+    model = keras.Model(pixels, dense(x))
+    config = tiny.config(
+        engine=kind, schedule=schedule, warmup=warmup, batch_size=batch, epochs=epochs,
+        optimizer="sgd", momentum=0.0, weight_decay=0.0, learning_rate=0.5,
+    )  # fmt: skip
+    one = choice.make(model, make_batches(config, tiny.dataset(20)), config.train)
+    bias, per_epoch = np.zeros(10), math.ceil(20 / batch)
+    for epoch in range(epochs):
+        one.train_epoch(epoch, tiny.Listener())
+        for step in range(per_epoch):
+            number, steps = epoch * per_epoch + step, epochs * per_epoch
+            rate = rate_by_hand(schedule, warmup, 0.5, number, steps)
+            _, labels = one.batches.batch(epoch, step)
+            shares = np.bincount(labels, minlength=10) / len(labels)
+            bias -= rate * (np.exp(bias) / np.exp(bias).sum() - shares)
+        assert np.allclose(ops.convert_to_numpy(dense.bias), bias, rtol=1e-4, atol=1e-6)
 
 
 def test_muon_moves_a_kernel_by_an_orthogonal_matrix_and_a_vector_as_adamw():

@@ -1,0 +1,149 @@
+"""Keras callbacks in a run: the hooks, arguments and effects that they have under `model.fit`."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+from helpers import tiny
+
+from kerasnorm.errors import ConfigError
+
+HOOKS = [
+    f"on_{phase}_{moment}"
+    for phase in ("train", "epoch", "train_batch", "test", "test_batch")
+    for moment in ("begin", "end")
+]
+BEFORE_THE_END = [hook for hook in HOOKS if hook not in ("on_train_end", "on_epoch_end")]
+BATCH = 40  # of 60 images: two steps, which take two calls on TensorFlow too
+# What a run has beside the logs of `model.fit`, or calls by another name.
+OTHER_NAMES = {
+    "entropy": None,
+    "learning_rate": None,
+    "test_loss": "val_loss",
+    "test_accuracy": "val_accuracy",
+}
+
+
+class Acts(keras.callbacks.Callback):
+    """Records every hook, and acts in the first call of one of them."""
+
+    def __init__(self, hook=None, act=None):
+        super().__init__()
+        self.calls = []
+        self.act = act
+        for name in HOOKS:
+            setattr(self, name, self.record(name, acts=name == hook))
+
+    def record(self, hook, *, acts):
+        def call(*numbers, logs=None):
+            if isinstance(numbers[-1], dict):
+                *numbers, logs = numbers
+            is_first = all(hook != name for name, *_ in self.calls)
+            epochs = [*vars(self.model.history).get("epoch", ())]
+            self.calls.append((hook, *numbers, self.params, epochs, [*logs]))
+            if acts and is_first:
+                self.act(self.model)
+
+        return call
+
+    def in_words_of_keras(self):
+        """Returns the calls, with the logs that `model.fit` has too."""
+        return [
+            (*call, sorted(name for k in keys if (name := OTHER_NAMES.get(k, k))))
+            for *call, keys in self.calls
+        ]
+
+
+def stop(model):
+    model.stop_training = True
+
+
+@pytest.mark.backend("any", slow_on="tensorflow")
+@pytest.mark.parametrize(
+    ("engine", "stops_in"),
+    [
+        *(("native", hook) for hook in (None, *HOOKS)),
+        *(("keras", hook) for hook in (None, "on_train_begin", "on_epoch_begin")),
+    ],
+)
+def test_hooks_come_as_from_fit_whichever_of_them_stops_the_training(engine, stops_in, tmp_path):
+    ours, theirs = Acts(stops_in, stop), Acts(stops_in, stop)
+    pixels = keras.Input((32, 32, 3))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(pixels))
+    model = keras.Model(pixels, keras.layers.Dense(10)(x))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, metrics=["accuracy"])
+    data = tiny.dataset()
+    model.fit(
+        *(data.train.images, data.train.labels, BATCH),
+        epochs=2,
+        verbose=0,
+        callbacks=[theirs],
+        validation_data=(data.test.images, data.test.labels),
+    )
+    config = tiny.config(engine=engine, batch_size=BATCH)
+    tiny.train(config, out=tmp_path / "run", callbacks=[ours])
+    assert ours.in_words_of_keras() == theirs.in_words_of_keras()
+
+
+CHANGES = {
+    "compiled the model again": lambda model: model.compile(model.optimizer, model.loss),
+    "replaced the optimizer": lambda model: setattr(model, "optimizer", keras.optimizers.SGD()),
+    "set learning_rate to a schedule": lambda model: setattr(
+        model.optimizer, "learning_rate", keras.optimizers.schedules.CosineDecay(0.1, 10)
+    ),
+    "set weight_decay of the optimizer": lambda model: setattr(
+        model.optimizer, "weight_decay", 0.5
+    ),
+    "set momentum of the optimizer": lambda model: setattr(model.optimizer, "momentum", 0.5),
+}
+
+
+@pytest.mark.backend("any", slow_on="tensorflow")
+@pytest.mark.parametrize(
+    ("engine", "change", "hook"),
+    [
+        *(("native", change, "on_epoch_end") for change in CHANGES),
+        *(("native", "compiled the model again", hook) for hook in BEFORE_THE_END),
+        *(
+            ("keras", "replaced the optimizer", hook)
+            for hook in ("on_train_begin", "on_train_batch_end")
+        ),
+    ],
+)
+def test_a_callback_that_changes_the_compiled_model_is_refused(engine, change, hook, tmp_path):
+    config = tiny.config(
+        engine=engine, batch_size=BATCH, optimizer="sgd", schedule="constant", epochs=2
+    )
+    with pytest.raises(ConfigError, match=f"Received: a callback that {change}"):
+        tiny.train(config, out=tmp_path / "run", callbacks=[Acts(hook, CHANGES[change])])
+    assert not (tmp_path / "run" / "history.csv").exists()  # written with the first checkpoint
+
+
+def test_what_a_callback_does_after_training_counts_for_nothing_in_the_run(tmp_path):
+    acts = Acts("on_train_end", CHANGES["replaced the optimizer"])
+    done = tiny.train(tiny.config(norm="bn", epochs=1), out=tmp_path / "run", callbacks=[acts])
+    steps = done.metrics["steps_per_epoch"]
+    assert done.metrics["initial_statistics"] == pytest.approx(0.9**steps)
+
+
+class EvaluatesOthers(keras.callbacks.Callback):
+    """Puts other weights into the model while it is evaluated, as averages of weights are."""
+
+    def on_test_begin(self, logs=None):
+        self.own = self.model.get_weights()
+        self.model.set_weights([np.zeros_like(weight) for weight in self.own])
+
+    def on_test_end(self, logs=None):
+        self.model.set_weights(self.own)
+
+
+@pytest.mark.backend("any", long_on="tensorflow")
+@pytest.mark.parametrize("engine", ["native", "keras"])
+def test_weights_that_a_callback_swaps_for_the_evaluation_are_evaluated(engine, tmp_path):
+    config = tiny.config(engine=engine, norm="gn", validation=20, epochs=1, batch_size=BATCH)
+    done = tiny.train(config, out=tmp_path / "run", callbacks=[EvaluatesOthers()])
+    for split in ("val", "test"):
+        assert done.history[0][f"{split}_loss"] == pytest.approx(math.log(10))
+        assert done.metrics[f"{split}_loss"] != pytest.approx(math.log(10))
