@@ -33,15 +33,38 @@ if TYPE_CHECKING:
 Data = TypeVar("Data")
 SHORT = 3  # epochs of a training on each preprocessing
 EXPLAINED = tuple(name for name, norm in NORMS.items() if norm.facts)
-runs_argument = click.argument(
-    "runs", metavar="RUN…", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
+
+
+def _several(name: str, metavar: str) -> opt.Decorator:
+    """Returns the argument of a command on one run or several."""
+    return click.argument(
+        name,
+        metavar=metavar,
+        nargs=-1,
+        required=True,
+        type=click.Path(path_type=Path),
+        callback=_refuse_studies,
+    )
+
+
+def _refuse_studies(
+    context: click.Context, param: click.Parameter, value: tuple[Path, ...]
+) -> tuple[Path, ...]:
+    from kerasnorm.study.folder import RUNS, is_study
+
+    for path in value:
+        if is_study(path):
+            raise ConfigError(f"{path} is a study: name its runs, such as {path / RUNS}/*.")
+    return value
+
+
+runs_argument = _several("runs", "RUN…")
 
 
 def _out(default: str) -> opt.Decorator:
     return click.option(
         "--out",
-        type=click.Path(path_type=Path, file_okay=False),
+        type=opt.OutPath(is_folder=True),
         default=Path(default),
         show_default=True,
         help="Folder for the figures.",
@@ -202,9 +225,7 @@ def landscape(
 
 
 @click.command()
-@click.argument(
-    "targets", metavar="RUN-OR-MODEL…", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
+@_several("targets", "RUN-OR-MODEL…")
 @opt.trust_option
 @opt.data_option
 @split_option

@@ -300,7 +300,7 @@ def predict(
 @opt.input_scale_option
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=opt.OutPath(is_folder=False),
     help="Also draw them to this PNG file.",
 )
 @opt.backend_option
@@ -361,7 +361,7 @@ def misclassified(
 @click.option("--best", is_flag=True, help=opt.BEST)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=opt.OutPath(is_folder=True),
     help="Folder for the figures. By default plots/ in the run's folder, figures/ in the "
     "study's, or results/plots for several runs.",
 )

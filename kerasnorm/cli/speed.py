@@ -72,7 +72,7 @@ def _count(name: str, default: int, text: str, least: int = 1) -> opt.Decorator:
     "--deterministic", is_flag=True, help="Make model.fit and kerasnorm deterministic, as in fit."
 )
 @_several("contender", "By default all, see the notes of the table.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Output folder.")
+@click.option("--out", type=opt.OutPath(is_folder=True), help="Output folder.")
 @opt.trust_option
 @opt.device_option
 @opt.as_json

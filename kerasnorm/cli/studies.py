@@ -89,7 +89,7 @@ STUDY_OPTIONS: tuple[opt.Decorator, ...] = (
     ),
     click.option(
         "--out",
-        type=click.Path(path_type=Path, file_okay=False),
+        type=opt.OutPath(is_folder=True),
         help="Folder for the study, which is resumed if it has been started there. By default one "
         "under results/studies.",
     ),
@@ -256,7 +256,7 @@ def _print_outcome(outcome: "Outcome", as_json: bool) -> None:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=opt.OutPath(is_folder=False),
     help="HTML file to write. By default report.html in the folder of the study or run, or in "
     "results/plots for several runs.",
 )
