@@ -6,6 +6,7 @@ GAP is global average pooling; C10 is a 1x1 convolution to the classes.
 """
 
 import dataclasses
+import logging
 import math
 from collections.abc import Sequence
 from numbers import Integral
@@ -13,14 +14,17 @@ from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from kerasnorm import foreign, user_code
 from kerasnorm.config import SKELETON, ModelConfig, resolve, unknown
+from kerasnorm.conversion.norms import effect_note
 from kerasnorm.errors import ConfigError, described, expect_whole, is_number
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.layers import PIXELS, StandardizedConv2D
 from kerasnorm.norms import built, check_groups, normalization
 
+logger = logging.getLogger(__name__)
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 LAYOUT = "channels_last"  # whatever image_data_format the user's keras.json sets
@@ -129,9 +133,27 @@ def build(
     offset = -np.asarray(mean, np.float64) / np.asarray(std, np.float64)
     # Of shape (1, 1, C): those of shape (C,) would follow Keras's image_data_format at each call.
     scale, offset = scale[None, None], offset[None, None]
-    if not config.is_builtin:
+    if config.is_builtin:
+        model = _build(config, input_shape, classes, scale, offset, input_name, precision, seed)
+    else:
         rescaling = scale.tolist(), offset.tolist()
-        return foreign.build(config, input_shape, classes, rescaling, input_name, precision, seed)
+        model = foreign.build(config, input_shape, classes, rescaling, input_name, precision, seed)
+    if note := effect_note(model):
+        logger.warning(note)
+    return model
+
+
+def _build(
+    config: ModelConfig,
+    input_shape: tuple[int, ...],
+    classes: int,
+    scale: NDArray[np.float64],
+    offset: NDArray[np.float64],
+    input_name: str,
+    precision: str,
+    seed: int,
+) -> keras.Model:
+    """Returns the built-in network; scale and offset, of shape (1, 1, C), rescale the pixels."""
     check_groups(config)
     pixels = keras.Input(input_shape, name=input_name, dtype="float32")
     x = keras.layers.Rescaling(

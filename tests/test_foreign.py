@@ -32,6 +32,7 @@ def small(input_shape, classes):
         keras.Input(input_shape),
         layers.Conv2D(4, 3, strides=2, name="conv"),
         layers.BatchNormalization(name="norm"),
+        layers.ReLU(),
         layers.GlobalAveragePooling2D(),
         layers.Dense(classes, name="head"),
     ], name="small")

@@ -580,3 +580,16 @@ def test_outputs_are_logits_or_their_softmax():
     assert np.isclose(probabilities.evaluate(images, labels, verbose=0), loss, rtol=1e-5)
     with pytest.raises(ConfigError, match="expected 'logits' or 'probabilities'"):
         build_model("gn", outputs="softmax")
+
+
+@pytest.mark.parametrize("order", ["conv-act-norm", "conv-norm-act"])
+@pytest.mark.parametrize(("norm", "options"), [("in", {}), ("gn", {"groups": 4}), ("bn", {})])
+def test_instance_norms_directly_before_the_average_are_said(
+    norm: str, options: dict[str, Any], order: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With them every image has the same logits, and no kernel before the average a gradient."""
+    model = small(norm, order=order, **options)
+    pixels = np.random.default_rng(0).uniform(0, 255, (4, 8, 8, 3)).astype(np.float32)
+    is_lost = float(np.std(model.predict_on_batch(pixels), axis=0).max()) < 1e-6
+    assert is_lost == (norm == "in" and order == "conv-act-norm")
+    assert ("the same for every image" in caplog.text) == is_lost

@@ -77,6 +77,8 @@ def norm_rows(
 ) -> list[NormRow]:
     """Returns one row per call of a norm in a model, and in the models in it, inputs first.
 
+    A norm in a model that is called on maps of several sizes has a row for each.
+
     Args:
         model: Functional or built Sequential model, channels last.
         kinds: Classes of norms of the user's own; others are found by "norm" in their name.
@@ -95,16 +97,18 @@ def norm_rows(
     refuse_hidden(model, known, "listed", {id(node.operation) for node in found})
     if found:
         _refuse_channels_first(calls)
-    for node in found:
+    sized = [(node, shape) for node in found for shape in dict.fromkeys(calls.shapes[id(node)])]
+    for node, shape in sized:
         layer = node.operation
-        shape = node.input_tensors[0].shape
         is_stock = type(layer) in STOCK
         if isinstance(layer, OF_CHANNELS):
             _expect_channels_last(layer, shape)
         axes, channels = _read(layer, shape) if is_stock else _observed(layer, shape)
-        sizes = dict(zip(AXES[len(shape)], shape, strict=True)) | {"C": channels}
-        is_fixed = None not in shape[1:]
-        values = math.prod(sizes[axis] for axis in axes if axis != "N") if is_fixed else None
+        fixed = [size for size in shape[1:] if size is not None]
+        values = None
+        if len(fixed) == len(shape) - 1:
+            sizes = dict(zip(AXES[len(shape)][1:], fixed, strict=True)) | {"C": channels}
+            values = math.prod(sizes[axis] for axis in axes if axis != "N")
         source = calls.producers[id(node.input_tensors[0])].operation
         rows.append(
             NormRow(
@@ -115,7 +119,7 @@ def norm_rows(
                 axes=axes,
                 channels=channels,
                 values=values,
-                sets=math.prod(shape[1:]) // values if values else None,
+                sets=math.prod(fixed) // values if values else None,
                 parameters=layer.count_params(),
                 is_observed=not is_stock,
             )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 ROUNDS = 20  # of timing
 out_option = click.option(
-    "--out", type=opt.FILE, help="New .keras file; without it, nothing is written."
+    "--out", type=opt.OUT_FILE, help="New .keras file; without it, nothing is written."
 )
 
 
@@ -188,12 +188,12 @@ def recalibrate(
     from kerasnorm.conversion.recalibration import recalibrate as measured
     from kerasnorm.formats.archive import INPUT_SCALE, open_archive, open_model
     from kerasnorm.inspection.evaluation import score
-    from kerasnorm.training.images import images_of
+    from kerasnorm.training.images import splits_of
 
     saved = with_input_scale(
         open_model(target), input_scale, partial(training_images, data, resize)
     )
-    train, test = (images_of(saved, data, split, resize) for split in ("train", "test"))
+    train, test = splits_of(saved, data, ("train", "test"), resize)
     order = np.random.Generator(np.random.PCG64(0)).permutation(len(train))[:count]
     if len(order) < count:
         logger.info(f"There are {len(order)} training images; all of them are measured.")

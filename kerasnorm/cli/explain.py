@@ -35,10 +35,28 @@ SHORT = 3  # epochs of a training on each preprocessing
 EXPLAINED = tuple(name for name, norm in NORMS.items() if norm.facts)
 
 
+def _several(name: str, metavar: str) -> opt.Decorator:
+    """Returns the argument of a command on one run or several."""
+    return click.argument(
+        name, metavar=metavar, nargs=-1, required=True, type=opt.PATH, callback=_refuse_studies
+    )
+
+
+def _refuse_studies(
+    context: click.Context, param: click.Parameter, value: tuple[Path, ...]
+) -> tuple[Path, ...]:
+    from kerasnorm.study.folder import RUNS, is_study
+
+    for path in value:
+        if is_study(path):
+            raise ConfigError(f"{path} is a study: name its runs, such as {path / RUNS}/*.")
+    return value
+
+
 def _out(default: str) -> opt.Decorator:
     return click.option(
         "--out",
-        type=opt.FOLDER,
+        type=opt.OUT_FOLDER,
         default=Path(default),
         help="Folder for the figures.",
     )
@@ -157,7 +175,7 @@ def inputs(config_file: Path | None, out: Path, train: bool, as_json: bool, **op
 
 
 @click.command()
-@click.argument("runs", metavar="RUN…", nargs=-1, required=True, type=opt.PATH)
+@_several("runs", "RUN…")
 @opt.trust_option
 @opt.count("--steps", 100, "Training steps to repeat.")
 @opt.count("--lines", 10, "Lines along the gradient, spread evenly over these steps.")
@@ -191,7 +209,7 @@ def landscape(
 
 
 @click.command()
-@click.argument("targets", metavar="RUN-OR-MODEL…", nargs=-1, required=True, type=opt.PATH)
+@_several("targets", "RUN-OR-MODEL…")
 @opt.trust_option
 @opt.data_option
 @split_option
@@ -262,7 +280,7 @@ def robustness(
 
 
 @click.command()
-@click.argument("runs", metavar="RUN…", nargs=-1, required=True, type=opt.PATH)
+@_several("runs", "RUN…")
 @opt.trust_option
 @opt.count("--train-size", 2000, "Training images to repeat the training on; 0 uses all.", least=0)
 @opt.count("--epochs", 0, "Epochs of the repeated training; 0 uses the run's.", least=0)

@@ -10,6 +10,7 @@ import click
 
 from kerasnorm import runtime
 from kerasnorm.cli import options as opt
+from kerasnorm.cli.models import resize_option, training_images, with_input_scale
 from kerasnorm.config import resolve
 from kerasnorm.errors import ConfigError, KerasnormError
 from kerasnorm.formats import FORMATS, check_formats
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from kerasnorm.data import Split
     from kerasnorm.formats.archive import SavedModel
     from kerasnorm.formats.export import Export
 
@@ -48,7 +50,7 @@ SYNONYMS = {  # of the formats' names
 )
 @click.option(
     "--out",
-    type=opt.FOLDER,
+    type=opt.OUT_FOLDER,
     help="Folder for the exports. [default: exports, in the run's folder or beside the file]",
 )
 @click.option(
@@ -63,6 +65,7 @@ SYNONYMS = {  # of the formats' names
 )
 @opt.input_scale_option
 @opt.data_option
+@resize_option
 @opt.backend_option
 @opt.device_option
 @opt.as_json
@@ -73,9 +76,8 @@ def export(
     quantize: str | None,
     accuracy: bool,
     input_scale: str | None,
-    data: str | None,
     as_json: bool,
-    **where: str | None,
+    **options: str | None,
 ) -> None:
     """Write a trained model in other formats, each checked in its own runtime.
 
@@ -90,18 +92,22 @@ def export(
     if quantize and "litert" not in names:
         raise ConfigError("--quantize int8 belongs to LiteRT: add --format litert.")
     check_formats(names)
-    runtime.start(where["backend"] or "auto", where["device"] or "auto")
-    from kerasnorm.cli.models import training_images, with_input_scale
+    runtime.start(options["backend"] or "auto", options["device"] or "auto")
     from kerasnorm.formats.archive import open_model
     from kerasnorm.formats.export import INT8, Exporter, export_table
-    from kerasnorm.training.images import images_of
+    from kerasnorm.training.images import splits_of
 
-    saved = with_input_scale(open_model(target), input_scale, partial(training_images, data, None))
+    data, resize = options["data"], options["resize"]
+    saved = with_input_scale(
+        open_model(target), input_scale, partial(training_images, data, resize)
+    )
     if saved.wants_equalized:
         logger.warning(f"{saved.path} takes histogram-equalized images, and so do its exports.")
     folder = out or (target if target.is_dir() else target.parent) / "exports"
-    calibration = _calibration(saved, data) if quantize else None
-    test = images_of(saved, data, "test") if accuracy or quantize else None
+    test = calibration = None
+    if accuracy or quantize:
+        test, *train = splits_of(saved, data, ("test", "train") if quantize else ("test",), resize)
+        calibration = _calibration(train[0]) if quantize else None
     done: list[Export] = []
     with Exporter(saved, folder, _known_accuracy(saved), test=test) as exporter:
         work = {name: partial(exporter.export, name) for name in names}
@@ -154,13 +160,10 @@ def _known_accuracy(saved: "SavedModel") -> float | None:
         return None  # an unfinished run has no accuracy yet
 
 
-def _calibration(saved: "SavedModel", data: str | None) -> "NDArray[np.uint8]":
+def _calibration(train: "Split") -> "NDArray[np.uint8]":
     """Returns training images from which quantization takes ranges."""
     import numpy as np
 
-    from kerasnorm.training.images import images_of
-
-    train = images_of(saved, data, "train")
     rng = np.random.Generator(np.random.PCG64(0))
     chosen = rng.permutation(len(train))[:CALIBRATION]
     return train.images[np.sort(chosen)]
@@ -168,7 +171,7 @@ def _calibration(saved: "SavedModel", data: str | None) -> "NDArray[np.uint8]":
 
 @click.command("import-torch", cls=opt.ConfigCommand)
 @click.argument("file", metavar="FILE", type=opt.PATH)
-@click.option("--out", required=True, type=opt.FILE, help="The .keras file to write.")
+@click.option("--out", required=True, type=opt.OUT_FILE, help="The .keras file to write.")
 @click.option("--image-size", default="32,32", metavar="H,W", type=opt.NumberList(),
               help="Height and width of the images.")  # fmt: skip
 @click.option("--mean", type=opt.NumberList(float), help="Mean of each channel in its training, "

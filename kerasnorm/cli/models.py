@@ -292,7 +292,7 @@ def predict(
 @split_option
 @resize_option
 @opt.input_scale_option
-@click.option("--out", type=opt.FILE, help="Also draw them to this PNG file.")
+@click.option("--out", type=opt.OUT_FILE, help="Also draw them to this PNG file.")
 @opt.backend_option
 @opt.device_option
 @opt.as_json
@@ -349,7 +349,7 @@ def misclassified(
 @click.option("--best", is_flag=True, help=opt.BEST)
 @click.option(
     "--out",
-    type=opt.FOLDER,
+    type=opt.OUT_FOLDER,
     help="Folder for the figures. By default plots/ in the run's folder, figures/ in the "
     "study's, or results/plots for several runs.",
 )

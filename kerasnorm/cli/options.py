@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from kerasnorm.config import (
     read_toml,
     resolve,
 )
-from kerasnorm.errors import ConfigError
+from kerasnorm.errors import ConfigError, RunFolderError
 from kerasnorm.files import plain
 from kerasnorm.formats.input_scale import INPUT_SCALES
 from kerasnorm.norms import NORMS, is_foreign
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 TITLES = {"model": "Model", "data": "Data", "train": "Training"}
 PATH = click.Path(path_type=Path)
-FILE = click.Path(path_type=Path, dir_okay=False)
-FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 class NumberList(click.ParamType[tuple[Any, ...]]):
@@ -119,6 +118,30 @@ def _advice(param: click.Parameter | None, values: Sequence[str]) -> str:
     if param.name == "seed":
         return f" To train several: kerasnorm compare --seeds {len(values)}"
     return f" To compare several: kerasnorm compare --vary {param.name}={','.join(values)}"
+
+
+class OutPath(click.Path):
+    """Place of an output, refused before anything is computed where it cannot be written.
+
+    Args:
+        is_folder: Whether it is a folder, which is made if it is missing; else it is a file.
+    """
+
+    def __init__(self, *, is_folder: bool) -> None:
+        super().__init__(file_okay=not is_folder, dir_okay=is_folder, path_type=Path)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Path:
+        """Returns the path."""
+        path = Path(super().convert(value, param, ctx))  # type: ignore[arg-type]
+        folder = path if self.dir_okay else path.parent
+        nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+        reason = "" if os.access(nearest, os.W_OK) else "may not be written to"
+        if reason := reason if nearest.is_dir() else "is a file, where a folder is needed":
+            raise RunFolderError(f"Cannot write {path}: {nearest} {reason}. Choose another --out.")
+        return path
+
+
+OUT_FILE, OUT_FOLDER = OutPath(is_folder=False), OutPath(is_folder=True)
 
 
 class Choice(click.Choice[str]):
@@ -219,7 +242,7 @@ def _quiet(context: click.Context, param: click.Parameter, value: bool) -> bool:
 config_file = click.option(
     "--config",
     "config_file",
-    type=FILE,
+    type=click.Path(path_type=Path, dir_okay=False),
     envvar="KERASNORM_CONFIG",
     help="TOML file with values for any fields, such as a run's config.toml.",
 )

@@ -64,7 +64,7 @@ def _several(name: str, text: str, choices: Iterable[str] | None = None) -> opt.
     "--deterministic", is_flag=True, help="Make model.fit and kerasnorm deterministic, as in fit."
 )
 @_several("contender", "By default all, see the notes of the table.")
-@click.option("--out", type=opt.FOLDER, help="Output folder.")
+@click.option("--out", type=opt.OUT_FOLDER, help="Output folder.")
 @opt.trust_option
 @opt.device_option
 @opt.as_json

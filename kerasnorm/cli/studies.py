@@ -76,7 +76,7 @@ SEEDS_BY_DEFAULT = 3
 @opt.margin_option
 @click.option(
     "--out",
-    type=opt.FOLDER,
+    type=opt.OUT_FOLDER,
     help="Folder for the study, which is resumed if it has been started there. By default one "
     "under results/studies.",
 )
@@ -228,7 +228,7 @@ def _print_outcome(outcome: "Outcome", as_json: bool) -> None:
 @click.argument("paths", metavar="STUDY-OR-RUN…", nargs=-1, required=True, type=opt.PATH)
 @click.option(
     "--out",
-    type=opt.FILE,
+    type=opt.OUT_FILE,
     help="HTML file to write. By default report.html in the folder of the study or run, or in "
     "results/plots for several runs.",
 )

@@ -22,7 +22,7 @@ from kerasnorm.conversion.result import (
 from kerasnorm.errors import ConfigError, described
 from kerasnorm.inspection.graph import Calls, layers, may_be_own_norm
 from kerasnorm.keras_settings import stock_keras
-from kerasnorm.layers import StandardizedConv2D, custom_layers
+from kerasnorm.layers import StandardizedConv2D, custom_layers, is_instance_norm
 from kerasnorm.norms import KEEP, NORMS, LayerFactory, Norm, built, layer_factory, norm_title
 
 DEFAULT_GROUPS = 32  # Wu & He 2018
@@ -163,6 +163,8 @@ def replace_norms(
 def _norms(model: keras.Model, calls: Calls) -> list[tuple[Any, int, int | None]]:
     """Returns each norm once, with its channels and the number of positions of its smallest map.
 
+    A map of which only the mean is read counts as one position.
+
     Raises:
         ConfigError: There are none, or one cannot be converted.
     """
@@ -182,9 +184,12 @@ def _norms(model: keras.Model, calls: Calls) -> list[tuple[Any, int, int | None]
                 f"model: its norm {calls.paths[id(layer)]!r} is over axis {axes} of {shape}. "
                 "Expected norms of which the last axis is the channels (channels_last)."
             )
-        positions = None if None in shape[1:-1] else math.prod(shape[1:-1])
-        known = found.get(id(layer), (layer, 0, positions))[2]
-        smallest = None if positions is None or known is None else min(known, positions)
+        sizes = [_positions(size) for size in calls.shapes[id(node)]]
+        if id(layer) in found:
+            sizes.append(found[id(layer)][2])
+        if calls.is_averaged(node):
+            sizes.append(1)  # of a map that is averaged no more is left than of one position
+        smallest = min((size for size in sizes if size is not None), default=None)
         found[id(layer)] = layer, shape[-1], smallest
     if not found:
         own = sorted({type(n.operation).__name__ for n in calls.nodes if may_be_own_norm(n)})
@@ -193,6 +198,12 @@ def _norms(model: keras.Model, calls: Calls) -> list[tuple[Any, int, int | None]
             f"model: expected a network with normalization layers. Received: none.{advice}"
         )
     return list(found.values())
+
+
+def _positions(shape: Sequence[int | None]) -> int | None:
+    """Returns the number of positions of a map (N, …, C), None where a size is not fixed."""
+    sizes = [size for size in shape[1:-1] if size is not None]
+    return math.prod(sizes) if len(sizes) == len(shape) - 2 else None
 
 
 def _refuse_foreign(layer: Any, calls: Calls) -> None:
@@ -241,11 +252,12 @@ def fitting_groups(
 
     It is the largest divisor of the channels that is at most `groups`, or that makes groups of at
     most `group_size` channels. On a map of a single position groups have two channels or more,
-    since a single value, normalized, is always 0.
+    since a single value, normalized, is always 0; so is the mean over a map of one channel.
 
     Args:
         channels: Number of channels of the layer.
-        positions: Number of positions of its map; None where that is not known.
+        positions: Number of positions of its map, 1 where only their mean is read; None where that
+            is not known.
         groups: Number of groups that is wanted; 32 where neither is.
         group_size: Number of channels per group that is wanted.
     """
@@ -289,9 +301,25 @@ def _refuse_constant(old: Any, new: Any, channels: int, positions: int | None) -
     """Refuses a group norm whose groups hold a single value."""
     if positions == 1 and _group_count(new, channels) == channels:
         raise ConfigError(
-            f"norm: {old.name!r} normalizes a map of one position, of which instance "
-            "normalization would leave nothing. Expected another norm for this network."
+            f"norm: {old.name!r} normalizes a map of one position, or one of which only the mean "
+            "is read, by a global average pooling: instance normalization would make that the same "
+            "for every image. Expected another norm for this network."
         )
+
+
+def effect_note(model: keras.Model) -> str:
+    """Returns a sentence about an instance norm of which only the mean is read, "" without one."""
+    calls = Calls(model)
+    for node in calls.nodes:
+        if is_instance_norm(node.operation) and calls.is_averaged(node):
+            return (
+                f"{calls.paths[id(node.operation)]} makes the mean of each channel the same for "
+                "every image (instance normalization), and only this mean is read behind it: the "
+                "layers before it have no effect, and learn nothing. Take another norm, groups of "
+                "several channels, or an activation behind the norm (of the built-in network: "
+                "--order conv-norm-act)."
+            )
+    return ""
 
 
 def _standardizable(calls: Calls) -> tuple[list[Any], list[str]]:

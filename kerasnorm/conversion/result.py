@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from kerasnorm.files import plain
-from kerasnorm.inspection.graph import Calls, functional_graph, may_be_own_norm, nodes
+from kerasnorm.inspection.graph import functional_graph, may_be_own_norm, sized_calls
 from kerasnorm.inspection.outputs import probe_images
 from kerasnorm.tables import Table
 
@@ -204,23 +204,17 @@ def multiply_adds(model: keras.Model) -> int | None:
     model in the network; activations, additions, poolings and norms of the user's own count as
     none.
     """
-    total = 0
-    for node in nodes(functional_graph(model)):
-        is_model = isinstance(node.operation, keras.Model) and not node.is_input
-        found = multiply_adds(node.operation) if is_model else _of_call(node)
-        if found is None:
-            return None
-        total += found
-    return total
+    found = [_of_call(node.operation, *tensors) for node, *tensors in sized_calls(model)]
+    known = [count for count in found if count is not None]
+    return sum(known) if len(known) == len(found) else None
 
 
-def _of_call(node: Any) -> int | None:
+def _of_call(layer: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> int | None:
     """Returns the multiply-adds of one call of a layer, None where a size is not fixed."""
-    layer = node.operation
-    if node.is_input or not isinstance(layer, keras.Layer):
+    if not isinstance(layer, keras.Layer):
         return 0
     is_transposed = type(layer).__name__.endswith("Transpose")
-    shape = (node.input_tensors if is_transposed else node.outputs)[0].shape[1:]
+    shape = (inputs if is_transposed else outputs)[0].shape[1:]
     kernels = [w for w in layer.weights if w.name.endswith("kernel")]
     per_value = next((n for kind, n in NORM_COST.items() if isinstance(layer, kind)), 0)
     if not kernels and not per_value:
@@ -237,9 +231,13 @@ def _of_call(node: Any) -> int | None:
 
 def _uncounted(*models: keras.Model) -> list[str]:
     """Returns the classes of layers that may be norms of the user's own, and count as none."""
-    calls = [node for model in models for node in Calls(model).nodes]
+    calls = [call for model in models for call in sized_calls(model)]
     return sorted(
-        {type(n.operation).__name__ for n in calls if may_be_own_norm(n) and _of_call(n) == 0}
+        {
+            type(node.operation).__name__
+            for node, *tensors in calls
+            if may_be_own_norm(node) and _of_call(node.operation, *tensors) == 0
+        }
     )
 
 

@@ -1,7 +1,7 @@
 """The graph of a functional Keras model."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, count
 from typing import Any
@@ -9,6 +9,12 @@ from typing import Any
 import keras
 
 from kerasnorm.errors import ConfigError
+
+AVERAGES = (
+    keras.layers.GlobalAveragePooling1D,
+    keras.layers.GlobalAveragePooling2D,
+    keras.layers.GlobalAveragePooling3D,
+)
 
 
 def functional_graph(model: keras.Model) -> Any:
@@ -66,6 +72,50 @@ def layers(model: keras.Model) -> list[Any]:
     ]
 
 
+def call_outputs(node: Any, values: Mapping[int, Any]) -> list[Any]:
+    """Returns the symbolic outputs of one call of a layer in a model, in the sizes of its inputs.
+
+    A model in another may have been built for maps of any size, and be called on maps of one.
+
+    Args:
+        node: A call, from `nodes`, of anything but a model.
+        values: What takes the place of each symbolic tensor computed so far, by its `id`.
+    """
+    if all(values[id(tensor)].shape == tensor.shape for tensor in node.input_tensors):
+        return list(node.outputs)
+    args, kwargs = node.arguments.fill_in(values)
+    outputs: list[Any] = keras.tree.flatten(node.operation.compute_output_spec(*args, **kwargs))
+    return outputs
+
+
+def sized_calls(
+    model: keras.Model, inputs: Sequence[Any] | None = None
+) -> Generator[tuple[Any, list[Any], list[Any]], None, list[Any]]:
+    """Yields every call of a layer that a model makes, with its symbolic inputs and outputs.
+
+    Those of the layers of a model in it come as often as it is called, each time in the sizes of
+    that call. The outputs of the model are the generator's return value.
+
+    Args:
+        model: Functional model, or built Sequential.
+        inputs: Symbolic inputs of the model, by default its own.
+    """
+    graph = functional_graph(model)
+    given = graph.inputs if inputs is None else inputs
+    values = {id(tensor): value for tensor, value in zip(graph.inputs, given, strict=True)}
+    for node in nodes(graph):
+        if node.is_input:
+            continue
+        sources = [values[id(tensor)] for tensor in node.input_tensors]
+        if isinstance(node.operation, keras.Model):
+            outputs = yield from sized_calls(node.operation, sources)
+        else:
+            outputs = call_outputs(node, values)
+            yield node, sources, outputs
+        values |= {id(t): value for t, value in zip(node.outputs, outputs, strict=True)}
+    return [values[id(tensor)] for tensor in graph.outputs]
+
+
 class Calls:
     """Which layer calls precede and follow each other in a model and in the models in it.
 
@@ -73,6 +123,8 @@ class Calls:
         paths: Path of each layer, by its `id`: "backbone/conv1".
         nodes: Calls in topological order, those of an inner model before its first.
         count: Number of calls of each operation, by its `id`.
+        shapes: Shapes of the first input of a call, by its `id`: one, or one for each time that the
+            model that it is in is called.
         producers: Call that computes a tensor, by the tensor's `id`.
         consumers: Calls that read a tensor; None stands for the output of the model.
     """
@@ -92,10 +144,41 @@ class Calls:
             for tensor in functional_graph(inner).outputs:
                 self.consumers[id(tensor)].append(None)
         self.count = Counter(id(node.operation) for node in self.nodes)
+        self.shapes: defaultdict[int, list[tuple[int | None, ...]]] = defaultdict(list)
+        for node, inputs, _ in sized_calls(model):
+            self.shapes[id(node)].append(inputs[0].shape)
 
     def readers(self, node: Any) -> list[Any]:
         """Returns the calls that read the outputs of a call; None stands for the model's output."""
         return [reader for tensor in node.outputs for reader in self.consumers[id(tensor)]]
+
+    def is_averaged(self, node: Any) -> bool:
+        """Returns whether of the output of a call only the mean of each channel is read.
+
+        That is so where nothing but dropouts and additions are between it and a global average
+        pooling of the same model.
+        """
+        readers = self.readers(node)
+        return bool(readers) and all(
+            reader is not None
+            and (
+                isinstance(reader.operation, AVERAGES)
+                or (_keeps_mean(reader.operation) and self.is_averaged(reader))
+            )
+            for reader in readers
+        )
+
+
+def _keeps_mean(operation: Any) -> bool:
+    """Returns whether the mean of an operation's output is the (sum of the) mean of its inputs."""
+    is_linear = getattr(operation, "activation", None) is keras.activations.linear
+    is_sum = type(operation).__name__ == "Add"  # the layer, and the operation x + y
+    kept = (keras.layers.Dropout, keras.layers.SpatialDropout2D, keras.layers.Identity)
+    return (
+        isinstance(operation, kept)
+        or is_sum
+        or (isinstance(operation, keras.layers.Activation) and is_linear)
+    )
 
 
 def may_be_own_norm(node: Any) -> bool:

@@ -7,7 +7,7 @@ layer whose statistics are taken over space strictly sees the whole image.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import keras
@@ -15,7 +15,7 @@ from keras import layers
 
 from kerasnorm.config import LAYER_LABELS
 from kerasnorm.errors import ConfigError
-from kerasnorm.inspection.graph import functional_graph, may_be_own_norm, nodes
+from kerasnorm.inspection.graph import call_outputs, functional_graph, may_be_own_norm, nodes
 from kerasnorm.inspection.receptive_field import (
     FeatureMap,
     Field,
@@ -111,6 +111,7 @@ def layer_table(model: keras.Model) -> list[LayerRow]:
         names = ", ".join(tensor.name for tensor in graph.inputs)
         raise ConfigError(f"Expected a model with one input. Received: inputs {names}")
     walk = _Walk(_data_format(graph))
+    walk.tensors = {id(tensor): tensor for tensor in graph.inputs}
     walk.run(graph, [FeatureMap.of_input(walk.spatial(graph.inputs[0].shape))])
     return walk.rows
 
@@ -322,6 +323,8 @@ class _Walk:
         self.data_format = data_format
         self.rows: list[LayerRow] = []
         self.counted: set[int] = set()
+        # By the `id` of a symbolic tensor: another in the sizes that it has in the whole model.
+        self.tensors: dict[int, Any] = {}
 
     def spatial(self, shape: Sequence[T]) -> tuple[T, ...]:
         """Returns the part of a shape between batch and channels: (H, W) of (N, H, W, C)."""
@@ -342,18 +345,19 @@ class _Walk:
                 continue
             sources = [maps[id(tensor)] for tensor in node.input_tensors]
             if isinstance(layer, keras.Model):
-                inner = self.run(functional_graph(layer), sources, f"{name}/")
-                pairs = zip(inner, node.outputs, strict=True)
-                outputs = [self._resized(m, tensor.shape) for m, tensor in pairs]
+                inner = functional_graph(layer)
+                self._pass(node.input_tensors, inner.inputs)
+                outputs = self.run(inner, sources, f"{name}/")
+                self._pass(inner.outputs, node.outputs)
             else:
                 outputs = [self._call(name, node, sources)]
             maps |= {id(t): m for t, m in zip(node.outputs, outputs, strict=True)}
         return [maps[id(tensor)] for tensor in graph.outputs]
 
-    def _resized(self, source: FeatureMap, shape: tuple[int | None, ...]) -> FeatureMap:
-        """Returns the output of a submodel with the sizes that it has in the outer model."""
-        sizes = self.spatial(shape)
-        return replace(source, sizes=sizes) if len(sizes) == len(source.sizes) else source
+    def _pass(self, given: Sequence[Any], taken: Sequence[Any]) -> None:
+        """Lets tensors have the sizes of others, in a model or behind it."""
+        for source, target in zip(given, taken, strict=True):
+            self.tensors[id(target)] = self.tensors[id(source)]
 
     def _slices(self, node: Any) -> Sequence[slice] | None:
         """Returns the slices of space that a subscript takes, None where it does more."""
@@ -368,7 +372,11 @@ class _Walk:
         return self.spatial(parts)
 
     def _call(self, name: str, node: Any, sources: Sequence[FeatureMap]) -> FeatureMap:
-        layer, shape = node.operation, node.outputs[0].shape
+        layer = node.operation
+        self.tensors |= dict(
+            zip(map(id, node.outputs), call_outputs(node, self.tensors), strict=True)
+        )
+        shape = self.tensors[id(node.outputs[0])].shape
         try:
             is_own = may_be_own_norm(node)
             rule = _elementwise if is_own else _rule(layer)

@@ -68,6 +68,7 @@ class Probe:
 
     def _build(self, config: Config, image_shape: list[int], classes: int) -> dict[str, str]:
         runtime.start(config.train.backend, config.train.device)
+        from kerasnorm.conversion.norms import effect_note
         from kerasnorm.layers import instance_note
         from kerasnorm.network import build
 
@@ -81,7 +82,8 @@ class Probe:
             precision=config.train.precision,
         )
         is_group = config.model.norm == "gn"
-        return {"note": instance_note(model, config.model.network) if is_group else ""}
+        instances = instance_note(model, config.model.network) if is_group else ""
+        return {"note": " ".join(filter(None, [instances, effect_note(model)]))}
 
     def _prepare(self, values: Mapping[str, Any]) -> dict[str, float]:
         config = resolve(values)

@@ -522,13 +522,18 @@ def check(study: StudyPlan) -> None:
 
 
 def _check_networks(configs: Iterable[Config], describe: Describe) -> None:
-    """Makes sure, before anything is written, that networks and norms of the user's can be made."""
+    """Makes sure, before anything is written, that networks and norms of the user's can be made.
+
+    A warning says what a run would not tell: instance norms that the user did not ask for, or that
+    leave nothing to learn from.
+    """
     with ExitStack() as processes:
         by_backend: dict[str, JsonProcess] = {}
         made = set()
         for config in configs:
             model, backend = config.model, config.train.backend
-            if model.is_builtin and not user_code.is_named(model.norm):
+            # Of the built-in network with a built-in norm, `effect_note` knows of instance norms.
+            if model.is_builtin and not user_code.is_named(model.norm) and model.norm != "in":
                 continue
             dataset = describe(config.data)
             key = model, backend, dataset.image_shape, dataset.class_names

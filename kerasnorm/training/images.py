@@ -3,7 +3,8 @@
 import dataclasses
 import logging
 import unicodedata
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,17 +28,28 @@ def images_of(
     data: str | None,
     split: str,
     resize: str | None = None,
+    **options: Any,
+) -> Split:
+    """Returns the images of one split, or of "all", as `splits_of` does."""
+    return splits_of(saved, data, (split,), resize, **options)[0]
+
+
+def splits_of(
+    saved: "ExportedModel | SavedModel",
+    data: str | None,
+    names: Sequence[str],
+    resize: str | None = None,
     *,
     equalized: bool = True,
     count: int = 0,
     sample_seed: int = 0,
-) -> Split:
-    """Returns the images to evaluate a model on, labelled by the classes in the model's order.
+) -> list[Split]:
+    """Returns images to evaluate a model on, labelled by the classes in the model's order.
 
     Args:
         saved: The model.
         data: What `--data` says; by default the model's own.
-        split: A split's name, or "all".
+        names: Names of the splits, or "all".
         resize: How images of another size are resized, as `--resize` says; by default as when the
             model was trained, which may be not at all.
         equalized: Whether histograms are equalized for a model that expects it.
@@ -70,7 +82,7 @@ def images_of(
     if resize or (saved.config and saved.config.data.image_size):
         size, resize = saved.image_shape[:2], resize_of(saved, resize)
         config = dataclasses.replace(config, image_size=size, resize=resize)
-    dataset = prepare(config, seed, needs_test=split == "test")
+    dataset = prepare(config, seed, needs_test="test" in names)
     if known is not None and (differences := known.differences(dataset.content)):
         logger.warning(
             f"{dataset.source} has changed since {home} was trained on it: "
@@ -82,13 +94,16 @@ def images_of(
             f"{dataset.image_shape} in {dataset.source}. Images of another height or width are "
             "resized with --resize stretch, crop or pad."
         )
-    if split != "all" and split not in dataset.splits:
-        raise DataError("There is no validation split. Use --split test, train or all.")
-    chosen = joined(dataset.splits.values()) if split == "all" else dataset.splits[split]
-    if 0 < count < len(chosen):
-        chosen = chosen.take(stratified_sample(chosen.labels, count, sample_seed))
-    labels = _class_order(saved, dataset)[chosen.labels]
-    return dataclasses.replace(chosen, labels=labels)
+    order = _class_order(saved, dataset)
+    found = []
+    for name in names:
+        if name != "all" and name not in dataset.splits:
+            raise DataError("There is no validation split. Use --split test, train or all.")
+        chosen = joined(dataset.splits.values()) if name == "all" else dataset.splits[name]
+        if 0 < count < len(chosen):
+            chosen = chosen.take(stratified_sample(chosen.labels, count, sample_seed))
+        found.append(dataclasses.replace(chosen, labels=order[chosen.labels]))
+    return found
 
 
 def resize_of(saved: "ExportedModel | SavedModel", given: str | None) -> str:

@@ -109,12 +109,16 @@ class Run:
 
         return open_model(self.path)
 
-    def evaluate(self, data: str | None = None, split: str = "test") -> "Scores":
+    def evaluate(
+        self, data: str | None = None, split: str = "test", resize: str | None = None
+    ) -> "Scores":
         """Returns the accuracy and the loss of the trained model.
 
         Args:
             data: Name or path of the data; by default those that the run was trained on.
             split: "test", "validation", "train", or "all".
+            resize: How images of another size are resized: "stretch", "crop" or "pad"; by default
+                as when the model was trained.
 
         Raises:
             DataError: The images do not fit the model, its classes have other names, or there is
@@ -124,7 +128,7 @@ class Run:
         from kerasnorm.training.images import images_of
 
         saved = self.saved_model()
-        images = images_of(saved, data, split)
+        images = images_of(saved, data, split, resize)
         return score(saved.predict(images.images), images.labels)
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -4,6 +4,7 @@ import json
 
 import keras
 import pytest
+from helpers import open_size
 from helpers.command import call
 from helpers.norm_nets import network
 from keras import layers, ops
@@ -155,6 +156,15 @@ def test_a_size_that_is_not_fixed_leaves_the_numbers_open():
     assert "?x4x8" in to_text(norms_table([row]))
     (row,) = norm_rows(keras.Model(pixels, layers.LayerNormalization()(pixels)))
     assert row.over == "C"
+
+
+@pytest.mark.parametrize("kind", open_size.KINDS)
+def test_a_norm_in_a_model_for_any_size_has_the_sizes_of_its_calls(kind):
+    def facts(model):
+        return sorted((row.shape, row.values, row.sets, row.over) for row in norm_rows(model))
+
+    nested, flat = open_size.pair(kind)
+    assert facts(nested) == facts(flat)
 
 
 def test_channels_first_are_refused():

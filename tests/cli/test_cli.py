@@ -15,7 +15,9 @@ from helpers.forked import PYTHON
 from PIL import Image
 
 from kerasnorm import runtime
+from kerasnorm.cli import app
 from kerasnorm.config import LOGGERS
+from kerasnorm.errors import RunFolderError
 from kerasnorm.formats import FORMATS
 from kerasnorm.formats.archive import SavedModel
 from kerasnorm.runtime import installed_backends
@@ -234,8 +236,50 @@ def test_images_of_another_size_name_the_option(trained, tmp_path):
             Image.new("RGB", (9, 9), (index, 9, number)).save(
                 tmp_path / "ten" / str(index) / f"{number}.png"
             )
-    words = ("evaluate", trained, "--data", tmp_path / "ten")
-    assert "--resize stretch, crop or pad" in call(*words, code=3)[1]
+    for command in (["evaluate"], ["export", "--format", "keras", "--accuracy"]):
+        words = (command[0], trained, *command[1:], "--data", tmp_path / "ten")
+        assert "--resize stretch, crop or pad" in call(*words, code=3)[1]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["stretch", "pad"])
+def test_export_measures_its_accuracy_on_images_of_any_size(cropped, tmp_path, how):
+    data, path = cropped
+    model = shutil.copy(path / "model.keras", tmp_path)
+    words = ("--data", data, "--resize", how, "--json")
+    out, err = call("export", model, "--format", "state-dict", "--accuracy", *words)
+    (done,) = json.loads(out)
+    expected = json.loads(call("evaluate", model, *words)[0])["accuracy"]
+    assert done["accuracy"] == done["keras_accuracy"] == expected
+    assert err.count("Reading") == 1
+
+
+def takes_out():
+    """Names of the commands with --out, and each one's option."""
+    for name, command in app.commands.items():
+        for param in command.params:
+            if "--out" in param.opts and name not in {"fit", "compare", "sweep"}:
+                yield pytest.param(param, id=name)
+
+
+@pytest.mark.parametrize("option", [*takes_out()])
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_computed(option, tmp_path):
+    """`fit` and `compare`, whose folder may be there, have checks of their own."""
+    (tmp_path / "file").write_text("x")
+    good = tmp_path / "new" / "folder" / "out"
+    assert option.type.convert(str(good), option, None) == good
+    for bad in (tmp_path / "file" / "out", tmp_path / "file" / "new" / "out"):
+        message = f"{bad}: {tmp_path / 'file'} is a file.*Choose another --out"
+        with pytest.raises(RunFolderError, match=message):
+            option.type.convert(str(bad), option, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("command", ["robustness", "statistics", "landscape"])
+def test_commands_on_runs_name_those_of_a_study(command, tmp_path):
+    (tmp_path / "study.toml").write_text("")
+    _, err = call(command, tmp_path, code=2)
+    assert err == f"kerasnorm: {tmp_path} is a study: name its runs, such as {tmp_path}/runs/*.\n"
 
 
 @pytest.mark.long

@@ -2,6 +2,7 @@
 
 import json
 import re
+from unittest import mock
 
 import keras
 import numpy as np
@@ -11,6 +12,7 @@ from helpers.command import call
 from helpers.norm_nets import drawn
 from keras import layers
 
+from kerasnorm.data import prepare
 from kerasnorm.data.shapes import FIGURES
 from kerasnorm.errors import ConfigError, CorruptFileError, RunFolderError
 from kerasnorm.formats.archive import open_archive, save_model
@@ -66,7 +68,9 @@ def test_convert_folds_and_freezes(saved, tmp_path):
 def test_recalibrate_prints_the_accuracy_before_and_after(saved, tmp_path):
     out = tmp_path / "measured.keras"
     words = ["--images", 100, "--batch-size", 25, "--out", out, "--json"]
-    text, notes = call("recalibrate", saved, *words)
+    with mock.patch("kerasnorm.training.images.prepare", wraps=prepare) as read:
+        text, notes = call("recalibrate", saved, *words)
+    assert read.call_count == 1
     document = json.loads(text)
     assert "There are 60 training images; all of them are measured." in notes
     assert (document["images"], document["n"]) == (60, 20)

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from helpers import open_size
 from helpers.norm_nets import drawn, images, network
 from keras import layers
 
@@ -187,6 +188,12 @@ def test_multiply_adds_count_once_per_call_and_parameters_once():
     model = keras.Model(image, shared(shared(block(block(image)))))
     assert multiply_adds(model) == 2 * 64 * (9 * 4 * 4 + 3 * 4) + 2 * 64 * 4
     assert model.count_params() == 9 * 4 * 4 + 2 * 4 + 4 * 4
+
+
+@pytest.mark.parametrize("kind", open_size.KINDS)
+def test_multiply_adds_of_a_model_for_any_size_are_those_of_its_layers(kind):
+    nested, flat = open_size.pair(kind)
+    assert multiply_adds(nested) == multiply_adds(flat)
 
 
 def test_multiply_adds_do_not_depend_on_where_the_channels_are():

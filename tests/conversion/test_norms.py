@@ -7,7 +7,7 @@ from helpers.norm_nets import drawn, images, network, single, weights_by_path
 from keras import layers, ops
 
 from kerasnorm import convert_norm
-from kerasnorm.conversion.norms import freeze_batch_norms
+from kerasnorm.conversion.norms import effect_note, freeze_batch_norms
 from kerasnorm.errors import ConfigError
 from kerasnorm.layers import StandardizedConv2D, standardize_kernel
 from kerasnorm.norms import EPSILON, Norm
@@ -248,3 +248,72 @@ def test_the_measured_difference_is_that_of_pixels_whatever_their_type(dtype):
     assert np.abs(one - other).max() > 0.5  # a batch norm that was not trained changes nothing
     assert found.difference > 0.1
     assert not found.layers[0].preserves
+
+
+def branches(norm, x):
+    """Two branches that end in a norm, added."""
+    one, two = (layers.Conv2D(8, 1)(x) for _ in range(2))
+    return norm()(one) + layers.SpatialDropout2D(0.1)(norm()(two))
+
+
+def one_branch(norm, x):
+    """A norm that is added to what does not depend on it."""
+    return layers.Add()([norm()(layers.Conv2D(8, 3, padding="same")(x)), layers.ReLU()(x)])
+
+
+def pooled(x):
+    return layers.GlobalAveragePooling2D()(x)
+
+
+# What follows a convolution up to a vector, and whether the norms reach the vector by their mean.
+ENDS = {
+    "norm": (lambda norm, x: pooled(norm()(x)), True),
+    "dropout": (lambda norm, x: pooled(layers.Dropout(0.5)(norm()(x))), True),
+    "linear": (lambda norm, x: pooled(layers.Activation("linear")(norm()(x))), True),
+    "branches": (lambda norm, x: pooled(branches(norm, x)), True),
+    "relu": (lambda norm, x: pooled(layers.ReLU()(norm()(x))), False),
+    "maximum": (lambda norm, x: layers.GlobalMaxPooling2D()(norm()(x)), False),
+    "flat": (lambda norm, x: layers.Flatten()(norm()(x)), False),
+    "conv": (lambda norm, x: pooled(layers.Conv2D(4, 3)(norm()(x))), False),
+}
+
+
+def ending(end, norm):
+    pixels = keras.Input((8, 8, 3))
+    x = end(norm, layers.Conv2D(8, 3)(pixels))
+    return drawn(keras.Model(pixels, layers.Dense(5)(x)))
+
+
+def spread(model):
+    """How far the outputs of different images lie apart."""
+    return float(np.std(model.predict_on_batch(images(6)), axis=0).max())
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_an_instance_norm_before_an_average_leaves_nothing_of_the_image(name):
+    end, is_lost = ENDS[name]
+    alone = ending(end, lambda: layers.GroupNormalization(-1))
+    assert (spread(alone) < 1e-5) == is_lost
+    assert bool(effect_note(alone)) == is_lost
+    model = ending(end, layers.BatchNormalization)
+    done = convert_norm(model, "gn")
+    assert spread(done.model) > 1e-3
+    assert {row.groups for row in done.layers} == {4 if is_lost else 8}
+    if is_lost:
+        with pytest.raises(ConfigError, match="only the mean"):
+            convert_norm(model, "in")
+
+
+def test_a_branch_of_which_only_the_mean_is_read_has_groups_of_two_channels():
+    model = ending(lambda norm, x: pooled(one_branch(norm, x)), layers.BatchNormalization)
+    assert [row.groups for row in convert_norm(model, "gn").layers] == [4]
+
+
+def test_a_map_of_one_position_is_seen_in_a_model_for_any_size():
+    start, pixels = keras.Input((None, None, 3)), keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, strides=8, padding="same")(start)
+    backbone = keras.Model(start, layers.ReLU()(layers.BatchNormalization()(x)))
+    model = drawn(keras.Model(pixels, layers.Flatten()(backbone(pixels))))
+    assert [row.groups for row in convert_norm(model, "gn").layers] == [4]
+    with pytest.raises(ConfigError, match="one position"):
+        convert_norm(model, "in")

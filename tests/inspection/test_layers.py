@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import keras
 import pytest
+from helpers import open_size
 from keras import Sequential, layers
 
 from kerasnorm.config import LAYER_LABELS
@@ -164,6 +166,14 @@ def test_names_in_submodels_and_shared_layers_counted_once() -> None:
         ("max", 0, 16),
     ]
     assert model.count_params() == 38
+
+
+@pytest.mark.parametrize("kind", open_size.KINDS)
+def test_a_submodel_for_any_size_has_the_sizes_of_its_calls(kind: Callable[..., object]) -> None:
+    nested, flat = (layer_table(model) for model in open_size.pair(kind))
+    named = [replace(row, name=row.name.rpartition("/")[2]) for row in nested]
+    assert named == flat
+    assert not any(None in row.output_shape[1:] for row in nested)
 
 
 def test_frozen_and_non_trainable_parameters() -> None:

@@ -505,7 +505,7 @@ def test_a_network_that_cannot_be_made_is_refused_before_anything_is_written(tmp
 
 def test_instance_norms_are_said_before_a_run_is_trained(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(study, "JsonProcess", InThisProcess)
-    write_network(tmp_path / "net.keras")
+    write_network(tmp_path / "net.keras", layers.ReLU())
     fixed = {"network": str(tmp_path / "net.keras"), "data": "shapes", "train_size": 20,
              "test_size": 20, "batch_size": 20, "backend": keras.backend.backend()}  # fmt: skip
     kept = resolve(fixed | {"norm": "keep"})
@@ -515,6 +515,18 @@ def test_instance_norms_are_said_before_a_run_is_trained(tmp_path, monkeypatch, 
     assert "instance" not in caplog.text
     study._check_networks([single], study.describer())
     assert "each group is one channel, which is instance normalization" in caplog.text
+
+
+@pytest.mark.parametrize("recipe", ["era8", "best"])
+def test_instance_norms_without_effect_are_said_before_a_run_is_trained(
+    recipe, monkeypatch, caplog
+):
+    monkeypatch.setattr(study, "JsonProcess", InThisProcess)
+    fixed = {"data": "shapes", "train_size": 20, "test_size": 20, "batch_size": 20}
+    fixed |= {"recipe": recipe, "backend": keras.backend.backend(), "norm": "in"}
+    study._check_networks([resolve(fixed)], study.describer())
+    # Norms stand behind the activations in era8 alone.
+    assert ("the same for every image" in caplog.text) == (recipe == "era8")
 
 
 UNUSABLE = {
