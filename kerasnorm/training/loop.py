@@ -152,6 +152,7 @@ class Training:
         epochs = config.train.epochs
         callbacks = list(callbacks)
         self.states = CallbackStates(callbacks)
+        self.has_callbacks = bool(callbacks)
         self.saved_states: list[dict[str, Any]] = []
         self.callbacks = keras.callbacks.CallbackList(
             callbacks,
@@ -228,7 +229,11 @@ class Training:
     def on_batch_begin(self, step: int) -> None:
         """Hands the event to the Keras callbacks."""
         self.callbacks.on_train_batch_begin(step)
-        self.engine.check_compiled()
+        self._check_callbacks()
+
+    def _check_callbacks(self) -> None:
+        if self.has_callbacks:  # of the caller: the check takes time in each step
+            self.engine.check_compiled()
 
     def on_batch_end(self, step: int, logs: Mapping[str, float]) -> None:
         """Hands the event to the Keras callbacks and the progress; ends an interrupted run."""
@@ -237,7 +242,7 @@ class Training:
             self.means.append(logs)
             self.rates.append(self.engine.rate(self.epoch, step))
         self.callbacks.on_train_batch_end(step, logs)
-        self.engine.check_compiled()
+        self._check_callbacks()
         done = self.epoch * self.steps + step + 1
         seconds = time.perf_counter() - self.epoch_begun
         rate = self.images_taken / (seconds or math.inf)
@@ -275,7 +280,7 @@ class Training:
         }
         # Callbacks come before saving, so that the checkpoint holds what they change.
         self.callbacks.on_epoch_end(self.epoch, logs)
-        self.engine.check_compiled()
+        self._check_callbacks()
         self.is_stopped = bool(getattr(self.engine.model, "stop_training", False))
         self.rows.append(row)
         self.epoch += 1
