@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasnorm.config import DataConfig
-from kerasnorm.errors import ConfigError
+from kerasnorm.errors import expect
 
 SHIFT = 0.1  # of the image's side
 SCALE = 0.1
@@ -78,16 +78,10 @@ class Augmentation:
         side = min(image_shape[:2])
         if config.translate < 0:
             config = replace(config, translate=side // 8)
-        if config.translate >= side:
-            raise ConfigError(
-                f"translate: expected less than the image's side of {side} pixels. "
-                f"Received: translate={config.translate}"
-            )
-        if config.cutout > 0 and config.cutout_size > side:
-            raise ConfigError(
-                f"cutout_size: expected at most the image's side of {side} pixels. "
-                f"Received: cutout_size={config.cutout_size}"
-            )
+        shift, limit = config.translate, f"the image's side of {side} pixels"
+        expect(shift < side, "translate", f"less than {limit}", shift)
+        fits = config.cutout == 0 or config.cutout_size <= side
+        expect(fits, "cutout_size", f"at most {limit}", config.cutout_size)
         self.config = config
         self.image_shape = image_shape
         self.fill = np.rint(fill).astype(np.uint8)

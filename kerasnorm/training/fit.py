@@ -220,10 +220,7 @@ def _plan(
                 "resume: a resumed run has its own config and folder; leave out --config, --out."
             )
         folder = as_path(resume, "resume")
-        if not folder.is_dir():
-            raise ConfigError(
-                f"resume: expected a run's folder, or auto. Received: resume={str(resume)!r}"
-            )
+        expect(folder.is_dir(), "resume", "a run's folder, or auto", str(resume))
         saved = run_folder.read_config(folder)
         recipe = overrides.pop("recipe", saved.recipe)
         wanted = dataclasses.replace(saved.replace(**overrides), recipe=recipe)
