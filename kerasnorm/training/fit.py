@@ -102,7 +102,9 @@ def fit(
             dataset = prepare(plan.config.data, plan.config.train.seed)
             if plan.is_resumed:
                 run_folder.check_data(plan.path, dataset)
-            config = _resolved(plan.config, backend, dataset)
+            data = plan.config.data.data
+            data = dataset.name if data == "auto" else data
+            config = plan.config.replace(backend=backend, data=data)
             engine = make_engine(config, dataset, group)
             if group.is_first:
                 _note_lagging_statistics(engine)
@@ -258,12 +260,6 @@ def _resumed_config(saved: Config, wanted: Config, *, may_move: bool) -> Config:
         )
     kept = {name: after[name] for name in ("device", "devices", "epochs", "log")}
     return saved.replace(**kept, data=after["data"])
-
-
-def _resolved(config: Config, backend: str, dataset: Dataset) -> Config:
-    """Returns a config that names the backend and the data set instead of auto."""
-    data = dataset.name if config.data.data == "auto" else config.data.data
-    return config.replace(backend=backend, data=data)
 
 
 @contextmanager
