@@ -142,7 +142,9 @@ class Augmentation:
         if hit.size:
             images[hit] = _warp(images[hit], draws.affine[hit])
         if self.config.cutout > 0:
-            images = np.where(self._hole_mask(draws.hole), self.fill, images)
+            rows, columns = (np.arange(size) for size in self.image_shape[:2])
+            mask = hole_mask(rows, columns, draws.hole, self.config.cutout_size)
+            images = np.where(mask, self.fill, images)
         hit = np.flatnonzero(draws.gray)
         if hit.size:
             images[hit] = to_gray(images[hit])
@@ -158,25 +160,30 @@ class Augmentation:
         places = rows[:, :, None] * width + columns[:, None, :]
         return images.reshape(-1, images.shape[-1]).take(places, axis=0)
 
-    def _hole_mask(self, hole: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Returns the mask of the holes, (N, H, W, 1)."""
-        height, width, _ = self.image_shape
-        size = self.config.cutout_size
-        down = np.arange(height) - hole[:, :1]
-        across = np.arange(width) - hole[:, 1:]
-        inside = ((down >= 0) & (down < size))[:, :, None] & ((across >= 0) & (across < size))[
-            :, None, :
-        ]
-        return (inside & (hole[:, 0] >= 0)[:, None, None])[..., None]
+
+Numbers = NDArray[np.int64]  # or a tensor of torch
 
 
-def reflect(positions: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+def hole_mask(rows: Numbers, columns: Numbers, hole: Numbers, size: int) -> NDArray[np.bool_]:
+    """Returns the mask (N, H, W, 1) of square holes.
+
+    Args:
+        rows: Numbers of the rows, (H,).
+        columns: Numbers of the columns, (W,).
+        hole: Top left corners, (N, 2); below 0 in images without one.
+        size: Side of the holes, in pixels.
+    """
+    down, across = rows - hole[:, :1], columns - hole[:, 1:]
+    in_rows, in_columns = (down >= 0) & (down < size), (across >= 0) & (across < size)
+    is_cut = (hole[:, 0] >= 0)[:, None, None]
+    return (in_rows[:, :, None] & in_columns[:, None, :] & is_cut)[..., None]
+
+
+def reflect(positions: Numbers, size: int) -> Numbers:
     """Returns positions folded into 0…size-1 by reflection that does not repeat the edge pixel."""
-    if size == 1:
-        return np.zeros_like(positions)
-    period = 2 * (size - 1)
-    folded: NDArray[np.int64] = np.abs(positions) % period
-    return np.minimum(folded, period - folded)
+    last = size - 1
+    folded: Numbers = last - abs(last - abs(positions) % max(2 * last, 1))
+    return folded
 
 
 def to_gray(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
