@@ -116,13 +116,8 @@ def check_keras_classes(path: Path, config: dict[str, Any], norms: Mapping[str, 
         CorruptFileError: It does, or has a layer of absurd size.
     """
     found, kept = set(), list(norms.items())
-    pending: list[Any] = [config]  # no recursion: an untrusted config may be nested deeply
-    while pending:
-        node = pending.pop()
-        if isinstance(node, list):
-            pending.extend(node)
-        elif isinstance(node, dict):
-            pending.extend(node.values())
+    for node in safety.parts(config):
+        if isinstance(node, dict):
             is_norm = (node.get("registered_name"), node.get("class_name")) in kept
             if "class_name" in node and not is_norm and _is_foreign(node):
                 found.add(f"{node.get('module') or 'custom'}.{node['class_name']}")
