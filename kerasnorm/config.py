@@ -192,11 +192,9 @@ class ModelConfig(_Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_network()
-        if len(self.widths) != 10:
-            raise ConfigError(
-                f"widths: expected 10 numbers, the channels of {CONVOLUTIONS}. "
-                f"Received: widths={list(self.widths)}"
-            )
+        widths = list(self.widths)
+        expected = f"10 numbers, the channels of {CONVOLUTIONS}"
+        expect(len(widths) == 10, "widths", expected, widths)
 
     def _check_network(self) -> None:
         """Refuses what a network does not read."""
@@ -307,9 +305,9 @@ class DataConfig(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.image_size) > 2:
-            raise _wrong("image_size", "a height and a width, H,W", list(self.image_size))
-        if len(self.image_size) == 1:
+        size = list(self.image_size)
+        expect(len(size) <= 2, "image_size", "a height and a width, H,W", size)
+        if len(size) == 1:
             object.__setattr__(self, "image_size", self.image_size * 2)
         if self.resize != "stretch" and not self.image_size:
             raise ConfigError(
@@ -388,13 +386,9 @@ class TrainConfig(_Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         kind, _, number = self.device.partition(":")
-        if self.device not in ("auto", "cpu", "gpu") and not (
-            kind == "cuda" and number.isascii() and number.isdecimal()
-        ):
-            raise ConfigError(
-                "device: expected auto, cpu, gpu or a device such as cuda:1. "
-                f"Received: device={self.device!r}"
-            )
+        is_numbered = kind == "cuda" and number.isascii() and number.isdecimal()
+        is_device = is_numbered or self.device in ("auto", "cpu", "gpu")
+        expect(is_device, "device", "auto, cpu, gpu or a device such as cuda:1", self.device)
         if self.optimizer == "adam" and self.weight_decay > 0:
             raise ConfigError(
                 "weight_decay: expected 0 with adam, whose decoupled form is adamw. "
@@ -472,18 +466,17 @@ def check_value(field: "dataclasses.Field[Any]", value: Any) -> Any:
     name, meta, kind = field.name, field.metadata, type(field.default)
     if kind is tuple and meta["choices"]:
         names = (value,) if isinstance(value, str) else value
-        if not isinstance(names, (list, tuple)) or not all(n in (*meta["choices"],) for n in names):
-            raise _wrong(name, f"a list of {', '.join(meta['choices'])}", value)
+        is_list = isinstance(names, (list, tuple))
+        is_right = is_list and all(n in (*meta["choices"],) for n in names)
+        expect(is_right, name, f"a list of {', '.join(meta['choices'])}", value)
         return tuple(dict.fromkeys(names))
     if kind is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise _wrong(name, "a list of whole numbers", value)
+        expect(isinstance(value, (list, tuple)), name, "a list of whole numbers", value)
         return tuple(_check_number(name, item, int, meta) for item in value)
     if kind in (bool, str):
-        if not isinstance(value, kind):
-            raise _wrong(name, "true or false" if kind is bool else "text", value)
-        if meta["choices"] and value not in meta["choices"] and not meta["others"](value):
-            raise _wrong(name, f"one of {', '.join(meta['choices'])}", value)
+        expect(isinstance(value, kind), name, "true or false" if kind is bool else "text", value)
+        is_right = not meta["choices"] or value in meta["choices"] or meta["others"](value)
+        expect(is_right, name, f"one of {', '.join(meta['choices'])}", value)
         return value
     return _check_number(name, value, kind, meta)
 
@@ -492,17 +485,12 @@ def _check_number(name: str, value: Any, kind: type, meta: Mapping[str, Any]) ->
     low, high = meta["low"], meta["high"]
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     is_number = is_number and abs(value) <= LARGEST and kind(value) == value
-    is_low, is_high = low is not None, high is not None
-    if not is_number or (is_low and value < low) or (is_high and value > high):
-        noun = "a whole number" if kind is int else "a number"
-        bounds = f" of at least {low}" if is_low else ""
-        bounds += f" and at most {high}" if is_high else ""
-        raise _wrong(name, noun + bounds, value)
+    is_right = is_number and (low is None or value >= low) and (high is None or value <= high)
+    expected = "a whole number" if kind is int else "a number"
+    expected += f" of at least {low}" if low is not None else ""
+    expected += f" and at most {high}" if high is not None else ""
+    expect(is_right, name, expected, value)
     return kind(value)
-
-
-def _wrong(name: str, expected: str, received: object) -> ConfigError:
-    return ConfigError(f"{name}: expected {expected}. Received: {name}={described(received)}")
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> ConfigError:
@@ -553,8 +541,7 @@ def flatten(document: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if section not in SECTIONS:
             raise unknown("config section", section, ["recipe", *SECTIONS])
-        if not isinstance(values, Mapping):
-            raise _wrong(section, "a table of fields", values)
+        expect(isinstance(values, Mapping), section, "a table of fields", values)
         for given, value in values.items():
             name = RENAMED.get(str(given), str(given))
             if name not in SETTINGS or SETTINGS[name].section != section:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from kerasnorm import foreign, user_code
 from kerasnorm.config import SKELETON, ModelConfig, resolve, unknown
 from kerasnorm.conversion.norms import effect_note
-from kerasnorm.errors import ConfigError, described, expect_whole, is_number
+from kerasnorm.errors import ConfigError, described, expect, expect_whole, is_number
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.layers import PIXELS, StandardizedConv2D
 from kerasnorm.norms import built, check_groups, normalization
@@ -83,10 +83,8 @@ def build_model(  # noqa: PLR0913  (all but two are options by name)
     given = {name: value for name, value in named.items() if value is not None}
     config = resolve(given | {"precision": precision, "seed": seed} | overrides)
     _check_shape(input_shape, classes)
-    if outputs not in ("logits", "probabilities"):
-        raise ConfigError(
-            f"outputs: expected 'logits' or 'probabilities'. Received: outputs={described(outputs)}"
-        )
+    is_known = outputs in ("logits", "probabilities")
+    expect(is_known, "outputs", "'logits' or 'probabilities'", outputs)
     channels = input_shape[-1]
     is_rgb = channels == 3
     model = build(
@@ -182,12 +180,12 @@ def _check_shape(input_shape: Sequence[int], classes: int) -> None:
     is_image = (
         is_list and len(input_shape) == 3 and all(isinstance(n, Integral) for n in input_shape)
     )
-    if not is_image or min(input_shape) < 1 or min(input_shape[:2]) < 4:
-        raise ConfigError(
-            "input_shape: expected (H, W, C) with H and W of at least 4, since two 2x2 poolings "
-            f"must leave a pixel. Received: input_shape="
-            f"{described(tuple(input_shape) if is_list else input_shape)}"
-        )
+    expect(
+        is_image and min(input_shape) >= 1 and min(input_shape[:2]) >= 4,
+        "input_shape",
+        "(H, W, C) with H and W of at least 4, since two 2x2 poolings must leave a pixel",
+        tuple(input_shape) if is_list else input_shape,
+    )
     expect_whole(classes, "classes", 2)
 
 

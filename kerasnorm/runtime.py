@@ -21,7 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from kerasnorm.config import BACKENDS, SETTINGS
-from kerasnorm.errors import ConfigError, MissingPackageError
+from kerasnorm.errors import ConfigError, MissingPackageError, expect
 from kerasnorm.process_group import this_launch
 
 # The packages whose versions decide a result.
@@ -100,11 +100,8 @@ def select_backend(requested: str = "auto") -> str:
     installed = installed_backends()
     if requested == "auto":
         requested = os.environ.get("KERAS_BACKEND", installed[0] if installed else "torch")
-    if requested not in BACKENDS:
-        raise ConfigError(
-            f"KERAS_BACKEND: expected one of {', '.join(BACKENDS)}. "
-            f"Received: KERAS_BACKEND={requested!r}"
-        )
+    expected = f"one of {', '.join(BACKENDS)}"
+    expect(requested in BACKENDS, "KERAS_BACKEND", expected, requested)
     check_installed(requested)
     os.environ["KERAS_BACKEND"] = requested
     return requested

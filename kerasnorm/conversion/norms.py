@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -436,18 +437,14 @@ def _gaps(model: keras.Model, changed: Sequence[Any], replaced: dict[int, Any]) 
     """Returns the difference of the outputs of old and new layers, on the old network's values."""
     gaps: dict[int, float] = {}
 
-    def tap(old: Any) -> Tap:
-        new = replaced[id(old)]
+    def compare(old: Any, x: Any) -> Any:
+        new, before = replaced[id(old)], old(x, training=False)
+        after = x if new is None else new(x, training=False)
+        gaps[id(old)] = max(gaps.get(id(old), 0.0), difference(before, after))
+        return before
 
-        def compare(x: Any) -> Any:
-            before = old(x, training=False)
-            after = x if new is None else new(x, training=False)
-            gaps[id(old)] = max(gaps.get(id(old), 0.0), difference(before, after))
-            return before
-
-        return Tap(old, compare)
-
-    run_tapped(model, {id(old): tap(old) for old in changed}, [probe_inputs(model)])
+    taps = {id(old): Tap(old, partial(compare, old)) for old in changed}
+    run_tapped(model, taps, [probe_inputs(model)])
     return gaps
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from kerasnorm.conversion.rebuild import Tap, rebuild, refuse_hidden, run_tapped
 from kerasnorm.data.stored import StoredImages
-from kerasnorm.errors import ConfigError, described, expect_whole
+from kerasnorm.errors import ConfigError, expect, expect_whole
 from kerasnorm.inspection.graph import layers
 from kerasnorm.keras_settings import stock_keras
 
@@ -53,11 +53,8 @@ def recalibrate(
     Raises:
         ConfigError: The model has no batch norms, or there are no images.
     """
-    if not getattr(images, "shape", ()):
-        raise ConfigError(
-            "images: expected an array of images (N, H, W, C), as the model takes them. Received: "
-            f"images={described(images)}"
-        )
+    expected = "an array of images (N, H, W, C), as the model takes them"
+    expect(bool(getattr(images, "shape", ())), "images", expected, images)
     expect_whole(batch_size, "batch_size", 2)
     if len(images) < 2:
         raise ConfigError(

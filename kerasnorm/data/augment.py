@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasnorm.config import DataConfig
-from kerasnorm.errors import ConfigError
+from kerasnorm.errors import expect
 
 SHIFT = 0.1  # of the image's side
 SCALE = 0.1
@@ -78,16 +78,10 @@ class Augmentation:
         side = min(image_shape[:2])
         if config.translate < 0:
             config = replace(config, translate=side // 8)
-        if config.translate >= side:
-            raise ConfigError(
-                f"translate: expected less than the image's side of {side} pixels. "
-                f"Received: translate={config.translate}"
-            )
-        if config.cutout > 0 and config.cutout_size > side:
-            raise ConfigError(
-                f"cutout_size: expected at most the image's side of {side} pixels. "
-                f"Received: cutout_size={config.cutout_size}"
-            )
+        shift, limit = config.translate, f"the image's side of {side} pixels"
+        expect(shift < side, "translate", f"less than {limit}", shift)
+        fits = config.cutout == 0 or config.cutout_size <= side
+        expect(fits, "cutout_size", f"at most {limit}", config.cutout_size)
         self.config = config
         self.image_shape = image_shape
         self.fill = np.rint(fill).astype(np.uint8)
@@ -148,7 +142,9 @@ class Augmentation:
         if hit.size:
             images[hit] = _warp(images[hit], draws.affine[hit])
         if self.config.cutout > 0:
-            images = np.where(self._hole_mask(draws.hole), self.fill, images)
+            rows, columns = (np.arange(size) for size in self.image_shape[:2])
+            mask = hole_mask(rows, columns, draws.hole, self.config.cutout_size)
+            images = np.where(mask, self.fill, images)
         hit = np.flatnonzero(draws.gray)
         if hit.size:
             images[hit] = to_gray(images[hit])
@@ -164,25 +160,30 @@ class Augmentation:
         places = rows[:, :, None] * width + columns[:, None, :]
         return images.reshape(-1, images.shape[-1]).take(places, axis=0)
 
-    def _hole_mask(self, hole: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Returns the mask of the holes, (N, H, W, 1)."""
-        height, width, _ = self.image_shape
-        size = self.config.cutout_size
-        down = np.arange(height) - hole[:, :1]
-        across = np.arange(width) - hole[:, 1:]
-        inside = ((down >= 0) & (down < size))[:, :, None] & ((across >= 0) & (across < size))[
-            :, None, :
-        ]
-        return (inside & (hole[:, 0] >= 0)[:, None, None])[..., None]
+
+Numbers = NDArray[np.int64]  # or a tensor of torch
 
 
-def reflect(positions: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+def hole_mask(rows: Numbers, columns: Numbers, hole: Numbers, size: int) -> NDArray[np.bool_]:
+    """Returns the mask (N, H, W, 1) of square holes.
+
+    Args:
+        rows: Numbers of the rows, (H,).
+        columns: Numbers of the columns, (W,).
+        hole: Top left corners, (N, 2); below 0 in images without one.
+        size: Side of the holes, in pixels.
+    """
+    down, across = rows - hole[:, :1], columns - hole[:, 1:]
+    in_rows, in_columns = (down >= 0) & (down < size), (across >= 0) & (across < size)
+    is_cut = (hole[:, 0] >= 0)[:, None, None]
+    return (in_rows[:, :, None] & in_columns[:, None, :] & is_cut)[..., None]
+
+
+def reflect(positions: Numbers, size: int) -> Numbers:
     """Returns positions folded into 0…size-1 by reflection that does not repeat the edge pixel."""
-    if size == 1:
-        return np.zeros_like(positions)
-    period = 2 * (size - 1)
-    folded: NDArray[np.int64] = np.abs(positions) % period
-    return np.minimum(folded, period - folded)
+    last = size - 1
+    folded: Numbers = last - abs(last - abs(positions) % max(2 * last, 1))
+    return folded
 
 
 def to_gray(images: NDArray[np.uint8]) -> NDArray[np.uint8]:

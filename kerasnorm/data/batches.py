@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from kerasnorm.data.augment import ORDER_STREAM, Augmentation, generator
 from kerasnorm.data.dataset import Split
-from kerasnorm.errors import ConfigError
+from kerasnorm.errors import expect
 
 
 class Batches:
@@ -27,11 +27,8 @@ class Batches:
     def __init__(
         self, split: Split, batch_size: int, seed: int, augmentation: Augmentation | None = None
     ) -> None:
-        if batch_size > len(split):
-            raise ConfigError(
-                f"batch_size: expected at most the {len(split)} training images. "
-                f"Received: batch_size={batch_size}"
-            )
+        expected = f"at most the {len(split)} training images"
+        expect(batch_size <= len(split), "batch_size", expected, batch_size)
         self.split = split
         self.batch_size = batch_size
         self.seed = seed

@@ -14,7 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,7 @@ from warnings import catch_warnings, simplefilter
 import numpy as np
 import PIL
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
 from kerasnorm import runtime
 from kerasnorm.config import DATA_FORMS
@@ -53,15 +53,6 @@ _FORMATS = (
     "PPM", "TGA", "ICO", "PCX", "SGI", "PSD", "QOI",
 )  # fmt: skip
 _GRAY_MODES = frozenset({"1", "L", "LA"})
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # by EXIF orientation
 # Where there is no test folder, the images at place 4, 9, 14, … of their sorted class are the
 # test set.
 _TEST_EVERY = 5
@@ -204,11 +195,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 def _upright(image: Image.Image) -> Image.Image:
     """Returns an image turned as its EXIF orientation says."""
     image.load()
-    try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # a viewer shows an image whose metadata are damaged
-        turn = None
-    return image if turn is None else image.transpose(turn)
+    with suppress(Exception):  # a viewer shows an image whose metadata are damaged
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 class _Shown(NamedTuple):

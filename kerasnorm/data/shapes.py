@@ -8,6 +8,7 @@ a little: by the mean color alone about a third of the images are classified cor
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from kerasnorm.data.dataset import Dataset, Generated, Split, channels_last
 
 Field = NDArray[np.float32]
+Draw = Callable[..., Field]  # see `_draw`
 
 # Images are drawn in blocks, each with a generator of its own: memory stays bounded, and an image
 # does not depend on how many are asked for. A multiple of ten, so that classes are balanced.
@@ -92,20 +94,10 @@ def _tints() -> Field:
     return tints.astype(np.float32)[:, :, None, None]
 
 
-class _Draw:
-    """Draws one random number per image, shaped to broadcast over its pixels.
-
-    Attributes:
-        rng: Random generator of the block.
-    """
-
-    def __init__(self, rng: np.random.Generator) -> None:
-        self.rng = rng
-
-    def __call__(self, low: float, high: float, *shape: int) -> Field:
-        """Returns uniform numbers, shape (N, 1, 1) or (N, *shape)."""
-        values = self.rng.random((_BLOCK, *(shape or (1, 1))), dtype=np.float32)
-        return np.float32(low) + np.float32(high - low) * values
+def _draw(rng: np.random.Generator, low: float, high: float, *shape: int) -> Field:
+    """Returns uniform numbers of each image, shape (N, 1, 1), which broadcasts, or (N, *shape)."""
+    values = rng.random((_BLOCK, *(shape or (1, 1))), dtype=np.float32)
+    return np.float32(low) + np.float32(high - low) * values
 
 
 def _grid(size: int) -> tuple[Field, Field]:
@@ -119,7 +111,7 @@ def _coverage(distance: Field, pixels: Field | np.float32) -> Field:
     return np.asarray(np.clip(np.float32(0.5) - distance * pixels, 0, 1))
 
 
-def _figure_masks(draw: _Draw, labels: NDArray[np.int32], size: int) -> Field:
+def _figure_masks(draw: Draw, labels: NDArray[np.int32], size: int) -> Field:
     """Returns the coverage (N, H, W) of one figure per image, placed, stretched and turned."""
     x, y = _grid(size)
     radius, stretch, angle = draw(0.45, 0.8), draw(0.85, 1.18), draw(-np.pi, np.pi)
@@ -134,7 +126,7 @@ def _figure_masks(draw: _Draw, labels: NDArray[np.int32], size: int) -> Field:
     return _coverage(distance, radius * np.float32(size / 2))
 
 
-def _ground(draw: _Draw, size: int) -> Field:
+def _ground(draw: Draw, size: int) -> Field:
     """Returns backgrounds (N, C, H, W), 0 to 1: a color, a slope, a soft random field."""
     x, y = _grid(size)
     color, slope = draw(0.3, 0.7, 3, 1, 1), draw(-0.2, 0.2, 2, 3, 1, 1)
@@ -153,7 +145,7 @@ def _paint(images: Field, mask: Field, color: Field) -> None:
     images += layer
 
 
-def _distractors(images: Field, draw: _Draw, size: int) -> None:
+def _distractors(images: Field, draw: Draw, size: int) -> None:
     """Paints up to two specks or short strokes over the images, too small for figures."""
     x, y = _grid(size)
     for number in range(_DISTRACTORS):
@@ -171,7 +163,7 @@ def _distractors(images: Field, draw: _Draw, size: int) -> None:
 def _block(seed: int, split: int, number: int, size: int) -> Split:
     """Returns one block of images, a function of the arguments alone."""
     rng = np.random.Generator(np.random.PCG64([seed, split, number, size]))
-    draw = _Draw(rng)
+    draw = partial(_draw, rng)
     classes = np.tile(np.arange(len(FIGURES), dtype=np.int32), (_BLOCK // len(FIGURES), 1))
     labels = rng.permuted(classes, axis=1).ravel()
     tint = _tints()[labels]

@@ -6,7 +6,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,13 +28,14 @@ Change = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class StoredImages:
     """Raw pixels (N, H, W, C) in a `.npy` file, which are read whenever they are indexed.
 
     The file is read, not mapped: where it is cut off or its drive is lost, reading raises an error,
     and touching a map ends the process.
 
-    Args:
+    Attributes:
         path: The file.
         image_shape: Shape (H, W, C) of one image.
         offset: Place of the first image in the file, in bytes.
@@ -43,19 +44,14 @@ class StoredImages:
             keeps its shape.
     """
 
+    path: Path
+    image_shape: tuple[int, ...]
+    offset: int
+    indices: NDArray[np.int64]
+    changes: tuple[Change, ...] = ()
+
     dtype = np.dtype(np.uint8)
     ndim = 4
-
-    def __init__(
-        self,
-        path: Path,
-        image_shape: tuple[int, ...],
-        offset: int,
-        indices: NDArray[np.int64],
-        changes: tuple[Change, ...] = (),
-    ) -> None:
-        self.path, self.image_shape, self.offset = path, image_shape, offset
-        self.indices, self.changes = indices, changes
 
     @classmethod
     def open(cls, path: Path) -> "StoredImages":
@@ -95,14 +91,11 @@ class StoredImages:
 
     def select(self, chosen: slice | NDArray[np.int64]) -> "StoredImages":
         """Returns some of the images, unread."""
-        return StoredImages(
-            self.path, self.image_shape, self.offset, self.indices[chosen], self.changes
-        )
+        return replace(self, indices=self.indices[chosen])
 
     def changed(self, change: Change) -> "StoredImages":
         """Returns the images, with one more change when they are read."""
-        changes = (*self.changes, change)
-        return StoredImages(self.path, self.image_shape, self.offset, self.indices, changes)
+        return replace(self, changes=(*self.changes, change))
 
     def _read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         images = np.empty((len(rows), *self.image_shape), np.uint8)
@@ -141,8 +134,7 @@ def concatenated(parts: Sequence[Images]) -> Images:
     """Returns the images of all parts in their order; those of one file are not read."""
     stored = [part for part in parts if isinstance(part, StoredImages)]
     if len(stored) == len(parts) and len({(part.path, part.changes) for part in stored}) == 1:
-        first, indices = stored[0], np.concatenate([part.indices for part in stored])
-        return StoredImages(first.path, first.image_shape, first.offset, indices, first.changes)
+        return replace(stored[0], indices=np.concatenate([part.indices for part in stored]))
     return np.concatenate([np.asarray(part) for part in parts])
 
 

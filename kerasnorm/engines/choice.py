@@ -12,7 +12,7 @@ from kerasnorm.data.batches import Batches
 from kerasnorm.data.stored import Images
 from kerasnorm.engines.base import Engine
 from kerasnorm.engines.keras_engine import KerasEngine
-from kerasnorm.errors import ConfigError
+from kerasnorm.errors import ConfigError, expect
 from kerasnorm.inspection import evaluation
 from kerasnorm.process_group import Launch, ProcessGroup
 
@@ -42,11 +42,8 @@ def make(
     is_native = config.engine == "native" and backend in ("torch", "tensorflow")
     reason = not_native(model, batches) if is_native else None
     if group is not None and (group.size > 1 or group.strategy is not None):
-        if config.engine != "native":
-            raise ConfigError(
-                "engine: expected native on several processes or devices. "
-                f"Received: engine={config.engine!r}"
-            )
+        expected = "native on several processes or devices"
+        expect(config.engine == "native", "engine", expected, config.engine)
         if reason is not None:
             raise ConfigError(
                 f"engine: the native engine cannot train this model: {reason}. Expected a model "

@@ -284,7 +284,7 @@ def _rename(config: Any) -> bool:
 
     if keras.backend.backend() != "tensorflow":
         return False
-    tables = [node for node in _nodes(config) if isinstance(node, dict)]
+    tables = [node for node in safety.parts(config) if isinstance(node, dict)]
     names = {node["name"] for node in tables if isinstance(node.get("name"), str)}
     valid = {name: name for name in names if VALID_NAME.fullmatch(name)}
     for name in sorted(names - {*valid}):
@@ -297,20 +297,10 @@ def _rename(config: Any) -> bool:
         if isinstance(node.get("name"), str):
             node["name"] = valid[node["name"]]
         for key in ("keras_history", "input_layers", "output_layers"):
-            for call in _nodes(node.get(key)):  # [name, node, tensor]
+            for call in safety.parts(node.get(key)):  # [name, node, tensor]
                 if isinstance(call, list) and call and isinstance(call[0], str):
                     call[0] = valid.get(call[0], call[0])
     return any(name != new for name, new in valid.items())
-
-
-def _nodes(config: Any) -> Iterator[Any]:
-    """Yields every table and list of a config, at any depth."""
-    pending = [config]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, (dict, list)):
-            yield node
-            pending.extend(node.values() if isinstance(node, dict) else node)
 
 
 @stock_keras

@@ -15,7 +15,7 @@ from kerasnorm.errors import CorruptFileError
 from kerasnorm.files import read_text, sha256
 from kerasnorm.formats import archive, detect
 from kerasnorm.formats.archive import SavedModel
-from kerasnorm.formats.format import Format
+from kerasnorm.formats.format import Format, require
 from kerasnorm.formats.safety.process import FileProcess
 from kerasnorm.inspection.outputs import Kind, as_logits, check_finite, output_kind, probe_images
 
@@ -126,7 +126,7 @@ def open_any(target: Path) -> ExportedModel | SavedModel:
 
 
 def _open_in_process(path: Path, format: Format) -> ExportedModel:  # noqa: A002
-    format.check_runtime()
+    require(format.modules, format.name)
     if not path.exists():
         raise CorruptFileError(f"There is no model file {path}.")
     metadata = read_metadata(path, format)

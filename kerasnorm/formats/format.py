@@ -103,14 +103,6 @@ class Format:
             return sorted(entry for entry in path.rglob("*") if entry.is_file())
         return [path, *(path.with_suffix(suffix) for suffix in self.companions)]
 
-    def check_runtime(self) -> None:
-        """Makes sure that the format can be opened here.
-
-        Raises:
-            MissingPackageError: A package is missing.
-        """
-        require(self.modules, self.name)
-
     def usable_writers(self) -> list[str | None]:
         """Returns the backends that can write the format here, [None] where it needs none.
 

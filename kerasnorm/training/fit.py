@@ -103,7 +103,9 @@ def fit(
             dataset = prepare(plan.config.data, plan.config.train.seed)
             if plan.is_resumed:
                 run_folder.check_data(plan.path, dataset)
-            config = _resolved(plan.config, backend, dataset)
+            data = plan.config.data.data
+            data = dataset.name if data == "auto" else data
+            config = plan.config.replace(backend=backend, data=data)
             engine = make_engine(config, dataset, group)
             if group.is_first:
                 _note_lagging_statistics(engine)
@@ -223,10 +225,7 @@ def _plan(
                 "resume: a resumed run has its own config and folder; leave out --config, --out."
             )
         folder = as_path(resume, "resume")
-        if not folder.is_dir():
-            raise ConfigError(
-                f"resume: expected a run's folder, or auto. Received: resume={str(resume)!r}"
-            )
+        expect(folder.is_dir(), "resume", "a run's folder, or auto", str(resume))
         saved = run_folder.read_config(folder)
         recipe = overrides.pop("recipe", saved.recipe)
         wanted = dataclasses.replace(saved.replace(**overrides), recipe=recipe)
@@ -264,12 +263,6 @@ def _resumed_config(saved: Config, wanted: Config, *, may_move: bool) -> Config:
         )
     kept = {name: after[name] for name in ("device", "devices", "epochs", "log")}
     return saved.replace(**kept, data=after["data"])
-
-
-def _resolved(config: Config, backend: str, dataset: Dataset) -> Config:
-    """Returns a config that names the backend and the data set instead of auto."""
-    data = dataset.name if config.data.data == "auto" else config.data.data
-    return config.replace(backend=backend, data=data)
 
 
 @contextmanager

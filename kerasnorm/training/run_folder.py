@@ -29,7 +29,6 @@ from kerasnorm.files import (
     short_name,
     write_bytes,
     write_json,
-    write_manifest,
 )
 from kerasnorm.progress import in_percent
 
@@ -220,20 +219,17 @@ def _check_free(path: Path) -> None:
     raise RunFolderError(f"{path} already holds {what}. Choose another --out{advice}")
 
 
-def write_config(path: Path, config: Config) -> None:
-    """Writes `config.toml` and its checksum."""
-    (path / MANIFEST).unlink(missing_ok=True)  # that of an earlier config
-    write_bytes(path / CONFIG, encoded(to_toml(config)))
-    write_manifest(path, (CONFIG,))
+def write_config(path: Path, config: Config, others: Mapping[str, str] | None = None) -> None:
+    """Writes `config.toml` and its checksum, beside those of other files."""
+    content = encoded(to_toml(config))
+    (path / MANIFEST).unlink(missing_ok=True)  # neither the old nor the new one fits meanwhile
+    write_bytes(path / CONFIG, content)
+    write_json(path / MANIFEST, {"sha256": {**(others or {}), CONFIG: digest(content)}})
 
 
 def relocate(path: Path, config: Config) -> None:
     """Writes a config that says where a run's data lie now; the run's lock must be held."""
-    content = encoded(to_toml(config))
-    checksums = read_manifest(path) | {CONFIG: digest(content)}
-    (path / MANIFEST).unlink(missing_ok=True)  # neither the old nor the new one fits meanwhile
-    write_bytes(path / CONFIG, content)
-    write_json(path / MANIFEST, {"sha256": checksums})
+    write_config(path, config, read_manifest(path))
 
 
 def _first_free(parent: Path, name: str) -> Path:

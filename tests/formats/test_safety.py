@@ -343,6 +343,34 @@ def test_untrusted_onnx_files_are_refused(copy, untrusted):
     )
 
 
+def ways_to(kind, start, longest):
+    """Yields the fields that lead from one type of message to another."""
+    for name, field in start.fields_by_name.items() if longest else ():
+        if field.message_type == kind:
+            yield [name]
+        if field.message_type:
+            yield from ([name, *way] for way in ways_to(kind, field.message_type, longest - 1))
+
+
+@needs("onnx")
+def test_an_onnx_file_that_reads_another_file_is_refused_wherever_it_says_so(tmp_path):
+    import onnx
+
+    ways = list(ways_to(onnx.TensorProto.DESCRIPTOR, onnx.ModelProto.DESCRIPTOR, 6))
+    assert ["graph", "node", "attribute", "g", "initializer"] in ways  # a branch without calls
+    assert ["graph", "node", "attribute", "sparse_tensor", "values"] in ways
+    path = tmp_path / "model.onnx"
+    for way in ways:
+        model = part = onnx.ModelProto(ir_version=8)
+        for name in way:
+            value = getattr(part, name)
+            part = value.add() if hasattr(value, "add") else value
+        part.external_data.add(key="location", value="secret.bin")
+        path.write_bytes(model.SerializeToString())
+        with pytest.raises(CorruptFileError, match="its weights are to be read from a file"):
+            checks.check_onnx(path)
+
+
 @needs("openvino")
 @pytest.mark.parametrize(
     ("old", "new", "match"),

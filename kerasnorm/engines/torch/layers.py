@@ -9,6 +9,7 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial, reduce
 from typing import Any
 
 import keras
@@ -206,11 +207,6 @@ mish relu relu6 selu sigmoid silu soft_shrink softplus softsign squareplus tanh 
 ELEMENTWISE = [getattr(keras.activations, name) for name in NAMES.split()]
 
 
-def _is_elementwise(activation: Any) -> bool:
-    """Says whether an activation is known to act on each value alone."""
-    return any(activation is known for known in ELEMENTWISE)
-
-
 # With variables in half precision, Keras computes only some layers in full precision.
 FULL_TYPES = ("float32", "float64")
 
@@ -223,12 +219,14 @@ def _is_usual(layer: Any, options: frozenset[str], *, autocast: bool) -> bool:
         options: Options that may have any value.
         autocast: Whether Keras casts the inputs of layers of this type to the compute type.
     """
+    activation = getattr(layer, "activation", keras.activations.linear)
     return (
         type(layer.dtype_policy) is keras.DTypePolicy  # else it may be quantized
         and layer.variable_dtype in FULL_TYPES
         and not getattr(layer, "lora_enabled", False)
         and getattr(layer, "data_format", "channels_last") == "channels_last"
         and layer.autocast is autocast
+        and any(activation is known for known in ELEMENTWISE)
         and _has_defaults(layer, options)
     )
 
@@ -346,7 +344,7 @@ def _activated(layer: Any, call: Callable[[Tensor], Tensor]) -> Lowered:
 
 
 def _conv(layer: Any, _: Site) -> Lowered | None:
-    if not _is_elementwise(layer.activation) or layer.padding not in ("same", "valid"):
+    if layer.padding not in ("same", "valid"):
         return None
     kernel, bias, dtype = _value(layer.kernel), _value(layer.bias), _dtype(layer)
     window = _Window.of(layer, layer.kernel_size)
@@ -361,9 +359,7 @@ def _conv(layer: Any, _: Site) -> Lowered | None:
     return _activated(layer, call)
 
 
-def _depthwise(layer: Any, _: Site) -> Lowered | None:
-    if not _is_elementwise(layer.activation):
-        return None
+def _depthwise(layer: Any, _: Site) -> Lowered:
     kernel, bias, dtype = _value(layer.kernel), _value(layer.bias), _dtype(layer)
     window, channels = _Window.of(layer, layer.kernel_size), kernel.shape[2]
 
@@ -378,9 +374,7 @@ def _by_channel(kernel: Tensor) -> Tensor:
     return kernel.permute(2, 3, 0, 1).flatten(0, 1).unsqueeze(1)
 
 
-def _separable(layer: Any, _: Site) -> Lowered | None:
-    if not _is_elementwise(layer.activation):
-        return None
+def _separable(layer: Any, _: Site) -> Lowered:
     depthwise, pointwise = _value(layer.depthwise_kernel), _value(layer.pointwise_kernel)
     bias, dtype = _value(layer.bias), _dtype(layer)
     window, channels = _Window.of(layer, layer.kernel_size), depthwise.shape[2]
@@ -394,7 +388,7 @@ def _separable(layer: Any, _: Site) -> Lowered | None:
 
 
 def _transposed(layer: Any, _: Site) -> Lowered | None:
-    if not _is_elementwise(layer.activation) or layer.output_padding is not None:
+    if layer.output_padding is not None:
         return None
     kernel, bias, dtype = _value(layer.kernel), _value(layer.bias), _dtype(layer)
     window = _Window.of(layer, layer.kernel_size)
@@ -418,9 +412,7 @@ def _transposed(layer: Any, _: Site) -> Lowered | None:
     return _activated(layer, call)
 
 
-def _dense(layer: Any, _: Site) -> Lowered | None:
-    if not _is_elementwise(layer.activation):
-        return None
+def _dense(layer: Any, _: Site) -> Lowered:
     kernel, bias, dtype = _value(layer.kernel), _value(layer.bias), _dtype(layer)
 
     def call(x: Tensor) -> Tensor:
@@ -518,11 +510,8 @@ def _rms_norm(layer: Any, _: Site) -> Lowered | None:
     return _norm(normalize, layer, layer.scale, None, is_fresh=False)
 
 
-def _activation(layer: Any, _: Site) -> Lowered | None:
-    activation = layer.activation
-    if not _is_elementwise(activation):
-        return None
-    activation = F.relu if activation is keras.activations.relu else activation
+def _activation(layer: Any, _: Site) -> Lowered:
+    activation = F.relu if layer.activation is keras.activations.relu else layer.activation
     return Lowered(lambda mode, x: activation(x), activation=activation_name(layer))
 
 
@@ -538,10 +527,10 @@ def _relu(layer: Any, _: Site) -> Lowered:
 
 def _dropout(layer: Any, site: Site) -> Lowered | None:
     rate, shape = layer.rate, layer.noise_shape
+    if shape is not None:
+        return _dropout_of_parts(rate, shape, site) if len(shape) == len(site.shape) else None
     if rate >= 1:
         return None  # Keras gives zeros; 1 / (1 - rate) would be infinite.
-    if shape is not None:
-        return _dropout_of_parts(layer, site) if len(shape) == len(site.shape) else None
     if site.device.type != "cpu":
         return Lowered(lambda mode, x: F.dropout(x, rate, mode.training))
 
@@ -553,49 +542,33 @@ def _dropout(layer: Any, site: Site) -> Lowered | None:
     return Lowered(call, dropping=dropping if len(site.shape) == 4 else None)
 
 
-def _dropout_of_parts(layer: Any, site: Site) -> Lowered:
-    """A dropout with a `noise_shape`: one draw holds along the axes of size 1."""
-    rate, shape = layer.rate, layer.noise_shape
+def _dropout_of_parts(rate: float, shape: Sequence[int | None], site: Site) -> Lowered | None:
+    """A dropout of which one draw holds along the axes, in Keras's order, of size 1."""
+    if rate >= 1:
+        return None
 
     def drop(mode: Mode, x: Tensor) -> Tensor:
         if not mode.training or rate == 0:
             return x
         sizes = as_in_keras(x).shape
         drawn = [n if n is not None else size for n, size in zip(shape, sizes, strict=True)]
-        kept = (mode.draw(site.number, drawn) >= rate) / (1 - rate)
+        is_shared = shape[0] == 1  # by all images of the batch
+        draw = mode.random(site.number).random if is_shared else partial(mode.draw, site.number)
+        kept = (draw(drawn) >= rate) / (1 - rate)
         return x * channels_first(torch.from_numpy(kept).to(x))
 
     return Lowered(drop)
 
 
 def _stochastic_depth(layer: Any, site: Site) -> Lowered | None:
-    rate = layer.drop_path_rate
-    if rate >= 1:
-        return None
-
-    def drop(mode: Mode, x: Tensor) -> Tensor:
-        if not mode.training or rate == 0:
-            return x
-        kept = (mode.draw(site.number, x.shape[:1]) >= rate) / (1 - rate)
-        return x * torch.from_numpy(kept).to(x)[:, None, None, None]
-
-    return Lowered(drop)
+    return _dropout_of_parts(layer.drop_path_rate, (None, 1, 1, 1), site)
 
 
 def _spatial_dropout(layer: Any, site: Site) -> Lowered | None:
     rate = layer.rate
-    if rate >= 1:
-        return None
-
-    def drop(mode: Mode, x: Tensor) -> Tensor:
-        if not mode.training or rate == 0:
-            return x
-        if x.device.type != "cpu":
-            return F.dropout2d(x, rate)
-        kept = (mode.draw(site.number, x.shape[:2]) >= rate) / (1 - rate)
-        return x * torch.from_numpy(kept).to(x.dtype)[:, :, None, None]
-
-    return Lowered(drop)
+    if site.device.type == "cpu" or not 0 < rate < 1:
+        return _dropout_of_parts(rate, (None, 1, 1, None), site)
+    return Lowered(lambda mode, x: F.dropout2d(x, rate, mode.training))
 
 
 def _max_pooling(layer: Any, _: Site) -> Lowered:
@@ -632,32 +605,16 @@ def _cropping(layer: Any, _: Site) -> Lowered:
     return Lowered(lambda mode, x: F.pad(x, (-left, -right, -top, -bottom)))
 
 
-def _max_all(layer: Any, _: Site) -> Lowered:
-    keep = layer.keepdims
-    return Lowered(lambda mode, x: x.amax((2, 3), keepdim=keep))
-
-
-def _average_all(layer: Any, _: Site) -> Lowered:
-    keep = layer.keepdims
-    return Lowered(lambda mode, x: x.mean((2, 3), keepdim=keep))
+def _over_space(function: Callable[..., Tensor], layer: Any, _: Site) -> Lowered:
+    return Lowered(lambda mode, x: function(x, (2, 3), keepdim=layer.keepdims))
 
 
 def _add(layer: Any, _: Site) -> Lowered:
-    def call(mode: Mode, x: Tensor, *others: Tensor) -> Tensor:
-        for other in others:
-            x = x + other
-        return x
-
-    return Lowered(call, is_add=True)
+    return Lowered(lambda mode, *several: reduce(operator.add, several), is_add=True)
 
 
 def _multiply(layer: Any, _: Site) -> Lowered:
-    def call(mode: Mode, x: Tensor, *others: Tensor) -> Tensor:
-        for other in others:
-            x = x * other
-        return x
-
-    return Lowered(call)
+    return Lowered(lambda mode, *several: reduce(operator.mul, several))
 
 
 def _concatenate(layer: Any, site: Site) -> Lowered | None:
@@ -712,8 +669,8 @@ RULES: dict[type, Rule] = {
     StochasticDepth: Rule(_stochastic_depth, frozenset({"drop_path_rate"})),
     layers.MaxPooling2D: Rule(_max_pooling, POOL),
     layers.AveragePooling2D: Rule(_average_pooling, POOL),
-    layers.GlobalAveragePooling2D: Rule(_average_all, GLOBAL),
-    layers.GlobalMaxPooling2D: Rule(_max_all, GLOBAL),
+    layers.GlobalAveragePooling2D: Rule(partial(_over_space, torch.mean), GLOBAL),
+    layers.GlobalMaxPooling2D: Rule(partial(_over_space, torch.amax), GLOBAL),
     layers.ZeroPadding2D: Rule(_zero_padding, frozenset({"padding", "data_format"})),
     layers.Cropping2D: Rule(_cropping, frozenset({"cropping", "data_format"})),
     layers.Add: Rule(_add, ranks=BOTH),

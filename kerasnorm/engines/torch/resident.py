@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kerasnorm.data.augment import LUMA, Augmentation, Draws
+from kerasnorm.data.augment import LUMA, Augmentation, Draws, hole_mask, reflect
 from kerasnorm.data.batches import Batches
 
 WARM_UP = 3  # steps before a recording, as PyTorch's guide to CUDA graphs advises
@@ -134,7 +134,8 @@ class DeviceAugmentation:
             hit = draws["is_affine"][:, None, None, None]
             images = torch.where(hit, self._warp(images, draws["affine"]), images)
         if self.config.cutout > 0:
-            images = torch.where(self._hole_mask(draws["hole"]), self.fill, images)
+            mask = hole_mask(self.rows, self.columns, draws["hole"], self.config.cutout_size)
+            images = torch.where(mask, self.fill, images)
         if self.config.gray > 0:
             gray = (images.float() * self.luma).sum(-1, keepdim=True).round().to(torch.uint8)
             images = torch.where(draws["gray"][:, None, None, None], gray, images)
@@ -142,8 +143,8 @@ class DeviceAugmentation:
 
     def _flip_and_move(self, images: Tensor, flip: Tensor, offset: Tensor) -> Tensor:
         height, width = images.shape[1:3]
-        rows = _reflect(self.rows - offset[:, :1], height)
-        columns = _reflect(self.columns - offset[:, 1:], width)
+        rows = reflect(self.rows - offset[:, :1], height)
+        columns = reflect(self.columns - offset[:, 1:], width)
         columns = torch.where(flip[:, None], width - 1 - columns, columns)
         return _pick(images, rows[:, :, None], columns[:, None, :])
 
@@ -164,25 +165,9 @@ class DeviceAugmentation:
         for lower in (0, 1):
             for right in (0, 1):
                 share = (1 - lower - row_weight).abs() * (1 - right - column_weight).abs()
-                rows, columns = _reflect(row + lower, height), _reflect(column + right, width)
+                rows, columns = reflect(row + lower, height), reflect(column + right, width)
                 out += share[..., None] * _pick(images, rows, columns)
         return out.round().to(torch.uint8)
-
-    def _hole_mask(self, hole: Tensor) -> Tensor:
-        """Returns the mask (N, H, W, 1) of holes whose top left corners are (N, 2)."""
-        size = self.config.cutout_size
-        down, across = self.rows - hole[:, :1], self.columns - hole[:, 1:]
-        rows, columns = (down >= 0) & (down < size), (across >= 0) & (across < size)
-        is_cut = (hole[:, 0] >= 0)[:, None, None]
-        return (rows[:, :, None] & columns[:, None, :] & is_cut)[..., None]
-
-
-def _reflect(positions: Tensor, size: int) -> Tensor:
-    if size == 1:
-        return torch.zeros_like(positions)
-    period = 2 * (size - 1)
-    folded = positions.abs() % period
-    return torch.minimum(folded, period - folded)
 
 
 def _split(positions: Tensor) -> tuple[Tensor, Tensor]:

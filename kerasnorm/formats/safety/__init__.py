@@ -10,8 +10,9 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from kerasnorm.errors import CorruptFileError
+from kerasnorm.errors import CorruptFileError, first_line
 
 MAX_BYTES = 1 << 30  # of a file, or of all members of an archive, unpacked
 MAX_WEIGHTS = 1 << 28
@@ -34,9 +35,19 @@ def reading(path: Path, kind: str = "") -> Iterator[None]:
     except CorruptFileError:
         raise
     except Exception as error:  # zipfile, json, Keras and the others raise nearly every type
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         doubt = f"no {kind}, or is " if kind else ""
-        raise CorruptFileError(f"{path} is {doubt}damaged: {lines[0]}") from error
+        reason = first_line(error) or type(error).__name__
+        raise CorruptFileError(f"{path} is {doubt}damaged: {reason}") from error
+
+
+def parts(document: Any) -> Iterator[Any]:
+    """Yields every table and list of a JSON document, at any depth; it may be nested deeply."""
+    pending = [document]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, (dict, list)):
+            yield part
+            pending.extend(part.values() if isinstance(part, dict) else part)
 
 
 def read_limited(path: Path) -> bytes:

@@ -116,13 +116,8 @@ def check_keras_classes(path: Path, config: dict[str, Any], norms: Mapping[str, 
         CorruptFileError: It does, or has a layer of absurd size.
     """
     found, kept = set(), list(norms.items())
-    pending: list[Any] = [config]  # no recursion: an untrusted config may be nested deeply
-    while pending:
-        node = pending.pop()
-        if isinstance(node, list):
-            pending.extend(node)
-        elif isinstance(node, dict):
-            pending.extend(node.values())
+    for node in safety.parts(config):
+        if isinstance(node, dict):
             is_norm = (node.get("registered_name"), node.get("class_name")) in kept
             if "class_name" in node and not is_norm and _is_foreign(node):
                 found.add(f"{node.get('module') or 'custom'}.{node['class_name']}")
@@ -225,37 +220,30 @@ def check_onnx(path: Path) -> bytes:
     content = safety.read_limited(path)
     with safety.reading(path):
         model = onnx.load_model_from_string(content)
-    tensors = list(_onnx_tensors(model.graph))
-    for tensor in tensors:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+    domains, weights = set(), 0
+    for part in _messages(model):
+        if isinstance(part, onnx.TensorProto) and (
+            part.data_location == onnx.TensorProto.EXTERNAL or part.external_data
+        ):
             raise CorruptFileError(f"{path} was refused: its weights are to be read from a file.")
-    domains = {node.domain for node in _onnx_nodes(model)} - {"", "ai.onnx"}
-    _refuse(path, {f"operations of {name}" for name in domains})
-    safety.check_count(path, sum(math.prod(tensor.dims) for tensor in tensors))
+        if isinstance(part, (onnx.TensorProto, onnx.SparseTensorProto)):
+            weights += math.prod(part.dims)
+        if isinstance(part, onnx.NodeProto):
+            domains.add(part.domain)
+    _refuse(path, {f"operations of {name}" for name in domains - {"", "ai.onnx"}})
+    safety.check_count(path, weights)
     return content
 
 
-def _onnx_nodes(model: Any) -> Iterator[Any]:
-    pending = [model.graph.node, *(function.node for function in model.functions)]
-    while pending:
-        for node in pending.pop():
-            yield node
-            for attribute in node.attribute:
-                pending += [g.node for g in (attribute.g, *attribute.graphs) if g.node]
-
-
-def _onnx_tensors(graph: Any) -> Iterator[Any]:
-    pending = [graph]
+def _messages(message: Any) -> Iterator[Any]:
+    """Yields a message of protobuf and all messages in it, at any depth and in every field."""
+    pending = [message]
     while pending:
         current = pending.pop()
-        yield from current.initializer
-        yield from (part for entry in current.sparse_initializer for part in (entry.values,))
-        for node in current.node:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                yield from attribute.tensors
-                pending += [g for g in (attribute.g, *attribute.graphs) if g.node]
+        yield current
+        for field, value in current.ListFields():
+            if field.message_type:
+                pending += [value] if hasattr(value, "ListFields") else value
 
 
 def check_litert(path: Path) -> bytes:

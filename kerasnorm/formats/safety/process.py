@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasnorm.errors import CorruptFileError, KerasnormError
+from kerasnorm.errors import CorruptFileError, KerasnormError, first_line
 from kerasnorm.formats import FORMATS, litert, safety
 from kerasnorm.formats.format import BATCH, Opened
 from kerasnorm.formats.safety.torch_files import read_pickled
@@ -124,15 +124,15 @@ class Tasks:
             message = f"{path} would take more than {MEMORY >> 30} GiB of memory."
             raise CorruptFileError(message) from None
         except Exception as error:  # the parsers of six projects raise every type
-            lines = str(error).strip().splitlines() or [type(error).__name__]
+            reason = first_line(error) or type(error).__name__
             if task in ("write", "write_int8"):
                 name = request.get("format", "litert")
-                message = f"The model cannot be written as {name}: {lines[0]}"
+                message = f"The model cannot be written as {name}: {reason}"
                 raise KerasnormError(message) from error
             # The file has passed its checks; its runtime may lack an operation, or be older.
             what = "opened" if task in ("open", "read_tensors") else "run"
             message = (
-                f"{path} could not be {what}: {lines[0][:300]}. It is damaged, or its runtime here "
+                f"{path} could not be {what}: {reason[:300]}. It is damaged, or its runtime here "
                 "does not support it: try another version of the runtime, or another format."
             )
             raise CorruptFileError(message) from error

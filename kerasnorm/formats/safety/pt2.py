@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kerasnorm.errors import CorruptFileError
-from kerasnorm.formats.safety import check_count, check_file, check_members, reading
+from kerasnorm.formats.safety import check_count, check_file, check_members, parts, reading
 from kerasnorm.formats.safety.checks import admitted
 
 _TARGET = re.compile(r"torch\.ops\.aten\.(\w+)\.\w+")
@@ -135,11 +135,6 @@ def _check_tree(path: Path, tree: Any) -> None:
 
 def _entries(document: Any) -> Iterator[tuple[str, Any]]:
     """Yields every key with its value, at any depth."""
-    pending = [document]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, dict):
-            yield from node.items()
-            pending.extend(node.values())
-        elif isinstance(node, list):
-            pending.extend(node)
+    for part in parts(document):
+        if isinstance(part, dict):
+            yield from part.items()

@@ -4,6 +4,7 @@ import inspect
 import re
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import keras
@@ -26,6 +27,7 @@ from kerasnorm.engines.torch.layers import (  # noqa: E402
 from kerasnorm.engines.torch.lowering import LoweredModel  # noqa: E402
 from kerasnorm.inspection.graph import functional_graph, nodes  # noqa: E402
 from kerasnorm.layers import StandardizedConv2D  # noqa: E402
+from kerasnorm.process_group import shard_of  # noqa: E402
 
 pytestmark = [
     pytest.mark.backend("torch"),
@@ -413,6 +415,19 @@ def test_every_option_of_dropout_is_kept_in_training(case):
     assert np.array_equal(kept, np.broadcast_to(draws, kept.shape))
     share, spread = np.mean(draws == 0), np.sqrt(0.25 / draws.size)
     assert abs(share - rate_of(layer)) <= 5 * spread
+
+
+@pytest.mark.parametrize("processes", [1, 2, 5])
+@pytest.mark.parametrize("shape", list(product((None, 1), repeat=4)))
+def test_one_draw_of_dropout_holds_along_the_axes_of_size_1_in_all_shards(shape, processes):
+    lowered = LoweredModel(model_of(layers.Dropout(0.5, noise_shape=shape)))
+    images, key = torch.ones(5, *SHAPE), (1, 2, 3)
+    shards = [shard_of(5, rank, processes) for rank in range(processes)]
+    parts = [lowered(images[shard.slice], Mode(True, key, shard)) for shard in shards]
+    found = torch.cat(parts).numpy()
+    axes = tuple(axis for axis, size in enumerate(shape) if size == 1)
+    assert np.array_equal(found, np.broadcast_to(found.max(axes, keepdims=True), found.shape))
+    assert np.array_equal(found, lowered(images, Mode(True, key)).numpy())
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
