@@ -272,10 +272,10 @@ class DataConfig(_Checked):
         choices=("stretch", "crop", "pad"),
     )
     train_size: int = _field(
-        0, "Number of training images; 0 uses all (shapes: 10,000).", low=0, high=10_000_000
+        0, "Number of training images; 0 uses all (shapes: 5,000).", low=0, high=10_000_000
     )
     test_size: int = _field(
-        0, "Number of test images; 0 uses all (shapes: 2,000).", low=0, high=10_000_000
+        0, "Number of test images; 0 uses all (shapes: 1,000).", low=0, high=10_000_000
     )
     validation: int = _field(
         0, "Number of training images to hold out for validation, stratified by class.", low=0

@@ -193,7 +193,7 @@ def _split(seed: int, split: int, count: int, size: int) -> Split:
     return Split(images, labels)
 
 
-def shapes(train: int = 10_000, test: int = 2_000, seed: int = 0, size: int = 32) -> Dataset:
+def shapes(train: int = 5_000, test: int = 1_000, seed: int = 0, size: int = 32) -> Dataset:
     """Returns the generated data set.
 
     The first images are the same whatever the number of images, and every ten in a row hold each
@@ -214,4 +214,4 @@ def shapes(train: int = 10_000, test: int = 2_000, seed: int = 0, size: int = 32
     )
 
 
-SOURCES = (Generated("shapes", shapes, train_size=10_000, test_size=2_000),)
+SOURCES = (Generated("shapes", shapes, train_size=5_000, test_size=1_000),)

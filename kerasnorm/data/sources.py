@@ -69,9 +69,9 @@ def load(
         data: The name of a data set, which is downloaded unless it is cached ("cifar10") or
             generated ("shapes"); "auto", which is cifar10 if it is cached or downloads, else
             shapes; or a path to anything that `read` reads.
-        train_size: Number of training images; 0 takes all (of `shapes`, 10,000). A smaller
+        train_size: Number of training images; 0 takes all (of `shapes`, 5,000). A smaller
             number keeps the share of each class and always takes the same images.
-        test_size: Number of test images; 0 takes all (of `shapes`, 2,000).
+        test_size: Number of test images; 0 takes all (of `shapes`, 1,000).
         fit: The size that all images are brought to; by default they stay as they are.
         needs_test: Whether there must be a test image.
 

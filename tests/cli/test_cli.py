@@ -322,7 +322,7 @@ def test_summary_and_receptive_field_print_tables_and_json(trained):
 def test_data_and_doctor_describe_what_is_there(tmp_path):
     facts = json.loads(call("data", "shapes", "--json")[0])
     counts = {split: sum(classes.values()) for split, classes in facts["class_counts"].items()}
-    assert counts == {"train": 10_000, "test": 2_000}
+    assert counts == {"train": 5_000, "test": 1_000}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KERASNORM_CACHE", str(tmp_path))
         assert str(tmp_path) in call("data")[0]
