@@ -74,15 +74,11 @@ def test_out_of_memory_says_what_to_make_smaller(run, monkeypatch):
 
 
 @pytest.mark.backend("tensorflow")
-@pytest.mark.parametrize(
-    "kind", ["Conv2D", "DepthwiseConv2D", "Conv2DTranspose", "MaxPooling2D", "AveragePooling2D"]
-)
+@pytest.mark.parametrize("kind", ["Conv2D", "Conv2DTranspose"])  # oneDNN may compute others
 def test_layers_with_channels_first_say_what_to_do_on_a_cpu(kind, monkeypatch):
     import keras
 
-    size = {"filters": 2} if kind in ("Conv2D", "Conv2DTranspose") else {}
-    size |= {"pool_size": 2} if kind.endswith("Pooling2D") else {"kernel_size": 2}
-    layer = getattr(keras.layers, kind)(**size, data_format="channels_first")
+    layer = getattr(keras.layers, kind)(2, 2, data_format="channels_first")
     images = keras.ops.zeros((1, 3, 8, 8))
     monkeypatch.setattr(cli.doctor.runtime, "cache_folder", lambda: layer(images))
     _, err = call("data", "--json", code=1)
