@@ -10,7 +10,7 @@ import keras
 
 from kerasnorm.errors import ConfigError
 
-AVERAGES = (
+GLOBAL_AVERAGES = (
     keras.layers.GlobalAveragePooling1D,
     keras.layers.GlobalAveragePooling2D,
     keras.layers.GlobalAveragePooling3D,
@@ -162,7 +162,7 @@ class Calls:
         return bool(readers) and all(
             reader is not None
             and (
-                isinstance(reader.operation, AVERAGES)
+                isinstance(reader.operation, GLOBAL_AVERAGES)
                 or (_keeps_mean(reader.operation) and self.is_averaged(reader))
             )
             for reader in readers

@@ -327,14 +327,14 @@ class Training:
             return None
         self.callbacks.on_test_begin()
         self.callbacks.on_test_batch_begin(0)
-        scores = score(self.engine.predict(split.images), split.labels)
+        scores = self._score(split)
         logs = {"loss": scores.loss, "accuracy": scores.accuracy}
         self.callbacks.on_test_batch_end(0, logs)
         self.callbacks.on_test_end(logs)
         return scores
 
-    def _score(self, split: Split | None) -> Scores | None:
-        return None if split is None else score(self.engine.predict(split.images), split.labels)
+    def _score(self, split: Split) -> Scores:
+        return score(self.engine.predict(split.images), split.labels)
 
     def _save(self) -> None:
         state = self.engine.state()
@@ -391,7 +391,9 @@ class Training:
         times = [(row["seconds"] or 0.0, row["images_per_second"] or 0.0) for row in self.rows]
         seconds = sum(took for took, _ in times)
         # Measured again, since a callback may have restored other weights at the end.
-        scores = _named(test=score(logits, labels), val=self._score(self.dataset.validation))
+        validation = self.dataset.validation
+        val = None if validation is None else self._score(validation)
+        scores = _named(test=score(logits, labels), val=val)
         metrics: dict[str, Any] = {
             "train_loss": last["train_loss"],
             "train_accuracy": last["train_accuracy"],
