@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 from kerasnorm.formats import archive
 from kerasnorm.formats.format import Format, Opened, fixed_sizes, only
@@ -52,6 +51,8 @@ def _without_xla() -> Iterator[None]:
     Those are grouped convolutions, which older kernels for CPUs lacked: tf2onnx writes the compiled
     function as an operation that ONNX does not have. Their graph is only converted here, not run.
     """
+    from unittest import mock  # with asyncio, too much for every command's start
+
     import tensorflow as tf
 
     function = tf.function
