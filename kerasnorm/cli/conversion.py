@@ -185,14 +185,16 @@ def recalibrate(
 
     import numpy as np
 
+    from kerasnorm.conversion.recalibration import batch_norms
     from kerasnorm.conversion.recalibration import recalibrate as measured
     from kerasnorm.formats.archive import INPUT_SCALE, open_archive, open_model
     from kerasnorm.inspection.evaluation import score
     from kerasnorm.training.images import splits_of
 
-    saved = with_input_scale(
-        open_model(target), input_scale, partial(training_images, data, resize)
-    )
+    saved = open_model(target)
+    with about(saved.path):
+        batch_norms(saved.model)  # before any data are read
+    saved = with_input_scale(saved, input_scale, partial(training_images, data, resize))
     train, test = splits_of(saved, data, ("train", "test"), resize)
     order = np.random.Generator(np.random.PCG64(0)).permutation(len(train))[:count]
     if len(order) < count:

@@ -60,15 +60,7 @@ def recalibrate(
         raise ConfigError(
             f"recalibrate: expected at least 2 images. Received: {len(images)} images"
         )
-    kinds = (keras.layers.BatchNormalization,)
-    refuse_hidden(model, kinds, "measured")
-    norms = [layer for layer in layers(model) if isinstance(layer, kinds)]
-    if not norms:
-        raise ConfigError(
-            "recalibrate: expected a network with BatchNormalization. Received: none; the "
-            "statistics of other norms are not measured."
-        )
-    meters = [_Meter(norm) for norm in norms]
+    meters = [_Meter(norm) for norm in batch_norms(model)]
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(images))
     # A single image has no statistics of a batch, and a dense layer's values no spread.
     count = min(math.ceil(len(images) / batch_size), len(images) // 2)
@@ -81,6 +73,23 @@ def recalibrate(
         copies[id(meter.norm)].moving_mean.assign(mean)
         copies[id(meter.norm)].moving_variance.assign(variance)
     return made
+
+
+def batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
+    """Returns the batch norms of a network, which `recalibrate` measures.
+
+    Raises:
+        ConfigError: There is none, or one is hidden in a layer that hides its graph.
+    """
+    kinds = (keras.layers.BatchNormalization,)
+    refuse_hidden(model, kinds, "measured")
+    norms = [layer for layer in layers(model) if isinstance(layer, kinds)]
+    if not norms:
+        raise ConfigError(
+            "recalibrate: expected a network with BatchNormalization. Received: none; the "
+            "statistics of other norms are not measured."
+        )
+    return norms
 
 
 class _Meter:

@@ -119,9 +119,9 @@ def test_files_that_are_no_model_or_exist_already(saved, tmp_path):
 @pytest.mark.parametrize(
     "words",
     [["convert", "--norm", "gn"], ["convert", "--fold"], ["convert", "--freeze-bn"],
-     ["recalibrate", "--data", "shapes", "--input-scale", "0-255"]],
+     ["recalibrate", "--data", "no such data"]],
 )  # fmt: skip
-def test_a_network_without_norms_is_named_by_its_file(tmp_path, words):
+def test_a_network_without_norms_is_named_by_its_file_before_data_are_read(tmp_path, words):
     path = tmp_path / "plain.keras"
     pixels = keras.Input((32, 32, 3))
     x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(pixels))
