@@ -142,17 +142,12 @@ def export(
 
 
 def _known_accuracy(saved: "SavedModel") -> float | None:
-    """Returns the test accuracy that the model's run reports, None where the file's may differ.
-
-    A run in mixed precision was evaluated in mixed precision; its file is in float32.
-    """
+    """Returns the test accuracy that the model's run reports, None where there is none."""
     from kerasnorm.errors import CorruptFileError
     from kerasnorm.training.run import Run
     from kerasnorm.training.run_folder import MODEL, is_run
 
     if saved.path.name != MODEL or not is_run(saved.path.parent):
-        return None
-    if saved.config is not None and saved.config.train.precision != "float32":
         return None
     try:
         return float(Run.load(saved.path.parent).metrics["test_accuracy"])

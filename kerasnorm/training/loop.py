@@ -10,16 +10,24 @@ from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from kerasnorm.config import Config
 from kerasnorm.data import Dataset, Split
+from kerasnorm.data.stored import Images
 from kerasnorm.engines.base import Engine, first_nonfinite
 from kerasnorm.errors import CorruptFileError, DivergedError
 from kerasnorm.files import write_json, write_manifest
 from kerasnorm.formats.archive import save_model
-from kerasnorm.inspection.evaluation import Scores, confusion, score, worst_mistakes
+from kerasnorm.inspection.evaluation import (
+    Scores,
+    confusion,
+    predict,
+    score,
+    worst_mistakes,
+)
 from kerasnorm.inspection.graph import weights_by_name
-from kerasnorm.layers import instance_norms, leaves
+from kerasnorm.layers import instance_norms, leaves, portable
 from kerasnorm.process_group import ProcessGroup
 from kerasnorm.progress import Progress, duration, in_percent, rounded
 from kerasnorm.training import checkpoints, run_folder
@@ -32,7 +40,8 @@ logger = logging.getLogger(__name__)
 MOST_INITIAL = 0.1  # share of a moving statistic that may be its initial value without a warning
 DEFINITIONS = {
     "test_accuracy": "share of the test images classified correctly by the saved model: after the "
-    "last epoch, unless a callback then restored the weights of another",
+    "last epoch, unless a callback then restored the weights of another; in float32, also if it "
+    "was trained, and its epochs evaluated, in mixed precision",
     "test_loss": "mean cross-entropy over the test images of the same model, in nats",
     "train_accuracy": "share of the training images classified correctly during the last epoch, "
     "as the model saw them: augmented, with dropout, while it changed",
@@ -336,6 +345,12 @@ class Training:
     def _score(self, split: Split) -> Scores:
         return score(self.engine.predict(split.images), split.labels)
 
+    def _saved_logits(self, images: Images) -> NDArray[np.float32]:
+        """Returns the outputs (N, classes) of the saved model, which computes in float32."""
+        if self.config.train.precision == "float32":
+            return self.engine.predict(images)
+        return predict(portable(self.engine.model), images)
+
     def _save(self) -> None:
         state = self.engine.state()
         if not all(np.isfinite(array).all() for array in state.values()):
@@ -385,14 +400,15 @@ class Training:
         }
         if self.group.is_first:
             save_model(self.engine.model, self.path / run_folder.MODEL, metadata)
-        logits = self.engine.predict(self.dataset.test.images)
+        logits = self._saved_logits(self.dataset.test.images)
         labels = self.dataset.test.labels
         last = self.rows[-1]
         times = [(row["seconds"] or 0.0, row["images_per_second"] or 0.0) for row in self.rows]
         seconds = sum(took for took, _ in times)
         # Measured again, since a callback may have restored other weights at the end.
-        validation = self.dataset.validation
-        val = None if validation is None else self._score(validation)
+        val = None
+        if (validation := self.dataset.validation) is not None:
+            val = score(self._saved_logits(validation.images), validation.labels)
         scores = _named(test=score(logits, labels), val=val)
         metrics: dict[str, Any] = {
             "train_loss": last["train_loss"],

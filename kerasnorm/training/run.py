@@ -164,9 +164,7 @@ class Run:
         from kerasnorm.formats.export import Exporter
 
         folder = self.path / "exports" if out is None else Path(out)
-        is_exact = self.config.train.precision == "float32"  # and so is that of the exports
-        accuracy = float(self.metrics["test_accuracy"]) if is_exact else None
-        with Exporter(saved, folder, accuracy) as exporter:
+        with Exporter(saved, folder, float(self.metrics["test_accuracy"])) as exporter:
             return [exporter.export(name) for name in formats]
 
     def plot(self, out: Path | str | None = None) -> list[Path]:

@@ -432,8 +432,13 @@ def test_other_shapes_of_images_train(tmp_path):
 
 @pytest.mark.backend("any")
 def test_mixed_precision_trains_and_saves_a_float32_model(tmp_path):
-    done = fit(tmp_path / "run", precision="mixed_bfloat16", norm="gn", epochs=1)
+    done = fit(tmp_path / "run", precision="mixed_bfloat16", norm="gn", epochs=1, validation=20)
     assert {layer.compute_dtype for layer in done.model().layers} == {"float32"}
+    for split in ("val", "test"):  # bfloat16 has 8 bits
+        scores = done.evaluate(split={"val": "validation"}.get(split, split))
+        found = done.metrics[f"{split}_loss"], done.metrics[f"{split}_accuracy"]
+        assert found == pytest.approx(scores, rel=1e-5)
+        assert found[0] != pytest.approx(done.history[-1][f"{split}_loss"], rel=1e-5)
 
 
 def test_restored_weights_are_the_ones_that_are_measured(tmp_path):
