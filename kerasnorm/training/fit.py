@@ -18,6 +18,7 @@ from kerasnorm.config import Config, config_of_call, flatten
 from kerasnorm.data import Dataset, prepare
 from kerasnorm.data.augment import Augmentation
 from kerasnorm.data.batches import Batches
+from kerasnorm.data.dataset import listed
 from kerasnorm.data.preprocessing import channel_statistics, input_statistics
 from kerasnorm.data.sources import locate, with_place
 from kerasnorm.engines.schedule import has_open_end
@@ -109,6 +110,7 @@ def fit(
             engine = make_engine(config, dataset, group)
             if group.is_first:
                 _note_lagging_statistics(engine)
+                _note_absent_classes(dataset)
             leaked = _note_leaked(dataset) if group.is_first else None
             environment = runtime.environment(backend, device)
             environment["fused_kernels"] = engine.fused_kernels
@@ -295,6 +297,17 @@ def _opened_folder(
             logger.warning(f"Stopped. Resume with: kerasnorm fit --resume {in_command(path)}")
             raise
         group.barrier()
+
+
+def _note_absent_classes(dataset: Dataset) -> None:
+    """Warns of classes that a split has no images of."""
+    for split, counts in dataset.class_counts.items():
+        names = [name for name, n in zip(dataset.class_names, counts, strict=True) if n == 0]
+        if names:
+            logger.warning(
+                f"{dataset.source}: the {split} images are of {len(counts) - len(names)} of the "
+                f"{len(counts)} classes: none are of {listed(names)}."
+            )
 
 
 def _note_leaked(dataset: Dataset) -> dict[str, int] | None:

@@ -195,6 +195,23 @@ def test_new_batch_norms_of_a_pretrained_network_are_warned_of(
     assert ("initial_statistics" in done.metrics) == bool(new)
 
 
+def test_classes_that_a_split_has_no_images_of_are_named(tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("KERASNORM_CACHE", str(tmp_path / "cache"))
+    x = np.random.default_rng(5).integers(0, 256, (20, 8, 8, 3), np.uint8)
+    train, y = x[:12], np.arange(12) % 3
+    config = tiny.config(train_size=0, test_size=0, epochs=1, batch_size=4)
+    for number, (labels, absent) in enumerate((((0, 0), "1, 2"), ((2, 0), "1"), ((2, 1, 0), ""))):
+        caplog.clear()
+        tiny.train(
+            config,
+            out=tmp_path / str(number),
+            data=(train, y, x[12 : 12 + len(labels)], np.array(labels)),
+        )
+        texts = [text for text in caplog.messages if "classes: none are of" in text]
+        share = f"the test images are of {len(set(labels))} of the 3 classes: none are of {absent}."
+        assert [text.split(": ", 1)[1] for text in texts] == ([share] if absent else [])
+
+
 def test_images_of_both_training_and_test_set_are_said_and_recorded(tmp_path, caplog, monkeypatch):
     """Test images 0 to 2 and validation image 1 are training images; one has another label."""
     monkeypatch.setenv("KERASNORM_CACHE", str(tmp_path / "cache"))
