@@ -388,7 +388,10 @@ SAME_ON_EACH_BACKEND = {
     *("cutout_size", "gray", "epochs", "batch_size", "schedule", "warmup"),
 }
 # Fields whose values TensorFlow's own tests of norms, layers and optimizer steps compute too.
-COMPUTED_ELSEWHERE = {"norm", "ln_affine", "weight_standardization", "bn_momentum", "learning_rate"}
+COMPUTED_ELSEWHERE = {
+    *("norm", "ln_affine", "weight_standardization", "bn_momentum", "learning_rate"),
+    *("optimizer", "momentum", "weight_decay", "precision"),
+}
 MARKS = {
     **dict.fromkeys(SAME_ON_EACH_BACKEND, pytest.mark.backend("any", slow_on="tensorflow")),
     **dict.fromkeys(COMPUTED_ELSEWHERE, pytest.mark.backend("any", long_on="tensorflow")),

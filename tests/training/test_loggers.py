@@ -113,7 +113,7 @@ def test_tensorboard_has_each_epoch_and_step_of_a_resumed_run_once(logged, read)
     np.testing.assert_allclose(last, [row["lr"] for row in logged.history], rtol=1e-6)
 
 
-@pytest.mark.backend("any")
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_tensorboard_has_the_weights_and_the_plots(logged, read):
     events = read(logged.path / "tensorboard")
     weights = {v.path: keras.ops.convert_to_numpy(v) for v in logged.model().weights}
