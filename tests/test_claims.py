@@ -171,6 +171,10 @@ def test_what_bn_gains_by_recalibration_is_what_was_measured():
     guide = words_of(GUIDE)
     text = "batches of 2 rise to {:.1f} %, by {:.1f} of the {:.1f} points that separate them from"
     assert text.format(means[2][1], gains[2], means[4][0] - means[2][0]) in guide
+    found = summary_of("batch-size-smallest")["groups"]
+    (gn,) = (g for g in found if g["norm"] == "gn" and g["batch_size"] == 2)
+    lead = 100 * gn["test_accuracy"]["mean"] - means[2][1]
+    assert f"`gn` then still leads by {lead:.1f}." in guide
     assert max(abs(gain) for size, gain in gains.items() if size > 2) < gains[2]
 
 
@@ -191,7 +195,7 @@ def test_the_effects_of_weight_standardization_are_those_of_the_ablation():
     assert text.format(*losses) in guide
     text = f"`gn` without it loses {losses[0]:.1f} points of validation accuracy"
     assert text in " ".join(guide.split())
-    assert f"standardized kernels gain `gn` {losses[0]:.1f} points in a short" in words_of(README)
+    assert f"Standardized kernels gain `gn` {losses[0]:.1f} points in a short" in words_of(README)
 
 
 def test_the_numbers_of_groups_differ_by_what_the_study_says():
@@ -212,10 +216,8 @@ def test_the_interval_of_the_first_difference_is_that_of_the_study():
     half, spread, level = (high - low) / 2, 100 * found["std"], 0.975
     assert stats.t.ppf(1 - (1 - level) / 2, 2) * spread / math.sqrt(3) == pytest.approx(half)
     five, eight = (stats.t.ppf(1 - (1 - level) / 2, n - 1) * spread / math.sqrt(n) for n in (5, 8))
-    text = (
-        f"{half:.1f} points wide on each side; runs that spread as much give {five:.1f} with five"
-    )
-    assert f"{text} seeds and {eight:.1f} with eight" in readme
+    text = f"is {mean:.2f} ± {half:.1f} points; runs that spread as much give ± {five:.1f} with"
+    assert f"{text} five seeds and ± {eight:.1f} with eight" in readme
     (others,) = (d for d in document["differences"] if d["first"]["norm"] == "gn")
     assert others["verdict"] == "equivalent"
 
@@ -241,6 +243,68 @@ def test_the_worked_example_of_a_verdict_is_the_study():
         t = stats.t.ppf(1 - level / 2, 2)
         assert f"(t = {t:.2f})" in guide
         assert mean - t * std / math.sqrt(3) == pytest.approx(100 * found["low"])
+
+
+def speeds(path):
+    """Returns how many times as fast as each contender kerasnorm is, by backend, norm and name."""
+    results = json.loads((ROOT / "results/bench" / path).read_text())["results"]
+    rates = {(r["backend"], r["norm"], r["contender"]): np.array(r["train"]) for r in results}
+    return {
+        key: (np.median(own / rate), np.median(own) / max(rate))
+        for key, rate in rates.items()
+        for own in [rates[(*key[:2], "native")]]
+    }
+
+
+def test_the_speeds_of_the_readme_are_those_of_the_race():
+    race, best = speeds("bench.json"), speeds("best/bench.json")
+
+    def of(found, backend, contender, which=0, digits=1):
+        ratios = (found[backend, norm, contender][which] for norm in THREE)
+        return " / ".join(f"{ratio:.{digits}f}" for ratio in ratios)
+
+    loops = [name for backend, norm, name in best if norm == "bn" and name.startswith("loop")]
+    fastest = [min(best["torch", norm, name][0] for name in loops) for norm in THREE]
+    readme = words_of(README).replace("**", "")
+    for text in (
+        f"trains {of(race, 'torch', 'stock')} times as fast as `model.fit`",
+        f"and {of(race, 'torch', 'loop')} times as fast as a plain PyTorch loop",
+        f"on TensorFlow {of(race, 'tensorflow', 'stock')} times as fast as `model.fit`",
+        f"as fast ({of(race, 'torch', 'loop-channels-last', digits=2)}) as a loop in channels-last",
+        f"best rounds kerasnorm is {of(race, 'tensorflow', 'stock', 1)} times as fast",
+        f"on torch: {of(best, 'torch', 'stock')} times as fast as `model.fit`",
+        "and {:.2f} / {:.2f} / {:.2f} times as fast as the fastest".format(*fastest),
+    ):
+        assert text in readme
+
+
+def test_the_conversions_of_the_guide_are_those_that_were_measured():
+    rows = {}
+    for name in ("fold", "gn32"):
+        with (ROOT / f"results/convert/{name}.csv").open(newline="") as file:
+            rows[name] = [row for row in csv.DictReader(file) if not row["refused"]]
+    folds = {row["network"]: (int(row["folded"]), int(row["norms"])) for row in rows["fold"]}
+    some = {name: counts for name, counts in folds.items() if counts[0] < counts[1]}
+    exact, rough = (
+        max(float(row[key]) for row in rows["fold"])
+        for key in ("difference_in_float64", "difference")
+    )
+    changes = [float(row["difference"]) for row in rows["gn32"]]
+    growth = max(
+        int(row["multiply_adds_after"]) / int(row["multiply_adds_before"]) for row in rows["gn32"]
+    )
+    guide = words_of(GUIDE)
+    count = len(rows["gn32"])
+    for text in (
+        f"in {len(folds) - len(some)} of {len(folds)} networks of `keras.applications` with batch",
+        ", ".join(f"in {name} {done} of {norms}" for name, (done, norms) in some.items()),
+        f"at most {exact:.0e} of the largest in float64".replace("e-0", "e-"),
+        f"float64, {rough:.1e} in float32".replace("e-0", "e-"),
+        f"{count} of {count} networks of `keras.applications` with norms convert",
+        f"multiply-adds grow by at most {100 * (growth - 1):.1f} %",
+        f"outputs change by {min(changes):.1f} to {max(changes):.1f} times the largest output",
+    ):
+        assert text in guide
 
 
 def test_the_speeds_of_other_networks_are_those_of_the_race():
@@ -304,11 +368,12 @@ def test_the_accuracies_of_resnet20_are_those_of_its_studies():
         found[name, "gn"]["val_accuracy"]["mean"]
         for name in ("resnet20", "resnet20-group-size", "resnet20-standardized")
     ]
-    text = f"those of two choices by {100 * (more[0] - more[1]):.1f}; standardized kernels gain"
+    text = f"32 groups are {100 * (more[0] - more[1]):.1f} points ahead of groups of eight channels"
     assert text in readme
     assert f"in a short training, {100 * (more[2] - more[0]):.1f} in ResNet-20" in readme
     text = (
-        f"has {bn} % against {eight} to {standardized} with `gn`, by groups and kernels, and {ln}"
+        f"has {bn} % against {eight} to {standardized} with `gn`, depending on groups "
+        f"and kernels, and {ln}"
     )
     assert text in readme
 
@@ -344,7 +409,7 @@ def test_the_losses_of_plain_kernels_on_corrupted_images_are_those_of_the_measur
     guide, readme = words_of(GUIDE), words_of(README)
     assert "`bn` loses {bn} points, `gn` {gn} and `ln` {ln}".format(**losses) in guide
     assert "classify {bn}, {gn} and {ln} % correctly".format(**faded) in guide
-    assert "with kernels alike {bn}, {gn} and {ln} %".format(**faded) in readme
+    assert "with plain kernels in all {bn}, {gn} and {ln} %".format(**faded) in readme
 
 
 def test_the_losses_on_corrupted_images_are_those_of_the_measurement():

@@ -41,6 +41,15 @@ PAGES = [ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_parses(page):
+    line = r"(?:^    .*?|`)\bkerasnorm ([a-z-]+)( [^`\n]*)?(?:`|$)"
+    for name, rest in re.findall(line, page.read_text(encoding="utf-8"), re.MULTILINE):
+        if name in app.commands and "…" not in rest and "OPTIONS" not in rest:
+            command = app.commands[name]
+            command.make_parser(click.Context(command)).parse_args(rest.partition("#")[0].split())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_between_pages_lead_somewhere(page):
     targets = re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
     assert [target for target in targets if not (page.parent / target).exists()] == []

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 INPUT_SCALES = ("0-1", "-1-1", "0-255", "standardize")
 # What moves or leaves out pixels, and does not change their range at inference.
 _PASSING = {
-    *("Activation", "CenterCrop", "Cropping2D", "Dropout", "Flatten", "GaussianDropout"),
-    *("GaussianNoise", "GetItem", "Identity", "Pad", "Permute", "RandomCrop", "Reshape"),
-    *("Resizing", "SpatialDropout2D", "Transpose", "ZeroPadding2D"),
+    *("Activation", "Cast", "CenterCrop", "Concatenate", "Cropping2D", "Dropout", "ExpandDims"),
+    *("Flatten", "Flip", "GaussianDropout", "GaussianNoise", "GetItem", "Identity", "Moveaxis"),
+    *("Pad", "Permute", "RandomCrop", "Reshape", "Resizing", "Roll", "SpatialDropout2D", "Split"),
+    *("Squeeze", "Stack", "Swapaxes", "Take", "Transpose", "Unstack", "ZeroPadding2D"),
 }
 _RESCALING = {
     *("Add", "Divide", "Multiply", "Normalization", "Rescaling", "Subtract", "TrueDivide"),

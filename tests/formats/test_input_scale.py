@@ -11,7 +11,7 @@ from PIL import Image
 
 from kerasnorm.errors import ConfigError
 from kerasnorm.formats.archive import open_model
-from kerasnorm.formats.input_scale import scaled, unscaled_layer
+from kerasnorm.formats.input_scale import rescaling_layer, scaled, unscaled_layer
 
 SHAPE = (8, 8, 3)
 IMAGES = np.random.default_rng(0).integers(0, 200, (12, *SHAPE), dtype=np.uint8)
@@ -82,6 +82,34 @@ def test_the_pixels_are_brought_to_the_range_that_was_stated(tmp_path, scale, th
 )
 def test_a_convolution_that_raw_pixels_reach_is_found(before, then, layer):
     assert unscaled_layer(model(before, then)) == layer
+
+
+ops = keras.ops
+REVERSED = {  # the channels in reverse order, and pixels moved otherwise
+    "slices": lambda x: x[..., ::-1],
+    "stack": lambda x: ops.stack([x[..., i] for i in (2, 1, 0)], axis=-1),
+    "concatenate": lambda x: ops.concatenate([x[..., i : i + 1] for i in (2, 1, 0)], axis=-1),
+    "layer": lambda x: layers.Concatenate()(ops.split(x, 3, axis=-1)[::-1]),
+    "unstack": lambda x: ops.stack(ops.unstack(x, axis=-1)[::-1], axis=-1),
+    "flip": lambda x: ops.flip(x, -1),
+    "take": lambda x: ops.take(x, [2, 1, 0], axis=-1),
+    "roll": lambda x: ops.roll(ops.cast(x, "float32"), 1, axis=-1),
+    "axes": lambda x: ops.moveaxis(ops.swapaxes(x, 1, 2), 1, 2),
+    "dimensions": lambda x: ops.squeeze(ops.expand_dims(x, 1), 1),
+}
+
+
+@pytest.mark.parametrize("kind", REVERSED)
+def test_pixels_that_are_moved_keep_their_range(kind):
+    moved = REVERSED[kind]
+    assert unscaled_layer(model(moved)) == "first"
+    assert rescaling_layer(model(moved)) is None
+    assert rescaling_layer(model(lambda x: moved(x) - 120)) is not None
+
+
+@pytest.mark.parametrize("name", ["densenet", "mobilenet", "resnet50"])  # Keras's three modes
+def test_the_preprocessing_of_an_application_is_a_rescaling(name):
+    assert rescaling_layer(model(getattr(keras.applications, name).preprocess_input)) is not None
 
 
 def test_a_model_that_rescales_its_input_is_not_rescaled_again(tmp_path):
