@@ -302,6 +302,16 @@ class Summary:
         return [run for group in self.groups for _, run in sorted(group.runs.items())]
 
     @property
+    def shown_rows(self) -> "list[Group | Failure]":
+        """The groups, then those of which runs failed: all that labels must tell apart."""
+        return [*self.groups, *self.failures]
+
+    @property
+    def compares_norms(self) -> bool:
+        """Whether two norms have runs that differ in the norm alone and share a seed."""
+        return any(item.first.norm != item.second.norm for item in self.differences)
+
+    @property
     def bases(self) -> tuple[Group, ...]:
         """Base groups of a one-factor-at-a-time study; all groups of others, or without a base."""
         found = tuple(group for group in self.groups if not group.fields)
@@ -413,7 +423,8 @@ def summarize(
 
     Args:
         runs: Finished runs, at least one.
-        vary: Fields that were varied on purpose; they are named before others.
+        vary: Fields that were varied on purpose; they are named before others, and also where
+            runs of one value alone have finished.
         plan: Plan of the one-factor-at-a-time study that these runs are; it defines the base.
         margin: Largest difference, as a share of 1, that does not matter in practice.
 
@@ -483,7 +494,7 @@ def _with_one_place(runs: Sequence[Run]) -> list[Run]:
 
 
 def _axes(configs: Sequence[Config], vary: Sequence[str]) -> tuple[str, ...]:
-    """Returns the fields that tell runs of one norm apart, each only if the ones before do not."""
+    """Returns the varied fields and others that tell runs of one norm apart, where these do not."""
     axes: list[str] = []
     for name in dict.fromkeys([*vary, "recipe", "data", *SETTINGS]):
         if name in AXES or name in UNCOMPARED:
@@ -493,7 +504,7 @@ def _axes(configs: Sequence[Config], vary: Sequence[str]) -> tuple[str, ...]:
             if is_read(name, config.model.norm):
                 key = repr((config.model.norm, _fields(config, axes)))
                 seen.setdefault(key, set()).add(repr(field_value(config, name)))
-        if any(len(values) > 1 for values in seen.values()):
+        if name in vary or any(len(values) > 1 for values in seen.values()):
             axes.append(name)
     return tuple(axes)
 

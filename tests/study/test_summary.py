@@ -31,7 +31,7 @@ def test_groups_differ_in_more_than_the_seed():
         ("ln", {"ln_affine": "element"}, [1, 2]),
         ("ln", {"ln_affine": "channel"}, [0]),
     ]
-    labels = [group_label(group, found.groups) for group in found.groups]
+    labels = [group_label(group, found) for group in found.groups]
     assert labels == ["BN", "GN", "LN, affine element", "LN, affine channel"]
 
 
