@@ -259,7 +259,8 @@ def _draw_row(
         ends = np.clip([found.low, found.high], low, high)
         axes.plot(ends, [place, place], color=color, linewidth=1.2, alpha=0.6)
     axes.plot([found.mean] * 2, [place - 0.3, place + 0.3], color=color, linewidth=2.2)
-    axes.plot(values, [place] * len(values), "o", color=color, markersize=5, alpha=0.75)
+    dots = [value for value in values if low <= value <= high]  # whole ones, also at the limits
+    axes.plot(dots, [place] * len(dots), "o", color=color, markersize=5, alpha=0.75, clip_on=False)
     known = [*values, *(end for end in (found.low, found.high) if end is not None)]
     inset = 0.008 * (high - low)  # half an arrow
     beyond = [(low + inset, "<")] if min(known) < low else []

@@ -45,7 +45,7 @@ from kerasnorm.study.figures import draw_study
 from kerasnorm.study.folder import PlannedRun, State
 from kerasnorm.study.intervals import MARGIN
 from kerasnorm.study.plan import AXES, StudyPlan, identity
-from kerasnorm.study.summary import Failure, Summary, data_name, summarize
+from kerasnorm.study.summary import Failure, Summary, data_name, fields_of, summarize
 from kerasnorm.training.loggers import check_loggers
 from kerasnorm.training.run import Run
 from kerasnorm.training.run_folder import CONFIG, MODEL, check_data
@@ -444,7 +444,7 @@ def _whole_summary(
     """Returns the summary of the finished runs of a study, with what is known of all others."""
     waiting = sum(run.state in (State.RUNNING, State.WAITING) for run in runs)
     summary = _summarize(finished, study)
-    return replace(summary, failures=_failures(runs, study, summary.axes), waiting=waiting)
+    return replace(summary, failures=tuple(_failures(runs, study, summary.axes)), waiting=waiting)
 
 
 def _summarize(runs: Sequence[Run], study: StudyPlan) -> Summary:
@@ -487,28 +487,18 @@ def best_run(path: Path) -> Run:
 
 def _failures(
     runs: Sequence[PlannedRun], study: StudyPlan, axes: Sequence[str]
-) -> tuple[Failure, ...]:
-    """Returns the groups of runs of which one has failed, named by the fields `axes`."""
+) -> Iterator[Failure]:
+    """Yields the groups of runs of which one has failed; `axes` are those of the summary."""
     changes = study.changes()
     groups: dict[str, list[PlannedRun]] = {}
     for run in runs:
-        alike = run.config.replace(seed=0)
-        groups.setdefault(identity(alike), []).append(run)
-    found = []
+        groups.setdefault(identity(run.config.replace(seed=0)), []).append(run)
     for group in groups.values():
         if failed := [run for run in group if run.state == State.FAILED]:
-            config = failed[0].config
-            found.append(
-                Failure(
-                    config.model.norm,
-                    config.train.backend,
-                    {name: v for name, v in changes[identity(config)].items() if name in axes},
-                    len(failed),
-                    len(group),
-                    failed[0].message,
-                )
-            )
-    return tuple(found)
+            config, message = failed[0].config, failed[0].message
+            names = changes[identity(config)] if study.one_at_a_time else axes
+            fields, model, train = fields_of(config, names), config.model, config.train
+            yield Failure(model.norm, train.backend, fields, len(failed), len(group), message)
 
 
 def check(study: StudyPlan) -> None:

@@ -19,7 +19,7 @@ from kerasnorm.config import (
 )
 from kerasnorm.data.sources import loading, locate
 from kerasnorm.errors import DataError
-from kerasnorm.norms import is_read, owner
+from kerasnorm.norms import owner
 from kerasnorm.study.intervals import (
     LEAST_SEEDS,
     LEVEL,
@@ -29,7 +29,7 @@ from kerasnorm.study.intervals import (
     Verdict,
     compare,
 )
-from kerasnorm.study.plan import AXES, StudyPlan, identity
+from kerasnorm.study.plan import AXES, StudyPlan, identity, reads
 from kerasnorm.training.run import Run
 
 logger = logging.getLogger(__name__)
@@ -335,7 +335,7 @@ class Summary:
         if not self.one_at_a_time:
             return self
         groups = tuple(
-            replace(group, fields=_fields(group.first.config, [name]))
+            replace(group, fields=fields_of(group.first.config, [name]))
             for group in self.groups
             if not {*group.fields} - {name}
         )
@@ -437,7 +437,7 @@ def summarize(
     found: dict[str, Group] = {}
     for run in runs:
         config = run.config
-        fields = _fields(config, changes[identity(config)] if plan else axes)
+        fields = fields_of(config, changes[identity(config)] if plan else axes)
         group = Group(config.model.norm, config.train.backend, fields, {config.train.seed: run})
         key = repr((group.norm, group.backend, fields))
         known = found.setdefault(key, group)
@@ -501,16 +501,17 @@ def _axes(configs: Sequence[Config], vary: Sequence[str]) -> tuple[str, ...]:
             continue
         seen: dict[str, set[str]] = {}
         for config in configs:
-            if is_read(name, config.model.norm):
-                key = repr((config.model.norm, _fields(config, axes)))
+            if reads(config, name):
+                key = repr((config.model.norm, fields_of(config, axes)))
                 seen.setdefault(key, set()).add(repr(field_value(config, name)))
         if name in vary or any(len(values) > 1 for values in seen.values()):
             axes.append(name)
     return tuple(axes)
 
 
-def _fields(config: Config, axes: Iterable[str]) -> dict[str, Any]:
-    return {name: field_value(config, name) for name in axes if is_read(name, config.model.norm)}
+def fields_of(config: Config, names: Iterable[str]) -> dict[str, Any]:
+    """Returns the values of those fields that the norm of a config reads."""
+    return {name: field_value(config, name) for name in names if reads(config, name)}
 
 
 def _unmatched(groups: Sequence[Group]) -> dict[str, dict[str, Any]]:
@@ -538,8 +539,9 @@ def _following(groups: Sequence[Group]) -> dict[str, list[Any]]:
             continue
         by_norm: dict[str, dict[str, Any]] = {}
         for group in groups:
-            if is_read(name, group.norm) and name not in group.fields:
-                value = field_value(group.first.config, name)
+            config = group.first.config
+            if reads(config, name) and name not in group.fields:
+                value = field_value(config, name)
                 by_norm.setdefault(group.norm, {})[repr(value)] = value
         if values := next((known for known in by_norm.values() if len(known) > 1), None):
             found[name] = [*values.values()]

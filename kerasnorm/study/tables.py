@@ -14,7 +14,7 @@ from kerasnorm.config import field_value, tuned_values
 from kerasnorm.errors import shortened
 from kerasnorm.files import encoded, write_bytes, write_json
 from kerasnorm.inspection.evaluation import MOST_NAMED_CLASSES, most_confused
-from kerasnorm.norms import NORMS, is_read
+from kerasnorm.norms import NORMS
 from kerasnorm.plots.labels import field_texts, shown_fields, value_text, value_texts
 from kerasnorm.progress import counted, duration, in_percent, rounded
 from kerasnorm.study.estimate import Estimate, makespan
@@ -37,6 +37,7 @@ from kerasnorm.study.summary import (
     Group,
     Published,
     Summary,
+    fields_of,
     whole_groups,
 )
 from kerasnorm.tables import Table
@@ -746,12 +747,11 @@ def summary_rows(summary: Summary) -> list[dict[str, Any]]:
     rows = []
     for group in summary.groups:
         config = group.first.config
-        read = [name for name in summary.axes if is_read(name, group.norm)]
         row = {
             "norm": group.norm,
             "backend": group.backend,
             **dict.fromkeys(summary.axes, ""),
-            **{name: _text(field_value(config, name)) for name in read},
+            **{name: _text(value) for name, value in fields_of(config, summary.axes).items()},
             "n": len(group.runs),
             "parameters": group.first.metrics.get("parameters"),
         }

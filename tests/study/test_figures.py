@@ -314,3 +314,13 @@ def test_the_numbers_of_a_figure_are_rounded_as_those_of_its_table():
     axes = effects_figure(summary).figure.axes
     drawn = [text.get_text() for panel in axes for text in panel.texts]
     assert drawn == [row[7] for row in effect_table(summary).rows]
+
+
+def test_dots_at_the_ends_of_the_axis_are_whole():
+    accuracies = {"bn": (1.0, 1.0, 0.98), "ln": (0.0, 0.0, 0.02)}
+    runs = [make_run(a, norm=n, seed=s) for n, found in accuracies.items()
+            for s, a in enumerate(found)]  # fmt: skip
+    axes = final_figure(summarize(runs)).figure.axes[0]
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [sorted(line.get_xdata()) for line in dots] == [[98, 100, 100], [0, 0, 2]]
+    assert not any(line.get_clip_on() for line in dots)
