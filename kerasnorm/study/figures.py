@@ -313,7 +313,8 @@ def effects_figure(summary: Summary) -> Picture:
             found, color = _in_points(item), NORMS[item.base.norm].color
             is_cut |= _draw_row(axes, place, values, found, (left, right), color)
             _annotate(axes, place, points(item.interval, summary.margin), INK)
-        axes.set_yticks(range(len(items)), [change_text(item) for item in items])
+        labels = fit([change_text(item) for item in items], LABEL_WIDTH)
+        axes.set_yticks(range(len(items)), labels)
         axes.set_ylim(len(items) - 0.5, -0.5)
         axes.set_xlim(left, right)
     words = f"difference in {measure} (points)\none dot per seed, the bar is their mean"

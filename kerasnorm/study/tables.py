@@ -47,7 +47,6 @@ from kerasnorm.training.run_folder import read_environment
 RUNS_FILE, SUMMARY_FILE, DOCUMENT = "runs.csv", "summary.csv", "summary.json"
 PARTS = ("mean", "std", "low", "high")
 ACCURACIES = {"val_accuracy": "validation accuracy", "test_accuracy": "test accuracy"}
-LONGEST_VALUE = 18  # letters of a changed value; all ten widths would leave no room for the dots
 MOST_SENTENCES = 8
 MOST_PAIRS = 20  # rows of the table of confused classes
 LONGEST_MESSAGE = 300  # letters of the reason why a run failed
@@ -127,10 +126,8 @@ def measure_text(summary: Summary) -> str:
 
 
 def change_text(effect: AblationEffect) -> str:
-    """Returns what an ablation changes, long values cut: "batch size 128 → 64"."""
-    values = _values(effect)
-    short = [v if len(v) <= LONGEST_VALUE else f"{v[: LONGEST_VALUE - 1]}…" for v in values]
-    return f"{effect.field.replace('_', ' ')} {' → '.join(short)}"
+    """Returns what an ablation changes: "batch size 128 → 64"."""
+    return f"{effect.field.replace('_', ' ')} {' → '.join(_values(effect))}"
 
 
 def _values(effect: AblationEffect) -> list[str]:

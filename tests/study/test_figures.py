@@ -12,6 +12,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex
 
 from kerasnorm.norms import NORMS
+from kerasnorm.plots.style import text_width
 from kerasnorm.study.figures import (
     against_figure,
     curves_figure,
@@ -23,7 +24,7 @@ from kerasnorm.study.figures import (
 )
 from kerasnorm.study.plan import StudyPlan
 from kerasnorm.study.summary import summarize
-from kerasnorm.study.tables import effect_table, group_table
+from kerasnorm.study.tables import effect_table, group_table, sentences
 
 
 def sweep(**fields):
@@ -324,3 +325,25 @@ def test_dots_at_the_ends_of_the_axis_are_whole():
     dots = [line for line in axes.lines if line.get_marker() == "o"]
     assert [sorted(line.get_xdata()) for line in dots] == [[98, 100, 100], [0, 0, 2]]
     assert not any(line.get_clip_on() for line in dots)
+
+
+def test_long_values_that_begin_alike_are_told_apart():
+    """All ten widths fit into no label, but what differs must be seen."""
+    base = (16, 16, 12, 32, 32, 32, 16, 32, 32, 32)
+    plan = StudyPlan(
+        norms=("bn",),
+        backends=("torch",),
+        seeds=(0,),
+        one_at_a_time=True,
+        vary={"widths": ((*base[:-1], 64), (*base[:-1], 48), (*base[:5], 48, *base[6:]))},
+        fixed={"recipe": "best", "data": "cifar10", "widths": base},
+    )
+    run = make_run(0.5, norm="bn")
+    runs = [replace(run, config=config) for config in plan.configs().values()]
+    summary = summarize(runs, tuple(plan.vary), plan)
+    [axes] = effects_figure(summary).figure.axes
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    assert len(set(labels)) == 3
+    assert max(map(text_width, labels)) <= 3.1  # inches, of eight
+    effects = [text for text in sentences(summary) if "widths" in text]
+    assert len(effects) == len({text.partition(":")[0] for text in effects}) == 3
