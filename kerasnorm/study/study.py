@@ -20,6 +20,7 @@ from kerasnorm.config import (
     UNCOMPARED,
     Config,
     DataConfig,
+    ModelConfig,
     flatten,
     unknown,
 )
@@ -541,8 +542,8 @@ def check_networks(configs: Iterable[Config], describe: Describe) -> None:
         made = set()
         for config in configs:
             model, backend = config.model, config.train.backend
-            # Of the built-in network with a built-in norm, `effect_note` knows of instance norms.
-            if model.is_builtin and not user_code.is_named(model.norm) and model.norm != "in":
+            is_own = not model.is_builtin or user_code.is_named(model.norm)
+            if not is_own and not _has_instance_norms(model):
                 continue
             dataset = describe(config.data)
             key = model, backend, dataset.image_shape, dataset.class_names
@@ -561,6 +562,13 @@ def check_networks(configs: Iterable[Config], describe: Describe) -> None:
                 raise CorruptFileError(
                     f"{error} No run was touched: repeat the command once the network opens."
                 ) from None
+
+
+def _has_instance_norms(model: ModelConfig) -> bool:
+    """Returns whether norms of the built-in network have statistics per image and channel."""
+    record = NORMS[model.norm]
+    is_alone = any(record.groups(model, width) == width for width in model.normalized_widths)
+    return is_alone and bool(record.axes) and 0 not in record.axes
 
 
 def check_content(

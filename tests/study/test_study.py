@@ -518,15 +518,23 @@ def test_instance_norms_are_said_before_a_run_is_trained(tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("recipe", ["era8", "best"])
+@pytest.mark.parametrize("norm", [{"norm": "in"}, {"norm": "gn", "group_size": 1}], ids=str)
 def test_instance_norms_without_effect_are_said_before_a_run_is_trained(
-    recipe, monkeypatch, caplog
+    recipe, norm, monkeypatch, caplog
 ):
     monkeypatch.setattr(study, "JsonProcess", InThisProcess)
     fixed = {"data": "shapes", "train_size": 20, "test_size": 20, "batch_size": 20}
-    fixed |= {"recipe": recipe, "backend": keras.backend.backend(), "norm": "in"}
+    fixed |= {"recipe": recipe, "backend": keras.backend.backend()} | norm
     study.check_networks([resolve(fixed)], study.describer())
     # Norms stand behind the activations in era8 alone.
     assert ("the same for every image" in caplog.text) == (recipe == "era8")
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn", "ln", "lnc", "rms", "none"])
+def test_a_network_without_instance_norms_is_not_made_before_a_study(norm, monkeypatch):
+    monkeypatch.setattr(study, "JsonProcess", failing(AssertionError("a process")))
+    fixed = {"data": "shapes", "train_size": 20, "test_size": 20, "batch_size": 20}
+    study.check_networks([resolve(fixed | {"norm": norm})], study.describer())
 
 
 UNUSABLE = {
