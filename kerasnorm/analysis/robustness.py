@@ -277,7 +277,7 @@ def entries_of_runs(runs: Sequence[Run], found: Mapping[Path, ModelRobustness]) 
     summary = summarize(runs)
 
     def label(group: Group) -> str:
-        return group_label(group, summary.groups)
+        return group_label(group, summary)
 
     def models(group: Group, seeds: Iterable[int]) -> list[ModelRobustness]:
         return [found[group.runs[seed].path / MODEL] for seed in seeds]

@@ -141,6 +141,8 @@ def compare(
     if dry_run:
         study.check(plan)
         runs = folder.survey(out, plan)
+        if scheduler is None:
+            study.check_networks([run.config for run in runs if not run.finished], describe)
         study.check_content(runs, describe, is_remote=scheduler is not None)
         _dry_run(runs, out, jobs, scheduler, as_json)
         return
@@ -244,18 +246,15 @@ def report(paths: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     from kerasnorm.study import folder, study
     from kerasnorm.training.run import Run
 
-    if len(paths) == 1 and folder.is_study(paths[0]) and out is None:
-        target = study.rebuild_report(paths[0])
+    if len(paths) == 1 and folder.is_study(paths[0]):
+        target = study.rebuild_report(paths[0], out)
     else:
         runs: list[Run] = []
         for path in paths:
             runs += folder.load(path)[1] if folder.is_study(path) else [Run.load(path)]
-        is_one_study = len(paths) == 1 and folder.is_study(paths[0])
-        plan = folder.read_plan(paths[0]) if is_one_study else None
         parent = paths[0] if len(paths) == 1 else Path("results/plots")
         target = out or parent / folder.REPORT
-        target.parent.mkdir(parents=True, exist_ok=True)
-        study.report_on_runs(runs, target, plan)
+        study.report_on_runs(runs, target)
     if as_json:
         opt.print_json({"report": str(target)})
     else:

@@ -35,7 +35,9 @@ def run_labels(runs: "Sequence[Run]") -> list[str]:
         if len(set(texts)) > 1:
             labels = _join(labels, texts)
     for name in SETTINGS:
-        candidate = _join(labels, [_field_text(name, field_value(c, name)) for c in configs])
+        values = [field_value(config, name) for config in configs]
+        texts = value_texts(values) if {*map(type, values)} == {float} else values
+        candidate = _join(labels, [_field_text(name, text) for text in texts])
         if name not in HEADLINES and len(set(candidate)) > len(set(labels)):
             labels = candidate
     for folders in ([run.path.name for run in runs], [str(run.path) for run in runs]):

@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kerasnorm import runtime
-from kerasnorm.errors import ConfigError, KerasnormError, MissingPackageError, RunFolderError
+from kerasnorm.errors import (
+    ConfigError,
+    CorruptFileError,
+    KerasnormError,
+    MissingPackageError,
+    RunFolderError,
+)
 from kerasnorm.files import run_lock
 from kerasnorm.json_process import JsonProcess, ProcessEndedError, serve
 from kerasnorm.progress import (
@@ -169,9 +175,10 @@ def _record_ending(run: PlannedRun, future: "Future[Ending]") -> None:
     run.refresh()
     if exit_code:
         run.fail(exit_code, message)
+    elif damage := run.load():
+        run.fail(CorruptFileError.exit_code, damage)
     else:
         run.state = State.DONE
-        run.load()
 
 
 def runs_table(

@@ -36,17 +36,18 @@ from kerasnorm.plots.style import (
     shade,
     title,
 )
+from kerasnorm.progress import in_percent
 from kerasnorm.study.intervals import Interval
 from kerasnorm.study.summary import AblationEffect, Group, Summary
 from kerasnorm.study.tables import (
     arms_sentence,
     change_text,
-    failure_label,
     first_label,
     group_label,
     measure_text,
     nats,
     percent,
+    points,
 )
 from kerasnorm.training.run import Run
 from kerasnorm.training.run_folder import COLUMNS, Row
@@ -147,7 +148,7 @@ def curves_figure(summary: Summary, measure: str) -> Picture:
     """
     groups = summary.bases
     means = [replace(group.first, history=_rows(group, np.mean)) for group in groups]
-    labels = [f"{group_label(group, groups)} (n {len(group.runs)})" for group in groups]
+    labels = [f"{group_label(group, summary)} (n {len(group.runs)})" for group in groups]
     stds = [_rows(group, np.std, ddof=1) if len(group.runs) > 1 else () for group in groups]
     draw = accuracy_figure if measure == "accuracy" else loss_figure
     text = f"Training and test {measure} over the epochs, side by side"
@@ -179,7 +180,7 @@ def _values(summary: Summary, groups: Sequence[Group], measure: str = "test_accu
     def text(group: Group) -> str:
         found = group.interval(measure)
         value = nats(found) if measure.endswith("loss") else f"{percent(found)} %"
-        return f"{group_label(group, summary.groups)} {value}"
+        return f"{group_label(group, summary)} {value}"
 
     return first_texts([text(group) for group in groups])
 
@@ -196,7 +197,8 @@ def final_figure(summary: Summary) -> Picture:
         found = Interval.of(_percents(group))
         has_interval |= found.low is not None
         is_cut |= _draw_row(axes, place, _percents(group), found, limits, NORMS[group.norm].color)
-        _annotate(axes, place, f"{found.mean:.2f}", NORMS[group.norm].color)
+        words = in_percent(group.mean("test_accuracy"))  # as in the table, to the last digit
+        _annotate(axes, place, words, NORMS[group.norm].color)
     published = [(item, groups.index(item.group)) for item in summary.published if item.group]
     for item, place in published:
         value = 100 * item.values["test_accuracy"]
@@ -205,9 +207,7 @@ def final_figure(summary: Summary) -> Picture:
         words = f"{failure.count} of {failure.planned} runs failed"
         axes.annotate(words, (0.5, place), xycoords=("axes fraction", "data"), ha="center",
                       va="center", fontsize=TEXT_SIZE, color=INK)  # fmt: skip
-    labels = [group_label(group, groups) for group in groups] + [
-        failure_label(item, summary) for item in failures
-    ]
+    labels = [group_label(row, summary) for row in summary.shown_rows]
     axes.set_yticks(range(rows), fit(labels, LABEL_WIDTH))
     axes.set_ylim(rows - 0.5, -0.5)
     axes.set_xlim(limits)
@@ -259,7 +259,8 @@ def _draw_row(
         ends = np.clip([found.low, found.high], low, high)
         axes.plot(ends, [place, place], color=color, linewidth=1.2, alpha=0.6)
     axes.plot([found.mean] * 2, [place - 0.3, place + 0.3], color=color, linewidth=2.2)
-    axes.plot(values, [place] * len(values), "o", color=color, markersize=5, alpha=0.75)
+    dots = [value for value in values if low <= value <= high]  # whole ones, also at the limits
+    axes.plot(dots, [place] * len(dots), "o", color=color, markersize=5, alpha=0.75, clip_on=False)
     known = [*values, *(end for end in (found.low, found.high) if end is not None)]
     inset = 0.008 * (high - low)  # half an arrow
     beyond = [(low + inset, "<")] if min(known) < low else []
@@ -298,21 +299,22 @@ def effects_figure(summary: Summary) -> Picture:
         gridspec_kw={"height_ratios": [len(items) for items in panels]},
     )[:, 0]
     far = max(1.0, FAR * median(abs(100 * item.interval.mean) for item in effects))
-    points = [100 * value for item in effects for value in item.values]
-    near = [0.0, *(point for point in points if abs(point) <= far)]
+    dots = [100 * value for item in effects for value in item.values]
+    near = [0.0, *(dot for dot in dots if abs(dot) <= far)]
     room = max(0.1, 0.06 * (max(near) - min(near)))
     left, right = min(near) - room, max(near) + room
     is_cut = False
     for axes, items in zip(column, panels, strict=True):
-        quiet(axes, group_label(items[0].base, summary.groups))
+        quiet(axes, group_label(items[0].base, summary))
         axes.grid(visible=False, axis="y")
         axes.axvline(0.0, color=FAINT, linewidth=1.2)
         for place, item in enumerate(items):
             values = [100 * value for value in item.values]
             found, color = _in_points(item), NORMS[item.base.norm].color
             is_cut |= _draw_row(axes, place, values, found, (left, right), color)
-            _annotate(axes, place, f"{found.mean:+.2f}", INK)
-        axes.set_yticks(range(len(items)), [change_text(item) for item in items])
+            _annotate(axes, place, points(item.interval, summary.margin), INK)
+        labels = fit([change_text(item) for item in items], LABEL_WIDTH)
+        axes.set_yticks(range(len(items)), labels)
         axes.set_ylim(len(items) - 0.5, -0.5)
         axes.set_xlim(left, right)
     words = f"difference in {measure} (points)\none dot per seed, the bar is their mean"
@@ -321,8 +323,8 @@ def effects_figure(summary: Summary) -> Picture:
     column[-1].set_xlabel(words + ("; arrow: beyond" if is_cut else ""))
     text = f"What one choice changed alone does to {measure}"
     means = [
-        f"{group_label(item.base, summary.groups)} {change_text(item)} "
-        f"{100 * item.interval.mean:+.2f}"
+        f"{group_label(item.base, summary)} {change_text(item)} "
+        f"{points(item.interval, summary.margin)}"
         for item in effects
     ]
     return Picture(
@@ -336,12 +338,12 @@ def effects_figure(summary: Summary) -> Picture:
 
 
 def numeric_axes(summary: Summary) -> list[str]:
-    """Returns the varied fields with numbers as values; in an ablation with at least three."""
+    """Returns the varied fields with two numbers or more; in an ablation with at least three."""
     found = []
     for name in summary.axes:
         values = {g.fields[name] for g in summary.along(name).groups if name in g.fields}
         are_numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
-        if are_numbers and len(values) >= (LEAST_VALUES if summary.one_at_a_time else 1):
+        if are_numbers and len(values) >= (LEAST_VALUES if summary.one_at_a_time else 2):
             found.append(name)
     return found
 
@@ -354,7 +356,7 @@ def against_figure(summary: Summary, name: str) -> Picture:
     """
     summary = summary.along(name)
     lines = _lines(summary, name)
-    labels = [group_label(groups[0], summary.groups, without=name) for groups in lines]
+    labels = [group_label(groups[0], summary, without=name) for groups in lines]
     columns, rows = legend_shape(labels)
     figure = new_figure(PANEL_HEIGHT + LEGEND_ROW * rows)
     axes = figure.subplots()
@@ -390,8 +392,13 @@ def _lines(summary: Summary, name: str) -> list[list[Group]]:
 
 
 def _scale(axes: Axes, values: Sequence[float]) -> None:
-    if values[0] > 0 and values[-1] / values[0] >= LOG_FROM:
-        axes.set_xscale("log", base=2)
+    """Scales the axis of a varied field by its values: logarithmic where they span a wide range."""
+    smallest = next(value for value in values if value > 0)
+    if values[-1] / smallest >= LOG_FROM:
+        if values[0] > 0:
+            axes.set_xscale("log", base=2)
+        else:  # zero stands as far from the smallest value as that from ten times as much
+            axes.set_xscale("symlog", linthresh=smallest)
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -106,15 +106,21 @@ class PlannedRun:
             self.seconds = sum(row["seconds"] or 0.0 for row in rows)
         return before != (self.state, self.epoch)
 
-    def load(self) -> None:
-        """Sets `finished` if the run has trained all epochs and its files are whole."""
+    def load(self) -> str:
+        """Sets `finished` if the run has trained all epochs and its files are whole.
+
+        Returns:
+            What is wrong with the results of a run that has some; else "".
+        """
         try:
             found = run.Run.load(self.path)
-        except CorruptFileError:
-            return
-        epochs = len(found.history)
-        if epochs and found.metrics.get("epochs", epochs) == epochs:
-            self.finished = found
+        except CorruptFileError as error:
+            return str(error) if (self.path / run_folder.METRICS).is_file() else ""
+        trained, epochs = len(found.history), found.metrics.get("epochs")
+        if not trained or epochs not in (None, trained):
+            return f"{self.path}: expected a history of all epochs. Received: {trained} epochs."
+        self.finished = found
+        return ""
 
     def fail(self, exit_code: int, message: str) -> None:
         """Records that the run failed, in its folder too, so that later reports know of it."""
@@ -270,7 +276,8 @@ def survey(path: Path, plan: StudyPlan) -> list[PlannedRun]:
         if key not in wanted:
             others += 1
             continue
-        planned.load()
+        if damage := planned.load():
+            logger.warning(f"{damage} The run is left out; a resumed study trains it again.")
         known = found.setdefault(key, planned)
         if planned.finished and not known.finished:
             found[key] = planned

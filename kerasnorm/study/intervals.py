@@ -159,3 +159,21 @@ def _p(values: Sequence[float]) -> float | None:
 
     t = found.mean / found.std * math.sqrt(found.n)
     return 2 * float(stats.t.sf(abs(t), found.n - 1))
+
+
+def image_error(share: float, images: int) -> float:
+    """Returns by how much a share of some images may miss that of all images, by chance (95 %).
+
+    It is the distance to the farther end of the Wilson score interval.
+    Source: Wilson 1927, "Probable Inference, the Law of Succession, and Statistical Inference",
+    J. Am. Stat. Assoc. 22.
+
+    Args:
+        share: Share of the images, 0 to 1.
+        images: Number of the images.
+    """
+    z = statistics.NormalDist().inv_cdf(0.5 + LEVEL / 2)
+    whole = 1 + z**2 / images
+    middle = (share + z**2 / (2 * images)) / whole
+    half = z * math.sqrt(share * (1 - share) / images + (z / (2 * images)) ** 2) / whole
+    return abs(middle - share) + half

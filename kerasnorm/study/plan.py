@@ -152,12 +152,15 @@ def identity(config: Config) -> str:
 
     The place of the data counts in full, however it is spelled.
     """
-    model = config.model
-    ignored = {name for name in SETTINGS if not is_read(name, model.norm)}
-    if model.groups:
-        ignored.add("group_size")
+    ignored = [name for name in SETTINGS if not reads(config, name)]
     defaults = {name: SETTINGS[name].field.default for name in ignored}
     return config.replace(**defaults | {"data": locate(config.data.data)}).hash()
+
+
+def reads(config: Config, name: str) -> bool:
+    """Returns whether a run's norm reads a field; a number of groups leaves no size of groups."""
+    is_overruled = name == "group_size" and config.model.groups > 0
+    return is_read(name, config.model.norm) and not is_overruled
 
 
 def run_name(config: Config, varied: Iterable[str]) -> str:

@@ -81,8 +81,8 @@ class Probe:
             std=[0.25] * channels,
             precision=config.train.precision,
         )
-        is_group = config.model.norm == "gn"
-        instances = instance_note(model, config.model.network) if is_group else ""
+        is_told = config.model.norm == "gn" and not config.model.is_builtin
+        instances = instance_note(model, config.model.network) if is_told else ""
         return {"note": " ".join(filter(None, [instances, effect_note(model)]))}
 
     def _prepare(self, values: Mapping[str, Any]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from kerasnorm.config import (
     UNCOMPARED,
     Config,
     DataConfig,
+    ModelConfig,
     flatten,
     unknown,
 )
@@ -38,7 +39,6 @@ from kerasnorm.errors import (
 from kerasnorm.files import as_path, encoded, in_command, write_bytes
 from kerasnorm.json_process import JsonProcess
 from kerasnorm.norms import BUILT_IN, COMPARED, NORMS, check_groups, is_foreign
-from kerasnorm.plots.style import Picture
 from kerasnorm.progress import Progress, in_percent
 from kerasnorm.study import execution, folder, plan, probe, report
 from kerasnorm.study import tables as study_tables
@@ -46,7 +46,7 @@ from kerasnorm.study.figures import draw_study
 from kerasnorm.study.folder import PlannedRun, State
 from kerasnorm.study.intervals import MARGIN
 from kerasnorm.study.plan import AXES, StudyPlan, identity
-from kerasnorm.study.summary import Failure, Summary, data_name, summarize
+from kerasnorm.study.summary import Failure, Summary, data_name, fields_of, summarize
 from kerasnorm.training.loggers import check_loggers
 from kerasnorm.training.run import Run
 from kerasnorm.training.run_folder import CONFIG, MODEL, check_data
@@ -350,7 +350,7 @@ def run_study(
     study = study.located()
     describe = describe or describer()
     if scheduler is None:
-        _check_networks(folder.unfinished(out, study), describe)
+        check_networks(folder.unfinished(out, study), describe)
     else:
         out = out.resolve()  # workers may have another working directory
     with folder.opened(out, study):
@@ -366,14 +366,22 @@ def run_study(
         return _concluded(out, study, runs)
 
 
-def rebuild_report(path: Path) -> Path:
+def rebuild_report(path: Path, out: Path | None = None) -> Path:
     """Writes the tables, figures and report of a study again; returns the report's path.
+
+    Args:
+        path: Folder of the study.
+        out: HTML file to write instead, which leaves the folder as it is.
 
     Raises:
         CorruptFileError: The folder holds no study, or none of its runs has finished.
         RunFolderError: It is in use.
     """
     study, finished = folder.load(path)
+    if out is not None:
+        runs = folder.results(path, study)
+        _write_study_report(path, study, _whole_summary(finished, runs, study), out)
+        return out
     with folder.opened(path, study):
         runs = folder.results(path, study)
         _write(path, study, runs, _whole_summary(finished, runs, study))
@@ -413,14 +421,22 @@ def _concluded(path: Path, study: StudyPlan, runs: Sequence[PlannedRun]) -> Outc
 def _write(path: Path, study: StudyPlan, runs: Sequence[PlannedRun], summary: Summary) -> None:
     """Writes the tables, figures and report of a study into its folder."""
     study_tables.write(path, runs, summary)
-    pictures = draw_study(summary, path / folder.FIGURES, image_source())
+    _write_study_report(path, study, summary)
+
+
+def _write_study_report(
+    path: Path, study: StudyPlan, summary: Summary, out: Path | None = None
+) -> None:
+    """Writes the report of a study, by default with its figures into its folder."""
     one = in_command(path / folder.RUNS / "RUN" / CONFIG)
+    elsewhere = "" if out is None else f" --out {in_command(out)}"
     commands = {
         "The study; the same command resumes it:": shlex.join(plan.command(study, str(path))),
         "One of its runs:": f"kerasnorm fit --config {one}",
-        "This report:": f"kerasnorm report {in_command(path)}",
+        "This report:": f"kerasnorm report {in_command(path)}{elsewhere}",
     }
-    _write_report(path / folder.REPORT, path.name, summary, pictures, commands)
+    figures, target = (path / folder.FIGURES, path / folder.REPORT) if out is None else (None, out)
+    _write_report(target, path.resolve().name, summary, commands, figures)
 
 
 def _whole_summary(
@@ -428,12 +444,14 @@ def _whole_summary(
 ) -> Summary:
     """Returns the summary of the finished runs of a study, with what is known of all others."""
     waiting = sum(run.state in (State.RUNNING, State.WAITING) for run in runs)
-    return replace(_summarize(finished, study), failures=_failures(runs, study), waiting=waiting)
+    summary = _summarize(finished, study)
+    return replace(summary, failures=tuple(_failures(runs, study, summary.axes)), waiting=waiting)
 
 
 def _summarize(runs: Sequence[Run], study: StudyPlan) -> Summary:
+    varied = [name for name, found in study.vary.items() if study.one_at_a_time or len(found) > 1]
     is_ablation = study if study.one_at_a_time else None
-    return summarize(runs, tuple(study.vary), is_ablation, study.margin / 100)
+    return summarize(runs, varied, is_ablation, study.margin / 100)
 
 
 def best_run(path: Path) -> Run:
@@ -457,39 +475,31 @@ def best_run(path: Path) -> Run:
     measure, groups, first = summary.measure, summary.groups, summary.best
     partial = [group for group in groups if len(group.runs) < len(first.runs)]
     if partial:
-        names = ", ".join(study_tables.group_label(group, groups) for group in partial)
+        names = ", ".join(study_tables.group_label(group, summary) for group in partial)
         logger.warning(f"{path}: groups with fewer seeds than the others are left out: {names}.")
     best = max(first.runs.values(), key=lambda run: float(run.metrics[measure]))
     logger.info(
         f"{path}: {best.path.name}, {in_percent(best.metrics[measure])} %, is the best seed of "
-        f"{study_tables.group_label(first, groups)}, which has the highest mean "
+        f"{study_tables.group_label(first, summary)}, which has the highest mean "
         f"{study_tables.measure_text(summary)}, {in_percent(first.mean(measure))} %."
     )
     return best
 
 
-def _failures(runs: Sequence[PlannedRun], study: StudyPlan) -> tuple[Failure, ...]:
-    """Returns the groups of runs of which one has failed."""
+def _failures(
+    runs: Sequence[PlannedRun], study: StudyPlan, axes: Sequence[str]
+) -> Iterator[Failure]:
+    """Yields the groups of runs of which one has failed; `axes` are those of the summary."""
     changes = study.changes()
     groups: dict[str, list[PlannedRun]] = {}
     for run in runs:
-        alike = run.config.replace(seed=0)
-        groups.setdefault(identity(alike), []).append(run)
-    found = []
+        groups.setdefault(identity(run.config.replace(seed=0)), []).append(run)
     for group in groups.values():
         if failed := [run for run in group if run.state == State.FAILED]:
-            config = failed[0].config
-            found.append(
-                Failure(
-                    config.model.norm,
-                    config.train.backend,
-                    changes[identity(config)],
-                    len(failed),
-                    len(group),
-                    failed[0].message,
-                )
-            )
-    return tuple(found)
+            config, message = failed[0].config, failed[0].message
+            names = changes[identity(config)] if study.one_at_a_time else axes
+            fields, model, train = fields_of(config, names), config.model, config.train
+            yield Failure(model.norm, train.backend, fields, len(failed), len(group), message)
 
 
 def check(study: StudyPlan) -> None:
@@ -521,7 +531,7 @@ def check(study: StudyPlan) -> None:
             check_groups(config.model)
 
 
-def _check_networks(configs: Iterable[Config], describe: Describe) -> None:
+def check_networks(configs: Iterable[Config], describe: Describe) -> None:
     """Makes sure, before anything is written, that networks and norms of the user's can be made.
 
     A warning says what a run would not tell: instance norms that the user did not ask for, or that
@@ -532,8 +542,8 @@ def _check_networks(configs: Iterable[Config], describe: Describe) -> None:
         made = set()
         for config in configs:
             model, backend = config.model, config.train.backend
-            # Of the built-in network with a built-in norm, `effect_note` knows of instance norms.
-            if model.is_builtin and not user_code.is_named(model.norm) and model.norm != "in":
+            is_own = not model.is_builtin or user_code.is_named(model.norm)
+            if not is_own and not _has_instance_norms(model):
                 continue
             dataset = describe(config.data)
             key = model, backend, dataset.image_shape, dataset.class_names
@@ -552,6 +562,13 @@ def _check_networks(configs: Iterable[Config], describe: Describe) -> None:
                 raise CorruptFileError(
                     f"{error} No run was touched: repeat the command once the network opens."
                 ) from None
+
+
+def _has_instance_norms(model: ModelConfig) -> bool:
+    """Returns whether norms of the built-in network have statistics per image and channel."""
+    record = NORMS[model.norm]
+    is_alone = any(record.groups(model, width) == width for width in model.normalized_widths)
+    return is_alone and bool(record.axes) and 0 not in record.axes
 
 
 def check_content(
@@ -582,40 +599,32 @@ def check_content(
                 check_data(run.path, dataset)
 
 
-def report_on_runs(runs: Sequence[Run], target: Path, study: StudyPlan | None = None) -> None:
-    """Writes a report on some runs to an HTML file.
-
-    Args:
-        runs: Finished runs.
-        target: The HTML file.
-        study: Plan of the study in whose folder all the runs are, if they are in one.
-    """
-    if study is None:
-        summary = summarize(runs)
-    else:
-        home = runs[0].path.parent.parent
-        summary = _whole_summary(runs, folder.results(home, study), study)
+def report_on_runs(runs: Sequence[Run], target: Path) -> None:
+    """Writes a report on some finished runs to an HTML file."""
     paths = " ".join(in_command(run.path) for run in runs)
+    names = [run.path.resolve().name for run in runs]
     commands = {
-        f"{run.path.name}:": f"kerasnorm fit --config {in_command(run.path / CONFIG)}"
-        for run in runs
+        f"{name}:": f"kerasnorm fit --config {in_command(run.path / CONFIG)}"
+        for name, run in zip(names, runs, strict=True)
     }
     commands["This report:"] = f"kerasnorm report {paths} --out {in_command(target)}"
-    name = runs[0].path.name if len(runs) == 1 else f"{len(runs)} runs"
-    with tempfile.TemporaryDirectory() as temporary:
-        pictures = draw_study(summary, Path(temporary), image_source())
-        _write_report(target, name, summary, pictures, commands)
+    name = names[0] if len(runs) == 1 else f"{len(runs)} runs"
+    _write_report(target, name, summarize(runs), commands)
 
 
 def _write_report(
     target: Path,
     name: str,
     summary: Summary,
-    pictures: Mapping[Path, Picture],
     commands: Mapping[str, str],
+    figures: Path | None = None,
 ) -> None:
-    title = _title(name, summary)
-    html = report.render(title, summary, pictures, commands, _layers(summary.groups[0].first))
+    """Writes a report; its pictures are kept in the folder `figures`, if one is given."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        pictures = draw_study(summary, figures or Path(temporary), image_source())
+        layers = _layers(summary.groups[0].first)
+        html = report.render(_title(name, summary), summary, pictures, commands, layers)
     write_bytes(target, encoded(html))
 
 
@@ -628,7 +637,7 @@ def _title(name: str, summary: Summary) -> str:
     network = "" if networks == [BUILTIN] else f"in {' and '.join(networks)} "
     recipe = f"{'recipe' if len(recipes) == 1 else 'recipes'} {' and '.join(recipes)}"
     title = f"{name}: normalization compared {network}on {data}, {recipe}"
-    if len({group.norm for group in summary.groups}) > 1:
+    if summary.compares_norms:
         title += f", {'tuned' if summary.unmatched else 'matched'} arms"
     return title
 

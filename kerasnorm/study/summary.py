@@ -19,7 +19,7 @@ from kerasnorm.config import (
 )
 from kerasnorm.data.sources import loading, locate
 from kerasnorm.errors import DataError
-from kerasnorm.norms import is_read, owner
+from kerasnorm.norms import owner
 from kerasnorm.study.intervals import (
     LEAST_SEEDS,
     LEVEL,
@@ -29,7 +29,7 @@ from kerasnorm.study.intervals import (
     Verdict,
     compare,
 )
-from kerasnorm.study.plan import AXES, StudyPlan, identity
+from kerasnorm.study.plan import AXES, StudyPlan, identity, reads
 from kerasnorm.training.run import Run
 
 logger = logging.getLogger(__name__)
@@ -302,6 +302,16 @@ class Summary:
         return [run for group in self.groups for _, run in sorted(group.runs.items())]
 
     @property
+    def shown_rows(self) -> "list[Group | Failure]":
+        """The groups, then those of which runs failed: all that labels must tell apart."""
+        return [*self.groups, *self.failures]
+
+    @property
+    def compares_norms(self) -> bool:
+        """Whether two norms have runs that differ in the norm alone and share a seed."""
+        return any(item.first.norm != item.second.norm for item in self.differences)
+
+    @property
     def bases(self) -> tuple[Group, ...]:
         """Base groups of a one-factor-at-a-time study; all groups of others, or without a base."""
         found = tuple(group for group in self.groups if not group.fields)
@@ -325,7 +335,7 @@ class Summary:
         if not self.one_at_a_time:
             return self
         groups = tuple(
-            replace(group, fields=_fields(group.first.config, [name]))
+            replace(group, fields=fields_of(group.first.config, [name]))
             for group in self.groups
             if not {*group.fields} - {name}
         )
@@ -413,7 +423,8 @@ def summarize(
 
     Args:
         runs: Finished runs, at least one.
-        vary: Fields that were varied on purpose; they are named before others.
+        vary: Fields that were varied on purpose; they are named before others, and also where
+            runs of one value alone have finished.
         plan: Plan of the one-factor-at-a-time study that these runs are; it defines the base.
         margin: Largest difference, as a share of 1, that does not matter in practice.
 
@@ -426,7 +437,7 @@ def summarize(
     found: dict[str, Group] = {}
     for run in runs:
         config = run.config
-        fields = _fields(config, changes[identity(config)] if plan else axes)
+        fields = fields_of(config, changes[identity(config)] if plan else axes)
         group = Group(config.model.norm, config.train.backend, fields, {config.train.seed: run})
         key = repr((group.norm, group.backend, fields))
         known = found.setdefault(key, group)
@@ -483,23 +494,24 @@ def _with_one_place(runs: Sequence[Run]) -> list[Run]:
 
 
 def _axes(configs: Sequence[Config], vary: Sequence[str]) -> tuple[str, ...]:
-    """Returns the fields that tell runs of one norm apart, each only if the ones before do not."""
+    """Returns the varied fields and others that tell runs of one norm apart, where these do not."""
     axes: list[str] = []
     for name in dict.fromkeys([*vary, "recipe", "data", *SETTINGS]):
         if name in AXES or name in UNCOMPARED:
             continue
         seen: dict[str, set[str]] = {}
         for config in configs:
-            if is_read(name, config.model.norm):
-                key = repr((config.model.norm, _fields(config, axes)))
+            if reads(config, name):
+                key = repr((config.model.norm, fields_of(config, axes)))
                 seen.setdefault(key, set()).add(repr(field_value(config, name)))
-        if any(len(values) > 1 for values in seen.values()):
+        if name in vary or any(len(values) > 1 for values in seen.values()):
             axes.append(name)
     return tuple(axes)
 
 
-def _fields(config: Config, axes: Iterable[str]) -> dict[str, Any]:
-    return {name: field_value(config, name) for name in axes if is_read(name, config.model.norm)}
+def fields_of(config: Config, names: Iterable[str]) -> dict[str, Any]:
+    """Returns the values of those fields that the norm of a config reads."""
+    return {name: field_value(config, name) for name in names if reads(config, name)}
 
 
 def _unmatched(groups: Sequence[Group]) -> dict[str, dict[str, Any]]:
@@ -527,8 +539,9 @@ def _following(groups: Sequence[Group]) -> dict[str, list[Any]]:
             continue
         by_norm: dict[str, dict[str, Any]] = {}
         for group in groups:
-            if is_read(name, group.norm) and name not in group.fields:
-                value = field_value(group.first.config, name)
+            config = group.first.config
+            if reads(config, name) and name not in group.fields:
+                value = field_value(config, name)
                 by_norm.setdefault(group.norm, {})[repr(value)] = value
         if values := next((known for known in by_norm.values() if len(known) > 1), None):
             found[name] = [*values.values()]

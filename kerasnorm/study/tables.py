@@ -14,12 +14,20 @@ from kerasnorm.config import field_value, tuned_values
 from kerasnorm.errors import shortened
 from kerasnorm.files import encoded, write_bytes, write_json
 from kerasnorm.inspection.evaluation import MOST_NAMED_CLASSES, most_confused
-from kerasnorm.norms import NORMS, is_read
+from kerasnorm.norms import NORMS
 from kerasnorm.plots.labels import field_texts, shown_fields, value_text, value_texts
 from kerasnorm.progress import counted, duration, in_percent, rounded
 from kerasnorm.study.estimate import Estimate, makespan
 from kerasnorm.study.folder import PlannedRun
-from kerasnorm.study.intervals import LEAST_SEEDS, LEVEL, ROUNDING, Comparison, Interval, Verdict
+from kerasnorm.study.intervals import (
+    LEAST_SEEDS,
+    LEVEL,
+    ROUNDING,
+    Comparison,
+    Interval,
+    Verdict,
+    image_error,
+)
 from kerasnorm.study.plan import identity
 from kerasnorm.study.summary import (
     MEASURES,
@@ -29,6 +37,7 @@ from kerasnorm.study.summary import (
     Group,
     Published,
     Summary,
+    fields_of,
     whole_groups,
 )
 from kerasnorm.tables import Table
@@ -38,7 +47,6 @@ from kerasnorm.training.run_folder import read_environment
 RUNS_FILE, SUMMARY_FILE, DOCUMENT = "runs.csv", "summary.csv", "summary.json"
 PARTS = ("mean", "std", "low", "high")
 ACCURACIES = {"val_accuracy": "validation accuracy", "test_accuracy": "test accuracy"}
-LONGEST_VALUE = 18  # letters of a changed value; all ten widths would leave no room for the dots
 MOST_SENTENCES = 8
 MOST_PAIRS = 20  # rows of the table of confused classes
 LONGEST_MESSAGE = 300  # letters of the reason why a run failed
@@ -88,18 +96,18 @@ PLAN_NOTE = (
 )
 
 
-def group_label(group: Group, groups: Iterable[Group], *, without: str = "") -> str:
+def group_label(group: Group | Failure, summary: Summary, *, without: str = "") -> str:
     """Returns what tells a group from the others, such as "LN, affine element, tensorflow".
 
     Args:
-        group: Group of a study.
-        groups: All groups that are shown beside it.
+        group: Group of a study, or the runs that failed of one.
+        summary: Summary of the study.
         without: Name of a field that the figure shows in another way.
     """
-    groups = list(groups)
-    fields = shown_fields(group.fields, (other.fields for other in groups))
+    rows = summary.shown_rows
+    fields = shown_fields(group.fields, (other.fields for other in rows))
     label = norm_label(group.norm, {name: v for name, v in fields.items() if name != without})
-    return f"{label}, {group.backend}" if len({g.backend for g in groups}) > 1 else label
+    return f"{label}, {group.backend}" if len({row.backend for row in rows}) > 1 else label
 
 
 def norm_label(norm: str, fields: Mapping[str, Any]) -> str:
@@ -107,16 +115,9 @@ def norm_label(norm: str, fields: Mapping[str, Any]) -> str:
     return ", ".join([NORMS[norm].label, *field_texts(fields)])
 
 
-def failure_label(item: Failure, summary: Summary) -> str:
-    """Returns the norm of failed runs and what was varied."""
-    others = [group.fields for group in summary.groups]
-    others += [failure.fields for failure in summary.failures]
-    return norm_label(item.norm, shown_fields(item.fields, others))
-
-
 def first_label(group: Group, summary: Summary) -> str:
     """Returns a group and its first seed, whose mistakes are shown: "GN, groups 2, seed 0"."""
-    return f"{group_label(group, summary.groups)}, seed {min(group.runs)}"
+    return f"{group_label(group, summary)}, seed {min(group.runs)}"
 
 
 def measure_text(summary: Summary) -> str:
@@ -125,10 +126,8 @@ def measure_text(summary: Summary) -> str:
 
 
 def change_text(effect: AblationEffect) -> str:
-    """Returns what an ablation changes, long values cut: "batch size 128 → 64"."""
-    values = _values(effect)
-    short = [v if len(v) <= LONGEST_VALUE else f"{v[: LONGEST_VALUE - 1]}…" for v in values]
-    return f"{effect.field.replace('_', ' ')} {' → '.join(short)}"
+    """Returns what an ablation changes: "batch size 128 → 64"."""
+    return f"{effect.field.replace('_', ' ')} {' → '.join(_values(effect))}"
 
 
 def _values(effect: AblationEffect) -> list[str]:
@@ -208,7 +207,7 @@ def group_table(summary: Summary) -> Table:
     for group in summary.groups:
         parameters = group.first.metrics.get("parameters")
         row = [
-            group_label(group, summary.groups),
+            group_label(group, summary),
             str(len(group.runs)),
             percent(group.interval("test_accuracy"), interval=True),
             percent(group.interval("train_accuracy")),
@@ -240,8 +239,8 @@ def _differences(summary: Summary, differences: Sequence[Difference], heading: s
     has_test = summary.measure != "test_accuracy"
     rows = [
         (
-            group_label(item.first, summary.groups),
-            group_label(item.second, summary.groups),
+            group_label(item.first, summary),
+            group_label(item.second, summary),
             *judged(item.comparison, summary.margin),
             *((_test_difference(item),) if has_test else ()),
         )
@@ -263,7 +262,7 @@ def effect_table(summary: Summary) -> Table:
     """Returns the table of ablation effects, in points of the accuracy they are measured by."""
     rows = [
         (
-            group_label(item.base, summary.groups),
+            group_label(item.base, summary),
             item.field.replace("_", " "),
             *_values(item),
             in_percent(item.mean(item.base)),
@@ -287,7 +286,7 @@ def judged(found: Comparison, margin: float) -> tuple[str, ...]:
     """Returns the cells of a difference, a share of 1, below `JUDGED`."""
     return (
         str(found.interval.n),
-        _points(found.interval, margin),
+        points(found.interval, margin),
         _ends(found.interval, margin),
         NO_VALUE if found.p is None else _p_text(found.p),
         str(found.verdict(margin)),
@@ -322,7 +321,7 @@ def answer_table(summary: Summary) -> Table:
     ]
     cells: dict[str, list[str]] = {}
     for group in groups:
-        label = group_label(replace(group, fields=group.own), groups)
+        label = group_label(replace(group, fields=group.own), summary)
         row = cells.setdefault(label, [NO_VALUE] * len(columns))
         place = columns.index(group.shared)
         # Means of the same accuracies in another order differ in floating point.
@@ -341,7 +340,7 @@ def failure_table(summary: Summary) -> Table:
     """Returns the table of the runs that failed, by norm and what was varied."""
     rows = [
         (
-            f"{failure_label(item, summary)}, {item.backend}",
+            group_label(item, summary),
             f"{item.count} of {item.planned}",
             shortened(item.message, LONGEST_MESSAGE),
         )
@@ -367,7 +366,7 @@ def _digits(found: Interval, margin: float) -> int:
     return min(max(2, digits), 6)
 
 
-def _points(found: Interval, margin: float) -> str:
+def points(found: Interval, margin: float) -> str:
     """Returns a mean difference in points, as precisely as its interval."""
     return f"{100 * found.mean:+z.{_digits(found, margin)}f}"
 
@@ -409,6 +408,11 @@ def arms_sentence(summary: Summary) -> str:
     """Returns in which fields, besides the norm, the norms' runs differ; "" for one norm."""
     if len({group.norm for group in summary.groups}) < 2:
         return ""
+    if not summary.compares_norms:
+        return (
+            "No norms are compared: no two of them have runs of the same seed that are alike in "
+            "all that was varied."
+        )
     if not summary.unmatched:
         return (
             "Matched arms: the norms' runs differ in the norm alone, and in options that one norm "
@@ -420,13 +424,19 @@ def arms_sentence(summary: Summary) -> str:
 
 def steps_sentence(summary: Summary) -> str:
     """Returns how many steps the batch sizes of a study differ by; "" where they do not vary."""
-    sizes = sorted({group.first.config.train.batch_size for group in summary.groups})
-    if "batch_size" not in summary.axes or len(sizes) < 2:
+
+    def size(run: Run) -> int:
+        return run.config.train.batch_size
+
+    runs = [group.first for group in summary.groups]
+    low, high = min(runs, key=size), max(runs, key=size)
+    if "batch_size" not in summary.axes or size(low) == size(high):
         return ""
-    low, high = sizes[0], sizes[-1]
+    steps = [f"{run.metrics['steps_per_epoch']:,}" for run in (low, high)]
     return (
-        f"At equal epochs, a batch size of {high} takes {high / low:g} times fewer steps than one "
-        f"of {low}: part of the difference may be the number of steps."
+        f"At equal epochs, larger batches take fewer steps: an epoch has {steps[0]} in batches of "
+        f"{size(low)} and {steps[1]} in batches of {size(high)}. A part of the difference may be "
+        "the number of steps."
     )
 
 
@@ -445,7 +455,7 @@ def following_sentence(summary: Summary) -> str:
 def statistics_sentence(summary: Summary) -> str:
     """Returns which groups trained too short for the moving statistics of their batch norms."""
     texts = [
-        f"{group_label(group, summary.groups)} {in_percent(group.initial_statistics, 0)} %"
+        f"{group_label(group, summary)} {in_percent(group.initial_statistics, 0)} %"
         for group in summary.groups
         if group.initial_statistics
     ]
@@ -476,7 +486,7 @@ def leak_sentence(summary: Summary) -> str:
 def instance_sentence(summary: Summary) -> str:
     """Returns in which groups of runs gn is in part instance normalization."""
     texts = [
-        f"{group_label(group, summary.groups)} in {alone} of {count} norms"
+        f"{group_label(group, summary)} in {alone} of {count} norms"
         for group in summary.groups
         for alone, count in [group.instance_norms]
         if alone
@@ -489,7 +499,7 @@ def instance_sentence(summary: Summary) -> str:
 def chance_sentence(summary: Summary) -> str:
     """Returns which groups have runs that are no better than always answering one class."""
     texts = [
-        f"{group_label(group, summary.groups)} in {alike} of {counted(len(group.runs), 'run')}"
+        f"{group_label(group, summary)} in {alike} of {counted(len(group.runs), 'run')}"
         for group in summary.groups
         if (alike := sum(map(_is_at_chance, group.runs.values())))
     ]
@@ -532,14 +542,33 @@ def measure_sentence(summary: Summary) -> str:
     """Returns by which split the groups are ranked, and what it costs where that is the test."""
     if len(summary.groups) < 2:
         return ""
+    same = f" {SAME_IMAGES}{_images_text(summary)}"
     if summary.measure == "val_accuracy":
         text = "Ranked and compared by accuracy on the validation split; test accuracy beside it."
         is_drawn = all(run.config.data.validation for run in summary.runs)
-        return text if is_drawn else f"{text} {SAME_IMAGES}"
+        return text if is_drawn else text + same
     return (
         "Ranked and compared by accuracy on the test set, for want of a validation split: the "
         "winner's test accuracy is then too high by chance. Give --validation to choose on other "
-        f"images than those you report. {SAME_IMAGES}"
+        f"images than those you report.{same}"
+    )
+
+
+def _images_text(summary: Summary) -> str:
+    """Returns what other images would change; "" where their number is not the same, or unknown."""
+    counts = {
+        run.metrics.get("images", {}).get("validation")
+        if summary.measure == "val_accuracy"
+        else int(np.sum(run.metrics["confusion"]))
+        for run in summary.runs
+    }
+    images = counts.pop()
+    if counts or not images:
+        return ""
+    highest = max(group.mean(summary.measure) for group in summary.groups)
+    return (
+        f" There are {images:,}: by chance alone, as many others may change an accuracy of "
+        f"{in_percent(highest)} % by {100 * image_error(highest, images):.2f} points."
     )
 
 
@@ -575,7 +604,7 @@ def sentences(summary: Summary) -> list[str]:
 
 
 def _failure_sentence(item: Failure, summary: Summary) -> str:
-    name = failure_label(item, summary)
+    name = group_label(item, summary)
     message = shortened(item.message, LONGEST_MESSAGE).removesuffix(".")
     rest = "" if item.count == item.planned else " Its other seeds alone are compared."
     return f"{name} failed in {item.count} of {item.planned} runs: {message}.{rest}"
@@ -586,28 +615,28 @@ def _rank(verdict: Verdict) -> int:
 
 
 def _difference_sentence(item: Difference, summary: Summary) -> str:
-    first, second = (group_label(group, summary.groups) for group in (item.first, item.second))
-    points = _points(item.interval, summary.margin)
+    first, second = (group_label(group, summary) for group in (item.first, item.second))
+    by = points(item.interval, summary.margin)
     match summary.verdict(item):
         case Verdict.DIFFERENT:
             direction = "below" if item.interval.mean < 0 else "above"
-            text = f"{first} is {points.lstrip('+-')} points {direction} {second}"
+            text = f"{first} is {by.lstrip('+-')} points {direction} {second}"
         case Verdict.EQUIVALENT:
             within = f"within {100 * summary.margin:g} points"
-            text = f"{first} and {second} are equivalent for practice, {within}: {points}"
+            text = f"{first} and {second} are equivalent for practice, {within}: {by}"
         case Verdict.OPEN:
-            text = f"{first} against {second} is not significant: {points} points"
+            text = f"{first} against {second} is not significant: {by} points"
         case Verdict.TOO_FEW:
-            text = f"{first} against {second}: {points} points, no verdict"
+            text = f"{first} against {second}: {by} points, no verdict"
     return f"{text} {_behind(item, summary)}."
 
 
 def _effect_sentence(item: AblationEffect, summary: Summary) -> str:
-    name = f"{group_label(item.base, summary.groups)}, {change_text(item)}"
+    name = f"{group_label(item.base, summary)}, {change_text(item)}"
     verdict = summary.verdict(item)
     text = "" if verdict is Verdict.DIFFERENT else f", {verdict}"
-    points = _points(item.interval, summary.margin)
-    return f"{name}: {points} points{text} {_behind(item, summary)}."
+    by = points(item.interval, summary.margin)
+    return f"{name}: {by} points{text} {_behind(item, summary)}."
 
 
 def _behind(item: Difference, summary: Summary) -> str:
@@ -647,7 +676,7 @@ def run_table(summary: Summary) -> Table:
     names = [*(["val_accuracy"] if has_validation else []), "test_accuracy", "train_accuracy"]
     rows = []
     for group in summary.groups:
-        label = group_label(group, summary.groups)
+        label = group_label(group, summary)
         for seed, run in sorted(group.runs.items()):
             found = [run.metrics.get(name) for name in names]
             cells = [NO_VALUE if value is None else in_percent(value) for value in found]
@@ -715,12 +744,11 @@ def summary_rows(summary: Summary) -> list[dict[str, Any]]:
     rows = []
     for group in summary.groups:
         config = group.first.config
-        read = [name for name in summary.axes if is_read(name, group.norm)]
         row = {
             "norm": group.norm,
             "backend": group.backend,
             **dict.fromkeys(summary.axes, ""),
-            **{name: _text(field_value(config, name)) for name in read},
+            **{name: _text(value) for name, value in fields_of(config, summary.axes).items()},
             "n": len(group.runs),
             "parameters": group.first.metrics.get("parameters"),
         }

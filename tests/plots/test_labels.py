@@ -29,6 +29,11 @@ class TestLabels:
             ("data", ("shapes", "/some/where/pets"), ["GN, shapes", "GN, pets"]),
             ("batch_size", (8, 32), ["GN, batch size 8", "GN, batch size 32"]),
             ("learning_rate", (0.01, 0.003), ["GN, learning rate 0.01", "GN, learning rate 0.003"]),
+            (
+                "learning_rate",
+                (0.01, 0.0100000001),
+                ["GN, learning rate 0.01", "GN, learning rate 0.0100000001"],
+            ),
             ("residual", (True, False), ["GN, residual", "GN, no residual"]),
         ],
     )

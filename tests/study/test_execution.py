@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import keras
@@ -206,3 +206,16 @@ def test_a_run_whose_checkpoints_are_all_damaged_starts_over(tmp_path, monkeypat
     execution.train_run({"folder": home})
     assert {path.name for path in found} - {".lock"} == {run_folder.CONFIG}
     assert "no checkpoint of this run is whole. Starting over." in capsys.readouterr().err
+
+
+def test_a_run_whose_results_are_damaged_when_it_ends_has_failed(tmp_path):
+    config = resolve({"norm": "bn", "data": "shapes"})
+    home = tmp_path / "runs" / "bn"
+    place_run(home, config)
+    (home / run_folder.METRICS).write_text("{")
+    run = PlannedRun(home, config)
+    ending = Future()
+    ending.set_result((0, ""))
+    execution._record_ending(run, ending)
+    assert (run.state, run.exit_code) == (State.FAILED, CorruptFileError.exit_code)
+    assert "metrics.json is damaged" in run.message

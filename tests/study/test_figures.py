@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex
 
 from kerasnorm.norms import NORMS
+from kerasnorm.plots.style import text_width
 from kerasnorm.study.figures import (
     against_figure,
     curves_figure,
@@ -22,6 +24,7 @@ from kerasnorm.study.figures import (
 )
 from kerasnorm.study.plan import StudyPlan
 from kerasnorm.study.summary import summarize
+from kerasnorm.study.tables import effect_table, group_table, sentences
 
 
 def sweep(**fields):
@@ -283,3 +286,64 @@ def test_what_cannot_be_drawn_again_is_kept(tmp_path):
     draw_study(summarize(RUNS), tmp_path, lambda run: images)
     names = {path.name for path in tmp_path.iterdir()} - {path.name for path in first}
     assert names == {"photo.png"}
+
+
+@pytest.mark.parametrize(
+    "values", [(0.0, 1e-4, 1e-3, 0.1), (0.0, 0.1, 0.5), (2, 4, 256), (0.0, 1e-6, 1.0)], ids=str
+)
+def test_the_values_of_an_axis_stand_apart(values):
+    runs = [make_run(0.5, norm="bn", optimizer="adamw", weight_decay=v) for v in values]
+    figure = against_figure(summarize(runs), "weight_decay").figure
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    assert [float(text.get_text()) for text in axes.get_xticklabels()] == list(values)
+    boxes = [text.get_window_extent() for text in axes.get_xticklabels()]
+    assert all(box.x1 < after.x0 for box, after in pairwise(boxes))
+
+
+def test_the_numbers_of_a_figure_are_rounded_as_those_of_its_table():
+    """Means of two seeds on 10,000 images lie halfway between two numbers every other time."""
+    runs = [
+        make_run(count / 10_000, norm=norm, seed=seed)
+        for norm, counts in {"bn": (7042, 7041), "gn": (5709, 5710), "ln": (8255, 8256)}.items()
+        for seed, count in enumerate(counts)
+    ]
+    summary = summarize(runs)
+    drawn = [text.get_text() for text in final_figure(summary).figure.axes[0].texts]
+    assert drawn == [row[2].split()[0] for row in group_table(summary).rows]
+    summary = summarize_ablation()
+    axes = effects_figure(summary).figure.axes
+    drawn = [text.get_text() for panel in axes for text in panel.texts]
+    assert drawn == [row[7] for row in effect_table(summary).rows]
+
+
+def test_dots_at_the_ends_of_the_axis_are_whole():
+    accuracies = {"bn": (1.0, 1.0, 0.98), "ln": (0.0, 0.0, 0.02)}
+    runs = [make_run(a, norm=n, seed=s) for n, found in accuracies.items()
+            for s, a in enumerate(found)]  # fmt: skip
+    axes = final_figure(summarize(runs)).figure.axes[0]
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [sorted(line.get_xdata()) for line in dots] == [[98, 100, 100], [0, 0, 2]]
+    assert not any(line.get_clip_on() for line in dots)
+
+
+def test_long_values_that_begin_alike_are_told_apart():
+    """All ten widths fit into no label, but what differs must be seen."""
+    base = (16, 16, 12, 32, 32, 32, 16, 32, 32, 32)
+    plan = StudyPlan(
+        norms=("bn",),
+        backends=("torch",),
+        seeds=(0,),
+        one_at_a_time=True,
+        vary={"widths": ((*base[:-1], 64), (*base[:-1], 48), (*base[:5], 48, *base[6:]))},
+        fixed={"recipe": "best", "data": "cifar10", "widths": base},
+    )
+    run = make_run(0.5, norm="bn")
+    runs = [replace(run, config=config) for config in plan.configs().values()]
+    summary = summarize(runs, tuple(plan.vary), plan)
+    [axes] = effects_figure(summary).figure.axes
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    assert len(set(labels)) == 3
+    assert max(map(text_width, labels)) <= 3.1  # inches, of eight
+    effects = [text for text in sentences(summary) if "widths" in text]
+    assert len(effects) == len({text.partition(":")[0] for text in effects}) == 3

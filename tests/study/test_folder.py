@@ -70,6 +70,14 @@ def test_a_damaged_run_is_not_finished(tmp_path, damage, caplog):
     place(tmp_path / "runs" / "a", configs()[0])
     (tmp_path / "runs" / "a" / damage).write_text("{")
     assert folder.survey(tmp_path, PLAN)[0].finished is None
+    [message] = caplog.messages
+    assert message.startswith(str(tmp_path / "runs" / "a"))
+    assert message.endswith("The run is left out; a resumed study trains it again.")
+
+
+def test_a_run_that_has_not_finished_is_not_called_damaged(tmp_path, caplog):
+    place(tmp_path / "runs" / "a", configs()[0], finished=False)
+    assert folder.survey(tmp_path, PLAN)[0].finished is None
     assert caplog.messages == []
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from kerasnorm.study.intervals import Interval, Verdict, compare
+from kerasnorm.study.intervals import Interval, Verdict, compare, image_error
 
 # Two-sided 95 % points of Student's t, as every statistics book prints them.
 TABLED = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 10: 2.228, 30: 2.042}
@@ -170,3 +170,23 @@ def test_differences_as_large_as_the_margin_are_seldom_called_equivalent(differe
 def test_a_wider_margin_makes_more_differences_equivalent():
     [one] = compare([[0.02, 0.021, 0.022]])
     assert one.verdict(0.03) is Verdict.EQUIVALENT
+
+
+@given(st.integers(1, 10_000), st.floats(0, 1))
+def test_the_error_by_the_images_ends_where_their_share_would_be_1_96_errors_away(images, part):
+    """Wilson's ends: the true shares x of which the share p is 1.96 standard errors away."""
+    share = round(part * images) / images
+    error = image_error(share, images)
+    ends = [end for end in (share - error, share + error) if -1e-9 <= end <= 1 + 1e-9]
+    differences = [
+        abs(end - share) - stats.norm.ppf(0.975) * math.sqrt(abs(end * (1 - end)) / images)
+        for end in ends
+    ]
+    assert min(map(abs, differences)) < 1e-9
+
+
+@pytest.mark.parametrize(("images", "error"), [(50, 0.07135), (10_000, 0.000384)])
+def test_no_error_on_some_images_is_none_on_all(images, error):
+    """Of n images without an error: z^2 / (n + z^2)."""
+    assert image_error(1.0, images) == pytest.approx(error, rel=1e-3)
+    assert image_error(0.0, images) == pytest.approx(error, rel=1e-3)

@@ -511,22 +511,30 @@ def test_instance_norms_are_said_before_a_run_is_trained(tmp_path, monkeypatch, 
     kept = resolve(fixed | {"norm": "keep"})
     wide = resolve(fixed | {"norm": "gn", "group_size": 2})
     single = resolve(fixed | {"norm": "gn"})
-    study._check_networks([kept, wide], study.describer())
+    study.check_networks([kept, wide], study.describer())
     assert "instance" not in caplog.text
-    study._check_networks([single], study.describer())
+    study.check_networks([single], study.describer())
     assert "each group is one channel, which is instance normalization" in caplog.text
 
 
 @pytest.mark.parametrize("recipe", ["era8", "best"])
+@pytest.mark.parametrize("norm", [{"norm": "in"}, {"norm": "gn", "group_size": 1}], ids=str)
 def test_instance_norms_without_effect_are_said_before_a_run_is_trained(
-    recipe, monkeypatch, caplog
+    recipe, norm, monkeypatch, caplog
 ):
     monkeypatch.setattr(study, "JsonProcess", InThisProcess)
     fixed = {"data": "shapes", "train_size": 20, "test_size": 20, "batch_size": 20}
-    fixed |= {"recipe": recipe, "backend": keras.backend.backend(), "norm": "in"}
-    study._check_networks([resolve(fixed)], study.describer())
+    fixed |= {"recipe": recipe, "backend": keras.backend.backend()} | norm
+    study.check_networks([resolve(fixed)], study.describer())
     # Norms stand behind the activations in era8 alone.
     assert ("the same for every image" in caplog.text) == (recipe == "era8")
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn", "ln", "lnc", "rms", "none"])
+def test_a_network_without_instance_norms_is_not_made_before_a_study(norm, monkeypatch):
+    monkeypatch.setattr(study, "JsonProcess", failing(AssertionError("a process")))
+    fixed = {"data": "shapes", "train_size": 20, "test_size": 20, "batch_size": 20}
+    study.check_networks([resolve(fixed | {"norm": norm})], study.describer())
 
 
 UNUSABLE = {
@@ -765,3 +773,30 @@ def test_a_wrong_argument_gets_one_clear_message(tmp_path, monkeypatch, argument
         kerasnorm.compare(**{"norms": ("bn",), "seeds": 1, "backends": ("torch",)} | arguments,
                           **fixed)  # fmt: skip
     assert not (tmp_path / "results").exists()
+
+
+def test_the_report_of_a_study_written_elsewhere_names_the_study(tmp_path, monkeypatch):
+    """Its effects, failures and margin are those of the plan, which its runs alone do not know."""
+    plan = finished_study(tmp_path / "mine")
+    with folder.opened(tmp_path / "mine", plan):
+        pass
+    before = contents(tmp_path / "mine")
+    monkeypatch.setattr(study, "draw_study", lambda *_: {})
+    monkeypatch.chdir(tmp_path / "mine")
+    call("report", ".", "--out", "../new/one.html")
+    html = (tmp_path / "new/one.html").read_text()
+    assert "<code>kerasnorm report . --out ../new/one.html</code>" in html
+    assert "<h1>mine: normalization compared" in html
+    assert contents(tmp_path / "mine") == before
+    call("report", ".")
+    assert "<h1>mine: normalization compared" in Path("report.html").read_text()
+
+
+def test_a_dry_run_warns_of_norms_without_effect(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "JsonProcess", InThisProcess)
+    monkeypatch.setattr("kerasnorm.study.estimate._measured", lambda *_: None)
+    words = ("--data", "shapes", "--train-size", "20", "--test-size", "20", "--batch-size", "20",
+             "--recipe", "era8", "--norm", "in", "--backend", keras.backend.backend())  # fmt: skip
+    _, err = call("compare", *words, "--seeds", "1", "--dry-run", "--out", tmp_path / "s")
+    assert "the same for every image" in " ".join(err.split())
+    assert not (tmp_path / "s").exists()

@@ -31,7 +31,7 @@ def test_groups_differ_in_more_than_the_seed():
         ("ln", {"ln_affine": "element"}, [1, 2]),
         ("ln", {"ln_affine": "channel"}, [0]),
     ]
-    labels = [group_label(group, found.groups) for group in found.groups]
+    labels = [group_label(group, found) for group in found.groups]
     assert labels == ["BN", "GN", "LN, affine element", "LN, affine channel"]
 
 
@@ -421,3 +421,24 @@ def test_the_margin_decides_what_is_equivalent():
     assert wide.verdict(wide.differences[0]) is Verdict.EQUIVALENT
     text = next(text for text in tables.sentences(wide) if "BN and GN" in text)
     assert "equivalent for practice, within 5 points: +1.07" in text
+
+
+def test_a_size_of_groups_is_not_named_where_their_number_overrules_it():
+    plan = StudyPlan(
+        norms=("bn", "gn"),
+        backends=("torch",),
+        seeds=(0,),
+        vary={"groups": (0, 2), "group_size": (2, 4)},
+        fixed={"recipe": "era8", "data": "cifar10"},
+    )
+    runs = [
+        dataclasses.replace(make_run(0.5, norm="bn"), config=c) for c in plan.configs().values()
+    ]
+    found = summarize(runs, tuple(plan.vary))
+    assert [group_label(group, found) for group in found.groups] == [
+        "BN",
+        "GN, groups 0, group size 2",
+        "GN, groups 0, group size 4",
+        "GN, groups 2",
+    ]
+    assert [row["group_size"] for row in tables.summary_rows(found)] == ["", 2, 4, ""]

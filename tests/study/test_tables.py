@@ -75,7 +75,7 @@ def test_numbers_that_agree_in_many_digits_have_labels_of_their_own(first, digit
     runs = [make_run(0.5, norm="gn", learning_rate=rate) for rate in rates]
     summary = summarize(runs)
     for texts in (
-        [group_label(group, summary.groups) for group in summary.groups],
+        [group_label(group, summary) for group in summary.groups],
         [file_name(group, summary) for group in summary.groups],
         [run_name(run.config, ["learning_rate"]) for run in runs],
     ):
@@ -85,7 +85,7 @@ def test_numbers_that_agree_in_many_digits_have_labels_of_their_own(first, digit
 def test_short_labels_stay_short():
     rates = (0.01 * 2**0.5, 0.01)
     summary = summarize([make_run(0.5, norm="gn", learning_rate=rate) for rate in rates])
-    labels = {group_label(group, summary.groups) for group in summary.groups}
+    labels = {group_label(group, summary) for group in summary.groups}
     assert labels == {"GN, learning rate 0.01", "GN, learning rate 0.0141421"}
 
 
@@ -102,7 +102,7 @@ def test_two_data_sets_are_named_in_every_table():
     assert answer_table(summary).columns == ("norm", ">data old/pets", ">data new/pets")
     failed = Failure("ln", "torch", {"data": "/a/old/pets"}, 1, 1, "diverged")
     failed = failure_table(type(summary)(**vars(summary) | {"failures": (failed,)}))
-    assert failed.rows[0][0] == "LN, data old/pets, torch"
+    assert failed.rows[0][0] == "LN, data old/pets"
 
 
 def test_every_table_fits_80_columns():
@@ -160,9 +160,11 @@ def test_group_norms_that_are_instance_norms_are_counted():
 
 
 def test_batch_sizes_that_vary_say_how_many_steps_they_take():
-    runs = [make_run(0.5, norm="bn", batch_size=size) for size in (8, 32, 128)]
+    runs = [make_run(0.5, norm=n, batch_size=size) for n in ("bn", "gn") for size in (8, 32, 128)]
+    for run in runs:  # 200 images: the last batch may hold fewer
+        run.metrics["steps_per_epoch"] = math.ceil(200 / run.config.train.batch_size)
     (text,) = [text for text in sentences(summarize(runs)) if "fewer steps" in text]
-    assert text.startswith("At equal epochs, a batch size of 128 takes 16 times fewer steps")
+    assert "an epoch has 25 in batches of 8 and 2 in batches of 128." in text
     one = [make_run(0.5, norm=norm, batch_size=8) for norm in ("bn", "gn")]
     assert not [text for text in sentences(summarize(one)) if "fewer steps" in text]
 
@@ -328,3 +330,57 @@ def test_equal_means_share_the_star():
 
 def test_the_first_column_of_an_ablations_answer_is_the_base():
     assert answer_table(summarize_ablation()).columns[1] == ">base"
+
+
+FAILED = {
+    "value": ({"batch_size": 2}, {"batch_size": 8}, "batch size"),
+    "own field": ({"groups": 2}, {"groups": 4}, "groups"),
+    "backend": ({"backend": "tensorflow"}, {"backend": "torch"}, "torch"),
+}
+
+
+@pytest.mark.parametrize(("failed", "finished", "name"), FAILED.values(), ids=FAILED)
+def test_what_finished_is_told_from_what_failed_alike(failed, finished, name):
+    """All runs of one value have failed, so that all that are left have the other."""
+    runs = [make_run(0.5, norm="gn", seed=seed, **finished) for seed in range(3)]
+    fields = {key: value for key, value in failed.items() if key != "backend"}
+    failure = Failure("gn", failed.get("backend", "torch"), fields, 3, 3, "no")
+    summary = dataclasses.replace(summarize(runs, tuple(fields)), failures=(failure,))
+    [group] = summary.groups
+    assert name in group_label(group, summary)
+    label = group_label(failure, summary)
+    assert label != group_label(group, summary)
+    assert failure_table(summary).rows[0][0] == label
+    assert any(text.startswith(f"{label} failed in 3 of 3 runs") for text in sentences(summary))
+    [row] = group_table(summary).rows
+    assert row[0] == group_label(group, summary)
+
+
+APART = {
+    "seeds": ({"seed": 0}, {"seed": 1}),
+    "fields": ({"learning_rate": 0.1}, {"learning_rate": 0.2}),
+}
+
+
+@pytest.mark.parametrize(("first", "second"), APART.values(), ids=APART)
+def test_norms_without_a_common_run_are_not_called_matched(first, second):
+    runs = [make_run(0.5, norm="bn", **first), make_run(0.5, norm="gn", **second)]
+    runs.append(make_run(0.5, norm="gn", **(second | {"learning_rate": 0.3})))
+    text, *_ = sentences(summarize(runs))
+    assert text.startswith("No norms are compared: ")
+    runs.append(make_run(0.5, norm="gn", **first))
+    assert not any("No norms are compared" in text for text in sentences(summarize(runs)))
+
+
+@pytest.mark.parametrize(("images", "error"), [(50, 12.0), (10_000, 0.79)])
+def test_the_number_of_images_says_how_far_their_accuracy_may_be_from_that_of_others(images, error):
+    runs = [make_run(0.8, norm=norm, seed=seed) for norm in ("bn", "gn") for seed in (0, 1)]
+    for run in runs:
+        run.metrics["confusion"] = [[images // 2, 0], [0, images // 2]]
+    [text] = [text for text in sentences(summarize(runs)) if "by chance alone" in text]
+    number = float(text.split(" points")[-2].split()[-1])
+    assert f"There are {images:,}: " in text
+    assert "an accuracy of 80.00 % by" in text
+    assert number == pytest.approx(error, rel=0.1)  # 1.96 * sqrt(0.8 * 0.2 / n), one-sided skew
+    runs[0].metrics["confusion"] = [[1, 0], [0, 1]]
+    assert not any("by chance alone" in text for text in sentences(summarize(runs)))
