@@ -96,6 +96,12 @@ CLAIMS = [
             for size, of in ((8, "in batches of "), *((n, "of ") for n in (16, 32, 128, 512)))
         ),
     ),
+    Claim(
+        GUIDE,
+        "batch-size-sqrt",
+        {norm: {"norm": norm} for norm in ("bn", "gn")},
+        "`bn` has {bn.test:.1f} and `gn` {gn.test:.1f} %",
+    ),
     *(
         Claim(README, "matched", KERNELS, MATCHED.format(name=name, key=key))
         for name, key in (("Batch", "bn"), ("Group", "gn"), ("Layer", "ln"))
