@@ -602,8 +602,7 @@ def published(recipe: str, data: str) -> dict[str, Any]:
         `source`, `epochs`, and for each norm a dict of its measures and fields; empty where
         nothing was published.
     """
-    found: dict[str, Any] = _recipe_document("published").get(recipe, {}).get(data, {})
-    return found
+    return _recipe_document("published").get(recipe, {}).get(data, {})
 
 
 def config_of_call(config: Config | None, overrides: Mapping[str, Any]) -> Config:

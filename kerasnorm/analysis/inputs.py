@@ -168,8 +168,7 @@ def preprocess(
     source = changed(images, equalize) if preprocessing == "equalize" else images
     mean, std = input_statistics(preprocessing, source)
     chosen = source[:] if indices is None else source[indices]
-    pixels: NDArray[np.float64] = (chosen / 255 - mean) / std
-    return pixels
+    return (chosen / 255 - mean) / std
 
 
 def _short_run(config: Config) -> tuple[Sequence[run_folder.Row], bool]:
@@ -248,8 +247,7 @@ def preprocessing_figure(pixels: Mapping[str, NDArray[np.float64]]) -> Picture:
 def _visible(pixels: NDArray[np.float64]) -> NDArray[np.uint8]:
     low = pixels.min(axis=(0, 1, 2))
     span = np.maximum(pixels.max(axis=(0, 1, 2)) - low, 1e-9)
-    levels: NDArray[np.uint8] = np.round(255 * (pixels - low) / span).astype(np.uint8)
-    return levels
+    return np.round(255 * (pixels - low) / span).astype(np.uint8)
 
 
 def training_figure(found: Sequence[InputPreprocessing], heading: str) -> Picture:

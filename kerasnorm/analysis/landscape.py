@@ -83,14 +83,12 @@ class GradientLines:
     @property
     def loss_range(self) -> Array:
         """Highest minus lowest loss of each line without its first point, (S,)."""
-        found: Array = np.ptp(self.losses[:, 1:], axis=1)
-        return found
+        return np.ptp(self.losses[:, 1:], axis=1)
 
     @property
     def change(self) -> Array:
         """Largest change of the gradient on each line, (S,)."""
-        found: Array = self.changes[:, 1:].max(axis=1)
-        return found
+        return self.changes[:, 1:].max(axis=1)
 
     @property
     def smoothness(self) -> Array:
@@ -101,8 +99,7 @@ class GradientLines:
         walked = self.distances[None, 1:] * self.norms[:, None]
         unknown = np.full(walked.shape, np.nan)
         ratios = np.divide(self.changes[:, 1:], walked, out=unknown, where=walked != 0)
-        found: Array = ratios.max(axis=1)
-        return found
+        return ratios.max(axis=1)
 
 
 @dataclass(frozen=True)
@@ -383,8 +380,7 @@ def raw_kernel(kernel: NDArray[np.float32]) -> NDArray[np.float32]:
     squares = np.square(kernel, dtype=np.float64).sum((0, 1, 2))
     # |k|^2 = |w|^2 / (|w|^2 + eps), which rounding may bring to 1.
     scale = np.sqrt(EPSILON / np.maximum(1 - squares, ROUNDING))
-    raw: NDArray[np.float32] = (kernel * scale).astype(np.float32)
-    return raw
+    return (kernel * scale).astype(np.float32)
 
 
 def filter_axes(model: "keras.Model") -> list[tuple[int, ...] | None]:

@@ -241,8 +241,7 @@ def normalize(x: Array, norm: str, groups: int = 1, epsilon: float = EPSILON) ->
     expect(is_epsilon, "epsilon", "a number of at least 0", epsilon)
     x = _four_axes(x)
     mean, variance = moments(x, norm, groups)
-    result: Array = (x - mean) / np.sqrt(variance + epsilon)
-    return result
+    return (x - mean) / np.sqrt(variance + epsilon)
 
 
 def moments(x: Array, norm: str, groups: int = 1) -> tuple[Array, Array]:
@@ -343,8 +342,7 @@ def _call(layer: "keras.layers.Layer", x: Array, training: bool) -> Array:
     import keras
 
     outputs = layer(keras.ops.convert_to_tensor(x), training=training)
-    result: Array = keras.ops.convert_to_numpy(outputs)
-    return result
+    return keras.ops.convert_to_numpy(outputs)
 
 
 def shared_by_perturbation(

@@ -389,8 +389,7 @@ class Taps:
 def _numbers(tensor: Any) -> NDArray[np.float32]:
     from keras import ops
 
-    found: NDArray[np.float32] = ops.convert_to_numpy(ops.stop_gradient(tensor))
-    return found
+    return ops.convert_to_numpy(ops.stop_gradient(tensor))
 
 
 def _ratio(new: NDArray[np.float32], old: NDArray[np.float32]) -> float:

@@ -182,8 +182,7 @@ def hole_mask(rows: Numbers, columns: Numbers, hole: Numbers, size: int) -> NDAr
 def reflect(positions: Numbers, size: int) -> Numbers:
     """Returns positions folded into 0…size-1 by reflection that does not repeat the edge pixel."""
     last = size - 1
-    folded: Numbers = last - abs(last - abs(positions) % max(2 * last, 1))
-    return folded
+    return last - abs(last - abs(positions) % max(2 * last, 1))
 
 
 def to_gray(images: NDArray[np.uint8]) -> NDArray[np.uint8]:

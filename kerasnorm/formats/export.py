@@ -265,14 +265,13 @@ class Exporter:
 
     def _open(self, process: FileProcess, done: Export, name: str) -> dict[str, Any]:
         try:
-            facts: dict[str, Any] = process.do("open", done.path, format=name, is_ours=True)
+            return process.do("open", done.path, format=name, is_ours=True)
         except CorruptFileError as error:
             reason = str(error).removeprefix(f"{done.path} ")
             raise KerasnormError(
                 f"{done.format}: what was written does not open in {done.runtime}: {reason}. "
                 "Nothing was kept; try another --format."
             ) from None
-        return facts
 
     def _measure(self, process: FileProcess, done: Export, *, is_exact: bool = True) -> None:
         """Records the largest difference from Keras's logits, time of an image, and accuracy.

@@ -84,8 +84,7 @@ def call_outputs(node: Any, values: Mapping[int, Any]) -> list[Any]:
     if all(values[id(tensor)].shape == tensor.shape for tensor in node.input_tensors):
         return list(node.outputs)
     args, kwargs = node.arguments.fill_in(values)
-    outputs: list[Any] = keras.tree.flatten(node.operation.compute_output_spec(*args, **kwargs))
-    return outputs
+    return keras.tree.flatten(node.operation.compute_output_spec(*args, **kwargs))
 
 
 def sized_calls(
@@ -217,8 +216,7 @@ def call_node(node: Any, values: Mapping[int, Any], training: bool) -> list[Any]
     args, kwargs = node.arguments.fill_in(values)
     if isinstance(node.operation, keras.Layer):
         kwargs = kwargs | {"training": training}
-    outputs: list[Any] = keras.tree.flatten(node.operation(*args, **kwargs))
-    return outputs
+    return keras.tree.flatten(node.operation(*args, **kwargs))
 
 
 def call_again(graph: Any, tensor: Any, *, opens_models: bool = False) -> Any:

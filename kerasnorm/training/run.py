@@ -142,8 +142,7 @@ class Run:
 
         saved = self.saved_model()
         pixels = equalize(images) if saved.wants_equalized else images
-        chances: NDArray[np.float32] = np.exp(log_softmax(saved.predict(pixels)))
-        return chances
+        return np.exp(log_softmax(saved.predict(pixels)))
 
     def export(self, *formats: str, out: Path | str | None = None) -> "list[Export]":
         """Writes the model in other formats, each checked in its own runtime.
