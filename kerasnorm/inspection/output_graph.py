@@ -8,7 +8,7 @@ import numpy as np
 from keras import layers
 
 from kerasnorm.errors import ConfigError
-from kerasnorm.inspection.graph import functional_graph, nodes
+from kerasnorm.inspection.graph import functional_graph, passed_through
 from kerasnorm.inspection.outputs import (
     Forward,
     Kind,
@@ -123,18 +123,14 @@ UNBOUNDED_ACTIVATIONS = {"elu", "gelu", "leaky_relu", "linear", "relu", "selu", 
 
 def _kinds(graph: Any, given: Sequence[Kind | None]) -> list[Kind | None]:
     """Returns the kinds of a graph's outputs, given those of its inputs, along their last axes."""
-    kinds = dict(zip(map(id, graph.inputs), given, strict=True))
-    for node in nodes(graph):
-        if node.is_input:
-            continue
+
+    def call(node: Any, kinds: dict[int, Kind | None]) -> list[Kind | None]:
         sources = [kinds[id(tensor)] for tensor in node.input_tensors]
-        if isinstance(node.operation, keras.Model):
-            found = _nested(node.operation, sources)
-        else:
-            found = [_kind(node, sources)]
-        found = found if len(found) == len(node.outputs) else [None] * len(node.outputs)
-        kinds.update(zip(map(id, node.outputs), found, strict=True))
-    return [kinds[id(tensor)] for tensor in graph.outputs]
+        is_model = isinstance(node.operation, keras.Model)
+        found = _nested(node.operation, sources) if is_model else [_kind(node, sources)]
+        return found if len(found) == len(node.outputs) else [None] * len(node.outputs)
+
+    return passed_through(graph, given, call)
 
 
 def _nested(model: keras.Model, sources: list[Kind | None]) -> list[Kind | None]:
