@@ -19,7 +19,7 @@ from kerasnorm.conversion.norms import DEFAULT_GROUPS, replace_norms
 from kerasnorm.errors import ConfigError, about, first_line
 from kerasnorm.formats.archive import load_model
 from kerasnorm.formats.input_scale import rescaling_layer
-from kerasnorm.inspection.graph import call_again, functional_graph, nodes
+from kerasnorm.inspection.graph import call_again, class_name, functional_graph, nodes
 from kerasnorm.inspection.output_graph import AVERAGES, IDENTITIES, LINEAR, RESHAPES
 from kerasnorm.layers import (
     ONE_OF_EACH,
@@ -263,7 +263,7 @@ def _head(name: str, tail: Sequence[Any]) -> Any:
             break
         if isinstance(layer, LINEAR):
             return layer
-        if type(layer).__name__ not in {"Activation", "Softmax", *IDENTITIES, *RESHAPES, *AVERAGES}:
+        if class_name(layer) not in {"Activation", "Softmax"} | IDENTITIES | RESHAPES | AVERAGES:
             break
     raise ConfigError(
         f"network: expected the outputs of a Dense layer or a convolution, or a softmax of them. "

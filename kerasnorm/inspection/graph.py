@@ -1,5 +1,6 @@
 """The graph of a functional Keras model."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -198,6 +199,11 @@ def _keeps_mean(operation: Any) -> bool:
         or is_sum
         or (isinstance(operation, keras.layers.Activation) and is_linear)
     )
+
+
+def class_name(operation: Any) -> str:
+    """Returns the name of a layer's or operation's class, without "2D": "AveragePooling"."""
+    return re.sub(r"\dD$", "", type(operation).__name__)
 
 
 def may_be_own_norm(node: Any) -> bool:

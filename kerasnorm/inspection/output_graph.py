@@ -8,7 +8,7 @@ import numpy as np
 from keras import layers
 
 from kerasnorm.errors import ConfigError
-from kerasnorm.inspection.graph import functional_graph, passed_through
+from kerasnorm.inspection.graph import class_name, functional_graph, passed_through
 from kerasnorm.inspection.outputs import (
     Forward,
     Kind,
@@ -56,28 +56,13 @@ def kind_by_graph(model: keras.Model) -> Kind | None:
     return _kinds(graph, [None] * len(graph.inputs))[0]
 
 
-# Layers and operations, by name; Keras gives an operation the name of the layer that does the same.
+# By `class_name`; Keras gives an operation the name of the layer that does the same.
 IDENTITIES = {  # at inference
-    "ActivityRegularization",
-    "AlphaDropout",
-    "Dropout",
-    "GaussianDropout",
-    "GaussianNoise",
-    "Identity",
-    "SpatialDropout1D",
-    "SpatialDropout2D",
-    "SpatialDropout3D",
-    "StopGradient",
+    *("ActivityRegularization", "AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise"),
+    *("Identity", "SpatialDropout", "StopGradient"),
 }
 RESHAPES = {"ExpandDims", "Flatten", "Reshape", "Squeeze"}
-AVERAGES = {
-    "AveragePooling1D",
-    "AveragePooling2D",
-    "AveragePooling3D",
-    "GlobalAveragePooling1D",
-    "GlobalAveragePooling2D",
-    "GlobalAveragePooling3D",
-}
+AVERAGES = {"AveragePooling", "GlobalAveragePooling"}
 LINEAR = (
     layers.Conv1D,
     layers.Conv2D,
@@ -90,33 +75,10 @@ LINEAR = (
 )
 # These layers and operations turn logits into logits.
 UNBOUNDED = {
-    "Activation",
-    "Add",
-    "Average",
-    "AveragePooling1D",
-    "AveragePooling2D",
-    "BatchNormalization",
-    "Concatenate",
-    "GlobalMaxPooling1D",
-    "GlobalMaxPooling2D",
-    "LayerNormalization",
-    "LeakyReLU",
-    "LeakyRelu",
-    "Maximum",
-    "MaxPooling1D",
-    "MaxPooling2D",
-    "Mean",
-    "Minimum",
-    "Multiply",
-    "PReLU",
-    "ReLU",
-    "Relu",
-    "Rescaling",
-    "Subtract",
-    "TrueDivide",
-    *AVERAGES,
-    *IDENTITIES,
-    *RESHAPES,
+    *("Activation", "Add", "Average", "BatchNormalization", "Concatenate", "GlobalMaxPooling"),
+    *("LayerNormalization", "LeakyReLU", "LeakyRelu", "Maximum", "MaxPooling", "Mean", "Minimum"),
+    *("Multiply", "PReLU", "ReLU", "Relu", "Rescaling", "Subtract", "TrueDivide"),
+    *(AVERAGES | IDENTITIES | RESHAPES),
 }
 UNBOUNDED_ACTIVATIONS = {"elu", "gelu", "leaky_relu", "linear", "relu", "selu", "silu", "softplus"}
 
@@ -156,7 +118,7 @@ def _kind(node: Any, sources: list[Kind | None]) -> Kind | None:
         return None
     if isinstance(operation, LINEAR):
         return "logits"
-    return kind if type(operation).__name__ in UNBOUNDED else None
+    return kind if class_name(operation) in UNBOUNDED else None
 
 
 def _is_softmax(operation: Any, activation: Any, tensor: Any) -> bool:
@@ -169,7 +131,7 @@ def _is_softmax(operation: Any, activation: Any, tensor: Any) -> bool:
 
 def _keeps_sums(operation: Any, activated: str, source: Any, target: Any) -> bool:
     """Returns whether an operation keeps the sum of rows, along the last axis, that sum to 1."""
-    name, last = type(operation).__name__, len(source.shape) - 1
+    name, last = class_name(operation), len(source.shape) - 1
     if name == "Activation":
         return activated == "linear"
     if name in RESHAPES:  # in row-major order, rows of the same length stay rows
