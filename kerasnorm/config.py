@@ -77,6 +77,7 @@ RENAMED_ARGUMENTS = {"monitor": "progress", "reporter": "progress"}  # of functi
 # checkpoints of earlier versions are resumed.
 ADDED = ("image_size", "resize", "network", "pretrained", "new_head", "fused", "log")
 UNCOMPARED = ("device", "log")  # what they say changes nothing that a run computes
+AUGMENTATIONS = ("flip", "alternating_flip", "translate", "shift_scale_rotate", "cutout", "gray")
 # Fields of a model that all networks read; the others are those of the built-in one.
 EVERY_NETWORK = (
     *("network", "pretrained", "new_head", "norm", "groups", "group_size"),

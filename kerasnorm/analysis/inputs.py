@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from kerasnorm.analysis.answer import Answer, counter
-from kerasnorm.config import Config, DataConfig, config_of_call
+from kerasnorm.config import AUGMENTATIONS, Config, DataConfig, config_of_call
 from kerasnorm.data import prepare
 from kerasnorm.data.augment import Augmentation
 from kerasnorm.data.dataset import Split, stratified_sample
@@ -53,7 +53,6 @@ CLIPPED = "A peak at an end is clipped pixels: 0 or 255 in the file."
 BINS = 64  # bins of a histogram, at most
 MARGIN, HEADINGS = 0.08, 0.55  # inches: around a grid of images, and above it
 GAP = 0.05  # between images of a grid, as a share of an image's width
-AUGMENTATIONS = ("flip", "alternating_flip", "translate", "shift_scale_rotate", "cutout", "gray")
 CHANNELS = (  # names and colors of three channels
     ("red", VERMILION),
     ("green", GREEN),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasnorm.config import DataConfig
+from kerasnorm.config import AUGMENTATIONS, DataConfig
 from kerasnorm.errors import expect
 
 SHIFT = 0.1  # of the image's side
@@ -92,9 +92,7 @@ class Augmentation:
     @property
     def is_active(self) -> bool:
         """Whether the augmentation can change any image."""
-        c = self.config
-        chances = (c.flip, c.shift_scale_rotate, c.cutout, c.gray)
-        return c.alternating_flip or c.translate > 0 or any(chances)
+        return any(getattr(self.config, name) for name in AUGMENTATIONS)
 
     def draw(self, indices: NDArray[np.int64], epoch: int, step: int) -> Draws:
         """Returns the random numbers of one step.
