@@ -94,7 +94,7 @@ def build(
         policy = "float32" if is_last or layer.name == RESCALING else precision
         options = with_precision(layer.get_config(), policy)
         if "trainable" in options:
-            options["trainable"] = True  # until `_freeze`
+            options["trainable"] = True  # until `_carry_over`
         _seed(options, seeds)
         if is_softmax(layer):
             options["activation"] = "linear"
@@ -122,9 +122,7 @@ def build(
             f"network: the layers of {name} cannot be made anew from their get_config(): "
             f"{first_line(error)}"
         ) from error
-    new = head if config.new_head else None
-    _copy_weights(source, model, new, everything=config.pretrained)
-    _freeze(source, model, new, name=name, keeps=config.pretrained)
+    _carry_over(source, model, head if config.new_head else None, config)
     if model.output_shape != (None, classes):
         raise ConfigError(
             f"network: expected logits of shape (N, {classes}), for the {classes} classes of the "
@@ -307,48 +305,36 @@ def _seed(options: Any, seeds: np.random.Generator) -> None:
             _seed(value, seeds)
 
 
-def _copy_weights(source: keras.Model, target: keras.Model, new: Any, *, everything: bool) -> None:
-    """Copies the weights that are not drawn anew.
+def _carry_over(source: keras.Model, target: keras.Model, new: Any, config: ModelConfig) -> None:
+    """Copies the weights that are not drawn anew, and freezes layers that were frozen with them.
 
     Args:
-        source: The model that holds them.
+        source: The model that holds the weights, and says which layers are frozen.
         target: Its copy.
         new: The layer of `source` whose weights stay new, if there is one.
-        everything: Whether to copy all others, or what normalizes the input alone.
-    """
-    for old, layer in zip(leaves(source), leaves(target), strict=True):
-        is_input = isinstance(old, keras.layers.Normalization)
-        if old is not new and (everything or is_input):
-            layer.set_weights(old.get_weights())
-            if is_input:
-                layer.finalize_state()
-
-
-def _freeze(source: keras.Model, target: keras.Model, new: Any, *, name: str, keeps: bool) -> None:
-    """Freezes the layers whose copied weights were frozen, and no others.
-
-    Args:
-        source: The model that says which layers are frozen.
-        target: Its copy.
-        new: The layer of `source` whose weights are new, if there is one.
-        name: What the user calls the network.
-        keeps: Whether the weights were copied; new weights must be trained.
+        config: Says whether all other weights are copied, or only those that normalize the input;
+            new weights must be trained.
     """
     trained = {id(weight) for weight in source.trainable_variables}
     target.trainable = True
-    frozen = [
-        (old, layer)
-        for old, layer in zip(leaves(source), leaves(target), strict=True)
-        if not (old.trainable and all(id(weight) in trained for weight in old.trainable_variables))
-        and old is not new
-    ]
-    if keeps:
-        for _, layer in frozen:
+    thawed = 0
+    for old, layer in zip(leaves(source), leaves(target), strict=True):
+        if old is new:
+            continue
+        is_input = isinstance(old, keras.layers.Normalization)
+        if config.pretrained or is_input:
+            layer.set_weights(old.get_weights())
+        if is_input:
+            layer.finalize_state()
+        if old.trainable and all(id(weight) in trained for weight in old.trainable_variables):
+            continue
+        if config.pretrained:
             layer.trainable = False
-    elif count := sum(bool(old.weights) for old, _ in frozen):
+        thawed += bool(old.weights)
+    if thawed and not config.pretrained:
         logger.warning(
-            f"{counted(count, 'frozen layer')} of {name} get new weights, and are trained: "
-            "only --pretrained, for a .keras file, keeps weights."
+            f"{counted(thawed, 'frozen layer')} of {config.network} get new weights, and are "
+            "trained: only --pretrained, for a .keras file, keeps weights."
         )
 
 
