@@ -15,7 +15,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from kerasnorm.analysis.answer import Answer, counter, open_runs, some
+from kerasnorm.analysis.answer import Answer, counter, open_runs
 from kerasnorm.data.batches import Batches
 from kerasnorm.data.dataset import Split
 from kerasnorm.errors import expect, expect_whole, is_number
@@ -201,7 +201,7 @@ def landscape(
         walked = gradient_lines(engine, batches, steps=taken, lines=lines, rate=rate, tick=tick)
         for _ in range(lines - len(walked.steps)):  # a short run has fewer lines
             tick()
-        test = some(dataset.test, images)
+        test = dataset.test.sample(images)
         trained = trained_network(run.model(), engine.model)
         around = surface(trained, test, points=points, radius=radius, tick=tick)
         found.append(Landscape(run.path, label, config.model.norm, walked, around))
