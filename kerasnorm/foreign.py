@@ -49,10 +49,9 @@ def applications() -> list[str]:
 
 def build(
     config: ModelConfig,
-    input_shape: tuple[int, ...],
+    pixels: keras.KerasTensor,
+    rescaling: keras.layers.Rescaling,
     classes: int,
-    rescaling: tuple[Any, Any],
-    input_name: str,
     precision: str,
     seed: int,
 ) -> keras.Model:
@@ -60,10 +59,9 @@ def build(
 
     Args:
         config: Config of the model.
-        input_shape: Shape (H, W, C) of the images.
+        pixels: The input, raw pixels (N, H, W, C).
+        rescaling: Rescales them, for a network that does not do so itself.
         classes: Number of classes.
-        rescaling: Factor and offset of the pixels, for a network that does not rescale them itself.
-        input_name: Name of the input.
         precision: Floating-point type of the layers before the last.
         seed: Seed of the initial weights.
 
@@ -71,11 +69,12 @@ def build(
         ConfigError: There is no such network, or it does not fit the images or the classes.
     """
     name = config.network
-    source = _source(config, input_shape, classes)
-    _check_input(name, source, input_shape)
+    shape = tuple(pixels.shape[1:])
+    source = _source(config, shape, classes)
+    _check_input(name, source, shape)
     tail = list(_tail(source))
     head = _head(name, tail)
-    source, note = _on_raw_pixels(name, source, input_shape, rescaling, input_name)
+    source, note = _on_raw_pixels(name, source, pixels, rescaling)
     seeds = np.random.Generator(np.random.PCG64([seed, 0x1417]))
     last = tail[: tail.index(head) + 1]
     width = "units" if isinstance(head, keras.layers.Dense) else "filters"
@@ -273,22 +272,18 @@ def _head(name: str, tail: Sequence[Any]) -> Any:
 def _on_raw_pixels(
     name: str,
     model: keras.Model,
-    shape: tuple[int, ...],
-    rescaling: tuple[Any, Any],
-    input_name: str,
+    pixels: keras.KerasTensor,
+    rescaling: keras.layers.Rescaling,
 ) -> tuple[keras.Model, str]:
     """Returns the network on an input of raw pixels, and a sentence about what rescales them.
 
     It shares its layers with the given one.
     """
-    pixels = keras.Input(shape, name=input_name, dtype="float32")
-    own, x = rescaling_layer(model), pixels
+    own = rescaling_layer(model)
+    x = rescaling(pixels) if own is None else pixels
+    note = f"{name} rescales pixels itself, in {own!r}; the preprocessing is its own."
     if own is None:
-        factor, offset = rescaling
-        x = keras.layers.Rescaling(factor, offset, name=RESCALING, dtype="float32")(pixels)
         note = f"{name} does not rescale pixels: a first layer, {RESCALING}, does."
-    else:
-        note = f"{name} rescales pixels itself, in {own!r}; the preprocessing is its own."
     return keras.Model(pixels, call_again(functional_graph(model), x), name=model.name), note
 
 
