@@ -77,6 +77,7 @@ RENAMED_ARGUMENTS = {"monitor": "progress", "reporter": "progress"}  # of functi
 # checkpoints of earlier versions are resumed.
 ADDED = ("image_size", "resize", "network", "pretrained", "new_head", "fused", "log")
 UNCOMPARED = ("device", "log")  # what they say changes nothing that a run computes
+AUGMENTATIONS = ("flip", "alternating_flip", "translate", "shift_scale_rotate", "cutout", "gray")
 # Fields of a model that all networks read; the others are those of the built-in one.
 EVERY_NETWORK = (
     *("network", "pretrained", "new_head", "norm", "groups", "group_size"),
@@ -602,8 +603,7 @@ def published(recipe: str, data: str) -> dict[str, Any]:
         `source`, `epochs`, and for each norm a dict of its measures and fields; empty where
         nothing was published.
     """
-    found: dict[str, Any] = _recipe_document("published").get(recipe, {}).get(data, {})
-    return found
+    return _recipe_document("published").get(recipe, {}).get(data, {})
 
 
 def config_of_call(config: Config | None, overrides: Mapping[str, Any]) -> Config:

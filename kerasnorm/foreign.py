@@ -19,7 +19,7 @@ from kerasnorm.conversion.norms import DEFAULT_GROUPS, replace_norms
 from kerasnorm.errors import ConfigError, about, first_line
 from kerasnorm.formats.archive import load_model
 from kerasnorm.formats.input_scale import rescaling_layer
-from kerasnorm.inspection.graph import call_again, functional_graph, nodes
+from kerasnorm.inspection.graph import call_again, class_name, functional_graph, nodes
 from kerasnorm.inspection.output_graph import AVERAGES, IDENTITIES, LINEAR, RESHAPES
 from kerasnorm.layers import (
     ONE_OF_EACH,
@@ -49,10 +49,9 @@ def applications() -> list[str]:
 
 def build(
     config: ModelConfig,
-    input_shape: tuple[int, ...],
+    pixels: keras.KerasTensor,
+    rescaling: keras.layers.Rescaling,
     classes: int,
-    rescaling: tuple[Any, Any],
-    input_name: str,
     precision: str,
     seed: int,
 ) -> keras.Model:
@@ -60,10 +59,9 @@ def build(
 
     Args:
         config: Config of the model.
-        input_shape: Shape (H, W, C) of the images.
+        pixels: The input, raw pixels (N, H, W, C).
+        rescaling: Rescales them, for a network that does not do so itself.
         classes: Number of classes.
-        rescaling: Factor and offset of the pixels, for a network that does not rescale them itself.
-        input_name: Name of the input.
         precision: Floating-point type of the layers before the last.
         seed: Seed of the initial weights.
 
@@ -71,11 +69,12 @@ def build(
         ConfigError: There is no such network, or it does not fit the images or the classes.
     """
     name = config.network
-    source = _source(config, input_shape, classes)
-    _check_input(name, source, input_shape)
+    shape = tuple(pixels.shape[1:])
+    source = _source(config, shape, classes)
+    _check_input(name, source, shape)
     tail = list(_tail(source))
     head = _head(name, tail)
-    source, note = _on_raw_pixels(name, source, input_shape, rescaling, input_name)
+    source, note = _on_raw_pixels(name, source, pixels, rescaling)
     seeds = np.random.Generator(np.random.PCG64([seed, 0x1417]))
     last = tail[: tail.index(head) + 1]
     width = "units" if isinstance(head, keras.layers.Dense) else "filters"
@@ -94,7 +93,7 @@ def build(
         policy = "float32" if is_last or layer.name == RESCALING else precision
         options = with_precision(layer.get_config(), policy)
         if "trainable" in options:
-            options["trainable"] = True  # until `_freeze`
+            options["trainable"] = True  # until `_carry_over`
         _seed(options, seeds)
         if is_softmax(layer):
             options["activation"] = "linear"
@@ -122,9 +121,7 @@ def build(
             f"network: the layers of {name} cannot be made anew from their get_config(): "
             f"{first_line(error)}"
         ) from error
-    new = head if config.new_head else None
-    _copy_weights(source, model, new, everything=config.pretrained)
-    _freeze(source, model, new, name=name, keeps=config.pretrained)
+    _carry_over(source, model, head if config.new_head else None, config)
     if model.output_shape != (None, classes):
         raise ConfigError(
             f"network: expected logits of shape (N, {classes}), for the {classes} classes of the "
@@ -263,7 +260,7 @@ def _head(name: str, tail: Sequence[Any]) -> Any:
             break
         if isinstance(layer, LINEAR):
             return layer
-        if type(layer).__name__ not in {"Activation", "Softmax", *IDENTITIES, *RESHAPES, *AVERAGES}:
+        if class_name(layer) not in {"Activation", "Softmax"} | IDENTITIES | RESHAPES | AVERAGES:
             break
     raise ConfigError(
         f"network: expected the outputs of a Dense layer or a convolution, or a softmax of them. "
@@ -275,22 +272,18 @@ def _head(name: str, tail: Sequence[Any]) -> Any:
 def _on_raw_pixels(
     name: str,
     model: keras.Model,
-    shape: tuple[int, ...],
-    rescaling: tuple[Any, Any],
-    input_name: str,
+    pixels: keras.KerasTensor,
+    rescaling: keras.layers.Rescaling,
 ) -> tuple[keras.Model, str]:
     """Returns the network on an input of raw pixels, and a sentence about what rescales them.
 
     It shares its layers with the given one.
     """
-    pixels = keras.Input(shape, name=input_name, dtype="float32")
-    own, x = rescaling_layer(model), pixels
+    own = rescaling_layer(model)
+    x = rescaling(pixels) if own is None else pixels
+    note = f"{name} rescales pixels itself, in {own!r}; the preprocessing is its own."
     if own is None:
-        factor, offset = rescaling
-        x = keras.layers.Rescaling(factor, offset, name=RESCALING, dtype="float32")(pixels)
         note = f"{name} does not rescale pixels: a first layer, {RESCALING}, does."
-    else:
-        note = f"{name} rescales pixels itself, in {own!r}; the preprocessing is its own."
     return keras.Model(pixels, call_again(functional_graph(model), x), name=model.name), note
 
 
@@ -307,48 +300,36 @@ def _seed(options: Any, seeds: np.random.Generator) -> None:
             _seed(value, seeds)
 
 
-def _copy_weights(source: keras.Model, target: keras.Model, new: Any, *, everything: bool) -> None:
-    """Copies the weights that are not drawn anew.
+def _carry_over(source: keras.Model, target: keras.Model, new: Any, config: ModelConfig) -> None:
+    """Copies the weights that are not drawn anew, and freezes layers that were frozen with them.
 
     Args:
-        source: The model that holds them.
+        source: The model that holds the weights, and says which layers are frozen.
         target: Its copy.
         new: The layer of `source` whose weights stay new, if there is one.
-        everything: Whether to copy all others, or what normalizes the input alone.
-    """
-    for old, layer in zip(leaves(source), leaves(target), strict=True):
-        is_input = isinstance(old, keras.layers.Normalization)
-        if old is not new and (everything or is_input):
-            layer.set_weights(old.get_weights())
-            if is_input:
-                layer.finalize_state()
-
-
-def _freeze(source: keras.Model, target: keras.Model, new: Any, *, name: str, keeps: bool) -> None:
-    """Freezes the layers whose copied weights were frozen, and no others.
-
-    Args:
-        source: The model that says which layers are frozen.
-        target: Its copy.
-        new: The layer of `source` whose weights are new, if there is one.
-        name: What the user calls the network.
-        keeps: Whether the weights were copied; new weights must be trained.
+        config: Says whether all other weights are copied, or only those that normalize the input;
+            new weights must be trained.
     """
     trained = {id(weight) for weight in source.trainable_variables}
     target.trainable = True
-    frozen = [
-        (old, layer)
-        for old, layer in zip(leaves(source), leaves(target), strict=True)
-        if not (old.trainable and all(id(weight) in trained for weight in old.trainable_variables))
-        and old is not new
-    ]
-    if keeps:
-        for _, layer in frozen:
+    thawed = 0
+    for old, layer in zip(leaves(source), leaves(target), strict=True):
+        if old is new:
+            continue
+        is_input = isinstance(old, keras.layers.Normalization)
+        if config.pretrained or is_input:
+            layer.set_weights(old.get_weights())
+        if is_input:
+            layer.finalize_state()
+        if old.trainable and all(id(weight) in trained for weight in old.trainable_variables):
+            continue
+        if config.pretrained:
             layer.trainable = False
-    elif count := sum(bool(old.weights) for old, _ in frozen):
+        thawed += bool(old.weights)
+    if thawed and not config.pretrained:
         logger.warning(
-            f"{counted(count, 'frozen layer')} of {name} get new weights, and are trained: "
-            "only --pretrained, for a .keras file, keeps weights."
+            f"{counted(thawed, 'frozen layer')} of {config.network} get new weights, and are "
+            "trained: only --pretrained, for a .keras file, keeps weights."
         )
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from numpy.typing import NDArray
 
 from kerasnorm import foreign, user_code
 from kerasnorm.config import SKELETON, ModelConfig, resolve, unknown
@@ -127,15 +126,17 @@ def build(
     """
     _check_shape(input_shape, classes)
     _check_statistics(mean, std, input_shape[-1])
-    scale = 1.0 / (255.0 * np.asarray(std, np.float64))
-    offset = -np.asarray(mean, np.float64) / np.asarray(std, np.float64)
     # Of shape (1, 1, C): those of shape (C,) would follow Keras's image_data_format at each call.
-    scale, offset = scale[None, None], offset[None, None]
-    if config.is_builtin:
-        model = _build(config, input_shape, classes, scale, offset, input_name, precision, seed)
-    else:
-        rescaling = scale.tolist(), offset.tolist()
-        model = foreign.build(config, input_shape, classes, rescaling, input_name, precision, seed)
+    means, stds = (np.asarray(numbers, np.float64)[None, None] for numbers in (mean, std))
+    rescaling = keras.layers.Rescaling(
+        (1 / (255 * stds)).tolist(),
+        (-means / stds).tolist(),
+        name=foreign.RESCALING,
+        dtype="float32",
+    )
+    pixels = keras.Input(input_shape, name=input_name, dtype="float32")
+    make = _build if config.is_builtin else foreign.build
+    model = make(config, pixels, rescaling, classes, precision, seed)
     if note := effect_note(model):
         logger.warning(note)
     return model
@@ -143,20 +144,15 @@ def build(
 
 def _build(
     config: ModelConfig,
-    input_shape: tuple[int, ...],
+    pixels: keras.KerasTensor,
+    rescaling: keras.layers.Rescaling,
     classes: int,
-    scale: NDArray[np.float64],
-    offset: NDArray[np.float64],
-    input_name: str,
     precision: str,
     seed: int,
 ) -> keras.Model:
-    """Returns the built-in network; scale and offset, of shape (1, 1, C), rescale the pixels."""
+    """Returns the built-in network; the arguments are those of `foreign.build`."""
     check_groups(config)
-    pixels = keras.Input(input_shape, name=input_name, dtype="float32")
-    x = keras.layers.Rescaling(
-        scale.tolist(), offset.tolist(), name="input_rescaling", dtype="float32"
-    )(pixels)
+    x = rescaling(pixels)
     units = _Units(config, precision, seed)
     widths = iter(config.widths)
     for block, count, size in SKELETON:

@@ -20,6 +20,7 @@ from kerasnorm.errors import ConfigError, described, first_line
 
 if TYPE_CHECKING:
     import keras
+    import numpy as np
     from numpy.typing import NDArray
 
     from kerasnorm.config import ModelConfig
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 LayerFactory = Callable[[int, str], "keras.layers.Layer"]
 EPSILON = 1e-5  # of every norm, and of weight standardization
 COMPARED = ("bn", "gn", "ln")  # what studies and benchmarks compare by default
+MOVED = 1e-6  # smallest change of an output that counts; rounding of float32 is 1e-7
 FREE_SIZE = 4  # of an axis whose size a model leaves open, where a layer is tried
 KEEP = "keep"  # as a norm: a network other than the built-in one stays as it is
 CENTERED = "y = gamma * (x - mean) / sqrt(variance + epsilon) + beta"
@@ -447,6 +449,33 @@ def without_zeros(layer: "keras.layers.Layer", kept: str = "") -> None:
         if variable.name != kept:
             values = keras.ops.convert_to_numpy(variable.value)
             variable.assign(values + (values == 0))
+
+
+def moved_outputs(
+    layer: "keras.layers.Layer", shape: Sequence[int], index: tuple[int, ...], draws: int
+) -> "NDArray[np.bool_]":
+    """Returns which outputs of a built layer in training change when its input at `index` does.
+
+    Args:
+        layer: A norm; each call begins with its variables, random generators too, as they are.
+        shape: Shape (N, …, C) of its input and output.
+        index: Index of the value that changes.
+        draws: Number of random inputs; an output counts that changes with one of them.
+    """
+    import keras
+    import numpy as np
+
+    def outputs(values: Any) -> Any:
+        with keras.StatelessScope():
+            return keras.ops.convert_to_numpy(layer(values, training=True))
+
+    has_moved = np.zeros(shape, bool)
+    for seed in range(draws):
+        x = np.random.Generator(np.random.PCG64(seed)).normal(size=shape).astype(np.float32)
+        moved = x.copy()
+        moved[index] += max(1.0, x.size / 100)  # so that means over many values move enough
+        has_moved |= np.abs(outputs(moved) - outputs(x)) > MOVED
+    return has_moved
 
 
 NORMS: dict[str, Norm] = _Norms({norm.name: norm for norm in BUILT_IN})

@@ -129,8 +129,7 @@ class ProcessGroup:
         """Returns the context in which the model must be built."""
         if self.strategy is None:
             return nullcontext()
-        scope: AbstractContextManager[Any] = self.strategy.scope()
-        return scope
+        return self.strategy.scope()
 
     def sum_(self, tensor: T) -> T:
         """Returns the sum of a tensor over all processes; it may be written into the tensor."""

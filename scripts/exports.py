@@ -69,14 +69,13 @@ def export_all(backend: str, folder: Path) -> None:
     from kerasnorm.formats import FORMATS
     from kerasnorm.formats.archive import open_model
     from kerasnorm.formats.export import Exporter
-    from kerasnorm.formats.safety.process import FileProcesses
     from kerasnorm.progress import console_notes
 
     rows: list[dict[str, object]] = []
-    with console_notes(), FileProcesses() as processes:
+    with console_notes():
         for name in VARIANTS:
             saved = open_model(folder / name)
-            with Exporter(saved, folder / name / "exports", None, processes) as exporter:
+            with Exporter(saved, folder / name / "exports", None) as exporter:
                 for format_name in FORMATS:
                     done = exporter.export(format_name)
                     facts = {column: getattr(done, column, "") for column in COLUMNS}

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from kerasnorm import runtime
-from kerasnorm.data import Split
-from kerasnorm.data.dataset import stratified_sample
 from kerasnorm.errors import expect, is_list
 from kerasnorm.files import plain
 from kerasnorm.plots.style import Picture
@@ -68,10 +66,3 @@ def counter(progress: Progress | None, title: str, total: int) -> Callable[[], N
     progress.start(title, total)
     done = itertools.count(1)
     return lambda: progress.advance(next(done))
-
-
-def some(split: Split, count: int) -> Split:
-    """Returns a stratified sample of `count` images with their labels, all if there are fewer."""
-    if count >= len(split):
-        return split
-    return split.take(stratified_sample(split.labels, count, seed=0))

@@ -71,15 +71,13 @@ def gaussian_blur(pixels: "Pixels", sigma: float, _: "np.random.Generator") -> "
     """Returns images under a Gaussian of `sigma` pixels, cut at 4 sigma; edges are repeated."""
     from scipy.ndimage import gaussian_filter
 
-    found: Pixels = gaussian_filter(pixels, (0, sigma, sigma, 0), mode="nearest", truncate=4.0)
-    return found
+    return gaussian_filter(pixels, (0, sigma, sigma, 0), mode="nearest", truncate=4.0)
 
 
 def contrast(pixels: "Pixels", share: float, _: "np.random.Generator") -> "Pixels":
     """Returns mean + share * (x - mean), with the mean of each channel of each image."""
     mean = pixels.mean(axis=(1, 2), keepdims=True)
-    found: Pixels = mean + share * (pixels - mean)
-    return found
+    return mean + share * (pixels - mean)
 
 
 def brightness(pixels: "Pixels", more: float, _: "np.random.Generator") -> "Pixels":
@@ -91,8 +89,7 @@ def brightness(pixels: "Pixels", more: float, _: "np.random.Generator") -> "Pixe
     value = pixels.max(axis=-1, keepdims=True)
     black = value == 0
     brighter = (value + LEVELS * more).clip(max=LEVELS)
-    found: Pixels = (pixels + black) * brighter / (value + black)
-    return found
+    return (pixels + black) * brighter / (value + black)
 
 
 CORRUPTIONS = {

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from kerasnorm.analysis.answer import Answer, counter
-from kerasnorm.config import Config, DataConfig, config_of_call
+from kerasnorm.config import AUGMENTATIONS, Config, DataConfig, config_of_call
 from kerasnorm.data import prepare
 from kerasnorm.data.augment import Augmentation
 from kerasnorm.data.dataset import Split, stratified_sample
@@ -53,7 +53,6 @@ CLIPPED = "A peak at an end is clipped pixels: 0 or 255 in the file."
 BINS = 64  # bins of a histogram, at most
 MARGIN, HEADINGS = 0.08, 0.55  # inches: around a grid of images, and above it
 GAP = 0.05  # between images of a grid, as a share of an image's width
-AUGMENTATIONS = ("flip", "alternating_flip", "translate", "shift_scale_rotate", "cutout", "gray")
 CHANNELS = (  # names and colors of three channels
     ("red", VERMILION),
     ("green", GREEN),
@@ -168,8 +167,7 @@ def preprocess(
     source = changed(images, equalize) if preprocessing == "equalize" else images
     mean, std = input_statistics(preprocessing, source)
     chosen = source[:] if indices is None else source[indices]
-    pixels: NDArray[np.float64] = (chosen / 255 - mean) / std
-    return pixels
+    return (chosen / 255 - mean) / std
 
 
 def _short_run(config: Config) -> tuple[Sequence[run_folder.Row], bool]:
@@ -248,8 +246,7 @@ def preprocessing_figure(pixels: Mapping[str, NDArray[np.float64]]) -> Picture:
 def _visible(pixels: NDArray[np.float64]) -> NDArray[np.uint8]:
     low = pixels.min(axis=(0, 1, 2))
     span = np.maximum(pixels.max(axis=(0, 1, 2)) - low, 1e-9)
-    levels: NDArray[np.uint8] = np.round(255 * (pixels - low) / span).astype(np.uint8)
-    return levels
+    return np.round(255 * (pixels - low) / span).astype(np.uint8)
 
 
 def training_figure(found: Sequence[InputPreprocessing], heading: str) -> Picture:

@@ -15,7 +15,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from kerasnorm.analysis.answer import Answer, counter, open_runs, some
+from kerasnorm.analysis.answer import Answer, counter, open_runs
 from kerasnorm.data.batches import Batches
 from kerasnorm.data.dataset import Split
 from kerasnorm.errors import expect, expect_whole, is_number
@@ -83,14 +83,12 @@ class GradientLines:
     @property
     def loss_range(self) -> Array:
         """Highest minus lowest loss of each line without its first point, (S,)."""
-        found: Array = np.ptp(self.losses[:, 1:], axis=1)
-        return found
+        return np.ptp(self.losses[:, 1:], axis=1)
 
     @property
     def change(self) -> Array:
         """Largest change of the gradient on each line, (S,)."""
-        found: Array = self.changes[:, 1:].max(axis=1)
-        return found
+        return self.changes[:, 1:].max(axis=1)
 
     @property
     def smoothness(self) -> Array:
@@ -101,8 +99,7 @@ class GradientLines:
         walked = self.distances[None, 1:] * self.norms[:, None]
         unknown = np.full(walked.shape, np.nan)
         ratios = np.divide(self.changes[:, 1:], walked, out=unknown, where=walked != 0)
-        found: Array = ratios.max(axis=1)
-        return found
+        return ratios.max(axis=1)
 
 
 @dataclass(frozen=True)
@@ -204,7 +201,7 @@ def landscape(
         walked = gradient_lines(engine, batches, steps=taken, lines=lines, rate=rate, tick=tick)
         for _ in range(lines - len(walked.steps)):  # a short run has fewer lines
             tick()
-        test = some(dataset.test, images)
+        test = dataset.test.sample(images)
         trained = trained_network(run.model(), engine.model)
         around = surface(trained, test, points=points, radius=radius, tick=tick)
         found.append(Landscape(run.path, label, config.model.norm, walked, around))
@@ -383,8 +380,7 @@ def raw_kernel(kernel: NDArray[np.float32]) -> NDArray[np.float32]:
     squares = np.square(kernel, dtype=np.float64).sum((0, 1, 2))
     # |k|^2 = |w|^2 / (|w|^2 + eps), which rounding may bring to 1.
     scale = np.sqrt(EPSILON / np.maximum(1 - squares, ROUNDING))
-    raw: NDArray[np.float32] = (kernel * scale).astype(np.float32)
-    return raw
+    return (kernel * scale).astype(np.float32)
 
 
 def filter_axes(model: "keras.Model") -> list[tuple[int, ...] | None]:

@@ -18,7 +18,7 @@ from kerasnorm.errors import ConfigError
 from kerasnorm.inspection.graph import Calls
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.layers import custom_layers
-from kerasnorm.norms import FREE_SIZE, without_zeros
+from kerasnorm.norms import FREE_SIZE, moved_outputs, without_zeros
 from kerasnorm.tables import Table
 
 AXES = {2: "NC", 3: "NLC", 4: "NHWC", 5: "NDHWC"}  # names of the axes of an input, by their number
@@ -27,7 +27,6 @@ VALUES_NOTE = (
     "values share one statistic: those of one image, or of all N images of a batch (x N) in "
     "training. sets: statistics of an image, or of a batch."
 )
-MOVED = 1e-6  # smallest change of an output that counts
 OBSERVED = {"trainable": True, "dtype": "float32"}  # settings of a layer that is called
 OF_CHANNELS = (keras.layers.BatchNormalization, keras.layers.GroupNormalization)
 
@@ -181,24 +180,13 @@ def _observed(layer: Any, shape: Sequence[int | None]) -> tuple[str, int]:
     config = layer.get_config()
     config |= {key: value for key, value in OBSERVED.items() if key in config}
     size = (2, *(n or FREE_SIZE for n in shape[1:]))
-    moved_along = [{0} for _ in size]
-    for seed in range(DRAWS):
-        x = np.random.Generator(np.random.PCG64(seed)).normal(size=size).astype(np.float32)
-        moved = x.copy()
-        moved.flat[0] += max(1.0, x.size / 100)  # so that means over many values move enough
-        outputs = []
-        for values in (x, moved):
-            fresh = type(layer).from_config(config)  # of the same initial weights
-            fresh(keras.ops.convert_to_tensor(values), training=False)  # builds it
-            without_zeros(fresh)
-            result = fresh(keras.ops.convert_to_tensor(values), training=True)
-            outputs.append(keras.ops.convert_to_numpy(result))
-        places = np.nonzero(np.abs(outputs[1] - outputs[0]) > MOVED)
-        for found, along in zip(moved_along, places, strict=True):
-            found |= set(along.tolist())
-    letters = AXES[len(size)]
-    axes = "".join(a for a, found in zip(letters, moved_along, strict=True) if len(found) > 1)
-    return axes, len(moved_along[-1])
+    fresh = type(layer).from_config(config)
+    fresh(keras.ops.zeros(size), training=False)  # builds it
+    without_zeros(fresh)
+    places = np.nonzero(moved_outputs(fresh, size, (0,) * len(size), DRAWS))
+    counts = [len({0, *along.tolist()}) for along in places]
+    axes = "".join(a for a, count in zip(AXES[len(size)], counts, strict=True) if count > 1)
+    return axes, counts[-1]
 
 
 def norms_table(rows: Sequence[NormRow], title: str = "") -> Table:

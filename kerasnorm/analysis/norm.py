@@ -19,10 +19,12 @@ from kerasnorm.config import ModelConfig, unknown
 from kerasnorm.errors import ConfigError, described, expect, expect_whole, is_number
 from kerasnorm.norms import (
     EPSILON,
+    MOVED,
     NORMS,
     Norm,
     NormFacts,
     built,
+    moved_outputs,
     normalization,
     without_zeros,
 )
@@ -42,7 +44,6 @@ CUBE = (3, 2, 3, 8)  # (N, H, W, C) of the tensor in which one value changes
 SMALL = (2, 1, 2, 4)  # (N, H, W, C) of the worked example
 GROUPS = 2  # of gn in both
 DRAWS = 64  # random inputs by which a norm of unknown code is probed
-MOVED = 1e-6  # smallest change of an output that counts; rounding of float32 is 1e-7
 BATCHES = 3  # batches after which the moving statistics are shown
 TOLERANCE = 1e-4  # of the layer in float32 against the definition in float64
 WIDTH = 100  # letters per line of text
@@ -241,8 +242,7 @@ def normalize(x: Array, norm: str, groups: int = 1, epsilon: float = EPSILON) ->
     expect(is_epsilon, "epsilon", "a number of at least 0", epsilon)
     x = _four_axes(x)
     mean, variance = moments(x, norm, groups)
-    result: Array = (x - mean) / np.sqrt(variance + epsilon)
-    return result
+    return (x - mean) / np.sqrt(variance + epsilon)
 
 
 def moments(x: Array, norm: str, groups: int = 1) -> tuple[Array, Array]:
@@ -343,8 +343,7 @@ def _call(layer: "keras.layers.Layer", x: Array, training: bool) -> Array:
     import keras
 
     outputs = layer(keras.ops.convert_to_tensor(x), training=training)
-    result: Array = keras.ops.convert_to_numpy(outputs)
-    return result
+    return keras.ops.convert_to_numpy(outputs)
 
 
 def shared_by_perturbation(
@@ -362,14 +361,7 @@ def shared_by_perturbation(
         draws: Number of random inputs; an output counts that changes with one of them. A layer that
             cuts off its outputs, as a ReLU does, needs many.
     """
-    has_moved = np.zeros(shape, bool)
-    for seed in range(draws):
-        x = np.random.Generator(np.random.PCG64(seed)).normal(size=shape).astype(np.float32)
-        moved = x.copy()
-        moved[index] += 1.0
-        layer = _observable(norm, shape, groups)
-        has_moved |= np.abs(_call(layer, moved, True) - _call(layer, x, True)) > MOVED
-    return has_moved
+    return moved_outputs(_observable(norm, shape, groups), shape, index, draws)
 
 
 def worked_example(norm: str) -> Worked:

@@ -14,7 +14,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from kerasnorm.analysis.answer import Answer, counter, open_runs, some
+from kerasnorm.analysis.answer import Answer, counter, open_runs
 from kerasnorm.config import LAYER_LABELS
 from kerasnorm.data import Dataset
 from kerasnorm.data.dataset import Split
@@ -225,13 +225,13 @@ def statistics(
     for run, label, model in zip(loaded, run_labels(loaded), models, strict=True):
         config = run.config.replace(backend=backend, epochs=epochs or run.config.train.epochs)
         dataset = run.dataset()
-        train = some(dataset.train, train_size or len(dataset.train))
+        train = dataset.train.sample(train_size or len(dataset.train))
         size = min(config.train.batch_size, len(train))
         engine = make_engine(
             config.replace(batch_size=size), dataclasses.replace(dataset, train=train)
         )
         with about(run.path):
-            layers = _repeat(engine, some(train, images), config.train.epochs, tick)
+            layers = _repeat(engine, train.sample(images), config.train.epochs, tick)
         trained.append(trained_kernels(run, engine, model))
         found.append(
             NetworkStatistics(
@@ -298,7 +298,7 @@ def _scores(model: "keras.Model", dataset: Dataset) -> dict[str, float]:
     probe = Probe(model)
     scores: dict[str, float] = {}
     for name, split in (("train", dataset.train), ("test", dataset.test)):
-        judged = some(split, JUDGED)
+        judged = split.sample(JUDGED)
         loss, accuracy = probe.score(judged.images, judged.labels)
         scores |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
     return scores
@@ -389,8 +389,7 @@ class Taps:
 def _numbers(tensor: Any) -> NDArray[np.float32]:
     from keras import ops
 
-    found: NDArray[np.float32] = ops.convert_to_numpy(ops.stop_gradient(tensor))
-    return found
+    return ops.convert_to_numpy(ops.stop_gradient(tensor))
 
 
 def _ratio(new: NDArray[np.float32], old: NDArray[np.float32]) -> float:

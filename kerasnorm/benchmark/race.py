@@ -126,12 +126,11 @@ def race(
 def _ask(worker: JsonProcess, contender: str, task: str, **facts: Any) -> dict[str, float]:
     """Returns the seconds and MiB that a contender took for a task."""
     try:
-        reply: dict[str, float] = worker.ask({"task": task} | facts)
+        return worker.ask({"task": task} | facts)
     except KerasnormError as error:
         words = error.last_words if isinstance(error, ProcessEndedError) else str(error)
         message = f"The contender {contender} failed: {words or 'no message'}"
         raise KerasnormError(message) from None
-    return reply
 
 
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:

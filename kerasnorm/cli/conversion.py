@@ -1,7 +1,6 @@
 """Commands that change the norms of a trained model."""
 
 import logging
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +8,7 @@ import click
 
 from kerasnorm import runtime
 from kerasnorm.cli import options as opt
-from kerasnorm.cli.models import resize_option, training_images, with_input_scale
+from kerasnorm.cli.models import model_options, start, with_input_scale
 from kerasnorm.errors import ConfigError, RunFolderError, about
 from kerasnorm.norms import KEEP
 from kerasnorm.progress import in_percent
@@ -155,22 +154,16 @@ def convert(
 @click.option(
     "--batch-size", default=64, type=click.IntRange(2), help="Images per batch, as in training."
 )
-@resize_option
-@opt.input_scale_option
+@model_options
 @out_option
-@opt.backend_option
-@opt.device_option
 @opt.as_json
 def recalibrate(
     target: Path,
-    data: str | None,
     count: int,
     batch_size: int,
-    resize: str | None,
-    input_scale: str | None,
     out: Path | None,
     as_json: bool,
-    **where: str | None,
+    **options: str | None,
 ) -> None:
     """Measure the moving statistics of a model's batch norms exactly, over training images.
 
@@ -180,7 +173,7 @@ def recalibrate(
     Example: kerasnorm recalibrate results/best/runs/bn-torch-s0 --data cifar10 --out new.keras
     """
     _check_out(out)
-    runtime.start(where["backend"] or "auto", where["device"] or "auto")
+    start(options)
     import dataclasses
 
     import numpy as np
@@ -194,8 +187,8 @@ def recalibrate(
     saved = open_model(target)
     with about(saved.path):
         batch_norms(saved.model)  # before any data are read
-    saved = with_input_scale(saved, input_scale, partial(training_images, data, resize))
-    train, test = splits_of(saved, data, ("train", "test"), resize)
+    saved = with_input_scale(saved, options)
+    train, test = splits_of(saved, options["data"], ("train", "test"), options["resize"])
     order = np.random.Generator(np.random.PCG64(0)).permutation(len(train))[:count]
     if len(order) < count:
         logger.info(f"There are {len(order)} training images; all of them are measured.")

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,11 +13,10 @@ from kerasnorm.cli import options as opt
 from kerasnorm.cli.models import (
     classes_option,
     image_shape_option,
+    model_options,
     network_of,
     open_target,
-    resize_option,
     split_option,
-    training_images,
 )
 from kerasnorm.errors import ConfigError
 from kerasnorm.files import write_json
@@ -213,8 +211,7 @@ def landscape(
 @opt.trust_option
 @opt.data_option
 @split_option
-@resize_option
-@opt.input_scale_option
+@model_options
 @opt.count(
     "--images", 0, "Number of images to measure on, drawn class by class; 0 uses all.", least=0
 )
@@ -234,16 +231,11 @@ def landscape(
 )
 @opt.count("--seed", 0, "Seed of the drawn images, the noise and the mixed batches.", least=0)
 @opt.margin_option
-@opt.backend_option
-@opt.device_option
 @_out("results/plots")
 @opt.quiet
 @opt.as_json
 def robustness(
     targets: tuple[Path, ...],
-    data: str | None,
-    resize: str | None,
-    input_scale: str | None,
     margin: float,
     out: Path,
     quiet: bool,
@@ -258,14 +250,13 @@ def robustness(
 
     Example: kerasnorm robustness results/best/runs/bn-torch-s0 results/best/runs/gn-torch-s0
     """
-    where = {name: options.pop(name) for name in ("backend", "device")}
-    images = partial(training_images, data, resize)
-    models = [open_target(target, where, input_scale, images) for target in targets]
+    models = [open_target(target, options) for target in targets]
+    measured = {k: v for k, v in options.items() if k not in ("backend", "device", "input_scale")}
     from kerasnorm.analysis.robustness import loss_table, robustness_table
     from kerasnorm.analysis.robustness import robustness as ask
 
     with ConsoleProgress(quiet=quiet, quarters=True) as progress:
-        answer = ask(models, data=data, resize=resize, **options, progress=progress)
+        answer = ask(models, **measured, progress=progress)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "robustness.json", answer.document())
 

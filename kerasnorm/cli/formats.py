@@ -10,7 +10,7 @@ import click
 
 from kerasnorm import runtime
 from kerasnorm.cli import options as opt
-from kerasnorm.cli.models import resize_option, training_images, with_input_scale
+from kerasnorm.cli.models import model_options, start, with_input_scale
 from kerasnorm.config import resolve
 from kerasnorm.errors import ConfigError, KerasnormError
 from kerasnorm.formats import FORMATS, check_formats
@@ -63,11 +63,8 @@ SYNONYMS = {  # of the formats' names
     is_flag=True,
     help="Measure the accuracy of each export on all test images, in its own runtime.",
 )
-@opt.input_scale_option
 @opt.data_option
-@resize_option
-@opt.backend_option
-@opt.device_option
+@model_options
 @opt.as_json
 def export(
     target: Path,
@@ -75,7 +72,6 @@ def export(
     out: Path | None,
     quantize: str | None,
     accuracy: bool,
-    input_scale: str | None,
     as_json: bool,
     **options: str | None,
 ) -> None:
@@ -92,21 +88,19 @@ def export(
     if quantize and "litert" not in names:
         raise ConfigError("--quantize int8 belongs to LiteRT: add --format litert.")
     check_formats(names)
-    runtime.start(options["backend"] or "auto", options["device"] or "auto")
+    start(options)
     from kerasnorm.formats.archive import open_model
     from kerasnorm.formats.export import INT8, Exporter, export_table
     from kerasnorm.training.images import splits_of
 
-    data, resize = options["data"], options["resize"]
-    saved = with_input_scale(
-        open_model(target), input_scale, partial(training_images, data, resize)
-    )
+    saved = with_input_scale(open_model(target), options)
     if saved.wants_equalized:
         logger.warning(f"{saved.path} takes histogram-equalized images, and so do its exports.")
     folder = out or (target if target.is_dir() else target.parent) / "exports"
     test = calibration = None
     if accuracy or quantize:
-        test, *train = splits_of(saved, data, ("test", "train") if quantize else ("test",), resize)
+        names_read = ("test", "train") if quantize else ("test",)
+        test, *train = splits_of(saved, options["data"], names_read, options["resize"])
         calibration = _calibration(train[0]) if quantize else None
     done: list[Export] = []
     with Exporter(saved, folder, _known_accuracy(saved), test=test) as exporter:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from kerasnorm.cli import options as opt
 from kerasnorm.config import BUILTIN, SETTINGS, unknown
 from kerasnorm.errors import ConfigError
 from kerasnorm.files import in_command
+from kerasnorm.formats.input_scale import INPUT_SCALES
 from kerasnorm.norms import NORMS
 from kerasnorm.progress import counted, in_percent, rounded
 
@@ -30,12 +30,6 @@ split_option = click.option(
     default="test",
     help="Split to use; all takes every image, such as those of a folder that was never split.",
 )
-resize_option = click.option(
-    "--resize",
-    type=click.Choice(SETTINGS["resize"].field.metadata["choices"]),
-    help="How images of another size are resized to the model's; by default as when it was "
-    "trained.",
-)
 image_shape_option = click.option(
     "--image-shape",
     default="32,32,3",
@@ -44,6 +38,25 @@ image_shape_option = click.option(
     help="Height, width and channels of an image.",
 )
 classes_option = click.option("--classes", default=10, help="Number of classes.")
+Options = Mapping[str, Any]  # of a command, those of `model_options` and perhaps --data among them
+
+
+def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that say how a trained model is opened."""
+    resize = click.option(
+        "--resize",
+        type=click.Choice(SETTINGS["resize"].field.metadata["choices"]),
+        help="How images of another size are resized to the model's; by default as when it was "
+        "trained.",
+    )
+    scale = click.option(
+        "--input-scale",
+        type=click.Choice(INPUT_SCALES),
+        help="Range of the pixels that a Keras model without a rescaling was trained on; it is "
+        "given raw pixels, 0 to 255, otherwise. standardize is mean 0 and std 1 of each channel "
+        "over the training images.",
+    )
+    return resize(scale(opt.backend_option(opt.device_option(function))))
 
 
 def _build(options: dict[str, Any], image_shape: tuple[int, ...], classes: int) -> "keras.Model":
@@ -128,52 +141,43 @@ def receptive_field(target: str, as_json: bool, image_shape: tuple[int, ...], cl
         opt.print_table(receptive_field_table(rows))
 
 
-def open_target(
-    target: Path,
-    where: Mapping[str, str | None],
-    input_scale: str | None,
-    training_images: "Callable[[SavedModel], Images]",
-) -> "ExportedModel | SavedModel":
-    """Opens what a command is given; `where` holds its options of backend and device."""
+def open_target(target: Path, options: Options) -> "ExportedModel | SavedModel":
+    """Opens what a command is given, as its `model_options` say."""
     from kerasnorm.formats import detect
     from kerasnorm.formats.exported import ExportedModel, needs_keras, open_any
 
     if needs_keras(target):
-        runtime.start(where["backend"] or "auto", where["device"] or "auto")
+        start(options)
     else:
-        for name in (*where, "input-scale"):
-            if opt.is_typed(name.replace("-", "_")):
+        for name in ("backend", "device", "input_scale"):
+            if opt.is_typed(name):
                 raise ConfigError(
-                    f"--{name} is for Keras; {target} runs in {detect(target).runtime}. "
-                    "Leave it out."
+                    f"--{name.replace('_', '-')} is for Keras; {target} runs in "
+                    f"{detect(target).runtime}. Leave it out."
                 )
     saved = open_any(target)
     if not isinstance(saved, ExportedModel):
-        saved = with_input_scale(saved, input_scale, training_images)
+        saved = with_input_scale(saved, options)
     if saved.wants_equalized:
         logger.info(f"{saved.path} expects histogram-equalized images; they are equalized first.")
     return saved
 
 
-def with_input_scale(
-    saved: "SavedModel",
-    scale: str | None,
-    training_images: "Callable[[SavedModel], Images]",
-) -> "SavedModel":
-    """Returns a model that takes raw pixels, as `--input-scale` says; warns where it must guess.
+def start(options: Options) -> None:
+    """Starts Keras as the `model_options` of a command say."""
+    runtime.start(options["backend"] or "auto", options["device"] or "auto")
 
-    Args:
-        saved: The model.
-        scale: What `--input-scale` says, None where it was not given.
-        training_images: Returns the images that `--input-scale standardize` measures.
+
+def with_input_scale(saved: "SavedModel", options: Options) -> "SavedModel":
+    """Returns a model that takes raw pixels, as `--input-scale` says; warns where it must guess.
 
     Raises:
         ConfigError: The model rescales its input itself, or its training images are not known.
     """
     from kerasnorm.formats.input_scale import scaled, unscaled_layer
 
-    if scale is not None:
-        return scaled(saved, scale, lambda: training_images(saved))
+    if (scale := options["input_scale"]) is not None:
+        return scaled(saved, scale, lambda: _training_images(saved, options))
     layer = unscaled_layer(saved.model) if saved.input_scale is None else None
     if layer is not None:
         logger.warning(
@@ -184,49 +188,36 @@ def with_input_scale(
     return saved
 
 
-def training_images(data: str | None, resize: str | None, saved: "SavedModel") -> "Images":
-    """Returns the training images of `images_of`."""
+def _training_images(saved: "SavedModel", options: Options) -> "Images":
+    """Returns the images that `--input-scale standardize` measures."""
     from kerasnorm.training.images import images_of
 
-    return images_of(saved, data, "train", resize).images
-
-
-def _no_training_images(saved: "SavedModel") -> "Images":
-    raise ConfigError(
-        "--input-scale standardize measures training images, and predict reads none. Write the "
-        "scale into a model once, and predict with that: "
-        f"kerasnorm export {in_command(saved.path)} --format keras --input-scale standardize "
-        "--data DATA"
-    )
+    if "data" not in options:
+        raise ConfigError(
+            "--input-scale standardize measures training images, and predict reads none. Write the "
+            "scale into a model once, and predict with that: "
+            f"kerasnorm export {in_command(saved.path)} --format keras --input-scale standardize "
+            "--data DATA"
+        )
+    return images_of(saved, options["data"], "train", options["resize"]).images
 
 
 @click.command()
 @opt.target
 @opt.data_option
 @split_option
-@resize_option
-@opt.input_scale_option
-@opt.backend_option
-@opt.device_option
+@model_options
 @opt.as_json
-def evaluate(
-    target: Path,
-    data: str | None,
-    split: str,
-    resize: str | None,
-    input_scale: str | None,
-    as_json: bool,
-    **where: str | None,
-) -> None:
+def evaluate(target: Path, split: str, as_json: bool, **options: str | None) -> None:
     """Measure the accuracy and loss of a trained model.
 
     Example: kerasnorm evaluate results/runs/shapes-gn-torch-s0
     """
-    saved = open_target(target, where, input_scale, partial(training_images, data, resize))
+    saved = open_target(target, options)
     from kerasnorm.inspection.evaluation import score
     from kerasnorm.training.images import images_of
 
-    images = images_of(saved, data, split, resize)
+    images = images_of(saved, options["data"], split, options["resize"])
     scores = score(saved.predict(images.images), images.labels)
     if as_json:
         opt.print_json({"accuracy": scores.accuracy, "loss": scores.loss, "n": len(images)})
@@ -240,26 +231,17 @@ def evaluate(
 @click.command()
 @opt.target
 @click.argument("pictures", metavar="IMAGE-OR-FOLDER…", nargs=-1, required=True, type=opt.PATH)
-@resize_option
-@opt.input_scale_option
 @opt.count("--top", 3, "Number of classes to show.")
-@opt.backend_option
-@opt.device_option
+@model_options
 @opt.as_json
 def predict(
-    target: Path,
-    pictures: tuple[Path, ...],
-    resize: str | None,
-    input_scale: str | None,
-    top: int,
-    as_json: bool,
-    **where: str | None,
+    target: Path, pictures: tuple[Path, ...], top: int, as_json: bool, **options: str | None
 ) -> None:
     """Classify image files and the images in folders, resized to the input size of the model.
 
     Example: kerasnorm predict results/runs/shapes-gn-torch-s0 photo.png
     """
-    saved = open_target(target, where, input_scale, _no_training_images)
+    saved = open_target(target, options)
     import numpy as np
 
     from kerasnorm.data.pictures import list_pictures, read_picture
@@ -268,7 +250,7 @@ def predict(
     from kerasnorm.training.images import resize_of
 
     paths = [path for given in pictures for path in list_pictures(given)]
-    method = resize_of(saved, resize)
+    method = resize_of(saved, options["resize"])
     images = np.stack([read_picture(path, saved.image_shape, method) for path in paths])
     if saved.wants_equalized:
         images = equalize(images)
@@ -290,35 +272,24 @@ def predict(
 @opt.target
 @opt.data_option
 @split_option
-@resize_option
-@opt.input_scale_option
+@model_options
 @click.option("--out", type=opt.OUT_FILE, help="Also draw them to this PNG file.")
-@opt.backend_option
-@opt.device_option
 @opt.as_json
 def misclassified(
-    target: Path,
-    data: str | None,
-    split: str,
-    resize: str | None,
-    input_scale: str | None,
-    out: Path | None,
-    as_json: bool,
-    **where: str | None,
+    target: Path, split: str, out: Path | None, as_json: bool, **options: str | None
 ) -> None:
     """Show the ten mistakes that a model makes with the highest confidence.
 
     Example: kerasnorm misclassified results/runs/shapes-gn-torch-s0 --out mistakes.png
     """
-    saved = open_target(target, where, input_scale, partial(training_images, data, resize))
+    saved = open_target(target, options)
     from dataclasses import asdict
 
     from kerasnorm import plots
     from kerasnorm.inspection.evaluation import worst_mistakes
     from kerasnorm.training.images import images_of
 
-    images = images_of(saved, data, split, resize)
-
+    images = images_of(saved, options["data"], split, options["resize"])
     names = saved.class_names
     logits = saved.predict(images.images)
     mistakes = [asdict(mistake) for mistake in worst_mistakes(logits, images.labels)]

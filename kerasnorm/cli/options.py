@@ -22,7 +22,6 @@ from kerasnorm.config import (
 )
 from kerasnorm.errors import ConfigError, RunFolderError
 from kerasnorm.files import plain
-from kerasnorm.formats.input_scale import INPUT_SCALES
 from kerasnorm.norms import NORMS, is_foreign
 from kerasnorm.progress import LOGGER
 from kerasnorm.study.intervals import MARGIN
@@ -263,13 +262,6 @@ data_option = click.option(
     "--data",
     envvar="KERASNORM_DATA",
     help=SETTINGS["data"].field.metadata["help"] + " By default that of the run.",
-)
-input_scale_option = click.option(
-    "--input-scale",
-    type=click.Choice(INPUT_SCALES),
-    help="Range of the pixels that a Keras model without a rescaling was trained on; it is given "
-    "raw pixels, 0 to 255, otherwise. standardize is mean 0 and std 1 of each channel over the "
-    "training images.",
 )
 backend_option = option("backend")
 norm_option = option("norm")

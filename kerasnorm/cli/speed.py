@@ -10,7 +10,7 @@ import click
 
 from kerasnorm import runtime
 from kerasnorm.cli import options as opt
-from kerasnorm.config import BACKENDS, BUILTIN, FOREIGN_RECIPE, RECIPES
+from kerasnorm.config import AUGMENTATIONS, BACKENDS, BUILTIN, FOREIGN_RECIPE, RECIPES, SETTINGS
 from kerasnorm.errors import ConfigError
 from kerasnorm.norms import COMPARED, KEEP, NORMS
 
@@ -20,14 +20,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 RESULT, TABLE = "bench.json", "bench.txt"
-UNAUGMENTED = {
-    "flip": 0.0,
-    "alternating_flip": False,
-    "translate": 0,
-    "shift_scale_rotate": 0.0,
-    "cutout": 0.0,
-    "gray": 0.0,
-}
 
 
 def _several(name: str, text: str, choices: Iterable[str] | None = None) -> opt.Decorator:
@@ -99,8 +91,9 @@ def bench(
         if name not in CONTENDERS:
             raise unknown("contender", name, CONTENDERS)
     installed = runtime.installed_backends()
-    fields = opt.given(options) | ({} if is_augmented else UNAUGMENTED)
-    fields |= {"image_size": (side, side)}
+    fields = opt.given(options) | {"image_size": (side, side)}
+    if not is_augmented:
+        fields |= {name: SETTINGS[name].field.default for name in AUGMENTATIONS}  # off
     results = []
     for backend in backends or tuple(b for b in ("torch", "tensorflow") if b in installed):
         runtime.check_installed(backend)

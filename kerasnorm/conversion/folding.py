@@ -122,8 +122,7 @@ def _folded_weights(layer: Any, norm: Any) -> list[Array]:
 
 
 def _float64(weight: Any) -> Array:
-    values: Array = keras.ops.convert_to_numpy(weight).astype(np.float64)
-    return values
+    return keras.ops.convert_to_numpy(weight).astype(np.float64)
 
 
 def _obstacles(calls: Calls, node: Any, source: Any) -> Iterator[str]:

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from kerasnorm.errors import ConfigError
-from kerasnorm.inspection.graph import functional_graph, layers, models, nodes
+from kerasnorm.inspection.graph import functional_graph, layers, models, passed_through
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.layers import made_anew
 
@@ -46,22 +46,18 @@ def rebuild(model: keras.Model, replaced: Replacements) -> tuple[keras.Model, di
         if isinstance(source, keras.Sequential):
             kept = [copy for layer in source.layers if (copy := copy_of(layer)) is not None]
             return keras.Sequential([starts, *kept], name=source.name)
-        flat = keras.tree.flatten(starts)
-        values = {id(tensor): start for tensor, start in zip(graph.inputs, flat, strict=True)}
-        for node in nodes(graph):
-            if node.is_input:
-                continue
-            copy = copy_of(node.operation)
-            if id(node.operation) in replaced:
-                first = values[id(node.input_tensors[0])]
-                outputs = first if copy is None else copy(first)
-            else:
-                arguments, options = node.arguments.fill_in(values)
-                outputs = copy(*arguments, **options)
-            flat = keras.tree.flatten(outputs)
-            values |= {id(t): value for t, value in zip(node.outputs, flat, strict=True)}
-        ends = keras.tree.map_structure(lambda tensor: values[id(tensor)], graph.output)
-        return keras.Model(starts, ends, name=source.name)
+        ends = passed_through(graph, keras.tree.flatten(starts), call_copy)
+        return keras.Model(
+            starts, keras.tree.pack_sequence_as(graph.output, ends), name=source.name
+        )
+
+    def call_copy(node: Any, values: dict[int, Any]) -> list[Any]:
+        copy = copy_of(node.operation)
+        if id(node.operation) in replaced:
+            first = values[id(node.input_tensors[0])]
+            return keras.tree.flatten(first if copy is None else copy(first))
+        arguments, options = node.arguments.fill_in(values)
+        return keras.tree.flatten(copy(*arguments, **options))
 
     made = copy_of(model)
     for inner in models(model):

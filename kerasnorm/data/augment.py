@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasnorm.config import DataConfig
+from kerasnorm.config import AUGMENTATIONS, DataConfig
 from kerasnorm.errors import expect
 
 SHIFT = 0.1  # of the image's side
@@ -92,9 +92,7 @@ class Augmentation:
     @property
     def is_active(self) -> bool:
         """Whether the augmentation can change any image."""
-        c = self.config
-        chances = (c.flip, c.shift_scale_rotate, c.cutout, c.gray)
-        return c.alternating_flip or c.translate > 0 or any(chances)
+        return any(getattr(self.config, name) for name in AUGMENTATIONS)
 
     def draw(self, indices: NDArray[np.int64], epoch: int, step: int) -> Draws:
         """Returns the random numbers of one step.
@@ -182,8 +180,7 @@ def hole_mask(rows: Numbers, columns: Numbers, hole: Numbers, size: int) -> NDAr
 def reflect(positions: Numbers, size: int) -> Numbers:
     """Returns positions folded into 0…size-1 by reflection that does not repeat the edge pixel."""
     last = size - 1
-    folded: Numbers = last - abs(last - abs(positions) % max(2 * last, 1))
-    return folded
+    return last - abs(last - abs(positions) % max(2 * last, 1))
 
 
 def to_gray(images: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -74,6 +74,12 @@ class Split:
         files = None if self.files is None else self.files[indices]
         return Split(select(self.images, indices), self.labels[indices], files)
 
+    def sample(self, count: int, seed: int = 0) -> "Split":
+        """Returns `count` images, the same share of each class; all where there are no more."""
+        if count >= len(self):
+            return self
+        return self.take(stratified_sample(self.labels, count, seed))
+
 
 def joined(splits: Iterable[Split]) -> Split:
     """Returns the images and labels of all splits, in their order."""
@@ -234,12 +240,10 @@ class Dataset:
         )
 
     def _fewer(self, split: Split, option: str, count: int) -> Split:
-        if count in (0, len(split)):
-            return split
         if count > len(split):
             expected = f"at most the {len(split)} images of {self.source}"
             raise unexpected(option, expected, f"{option}={count}", "Ask for fewer, or 0 for all")
-        return split.take(stratified_sample(split.labels, count, seed=0))
+        return split.sample(count or len(split))
 
     def _refuse_empty(self, labels: NDArray[np.int32], cause: str, advice: str) -> None:
         counts = np.bincount(labels, minlength=len(self.class_names))

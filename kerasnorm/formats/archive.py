@@ -149,9 +149,9 @@ def open_archive(target: Path) -> "tuple[Path, keras.Model, dict[str, Any]]":
     Raises:
         CorruptFileError: It is missing, damaged or not safe to open.
     """
-    path = _model_file(target)
+    path = target
     if target.is_dir():
-        check_file(path)
+        check_file(path := target / "model.keras")
     return path, *read_archive(path)
 
 
@@ -222,12 +222,7 @@ def load_model(path: Path | str) -> "keras.Model":
     Raises:
         CorruptFileError: It is missing, damaged or not safe to open.
     """
-    return read_archive(_model_file(as_path(path, "path")))[0]
-
-
-def _model_file(target: Path) -> Path:
-    """Returns the `.keras` file of a run's folder, or the file itself."""
-    return target / "model.keras" if target.is_dir() else target
+    return open_archive(as_path(path, "path"))[1]
 
 
 @stock_keras

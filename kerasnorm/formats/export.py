@@ -22,7 +22,7 @@ from kerasnorm.formats import FORMATS, archive, litert
 from kerasnorm.formats.archive import SavedModel, save_model
 from kerasnorm.formats.exported import checksums, metadata_path
 from kerasnorm.formats.format import Format
-from kerasnorm.formats.safety.process import FileProcess, FileProcesses
+from kerasnorm.formats.safety.process import FileProcess
 from kerasnorm.inspection.evaluation import score
 from kerasnorm.inspection.graph import call_again, functional_graph
 from kerasnorm.inspection.outputs import as_logits, check_finite, probe_images
@@ -144,7 +144,6 @@ class Exporter:
         saved: The model.
         out: Folder of the exports.
         accuracy: Accuracy of the model on its test set, where it is known.
-        processes: Processes that several exporters share; by default it starts its own.
         test: Test images, on which the accuracy of Keras and of each export is measured.
     """
 
@@ -153,12 +152,11 @@ class Exporter:
         saved: SavedModel,
         out: Path,
         accuracy: float | None,
-        processes: FileProcesses | None = None,
         test: Split | None = None,
     ) -> None:
         self.saved, self.out, self.accuracy, self.test = saved, out, accuracy, test
         self._stack = ExitStack()
-        self._processes = processes or self._stack.enter_context(FileProcesses())
+        self._processes: dict[str, FileProcess] = {}
 
     def __enter__(self) -> Self:
         try:
@@ -207,8 +205,14 @@ class Exporter:
         outputs = model.predict(images, batch_size=len(images), verbose=0)
         return np.asarray(outputs, np.float32)
 
+    def _process(self, name: str, backend: str | None = None) -> FileProcess:
+        """Returns the process of that name; `backend` is the Keras backend of a new one."""
+        if name not in self._processes:
+            self._processes[name] = self._stack.enter_context(FileProcess(backend))
+        return self._processes[name]
+
     def _keras_on(self, backend: str) -> FileProcess:
-        return self._processes.get(f"keras on {backend}", backend)
+        return self._process(f"keras on {backend}", backend)
 
     def export(self, name: str) -> Export:
         """Exports to one format, and puts it in place once it agrees with Keras.
@@ -236,11 +240,26 @@ class Exporter:
             entry.write(self._source, path)
         else:
             self._keras_on(backend).do("write", self._source, format=name, out=path)
-        done = self._begun(name, path, entry, backend)
+        return self._checked(name, path, entry, backend)
+
+    def _checked(self, name: str, path: Path, entry: Format, backend: str | None) -> Export:
+        """Returns the export that was written to `path`, measured in its runtime and in place.
+
+        Raises:
+            KerasnormError: It does not open, or, unless it is quantized, differs from Keras.
+        """
+        done = Export(
+            name,
+            path,
+            backend or "",
+            entry.written_with(backend),
+            entry.runtime,
+            keras_accuracy=self.accuracy,
+        )
         facts: dict[str, Any] = {}
-        for process in self._runtimes(done):
-            facts = self._open(process, done, name)
-            if facts["batch"]:
+        for process in self._runtimes(done, entry):
+            facts = self._open(process, done, entry.name)
+            if facts["batch"] and name != INT8:
                 raise KerasnormError(
                     f"{name}: expected a free batch size. Received: {facts['batch']}. Nothing was "
                     "written."
@@ -248,16 +267,10 @@ class Exporter:
             self._measure(process, done)
         return self._place(done, entry, facts)
 
-    def _begun(self, name: str, path: Path, entry: Format, backend: str | None) -> Export:
-        writer = entry.written_with(backend)
-        return Export(
-            name, path, backend or "", writer, entry.runtime, keras_accuracy=self.accuracy
-        )
-
-    def _runtimes(self, done: Export) -> list[FileProcess]:
+    def _runtimes(self, done: Export, entry: Format) -> list[FileProcess]:
         """Returns the processes to open an export in: for Keras, one per other backend."""
-        if done.format != archive.FORMAT.name:
-            return [self._processes.get(done.format)]
+        if entry is not archive.FORMAT:
+            return [self._process(entry.name)]
         here = keras.backend.backend()
         others = [name for name in installed_backends() if name != here] or [here]
         done.runtime = f"Keras on {', '.join(others)}"
@@ -265,16 +278,15 @@ class Exporter:
 
     def _open(self, process: FileProcess, done: Export, name: str) -> dict[str, Any]:
         try:
-            facts: dict[str, Any] = process.do("open", done.path, format=name, is_ours=True)
+            return process.do("open", done.path, format=name, is_ours=True)
         except CorruptFileError as error:
             reason = str(error).removeprefix(f"{done.path} ")
             raise KerasnormError(
                 f"{done.format}: what was written does not open in {done.runtime}: {reason}. "
                 "Nothing was kept; try another --format."
             ) from None
-        return facts
 
-    def _measure(self, process: FileProcess, done: Export, *, is_exact: bool = True) -> None:
+    def _measure(self, process: FileProcess, done: Export) -> None:
         """Records the largest difference from Keras's logits, time of an image, and accuracy.
 
         Raises:
@@ -287,7 +299,7 @@ class Exporter:
                     f"{done.format}: expected outputs {expected.shape}. Received: {outputs.shape}"
                 )
             difference = float(np.max(np.abs(self._logits(outputs) - self._logits(expected))))
-            if is_exact and not difference <= self._limit:
+            if done.format != INT8 and not difference <= self._limit:
                 raise KerasnormError(
                     f"{done.format}: expected Keras's logits to {self._limit:.2g}, {TOLERANCE:g} "
                     f"of their standard deviation. Received: a difference of {difference:.2g} at "
@@ -316,11 +328,7 @@ class Exporter:
         np.save(file, calibration)
         logger.info(f"{INT8}: writing, from {len(calibration)} images …")
         self._keras_on(backend).do("write_int8", self._source, out=path, calibration=file)
-        done = self._begun(INT8, path, entry, backend)
-        process = self._processes.get(entry.name)
-        facts = self._open(process, done, entry.name)
-        self._measure(process, done, is_exact=False)
-        return self._place(done, entry, facts)
+        return self._checked(INT8, path, entry, backend)
 
     def _new_path(self, entry: Format, ending: str = "") -> Path:
         """Returns where to write a model before it is put in place.

@@ -1,7 +1,6 @@
 """LiteRT (TensorFlow Lite) files, in float32 and quantized to int8."""
 
 import tempfile
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,15 +24,13 @@ def write_int8(source: Path, out: Path, calibration: "NDArray[np.uint8]") -> Non
     """
     import tensorflow as tf
 
-    def samples() -> Iterator[list[Any]]:
-        for image in calibration:
-            yield [image[None].astype("float32")]
-
     with tempfile.TemporaryDirectory() as folder:
         saved_model.write(source, Path(folder))
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = samples
+        converter.representative_dataset = lambda: (
+            [image[None].astype("float32")] for image in calibration
+        )
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.inference_input_type = tf.uint8
         converter.inference_output_type = tf.float32
@@ -58,8 +55,7 @@ def open_file(path: Path) -> Opened:
         interpreter.allocate_tensors()
         interpreter.set_tensor(entry["index"], batch)
         interpreter.invoke()
-        result: NDArray[Any] = interpreter.get_tensor(output["index"])
-        return result
+        return interpreter.get_tensor(output["index"])
 
     quantization = (float(scale), int(zero)) if scale else None
     return Opened(call, shape, np.dtype(entry["dtype"]).name, name, quantization)

@@ -11,7 +11,6 @@ from kerasnorm.formats.safety import checks
 
 if TYPE_CHECKING:
     import keras
-    from numpy.typing import NDArray
 
 TYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 
@@ -91,12 +90,12 @@ def open_file(path: Path) -> Opened:
     session = onnxruntime.InferenceSession(content, options, providers=providers)
     entry = only(path, session.get_inputs(), "input")
     output = only(path, session.get_outputs(), "output").name
-
-    def call(batch: "NDArray[Any]") -> "NDArray[Any]":
-        result: NDArray[Any] = session.run([output], {entry.name: batch})[0]
-        return result
-
-    return Opened(call, fixed_sizes(entry.shape), TYPES.get(entry.type, entry.type), entry.name)
+    return Opened(
+        lambda batch: session.run([output], {entry.name: batch})[0],
+        fixed_sizes(entry.shape),
+        TYPES.get(entry.type, entry.type),
+        entry.name,
+    )
 
 
 FORMAT = Format(

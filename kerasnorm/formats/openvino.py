@@ -1,14 +1,10 @@
 """OpenVINO models: an `.xml` file, with the weights in the `.bin` file of the same name."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from kerasnorm.formats import archive
 from kerasnorm.formats.format import Format, Opened, only
 from kerasnorm.formats.safety import checks
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 def write(source: Path, out: Path) -> None:
@@ -36,13 +32,8 @@ def open_file(path: Path) -> Opened:
     compiled = core.compile_model(core.read_model(path), "CPU", options)
     entry = only(path, compiled.inputs, "input")
     shape = tuple(0 if n.is_dynamic else n.get_length() for n in entry.get_partial_shape())
-
-    def call(batch: "NDArray[Any]") -> "NDArray[Any]":
-        result: NDArray[Any] = compiled([batch])[compiled.output(0)]
-        return result
-
-    name = entry.any_name.partition(":")[0]
-    return Opened(call, shape, entry.element_type.to_dtype().name, name)
+    name, dtype = entry.any_name.partition(":")[0], entry.element_type.to_dtype().name
+    return Opened(lambda batch: compiled([batch])[compiled.output(0)], shape, dtype, name)
 
 
 FORMAT = Format(

@@ -3,14 +3,11 @@
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kerasnorm.formats import archive
 from kerasnorm.formats.format import Format, Opened, fixed_sizes, only
 from kerasnorm.formats.safety import checks
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 FILE = "saved_model.pb"
 
@@ -37,9 +34,8 @@ def open_folder(path: Path) -> Opened:
     output = only(path, function.structured_outputs, "output")
 
     # The default keeps `loaded` alive, to which the function holds weak references only.
-    def call(batch: "NDArray[Any]", _: Any = loaded) -> "NDArray[Any]":
-        result: NDArray[Any] = function(**{name: tf.constant(batch)})[output].numpy()
-        return result
+    def call(batch: Any, _: Any = loaded) -> Any:
+        return function(**{name: tf.constant(batch)})[output].numpy()
 
     return Opened(call, fixed_sizes(spec.shape), spec.dtype.name, name)
 

@@ -117,12 +117,7 @@ def open_file(path: Path) -> Opened:
     model.eval()
     with safe_open(path, "pt") as file:
         first = json.loads(file.metadata()[CONFIG])["config"]["layers"][0]["config"]
-
-    def call(batch: "NDArray[Any]") -> "NDArray[Any]":
-        with torch.inference_mode():
-            result: NDArray[Any] = model(torch.from_numpy(batch)).numpy()
-            return result
-
+    call = torch.inference_mode()(lambda batch: model(torch.from_numpy(batch)).numpy())
     return Opened(call, fixed_sizes(first["batch_shape"]), "float32", first["name"])
 
 

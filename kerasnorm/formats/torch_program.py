@@ -2,14 +2,10 @@
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from kerasnorm.formats import archive
 from kerasnorm.formats.format import Format, Opened, fixed_sizes, only
 from kerasnorm.formats.safety import pt2
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 def write(source: Path, out: Path) -> None:
@@ -40,12 +36,7 @@ def open_file(path: Path) -> Opened:
     module = program.module(check_guards=False)
     name = only(path, program.graph_signature.user_inputs, "input")
     value = next(node for node in program.graph.nodes if node.name == name).meta["val"]
-
-    def call(batch: "NDArray[Any]") -> "NDArray[Any]":
-        with torch.inference_mode():
-            result: NDArray[Any] = module(torch.from_numpy(batch)).numpy()
-            return result
-
+    call = torch.inference_mode()(lambda batch: module(torch.from_numpy(batch)).numpy())
     return Opened(call, fixed_sizes(value.shape), str(value.dtype).removeprefix("torch."), name)
 
 

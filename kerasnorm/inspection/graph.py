@@ -1,15 +1,17 @@
 """The graph of a functional Keras model."""
 
+import re
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, count
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 
 from kerasnorm.errors import ConfigError
 
+T = TypeVar("T")
 GLOBAL_AVERAGES = (
     keras.layers.GlobalAveragePooling1D,
     keras.layers.GlobalAveragePooling2D,
@@ -72,20 +74,38 @@ def layers(model: keras.Model) -> list[Any]:
     ]
 
 
-def call_outputs(node: Any, values: Mapping[int, Any]) -> list[Any]:
+def passed_through(
+    graph: Any, inputs: Sequence[T], call: Callable[[Any, dict[int, T]], Sequence[T]]
+) -> list[T]:
+    """Returns what comes out of a functional graph when something else than tensors goes in.
+
+    Args:
+        graph: The graph.
+        inputs: What takes the place of each of its inputs.
+        call: Takes a call, from `nodes`, and what takes the place of each tensor computed so far,
+            by its `id`; returns what takes the place of each output of the call.
+    """
+    values = dict(zip(map(id, graph.inputs), inputs, strict=True))
+    for node in nodes(graph):
+        if not node.is_input:
+            values |= zip(map(id, node.outputs), call(node, values), strict=True)
+    return [values[id(tensor)] for tensor in graph.outputs]
+
+
+def call_outputs(node: Any, inputs: Sequence[Any]) -> list[Any]:
     """Returns the symbolic outputs of one call of a layer in a model, in the sizes of its inputs.
 
     A model in another may have been built for maps of any size, and be called on maps of one.
 
     Args:
         node: A call, from `nodes`, of anything but a model.
-        values: What takes the place of each symbolic tensor computed so far, by its `id`.
+        inputs: Symbolic tensors in the place of `node.input_tensors`.
     """
-    if all(values[id(tensor)].shape == tensor.shape for tensor in node.input_tensors):
+    if [one.shape for one in inputs] == [tensor.shape for tensor in node.input_tensors]:
         return list(node.outputs)
+    values = dict(zip(map(id, node.input_tensors), inputs, strict=True))
     args, kwargs = node.arguments.fill_in(values)
-    outputs: list[Any] = keras.tree.flatten(node.operation.compute_output_spec(*args, **kwargs))
-    return outputs
+    return keras.tree.flatten(node.operation.compute_output_spec(*args, **kwargs))
 
 
 def sized_calls(
@@ -110,7 +130,7 @@ def sized_calls(
         if isinstance(node.operation, keras.Model):
             outputs = yield from sized_calls(node.operation, sources)
         else:
-            outputs = call_outputs(node, values)
+            outputs = call_outputs(node, sources)
             yield node, sources, outputs
         values |= {id(t): value for t, value in zip(node.outputs, outputs, strict=True)}
     return [values[id(tensor)] for tensor in graph.outputs]
@@ -181,6 +201,11 @@ def _keeps_mean(operation: Any) -> bool:
     )
 
 
+def class_name(operation: Any) -> str:
+    """Returns the name of a layer's or operation's class, without "2D": "AveragePooling"."""
+    return re.sub(r"\dD$", "", type(operation).__name__)
+
+
 def may_be_own_norm(node: Any) -> bool:
     """Returns whether a call is that of a layer of the user's own that may be a norm.
 
@@ -217,8 +242,7 @@ def call_node(node: Any, values: Mapping[int, Any], training: bool) -> list[Any]
     args, kwargs = node.arguments.fill_in(values)
     if isinstance(node.operation, keras.Layer):
         kwargs = kwargs | {"training": training}
-    outputs: list[Any] = keras.tree.flatten(node.operation(*args, **kwargs))
-    return outputs
+    return keras.tree.flatten(node.operation(*args, **kwargs))
 
 
 def call_again(graph: Any, tensor: Any, *, opens_models: bool = False) -> Any:
@@ -231,21 +255,16 @@ def call_again(graph: Any, tensor: Any, *, opens_models: bool = False) -> Any:
         tensor: Its input.
         opens_models: Whether, of models of one input and output in it, the layers are called.
     """
-    values = {id(graph.inputs[0]): tensor}
-    for node in nodes(graph):
-        if not node.is_input:
-            arguments, options = node.arguments.fill_in(values)
-            call = node.operation
-            if opens_models and isinstance(call, keras.Model) and _is_single(call):
-                outputs = [call_again(functional_graph(call), arguments[0], opens_models=True)]
-            else:
-                outputs = keras.tree.flatten(call(*arguments, **options))
-            values |= {id(t): v for t, v in zip(node.outputs, outputs, strict=True)}
-    return values[id(graph.outputs[0])]
 
+    def call(node: Any, values: dict[int, Any]) -> list[Any]:
+        layer = node.operation
+        arguments, options = node.arguments.fill_in(values)
+        is_model = isinstance(layer, keras.Model)
+        if opens_models and is_model and len(layer.inputs) == len(layer.outputs) == 1:
+            return [call_again(functional_graph(layer), arguments[0], opens_models=True)]
+        return keras.tree.flatten(layer(*arguments, **options))
 
-def _is_single(model: keras.Model) -> bool:
-    return len(model.inputs) == len(model.outputs) == 1
+    return passed_through(graph, [tensor], call)[0]
 
 
 @contextmanager

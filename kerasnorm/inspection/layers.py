@@ -6,7 +6,7 @@ layer whose statistics are taken over space strictly sees the whole image.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,7 +15,13 @@ from keras import layers
 
 from kerasnorm.config import LAYER_LABELS
 from kerasnorm.errors import ConfigError
-from kerasnorm.inspection.graph import call_outputs, functional_graph, may_be_own_norm, nodes
+from kerasnorm.inspection.graph import (
+    call_outputs,
+    functional_graph,
+    may_be_own_norm,
+    passed_through,
+    walk,
+)
 from kerasnorm.inspection.receptive_field import (
     FeatureMap,
     Field,
@@ -110,10 +116,9 @@ def layer_table(model: keras.Model) -> list[LayerRow]:
     if len(graph.inputs) != 1:
         names = ", ".join(tensor.name for tensor in graph.inputs)
         raise ConfigError(f"Expected a model with one input. Received: inputs {names}")
-    walk = _Walk(_data_format(graph))
-    walk.tensors = {id(tensor): tensor for tensor in graph.inputs}
-    walk.run(graph, [FeatureMap.of_input(walk.spatial(graph.inputs[0].shape))])
-    return walk.rows
+    walked = _Walk(_data_format(model))
+    walked.run(graph, [walked.begin(graph.inputs[0])])
+    return walked.rows
 
 
 def receptive_field(model: keras.Model) -> list[LayerRow]:
@@ -316,6 +321,10 @@ def _rule(operation: Any) -> Rule:
     )
 
 
+# Of a tensor: its map, and a symbolic tensor in the sizes that it has in the whole model.
+Walked = tuple[FeatureMap, Any]
+
+
 class _Walk:
     """Walks the graph of a model and of its submodels, and collects the rows."""
 
@@ -323,41 +332,28 @@ class _Walk:
         self.data_format = data_format
         self.rows: list[LayerRow] = []
         self.counted: set[int] = set()
-        # By the `id` of a symbolic tensor: another in the sizes that it has in the whole model.
-        self.tensors: dict[int, Any] = {}
 
     def spatial(self, shape: Sequence[T]) -> tuple[T, ...]:
         """Returns the part of a shape between batch and channels: (H, W) of (N, H, W, C)."""
         return tuple(shape[2:] if self.data_format == "channels_first" else shape[1:-1])
 
-    def run(
-        self, graph: Any, inputs: Sequence[FeatureMap], prefix: str = ""
-    ) -> Sequence[FeatureMap]:
-        """Walks one model, given the maps of its inputs; returns those of its outputs."""
-        maps = {id(tensor): m for tensor, m in zip(graph.inputs, inputs, strict=True)}
-        for node in nodes(graph):
-            layer = node.operation
-            name = prefix + layer.name
-            if node.is_input:
-                if not prefix:
-                    source = maps[id(node.outputs[0])]
-                    self._add(name, layer, node.outputs[0].shape, source, source, False)
-                continue
-            sources = [maps[id(tensor)] for tensor in node.input_tensors]
-            if isinstance(layer, keras.Model):
-                inner = functional_graph(layer)
-                self._pass(node.input_tensors, inner.inputs)
-                outputs = self.run(inner, sources, f"{name}/")
-                self._pass(inner.outputs, node.outputs)
-            else:
-                outputs = [self._call(name, node, sources)]
-            maps |= {id(t): m for t, m in zip(node.outputs, outputs, strict=True)}
-        return [maps[id(tensor)] for tensor in graph.outputs]
+    def begin(self, tensor: Any) -> Walked:
+        """Adds the row of the model's input."""
+        source = FeatureMap.of_input(self.spatial(tensor.shape))
+        layer = tensor._keras_history.operation
+        self._add(layer.name, layer, tensor.shape, source, source, False)
+        return source, tensor
 
-    def _pass(self, given: Sequence[Any], taken: Sequence[Any]) -> None:
-        """Lets tensors have the sizes of others, in a model or behind it."""
-        for source, target in zip(given, taken, strict=True):
-            self.tensors[id(target)] = self.tensors[id(source)]
+    def run(self, graph: Any, inputs: Sequence[Walked], prefix: str = "") -> list[Walked]:
+        """Walks one model, given its inputs; returns its outputs."""
+
+        def call(node: Any, values: dict[int, Walked]) -> list[Walked]:
+            layer, sources = node.operation, [values[id(tensor)] for tensor in node.input_tensors]
+            if isinstance(layer, keras.Model):
+                return self.run(functional_graph(layer), sources, f"{prefix}{layer.name}/")
+            return self._call(prefix + layer.name, node, sources)
+
+        return passed_through(graph, inputs, call)
 
     def _slices(self, node: Any) -> Sequence[slice] | None:
         """Returns the slices of space that a subscript takes, None where it does more."""
@@ -371,12 +367,10 @@ class _Walk:
             return None
         return self.spatial(parts)
 
-    def _call(self, name: str, node: Any, sources: Sequence[FeatureMap]) -> FeatureMap:
-        layer = node.operation
-        self.tensors |= dict(
-            zip(map(id, node.outputs), call_outputs(node, self.tensors), strict=True)
-        )
-        shape = self.tensors[id(node.outputs[0])].shape
+    def _call(self, name: str, node: Any, inputs: Sequence[Walked]) -> list[Walked]:
+        layer, (sources, tensors) = node.operation, zip(*inputs, strict=True)
+        outputs = call_outputs(node, tensors)
+        shape = outputs[0].shape
         try:
             is_own = may_be_own_norm(node)
             rule = _elementwise if is_own else _rule(layer)
@@ -386,7 +380,7 @@ class _Walk:
             raise ConfigError(f"The receptive field of layer {name!r}: {error}") from None
         is_spatial = rule in SPATIAL_RULES or (rule in (_dense, _sliced) and after != sources[0])
         self._add(name, layer, shape, sources[0], after, is_spatial, is_own)
-        return after
+        return [(after, tensor) for tensor in outputs]
 
     def _add(self, name: str, layer: Any, shape: tuple[int | None, ...], *rest: Any) -> None:
         weights = [w for w in getattr(layer, "weights", ()) if id(w) not in self.counted]
@@ -398,24 +392,16 @@ class _Walk:
         self.rows.append(LayerRow(name, kind, tuple(shape), total, learned, *rest))
 
 
-def _data_format(graph: Any) -> str:
-    """Returns the data format that all layers of a graph agree on."""
-    found = sorted({layer.data_format for layer in _layers(graph)})
+def _data_format(model: keras.Model) -> str:
+    """Returns the data format that all layers of a model agree on."""
+    operations = [node.operation for _, node in walk(model)]
+    kept = [one for one in operations if not isinstance(one, layers.Flatten)]
+    found = sorted({one.data_format for one in kept if hasattr(one, "data_format")})
     if len(found) > 1:
         raise ConfigError(
             f"Expected one data format in the whole model. Received: {' and '.join(found)}"
         )
     return found[0] if found else "channels_last"
-
-
-def _layers(graph: Any) -> Iterator[Any]:
-    """Yields the layers of a graph that have a data format, once per call."""
-    for node in nodes(graph):
-        layer = node.operation
-        if isinstance(layer, keras.Model):
-            yield from _layers(functional_graph(layer))
-        elif hasattr(layer, "data_format") and not isinstance(layer, layers.Flatten):
-            yield layer
 
 
 def summary_table(rows: Sequence[LayerRow], title: str = "") -> Table:

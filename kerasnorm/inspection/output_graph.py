@@ -8,7 +8,7 @@ import numpy as np
 from keras import layers
 
 from kerasnorm.errors import ConfigError
-from kerasnorm.inspection.graph import functional_graph, nodes
+from kerasnorm.inspection.graph import class_name, functional_graph, passed_through
 from kerasnorm.inspection.outputs import (
     Forward,
     Kind,
@@ -56,28 +56,13 @@ def kind_by_graph(model: keras.Model) -> Kind | None:
     return _kinds(graph, [None] * len(graph.inputs))[0]
 
 
-# Layers and operations, by name; Keras gives an operation the name of the layer that does the same.
+# By `class_name`; Keras gives an operation the name of the layer that does the same.
 IDENTITIES = {  # at inference
-    "ActivityRegularization",
-    "AlphaDropout",
-    "Dropout",
-    "GaussianDropout",
-    "GaussianNoise",
-    "Identity",
-    "SpatialDropout1D",
-    "SpatialDropout2D",
-    "SpatialDropout3D",
-    "StopGradient",
+    *("ActivityRegularization", "AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise"),
+    *("Identity", "SpatialDropout", "StopGradient"),
 }
 RESHAPES = {"ExpandDims", "Flatten", "Reshape", "Squeeze"}
-AVERAGES = {
-    "AveragePooling1D",
-    "AveragePooling2D",
-    "AveragePooling3D",
-    "GlobalAveragePooling1D",
-    "GlobalAveragePooling2D",
-    "GlobalAveragePooling3D",
-}
+AVERAGES = {"AveragePooling", "GlobalAveragePooling"}
 LINEAR = (
     layers.Conv1D,
     layers.Conv2D,
@@ -90,51 +75,24 @@ LINEAR = (
 )
 # These layers and operations turn logits into logits.
 UNBOUNDED = {
-    "Activation",
-    "Add",
-    "Average",
-    "AveragePooling1D",
-    "AveragePooling2D",
-    "BatchNormalization",
-    "Concatenate",
-    "GlobalMaxPooling1D",
-    "GlobalMaxPooling2D",
-    "LayerNormalization",
-    "LeakyReLU",
-    "LeakyRelu",
-    "Maximum",
-    "MaxPooling1D",
-    "MaxPooling2D",
-    "Mean",
-    "Minimum",
-    "Multiply",
-    "PReLU",
-    "ReLU",
-    "Relu",
-    "Rescaling",
-    "Subtract",
-    "TrueDivide",
-    *AVERAGES,
-    *IDENTITIES,
-    *RESHAPES,
+    *("Activation", "Add", "Average", "BatchNormalization", "Concatenate", "GlobalMaxPooling"),
+    *("LayerNormalization", "LeakyReLU", "LeakyRelu", "Maximum", "MaxPooling", "Mean", "Minimum"),
+    *("Multiply", "PReLU", "ReLU", "Relu", "Rescaling", "Subtract", "TrueDivide"),
+    *(AVERAGES | IDENTITIES | RESHAPES),
 }
 UNBOUNDED_ACTIVATIONS = {"elu", "gelu", "leaky_relu", "linear", "relu", "selu", "silu", "softplus"}
 
 
 def _kinds(graph: Any, given: Sequence[Kind | None]) -> list[Kind | None]:
     """Returns the kinds of a graph's outputs, given those of its inputs, along their last axes."""
-    kinds = dict(zip(map(id, graph.inputs), given, strict=True))
-    for node in nodes(graph):
-        if node.is_input:
-            continue
+
+    def call(node: Any, kinds: dict[int, Kind | None]) -> list[Kind | None]:
         sources = [kinds[id(tensor)] for tensor in node.input_tensors]
-        if isinstance(node.operation, keras.Model):
-            found = _nested(node.operation, sources)
-        else:
-            found = [_kind(node, sources)]
-        found = found if len(found) == len(node.outputs) else [None] * len(node.outputs)
-        kinds.update(zip(map(id, node.outputs), found, strict=True))
-    return [kinds[id(tensor)] for tensor in graph.outputs]
+        is_model = isinstance(node.operation, keras.Model)
+        found = _nested(node.operation, sources) if is_model else [_kind(node, sources)]
+        return found if len(found) == len(node.outputs) else [None] * len(node.outputs)
+
+    return passed_through(graph, given, call)
 
 
 def _nested(model: keras.Model, sources: list[Kind | None]) -> list[Kind | None]:
@@ -160,7 +118,7 @@ def _kind(node: Any, sources: list[Kind | None]) -> Kind | None:
         return None
     if isinstance(operation, LINEAR):
         return "logits"
-    return kind if type(operation).__name__ in UNBOUNDED else None
+    return kind if class_name(operation) in UNBOUNDED else None
 
 
 def _is_softmax(operation: Any, activation: Any, tensor: Any) -> bool:
@@ -173,7 +131,7 @@ def _is_softmax(operation: Any, activation: Any, tensor: Any) -> bool:
 
 def _keeps_sums(operation: Any, activated: str, source: Any, target: Any) -> bool:
     """Returns whether an operation keeps the sum of rows, along the last axis, that sum to 1."""
-    name, last = type(operation).__name__, len(source.shape) - 1
+    name, last = class_name(operation), len(source.shape) - 1
     if name == "Activation":
         return activated == "linear"
     if name in RESHAPES:  # in row-major order, rows of the same length stay rows

@@ -117,5 +117,4 @@ def as_logits(outputs: Outputs, kind: Kind, name: object = "The model") -> Outpu
         )
     if kind == "logits":
         return outputs
-    logits: Outputs = np.log(np.maximum(outputs, np.finfo(np.float32).tiny))
-    return logits
+    return np.log(np.maximum(outputs, np.finfo(np.float32).tiny))

@@ -47,13 +47,6 @@ class Field:
     is_shared: bool = False
     is_bound: bool = False
 
-    def __post_init__(self) -> None:
-        if self.size < 1 or self.jump <= 0:
-            raise ConfigError(
-                "Expected a receptive field of at least 1 pixel and a jump above 0. "
-                f"Received: size={self.size}, jump={self.jump}"
-            )
-
     @property
     def center(self) -> float:
         """Middle of the field of unit 0, in input pixels."""
@@ -82,15 +75,7 @@ def window(kernel: int, stride: int = 1, dilation: int = 1, padding: int = 0) ->
         stride: Step of the window, in units.
         dilation: Distance between two taps, in units.
         padding: Number of units added before the first one; negative for a cropping.
-
-    Raises:
-        ConfigError: Kernel, stride or dilation is below 1.
     """
-    if min(kernel, stride, dilation) < 1:
-        raise ConfigError(
-            "Expected a kernel, a stride and a dilation of at least 1. "
-            f"Received: kernel={kernel}, stride={stride}, dilation={dilation}"
-        )
     return Field(size=dilation * (kernel - 1) + 1, jump=stride, start=-padding)
 
 

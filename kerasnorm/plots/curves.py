@@ -10,22 +10,19 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from kerasnorm.engines.schedule import has_open_end, learning_rates
-from kerasnorm.norms import NORMS
 from kerasnorm.plots.labels import run_labels
 from kerasnorm.plots.style import (
     FAINT,
     INK,
     LEGEND_ROW,
-    MARKERS,
     TEXT_SIZE,
     Picture,
     draw_legend,
     first_texts,
     legend_shape,
+    marked_styles,
     new_figure,
     quiet,
-    repeats,
-    shade,
 )
 from kerasnorm.progress import rounded
 
@@ -166,22 +163,12 @@ def _band(run: "Run", half: "Sequence[Row]", name: str) -> tuple[NDArray[np.floa
 
 
 def _styles(runs: "Sequence[Run]") -> list[dict[str, Any]]:
-    """Returns line properties: a color per norm; per run of a color a shade and a marker."""
-    styles: list[dict[str, Any]] = []
-    colors = [NORMS[run.config.model.norm].color for run in runs]  # norms of the user may share one
-    for run, common, repeat in zip(runs, colors, repeats(colors), strict=True):
-        color = shade(common, repeat, colors.count(common))
-        styles.append(
-            {
-                "color": color,
-                "linewidth": 1.6,
-                "marker": MARKERS[repeat % len(MARKERS)],
-                "markersize": 4.0,
-                "markerfacecolor": "white",
-                "markevery": max(1, len(run.history) // 20),
-            }
-        )
-    return styles
+    """Returns the properties of `marked_styles`, with markers at some of the epochs."""
+    common = {"linewidth": 1.6, "markersize": 4.0, "markerfacecolor": "white"}
+    return [
+        style | common | {"markevery": max(1, len(run.history) // 20)}
+        for run, style in zip(runs, marked_styles([r.config.model.norm for r in runs]), strict=True)
+    ]
 
 
 def _whole_epochs() -> MaxNLocator:

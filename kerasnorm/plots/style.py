@@ -290,14 +290,15 @@ def shade(color: str, place: int, count: int) -> str:
 
 
 def marked_styles(norms: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns line properties: a color per norm; per run of a norm a shade and a marker."""
+    """Returns line properties: a color per norm; per run of a color a shade and a marker."""
+    colors = [NORMS[norm].color for norm in norms]  # norms of the user may share one
     return [
         {
-            "color": shade(NORMS[norm].color, repeat, norms.count(norm)),
+            "color": shade(color, repeat, colors.count(color)),
             "marker": MARKERS[repeat % len(MARKERS)],
             "markersize": 3.5,
         }
-        for norm, repeat in zip(norms, repeats(norms), strict=True)
+        for color, repeat in zip(colors, repeats(colors), strict=True)
     ]
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kerasnorm.config import DataConfig
 from kerasnorm.data import Dataset, Split, prepare
 from kerasnorm.data.content import listed_names
-from kerasnorm.data.dataset import joined, stratified_sample
+from kerasnorm.data.dataset import joined
 from kerasnorm.errors import ConfigError, DataError
 from kerasnorm.training.run_folder import check_place, is_run, read_config, read_content
 
@@ -100,8 +100,7 @@ def splits_of(
         if name != "all" and name not in dataset.splits:
             raise DataError("There is no validation split. Use --split test, train or all.")
         chosen = joined(dataset.splits.values()) if name == "all" else dataset.splits[name]
-        if 0 < count < len(chosen):
-            chosen = chosen.take(stratified_sample(chosen.labels, count, sample_seed))
+        chosen = chosen.sample(count or len(chosen), sample_seed)
         found.append(dataclasses.replace(chosen, labels=order[chosen.labels]))
     return found
 

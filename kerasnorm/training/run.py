@@ -23,7 +23,6 @@ from kerasnorm.training.run_folder import (
     ENVIRONMENT,
     HISTORY,
     METRICS,
-    MODEL,
     PLOTS,
     Row,
     other_data,
@@ -89,8 +88,7 @@ class Run:
         """Returns the trained model, in float32 and of stock Keras layers."""
         from kerasnorm.formats.archive import load_model
 
-        check_file(self.path / MODEL)
-        return load_model(self.path / MODEL)
+        return load_model(self.path)
 
     def __repr__(self) -> str:
         config, accuracy = self.config, in_percent(self.metrics["test_accuracy"])
@@ -142,8 +140,7 @@ class Run:
 
         saved = self.saved_model()
         pixels = equalize(images) if saved.wants_equalized else images
-        chances: NDArray[np.float32] = np.exp(log_softmax(saved.predict(pixels)))
-        return chances
+        return np.exp(log_softmax(saved.predict(pixels)))
 
     def export(self, *formats: str, out: Path | str | None = None) -> "list[Export]":
         """Writes the model in other formats, each checked in its own runtime.

@@ -110,6 +110,27 @@ def test_a_scale_of_0_or_a_frozen_layer_hides_no_statistics(make, over, trainabl
     assert (row.over, row.is_observed) == (over, True)
 
 
+class NormOfState(layers.Layer):
+    """Subtracts each image's mean, and a moving mean of all; its scale and a noise are random."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=shape[-1:], initializer="random_normal", name="scale")
+        self.moving = self.add_weight(shape=(), initializer="zeros", trainable=False, name="moving")
+        self.noise = layers.GaussianNoise(0.1)
+
+    def call(self, x, training=False):
+        y = self.scale * (x - ops.mean(x, axis=(1, 2, 3), keepdims=True)) - self.moving
+        if training:
+            self.moving.assign(self.moving + ops.mean(x))
+        return self.noise(y, training=training)
+
+
+def test_neither_moving_statistics_nor_random_numbers_look_like_shared_statistics():
+    pixels = keras.Input((6, 4, 8))
+    (row,) = norm_rows(keras.Model(pixels, NormOfState()(pixels)))
+    assert (row.over, row.is_observed) == ("H, W, C", True)
+
+
 def test_the_layer_that_is_observed_stays_as_it_is():
     pixels = keras.Input((6, 4, 8))
     norm = MyBatchNorm(gamma_initializer="zeros", trainable=False)

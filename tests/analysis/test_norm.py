@@ -184,6 +184,16 @@ class Halved(keras.layers.Layer):
 def pairs(channels, name):
     return keras.layers.GroupNormalization(channels // 2, name=name)
 
+class Moving(keras.layers.Layer):
+    def build(self, shape):
+        self.moving = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, x, training=False):
+        y = x - ops.mean(x, axis=(1, 2), keepdims=True) - self.moving
+        if training:
+            self.moving.assign(self.moving + ops.mean(x))
+        return y
+
 class Cut(keras.layers.Layer):
     def call(self, x):
         return ops.maximum(x * ops.rsqrt(ops.mean(x * x, axis=(1, 2), keepdims=True) + 1e-6), 0.5)
@@ -206,6 +216,7 @@ def dark_pairs(channels, name):
         ("Halved", "nothing: each value alone"),
         ("pairs", "H, W, 2 of 8 channels (found"),
         ("batch", "N, H, W (found"),
+        ("Moving", "H, W (found"),
         ("dark_batch", "N, H, W (found"),
         ("dark_pairs", "H, W, 2 of 8 channels (found"),
         ("Cut", "H, W (found"),

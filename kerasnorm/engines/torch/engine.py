@@ -178,10 +178,7 @@ class TorchEngine(NativeEngine):
         logits = np.zeros((len(images), *local.shape[1:]), np.float32)
         logits[shard.slice] = local * np.float32(shard.batch / shard.total)
         with self.group.connection():
-            found: NDArray[np.float32] = (
-                self.group.sum_(torch.from_numpy(logits).to(self.device)).cpu().numpy()
-            )
-        return found
+            return self.group.sum_(torch.from_numpy(logits).to(self.device)).cpu().numpy()
 
 
 def penalty(variable: Any) -> Any:
@@ -206,5 +203,4 @@ def predict(lowered: LoweredModel, images: Images) -> NDArray[np.float32]:
             lowered(torch.from_numpy(images[at : at + size]).to(lowered.device), Mode())
             for at in range(0, len(images), size)
         ]
-        found: NDArray[np.float32] = torch.cat(outputs).float().cpu().numpy()
-    return found
+        return torch.cat(outputs).float().cpu().numpy()

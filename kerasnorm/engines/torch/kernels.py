@@ -51,8 +51,7 @@ class _ZeroAt(Function):
 
 def zero_at_(x: Tensor, positions: Tensor) -> Tensor:
     """Sets x to 0 at positions of its memory, in place."""
-    y: Tensor = _ZeroAt.apply(x, positions)
-    return y
+    return _ZeroAt.apply(x, positions)
 
 
 # PyTorch's batch norm on CPUs computes channels that do not fill a vector one by one, at a tenth of

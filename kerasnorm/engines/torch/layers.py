@@ -253,8 +253,7 @@ def _value(variable: Any) -> Any:
 
 
 def _dtype(layer: Any) -> torch.dtype:
-    found: torch.dtype = getattr(torch, layer.compute_dtype)
-    return found
+    return getattr(torch, layer.compute_dtype)
 
 
 def _rescaling(layer: Any, site: Site) -> Lowered | None:

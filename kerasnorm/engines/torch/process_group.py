@@ -55,7 +55,7 @@ class TorchProcessGroup(ProcessGroup):
         if failure is not None:
             kind, text = failure
             raise kind(text)
-        return result  # type: ignore[no-any-return]
+        return result
 
     def barrier(self) -> None:
         """Waits until all processes have called this."""

@@ -25,12 +25,7 @@ MAX_UNITS = 1 << 20  # of a layer
 SIZES = ("units", "filters", "input_dim", "output_dim", "depth_multiplier")
 # Nodes of a Keras config that hold plain values and name no module.
 VALUES = {
-    "__keras_tensor__",
-    "__tensor__",
-    "__numpy__",
-    "__bytes__",
-    "__slice__",
-    "__ellipsis__",
+    *("__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__slice__", "__ellipsis__"),
 }
 # Layers that run code or files of the author's choice.
 REFUSED = {"Lambda", "TorchModuleWrapper", "TFSMLayer", "FlaxLayer", "JaxLayer", "StableHLO"}
@@ -38,13 +33,8 @@ REFUSED = {"Lambda", "TorchModuleWrapper", "TFSMLayer", "FlaxLayer", "JaxLayer",
 OPENVINO_SETS = re.compile(r"opset\d+$")  # other sets run a library or a framework's code
 CHECKPOINT_FUNCTION = re.compile(r"__inference__traced_(save|restore)(_\d+)?$")
 OBJECTS = {  # that a SavedModel may hold
-    "user_object",
-    "function",
-    "bare_concrete_function",
-    "constant",
-    "captured_tensor",
-    "variable",
-    None,
+    *("user_object", "function", "bare_concrete_function", "constant", "captured_tensor"),
+    *("variable", None),
 }
 
 

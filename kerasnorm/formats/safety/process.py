@@ -12,7 +12,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,27 +84,6 @@ class FileProcess(JsonProcess):
                 self.do("run", path, images=given, out=outputs)
                 found.append(np.load(outputs))
         return np.concatenate(found)
-
-
-class FileProcesses:
-    """File processes by name, each started when it is first needed; use it in a `with` block."""
-
-    def __init__(self) -> None:
-        self._started: dict[str, FileProcess] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in self._started.values():
-            process.close()
-        self._started.clear()
-
-    def get(self, name: str, backend: str | None = None) -> FileProcess:
-        """Returns the process of that name; `backend` is the Keras backend of a new one."""
-        if name not in self._started:
-            self._started[name] = FileProcess(backend)
-        return self._started[name]
 
 
 class Tasks:
