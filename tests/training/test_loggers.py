@@ -2,7 +2,10 @@
 
 import importlib.util
 import io
+import os
+import pkgutil
 import re
+import signal
 import subprocess
 import sys
 import types
@@ -111,6 +114,28 @@ def test_tensorboard_has_each_epoch_and_step_of_a_resumed_run_once(logged, read)
     assert len({*by_epoch.ravel()}) == 12
     last = [rate for _, rate in rates[STEPS - 1 :: STEPS]]
     np.testing.assert_allclose(last, [row["lr"] for row in logged.history], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "place", ["checkpoints.save", "run_folder.write_history", "Training._details"]
+)
+def test_an_epoch_that_is_saved_is_logged_with_its_steps_before_a_signal_ends_the_run(
+    place, tmp_path, read, monkeypatch
+):
+    target = f"kerasnorm.training.loop.{place}"
+    original = pkgutil.resolve_name(target.replace(".loop.", ".loop:"))
+
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        return original(*args)
+
+    monkeypatch.setattr(target, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.train(tiny.config(log=["tensorboard"]), out=tmp_path / "run")
+    events = read(tmp_path / "run/tensorboard")
+    for name in ("loss", "lr"):
+        assert [step for step, _ in scalars(events, f"step/{name}")] == [1, 2, 3, 4]
+    assert any(tag.startswith("weights/") for tag in events.Tags()["histograms"])
 
 
 @pytest.mark.backend("any")
