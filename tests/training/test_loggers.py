@@ -5,10 +5,12 @@ import io
 import os
 import pkgutil
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import types
+from collections import OrderedDict
 from pathlib import Path
 
 import keras
@@ -187,6 +189,28 @@ def test_mlflow_has_the_config_the_epochs_and_the_files_of_a_resumed_run_once(lo
     place = Path(found.info.artifact_uri.removeprefix("file://"))
     assert (place / run_folder.MODEL).read_bytes() == (logged.path / run_folder.MODEL).read_bytes()
     assert {path.name for path in (place / run_folder.PLOTS).iterdir()} >= {"confusion.png"}
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.parametrize("name", ["copy", "an ünusual name"])
+def test_mlflow_keeps_the_artifacts_in_the_folder_of_a_run_that_was_moved(
+    name, logged, tmp_path, one_plot, monkeypatch
+):
+    # What MLflow remembers of a run, which another process does not.
+    memory = "mlflow.tracking._tracking_service.utils._artifact_repos_cache"
+    monkeypatch.setattr(memory, OrderedDict())
+    moved = shutil.copytree(logged.path, tmp_path / name)
+    shutil.rmtree(moved / "mlflow/artifacts")
+    theirs = {path: path.stat().st_mtime_ns for path in (logged.path / "mlflow").rglob("*.keras")}
+    tiny.train(resume=moved)
+    (model,) = (moved / "mlflow").rglob("*.keras")
+    assert model.read_bytes() == (moved / run_folder.MODEL).read_bytes()
+    assert theirs == {path: path.stat().st_mtime_ns for path in theirs}
+    client = mlflow.MlflowClient(f"sqlite:///{moved}/mlflow/mlflow.db")
+    experiment = client.get_experiment_by_name("kerasnorm")
+    assert experiment.artifact_location == (moved / "mlflow/artifacts").as_uri()
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert run_folder.MODEL in {item.path for item in client.list_artifacts(found.info.run_id)}
 
 
 @pytest.mark.backend("torch")
