@@ -6,8 +6,9 @@ Kernels are matched by order, kernel size and the chain of channels, norms by or
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def read_tensors(path: Path) -> Group:
     """
     check_file(path)
     if path.suffix == ".safetensors":
-        return _natural(list(read_safetensors(path)[0].items()))
+        return by_numbers(sorted(read_safetensors(path)[0].items()))
     if path.suffix not in PICKLED:
         raise CorruptFileError(
             f"Expected a file of torch.save ({', '.join(PICKLED)}) or a .safetensors file. "
@@ -71,25 +72,43 @@ def read_tensors(path: Path) -> Group:
             return [(name, arrays[str(place)]) for place, name in enumerate(names)]
 
 
-def _natural(tensors: Group) -> Group:
-    """Sorts by name, numbers by value: safetensors does not keep the order of the module."""
+def by_numbers(tensors: Sequence[Tensor]) -> Group:
+    """Sorts tensors by the numbers in their names, and by words in the order in which they come."""
+    pieces = [re.split(r"(\d+)", name) for name, _ in tensors]
+    words = {word: n for n, word in enumerate(dict.fromkeys(w for ws in pieces for w in ws))}
 
-    def key(item: tuple[str, Any]) -> list[tuple[bool, int, str]]:
-        pieces = re.split(r"(\d+)", item[0])
-        return [(p.isdecimal(), int(p) if p.isdecimal() else 0, p) for p in pieces]
+    def key(place: int) -> list[int]:
+        return [int(p) if p.isdecimal() else words[p] for p in pieces[place]]
 
-    return sorted(tensors, key=key)
+    return [tensors[place] for place in sorted(range(len(tensors)), key=key)]
+
+
+def _kernels(tensors: Iterable[Tensor]) -> Group:
+    """Returns the kernels, (outputs, inputs, H, W); that of a dense layer has a size of 1."""
+    return [
+        (name, v[..., None, None] if v.ndim == 2 else v) for name, v in tensors if v.ndim in (2, 4)
+    ]
+
+
+def is_in_order(tensors: Iterable[Tensor]) -> bool:
+    """Returns whether the kernels are those of the skeleton, in its order."""
+    shapes = [value.shape for _, value in _kernels(tensors)]
+    return [shape[2] for shape in shapes] == SIZES and all(
+        before[0] == after[1] for before, after in pairwise(shapes)
+    )
 
 
 def sorted_by_words(path: Path, tensors: Group) -> list[str]:
     """Returns the names of kernels of one shape whose order neither the file nor numbers tell.
 
-    A safetensors file does not keep the order of the modules; only numbers in the names do.
+    A safetensors file does not keep the order of the modules; only numbers in the names do. So it
+    is with the order of another file, if the network does not run its modules in it.
     """
+    if path.suffix != ".safetensors" and is_in_order(tensors):
+        return []
     shapes: dict[tuple[int, ...], dict[str, str]] = {}
-    for name, value in tensors:
-        if value.ndim == 4 and path.suffix == ".safetensors":
-            shapes.setdefault(value.shape, {}).setdefault(re.sub(r"\d+", "", name), name)
+    for name, value in _kernels(tensors):
+        shapes.setdefault(value.shape, {}).setdefault(re.sub(r"\d+", "", name), name)
     return [name for names in shapes.values() if len(names) > 1 for name in names.values()]
 
 
@@ -132,7 +151,8 @@ def import_tensors(
     """
     ignored = [name for name, value in tensors if name.endswith(IGNORED) or value.ndim == 0]
     kept = [(name, value) for name, value in tensors if name not in ignored]
-    kernels = _chain([item for item in kept if item[1].ndim in (2, 4)])
+    kept = kept if is_in_order(kept) else by_numbers(kept)
+    kernels = _chain(_kernels(kept))
     norms = [item for item in kept if item[1].ndim not in (2, 4)]
     options = dict(options)
     config = resolve(options).model
@@ -157,7 +177,7 @@ def import_tensors(
     return imported
 
 
-def _chain(tensors: Group) -> Group:
+def _chain(kernels: Group) -> Group:
     """Returns the kernels in the order of the skeleton.
 
     The order given is kept where it fits; where it does not (files that sort by name), the first
@@ -166,7 +186,6 @@ def _chain(tensors: Group) -> Group:
     Raises:
         ConfigError: There is none.
     """
-    shaped = [(name, v.reshape(*v.shape, 1, 1) if v.ndim == 2 else v) for name, v in tensors]
     best: list[int] = []
 
     def search(chosen: list[int]) -> list[int] | None:
@@ -176,8 +195,8 @@ def _chain(tensors: Group) -> Group:
         if len(chosen) == len(SIZES):
             return chosen
         size, tried = SIZES[len(chosen)], set[tuple[int, ...]]()
-        for place, (_, value) in enumerate(shaped):
-            takes = shaped[chosen[-1]][1].shape[0] if chosen else value.shape[1]
+        for place, (_, value) in enumerate(kernels):
+            takes = kernels[chosen[-1]][1].shape[0] if chosen else value.shape[1]
             fits = value.shape[1:] == (takes, size, size) and place not in chosen
             # One of each shape: another of the same would fail the same way.
             if fits and value.shape not in tried and (found := search([*chosen, place])):
@@ -185,10 +204,10 @@ def _chain(tensors: Group) -> Group:
             tried.add(value.shape if fits else ())
         return None
 
-    found = search([]) if len(shaped) <= MAX_KERNELS else None
-    if found is None or len(shaped) != len(SIZES):
-        raise ConfigError(_kernel_report(shaped, best))
-    return [shaped[place] for place in found]
+    found = search([]) if len(kernels) <= MAX_KERNELS else None
+    if found is None or len(kernels) != len(SIZES):
+        raise ConfigError(_kernel_report(kernels, best))
+    return [kernels[place] for place in found]
 
 
 def _kernel_report(tensors: Group, fitting: list[int]) -> str:

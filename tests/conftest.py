@@ -4,6 +4,7 @@
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -97,6 +98,14 @@ def _processes_start_at_once(tmp_path_factory: pytest.TempPathFactory, worker_id
     base, owner = (base, os.getpid()) if is_alone else (base.parent, os.getppid())
     with FileLock(base / "python.lock"):
         sys.executable = forked.launcher(base / "python", owner)
+
+
+@pytest.fixture
+def heeds_sigint() -> Generator[None]:
+    """Handles SIGINT as Python does, also in a pytest that a script started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -10,15 +10,8 @@ import pytest
 
 from kerasnorm.signals import Interruptions, Terminated
 
+pytestmark = pytest.mark.usefixtures("heeds_sigint")
 KINDS = [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
-
-
-@pytest.fixture(autouse=True)
-def _not_ignored():
-    """In a pytest that a script started in the background, SIGINT is ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def send(number):

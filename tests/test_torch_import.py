@@ -105,6 +105,20 @@ def named(model):
     return [(name, value.numpy()) for name, value in model.state_dict().items()]
 
 
+def by_module(model):
+    groups = {}
+    for name, value in named(model):
+        groups.setdefault(name.rpartition(".")[0], []).append((name, value))
+    return list(groups.values())
+
+
+def shuffled(model):
+    """Its tensors, if the modules were registered in another order than they are called."""
+    groups = by_module(model)
+    order = np.random.default_rng(1).permutation(len(groups))
+    return [item for place in order for item in groups[place]]
+
+
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, SIZE, SIZE, 3), dtype=np.uint8)
 KINDS = ("bn", "gn", "ln", "ln-element", "lnc", "in", "rms", "none")
 ORDERS = {
@@ -112,6 +126,8 @@ ORDERS = {
     "nameless": lambda model: [(str(i), v) for i, (_, v) in enumerate(named(model))],
     "by name": lambda model: sorted(named(model)),
     "norms first": lambda model: sorted(named(model), key=lambda item: item[1].ndim == 4),
+    "backwards": lambda model: [item for group in by_module(model)[::-1] for item in group],
+    "shuffled": shuffled,
 }
 
 
@@ -219,6 +235,37 @@ def test_the_state_dict_is_found_in_any_checkpoint(tmp_path, nest):
     assert {*dict(read_tensors(tmp_path / "a.pth"))} == {*state}
 
 
+def averaged(state, count=0):
+    """The weights of `torch.optim.swa_utils.AveragedModel`, whose names have a prefix."""
+    counted = {"n_averaged": torch.tensor(count)}
+    return counted | {f"module.{name}": value.clone() + count for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "nest",
+    [
+        lambda state: {"model": state, "model_ema": averaged(state, 1)},
+        lambda state: {"model_ema": averaged(state, 1), "model": state},
+        lambda state: {"a": {"model": averaged(state, 2)}, "model_ema": state},
+    ],
+)
+def test_one_of_several_state_dicts_must_be_chosen(tmp_path, nest):
+    path = tmp_path / "a.pth"
+    torch.save(nest(network("gn").state_dict()), path)
+    with pytest.raises(CorruptFileError, match=r"2 state_dicts .*'model.*'model") as caught:
+        read_pickled(path, tmp_path / "tensors.npz")
+    command = str(caught.value).partition("you want: ")[2]
+    exec(command.replace("'weights.pth'", "out"), {"torch": torch, "out": tmp_path / "b.pth"})
+    read_pickled(tmp_path / "b.pth", tmp_path / "tensors.npz")
+
+
+def test_equal_state_dicts_are_one(tmp_path):
+    state = network("gn").state_dict()
+    torch.save({"model": state, "model_ema": averaged(state)}, tmp_path / "a.pth")
+    names = read_pickled(tmp_path / "a.pth", tmp_path / "tensors.npz")
+    assert names == [*state]
+
+
 def test_bfloat16_and_half_tensors_are_read(tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     state = network("gn").state_dict()
@@ -230,11 +277,14 @@ def test_bfloat16_and_half_tensors_are_read(tmp_path):
 
 
 def test_kernels_whose_order_the_names_do_not_tell_are_named(tmp_path):
-    numbered = named(network("gn"))
+    numbered = named(network("none"))
     assert sorted_by_words(Path("a.safetensors"), numbered) == []
-    twins = [("one.weight", np.zeros((8, 8, 3, 3))), ("two.weight", np.zeros((8, 8, 3, 3)))]
-    assert sorted_by_words(Path("a.safetensors"), twins) == ["one.weight", "two.weight"]
-    assert sorted_by_words(Path("a.pth"), twins) == []  # keeps its order
+    assert sorted_by_words(Path("a.pth"), numbered[::-1]) == []
+    words = [(chr(ord("a") + n), value) for n, (_, value) in enumerate(numbered)]
+    twins = ["e", "f", "i", "j"]  # 16 to 16 channels
+    assert sorted_by_words(Path("a.safetensors"), words) == twins
+    assert sorted_by_words(Path("a.pth"), words) == []  # keeps its order
+    assert sorted_by_words(Path("a.pth"), words[::-1]) == twins[::-1]
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")

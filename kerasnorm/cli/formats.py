@@ -194,8 +194,8 @@ def import_torch(
     It may be alone or in a checkpoint, in a .pth, .pt, .ckpt, .bin, .tar or .safetensors file.
 
     Tensors are matched by order and shape, whatever their names; widths come from the tensors.
-    A .safetensors file does not keep the order of its tensors, so that there the numbers in
-    their names decide it.
+    Where a file does not hold them in the order of the network, as .safetensors does not, the
+    numbers in their names decide it.
 
     Example: kerasnorm import-torch weights.pth --norm bn --recipe era8 --out model.keras
     """
@@ -216,9 +216,9 @@ def import_torch(
     guessed = sorted_by_words(file, tensors)
     if guessed:
         logger.warning(
-            f"{file} does not keep the order of its layers. These kernels have the same shape and "
-            f"were sorted by name: {', '.join(guessed)}. If the network runs them in another "
-            "order, import a .pth, or number them."
+            f"{file} does not tell in which order the network runs these kernels of one shape, "
+            f"which were taken as listed: {', '.join(guessed)}. If it runs them in another one, "
+            "number their names, or import a .pth of a module that holds its layers in order."
         )
     imported = import_tensors(
         tensors,

@@ -11,7 +11,7 @@ import click
 from kerasnorm import runtime
 from kerasnorm.cli import options as opt
 from kerasnorm.config import AUGMENTATIONS, BACKENDS, BUILTIN, FOREIGN_RECIPE, RECIPES, SETTINGS
-from kerasnorm.errors import ConfigError
+from kerasnorm.errors import ConfigError, KerasnormError
 from kerasnorm.norms import COMPARED, KEEP, NORMS
 
 if TYPE_CHECKING:
@@ -104,10 +104,15 @@ def bench(
             and (not contenders or name in contenders)
             and (is_builtin or contender.predicts)
         ]
+        if not names:
+            logger.warning(f"None of {', '.join(contenders)} races on {backend} and this network.")
+            continue
         for norm in norms or (COMPARED if is_builtin else (KEEP,)):
             logger.info(f"{backend}, {norm}: {', '.join(names)}, {rounds} rounds")
             config = resolve(fields | {"backend": backend, "norm": norm})
             results += race(config, names, images, rounds)
+    if not results:
+        raise KerasnormError("No contender has raced, for the reasons above.")
     document: dict[str, Any] = {
         **opt.given(options),
         "side": side,
@@ -119,7 +124,7 @@ def bench(
         "results": [asdict(result) for result in results],
     }
     table = race_table(results)
-    if out is not None and results:
+    if out is not None:
         _write(out, document, table, results)
     if as_json:
         opt.print_json(document)

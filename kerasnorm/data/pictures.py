@@ -5,6 +5,7 @@ blended over white.
 """
 
 import dataclasses
+import errno
 import functools
 import hashlib
 import logging
@@ -140,13 +141,23 @@ def _scan(path: Path, above: frozenset[Path] = frozenset()) -> _Folder:
             place = path / entry.name
             if entry.name.startswith(".") or entry.name in _SYSTEM_FOLDERS:
                 found.hidden.append(place)
-            elif entry.is_dir() and place.resolve() not in above:
+            elif (is_folder := _is_folder(entry)) and place.resolve() not in above:
                 found.folders.append(_scan(place, above))
-            elif place.suffix.lower() in _suffixes() and not entry.is_dir():
+            elif place.suffix.lower() in _suffixes() and not is_folder:
                 found.images.append(place)
             else:
                 found.others.append(place)
     return found
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Returns whether an entry is a folder, or a link to one; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False
 
 
 def _report(root: _Folder, used: Iterable[Path]) -> None:

@@ -7,6 +7,7 @@ The folder of a study must be at the same path for the workers of a Dask cluster
 """
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -261,7 +262,7 @@ def dask(address: str) -> Iterator[Submit]:
         slots, has_gpus = _slots(client)
         resources = {"GPU": 1} if has_gpus else {}
         with client.get_executor(pure=False, resources=resources) as executor:
-            yield partial(executor.submit, _train_on_worker, slots=slots)
+            yield partial(executor.submit, _train_on_worker, slots=slots, home=Path.cwd())
 
 
 def slots(address: str) -> dict[str, int]:
@@ -305,27 +306,29 @@ def _slots(client: "Client") -> tuple[dict[str, int], bool]:
     return slots, any(gpus)
 
 
-def _train_on_worker(folder: Path, slots: dict[str, int]) -> Ending:
+def _train_on_worker(folder: Path, slots: dict[str, int], home: Path) -> Ending:
     """Trains a run in a process beside this Dask worker, with its share of the host's cores."""
     from distributed import get_worker
 
     worker = get_worker()
     host = worker.address.rpartition("://")[2].rpartition(":")[0]
     share = slots.get(host, worker.state.nthreads)
-    return train_in_process(folder, runtime.cores() // max(1, share))
+    return train_in_process(folder, runtime.cores() // max(1, share), home)
 
 
-def train_in_process(folder: Path, threads: int) -> Ending:
+def train_in_process(folder: Path, threads: int, home: Path | None = None) -> Ending:
     """Trains the run in `folder` in a process of its own; returns its exit code and last line.
 
     Args:
         folder: Folder of the run; it holds at least a config.
         threads: Number of threads that the run may keep busy.
+        home: Folder from which the user's networks and norms are named, where it is there; by
+            default the current one.
     """
     (folder / FAILURE).unlink(missing_ok=True)  # that of an earlier try
     deadline = time.monotonic() + LOCK_TIMEOUT
     while True:
-        code, message = _train_once(folder, threads)
+        code, message = _train_once(folder, threads, home)
         # The run process of a killed Dask worker ends, and drops its lock, a moment later.
         is_locked = code == RunFolderError.exit_code
         if not is_locked or _is_stopped(folder) or time.monotonic() > deadline:
@@ -333,11 +336,12 @@ def train_in_process(folder: Path, threads: int) -> Ending:
         time.sleep(1.0)
 
 
-def _train_once(folder: Path, threads: int) -> Ending:
+def _train_once(folder: Path, threads: int, home: Path | None) -> Ending:
     environment = runtime.subprocess_environment(threads)
     with JsonProcess(MODULE, environment=environment, log=folder / LOG) as process:
         try:
-            process.ask({"folder": folder}, is_stopped=lambda: _is_stopped(folder))
+            request = {"folder": folder, "home": home}
+            process.ask(request, is_stopped=lambda: _is_stopped(folder))
         except ProcessEndedError as error:
             return error.code, error.last_words or "it left no message"
         except KerasnormError as error:
@@ -353,6 +357,8 @@ def _is_stopped(folder: Path) -> bool:
 def train_run(request: Mapping[str, Any]) -> None:
     """Trains the run in the folder that the request names, in this run process."""
     folder = Path(request["folder"])
+    if (home := request.get("home")) and Path(home).is_dir():
+        os.chdir(home)
     # The run records this command line: what a person would type for the same.
     sys.argv = ["kerasnorm", "fit", "--resume", str(folder)]
     with console_notes():

@@ -301,8 +301,8 @@ class Training:
             took = time.perf_counter() - self.epoch_begun  # evaluation and saving included
             left = 0 if self.is_stopped else epochs - self.epoch
             logger.info(epoch_line(row, epochs, left * took))
-        if self.logs:  # after the checkpoint: a log never holds an epoch that the run has lost
-            self.logs.write(self.rows, self._details())
+            if self.logs:  # after the checkpoint: a log never holds an epoch that the run has lost
+                self.logs.write(self.rows, self._details())
         return logs
 
     def _details(self) -> EpochDetails:

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from helpers import tiny
+from helpers.command import call
 
 from kerasnorm.benchmark import worker
 from kerasnorm.benchmark.race import paired_ratio, race
@@ -59,6 +60,32 @@ def test_bad_input_is_refused():
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
         assert "Received" in done.stderr or "Unknown contender" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--contender", "loop", "--network", "keras:VGG16"), "None of loop races on torch"),
+        (("--network", "missing.keras"), "no model file missing.keras"),
+        (("--network", "missing.py:build"), "no such file"),
+        (("--norm", "rms", "--contender", "loop"), "norm='rms'"),
+    ],
+)
+def test_a_race_without_contenders_is_an_error(words, reason, tmp_path):
+    small = (
+        "--images",
+        "20",
+        "--batch-size",
+        "10",
+        "--backend",
+        "torch",
+        "--out",
+        tmp_path / "out",
+    )
+    out, err = call("bench", *words, *small, "--json", code=1)
+    assert (out, (tmp_path / "out").exists()) == ("", False)
+    assert reason in err
+    assert "No contender has raced" in err
 
 
 @pytest.mark.parametrize(("batch_size", "together"), [(2, 32), (32, 32), (48, 48)])

@@ -116,6 +116,16 @@ def linked_classes(folder: Path) -> Path:
     return folder / "data"
 
 
+def links_in_a_circle(*names: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        classes(folder, "cat", "dog")
+        for name, other in zip(names, (*names[1:], names[0]), strict=True):
+            (folder / "cat" / name).symlink_to(folder / "cat" / other)
+        return folder
+
+    return make
+
+
 def broken_link(folder: Path) -> Path:
     (classes(folder, "cat", "dog") / "cat" / "x.png").symlink_to(folder / "nowhere.png")
     return folder
@@ -291,6 +301,9 @@ INPUTS: list[tuple[str, Callable[[Path], Path], Read | Refused]] = [
      FLAT._replace(notes=("passed over hidden files and folders: 3, such as ",))),
     ("nested folders", nested, Read({"cat": 8, "dog": 8}, {"cat": 2, "dog": 2})),
     ("a link to the folder around", linked_around, FLAT._replace(notes=("such as cat/loop",))),
+    ("a link to itself", links_in_a_circle("o"), FLAT._replace(notes=("such as cat/o",))),
+    ("links to each other", links_in_a_circle("a", "b"), FLAT._replace(notes=("): 2, such",))),
+    ("a link to itself as image", links_in_a_circle("x.png"), Refused(("x.png", "symbolic links"))),
     ("links as class folders", linked_classes, FLAT),
     ("a broken link", broken_link, Refused(("x.png", "no such file"))),
     ("train and test", splits("train", "test"), SPLIT),

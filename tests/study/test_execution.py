@@ -139,7 +139,7 @@ def test_a_failed_run_leaves_a_record_until_it_is_tried_again(tmp_path, monkeypa
     assert not (done / folder.FAILURE).exists()
     record = json.loads((failed / folder.FAILURE).read_text())
     assert record == {"exit_code": 1, "message": "a [bold] loss"}
-    monkeypatch.setattr(execution, "_train_once", lambda folder, threads: (143, ""))
+    monkeypatch.setattr(execution, "_train_once", lambda folder, threads, home: (143, ""))
     execution.train_in_process(failed, 1)
     assert not (failed / folder.FAILURE).exists()
 
@@ -219,3 +219,28 @@ def test_a_run_whose_results_are_damaged_when_it_ends_has_failed(tmp_path):
     execution._record_ending(run, ending)
     assert (run.state, run.exit_code) == (State.FAILED, CorruptFileError.exit_code)
     assert "metrics.json is damaged" in run.message
+
+
+@pytest.mark.parametrize(
+    ("network", "norm"),
+    [("net.keras", "keep"), ("mine.py:build", "keep"), ("net.keras", "mine.py:Twice")],
+)
+def test_a_worker_elsewhere_finds_what_is_named_from_the_folder_of_the_command(
+    network, norm, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    write_network(tmp_path / "net.keras")
+    (tmp_path / "mine.py").write_text(
+        "import keras\n"
+        "class Twice(keras.layers.Layer):\n"
+        "    def call(self, x): return 2 * x\n"
+        "def build(shape, classes):\n"
+        "    return keras.saving.load_model('net.keras')\n"
+    )
+    fields = {name: value for name, value in tiny.TINY.items() if name != "widths"}
+    fields |= {"network": network, "norm": norm, "backend": keras.backend.backend(), "epochs": 1}
+    run = run_folder.create_folder(tmp_path / "runs" / "a", resolve(fields), "shapes")
+    execution.train_run({"folder": run, "home": tmp_path})
+    assert (run / run_folder.METRICS).is_file()

@@ -2,10 +2,15 @@
 
 import importlib.util
 import io
+import os
+import pkgutil
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import types
+from collections import OrderedDict
 from pathlib import Path
 
 import keras
@@ -113,6 +118,29 @@ def test_tensorboard_has_each_epoch_and_step_of_a_resumed_run_once(logged, read)
     np.testing.assert_allclose(last, [row["lr"] for row in logged.history], rtol=1e-6)
 
 
+@pytest.mark.usefixtures("heeds_sigint")
+@pytest.mark.parametrize(
+    "place", ["checkpoints.save", "run_folder.write_history", "Training._details"]
+)
+def test_an_epoch_that_is_saved_is_logged_with_its_steps_before_a_signal_ends_the_run(
+    place, tmp_path, read, monkeypatch
+):
+    target = f"kerasnorm.training.loop.{place}"
+    original = pkgutil.resolve_name(target.replace(".loop.", ".loop:"))
+
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        return original(*args)
+
+    monkeypatch.setattr(target, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.train(tiny.config(log=["tensorboard"]), out=tmp_path / "run")
+    events = read(tmp_path / "run/tensorboard")
+    for name in ("loss", "lr"):
+        assert [step for step, _ in scalars(events, f"step/{name}")] == [1, 2, 3, 4]
+    assert any(tag.startswith("weights/") for tag in events.Tags()["histograms"])
+
+
 @pytest.mark.backend("any", long_on="tensorflow")
 def test_tensorboard_has_the_weights_and_the_plots(logged, read):
     events = read(logged.path / "tensorboard")
@@ -162,6 +190,28 @@ def test_mlflow_has_the_config_the_epochs_and_the_files_of_a_resumed_run_once(lo
     place = Path(found.info.artifact_uri.removeprefix("file://"))
     assert (place / run_folder.MODEL).read_bytes() == (logged.path / run_folder.MODEL).read_bytes()
     assert {path.name for path in (place / run_folder.PLOTS).iterdir()} >= {"confusion.png"}
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.parametrize("name", ["copy", "an ünusual name"])
+def test_mlflow_keeps_the_artifacts_in_the_folder_of_a_run_that_was_moved(
+    name, logged, tmp_path, one_plot, monkeypatch
+):
+    # What MLflow remembers of a run, which another process does not.
+    memory = "mlflow.tracking._tracking_service.utils._artifact_repos_cache"
+    monkeypatch.setattr(memory, OrderedDict())
+    moved = shutil.copytree(logged.path, tmp_path / name)
+    shutil.rmtree(moved / "mlflow/artifacts")
+    theirs = {path: path.stat().st_mtime_ns for path in (logged.path / "mlflow").rglob("*.keras")}
+    tiny.train(resume=moved)
+    (model,) = (moved / "mlflow").rglob("*.keras")
+    assert model.read_bytes() == (moved / run_folder.MODEL).read_bytes()
+    assert theirs == {path: path.stat().st_mtime_ns for path in theirs}
+    client = mlflow.MlflowClient(f"sqlite:///{moved}/mlflow/mlflow.db")
+    experiment = client.get_experiment_by_name("kerasnorm")
+    assert experiment.artifact_location == (moved / "mlflow/artifacts").as_uri()
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert run_folder.MODEL in {item.path for item in client.list_artifacts(found.info.run_id)}
 
 
 @pytest.mark.backend("torch")

@@ -117,30 +117,53 @@ def read_pickled(path: Path, out: Path) -> list[str]:
 
 
 def _tensors(path: Path, document: Any) -> dict[str, Any]:
-    """Returns the state_dict in what was unpickled: of all dicts, the one with the most tensors."""
+    """Returns the state_dict in what was unpickled: of all dicts, the one with the most tensors.
+
+    Raises:
+        CorruptFileError: There is none; or there are several of the same shapes and other values,
+            such as that of a moving average of the weights.
+    """
     import torch
 
-    dicts: dict[int, dict[Any, Any]] = {}  # by id: a file may hold one a million times
-    pending = [document]
+    dicts: dict[int, tuple[str, dict[Any, Any]]] = {}  # by id: a file may hold one a million times
+    pending = [("", document)]
     for _ in range(MAX_DEPTH):
-        new = {id(item): item for item in pending if isinstance(item, dict)}
-        new = {key: item for key, item in new.items() if key not in dicts}
+        new = {id(item): (place, item) for place, item in pending if isinstance(item, dict)}
+        new = {key: found for key, found in new.items() if key not in dicts}
         dicts |= new
-        pending = [value for item in new.values() for value in item.values()]
-    found = [
-        {str(name): value for name, value in item.items() if isinstance(value, torch.Tensor)}
-        for item in dicts.values()
-    ]
-    best = max(found, key=_weights, default={})
-    if _weights(best) == 0:
+        pending = [
+            (f"{place}[{name!r}]", value)
+            for place, item in new.values()
+            for name, value in item.items()
+            if isinstance(value, dict)
+        ]
+    found = {
+        place: {str(name): value for name, value in item.items() if isinstance(value, torch.Tensor)}
+        for place, item in dicts.values()
+    }
+    best = max(found.values(), key=lambda tensors: len(_weights(tensors)), default={})
+    if not _weights(best):
         keys = ", ".join(map(str, document)) if isinstance(document, dict) else "no dict"
         raise CorruptFileError(
             f"{path} holds no state_dict: no tensors by their names. Received: {keys[:200]}"
         )
     if len(best) > MAX_TENSORS:
         raise CorruptFileError(f"{path} holds more than {MAX_TENSORS:,} tensors.")
+    weights = {place: _weights(tensors) for place, tensors in found.items()}
+    shapes = [value.shape for value in _weights(best)]
+    alike = {p: values for p, values in weights.items() if [v.shape for v in values] == shapes}
+    if any(not all(map(_is_same, values, _weights(best))) for values in alike.values()):
+        raise CorruptFileError(
+            f"{path} holds {len(alike)} state_dicts of the same shapes and other values, at "
+            f"{', '.join(alike)[:200]}. Write the one that you want: "
+            f"torch.save(torch.load({str(path)!r}){[*alike][-1][:80]}, 'weights.pth')"
+        )
     return best
 
 
-def _weights(tensors: dict[str, Any]) -> int:
-    return sum(value.ndim > 0 for value in tensors.values())
+def _weights(tensors: dict[str, Any]) -> list[Any]:
+    return [value for value in tensors.values() if value.ndim > 0]
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return bool(one.dtype == other.dtype and one.equal(other))

@@ -1,8 +1,10 @@
 """MLflow: a run in the tracking store that the user chose, or in a database in the run's folder."""
 
 import json
+import sqlite3
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
 
 FOLDER = "mlflow"
 RUN = "run.json"  # names the MLflow run, which a resumed run continues
+DATABASE = "mlflow.db"
+MOVE = (  # MLflow stores full paths, and has no call that changes them
+    "UPDATE experiments SET artifact_location = replace(artifact_location, ?, ?)",
+    "UPDATE runs SET artifact_uri = replace(artifact_uri, ?, ?)",
+)
 EXPERIMENT = "kerasnorm"  # unless MLFLOW_EXPERIMENT_NAME names another
 
 
@@ -31,13 +38,16 @@ class TrackedRun:
         import mlflow
 
         folder = path.resolve() / FOLDER
+        self.artifacts = (folder / "artifacts").as_uri()
         make_folder(folder)
         store = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else ""
-        self.client = mlflow.MlflowClient(store or f"sqlite:///{(folder / 'mlflow.db').as_posix()}")
+        self.client = mlflow.MlflowClient(store or f"sqlite:///{(folder / DATABASE).as_posix()}")
         known = json.loads(read_text(folder / RUN)) if (folder / RUN).exists() else {}
         is_known = known.get("store") == store
         self.id: str = known["run"] if is_known else self._create(path, config, store)
         write_json(folder / RUN, {"store": store, "run": self.id})
+        if not store:
+            self._follow(folder / DATABASE)
         self.client.update_run(self.id, status="RUNNING")
         self.logged = {
             (name, metric.step)
@@ -53,13 +63,22 @@ class TrackedRun:
 
         name = MLFLOW_EXPERIMENT_NAME.get() or EXPERIMENT
         found = self.client.get_experiment_by_name(name)
-        place = None if store else (path.resolve() / FOLDER / "artifacts").as_uri()
+        place = None if store else self.artifacts
         experiment = found.experiment_id if found else self.client.create_experiment(name, place)
         run: str = self.client.create_run(experiment, run_name=path.resolve().name).info.run_id
         fields = {"recipe": config.recipe} | flatten(config.to_dict())
         params = [Param(name, value_word(value)) for name, value in fields.items()]
         self.client.log_batch(run, params=params)
         return run
+
+    def _follow(self, database: Path) -> None:
+        """Tells the store in a run's folder where its artifacts are, if the folder was moved."""
+        uri = self.client.get_run(self.id).info.artifact_uri
+        before = uri.removesuffix(f"/{self.id}/artifacts")
+        if before != self.artifacts:
+            with closing(sqlite3.connect(database)) as connection, connection:
+                for statement in MOVE:
+                    connection.execute(statement, (before, self.artifacts))
 
     def write(self, rows: "Sequence[Row]", details: EpochDetails | None = None) -> None:
         """Logs the metrics of the epochs that are missing."""
