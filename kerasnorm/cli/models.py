@@ -273,7 +273,7 @@ def predict(
 @opt.data_option
 @split_option
 @model_options
-@click.option("--out", type=opt.OUT_FILE, help="Also draw them to this PNG file.")
+@click.option("--out", type=opt.OUT_PNG, help="Also draw them to this PNG file.")
 @opt.as_json
 def misclassified(
     target: Path, split: str, out: Path | None, as_json: bool, **options: str | None

@@ -17,7 +17,7 @@ from PIL import Image
 from kerasnorm import runtime
 from kerasnorm.cli import app
 from kerasnorm.config import LOGGERS
-from kerasnorm.errors import RunFolderError
+from kerasnorm.errors import ConfigError, RunFolderError
 from kerasnorm.formats import FORMATS
 from kerasnorm.formats.archive import SavedModel
 from kerasnorm.runtime import installed_backends
@@ -266,13 +266,22 @@ def takes_out():
 def test_an_output_that_cannot_be_written_is_refused_before_anything_is_computed(option, tmp_path):
     """`fit` and `compare`, whose folder may be there, have checks of their own."""
     (tmp_path / "file").write_text("x")
-    good = tmp_path / "new" / "folder" / "out"
+    name = f"out{option.type.suffix}"
+    good = tmp_path / "new" / "folder" / name
     assert option.type.convert(str(good), option, None) == good
-    for bad in (tmp_path / "file" / "out", tmp_path / "file" / "new" / "out"):
+    for bad in (tmp_path / "file" / name, tmp_path / "file" / "new" / name):
         message = f"{bad}: {tmp_path / 'file'} is a file.*Choose another --out"
         with pytest.raises(RunFolderError, match=message):
             option.type.convert(str(bad), option, None)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("option", [p for p in takes_out() if p.values[0].type.file_okay])
+@pytest.mark.parametrize("name", ["out", "out.jpg", "out.pdf", "out.h5", "out.png.svg", ".png"])
+def test_a_file_of_another_kind_than_the_command_writes_is_refused(option, name, tmp_path):
+    assert option.type.suffix in {".png", ".html", ".keras"}
+    with pytest.raises(ConfigError, match=rf"^--out: expected a \{option.type.suffix} file\."):
+        option.type.convert(str(tmp_path / name), option, None)
 
 
 @pytest.mark.parametrize("command", ["robustness", "statistics", "landscape"])
