@@ -111,6 +111,37 @@ def test_predict_names_a_class_for_each_image(trained, tmp_path):
     assert "red.png" in call("predict", trained, tmp_path / "red.png")[0]
 
 
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_predict_answers_for_the_images_that_can_be_read_and_names_the_others(
+    form, trained, tmp_path
+):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("a", "c"):
+        Image.new("RGB", (8, 8), (200, 10, 10)).save(folder / f"{name}.png")
+    whole = (folder / "a.png").read_bytes()
+    damaged = {"b.png": whole[:-30], "d.png": b"", "e.jpg": b"no image"}
+    for name, content in damaged.items():
+        (folder / name).write_bytes(content)
+    out, err = call("predict", trained, folder, *form, code=3)
+    good = [str(folder / name) for name in ("a.png", "c.png")]
+    named = [answer["image"] for answer in json.loads(out)] if form else out.splitlines()
+    assert [line.partition(": ")[0] for line in named] == good
+    *lines, last = err.splitlines()
+    assert [
+        name for name in damaged if sum(f"{folder / name}: " in line for line in lines) == 1
+    ] == [*damaged]
+    assert last == "kerasnorm: 3 of 5 images cannot be read, see above."
+    for name in ("a.png", "c.png"):
+        (folder / name).unlink()
+    out, err = call("predict", trained, folder, *form, code=3)
+    assert (out, err.splitlines()[-1]) == (
+        "",
+        "kerasnorm: 3 of 3 images cannot be read, see above.",
+    )
+    assert "see above" not in call("predict", trained, folder / "b.png", *form, code=3)[1]
+
+
 def test_misclassified_lists_and_draws(trained, tmp_path):
     out, _ = call("misclassified", trained, "--json", "--out", tmp_path / "new" / "m.png")
     assert json.loads(out) == json.loads((trained / "metrics.json").read_text())["misclassified"]
