@@ -4,6 +4,7 @@ Keras's own norms are read from their settings. A norm of another class is calle
 input changes, and the axes are those along which other outputs change with it.
 """
 
+import logging
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -14,13 +15,14 @@ import numpy as np
 
 from kerasnorm.conversion.norms import STOCK
 from kerasnorm.conversion.rebuild import refuse_hidden
-from kerasnorm.errors import ConfigError
-from kerasnorm.inspection.graph import Calls
+from kerasnorm.errors import ConfigError, first_line
+from kerasnorm.inspection.graph import Calls, may_be_own_norm
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.layers import custom_layers
 from kerasnorm.norms import FREE_SIZE, moved_outputs, without_zeros
 from kerasnorm.tables import Table
 
+logger = logging.getLogger(__name__)
 AXES = {2: "NC", 3: "NLC", 4: "NHWC", 5: "NDHWC"}  # names of the axes of an input, by their number
 DRAWS = 4  # random inputs; a norm that cuts off its outputs hides what changes in one of them
 VALUES_NOTE = (
@@ -80,7 +82,9 @@ def norm_rows(
 
     Args:
         model: Functional or built Sequential model, channels last.
-        kinds: Classes of norms of the user's own; others are found by "norm" in their name.
+        kinds: Classes of norms of the user's own. Others are found by "norm" in their name; or, of
+            layers without a kernel, because values of their input share something. A warning names
+            those that could not be called.
 
     Raises:
         ConfigError: The model has no graph, a layer hides a norm in it, or the channels are not the
@@ -89,9 +93,8 @@ def norm_rows(
     calls = Calls(model)
     known = (*STOCK, *custom_layers().values(), *kinds)
     rows = []
-    found = [
-        node for node in calls.nodes if isinstance(node.operation, known) or _is_named_norm(node)
-    ]
+    named = {n for n in calls.nodes if isinstance(n.operation, known) or _is_named_norm(n)}
+    found = [node for node in calls.nodes if node in named or may_be_own_norm(node)]
     # A norm of the user's own may be made of others.
     refuse_hidden(model, known, "listed", {id(node.operation) for node in found})
     if found:
@@ -102,7 +105,16 @@ def norm_rows(
         is_stock = type(layer) in STOCK
         if isinstance(layer, OF_CHANNELS):
             _expect_channels_last(layer, shape)
-        axes, channels = _read(layer, shape) if is_stock else _observed(layer, shape)
+        try:
+            axes, channels = _read(layer, shape) if is_stock else _observed(layer, shape)
+        except Exception as error:  # of the user's code
+            logger.warning(
+                f"{calls.paths[id(layer)]} ({type(layer).__name__}) is not listed, although it may "
+                f"be a norm: a call of it alone raised {type(error).__name__}: {first_line(error)}"
+            )
+            continue
+        if node not in named and not axes:  # each value alone, as in an activation or a dropout
+            continue
         fixed = [size for size in shape[1:] if size is not None]
         values = None
         if len(fixed) == len(shape) - 1:

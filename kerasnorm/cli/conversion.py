@@ -21,13 +21,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 ROUNDS = 20  # of timing
 out_option = click.option(
-    "--out", type=opt.OUT_FILE, help="New .keras file; without it, nothing is written."
+    "--out", type=opt.OUT_KERAS, help="New .keras file; without it, nothing is written."
 )
 
 
 def _check_out(out: Path | None) -> None:
-    if out is not None and out.suffix != ".keras":
-        raise ConfigError(f"--out: expected a .keras file. Received: {out}")
     if out is not None and out.exists():
         raise RunFolderError(f"{out} exists already. Choose another --out.")
 

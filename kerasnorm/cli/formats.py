@@ -160,7 +160,7 @@ def _calibration(train: "Split") -> "NDArray[np.uint8]":
 
 @click.command("import-torch", cls=opt.ConfigCommand)
 @click.argument("file", metavar="FILE", type=opt.PATH)
-@click.option("--out", required=True, type=opt.OUT_FILE, help="The .keras file to write.")
+@click.option("--out", required=True, type=opt.OUT_KERAS, help="The .keras file to write.")
 @click.option("--image-size", default="32,32", metavar="H,W", type=opt.NumberList(),
               help="Height and width of the images.")  # fmt: skip
 @click.option("--mean", type=opt.NumberList(float), help="Mean of each channel in its training, "
@@ -199,8 +199,6 @@ def import_torch(
 
     Example: kerasnorm import-torch weights.pth --norm bn --recipe era8 --out model.keras
     """
-    if out.suffix != ".keras":
-        raise ConfigError(f"--out: expected a .keras file. Received: {out}")
     if len(image_size) != 2:
         raise ConfigError(f"--image-size: expected H,W. Received: {image_size}")
     epsilon: float | None = options.pop("epsilon")

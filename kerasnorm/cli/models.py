@@ -10,7 +10,7 @@ import click
 from kerasnorm import runtime, user_code
 from kerasnorm.cli import options as opt
 from kerasnorm.config import BUILTIN, SETTINGS, unknown
-from kerasnorm.errors import ConfigError
+from kerasnorm.errors import ConfigError, DataError
 from kerasnorm.files import in_command
 from kerasnorm.formats.input_scale import INPUT_SCALES
 from kerasnorm.norms import NORMS
@@ -239,6 +239,8 @@ def predict(
 ) -> None:
     """Classify image files and the images in folders, resized to the input size of the model.
 
+    Of several, those that cannot be read are named and left out; the exit code is then 3.
+
     Example: kerasnorm predict results/runs/shapes-gn-torch-s0 photo.png
     """
     saved = open_target(target, options)
@@ -251,21 +253,34 @@ def predict(
 
     paths = [path for given in pictures for path in list_pictures(given)]
     method = resize_of(saved, options["resize"])
-    images = np.stack([read_picture(path, saved.image_shape, method) for path in paths])
+    readable, pixels = [], []
+    for path in paths:
+        try:
+            pixels.append(read_picture(path, saved.image_shape, method))
+            readable.append(path)
+        except DataError as error:
+            if len(paths) == 1:
+                raise
+            logger.error(str(error))
+    failure = f"{len(paths) - len(pixels)} of {len(paths)} images cannot be read, see above."
+    if not pixels:
+        raise DataError(failure)
+    images = np.stack(pixels)
     if saved.wants_equalized:
         images = equalize(images)
     chances = np.exp(log_softmax(saved.predict(images)))
     answers = []
-    for path, chance in zip(paths, chances, strict=True):
+    for path, chance in zip(readable, chances, strict=True):
         order = np.argsort(-chance, kind="stable")[:top]
         classes = [{"class": saved.class_names[i], "confidence": float(chance[i])} for i in order]
         answers.append((str(path), classes))
     if as_json:
         opt.print_json([{"image": path, "classes": classes} for path, classes in answers])
-        return
-    for name, classes in answers:
+    for name, classes in () if as_json else answers:
         named = [f"{c['class']} {in_percent(c['confidence'], 1)} %" for c in classes]
         click.echo(f"{name}: {', '.join(named)}")
+    if len(readable) < len(paths):
+        raise DataError(failure)
 
 
 @click.command()
@@ -273,7 +288,7 @@ def predict(
 @opt.data_option
 @split_option
 @model_options
-@click.option("--out", type=opt.OUT_FILE, help="Also draw them to this PNG file.")
+@click.option("--out", type=opt.OUT_PNG, help="Also draw them to this PNG file.")
 @opt.as_json
 def misclassified(
     target: Path, split: str, out: Path | None, as_json: bool, **options: str | None

@@ -123,15 +123,19 @@ class OutPath(click.Path):
     """Place of an output, refused before anything is computed where it cannot be written.
 
     Args:
-        is_folder: Whether it is a folder, which is made if it is missing; else it is a file.
+        suffix: Suffix of the file that is written, such as ".png"; of a folder, which is made if it
+            is missing, "".
     """
 
-    def __init__(self, *, is_folder: bool) -> None:
-        super().__init__(file_okay=not is_folder, dir_okay=is_folder, path_type=Path)
+    def __init__(self, suffix: str = "") -> None:
+        super().__init__(file_okay=bool(suffix), dir_okay=not suffix, path_type=Path)
+        self.suffix = suffix
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Path:
         """Returns the path."""
         path = Path(super().convert(value, param, ctx))  # type: ignore[arg-type]
+        if self.suffix and path.suffix != self.suffix:
+            raise ConfigError(f"--out: expected a {self.suffix} file. Received: {path}")
         folder = path if self.dir_okay else path.parent
         nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
         reason = "" if os.access(nearest, os.W_OK) else "may not be written to"
@@ -140,7 +144,7 @@ class OutPath(click.Path):
         return path
 
 
-OUT_FILE, OUT_FOLDER = OutPath(is_folder=False), OutPath(is_folder=True)
+OUT_FOLDER, OUT_KERAS, OUT_PNG, OUT_HTML = map(OutPath, ("", ".keras", ".png", ".html"))
 
 
 class Choice(click.Choice[str]):

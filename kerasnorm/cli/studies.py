@@ -230,7 +230,7 @@ def _print_outcome(outcome: "Outcome", as_json: bool) -> None:
 @click.argument("paths", metavar="STUDY-OR-RUN…", nargs=-1, required=True, type=opt.PATH)
 @click.option(
     "--out",
-    type=opt.OUT_FILE,
+    type=opt.OUT_HTML,
     help="HTML file to write. By default report.html in the folder of the study or run, or in "
     "results/plots for several runs.",
 )

@@ -52,11 +52,13 @@ SHARED_NOTE = (
     "blocks: every unit sees all pixels that the pooling sees, and no later layer enlarges the "
     "field."
 )
+UNKNOWN_NOTE = "Behind {} no field is known. {}"
 OWN_NOTE = "Of a class of your own, and taken to leave the field as it is, like a norm: {}."
 # The published table of this network, C1 to GAP, for an image of 32x32.
 PUBLISHED_FIELDS = dict(
     zip(LAYER_LABELS.values(), (3, 5, 5, 6, 10, 14, 18, 18, 20, 24, 28, 32, 60), strict=False)
 )
+UNKNOWN = FeatureMap((), ())  # of what lies behind a layer whose field is not known
 PUBLISHED_NOTE = (
     "The published table (github.com/darshanvjani/ERA_vision_nlp_ai) adds 4 per convolution in the "
     "third block, where a 3x3 convolution at jump 4 adds 8: an arithmetic error."
@@ -73,11 +75,13 @@ class LayerRow:
         output_shape: Shape with the batch axis, None where it is not fixed: (None, H, W, C).
         parameters: Number of weights; 0 if the layer was called before, so that sums are correct.
         trainable_parameters: Number of weights that training changes.
-        before: Receptive fields of the units of the (first) input.
-        after: Receptive fields of the units of the output.
+        before: Receptive fields of the units of the (first) input, `UNKNOWN` behind a layer whose
+            field is not known.
+        after: Receptive fields of the units of the output, likewise.
         is_spatial: Whether the layer mixes or moves pixels: a convolution (1x1 too), a pooling, a
             padding, a cropping, or a dense layer over a whole map.
         is_own: Whether its class is the user's own, and it is taken for a norm.
+        reason: Why the field is not known, of a layer of whose inputs it is; else "".
     """
 
     name: str
@@ -89,10 +93,11 @@ class LayerRow:
     after: FeatureMap
     is_spatial: bool
     is_own: bool = False
+    reason: str = ""
 
     @property
     def receptive_field(self) -> int | list[int] | None:
-        """Pixels: a number if H and W agree, else [h, w]; None for a model without space."""
+        """Pixels: a number if H and W agree, else [h, w]; None without space or if unknown."""
         return self.after.receptive_field
 
     @property
@@ -104,13 +109,16 @@ class LayerRow:
 def layer_table(model: keras.Model) -> list[LayerRow]:
     """Returns one row per layer call of a model, inputs first, in topological order.
 
+    Behind a layer whose receptive field is not known, such as attention, or a sum of maps that do
+    not match, the rows have none; the `reason` of that layer's row says why.
+
     Args:
         model: Functional model, or built Sequential, with one input (N, H, W, C), (N, C, H, W),
             (N, L, C) and so on. The layers of submodels have rows too.
 
     Raises:
-        ConfigError: The model is subclassed or not built, has several inputs, holds a layer whose
-            receptive field is not known, or merges maps of different sizes.
+        ConfigError: The model is subclassed or not built, has several inputs, or mixes data
+            formats.
     """
     graph = functional_graph(model)
     if len(graph.inputs) != 1:
@@ -131,9 +139,12 @@ def receptive_field(model: keras.Model) -> list[LayerRow]:
         model: The same models as for `layer_table`.
 
     Raises:
-        ConfigError: The same errors as of `layer_table`.
+        ConfigError: The same errors as of `layer_table`; or the field of a layer is not known.
     """
-    return [row for row in layer_table(model) if row.is_spatial]
+    rows = layer_table(model)
+    if reason := next((row.reason for row in rows if row.reason), ""):
+        raise ConfigError(reason)
+    return [row for row in rows if row.is_spatial]
 
 
 class _Call(NamedTuple):
@@ -371,15 +382,17 @@ class _Walk:
         layer, (sources, tensors) = node.operation, zip(*inputs, strict=True)
         outputs = call_outputs(node, tensors)
         shape = outputs[0].shape
+        after, is_spatial, is_own, reason = UNKNOWN, False, may_be_own_norm(node), ""
         try:
-            is_own = may_be_own_norm(node)
-            rule = _elementwise if is_own else _rule(layer)
-            slices = self._slices(node) if rule is _sliced else None
-            after = rule(_Call(layer, sources, shape, self.spatial(shape), slices))
+            if all(source is not UNKNOWN for source in sources):
+                rule = _elementwise if is_own else _rule(layer)
+                slices = self._slices(node) if rule is _sliced else None
+                after = rule(_Call(layer, sources, shape, self.spatial(shape), slices))
+                moves = rule in (_dense, _sliced) and after != sources[0]
+                is_spatial = rule in SPATIAL_RULES or moves
         except ConfigError as error:
-            raise ConfigError(f"The receptive field of layer {name!r}: {error}") from None
-        is_spatial = rule in SPATIAL_RULES or (rule in (_dense, _sliced) and after != sources[0])
-        self._add(name, layer, shape, sources[0], after, is_spatial, is_own)
+            reason = f"The receptive field of layer {name!r}: {error}"
+        self._add(name, layer, shape, sources[0], after, is_spatial, is_own, reason)
         return [(after, tensor) for tensor in outputs]
 
     def _add(self, name: str, layer: Any, shape: tuple[int | None, ...], *rest: Any) -> None:
@@ -469,6 +482,7 @@ def _notes(rows: Sequence[LayerRow]) -> list[str]:
         notes.append(BOUND_NOTE)
     if merged := next((row.name for row in rows if row.after.is_shared), None):
         notes.append(SHARED_NOTE.format(merged))
+    notes += [UNKNOWN_NOTE.format(row.name, row.reason) for row in rows if row.reason]
     if own := sorted({row.type for row in rows if row.is_own}):
         notes.append(OWN_NOTE.format(", ".join(own)))
     return notes
@@ -478,10 +492,10 @@ def layers_to_json(rows: Sequence[LayerRow]) -> list[dict[str, Any]]:
     """Returns one dict per layer, ready for JSON.
 
     Keys: name, type, output_shape (null where a size is not fixed), parameters, receptive_field
-    and jump (a number if height and width agree, else [h, w]; null for a model without space),
-    is_bound (whether units may see less than receptive_field), and is_shared (whether every unit
-    sees the same pixels, because the map was merged with the result of a global pooling: no later
-    layer enlarges the receptive field).
+    and jump (a number if height and width agree, else [h, w]; null for a model without space, and
+    from a layer on whose field is not known), is_bound (whether units may see less than
+    receptive_field), and is_shared (whether every unit sees the same pixels, because the map was
+    merged with the result of a global pooling: no later layer enlarges the receptive field).
     """
     keys = ("name", "type", "output_shape", "parameters", "receptive_field", "jump")
     return [

@@ -36,6 +36,16 @@ if TYPE_CHECKING:
     from kerasnorm.engines.base import Engine
 
 logger = logging.getLogger(__name__)
+UNFIT_CALLBACKS = {  # of Keras, each with the reason
+    "BackupAndRestore": (
+        "puts other weights in place of those that the run starts or resumes with. Leave it out: "
+        "runs are saved after each epoch, and resumed with resume='auto'."
+    ),
+    "SwapEMAWeights": (
+        "needs an optimizer that averages weights (use_ema=True), which no config makes. Leave it "
+        "out."
+    ),
+}
 
 
 def fit(
@@ -145,7 +155,7 @@ def _checked(callbacks: Iterable[Any]) -> "list[keras.callbacks.Callback]":
     """Returns the callbacks of a call of `fit`.
 
     Raises:
-        ConfigError: One of them is no Keras callback.
+        ConfigError: One of them is no Keras callback, or one of those in `UNFIT_CALLBACKS`.
     """
     import keras
 
@@ -154,6 +164,9 @@ def _checked(callbacks: Iterable[Any]) -> "list[keras.callbacks.Callback]":
     found = list(callbacks)
     is_right = all(isinstance(one, keras.callbacks.Callback) for one in found)
     expect(is_right, "callbacks", expected, found)
+    for name, reason in UNFIT_CALLBACKS.items():
+        if any(isinstance(one, getattr(keras.callbacks, name)) for one in found):
+            raise ConfigError(f"callbacks: {name} {reason}")
     return found
 
 

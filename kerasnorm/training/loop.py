@@ -197,6 +197,10 @@ class Training:
             taken = int(keras.ops.convert_to_numpy(self.engine.model.optimizer.iterations))
             self.callbacks.on_train_end(logs)
             self._finish(taken)
+        except BaseException as error:
+            if self.logs:
+                self.logs.stop(has_failed=isinstance(error, Exception))
+            raise
         finally:
             self.progress.finish()
 

@@ -69,6 +69,48 @@ def test_a_batch_statistic_of_an_own_class_is_found_by_its_name():
     assert "24 x N" in to_text(norms_table([row]))
 
 
+class Squared(layers.Layer):
+    def call(self, x):
+        return ops.square(x)
+
+
+class Mixed(layers.Layer):
+    """Convolves: its kernel says that it is no norm."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(3, 3, shape[-1], shape[-1]))
+
+    def call(self, x):
+        return ops.conv(x, self.kernel, padding="same")
+
+
+class NoConfig(layers.Layer):
+    """Cannot be made anew, because it has no config that holds its function."""
+
+    def __init__(self, statistic, **options):
+        super().__init__(**options)
+        self.statistic = statistic
+
+    def call(self, x):
+        return x - self.statistic(x, axis=(1, 2), keepdims=True)
+
+
+def test_layers_of_the_users_own_are_listed_if_their_values_share_something(caplog):
+    pixels = keras.Input((6, 4, 8))
+    x = Squared()(layers.Activation("relu")(OfHalves(name="mine")(Mixed()(pixels))))
+    x = layers.BatchNormalization(name="bn")(layers.Dropout(0.5)(x))
+    rows = norm_rows(keras.Model(pixels, x))
+    assert [(row.name, row.over, row.is_observed) for row in rows] == [
+        ("mine", "H, W, 2 groups of 4 channels", True),
+        ("bn", "N, H, W", False),
+    ]
+    assert not caplog.records
+    rows = norm_rows(keras.Model(pixels, NoConfig(ops.mean, name="odd")(x)))
+    assert [row.name for row in rows] == ["mine", "bn"]
+    assert "odd (NoConfig) is not listed, although it may be a norm: " in caplog.text
+    assert "raised NotImplementedError: " in caplog.text
+
+
 class MyBatchNorm(layers.BatchNormalization):
     pass
 

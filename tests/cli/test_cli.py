@@ -17,7 +17,7 @@ from PIL import Image
 from kerasnorm import runtime
 from kerasnorm.cli import app
 from kerasnorm.config import LOGGERS
-from kerasnorm.errors import RunFolderError
+from kerasnorm.errors import ConfigError, RunFolderError
 from kerasnorm.formats import FORMATS
 from kerasnorm.formats.archive import SavedModel
 from kerasnorm.runtime import installed_backends
@@ -109,6 +109,37 @@ def test_predict_names_a_class_for_each_image(trained, tmp_path):
     assert len(answer[0]["classes"]) == 10
     assert abs(sum(entry["confidence"] for entry in answer[0]["classes"]) - 1) < 1e-5
     assert "red.png" in call("predict", trained, tmp_path / "red.png")[0]
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_predict_answers_for_the_images_that_can_be_read_and_names_the_others(
+    form, trained, tmp_path
+):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("a", "c"):
+        Image.new("RGB", (8, 8), (200, 10, 10)).save(folder / f"{name}.png")
+    whole = (folder / "a.png").read_bytes()
+    damaged = {"b.png": whole[:-30], "d.png": b"", "e.jpg": b"no image"}
+    for name, content in damaged.items():
+        (folder / name).write_bytes(content)
+    out, err = call("predict", trained, folder, *form, code=3)
+    good = [str(folder / name) for name in ("a.png", "c.png")]
+    named = [answer["image"] for answer in json.loads(out)] if form else out.splitlines()
+    assert [line.partition(": ")[0] for line in named] == good
+    *lines, last = err.splitlines()
+    assert [
+        name for name in damaged if sum(f"{folder / name}: " in line for line in lines) == 1
+    ] == [*damaged]
+    assert last == "kerasnorm: 3 of 5 images cannot be read, see above."
+    for name in ("a.png", "c.png"):
+        (folder / name).unlink()
+    out, err = call("predict", trained, folder, *form, code=3)
+    assert (out, err.splitlines()[-1]) == (
+        "",
+        "kerasnorm: 3 of 3 images cannot be read, see above.",
+    )
+    assert "see above" not in call("predict", trained, folder / "b.png", *form, code=3)[1]
 
 
 def test_misclassified_lists_and_draws(trained, tmp_path):
@@ -266,13 +297,22 @@ def takes_out():
 def test_an_output_that_cannot_be_written_is_refused_before_anything_is_computed(option, tmp_path):
     """`fit` and `compare`, whose folder may be there, have checks of their own."""
     (tmp_path / "file").write_text("x")
-    good = tmp_path / "new" / "folder" / "out"
+    name = f"out{option.type.suffix}"
+    good = tmp_path / "new" / "folder" / name
     assert option.type.convert(str(good), option, None) == good
-    for bad in (tmp_path / "file" / "out", tmp_path / "file" / "new" / "out"):
+    for bad in (tmp_path / "file" / name, tmp_path / "file" / "new" / name):
         message = f"{bad}: {tmp_path / 'file'} is a file.*Choose another --out"
         with pytest.raises(RunFolderError, match=message):
             option.type.convert(str(bad), option, None)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("option", [p for p in takes_out() if p.values[0].type.file_okay])
+@pytest.mark.parametrize("name", ["out", "out.jpg", "out.pdf", "out.h5", "out.png.svg", ".png"])
+def test_a_file_of_another_kind_than_the_command_writes_is_refused(option, name, tmp_path):
+    assert option.type.suffix in {".png", ".html", ".keras"}
+    with pytest.raises(ConfigError, match=rf"^--out: expected a \{option.type.suffix} file\."):
+        option.type.convert(str(tmp_path / name), option, None)
 
 
 @pytest.mark.parametrize("command", ["robustness", "statistics", "landscape"])

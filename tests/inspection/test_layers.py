@@ -1,6 +1,7 @@
 """The walk over a model's graph: against published numbers, its corners and its refusals."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from keras import Sequential, layers
 
 from kerasnorm.config import LAYER_LABELS
 from kerasnorm.errors import ConfigError
+from kerasnorm.inspection.graph import functional_graph, nodes
 from kerasnorm.inspection.layers import (
     layer_table,
     layers_to_json,
@@ -215,6 +217,12 @@ def refused(make: Callable[[object], object], size: int | None = 8) -> Callable[
     return build
 
 
+def attention(pixels: object) -> object:
+    x = layers.Reshape((64, 2), name="flat")(conv(pixels, padding="same"))
+    x = layers.Add()([x, layers.MultiHeadAttention(2, 4)(x, x)])
+    return conv(layers.Reshape((8, 8, 2))(x))
+
+
 def two_inputs() -> keras.Model:
     a, b = keras.Input((8, 8, 2), name="a"), keras.Input((8, 8, 2), name="b")
     return keras.Model([a, b], layers.Add()([a, b]))
@@ -270,43 +278,73 @@ def test_behind_an_enlargement_fields_are_bounds_and_jumps_may_be_fractions() ->
     assert "an upper bound" in text
 
 
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (refused(Unknown(name="odd")), "layer 'odd'.*Received: Unknown.*a part of"),
-        (refused(layers.Permute((2, 1, 3))), "Received: Permute"),
-        (refused(lambda x: keras.ops.transpose(x, (0, 2, 1, 3))), "Received: Transpose"),
-        (refused(layers.Reshape((16, 4, 2))), r"\[8, 8\] to \[16, 4\]"),
-        (refused(lambda x: layers.Concatenate(1)([x, x])), "concatenate channels.*axis=1"),
-        (refused(layers.AdaptiveMaxPooling2D(2)), r"Received: \[2, 2\]"),
-        (refused(lambda x: x[:, ::-1]), r"goes forward.*Received: slice\(None, None, -1\)"),
-        (refused(lambda x: x[:, 4]), "Expected slices.*another subscript"),
-        (refused(lambda x: x[0:1, :]), "Expected slices.*another subscript"),
-        (refused(lambda x: layers.Flatten()(x)[:, :9]), "not flattened.*another subscript"),
-        (
-            refused(
-                lambda x: layers.Add(name="sum")(
-                    [conv(x, 2, strides=2), conv(conv(x), 3)]  # both 4x4, of jumps 2 and 1
-                )
-            ),
-            r"layer 'sum'.*one jump.*\[1, 2\]",
+UNKNOWN = [
+    (refused(Unknown(name="odd")), "layer 'odd'.*Received: Unknown.*a part of"),
+    (refused(layers.Permute((2, 1, 3))), "Received: Permute"),
+    (refused(lambda x: keras.ops.transpose(x, (0, 2, 1, 3))), "Received: Transpose"),
+    (refused(layers.Reshape((16, 4, 2))), r"\[8, 8\] to \[16, 4\]"),
+    (refused(lambda x: layers.Concatenate(1)([x, x])), "concatenate channels.*axis=1"),
+    (refused(layers.AdaptiveMaxPooling2D(2)), r"Received: \[2, 2\]"),
+    (refused(lambda x: x[:, ::-1]), r"goes forward.*Received: slice\(None, None, -1\)"),
+    (refused(lambda x: x[:, 4]), "Expected slices.*another subscript"),
+    (refused(lambda x: x[0:1, :]), "Expected slices.*another subscript"),
+    (refused(lambda x: layers.Flatten()(x)[:, :9]), "not flattened.*another subscript"),
+    (
+        refused(
+            lambda x: layers.Add(name="sum")(
+                [conv(x, 2, strides=2), conv(conv(x), 3)]  # both 4x4, of jumps 2 and 1
+            )
         ),
-        (refused(layers.GlobalMaxPooling2D(), None), "fixed input shape"),
-        (
-            refused(lambda x: layers.MaxPooling2D(data_format="channels_first")(conv(x))),
-            "channels_first and channels_last",
-        ),
-        (two_inputs, "one input.*inputs a, b"),
-        (lambda: Sequential([layers.Conv2D(2, 3)]), "has been built.*Received: Sequential"),
-        (Subclassed, "Received: Subclassed"),
-        (refused(Subclassed()), "Received: Subclassed"),
-    ],
-)
+        r"layer 'sum'.*one jump.*\[1, 2\]",
+    ),
+    (refused(layers.GlobalMaxPooling2D(), None), "fixed input shape"),
+    (refused(attention), r"layer 'flat'.*\[8, 8\] to \[64\]"),
+]
+REFUSED = [
+    (
+        refused(lambda x: layers.MaxPooling2D(data_format="channels_first")(conv(x))),
+        "channels_first and channels_last",
+    ),
+    (two_inputs, "one input.*inputs a, b"),
+    (lambda: Sequential([layers.Conv2D(2, 3)]), "has been built.*Received: Sequential"),
+    (Subclassed, "Received: Subclassed"),
+    (refused(Subclassed()), "Received: Subclassed"),
+]
+
+
+@pytest.mark.parametrize(("build", "message"), [*UNKNOWN, *REFUSED])
 def test_refusals_name_the_layer_and_the_reason(
     build: Callable[[], keras.Model], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
+        receptive_field(build())
+
+
+@pytest.mark.parametrize("build", [build for build, _ in REFUSED])
+def test_models_without_one_graph_of_images_have_no_table(build: Callable[[], keras.Model]) -> None:
+    with pytest.raises(ConfigError):
         layer_table(build())
+
+
+@pytest.mark.parametrize(("build", "message"), UNKNOWN)
+def test_behind_a_layer_of_unknown_field_the_summary_has_all_but_fields(
+    build: Callable[[], keras.Model], message: str
+) -> None:
+    model = build()
+    rows = layer_table(model)
+    assert [row.output_shape for row in rows] == [
+        node.outputs[0].shape for node in nodes(functional_graph(model))
+    ]
+    assert sum(row.parameters for row in rows) == model.count_params()
+    (first,) = (number for number, row in enumerate(rows) if row.reason)
+    assert [row.receptive_field is None for row in rows] == [
+        number >= first for number in range(len(rows))
+    ]
+    table = summary_table(rows)
+    assert {line[-2:] for line in table.rows[first:]} == {("-", "-")}
+    (note,) = (note for note in table.notes if note.startswith(f"Behind {rows[first].name} no "))
+    assert re.search(message, note)
+    assert {layer["jump"] for layer in layers_to_json(rows)[first:]} == {None}
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -87,6 +87,42 @@ def test_hooks_come_as_from_fit_whichever_of_them_stops_the_training(engine, sto
     assert ours.in_words_of_keras() == theirs.in_words_of_keras()
 
 
+class OwnBackup(keras.callbacks.BackupAndRestore):
+    pass
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        keras.callbacks.BackupAndRestore,
+        OwnBackup,
+        lambda path: keras.callbacks.SwapEMAWeights(),
+        lambda path: keras.callbacks.SwapEMAWeights(swap_on_epoch=True),
+    ],
+)
+def test_callbacks_of_keras_that_cannot_do_their_work_in_a_run_are_refused(make, tmp_path):
+    with pytest.raises(ConfigError, match=r"^callbacks: (BackupAnd|SwapEMA).*Leave it out"):
+        tiny.train(tiny.config(), out=tmp_path / "run", callbacks=[make(tmp_path / "backup")])
+    assert not [*tmp_path.iterdir()]
+
+
+class Opens(keras.callbacks.CSVLogger):
+    """A class of the user's own with an open file."""
+
+
+def test_only_of_the_users_own_callbacks_it_is_said_what_is_not_restored(tmp_path, caplog):
+    config = tiny.config(epochs=1, schedule="constant")
+    for kind in (keras.callbacks.CSVLogger, Opens):
+        place = tmp_path / kind.__name__
+        for options in ({"config": config, "out": place}, {"resume": place, "epochs": 2}):
+            log = kind(tmp_path / f"{kind.__name__}.csv", append=True)
+            tiny.train(**options, callbacks=[log])
+        lines = (tmp_path / f"{kind.__name__}.csv").read_text().splitlines()
+        assert [line.partition(",")[0] for line in lines] == ["epoch", "0", "1"]
+    warned = [text for text in caplog.messages if "could not be restored" in text]
+    assert [text.partition(":")[0] for text in warned] == ["Opens"]
+
+
 CHANGES = {
     "compiled the model again": lambda model: model.compile(model.optimizer, model.loss),
     "replaced the optimizer": lambda model: setattr(model, "optimizer", keras.optimizers.SGD()),

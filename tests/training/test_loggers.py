@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import json
 import os
 import pkgutil
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import types
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -24,6 +26,7 @@ import kerasnorm
 from kerasnorm import config
 from kerasnorm.config import flatten
 from kerasnorm.errors import MissingPackageError
+from kerasnorm.signals import Terminated
 from kerasnorm.study.plan import StudyPlan
 from kerasnorm.study.study import check
 from kerasnorm.training import run_folder
@@ -228,6 +231,34 @@ def test_mlflow_uses_the_store_and_the_experiment_of_the_user(
     assert found.info.run_name == "mine"
     assert [path.name for path in (tmp_path / "mine/mlflow").iterdir()] == ["run.json"]
     assert len([*(tmp_path / "artifacts").iterdir()]) == 1
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(KeyboardInterrupt, "KILLED"), (Terminated, "KILLED"), (ArithmeticError, "FAILED")],
+)
+def test_mlflow_tells_which_runs_were_stopped_and_which_are_running(
+    error, status, logged, tmp_path, monkeypatch, one_plot
+):
+    store = f"sqlite:///{logged.path}/mlflow/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    client, statuses = mlflow.MlflowClient(store), []
+
+    def act(index, logs, error=None):
+        found = json.loads((tmp_path / "run/mlflow/run.json").read_text())
+        statuses.append(client.get_run(found["run"]).info.status)
+        if error is not None:
+            raise error
+
+    stop = keras.callbacks.LambdaCallback(on_epoch_end=partial(act, error=error()))
+    with pytest.raises(error):
+        tiny.train(tiny.config(epochs=1, log=["mlflow"]), out=tmp_path / "run", callbacks=[stop])
+    act(0, {})
+    see = keras.callbacks.LambdaCallback(on_epoch_end=act)
+    tiny.train(resume=tmp_path / "run", callbacks=[see])
+    act(0, {})
+    assert statuses == ["RUNNING", status, "RUNNING", "FINISHED"]
 
 
 def rows(*accuracies):

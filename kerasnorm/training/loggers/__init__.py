@@ -49,6 +49,11 @@ class RunLogs:
             if name not in self.failed:
                 self._try(name, lambda log: log.write(rows, details))
 
+    def stop(self, *, has_failed: bool) -> None:
+        """Notes in the logs that the run ends early, see `RunLog.stop`."""
+        for name in self.opened.keys() - self.failed:
+            self._try(name, lambda log: log.stop(has_failed=has_failed))
+
     def finish(self, run: "Run") -> None:
         """Writes the results of the finished run, and what a log that had failed lacks."""
 

@@ -96,6 +96,10 @@ class TrackedRun:
                 self.client.log_batch(self.id, metrics)
                 self.logged |= {(name, step) for name in missing}
 
+    def stop(self, *, has_failed: bool) -> None:
+        """Ends the MLflow run, which is running again when the run is resumed."""
+        self.client.set_terminated(self.id, status="FAILED" if has_failed else "KILLED")
+
     def finish(self, run: "Run") -> None:
         """Logs the model, the files and the plots of the run, and ends it."""
         from kerasnorm.training.run_folder import CONFIG, HISTORY, METRICS, MODEL

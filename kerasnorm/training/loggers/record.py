@@ -41,6 +41,9 @@ class RunLog(Protocol):
             details: Details of the last of them, which has just been trained.
         """
 
+    def stop(self, *, has_failed: bool) -> None:
+        """Notes that the run ends before its last epoch: by an error, or else by a signal."""
+
     def finish(self, run: "Run") -> None:
         """Writes the results and the plots of a finished run."""
 

@@ -49,6 +49,9 @@ class EventFiles:
             elif not file.exists():
                 _save(file, _scalars(row))
 
+    def stop(self, *, has_failed: bool) -> None:
+        """Does nothing: event files have no end."""
+
     def finish(self, run: "Run") -> None:
         """Writes the plots of the run."""
         _save(self.folder / (PREFIX + RESULTS), _images(run))
