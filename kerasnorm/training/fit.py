@@ -376,10 +376,12 @@ def _note_shard_statistics(config: Config, model: "keras.Model", group: ProcessG
     """Warns where a norm's statistics should be those of a batch and are those of a shard."""
     import keras
 
+    from kerasnorm.layers import leaves
+
     record, is_alone = NORMS[config.model.norm], group.size == 1 and group.strategy is None
     if is_alone or 0 not in record.axes or not group.is_first:
         return
-    is_bn = any(isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers)
+    is_bn = any(isinstance(layer, keras.layers.BatchNormalization) for layer in leaves(model))
     if not is_bn:
         logger.warning(
             f"norm {record.name}: each process or device computes the statistics over its own "
