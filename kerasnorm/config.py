@@ -76,7 +76,7 @@ RENAMED_ARGUMENTS = {"monitor": "progress", "reporter": "progress"}  # of functi
 # Fields that a later version added: at their default they do not count in a config's hash, so that
 # checkpoints of earlier versions are resumed.
 ADDED = ("image_size", "resize", "network", "pretrained", "new_head", "fused", "log")
-UNCOMPARED = ("device", "log")  # what they say changes nothing that a run computes
+UNCOMPARED = ("device", "devices", "log")  # what they say changes nothing that a run computes
 AUGMENTATIONS = ("flip", "alternating_flip", "translate", "shift_scale_rotate", "cutout", "gray")
 # Fields of a model that all networks read; the others are those of the built-in one.
 EVERY_NETWORK = (
@@ -414,6 +414,11 @@ class Config:
     data: DataConfig
     train: TrainConfig
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The recipe and the fields of all sections, by name; `resolve` makes the config again."""
+        return {name: field_value(self, name) for name in ("recipe", *SETTINGS)}
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the config as nested dicts of plain values, ready for TOML and JSON."""
         document: dict[str, Any] = {"recipe": self.recipe}
@@ -423,8 +428,8 @@ class Config:
         return document
 
     def hash(self) -> str:
-        """Returns 12 hexadecimal digits that change when any field but devices and log changes."""
-        plain = self.replace(device="auto", devices=1, log=())
+        """Returns 12 hexadecimal digits that change when any field but `UNCOMPARED` changes."""
+        plain = self.replace(**{name: SETTINGS[name].field.default for name in UNCOMPARED})
         document = plain.to_dict()
         for section, field in (SETTINGS[name] for name in ADDED):
             if getattr(getattr(plain, section), field.name) == field.default:
@@ -580,7 +585,7 @@ def _recipe_values(recipe: str) -> tuple[dict[str, Any], dict[str, dict[str, Any
     document = _recipe_document(recipe)
     common = {name: values for name, values in document.items() if name != "norms"}
     by_norm = {norm: flatten(values) for norm, values in document.get("norms", {}).items()}
-    return flatten(build_config(recipe, flatten(common)).to_dict()), by_norm
+    return build_config(recipe, flatten(common)).fields, by_norm
 
 
 def value_word(value: Any) -> str:

@@ -1,13 +1,14 @@
 """The config: recipes, overrides, checks, TOML and hash."""
 
 import dataclasses
+import json
 import tomllib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kerasnorm.config import RECIPES, SECTIONS, SETTINGS, resolve, to_toml
+from kerasnorm.config import RECIPES, SECTIONS, SETTINGS, UNCOMPARED, resolve, to_toml
 from kerasnorm.errors import ConfigError
 from kerasnorm.norms import NORMS
 
@@ -146,9 +147,17 @@ def test_nor_by_a_files_group_count():
     assert resolve({}, written).model.groups == 2
 
 
-@pytest.mark.parametrize("field", [{"device": "cpu"}, {"log": ["mlflow"]}])
+@pytest.mark.parametrize("field", [{"device": "cpu"}, {"devices": 2}, {"log": ["mlflow"]}])
 def test_a_field_that_changes_no_number_does_not_change_the_hash(field):
     assert resolve(field).hash() == resolve().hash()
+    assert {*field} <= {*UNCOMPARED}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_fields_of_a_config_make_it_again(recipe):
+    config = resolve({"recipe": recipe, "norm": "ln", "seed": 3, "log": ["mlflow"]})
+    assert resolve(config.fields) == resolve(json.loads(json.dumps(config.fields))) == config
+    assert config.fields.keys() == {"recipe", *SETTINGS}
 
 
 def test_loggers_are_a_list_and_one_may_be_given_alone():

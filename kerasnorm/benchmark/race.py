@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kerasnorm.config import BACKENDS, Config, flatten
+from kerasnorm.config import BACKENDS, Config
 from kerasnorm.errors import KerasnormError
 from kerasnorm.json_process import JsonProcess, ProcessEndedError
 from kerasnorm.norms import NORMS
@@ -95,14 +95,13 @@ def race(
         images: Number of images in an epoch; a round is one epoch.
         rounds: Number of rounds that are timed.
     """
-    values = {"recipe": config.recipe} | flatten(config.to_dict())
     workers: list[tuple[JsonProcess, Result]] = []
     with ExitStack() as stack:
         for name in contenders:
             worker = stack.enter_context(JsonProcess("kerasnorm.benchmark.worker"))
             result = Result(config.model.norm, config.train.backend, name)
             try:
-                _ask(worker, name, "prepare", name=name, images=images, config=values)
+                _ask(worker, name, "prepare", name=name, images=images, config=config.fields)
                 result.first_step = _ask(worker, name, "train")["first_step"]
                 _ask(worker, name, "predict")
             except KerasnormError as error:

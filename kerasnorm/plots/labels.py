@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kerasnorm.config import SETTINGS, Config, field_value
+from kerasnorm.config import SETTINGS, Config, field_value, value_word
 from kerasnorm.norms import NORMS, owner
 
 if TYPE_CHECKING:
@@ -101,12 +101,8 @@ def _field_text(name: str, value: Any) -> str:
 
 
 def value_text(value: Any) -> str:
-    """Returns the value of a field as text: "true", "16 16 12", "0.05"."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return " ".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    """Returns the value of a field as it is typed, but numbers in short: "16,16,12", "0.05"."""
+    return f"{value:g}" if isinstance(value, float) else value_word(value)
 
 
 def value_texts(values: Sequence[Any]) -> list[str]:
@@ -116,5 +112,5 @@ def value_texts(values: Sequence[Any]) -> list[str]:
     (['0.01', '0.0282843'], ['0.01', '0.0100000001'])
     """
     short = [value_text(value) for value in values]
-    exact = [str(value) if isinstance(value, float) else value_text(value) for value in values]
+    exact = [value_word(value) for value in values]
     return short if len(set(short)) == len(set(exact)) else exact

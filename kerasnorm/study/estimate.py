@@ -8,7 +8,7 @@ from statistics import fmean
 from time import monotonic
 
 from kerasnorm import runtime
-from kerasnorm.config import SETTINGS, Config, flatten
+from kerasnorm.config import SETTINGS, Config
 from kerasnorm.errors import ConfigError, DataError, KerasnormError
 from kerasnorm.json_process import JsonProcess
 from kerasnorm.study import probe
@@ -121,10 +121,9 @@ def _measured(config: Config, jobs: int) -> Cost | None:
 
 def _probed(config: Config, jobs: int) -> Cost:
     environment = runtime.subprocess_environment(max(1, runtime.cores() // jobs))
-    values = {"recipe": config.recipe} | flatten(config.to_dict())
     with JsonProcess(probe.MODULE, environment=environment) as process:
         begun = monotonic()
-        warm = process.ask({"task": "prepare", "config": values})
+        warm = process.ask({"task": "prepare", "config": config.fields})
         prepared = monotonic() - begun
         found = process.ask({"task": "measure"})
     # The steps of the start are a part of the run's first epoch too.

@@ -21,7 +21,6 @@ from kerasnorm.config import (
     Config,
     DataConfig,
     ModelConfig,
-    flatten,
     unknown,
 )
 from kerasnorm.data import Dataset, load, prepare
@@ -552,10 +551,9 @@ def check_networks(configs: Iterable[Config], describe: Describe) -> None:
             made.add(key)
             if backend not in by_backend:
                 by_backend[backend] = processes.enter_context(JsonProcess(probe.MODULE))
-            values = {"recipe": config.recipe} | flatten(config.to_dict())
             sizes = {"image_shape": dataset.image_shape, "classes": len(dataset.class_names)}
             try:
-                task = {"task": "build", "config": values, "sizes": sizes}
+                task = {"task": "build", "config": config.fields, "sizes": sizes}
                 if note := by_backend[backend].ask(task)["note"]:
                     logger.warning(note)
             except CorruptFileError as error:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kerasnorm import runtime
-from kerasnorm.config import Config, config_of_call, flatten
+from kerasnorm.config import UNCOMPARED, Config, config_of_call
 from kerasnorm.data import Dataset, prepare
 from kerasnorm.data.augment import Augmentation
 from kerasnorm.data.batches import Batches
@@ -260,9 +260,8 @@ def _resumed_config(saved: Config, wanted: Config, *, may_move: bool) -> Config:
         may_move: Whether the run recorded what its data held, so that data at another place can be
             compared with them.
     """
-    before = flatten(saved.to_dict()) | {"recipe": saved.recipe}
-    after = flatten(wanted.to_dict()) | {"recipe": wanted.recipe}
-    allowed = {"device", "devices", "log"} | ({"data"} if may_move else set())
+    before, after = saved.fields, wanted.fields
+    allowed = {*UNCOMPARED} | ({"data"} if may_move else set())
     if after["data"] == "auto" or locate(after["data"]) == locate(before["data"]):
         after["data"] = before["data"]
     if has_open_end(saved.train) and after["epochs"] > before["epochs"]:
@@ -276,8 +275,7 @@ def _resumed_config(saved: Config, wanted: Config, *, may_move: bool) -> Config:
             f"Received: {name}={after[name]!r}. Start a new run for it."
             + (" Only a constant schedule takes more epochs." if name == "epochs" else "")
         )
-    kept = {name: after[name] for name in ("device", "devices", "epochs", "log")}
-    return saved.replace(**kept, data=after["data"])
+    return saved.replace(**{name: after[name] for name in allowed})
 
 
 @contextmanager
@@ -389,10 +387,12 @@ def _note_shard_statistics(config: Config, model: "keras.Model", group: ProcessG
     """Warns where a norm's statistics should be those of a batch and are those of a shard."""
     import keras
 
+    from kerasnorm.layers import leaves
+
     record, is_alone = NORMS[config.model.norm], group.size == 1 and group.strategy is None
     if is_alone or 0 not in record.axes or not group.is_first:
         return
-    is_bn = any(isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers)
+    is_bn = any(isinstance(layer, keras.layers.BatchNormalization) for layer in leaves(model))
     if not is_bn:
         logger.warning(
             f"norm {record.name}: each process or device computes the statistics over its own "

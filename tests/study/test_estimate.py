@@ -69,9 +69,8 @@ def test_what_cannot_be_measured_has_no_time(monkeypatch, caplog):
 def test_a_probe_trains_on_the_data_of_the_run(monkeypatch, engine):
     monkeypatch.setattr("kerasnorm.study.probe.SECONDS", 0.0)
     config = tiny.config(engine=engine, validation=5).replace(epochs=1)
-    values = {"recipe": config.recipe, **estimate.flatten(config.to_dict())}
     probe = Probe()
-    warm = probe.answer({"task": "prepare", "config": values})
+    warm = probe.answer({"task": "prepare", "config": config.fields})
     data = tiny.dataset()
     steps = -(-(len(data.train) - 5) // config.train.batch_size)
     assert warm == {"steps": min(steps, 8), "images": len(data.test)}

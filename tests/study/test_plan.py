@@ -222,6 +222,7 @@ def test_vary_takes_any_field():
         ("seed=1", "--seeds"),
         ("recipe=nope", "best"),
         ("log=mlflow", "changes nothing that a run computes: --log"),
+        ("devices=1,2", "changes nothing that a run computes: --devices"),
     ],
 )
 def test_a_bad_vary_is_refused(text, named):

@@ -53,7 +53,7 @@ class TensorFlowEngine(NativeEngine):
         super().__init__(model, batches, config, group)
         self.strategy = self.group.strategy
         if self.strategy is not None:
-            for layer in model.layers:
+            for layer in self._layers():
                 if isinstance(layer, keras.layers.BatchNormalization):
                     layer.synchronized = config.bn_sync == "on"
         on_gpu = bool(tf.config.get_visible_devices("GPU"))

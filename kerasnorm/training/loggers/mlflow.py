@@ -59,15 +59,14 @@ class TrackedRun:
         from mlflow.entities import Param
         from mlflow.environment_variables import MLFLOW_EXPERIMENT_NAME
 
-        from kerasnorm.config import flatten, value_word
+        from kerasnorm.config import value_word
 
         name = MLFLOW_EXPERIMENT_NAME.get() or EXPERIMENT
         found = self.client.get_experiment_by_name(name)
         place = None if store else self.artifacts
         experiment = found.experiment_id if found else self.client.create_experiment(name, place)
         run: str = self.client.create_run(experiment, run_name=path.resolve().name).info.run_id
-        fields = {"recipe": config.recipe} | flatten(config.to_dict())
-        params = [Param(name, value_word(value)) for name, value in fields.items()]
+        params = [Param(name, value_word(value)) for name, value in config.fields.items()]
         self.client.log_batch(run, params=params)
         return run
 

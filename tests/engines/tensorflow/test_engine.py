@@ -15,7 +15,8 @@ from keras import layers
 
 from kerasnorm.engines.tensorflow.engine import TensorFlowEngine, inference, predict
 from kerasnorm.engines.tensorflow.lowering import CLEARED, HASHED, LoweredModel
-from kerasnorm.training.fit import make_engine
+from kerasnorm.process_group import ProcessGroup
+from kerasnorm.training.fit import make_batches, make_engine
 
 pytestmark = [pytest.mark.backend("tensorflow"), pytest.mark.usefixtures("compiled")]
 
@@ -190,3 +191,19 @@ def test_raw_images_are_cast_to_the_inputs_type(form, dtype):
     received = LoweredModel(model, is_compiled=False)(tf.constant(pixels), *none)
     expected = model(pixels, training=True).numpy().astype(np.float32)
     assert np.allclose(received.numpy().astype(np.float32), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("bn_sync", ["on", "off"])
+def test_batch_norms_of_several_devices_are_synchronized_in_models_too(bn_sync, depth):
+    config, data, group = tiny.config(bn_sync=bn_sync), tiny.dataset(), ProcessGroup()
+    group.strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
+    with group.scope():
+        norm = layers.BatchNormalization(synchronized=bn_sync == "off")
+        inner = norm
+        for _ in range(depth):
+            inner = keras.Sequential([keras.Input(data.image_shape), inner])
+        model = keras.Sequential([keras.Input(data.image_shape), inner, layers.Flatten(),
+                                  layers.Dense(10)])  # fmt: skip
+        TensorFlowEngine(model, make_batches(config, data), config.train, group)
+    assert norm.synchronized == (bn_sync == "on")
