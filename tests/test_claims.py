@@ -44,7 +44,7 @@ GROUPS = {f"g{n}": {"norm": "gn", "groups": n} for n in (1, 2, 4, 8, 16)}
 SIZES = {
     f"{norm}{size}": {"norm": norm, "batch_size": size}
     for norm in ("bn", "gn")
-    for size in (2, 4, 8, 16, 32, 128, 512)
+    for size in (2, 4, 8, 16, 32, 64, 128, 256, 512)
 }
 KERNELS = {
     f"{norm}{name}": {"norm": norm, "weight_standardization": value}
@@ -93,7 +93,10 @@ CLAIMS = [
         {name: row for name, row in SIZES.items() if row["batch_size"] >= 8},
         ", ".join(
             f"{{bn{size}.test:.1f}} and {{gn{size}.test:.1f}} % {of}{size}"
-            for size, of in ((8, "in batches of "), *((n, "of ") for n in (16, 32, 128, 512)))
+            for size, of in (
+                (8, "in batches of "),
+                *((n, "of ") for n in (16, 32, 64, 128, 256, 512)),
+            )
         ),
     ),
     Claim(
@@ -150,7 +153,9 @@ def test_who_is_ahead_at_which_batch_size_is_what_the_studies_say():
         8,
         16,
         32,
+        64,
         128,
+        256,
         512,
     ]
     guide, readme = ((ROOT / page).read_text(encoding="utf-8") for page in (GUIDE, README))
