@@ -251,7 +251,8 @@ def report(paths: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     else:
         runs: list[Run] = []
         for path in paths:
-            runs += folder.load(path)[1] if folder.is_study(path) else [Run.load(path)]
+            is_study = folder.is_study(path)
+            runs += folder.finished(folder.load(path)[1]) if is_study else [Run.load(path)]
         parent = paths[0] if len(paths) == 1 else Path("results/plots")
         target = out or parent / folder.REPORT
         study.report_on_runs(runs, target)

@@ -12,7 +12,7 @@ report.html
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -334,15 +334,20 @@ def tidy(path: Path) -> None:
         (path / name).unlink(missing_ok=True)
 
 
-def load(path: Path) -> tuple[StudyPlan, list[run.Run]]:
-    """Returns the plan and the finished runs of the study in folder `path`.
+def finished(runs: Iterable[PlannedRun]) -> list[run.Run]:
+    """Returns those of some runs that have finished, as read from their folders."""
+    return [planned.finished for planned in runs if planned.finished]
+
+
+def load(path: Path) -> tuple[StudyPlan, list[PlannedRun]]:
+    """Returns the plan of the study in folder `path`, and its runs as `results` does.
 
     Raises:
         CorruptFileError: The folder holds no study, or none of its runs has finished.
     """
     plan = read_plan(path)
-    runs = [planned.finished for planned in survey(path, plan) if planned.finished]
-    if not runs:
+    runs = results(path, plan)
+    if not finished(runs):
         raise CorruptFileError(
             f"No run of the study {path} has finished; resume it with: "
             f"kerasnorm compare --resume {in_command(path)}"

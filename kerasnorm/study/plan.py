@@ -4,6 +4,7 @@ import itertools
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +70,13 @@ class StudyPlan:
         Raises:
             ConfigError: A value is out of range.
         """
-        return {key: config for key, (config, _) in self._runs().items()}
+        return {key: config for key, (config, _) in self._runs.items()}
 
     def changes(self) -> dict[str, dict[str, Any]]:
         """Returns by `identity` the varied fields of each run; none for the base."""
-        return {key: chosen for key, (_, chosen) in self._runs().items()}
+        return {key: chosen for key, (_, chosen) in self._runs.items()}
 
+    @cached_property
     def _runs(self) -> dict[str, tuple[Config, dict[str, Any]]]:
         found: dict[str, tuple[Config, dict[str, Any]]] = {}
         for values in self._choices():

@@ -376,14 +376,13 @@ def rebuild_report(path: Path, out: Path | None = None) -> Path:
         CorruptFileError: The folder holds no study, or none of its runs has finished.
         RunFolderError: It is in use.
     """
-    study, finished = folder.load(path)
     if out is not None:
-        runs = folder.results(path, study)
-        _write_study_report(path, study, _whole_summary(finished, runs, study), out)
+        study, runs = folder.load(path)
+        _write_study_report(path, study, _whole_summary(runs, study), out)
         return out
-    with folder.opened(path, study):
-        runs = folder.results(path, study)
-        _write(path, study, runs, _whole_summary(finished, runs, study))
+    with folder.opened(path, folder.read_plan(path)):
+        study, runs = folder.load(path)
+        _write(path, study, runs, _whole_summary(runs, study))
     return path / folder.REPORT
 
 
@@ -394,18 +393,17 @@ def redraw(path: Path, out: Path | None = None) -> list[Path]:
         CorruptFileError: The folder holds no study, or none of its runs has finished.
         RunFolderError: It is in use.
     """
-    study, finished = folder.load(path)
-    with folder.opened(path, study):
-        summary = _whole_summary(finished, folder.results(path, study), study)
+    with folder.opened(path, folder.read_plan(path)):
+        study, runs = folder.load(path)
+        summary = _whole_summary(runs, study)
         return [*draw_study(summary, out or path / folder.FIGURES, image_source())]
 
 
 def _concluded(path: Path, study: StudyPlan, runs: Sequence[PlannedRun]) -> Outcome:
     """Writes what a study, now that its runs have ended, has found; returns its outcome."""
-    finished = [run.finished for run in runs if run.finished]
-    if not finished:
+    if not folder.finished(runs):
         return Outcome(path, runs, None)
-    summary = _whole_summary(finished, runs, study)
+    summary = _whole_summary(runs, study)
     try:
         _write(path, study, runs, summary)
     except Exception as error:  # whatever cannot be written must not cost the answer
@@ -438,12 +436,10 @@ def _write_study_report(
     _write_report(target, path.resolve().name, summary, commands, figures)
 
 
-def _whole_summary(
-    finished: Sequence[Run], runs: Sequence[PlannedRun], study: StudyPlan
-) -> Summary:
+def _whole_summary(runs: Sequence[PlannedRun], study: StudyPlan) -> Summary:
     """Returns the summary of the finished runs of a study, with what is known of all others."""
     waiting = sum(run.state in (State.RUNNING, State.WAITING) for run in runs)
-    summary = _summarize(finished, study)
+    summary = _summarize(folder.finished(runs), study)
     return replace(summary, failures=tuple(_failures(runs, study, summary.axes)), waiting=waiting)
 
 
@@ -463,7 +459,8 @@ def best_run(path: Path) -> Run:
         ConfigError: Its runs are on several data sets.
         CorruptFileError: The folder holds no study, or none of its runs has finished.
     """
-    study, runs = folder.load(path)
+    study, planned = folder.load(path)
+    runs = folder.finished(planned)
     if len(sources := study.vary.get("data", ())) > 1:
         raise ConfigError(
             "--best: expected a study on one data set, whose accuracies can be ranked. Received: "

@@ -588,7 +588,7 @@ def test_a_network_that_has_become_unusable_is_refused_before_any_run(tmp_path, 
 def test_a_study_whose_runs_are_finished_needs_no_network(tmp_path, monkeypatch):
     plan = begun_study(tmp_path, monkeypatch)
     (tmp_path / "net.keras").unlink()
-    outcome = study.run_study(StudyPlan(**{**vars(plan), "seeds": (0,)}), tmp_path / "study")
+    outcome = study.run_study(replace(plan, seeds=(0,)), tmp_path / "study")
     assert repr(outcome).endswith("1 kept)")
 
 
