@@ -276,9 +276,10 @@ def predict(
         answers.append((str(path), classes))
     if as_json:
         opt.print_json([{"image": path, "classes": classes} for path, classes in answers])
-    for name, classes in () if as_json else answers:
-        named = [f"{c['class']} {in_percent(c['confidence'], 1)} %" for c in classes]
-        click.echo(f"{name}: {', '.join(named)}")
+    else:
+        for name, classes in answers:
+            named = [f"{c['class']} {in_percent(c['confidence'], 1)} %" for c in classes]
+            click.echo(f"{name}: {', '.join(named)}")
     if len(readable) < len(paths):
         raise DataError(failure)
 

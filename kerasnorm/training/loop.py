@@ -3,8 +3,9 @@
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -349,11 +350,11 @@ class Training:
     def _score(self, split: Split) -> Scores:
         return score(self.engine.predict(split.images), split.labels)
 
-    def _saved_logits(self, images: Images) -> NDArray[np.float32]:
-        """Returns the outputs (N, classes) of the saved model, which computes in float32."""
+    def _saved_predict(self) -> Callable[[Images], NDArray[np.float32]]:
+        """Returns what gives the outputs (N, classes) of the saved model, computed in float32."""
         if self.config.train.precision == "float32":
-            return self.engine.predict(images)
-        return predict(portable(self.engine.model), images)
+            return self.engine.predict
+        return partial(predict, portable(self.engine.model))
 
     def _save(self) -> None:
         state = self.engine.state()
@@ -404,7 +405,8 @@ class Training:
         }
         if self.group.is_first:
             save_model(self.engine.model, self.path / run_folder.MODEL, metadata)
-        logits = self._saved_logits(self.dataset.test.images)
+        saved_predict = self._saved_predict()
+        logits = saved_predict(self.dataset.test.images)
         labels = self.dataset.test.labels
         last = self.rows[-1]
         times = [(row["seconds"] or 0.0, row["images_per_second"] or 0.0) for row in self.rows]
@@ -412,7 +414,7 @@ class Training:
         # Measured again, since a callback may have restored other weights at the end.
         val = None
         if (validation := self.dataset.validation) is not None:
-            val = score(self._saved_logits(validation.images), validation.labels)
+            val = score(saved_predict(validation.images), validation.labels)
         scores = _named(test=score(logits, labels), val=val)
         metrics: dict[str, Any] = {
             "train_loss": last["train_loss"],
