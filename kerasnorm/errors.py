@@ -5,7 +5,7 @@ Every message says what was expected, what was received and what to do next.
 
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
 
@@ -68,6 +68,13 @@ class MissingPackageError(KerasnormError, ImportError):
     """A backend or optional package is not installed; the message names the pip command."""
 
     exit_code = 7
+
+
+def listed(names: Iterable[object], shown: int = 5) -> str:
+    """Returns names for a message: the first few, and how many more there are."""
+    texts = [str(name) for name in names]
+    more = len(texts) - shown
+    return ", ".join(texts[:shown]) + (f" and {more:,} more" if more > 0 else "") or "none"
 
 
 def shortened(text: str, longest: int = 800) -> str:

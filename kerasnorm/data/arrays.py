@@ -24,7 +24,6 @@ from kerasnorm.data.dataset import (
     check_scale,
     check_size,
     folder_name,
-    listed,
     numbered_classes,
     parsing,
     to_labels,
@@ -32,7 +31,7 @@ from kerasnorm.data.dataset import (
     unexpected,
 )
 from kerasnorm.data.download import Official, RemoteFile
-from kerasnorm.errors import described
+from kerasnorm.errors import described, listed
 from kerasnorm.files import write_bytes
 from kerasnorm.runtime import cache_folder
 

@@ -1,7 +1,7 @@
 """What a data set holds, by which a run knows its data wherever they lie."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasnorm.data.stored import Images, chunks
+from kerasnorm.errors import listed
 
 PARTS = ("images", "labels")  # of a split
-_SHOWN = 10  # names that a message lists
+SHOWN = 10  # names of classes that a message lists
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,10 @@ class Content:
         found = []
         if self.class_names != other.class_names:
             before, now = self.class_names, other.class_names
-            if len(before) > _SHOWN and {*before} != {*now}:  # only those that differ
+            if len(before) > SHOWN and {*before} != {*now}:  # only those that differ
                 before = tuple(name for name in self.class_names if name not in now)
                 now = tuple(name for name in now if name not in self.class_names)
-            found.append(f"the classes {listed_names(now)} instead of {listed_names(before)}")
+            found.append(f"the classes {listed(now, SHOWN)} instead of {listed(before, SHOWN)}")
         if self.image_shape != other.image_shape:
             found.append(f"images of shape {other.image_shape} instead of {self.image_shape}")
         for name in {**self.counts, **other.counts}:
@@ -82,9 +83,3 @@ def checksum(array: Images | NDArray[np.int32]) -> str:
 def digests(images: NDArray[np.uint8]) -> list[bytes]:
     """Returns a hash of the pixels of each image (N, H, W, C)."""
     return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
-
-
-def listed_names(names: Sequence[str]) -> str:
-    """Returns names for a message: the first few, and how many more there are."""
-    more = len(names) - _SHOWN
-    return (", ".join(names[:_SHOWN]) or "none") + (f" and {more} more" if more > 0 else "")

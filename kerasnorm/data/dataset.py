@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from kerasnorm.data.content import PARTS, Content, checksum, digests
 from kerasnorm.data.stored import Images, changed, chunks, concatenated, select
-from kerasnorm.errors import DataError, shortened
+from kerasnorm.errors import DataError, listed, shortened
 from kerasnorm.files import encoded
 
 Where = str | Path  # the file or array that an error message names
@@ -23,7 +23,6 @@ LARGEST_ARRAY = 4 * 2**30  # bytes of one array of a data set, unpacked
 
 _CHUNK = 1000
 _ONE_PER_CLASS = "at least one training image of every class"
-_SHOWN = 5  # names of a list that a message shows
 _LONGEST = 200  # letters of a message's part
 
 
@@ -31,13 +30,6 @@ def unexpected(where: Where, expected: str, received: str, advice: str) -> DataE
     """Returns the error for data that is not what was expected, in one sentence each."""
     where, received = (shortened(str(text), _LONGEST) for text in (where, received))
     return DataError(f"{where}: expected {expected}. Received: {received}. {advice}.")
-
-
-def listed(names: Iterable[object]) -> str:
-    """Returns names for a message: the first few, and how many more there are."""
-    texts = [str(name) for name in names]
-    more = len(texts) - _SHOWN
-    return ", ".join(texts[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "") or "none"
 
 
 class Fit(NamedTuple):

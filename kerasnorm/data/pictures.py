@@ -37,12 +37,11 @@ from kerasnorm.data.dataset import (
     Split,
     check,
     folder_name,
-    listed,
     parsing,
     unexpected,
 )
 from kerasnorm.data.stored import Decoded, Facts, StoredImages, select
-from kerasnorm.errors import ConfigError, DataError
+from kerasnorm.errors import ConfigError, DataError, listed
 from kerasnorm.progress import bar_of_notes, counted, duration
 
 logger = logging.getLogger(__name__)

@@ -18,11 +18,10 @@ from kerasnorm.config import UNCOMPARED, Config, config_of_call
 from kerasnorm.data import Dataset, prepare
 from kerasnorm.data.augment import Augmentation
 from kerasnorm.data.batches import Batches
-from kerasnorm.data.dataset import listed
 from kerasnorm.data.preprocessing import channel_statistics, input_statistics
 from kerasnorm.data.sources import locate, with_place
 from kerasnorm.engines.schedule import has_open_end
-from kerasnorm.errors import ConfigError, CorruptFileError, DataError, expect
+from kerasnorm.errors import ConfigError, CorruptFileError, DataError, expect, listed
 from kerasnorm.files import as_path, check_file, in_command, run_lock, sweep, write_json
 from kerasnorm.norms import NORMS
 from kerasnorm.process_group import ProcessGroup, this_launch

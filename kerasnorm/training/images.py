@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from kerasnorm.config import DataConfig
 from kerasnorm.data import Dataset, Split, prepare
-from kerasnorm.data.content import listed_names
+from kerasnorm.data.content import SHOWN
 from kerasnorm.data.dataset import joined
-from kerasnorm.errors import ConfigError, DataError
+from kerasnorm.errors import ConfigError, DataError, listed
 from kerasnorm.training.run_folder import check_place, is_run, read_config, read_content
 
 if TYPE_CHECKING:
@@ -127,10 +127,10 @@ def _class_order(saved: "ExportedModel | SavedModel", dataset: Dataset) -> NDArr
         ours = theirs
     if sorted(ours) != sorted(theirs):
         raise DataError(
-            f"{saved.path}: expected its {len(ours)} classes {listed_names(ours)}. Received: "
-            f"{dataset.source} with {len(theirs)} classes {listed_names(theirs)}. "
-            f"Only in the model: {listed_names([n for n in ours if n not in theirs])}; "
-            f"only in the data: {listed_names([n for n in theirs if n not in ours])}"
+            f"{saved.path}: expected its {len(ours)} classes {listed(ours, SHOWN)}. Received: "
+            f"{dataset.source} with {len(theirs)} classes {listed(theirs, SHOWN)}. "
+            f"Only in the model: {listed([n for n in ours if n not in theirs], SHOWN)}; "
+            f"only in the data: {listed([n for n in theirs if n not in ours], SHOWN)}"
         )
     return np.array(
         [ours.index(name) for name in theirs] if ours != theirs else range(len(ours)), np.int32
