@@ -175,7 +175,7 @@ COMMANDS = {
     "report": ["RUN"],
     "evaluate": ["RUN"],
     "predict": ["RUN", "PICTURE"],
-    "misclassified": ["RUN", "--out", "OUT"],
+    "misclassified": ["RUN", "--out", "OUT.png"],
     "summary": ["--norm", "gn"],
     "receptive-field": ["RUN"],
     "explain": ["gn", "--no-cost", "--out", "OUT"],
