@@ -66,20 +66,19 @@ class Run:
         """
         path = as_path(path, "path")
         config = read_config(path)
+        if not (path / METRICS).is_file():
+            raise CorruptFileError(
+                f"The run {path} has not finished; resume it: "
+                f"kerasnorm fit --resume {in_command(path)}"
+            )
         for name in (ENVIRONMENT, HISTORY, METRICS):
-            if (path / METRICS).is_file():
-                check_file(path / name)
+            check_file(path / name)
         history = tuple(read_history(path / HISTORY))
         try:
             metrics = json.loads(read_text(path / METRICS))
             missing = {"class_names", "confusion", "misclassified", "test_accuracy"} - {*metrics}
             if missing:
                 raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-        except FileNotFoundError:
-            raise CorruptFileError(
-                f"The run {path} has not finished; resume it: "
-                f"kerasnorm fit --resume {in_command(path)}"
-            ) from None
         except (OSError, ValueError, TypeError) as error:
             raise CorruptFileError(f"{path / METRICS} is damaged: {error}") from None
         return cls(path, config, history, metrics)

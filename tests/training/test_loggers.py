@@ -312,7 +312,7 @@ def test_a_process_that_is_not_the_first_writes_no_log(tmp_path, monkeypatch):
     from kerasnorm.process_group import ProcessGroup
 
     monkeypatch.setattr(ProcessGroup, "is_first", False)
-    with pytest.raises(kerasnorm.errors.CorruptFileError, match="history"):
+    with pytest.raises(kerasnorm.errors.CorruptFileError, match="not finished"):
         tiny.train(tiny.config(epochs=1, log="tensorboard"), out=tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} & {*LOGGERS} == set()
 

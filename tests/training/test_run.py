@@ -84,6 +84,8 @@ def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(CorruptFileError, match=r"no run's folder"):
         run.Run.load(tmp_path)
     path = run_folder.create_folder(tmp_path / "run", CONFIG, "shapes")
+    with pytest.raises(CorruptFileError, match="not finished"):  # nor has it trained an epoch
+        run.Run.load(path)
     run_folder.write_history(path / run_folder.HISTORY, [ROW])
     with pytest.raises(CorruptFileError, match="not finished"):
         run.Run.load(path)
