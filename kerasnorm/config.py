@@ -92,7 +92,7 @@ DATA_FORMS = {
     "around it, or its .tar or .tar.gz",
     "idx": "a folder of the IDX files of MNIST",
 }
-# What `--log` takes; each is the name of a record in `kerasnorm.training.loggers`.
+# What `--log` takes, see `kerasnorm.training.loggers`.
 LOGGERS = ("tensorboard", "mlflow")
 LARGEST = 1e300  # largest absolute value of a number; NaN and infinity are refused too
 

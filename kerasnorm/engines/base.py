@@ -150,9 +150,12 @@ class Engine(ABC):
         """Goes on with the functions of an earlier part of the run, so that its bits stay the same.
 
         Args:
-            fused_kernels: What the attribute of that name was then.
+            fused_kernels: What the attribute of that name was then; None computes norms apart.
         """
-        if fused_kernels not in (None, self.fused_kernels):
+        if fused_kernels is None and self.fused_kernels is not None:
+            self.is_fused = False
+            self.plan()
+        elif fused_kernels != self.fused_kernels:
             logger.warning(
                 "The run was computed with fused functions of another processor or compiler: the "
                 "last bits of its numbers may differ from those of an uninterrupted run."
@@ -348,13 +351,6 @@ class Engine(ABC):
 
 class NativeEngine(Engine):
     """An engine that takes its steps without `model.fit`; this class owns the loop over them."""
-
-    def keep_to(self, fused_kernels: str | None) -> None:
-        """Computes norms apart if an earlier part of the run did; see `Engine.keep_to`."""
-        super().keep_to(fused_kernels)
-        if fused_kernels is None and self.fused_kernels is not None:
-            self.is_fused = False
-            self.plan()
 
     @stock_keras
     def train_epoch(self, epoch: int, listener: BatchListener | None = None) -> Scores:

@@ -54,7 +54,7 @@ def make(
             "Keras's own engine trains, since the native one cannot train this model: %s", reason
         )
     if not is_native or reason is not None:
-        return KerasEngine(model, batches, config)
+        return KerasEngine(model, batches, config, group)
     if backend == "torch":
         from kerasnorm.engines.torch.engine import TorchEngine
 

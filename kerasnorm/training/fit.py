@@ -136,8 +136,8 @@ def fit(
                 shown: Progress = ConsoleProgress(quiet=True)
                 if group.is_first:
                     shown = progress or default_progress()
-                logs = RunLogs(folder, config) if group.is_first else None
-                training = Training(folder, config, dataset, engine, group, callbacks, shown, logs)
+                logs = RunLogs(folder, config) if config.train.log and group.is_first else None
+                training = Training(folder, config, dataset, engine, callbacks, shown, logs)
                 training.execute(is_resumed=plan.is_resumed)
             done = run.Run.load(folder)
         finally:

@@ -29,12 +29,11 @@ from kerasnorm.inspection.evaluation import (
 )
 from kerasnorm.inspection.graph import weights_by_name
 from kerasnorm.layers import instance_norms, leaves, portable
-from kerasnorm.process_group import ProcessGroup
 from kerasnorm.progress import Progress, duration, in_percent, rounded
 from kerasnorm.training import checkpoints, run_folder
 from kerasnorm.training.callback_state import CallbackStates
 from kerasnorm.training.loggers import RunLogs
-from kerasnorm.training.loggers.record import EpochDetails
+from kerasnorm.training.loggers.run_log import EpochDetails
 from kerasnorm.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -132,10 +131,9 @@ class Training:
         config: The resolved config.
         dataset: The prepared data.
         engine: Trains the model.
-        group: The processes that train together.
         callbacks: Keras callbacks of the caller.
         progress: Receives how far the run is, counted in steps.
-        logs: What its config's loggers write; only the first process has them.
+        logs: What its config's loggers write; None without them, and in all but the first process.
     """
 
     def __init__(
@@ -144,7 +142,6 @@ class Training:
         config: Config,
         dataset: Dataset,
         engine: Engine,
-        group: ProcessGroup,
         callbacks: Iterable[keras.callbacks.Callback],
         progress: Progress,
         logs: RunLogs | None = None,
@@ -153,12 +150,12 @@ class Training:
         self.config = config
         self.dataset = dataset
         self.engine = engine
-        self.group = group
+        self.group = engine.group
         self.progress = progress
-        self.logs = logs if config.train.log else None
+        self.logs = logs
         self.means: list[Mapping[str, float]] = []
         self.rates: list[float] = []
-        self.steps = -(-len(dataset.train) // config.train.batch_size)
+        self.steps = engine.batches.steps
         epochs = config.train.epochs
         callbacks = list(callbacks)
         self.states = CallbackStates(callbacks)

@@ -5,16 +5,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kerasnorm.training.loggers import mlflow, tensorboard
-from kerasnorm.training.loggers.record import EpochDetails, RunLog
+from kerasnorm.training.loggers.mlflow import TrackedRun
+from kerasnorm.training.loggers.run_log import EpochDetails, RunLog
+from kerasnorm.training.loggers.tensorboard import EventFiles
 
 if TYPE_CHECKING:
     from kerasnorm.config import Config
     from kerasnorm.training.run import Run
     from kerasnorm.training.run_folder import Row
 
-LOGGERS = {logger.name: logger for logger in (tensorboard.LOGGER, mlflow.LOGGER)}
 logger = logging.getLogger(__name__)
+# By name, which `--log` takes, and which is that of the package that the logger needs and of the
+# extra of `pyproject.toml` that installs it: what opens the log of a run, given its folder and
+# config; a new one, or that of the run which is resumed.
+LOGGERS: "dict[str, Callable[[Path, Config], RunLog]]" = {
+    "tensorboard": EventFiles,
+    "mlflow": TrackedRun,
+}
 
 
 def check_loggers(config: "Config") -> None:
@@ -67,7 +74,7 @@ class RunLogs:
     def _try(self, name: str, action: Callable[[RunLog], None]) -> None:
         try:
             if name not in self.opened:
-                self.opened[name] = LOGGERS[name].open(self.path, self.config)
+                self.opened[name] = LOGGERS[name](self.path, self.config)
             action(self.opened[name])
         except Exception as error:  # of any package: a full disk, a server that is away
             if name not in self.failed:

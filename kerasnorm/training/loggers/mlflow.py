@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kerasnorm.files import make_folder, read_text, write_json
-from kerasnorm.training.loggers.record import EpochDetails, Logger
+from kerasnorm.training.loggers.run_log import EpochDetails
 
 if TYPE_CHECKING:
     from kerasnorm.config import Config
@@ -108,6 +108,3 @@ class TrackedRun:
         if run.plots_folder.is_dir():
             self.client.log_artifacts(self.id, run.plots_folder, run.plots_folder.name)
         self.client.set_terminated(self.id)
-
-
-LOGGER = Logger("mlflow", TrackedRun)

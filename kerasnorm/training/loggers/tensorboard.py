@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kerasnorm.files import make_folder, write_bytes
-from kerasnorm.training.loggers.record import EpochDetails, Logger
+from kerasnorm.training.loggers.run_log import EpochDetails
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -137,6 +137,3 @@ def _images(run: "Run") -> Any:
             )
         values.append(Summary.Value(tag=f"plots/{path.stem}", image=picture))
     return _event(len(run.history), values)
-
-
-LOGGER = Logger("tensorboard", EventFiles)

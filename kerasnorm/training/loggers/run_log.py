@@ -1,14 +1,12 @@
-"""The record of a logger, and the log of a run that it opens."""
+"""The log of one run, which each logger keeps in its own form."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from kerasnorm.config import Config
     from kerasnorm.training.run import Run
     from kerasnorm.training.run_folder import Row
 
@@ -46,18 +44,3 @@ class RunLog(Protocol):
 
     def finish(self, run: "Run") -> None:
         """Writes the results and the plots of a finished run."""
-
-
-@dataclass(frozen=True)
-class Logger:
-    """A logger.
-
-    Attributes:
-        name: Name, which `--log` takes; also that of the package that it needs and of the extra of
-            `pyproject.toml` that installs it.
-        open: Takes a run's folder and config and opens its log, a new one or that of the run which
-            is resumed.
-    """
-
-    name: str
-    open: "Callable[[Path, Config], RunLog]"
