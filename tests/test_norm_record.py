@@ -178,6 +178,7 @@ def test_a_report_compares_it_and_a_study_says_why_it_cannot(runs, tmp_path):
         studies.check(study)
 
 
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_a_state_dict_refuses_its_layer(runs, tmp_path):
     with pytest.raises(ConfigError, match="type FilterResponseNormalization cannot be written"):
         state_dict.write(runs[0].path / "model.keras", tmp_path / "model.safetensors")

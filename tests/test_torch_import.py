@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.command import call
+from helpers.pairs import pairs
 
 torch = pytest.importorskip("torch")  # before Keras, which may import TensorFlow
 from keras import ops  # noqa: E402
@@ -132,8 +133,7 @@ ORDERS = {
 
 
 @pytest.mark.backend("any", long_on="tensorflow")
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("kind", "order"), pairs(KINDS, ORDERS))
 def test_the_logits_are_those_of_pytorch(kind, order):
     model = network(kind)
     ours = imported(ORDERS[order](model), kind).model

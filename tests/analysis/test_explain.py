@@ -13,15 +13,22 @@ from kerasnorm.errors import ConfigError, CorruptFileError
 SMALL = ["--steps", "4", "--lines", "2", "--points", "3", "--images", "20"]
 
 
+def trained(path, norm, *words):
+    call(*tiny_fit(path, "--norm", norm, "--learning-rate", "0.001", "--quiet", *words))
+    return path
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Tiny runs with and without norm, and with L1."""
-    folder = tmp_path_factory.mktemp("runs")
-    for name, words in (("bn", []), ("none", []), ("bn-l1", ["--l1", "0.01"])):
-        norm = name.partition("-")[0]
-        rate = ["--norm", norm, "--learning-rate", "0.001", "--quiet"]
-        call(*tiny_fit(folder / name, *rate, *words))
-    return {path.name: path for path in folder.iterdir()}
+def bn(tmp_path_factory):
+    """A tiny run with batch normalization."""
+    return trained(tmp_path_factory.mktemp("runs") / "bn", "bn")
+
+
+@pytest.fixture(scope="module")
+def runs(bn):
+    """The same, one without norm, and one with L1."""
+    none = trained(bn.with_name("none"), "none")
+    return {"bn": bn, "none": none, "bn-l1": trained(bn.with_name("bn-l1"), "bn", "--l1", "0.01")}
 
 
 @pytest.mark.long
@@ -39,8 +46,8 @@ def test_landscape_prints_draws_and_agrees_with_evaluate(runs, tmp_path):
     assert "landscape: 10/10" in err
 
 
-def test_landscape_prints_a_table(runs, tmp_path):
-    out, err = call("landscape", runs["bn"], *SMALL, "--out", tmp_path, "--quiet")
+def test_landscape_prints_a_table(bn, tmp_path):
+    out, err = call("landscape", bn, *SMALL, "--out", tmp_path, "--quiet")
     assert "range of loss" in out
     assert err == ""
 
@@ -66,9 +73,9 @@ def test_statistics_repeats_a_run_and_compares_a_sweep(runs, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"layers.png", "epochs.png", "weights.png"}
 
 
-def test_statistics_prints_two_tables(runs, tmp_path):
+def test_statistics_prints_two_tables(bn, tmp_path):
     words = ["--train-size", 20, "--epochs", 1, "--images", 10, "--out", tmp_path]
-    out, err = call("statistics", runs["bn"], *words)
+    out, err = call("statistics", bn, *words)
     assert "update/weight" in out
     assert "repeated on 20 images for 1 epoch" in out.replace("\n", " ")
     assert "near 0 (%)" in out
@@ -104,19 +111,19 @@ def test_inputs_trains_on_each_preprocessing(tmp_path):
     assert "trainings: 4/4" in err
 
 
-def test_mistakes_get_one_clear_message(runs, tmp_path):
+def test_mistakes_get_one_clear_message(bn, tmp_path):
     with pytest.raises(ConfigError, match="at least one finished run"):
         kerasnorm.landscape([])
     with pytest.raises(ConfigError, match="odd"):
-        kerasnorm.landscape([runs["bn"]], points=4)
+        kerasnorm.landscape([bn], points=4)
     with pytest.raises(CorruptFileError, match="no run's folder"):
         kerasnorm.statistics([tmp_path])
     for words, code, named in (
         (("explain", "none"), 2, "'bn', 'gn'"),
-        (("landscape", runs["bn"], "--points", 4), 2, "odd"),
+        (("landscape", bn, "--points", 4), 2, "odd"),
         (("landscape", tmp_path), 5, "no run's folder"),
         (("statistics",), 2, "RUN"),
-        (("landscape", runs["bn"], "--rate", 0), 2, "rate"),
+        (("landscape", bn, "--rate", 0), 2, "rate"),
     ):
         _, err = call(*words, code=code)
         assert named in err

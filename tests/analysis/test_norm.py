@@ -145,12 +145,11 @@ def test_mistakes_are_named():
         normalize(np.zeros(CUBE), "gn", groups=3)
 
 
-SLOW_ON_TENSORFLOW = pytest.mark.backend("any", slow_on="tensorflow")
+SELDOM_TRIED = pytest.mark.long, pytest.mark.backend("any", slow_on="tensorflow")
 
 
 @pytest.mark.parametrize(
-    "norm",
-    [pytest.param(n, marks=SLOW_ON_TENSORFLOW if n not in ("bn", "gn") else ()) for n in EXPLAINED],
+    "norm", [pytest.param(n, marks=() if n in ("bn", "gn") else SELDOM_TRIED) for n in EXPLAINED]
 )
 @pytest.mark.backend("any", long_on="tensorflow")
 def test_an_explanation_has_text_numbers_and_a_figure(norm, tmp_path):

@@ -390,7 +390,7 @@ SAME_ON_EACH_BACKEND = {
 # Fields whose values TensorFlow's own tests of norms, layers and optimizer steps compute too.
 COMPUTED_ELSEWHERE = {
     *("norm", "ln_affine", "weight_standardization", "bn_momentum", "learning_rate"),
-    *("optimizer", "momentum", "weight_decay", "precision"),
+    *("optimizer", "momentum", "weight_decay", "precision", "l1", "l2"),
 }
 MARKS = {
     **dict.fromkeys(SAME_ON_EACH_BACKEND, pytest.mark.backend("any", slow_on="tensorflow")),

@@ -96,6 +96,7 @@ def test_a_study_leaves_runs_tables_figures_and_report(trained):
     assert rows(path / "runs.csv")[0]["run"] == "bn-torch-s0"
 
 
+@pytest.mark.long
 def test_the_same_command_keeps_what_is_finished_and_redoes_what_is_broken(trained):
     path, words, first, _ = trained
     kept = path / "runs" / "bn-torch-s0" / "history.csv"

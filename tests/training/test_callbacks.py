@@ -59,12 +59,21 @@ def stop(model):
     model.stop_training = True
 
 
+OFTEN_TRIED = [
+    *(("native", hook) for hook in (None, "on_epoch_begin", "on_train_batch_end")),
+    ("keras", None),
+]
+
+
 @pytest.mark.backend("any", slow_on="tensorflow")
 @pytest.mark.parametrize(
     ("engine", "stops_in"),
     [
-        *(("native", hook) for hook in (None, *HOOKS)),
-        *(("keras", hook) for hook in (None, "on_train_begin", "on_epoch_begin")),
+        pytest.param(*case, marks=() if case in OFTEN_TRIED else pytest.mark.long)
+        for case in [
+            *(("native", hook) for hook in (None, *HOOKS)),
+            *(("keras", hook) for hook in (None, "on_train_begin", "on_epoch_begin")),
+        ]
     ],
 )
 def test_hooks_come_as_from_fit_whichever_of_them_stops_the_training(engine, stops_in, tmp_path):

@@ -32,6 +32,7 @@ def killed(backend, count, *mutation):
     return json.loads(done.stdout)["once"]
 
 
+@pytest.mark.long
 def test_a_killed_run_ends_as_one_never_killed():
     figures = killed("torch", 4)
     assert figures["different"] == 0

@@ -100,7 +100,7 @@ class StopAfter(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.backend("any")
+@pytest.mark.backend("any", long_on="tensorflow")
 @pytest.mark.parametrize(
     "norm", ["gn", *(pytest.param(norm, marks=SLOW_ON_TENSORFLOW) for norm in ("bn", "ln"))]
 )
@@ -447,7 +447,7 @@ def test_other_shapes_of_images_train(tmp_path):
     assert done.model().output_shape == (None, 3)
 
 
-@pytest.mark.backend("any")
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_mixed_precision_trains_and_saves_a_float32_model(tmp_path):
     done = fit(tmp_path / "run", precision="mixed_bfloat16", norm="gn", epochs=1, validation=20)
     assert {layer.compute_dtype for layer in done.model().layers} == {"float32"}

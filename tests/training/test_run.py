@@ -98,6 +98,7 @@ def test_what_is_no_run_is_refused(tmp_path):
         run.Run.load(path)
 
 
+@pytest.mark.long
 def test_a_run_judges_predicts_exports_and_draws(tmp_path):
     done = tiny.train(tiny.config(norm="bn", epochs=1), out=tmp_path / "run")
     accuracy, loss = (done.metrics[f"test_{name}"] for name in ("accuracy", "loss"))

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from helpers import tiny
+from helpers.pairs import pairs
 
 if keras.backend.backend() != "tensorflow":
     pytest.skip("needs the tensorflow backend", allow_module_level=True)
@@ -64,9 +65,9 @@ def passes(function, layer, inputs, upstream):
     return [y, *gradients, *(variable.value for variable in layer.non_trainable_variables)]
 
 
-@pytest.mark.parametrize("dtype", fused.TYPES)
-@pytest.mark.parametrize(("before", "after"), PAIRS)
-def test_a_fused_norm_is_that_of_keras_in_float64(before, after, dtype):
+@pytest.mark.parametrize(("functions", "dtype"), pairs(PAIRS, fused.TYPES), ids=str)
+def test_a_fused_norm_is_that_of_keras_in_float64(functions, dtype):
+    before, after = functions
     tolerance = 2e-5 if dtype == "float32" else 1e-2
     for shape, groups, offset, has_residual, drops in CASES:
         if dtype == "bfloat16" and offset:

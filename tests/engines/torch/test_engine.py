@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from helpers import tiny
+from helpers.pairs import pairs
 from keras import layers
 
 torch = pytest.importorskip("torch")
@@ -81,8 +82,7 @@ def assert_same_pass(model, pixels, tolerance):
         assert np.abs(a - b).max() <= tolerance * scale, variable.path
 
 
-@pytest.mark.parametrize("recipe", ["era8", "best"])
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(("norm", "recipe"), pairs(NORMS, ["era8", "best"]))
 def test_logits_loss_and_gradients_equal_keras(norm, recipe):
     model = network(norm, recipe)
     assert LoweredModel(model).is_whole
@@ -104,20 +104,18 @@ def test_logits_loss_and_gradients_equal_keras(norm, recipe):
     assert errors[0] <= max(1e-4 * scale, 2 * errors[1])
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"ln_affine": "element"},
-        {"weight_standardization": True},
-        {"activation": "silu"},
-        {"l1": 1e-3, "l2": 1e-3},
-        {"order": "conv-act-norm", "residual": True},
-        {"input_shape": (9, 6, 1)},
-        {"input_shape": (8, 4, 5)},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("norm", ["bn", "gn", "ln"])
+OPTIONS = [
+    {"ln_affine": "element"},
+    {"weight_standardization": True},
+    {"activation": "silu"},
+    {"l1": 1e-3, "l2": 1e-3},
+    {"order": "conv-act-norm", "residual": True},
+    {"input_shape": (9, 6, 1)},
+    {"input_shape": (8, 4, 5)},
+]
+
+
+@pytest.mark.parametrize(("norm", "options"), pairs(["bn", "gn", "ln"], OPTIONS), ids=str)
 def test_every_flag_and_shape_equals_keras(norm, options):
     model = network(norm, "best", **options)
     pixels = images(8, options.get("input_shape", (32, 32, 3)))

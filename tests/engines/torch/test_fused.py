@@ -13,6 +13,7 @@ if keras.backend.backend() != "torch":
     pytest.skip("needs the torch backend", allow_module_level=True)
 
 from helpers import tiny  # noqa: E402
+from helpers.pairs import pairs  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from kerasnorm.engines.fused import ACTIVATIONS, FLAGS, SOURCE  # noqa: E402
@@ -64,9 +65,9 @@ def passes(function, inputs, upstream):
 
 
 @needs_compiler
-@pytest.mark.parametrize("dtype", fused.TYPES, ids=str)
-@pytest.mark.parametrize(("before", "after"), PAIRS)
-def test_a_fused_norm_is_that_of_float64(before, after, dtype):
+@pytest.mark.parametrize(("functions", "dtype"), pairs(PAIRS, fused.TYPES), ids=str)
+def test_a_fused_norm_is_that_of_float64(functions, dtype):
+    before, after = functions
     # bfloat16 rounds what is written to 2⁻⁹ of itself; gradients of 1000 ± 1 lose more.
     tolerance = 2e-5 if dtype == torch.float32 else 1e-2
     for shape, groups, offset, has_residual, drops in CASES:

@@ -430,7 +430,10 @@ def test_one_draw_of_dropout_holds_along_the_axes_of_size_1_in_all_shards(shape,
     assert np.array_equal(found, lowered(images, Mode(True, key)).numpy())
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=pytest.mark.long if c.option else (), id=str(c)) for c in CASES],
+)
 def test_memory_that_a_dropout_may_write_into_is_nobody_elses(case):
     layer = case.layer()
     model = model_of(layer)
