@@ -22,7 +22,7 @@ import pytest
 from filelock import FileLock
 from helpers import forked
 
-from kerasnorm.runtime import cache_folder
+from kerasnorm.runtime import cache_folder, import_keras
 
 # A test that has a cache of its own need not compile again.
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache_folder() / "extensions"))
@@ -92,7 +92,8 @@ def _escaped(text: str) -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def _processes_start_at_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> None:
-    """Lets processes of this package's modules be forks; see `helpers.forked`."""
+    """Prepares Keras as commands do, and lets their processes be forks; see `helpers.forked`."""
+    import_keras(BACKEND)
     base = tmp_path_factory.getbasetemp()
     is_alone = worker_id == "master"
     base, owner = (base, os.getpid()) if is_alone else (base.parent, os.getppid())

@@ -62,8 +62,14 @@ def tensorflow_runs_out():
     raise errors.ResourceExhaustedError(None, None, "OOM when allocating tensor" + "\nx" * 300)
 
 
-@pytest.mark.backend("any")
-@pytest.mark.parametrize("run", [lambda: bytearray(2**62), torch_runs_out, tensorflow_runs_out])
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda: bytearray(2**62),
+        pytest.param(torch_runs_out, marks=pytest.mark.backend("any", long_on="tensorflow")),
+        pytest.param(tensorflow_runs_out, marks=pytest.mark.backend("any", long_on="torch")),
+    ],
+)
 def test_out_of_memory_says_what_to_make_smaller(run, monkeypatch):
     monkeypatch.setattr(cli.doctor.runtime, "cache_folder", run)
     _, err = call("data", "--json", code=1)
