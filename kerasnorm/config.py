@@ -341,7 +341,10 @@ class TrainConfig(_Checked):
         choices=("on", "off"),
     )
     precision: str = _field(
-        "float32", "Floating-point type of the layers.", choices=("float32", "mixed_bfloat16")
+        "float32",
+        "Floating-point type of the layers; auto, which fit takes, is mixed_bfloat16 on devices "
+        "that multiply bfloat16, else float32.",
+        choices=("float32", "mixed_bfloat16", "auto"),
     )
     fused: bool = _field(
         True,
@@ -624,6 +627,16 @@ def config_of_call(config: Config | None, overrides: Mapping[str, Any]) -> Confi
     expected = "a kerasnorm.Config, or fields by name: norm='bn', epochs=5"
     expect(config is None or isinstance(config, Config), "config", expected, config)
     return config.replace(**overrides) if config else resolve(overrides)
+
+
+def check_precision(config: Config) -> None:
+    """Makes sure that a config's precision is known, where there is no device yet to choose it by.
+
+    Raises:
+        ConfigError: It is "auto".
+    """
+    expected = "'float32' or 'mixed_bfloat16', since only fit chooses by its device"
+    expect(config.train.precision != "auto", "precision", expected, config.train.precision)
 
 
 def resolve(

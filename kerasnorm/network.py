@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from kerasnorm import foreign, user_code
-from kerasnorm.config import SKELETON, ModelConfig, resolve, unknown
+from kerasnorm.config import SKELETON, ModelConfig, check_precision, resolve, unknown
 from kerasnorm.conversion.norms import effect_note
 from kerasnorm.errors import ConfigError, described, expect, expect_whole, is_number
 from kerasnorm.keras_settings import stock_keras
@@ -81,6 +81,7 @@ def build_model(  # noqa: PLR0913  (all but two are options by name)
     named = {"norm": norm, "recipe": recipe}
     given = {name: value for name, value in named.items() if value is not None}
     config = resolve(given | {"precision": precision, "seed": seed} | overrides)
+    check_precision(config)
     _check_shape(input_shape, classes)
     is_known = outputs in ("logits", "probabilities")
     expect(is_known, "outputs", "'logits' or 'probabilities'", outputs)

@@ -8,6 +8,7 @@ backend has been chosen, and no module of this package imports Keras before `sta
 import ctypes
 import importlib.util
 import json
+import logging
 import os
 import platform
 import random
@@ -15,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,9 @@ PACKAGES = ("kerasnorm", "keras", "numpy", "torch", "tensorflow", "tensorflow-cp
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 KEPT = 1 << 30  # bytes of freed memory that malloc keeps
 COMPILERS = ("g++", "clang++")
+BFLOAT16_CAPABILITY = (8, 0)  # of NVIDIA's Ampere, the first GPUs that multiply bfloat16
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,13 @@ class Device:
     Attributes:
         kind: "cpu" or "gpu".
         name: The device in words, such as "NVIDIA A100" or "CPU, 2 threads".
+        has_bfloat16: Whether it multiplies matrices of bfloat16 in hardware: a processor with AMX,
+            or a GPU of compute capability 8 or higher.
     """
 
     kind: str
     name: str
+    has_bfloat16: bool = False
 
 
 def cache_folder() -> Path:
@@ -195,6 +202,23 @@ def start(
     return import_keras(backend), chosen
 
 
+def chosen_precision(requested: str, device: Device) -> str:
+    """Returns the floating-point type of the layers of a new run.
+
+    Args:
+        requested: "float32" or "mixed_bfloat16"; or "auto": mixed_bfloat16 on a device that
+            multiplies bfloat16, else float32.
+        device: What the run computes on.
+    """
+    if requested != "auto":
+        return requested
+    precision, verb = "float32", "does not multiply"
+    if device.has_bfloat16:
+        precision, verb = "mixed_bfloat16", "multiplies"
+    logger.info(f"precision: {precision}, since {device.name} {verb} bfloat16 in hardware.")
+    return precision
+
+
 def keep_freed_memory() -> None:
     """Asks glibc's malloc to keep what is freed from now on; does nothing where there is no glibc.
 
@@ -239,7 +263,8 @@ def _gpu_index(device: str, backend: str, count: int) -> int:
 
 
 def _cpu(threads: int) -> Device:
-    return Device("cpu", f"CPU, {threads} thread{'s' if threads != 1 else ''}")
+    name = f"CPU, {threads} thread{'s' if threads != 1 else ''}"
+    return Device("cpu", name, "amx_bf16" in _processor("flags").split())
 
 
 def _torch_device(device: str) -> Device:
@@ -254,7 +279,8 @@ def _torch_device(device: str) -> Device:
         name, described = "cpu", _cpu(torch.get_num_threads())
     else:
         name = f"cuda:{index}"
-        described = Device("gpu", f"{torch.cuda.get_device_name(index)} ({name})")
+        can = torch.cuda.get_device_capability(index) >= BFLOAT16_CAPABILITY
+        described = Device("gpu", f"{torch.cuda.get_device_name(index)} ({name})", can)
     if "keras" not in sys.modules:
         os.environ["KERAS_TORCH_DEVICE"] = name
         return described
@@ -294,14 +320,13 @@ def _tensorflow_device(device: str, count: int) -> Device:
             f"TensorFlow already runs in this process and cannot change to device={device!r}, "
             f"devices={count}; start a new process for it."
         ) from None
-    if count > 1:
-        return (
-            Device("gpu", f"{count} GPUs") if chosen else Device("cpu", f"CPU, as {count} devices")
-        )
     if not chosen:
-        return _cpu(threads("tensorflow"))
-    details = tf.config.experimental.get_device_details(chosen[0])
-    return Device("gpu", f"{details.get('device_name', 'GPU')} (GPU:{index})")
+        cpu = _cpu(threads("tensorflow"))
+        return cpu if count == 1 else replace(cpu, name=f"CPU, as {count} devices")
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in chosen]
+    can = all(one.get("compute_capability", ()) >= BFLOAT16_CAPABILITY for one in details)
+    name = f"{details[0].get('device_name', 'GPU')} (GPU:{index})"
+    return Device("gpu", name if count == 1 else f"{count} GPUs", can)
 
 
 def _jax_device(device: str) -> Device:
@@ -431,18 +456,19 @@ def host() -> dict[str, Any]:
     """Returns the system, the processor and the number of its cores."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": _processor("model name") or platform.processor(),
         "cpus": os.cpu_count(),
     }
 
 
-def _processor() -> str:
+def _processor(field: str) -> str:
+    """Returns what Linux says of the first processor in /proc/cpuinfo; "" elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+        return ""
+    found = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in found if name.strip() == field), "")
 
 
 def git_revision() -> str | None:

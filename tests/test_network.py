@@ -335,6 +335,7 @@ def test_other_image_shapes_and_class_counts(shape: tuple[int, ...], classes: in
         ({"norm": "gm"}, "norm: expected one of bn, gn"),
         ({"recipe": "bets"}, "Unknown recipe: 'bets'. Did you mean best"),
         ({"precision": "float16"}, "precision: expected one of"),
+        ({"precision": "auto"}, "only fit chooses"),
         ({"group": 4}, "Unknown .*'group'. Did you mean groups"),
         ({"epochs": 4}, "Unknown .*'epochs'"),
     ],

@@ -134,6 +134,68 @@ def test_a_backend_starts_deterministic_with_the_threads_of_the_user_and_alone(b
     assert json.loads(done.stdout) == ["CPU, 1 thread", 1, True, backend == "tensorflow"]
 
 
+class TestBfloat16:
+    """Which devices multiply it: AMX, and GPUs from compute capability 8."""
+
+    @pytest.mark.parametrize(
+        ("flags", "has_it"), [("sse avx512_bf16 amx_bf16 amx_tile", True), ("sse amx_tile", False)]
+    )
+    def test_processors(self, flags, has_it, monkeypatch):
+        lines = f"processor\t: 0\nmodel name\t: Some\nflags\t\t: {flags}\n\nprocessor\t: 1\n"
+        monkeypatch.setattr(runtime.Path, "read_text", lambda path, **_: lines)
+        assert runtime.start(device="cpu")[1].has_bfloat16 == has_it
+        assert runtime.host()["processor"] == "Some"
+
+    def test_processors_of_systems_without_proc(self, monkeypatch):
+        def missing(path, **_):
+            raise FileNotFoundError
+
+        monkeypatch.setattr(runtime.Path, "read_text", missing)
+        assert not runtime.start(device="cpu")[1].has_bfloat16
+        assert runtime.host()["processor"] == runtime.platform.processor()
+
+    @pytest.mark.parametrize(("capability", "has_it"), [((7, 5), False), ((8, 0), True)])
+    def test_gpus(self, capability, has_it, monkeypatch):
+        torch = pytest.importorskip("torch")
+        monkeypatch.delitem(sys.modules, "keras", raising=False)
+        monkeypatch.setenv("KERAS_TORCH_DEVICE", "cpu")
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", {1: capability}.get)
+        device = runtime._torch_device("cuda:1")
+        assert device == runtime.Device("gpu", "Some GPU (cuda:1)", has_it)
+
+    @pytest.mark.parametrize(
+        ("details", "has_it"),
+        [
+            ([{"compute_capability": (9, 0)}], True),
+            ([{"compute_capability": (9, 0)}, {"compute_capability": (7, 0)}], False),
+            ([{}], False),
+        ],
+    )
+    def test_gpus_of_tensorflow(self, details, has_it, monkeypatch):
+        tf = pytest.importorskip("tensorflow")
+        gpus = [*range(len(details))]
+        monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+        monkeypatch.setattr(tf.config, "set_visible_devices", lambda *_: None)
+        for name in ("set_memory_growth", "get_device_details"):
+            answer = details.__getitem__ if name == "get_device_details" else lambda *_: None
+            monkeypatch.setattr(tf.config.experimental, name, answer)
+        device = runtime._tensorflow_device("gpu", len(gpus))
+        assert (device.kind, device.has_bfloat16) == ("gpu", has_it)
+
+    def test_auto_takes_it_where_the_device_does_and_says_so(self, caplog):
+        caplog.set_level("INFO", "kerasnorm")
+        amx, other = (runtime.Device("cpu", f"CPU {has}", has) for has in (True, False))
+        assert runtime.chosen_precision("auto", amx) == "mixed_bfloat16"
+        assert runtime.chosen_precision("auto", other) == "float32"
+        assert runtime.chosen_precision("float32", amx) == "float32"
+        assert caplog.messages == [
+            "precision: mixed_bfloat16, since CPU True multiplies bfloat16 in hardware.",
+            "precision: float32, since CPU False does not multiply bfloat16 in hardware.",
+        ]
+
+
 @pytest.mark.backend("torch")
 def test_the_environment_names_versions_device_and_command():
     record = runtime.environment("torch", runtime.Device("cpu", "CPU, 2 threads"))

@@ -85,7 +85,7 @@ def bench(
         )
     runtime.select_backend()  # this process only tabulates
     from kerasnorm.benchmark.race import CONTENDERS, race, race_table
-    from kerasnorm.config import resolve, unknown
+    from kerasnorm.config import check_precision, resolve, unknown
 
     for name in contenders:
         if name not in CONTENDERS:
@@ -110,6 +110,7 @@ def bench(
         for norm in norms or (COMPARED if is_builtin else (KEEP,)):
             logger.info(f"{backend}, {norm}: {', '.join(names)}, {rounds} rounds")
             config = resolve(fields | {"backend": backend, "norm": norm})
+            check_precision(config)
             results += race(config, names, images, rounds)
     if not results:
         raise KerasnormError("No contender has raced, for the reasons above.")

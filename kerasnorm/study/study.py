@@ -21,6 +21,7 @@ from kerasnorm.config import (
     Config,
     DataConfig,
     ModelConfig,
+    check_precision,
     unknown,
 )
 from kerasnorm.data import Dataset, load, prepare
@@ -157,7 +158,8 @@ def completed(study: StudyPlan, describe: Describe | None = None) -> StudyPlan:
     study = replace(study, backends=study.backends or (runtime.select_backend(),))
     for backend in study.backends:
         runtime.check_installed(backend)
-    study.configs()  # refuses a value that is out of range before any data are read
+    for config in study.configs().values():  # refuses what is out of range before data are read
+        check_precision(config)
     if "batch_size" in study.vary and study.rate_scaling == "auto":
         logger.warning(
             "The peak learning rate follows the batch size: linearly with sgd, else by its square "

@@ -113,9 +113,12 @@ def fit(
             dataset = prepare(plan.config.data, plan.config.train.seed)
             if plan.is_resumed:
                 run_folder.check_data(plan.path, dataset)
-            data = plan.config.data.data
-            data = dataset.name if data == "auto" else data
-            config = plan.config.replace(backend=backend, data=data)
+            place = plan.config.data.data
+            config = plan.config.replace(
+                backend=backend,
+                data=dataset.name if place == "auto" else place,
+                precision=runtime.chosen_precision(plan.config.train.precision, device),
+            )
             engine = make_engine(config, dataset, group)
             if group.is_first:
                 _note_lagging_statistics(engine)
@@ -266,7 +269,7 @@ def _resumed_config(saved: Config, wanted: Config, *, may_move: bool) -> Config:
     if has_open_end(saved.train) and after["epochs"] > before["epochs"]:
         allowed.add("epochs")
     for name, value in before.items():
-        is_resolved = name == "backend" and after[name] == "auto"
+        is_resolved = name in ("backend", "precision") and after[name] == "auto"
         if name in allowed or is_resolved or after[name] == value:
             continue
         raise ConfigError(

@@ -402,6 +402,7 @@ MISTAKES = [
     (("fit", "--norm", "batch"), 2, "'bn', 'gn'"),
     (("fit", "--recipe", "nope"), 2, "'best', 'era8'"),
     (("fit", "--backend", "mxnet"), 2, "'torch', 'tensorflow'"),
+    (("bench", "--precision", "auto", "--norm", "bn"), 2, "since only fit chooses"),
     (("fit", "--nonsense"), 2, "--nonsense"),
     (("fit", "--epochs", "-3"), 2, "epochs"),
     (("fit", "--groups", "5", "--data", "shapes", "--train-size", "20", "--batch-size", "10"), 2,

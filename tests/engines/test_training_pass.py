@@ -364,7 +364,7 @@ CASES = [
     ("cutout", {}, (0.0, 1.0)),
     ("cutout_size", {"cutout": 1.0}, (16, 8)),
     ("gray", {}, (0.0, 1.0)),
-    ("precision", {}, choices("precision")),
+    ("precision", {}, ("float32", "mixed_bfloat16")),
     ("seed", {}, (0, 1)),
     ("epochs", {}, (1, 2)),
     ("batch_size", {}, (16, 8)),

@@ -376,6 +376,13 @@ def test_a_batch_larger_than_the_training_set_is_refused_before_any_run(tmp_path
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.parametrize("words", [["--precision", "auto"], ["--vary", "precision=float32,auto"]])
+def test_a_precision_that_each_device_would_choose_is_refused(words, tmp_path):
+    _, err = call("compare", *words, "--data", "shapes", "--out", tmp_path / "study", code=2)
+    assert "precision: expected 'float32' or 'mixed_bfloat16', since only fit chooses" in err
+    assert not (tmp_path / "study").exists()
+
+
 def test_missing_data_are_refused_before_any_run(tmp_path):
     words = ("--data", tmp_path / "missing", *TINY[2:], "--norm", "bn", "--seeds", "1")
     _, err = call("compare", *words, "--out", tmp_path / "study", code=3)

@@ -14,6 +14,7 @@ from helpers import tiny
 from hostile import changed_data
 
 import kerasnorm
+from kerasnorm import runtime
 from kerasnorm.config import resolve
 from kerasnorm.errors import (
     ConfigError,
@@ -456,6 +457,20 @@ def test_mixed_precision_trains_and_saves_a_float32_model(tmp_path):
         found = done.metrics[f"{split}_loss"], done.metrics[f"{split}_accuracy"]
         assert found == pytest.approx(scores, rel=1e-5)
         assert found[0] != pytest.approx(done.history[-1][f"{split}_loss"], rel=1e-5)
+
+
+def test_auto_records_the_precision_that_it_takes_and_keeps_it(tmp_path, monkeypatch):
+    config = tiny.config(norm="bn", precision="auto")
+    monkeypatch.setattr(runtime, "_cpu", lambda threads: runtime.Device("cpu", "CPU", True))
+    with pytest.raises(KeyboardInterrupt):
+        tiny.train(config, out=tmp_path / "run", resume="auto", callbacks=[StopAfter(1)])
+    assert run_folder.read_config(tmp_path / "run").train.precision == "mixed_bfloat16"
+    monkeypatch.undo()  # resumed where the processor does not multiply it
+    done = tiny.train(config, out=tmp_path / "run", resume="auto")
+    straight = fit(tmp_path / "straight", norm="bn", precision="mixed_bfloat16")
+    assert same_numbers(done, straight)
+    with pytest.raises(ConfigError, match=r"^precision: a resumed run"):
+        tiny.train(config, out=tmp_path / "run", resume="auto", precision="float32")
 
 
 def test_restored_weights_are_the_ones_that_are_measured(tmp_path):
