@@ -242,19 +242,35 @@ def _cpu(threads: int) -> Device:
     return Device("cpu", f"CPU, {threads} thread{'s' if threads != 1 else ''}")
 
 
-def _torch_device(device: str) -> Device:
+def torch_device(device: str) -> str:
+    """Returns PyTorch's name of a device: "cpu", "mps", or a GPU of CUDA by its number, "cuda:1".
+
+    Args:
+        device: As for `start`.
+
+    Raises:
+        ConfigError: The device is not there.
+    """
     import torch
 
     launch, count = this_launch(), torch.cuda.device_count()
     if device in ("auto", "gpu") and count and launch.launcher == "torchrun":
         device = f"cuda:{launch.local_rank}"
     if device in ("auto", "gpu") and torch.backends.mps.is_available():
-        name, described = "mps", Device("gpu", "Apple GPU (mps)")
-    elif (index := _gpu_index(device, "torch", count)) < 0:
-        name, described = "cpu", _cpu(torch.get_num_threads())
+        return "mps"
+    index = _gpu_index(device, "torch", count)
+    return "cpu" if index < 0 else f"cuda:{index}"
+
+
+def _torch_device(device: str) -> Device:
+    import torch
+
+    name = torch_device(device)
+    if name == "cpu":
+        described = _cpu(torch.get_num_threads())
     else:
-        name = f"cuda:{index}"
-        described = Device("gpu", f"{torch.cuda.get_device_name(index)} ({name})")
+        gpu = "Apple GPU" if name == "mps" else torch.cuda.get_device_name(name)
+        described = Device("gpu", f"{gpu} ({name})")
     if "keras" not in sys.modules:
         os.environ["KERAS_TORCH_DEVICE"] = name
         return described
@@ -333,6 +349,14 @@ def seed_everything(seed: int, epoch: int) -> None:
         sys.modules["torch"].manual_seed(value)
     if "tensorflow" in sys.modules:
         sys.modules["tensorflow"].random.set_seed(value)
+
+
+def peak_memory() -> int:
+    """Returns the largest resident memory of this process so far, in bytes."""
+    import resource  # which Windows lacks
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # see getrusage(2) of each system
 
 
 def cores() -> int:
