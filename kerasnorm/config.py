@@ -18,8 +18,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kerasnorm.errors import ConfigError, described, expect
-from kerasnorm.files import read_text
+from kerasnorm.errors import ConfigError, described, expect, is_list, is_number
+from kerasnorm.files import plain, read_text
 from kerasnorm.norms import KEEP, NORMS, is_foreign, owner
 
 BACKENDS = ("torch", "tensorflow", "jax")
@@ -469,37 +469,39 @@ SETTINGS: dict[str, Setting] = {
 def check_value(field: "dataclasses.Field[Any]", value: Any) -> Any:
     """Returns `value` in the type of `field`.
 
+    Numbers and arrays of NumPy become Python's own, and paths text.
+
     Raises:
         ConfigError: The value has another type, or is not among the choices or in the range.
     """
     name, meta, kind = field.name, field.metadata, type(field.default)
+    found = plain(value)
     if kind is tuple and meta["choices"]:
-        names = (value,) if isinstance(value, str) else value
-        is_list = isinstance(names, (list, tuple))
-        is_right = is_list and all(n in (*meta["choices"],) for n in names)
+        names = (found,) if isinstance(found, str) else found
+        is_right = is_list(names) and all(n in (*meta["choices"],) for n in names)
         expect(is_right, name, f"a list of {', '.join(meta['choices'])}", value)
         return tuple(dict.fromkeys(names))
     if kind is tuple:
-        expect(isinstance(value, (list, tuple)), name, "a list of whole numbers", value)
-        return tuple(_check_number(name, item, int, meta) for item in value)
+        expect(is_list(found), name, "a list of whole numbers", value)
+        return tuple(_check_number(name, item, int, meta) for item in found)
     if kind in (bool, str):
-        expect(isinstance(value, kind), name, "true or false" if kind is bool else "text", value)
-        is_right = not meta["choices"] or value in meta["choices"] or meta["others"](value)
+        expect(isinstance(found, kind), name, "true or false" if kind is bool else "text", value)
+        is_right = not meta["choices"] or found in meta["choices"] or meta["others"](found)
         expect(is_right, name, f"one of {', '.join(meta['choices'])}", value)
-        return value
+        return found
     return _check_number(name, value, kind, meta)
 
 
 def _check_number(name: str, value: Any, kind: type, meta: Mapping[str, Any]) -> Any:
     low, high = meta["low"], meta["high"]
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    is_number = is_number and abs(value) <= LARGEST and kind(value) == value
-    is_right = is_number and (low is None or value >= low) and (high is None or value <= high)
+    found = plain(value)  # None for NaN and infinity
+    is_right = is_number(found) and abs(found) <= LARGEST and kind(found) == found
+    is_right = is_right and (low is None or found >= low) and (high is None or found <= high)
     expected = "a whole number" if kind is int else "a number"
     expected += f" of at least {low}" if low is not None else ""
     expected += f" and at most {high}" if high is not None else ""
     expect(is_right, name, expected, value)
-    return kind(value)
+    return kind(found)
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> ConfigError:
@@ -658,7 +660,7 @@ def resolve(
         is_table = given is None or isinstance(given, Mapping)
         expect(is_table, name, "a dict of config fields, or None", given)
     chosen, document = dict(overrides or {}), document or {}
-    network = (flatten(document) | chosen).get("network", BUILTIN)
+    network = str((flatten(document) | chosen).get("network", BUILTIN))
     default = DEFAULT_RECIPE if network == BUILTIN else FOREIGN_RECIPE
     written = document.get("recipe", chosen.get("recipe", default))
     recipe = chosen.pop("recipe", written)
@@ -672,9 +674,8 @@ def resolve(
     given = flatten(document) | chosen
     plan = _recipe_document(recipe)
     values = flatten({k: v for k, v in plan.items() if k != "norms"})
-    norm = given.get("norm", values.get("norm", "gn"))
-    if isinstance(norm, str):
-        values |= flatten(plan.get("norms", {}).get(norm, {}))
+    norm = str(given.get("norm", values.get("norm", "gn")))
+    values |= flatten(plan.get("norms", {}).get(norm, {}))
     if network != BUILTIN:
         values = {
             name: value

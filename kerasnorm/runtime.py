@@ -267,20 +267,37 @@ def _cpu(threads: int) -> Device:
     return Device("cpu", name, "amx_bf16" in _processor("flags").split())
 
 
-def _torch_device(device: str) -> Device:
+def torch_device(device: str) -> str:
+    """Returns PyTorch's name of a device: "cpu", "mps", or a GPU of CUDA by its number, "cuda:1".
+
+    Args:
+        device: As for `start`.
+
+    Raises:
+        ConfigError: The device is not there.
+    """
     import torch
 
     launch, count = this_launch(), torch.cuda.device_count()
     if device in ("auto", "gpu") and count and launch.launcher == "torchrun":
         device = f"cuda:{launch.local_rank}"
     if device in ("auto", "gpu") and torch.backends.mps.is_available():
-        name, described = "mps", Device("gpu", "Apple GPU (mps)")
-    elif (index := _gpu_index(device, "torch", count)) < 0:
-        name, described = "cpu", _cpu(torch.get_num_threads())
+        return "mps"
+    index = _gpu_index(device, "torch", count)
+    return "cpu" if index < 0 else f"cuda:{index}"
+
+
+def _torch_device(device: str) -> Device:
+    import torch
+
+    name = torch_device(device)
+    if name == "cpu":
+        described = _cpu(torch.get_num_threads())
+    elif name == "mps":
+        described = Device("gpu", f"Apple GPU ({name})")
     else:
-        name = f"cuda:{index}"
-        can = torch.cuda.get_device_capability(index) >= BFLOAT16_CAPABILITY
-        described = Device("gpu", f"{torch.cuda.get_device_name(index)} ({name})", can)
+        can = torch.cuda.get_device_capability(name) >= BFLOAT16_CAPABILITY
+        described = Device("gpu", f"{torch.cuda.get_device_name(name)} ({name})", can)
     if "keras" not in sys.modules:
         os.environ["KERAS_TORCH_DEVICE"] = name
         return described
@@ -358,6 +375,14 @@ def seed_everything(seed: int, epoch: int) -> None:
         sys.modules["torch"].manual_seed(value)
     if "tensorflow" in sys.modules:
         sys.modules["tensorflow"].random.set_seed(value)
+
+
+def peak_memory() -> int:
+    """Returns the largest resident memory of this process so far, in bytes."""
+    import resource  # which Windows lacks
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # see getrusage(2) of each system
 
 
 def cores() -> int:

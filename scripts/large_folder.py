@@ -12,7 +12,6 @@ import argparse
 import json
 import logging
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -120,7 +119,7 @@ def train(options: argparse.Namespace) -> None:
             plots=False,
         )
     found["seconds"] = time.time() - begun
-    found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found["peak"] = runtime.peak_memory()
     print(json.dumps(found))
 
 

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import tomllib
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -121,6 +123,38 @@ def test_the_hash_changes_with_the_config_and_only_then(name, value):
     base = resolve()
     changed = base.replace(**{name: value})
     assert (changed.hash() == base.hash()) == (changed == base)
+
+
+# Of each kind of field: what programs pass, by the value that it stands for.
+LIKE = {
+    bool: lambda value: [np.bool_(value)],
+    int: lambda value: [np.int64(value), np.int32(value), np.float64(value), np.array(value)],
+    float: lambda value: [np.float64(value), np.array(value)],
+    str: lambda value: [np.str_(value), Path(value)],
+    tuple: lambda value: [list(value), np.array(value, np.int32 if value else str)],
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_values_of_numpy_and_paths_are_written_as_plain_ones(name):
+    base = {"norm": "gn"}
+    value = resolve(base).fields[name]
+    config = resolve(base | {name: value})
+    for like in LIKE[type(value)](value):
+        found = resolve(base | {name: like})
+        assert type(found.fields[name]) is type(value), repr(like)
+        assert to_toml(found) == to_toml(config), repr(like)
+        assert config.replace(**{name: like}) == config, repr(like)
+
+
+def test_a_number_of_single_precision_is_taken_as_it_is():
+    config = resolve({"learning_rate": np.float32(0.1), "widths": tuple(np.arange(1, 11))})
+    assert "learning_rate = 0.10000000149011612\n" in to_toml(config)
+    assert config.model.widths == resolve({"widths": range(1, 11)}).model.widths == (*range(1, 11),)
+    assert {*map(type, config.model.widths)} == {int}
+    for wrong in (np.float32("nan"), np.array([0.1]), np.bool_(True), np.complex64(1)):
+        with pytest.raises(ConfigError, match="learning_rate: expected a number"):
+            resolve({"learning_rate": wrong})
 
 
 def test_a_recipe_cannot_contradict_the_file():

@@ -1,5 +1,7 @@
 """The public functions refuse arguments of a wrong type with an error that says what to do."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -108,5 +110,13 @@ def test_arrays_and_tuples_of_numpys_numbers_are_taken():
     shape, mean = np.array([8, 8, 3]), np.full(3, 0.5, np.float32)
     built = kerasnorm.build_model("bn", input_shape=shape, classes=np.int64(4), mean=mean, std=mean)
     assert built.output_shape == (None, 4)
+    options = {"dropout": np.float32(0.5), "residual": np.bool_(False), "widths": np.full(10, 8)}
+    built = kerasnorm.build_model("gn", groups=np.int64(4), seed=np.int64(1), **options)
+    plain = {"dropout": 0.5, "residual": False, "widths": (8,) * 10}
+    like = kerasnorm.build_model("gn", groups=4, seed=1, **plain)
+    assert built.to_json() == like.to_json()
+    for options in ({"groups": np.int64(2)}, {"group_size": np.int32(2)}):
+        config = kerasnorm.convert_norm(model(), "gn", **options).model.layers[-1].get_config()
+        assert json.dumps(config["groups"]) == "2"
     found = kerasnorm.normalize([[[[1, 3]]]], "lnc", epsilon=np.float32(0))
     assert found.tolist() == [[[[-1, 1]]]]

@@ -3,8 +3,10 @@
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -58,6 +60,29 @@ def test_a_gpu_that_is_not_there_is_an_error(device):
 )
 def test_a_device_becomes_a_number(device, count, index):
     assert runtime._gpu_index(device, "torch", count) == index
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "has_mps", "name"),
+    [
+        ("cpu", 2, False, "cpu"), ("auto", 0, False, "cpu"), ("auto", 2, False, "cuda:0"),
+        ("gpu", 2, False, "cuda:0"), ("cuda:1", 2, False, "cuda:1"), ("auto", 0, True, "mps"),
+        ("gpu", 0, True, "mps"), ("cpu", 0, True, "cpu"),
+    ],
+)  # fmt: skip
+def test_pytorch_computes_on_the_named_device(device, gpus, has_mps, name, monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: has_mps)
+    assert runtime.torch_device(device) == name
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])
+def test_the_peak_of_memory_is_in_bytes(platform, unit, monkeypatch):
+    usage = SimpleNamespace(ru_maxrss=3_000_000_000 // unit)
+    monkeypatch.setattr(resource, "getrusage", lambda who: usage)
+    monkeypatch.setattr(sys, "platform", platform)
+    assert runtime.peak_memory() == pytest.approx(3e9, abs=unit)
 
 
 def test_a_user_without_a_home_has_a_cache(monkeypatch):
@@ -160,8 +185,8 @@ class TestBfloat16:
         monkeypatch.delitem(sys.modules, "keras", raising=False)
         monkeypatch.setenv("KERAS_TORCH_DEVICE", "cpu")
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
-        monkeypatch.setattr(torch.cuda, "get_device_capability", {1: capability}.get)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda name: "Some GPU")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", {"cuda:1": capability}.get)
         device = runtime._torch_device("cuda:1")
         assert device == runtime.Device("gpu", "Some GPU (cuda:1)", has_it)
 

@@ -24,7 +24,7 @@ from kerasnorm.config import unknown
 from kerasnorm.data.dataset import Split
 from kerasnorm.data.preprocessing import equalize
 from kerasnorm.errors import ConfigError, expect, expect_whole, is_list
-from kerasnorm.files import as_path
+from kerasnorm.files import as_path, plain
 from kerasnorm.formats import detect
 from kerasnorm.formats.archive import SavedModel
 from kerasnorm.formats.exported import ExportedModel, needs_keras, open_any
@@ -213,6 +213,7 @@ def robustness(  # noqa: PLR0913  (all but the models are options by name)
         CorruptFileError: A model is damaged.
         DataError: The images do not fit a model, or there is no such split.
     """
+    corruptions, severities = plain(corruptions), plain(severities)
     is_right = is_list(models) and len(models) > 0
     expect(is_right, "models", "a list of at least one run or model", models)
     expect_whole(images, "images", 0)

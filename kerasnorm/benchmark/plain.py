@@ -107,7 +107,7 @@ def make_loop(
     optimizer = torch.optim.Adam(model.parameters(), config.train.learning_rate)
     mean, std = images.mean(), images.std()
     forward = torch.compile(model) if compiled else model
-    is_mixed = config.train.precision != "float32"
+    kind, is_mixed = torch.device(device).type, config.train.precision != "float32"
 
     def epoch(number: int, on_step: Callable[[], None]) -> None:
         order = batches.order(number)
@@ -117,7 +117,7 @@ def make_loop(
             x = ((x - mean) / std).contiguous(memory_format=layout)
             y = torch.from_numpy(labels).to(device).long()
             optimizer.zero_grad()
-            with torch.autocast(device, torch.bfloat16, enabled=is_mixed):
+            with torch.autocast(kind, torch.bfloat16, enabled=is_mixed):
                 logits = forward(x)
             loss = F.cross_entropy(logits.float(), y)
             loss.backward()

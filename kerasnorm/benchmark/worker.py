@@ -1,6 +1,5 @@
 """One contender in a process of its own: trains or predicts one epoch per request."""
 
-import resource
 import time
 from collections.abc import Callable
 from typing import Any
@@ -68,17 +67,14 @@ def contender(name: str, config: Config, images: int, first: _FirstStep) -> tupl
 
 def _loop(name: str, config: Config, data: Dataset, first: _FirstStep) -> Work:
     """Returns a hand-written loop; its process never imports Keras."""
-    import torch
-
     from kerasnorm.benchmark.plain import make_loop
 
     config = config.replace(dropout=0.0) if name == "loop-channels-last" else config
     runtime.keep_freed_memory()
-    has_gpu = config.train.device != "cpu" and torch.cuda.is_available()
     epoch = make_loop(
         config,
         make_batches(config, data),
-        "cuda" if has_gpu else "cpu",
+        runtime.torch_device(config.train.device),
         channels_last=name != "loop",
         compiled=name == "loop-compiled",
     )
@@ -129,7 +125,7 @@ class _Contender:
             (self.train if request["task"] == "train" else self.predict)(self.round)
             self.round += 1
         seconds = time.perf_counter() - begun
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEBIBYTE
+        peak = runtime.peak_memory() / MEBIBYTE
         return {"seconds": seconds, "first_step": self.first.seconds, "peak_mib": peak}
 
 

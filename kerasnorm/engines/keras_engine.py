@@ -3,8 +3,11 @@
 It is the reference that the native engines are tested and timed against.
 """
 
+from typing import Any
+
 import keras
 import numpy as np
+from keras import ops
 from numpy.typing import NDArray
 
 from kerasnorm.data.batches import Batches
@@ -17,6 +20,13 @@ from kerasnorm.keras_settings import stock_keras
 
 class KerasEngine(Engine):
     """Trains with `model.fit`, which is itself a loop over steps; see `Engine`."""
+
+    def __init__(self, model: keras.Model, *args: Any) -> None:
+        super().__init__(model, *args)
+        # A layer in half precision adds its loss in half precision; Keras on TensorFlow refuses the
+        # sum of that and the model's loss.
+        summed = model._aggregate_additional_loss
+        model._aggregate_additional_loss = lambda loss: summed(ops.cast(loss, "float32"))
 
     def plan(self) -> None:
         """Makes Keras's step anew, which on TensorFlow holds the model as it was traced."""

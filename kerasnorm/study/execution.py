@@ -311,8 +311,7 @@ def _train_on_worker(folder: Path, slots: dict[str, int], home: Path) -> Ending:
     from distributed import get_worker
 
     worker = get_worker()
-    host = worker.address.rpartition("://")[2].rpartition(":")[0]
-    share = slots.get(host, worker.state.nthreads)
+    share = slots.get(worker.ip, worker.state.nthreads)
     return train_in_process(folder, runtime.cores() // max(1, share), home)
 
 

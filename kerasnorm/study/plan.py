@@ -15,6 +15,7 @@ from kerasnorm.config import (
     SETTINGS,
     UNCOMPARED,
     Config,
+    check_value,
     field_value,
     resolve,
     unknown,
@@ -22,8 +23,8 @@ from kerasnorm.config import (
     values_of_all_norms,
 )
 from kerasnorm.data.sources import locate
-from kerasnorm.errors import ConfigError, CorruptFileError
-from kerasnorm.files import read_text, short_name
+from kerasnorm.errors import ConfigError, CorruptFileError, is_number
+from kerasnorm.files import plain, read_text, short_name
 from kerasnorm.norms import is_read
 from kerasnorm.study.intervals import MARGIN
 
@@ -61,6 +62,19 @@ class StudyPlan:
     one_at_a_time: bool = False
     vary: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Gives each value its field's type, so that a plan equals the one read from its file."""
+        vary = {
+            name: tuple(dict.fromkeys(_typed(name, value) for value in values))
+            for name, values in self.vary.items()
+        }
+        object.__setattr__(self, "vary", vary)
+        fixed = {name: _typed(name, value) for name, value in self.fixed.items()}
+        object.__setattr__(self, "fixed", fixed)
+        object.__setattr__(self, "one_at_a_time", bool(self.one_at_a_time))
+        if is_number(self.margin):
+            object.__setattr__(self, "margin", float(self.margin))
 
     def configs(self) -> dict[str, Config]:
         """Returns the distinct configs of all runs by `identity`, seeds innermost.
@@ -218,11 +232,21 @@ def _separator(name: str) -> str:
     return ";" if is_list else ","
 
 
+def _typed(name: str, value: Any) -> Any:
+    """Returns the value of a config field, or of `recipe`, in the field's type."""
+    if name == "recipe":
+        recipe = plain(value)
+        if recipe not in RECIPES:
+            raise unknown("recipe", recipe, RECIPES)
+        return recipe
+    if name not in SETTINGS:
+        raise unknown("config field", name, ["recipe", *SETTINGS])
+    return check_value(SETTINGS[name].field, value)
+
+
 def _parse(name: str, text: str) -> Any:
     if name == "recipe":
-        if text not in RECIPES:
-            raise unknown("recipe", text, RECIPES)
-        return text
+        return _typed(name, text)
     default: Any = SETTINGS[name].field.default
     kind: Any = type(default)
     try:

@@ -35,6 +35,7 @@ from kerasnorm.errors import (
     described,
     expect,
     expect_whole,
+    is_number,
 )
 from kerasnorm.files import as_path, encoded, in_command, write_bytes
 from kerasnorm.json_process import JsonProcess
@@ -179,8 +180,7 @@ def _check_choices(study: StudyPlan) -> None:
             if name not in known:
                 raise unknown(kind, name if isinstance(name, str) else described(name), known)
     margin: Any = study.margin
-    is_number = isinstance(margin, (int, float)) and not isinstance(margin, bool)
-    is_right = is_number and 0 <= margin < math.inf
+    is_right = is_number(margin) and 0 <= margin < math.inf
     expect(is_right, "margin", "a number of percentage points of at least 0", margin)
     if not study.norms:
         raise ConfigError("norms: expected the name of at least one norm. Received: none")

@@ -11,6 +11,7 @@ from helpers.command import call
 
 from kerasnorm.benchmark import worker
 from kerasnorm.benchmark.race import paired_ratio, race
+from kerasnorm.errors import ConfigError
 from kerasnorm.training.fit import make_engine
 
 
@@ -98,3 +99,16 @@ def test_keras_predicts_in_batches_of_its_own_size_at_least(batch_size, together
     )
     predict(0)
     assert sizes == [together]
+
+
+@pytest.mark.parametrize("name", ["loop", "loop-channels-last", "loop-compiled"])
+def test_a_loop_computes_on_the_device_that_the_config_names(name, monkeypatch):
+    torch = pytest.importorskip("torch")
+    plain, devices = pytest.importorskip("kerasnorm.benchmark.plain"), []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(plain, "make_loop", lambda c, b, device, **options: devices.append(device))
+    for device in ("cpu", "cuda:1", "gpu"):
+        worker._loop(name, tiny.config(device=device), tiny.dataset(), worker._FirstStep(0.0))
+    assert devices == ["cpu", "cuda:1", "cuda:0"]
+    with pytest.raises(ConfigError, match="it sees 2"):
+        worker._loop(name, tiny.config(device="cuda:2"), tiny.dataset(), worker._FirstStep(0.0))

@@ -316,6 +316,28 @@ def test_a_model_that_the_native_engine_would_train_wrongly_is_trained_by_keras(
             choice.make(model, batches, config.train, group)
 
 
+@pytest.mark.parametrize("form", ["option", "layer", "add_loss"])
+def test_a_layer_in_half_precision_adds_its_loss(form):
+    layers, data = keras.layers, tiny.dataset()
+    inputs = keras.Input(data.image_shape)
+    half = {"dtype": "mixed_bfloat16"}
+    option = {"activity_regularizer": keras.regularizers.L2(0.5)} if form == "option" else {}
+    x = layers.Rescaling(1 / 255, dtype="float32")(inputs)
+    x = layers.Activation("linear", **half, **option)(x)
+    if form == "layer":
+        x = layers.ActivityRegularization(l2=0.5, **half)(x)
+    if form == "add_loss":
+        x = Penalized(**half)(x)
+    x = layers.GlobalAveragePooling2D(**half)(x)
+    model = keras.Model(inputs, layers.Dense(10, dtype="float32")(x))
+    config = tiny.config(precision="mixed_bfloat16", batch_size=60, epochs=1)
+    one, listener = choice.make(model, make_batches(config, data), config.train), tiny.Listener()
+    scores = one.train_epoch(0, listener)
+    squares = np.square(data.train.images / 255.0)
+    added = squares.mean() if form == "add_loss" else 0.5 * squares.sum() / len(squares)
+    assert np.isclose(listener.losses[0] - scores.loss, added, rtol=0.02)
+
+
 @keras.saving.register_keras_serializable(package="tests")
 class Pull(keras.regularizers.L1L2):
     """One of L1L2's own kind with another formula: towards 1, a sum for each filter."""

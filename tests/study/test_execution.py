@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import socket
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -244,3 +245,19 @@ def test_a_worker_elsewhere_finds_what_is_named_from_the_folder_of_the_command(
     run = run_folder.create_folder(tmp_path / "runs" / "a", resolve(fields), "shapes")
     execution.train_run({"folder": run, "home": tmp_path})
     assert (run / run_folder.METRICS).is_file()
+
+
+@pytest.mark.parametrize(("host", "family"), [("127.0.0.1", "AF_INET"), ("[::1]", "AF_INET6")])
+def test_the_workers_of_a_host_share_its_cores(host, family, tmp_path, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    try:
+        socket.create_server((host.strip("[]"), 0), family=getattr(socket, family)).close()
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+    monkeypatch.setattr(execution.runtime, "cores", lambda: 12)
+    monkeypatch.setattr(execution, "train_in_process", lambda path, threads, home: threads)
+    options = {"processes": False, "dashboard_address": None, "threads_per_worker": 1}
+    with distributed.LocalCluster(n_workers=3, host=f"tcp://{host}", **options) as cluster:
+        cluster.wait_for_workers(3, timeout=30)
+        with execution.dask(cluster.scheduler_address) as submit:
+            assert submit(tmp_path).result() == 4

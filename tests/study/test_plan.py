@@ -44,6 +44,27 @@ def test_a_field_multiplies_only_the_norm_that_reads_it():
     ]
 
 
+def test_a_plan_of_numpys_values_is_the_one_that_its_file_says(tmp_path):
+    plan = make(
+        margin=np.float32(0.5),
+        one_at_a_time=np.bool_(True),
+        vary={"batch_size": np.arange(8, 25, 8), "dropout": [0, 0.0, np.float64(0.5)],
+              "residual": np.array([True, False]), "widths": np.full((1, 10), 8)},
+        fixed={"epochs": np.int64(3), "image_size": [8, 8], "log": ["mlflow"], "learning_rate": 1},
+    )  # fmt: skip
+    like = make(
+        margin=0.5,
+        one_at_a_time=True,
+        vary={"batch_size": (8, 16, 24), "dropout": (0.0, 0.5), "residual": (True, False),
+              "widths": ((8,) * 10,)},
+        fixed={"epochs": 3, "image_size": (8, 8), "log": ("mlflow",), "learning_rate": 1.0},
+    )  # fmt: skip
+    assert repr(plan) == repr(like)
+    (tmp_path / "study.toml").write_text(plans.to_toml(plan))
+    assert repr(plans.read(tmp_path / "study.toml")) == repr(like)
+    assert folder.default(plan) == folder.default(like)
+
+
 def test_other_fields_multiply_all():
     assert len(make(vary={"batch_size": (8, 16, 32)}).configs()) == 3 * 3 * 2
 
