@@ -100,9 +100,12 @@ class Engine(ABC):
         rates: Learning rate of each step of the run, shape (steps,).
         is_fused: Whether norms are computed together with their neighbours, where they can be.
         fused_kernels: Which compiled functions it computes norms with; None for none.
+        waits_for_callbacks: Whether each step is taken only after the callbacks of the step before,
+            which may change what it computes.
     """
 
     fused_kernels: str | None = None
+    waits_for_callbacks = False
     _constant_rate: Any = None  # of the last step, where the schedule is constant
 
     @stock_keras  # Keras's own mean of the loss has the type of floats at `compile`.

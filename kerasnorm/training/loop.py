@@ -112,6 +112,14 @@ def initial_statistics(momenta: Sequence[float], steps: int) -> float | None:
     return share if share > MOST_INITIAL else None
 
 
+def _has_batch_hooks(callback: keras.callbacks.Callback) -> bool:
+    """Returns whether a callback does something before or after each training step."""
+    stock = keras.callbacks.Callback
+    hooks = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
+    own = {name: getattr(callback, name) for name in hooks}  # LambdaCallback holds functions
+    return any(getattr(own[name], "__func__", None) is not getattr(stock, name) for name in hooks)
+
+
 def _named(**scores: Scores | None) -> run_folder.Row:
     """Returns loss and accuracy under names such as val_loss; None where there is no split."""
     row: run_folder.Row = {}
@@ -160,6 +168,7 @@ class Training:
         callbacks = list(callbacks)
         self.states = CallbackStates(callbacks)
         self.has_callbacks = bool(callbacks)
+        engine.waits_for_callbacks = any(map(_has_batch_hooks, callbacks))
         self.saved_states: list[dict[str, Any]] = []
         self.callbacks = keras.callbacks.CallbackList(
             callbacks,

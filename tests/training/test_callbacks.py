@@ -15,7 +15,7 @@ HOOKS = [
     for moment in ("begin", "end")
 ]
 BEFORE_THE_END = [hook for hook in HOOKS if hook not in ("on_train_end", "on_epoch_end")]
-BATCH = 40  # of 60 images: two steps, which take two calls on TensorFlow too
+BATCH = 16  # of 60 images: four steps
 # What a run has beside the logs of `model.fit`, or calls by another name.
 OTHER_NAMES = {
     "entropy": None,
@@ -171,6 +171,65 @@ def test_what_a_callback_does_after_training_counts_for_nothing_in_the_run(tmp_p
     done = tiny.train(tiny.config(norm="bn", epochs=1), out=tmp_path / "run", callbacks=[acts])
     steps = done.metrics["steps_per_epoch"]
     assert done.metrics["initial_statistics"] == pytest.approx(0.9**steps)
+
+
+# What a callback may do between two steps, each given the model and the number of the step.
+BETWEEN_STEPS = {
+    "reads": lambda model, step: None,
+    "sets the rate": lambda model, step: setattr(
+        model.optimizer, "learning_rate", 0.01 * 1.5**step
+    ),
+    "clips weights": lambda model, step: model.set_weights(
+        [np.clip(weight, -0.1, 0.1) for weight in model.get_weights()]
+    ),
+    "stops": lambda model, step: setattr(model, "stop_training", step == 2),
+}
+
+
+class BetweenSteps(keras.callbacks.Callback):
+    """Acts in one hook of the batches, and keeps what it could read there."""
+
+    def __init__(self, hook, act, form):
+        super().__init__()
+        self.act, self.seen = act, []
+        if form == "method":
+            methods = {hook: lambda self, step, logs=None: self.hook(step)}
+            self.__class__ = type("Own", (BetweenSteps,), methods)
+        else:
+            setattr(self, hook, lambda step, logs=None: self.hook(step))
+
+    def hook(self, step):
+        optimizer = self.model.optimizer
+        numbers = [step, optimizer.iterations, optimizer.learning_rate, self.model.weights[0]]
+        self.seen += [float(np.mean(keras.ops.convert_to_numpy(number))) for number in numbers]
+        self.act(self.model, step)
+
+
+@pytest.mark.backend("any", long_on="tensorflow")
+@pytest.mark.parametrize(
+    ("hook", "act", "form"),
+    [
+        *(("on_train_batch_end", act, "method") for act in BETWEEN_STEPS),
+        *(
+            pytest.param(hook, "sets the rate", form, marks=pytest.mark.long)
+            for hook in ("on_batch_begin", "on_batch_end", "on_train_batch_begin")
+            for form in ("method", "attribute")
+        ),
+    ],
+)
+def test_a_callback_reads_and_changes_every_step_as_under_fit(hook, act, form, tmp_path):
+    seen, rows = [], []
+    for engine in ("native", "keras"):
+        config = tiny.config(
+            engine=engine, batch_size=BATCH, epochs=1, schedule="constant", optimizer="sgd"
+        )
+        callback = BetweenSteps(hook, BETWEEN_STEPS[act], form)
+        done = tiny.train(config, out=tmp_path / engine, callbacks=[callback])
+        seen.append(callback.seen)
+        rows.append([done.history[0][name] for name in ("train_loss", "test_loss", "lr")])
+    assert len(seen[0]) == len(seen[1]) > 0
+    np.testing.assert_allclose(seen[0], seen[1], rtol=1e-3)
+    np.testing.assert_allclose(rows[0], rows[1], rtol=1e-3)
 
 
 class EvaluatesOthers(keras.callbacks.Callback):

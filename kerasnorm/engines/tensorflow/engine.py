@@ -28,9 +28,9 @@ class TensorFlowEngine(NativeEngine):
     """Trains in graph mode; see `kerasnorm.engines.base.Engine`.
 
     A process with one device takes several steps per call, and notifies callbacks of them after the
-    call. Several devices take a shard of every batch each, one step per call as a plain graph,
-    because XLA and collective operations cannot be combined. Their model and its optimizer must be
-    made in the scope of the group's strategy.
+    call; one step if it `waits_for_callbacks`. Several devices take a shard of every batch each,
+    one step per call as a plain graph, because XLA and collective operations cannot be combined.
+    Their model and its optimizer must be made in the scope of the group's strategy.
 
     Args:
         model: A functional model.
@@ -113,7 +113,8 @@ class TensorFlowEngine(NativeEngine):
 
     def _calls(self) -> list[range]:
         """Returns the steps that each call of an epoch takes; a partial batch has its own call."""
-        several = STEPS_PER_CALL if self.strategy is None else 1
+        is_single = self.waits_for_callbacks or self.strategy is not None
+        several = 1 if is_single else STEPS_PER_CALL
         whole = len(self.batches.split) // self.batches.batch_size
         starts = range(0, whole, several)
         calls = [range(start, min(start + several, whole)) for start in starts]
