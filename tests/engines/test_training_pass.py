@@ -158,6 +158,28 @@ def test_spatial_dropout_drops_its_rate_of_the_channels_and_scales_the_others(na
     assert_rate(dropped)
 
 
+# Operations after which a batch has another number of rows than images.
+ROWS = {
+    "patches": lambda x: ops.reshape(x, (-1, 4, 4, 4)),
+    "twice": lambda x: ops.concatenate([x, x], axis=0),
+    "in a model": lambda x: keras.Model(i := keras.Input((8, 8, 4)), ops.concatenate([i, i], 0))(x),
+    "pixels": lambda x: ops.reshape(x, (-1, 1, 1, 4)),
+    "pairs of images": lambda x: ops.reshape(x, (-1, 16, 8, 4)),
+}
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("name", ["Dropout", "SpatialDropout2D"])
+def test_dropout_drops_its_rate_of_all_rows_whatever_a_row_is(name, rows):
+    inputs = keras.Input((8, 8, 4))
+    outputs = LAYERS[name](True)(layers.Identity()(ROWS[rows](inputs)))
+    y = training_pass(keras.Model(inputs, outputs), np.ones((1000, 8, 8, 4), np.float32))
+    dropped = y[:, 0, 0] == 0 if name == "SpatialDropout2D" else y == 0
+    for part in np.array_split(dropped, 4):
+        assert_rate(part)
+    assert np.allclose(y[y != 0], 1 / (1 - RATE), rtol=1e-5)
+
+
 def test_spatial_dropout_drops_the_same_channels_in_every_native_engine():
     _, _, y, _ = apply("SpatialDropout2D")
     drawn = generator(KEY[0], DROPOUT_STREAM, *KEY[1:], 0).random((500, 4))

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from keras import layers
+from keras import KerasTensor, layers
 from numpy.typing import NDArray
 
 from kerasnorm.engines.dropout import dropout_generator, dropped_channels, dropped_positions
 from kerasnorm.engines.fused import Call, Chain, activation_name, chains
 from kerasnorm.engines.tensorflow import fused
 from kerasnorm.engines.tensorflow.kernels import training_norm
-from kerasnorm.inspection.graph import call_node, functional_graph, nodes
+from kerasnorm.inspection.graph import call_node, functional_graph, nodes, sized_calls
 
 Tensor = Any
 
@@ -93,7 +93,12 @@ class LoweredModel:
         self.input, self.output = id(graph.inputs[0]), id(graph.outputs[0])
         self.input_dtype = graph.inputs[0].dtype
         self.calls = [node for node in nodes(graph) if not node.is_input]
-        drops = {n: _drop(node, is_hashed or is_compiled) for n, node in enumerate(self.calls)}
+        is_hashed = is_hashed or is_compiled
+        per_image = _calls_per_image(model)
+        drops = {
+            n: _drop(node, is_hashed or id(node) not in per_image)
+            for n, node in enumerate(self.calls)
+        }
         self.drops = {number: drop for number, drop in drops.items() if drop is not None}
         self.norms = {} if is_compiled else _training_norms(self.calls)
         found = fused.library() if is_fused and not is_compiled else None
@@ -207,6 +212,17 @@ def _training_norms(calls: list[Any]) -> dict[int, Callable[[Tensor], Tensor]]:
         if norm is not None:
             found[number] = norm
     return found
+
+
+def _calls_per_image(model: Any) -> set[int]:
+    """Returns the `id` of each call whose input has one row for every image of a batch.
+
+    Patches of images, for example, may be rows of their own.
+    """
+    images = 5040  # which operations that join images can divide by 2 to 10
+    batch = KerasTensor((images, *model.inputs[0].shape[1:]), model.inputs[0].dtype)
+    calls = sized_calls(model, [batch])
+    return {id(node) for node, inputs, _ in calls if inputs[0].shape[0] == images}
 
 
 def _drop(node: Any, is_hashed: bool) -> _Drop | None:
