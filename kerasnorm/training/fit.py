@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kerasnorm import runtime
-from kerasnorm.config import UNCOMPARED, Config, config_of_call
+from kerasnorm.config import UNCOMPARED, Config, config_of_call, field_value
 from kerasnorm.data import Dataset, prepare
 from kerasnorm.data.augment import Augmentation
 from kerasnorm.data.batches import Batches
@@ -108,7 +108,7 @@ def fit(
         callbacks = _checked(callbacks)
         group = join(launch, train.devices)
         try:
-            # The first process may have started the run while another was looking for it.
+            # A file system may show the folder to the first process before it does to another.
             plan = group.on_first(lambda: plan) or plan
             dataset = prepare(plan.config.data, plan.config.train.seed)
             if plan.is_resumed:
@@ -201,7 +201,8 @@ class _Plan:
     def finished_run(self) -> run.Run | None:
         """Returns the run if it has finished, nothing of it is damaged and no more is wanted."""
         saved, data = self.saved, self.config.data.data
-        if saved is None or self.config != saved.replace(data=data, log=self.config.train.log):
+        free = {name: field_value(self.config, name) for name in (*UNCOMPARED, "data")}
+        if saved is None or self.config != saved.replace(**free):
             return None
         try:
             done = run.Run.load(self.path)

@@ -673,6 +673,15 @@ def test_a_run_may_be_told_where_its_data_are_after_it_has_finished(tmp_path, st
     assert moved.test_images().shape == (12, 8, 8, 3)
 
 
+@pytest.mark.parametrize("asked", [{"device": "auto"}, {"device": "cuda:7"}, {"devices": 2}])
+def test_a_finished_run_is_not_evaluated_again_on_another_device(tmp_path, stopped, asked):
+    shutil.copytree(stopped / "straight", tmp_path / "run")
+    before = files(tmp_path / "run")
+    again = tiny.train(resume=tmp_path / "run", **asked)
+    assert again.metrics == run.Run.load(stopped / "straight").metrics
+    assert files(tmp_path / "run") == before
+
+
 def test_a_relative_place_is_recorded_in_full(tmp_path, monkeypatch):
     data = changed_data.write(tmp_path / "d")
     monkeypatch.chdir(tmp_path)
