@@ -19,7 +19,7 @@ from kerasnorm.cli.models import (
     split_option,
 )
 from kerasnorm.errors import ConfigError
-from kerasnorm.files import write_json
+from kerasnorm.files import make_folder, write_json
 from kerasnorm.norms import NORMS
 from kerasnorm.progress import ConsoleProgress
 
@@ -257,8 +257,6 @@ def robustness(
 
     with ConsoleProgress(quiet=quiet, quarters=True) as progress:
         answer = ask(models, **measured, progress=progress)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "robustness.json", answer.document())
 
     def show(found: "list[Robustness]") -> None:
         opt.print_table(robustness_table(found))
@@ -267,7 +265,7 @@ def robustness(
             table = loss_table(found, split=options["split"], margin=margin / 100)
             opt.print_table(table)
 
-    _show(answer, out, as_json, show)
+    _show(answer, out, as_json, show, document="robustness.json")
 
 
 @click.command()
@@ -321,15 +319,31 @@ def _show(
     as_json: bool,
     show: Callable[[Data], None],
     drawn: Sequence[Path] = (),
+    document: str | None = None,
 ) -> None:
-    """Saves the figures of an answer; prints its data and the paths of all figures."""
-    paths = [str(path) for path in (*drawn, *answer.save(out))]
-    if as_json:
-        opt.print_json({"data": answer.document(), "figures": paths})
-        return
-    show(answer.data)
-    for path in paths:
-        click.echo(path)
+    """Saves an answer; prints its data, even where nothing can be written, and the figures' paths.
+
+    Args:
+        answer: The answer.
+        out: Folder of its figures.
+        as_json: Whether its data are printed as JSON.
+        show: Prints them otherwise.
+        drawn: Paths of figures that have been saved before.
+        document: Name of a file for the data beside the figures; None for none.
+    """
+    paths = [str(path) for path in drawn]
+    try:
+        if document is not None:
+            make_folder(out)
+            write_json(out / document, answer.document())
+        paths.extend(str(picture.save(out)) for picture in answer.pictures)
+    finally:
+        if as_json:
+            opt.print_json({"data": answer.document(), "figures": paths})
+        else:
+            show(answer.data)
+            for path in paths:
+                click.echo(path)
 
 
 COMMANDS = (explain, inputs, landscape, robustness, statistics)

@@ -311,24 +311,23 @@ def misclassified(
     mistakes = [asdict(mistake) for mistake in worst_mistakes(logits, images.labels)]
     if images.files is not None:
         mistakes = [mistake | {"file": images.files[mistake["index"]]} for mistake in mistakes]
-    if out is not None:
-        picture = plots.misclassified_figure(images.images, mistakes, names, target.name)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        plots.save(picture.figure, out)
+    kind = "image" if split == "all" else f"{split} image"
     if as_json:
         opt.print_json(mistakes)
-        return
-    kind = "image" if split == "all" else f"{split} image"
-    for m in mistakes:
+    elif not mistakes:
+        click.echo(f"None of {counted(len(images), kind)} is misclassified.")
+    for m in () if as_json else mistakes:
         file = f", {m['file']}" if "file" in m else ""
         click.echo(
             f"{kind} {m['index']}{file}: true {names[m['true']]}, "
             f"predicted {names[m['predicted']]} {in_percent(m['confidence'], 0)} %"
         )
-    if not mistakes:
-        click.echo(f"None of {counted(len(images), kind)} is misclassified.")
-    if out is not None:
-        click.echo(str(out))
+    if out is not None:  # last, as it may fail
+        picture = plots.misclassified_figure(images.images, mistakes, names, target.name)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        plots.save(picture.figure, out)
+        if not as_json:
+            click.echo(str(out))
 
 
 @click.command()

@@ -125,12 +125,12 @@ def bench(
         "results": [asdict(result) for result in results],
     }
     table = race_table(results)
-    if out is not None:
-        _write(out, document, table, results)
     if as_json:
         opt.print_json(document)
     else:
         opt.print_table(table)
+    if out is not None:  # last, as it may fail
+        _write(out, document, table, results)
 
 
 def _write(out: Path, document: dict[str, Any], table: "Table", results: list["Result"]) -> None:

@@ -4,6 +4,7 @@ Figures are made without pyplot: no window, no global state.
 """
 
 import functools
+import io
 import logging
 import math
 import warnings
@@ -26,7 +27,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from kerasnorm.files import atomic_writer, encoded
+from kerasnorm.files import encoded, write_bytes
 from kerasnorm.norms import NORMS
 
 DPI = 150
@@ -189,7 +190,8 @@ class Picture:
         """Writes the figure to `<name>.png` in a folder, made if it is missing; returns the path.
 
         Raises:
-            OSError: The folder cannot be made or written.
+            OSError: The folder cannot be made.
+            RunFolderError: The file cannot be written.
         """
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.png"
@@ -201,12 +203,14 @@ def save(figure: Figure, path: Path) -> None:
     """Writes a figure to a PNG file, atomically; the same figure gives the same bytes.
 
     Raises:
-        OSError: The folder is missing or cannot be written.
+        RunFolderError: It cannot be written.
     """
-    with atomic_writer(path) as file, warnings.catch_warnings():
+    content = io.BytesIO()
+    with warnings.catch_warnings():
         # A class name may be in a script that the font lacks; a box stands for each letter.
         warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
-        figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
+        figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None})
+    write_bytes(path, content.getvalue())
 
 
 def first_texts(texts: Sequence[str]) -> str:

@@ -381,6 +381,7 @@ class Training:
             "callbacks": self.states.save(),
         }
         if self.group.is_first:
+            run_folder.check_there(self.path)
             checkpoints.save(self.path / run_folder.CHECKPOINTS, state, facts)
             run_folder.write_history(self.path / run_folder.HISTORY, self.rows)
 

@@ -157,6 +157,19 @@ def is_run(path: Path) -> bool:
     return (path / CONFIG).is_file()
 
 
+def check_there(path: Path) -> None:
+    """Makes sure that the folder of a run in training is where it was when the run started.
+
+    Raises:
+        RunFolderError: It was moved or removed; what would be written there could not be resumed.
+    """
+    if not is_run(path):
+        raise RunFolderError(
+            f"{path} was moved or removed while the run trained: it has no {CONFIG} now. If it was "
+            "moved, resume the run there: kerasnorm fit --resume PLACE. Else start a new run."
+        )
+
+
 @contextmanager
 def new_folder(out: Path | None, config: Config, data_name: str) -> Iterator[Path]:
     """Makes the folder of a new run, writes its config, and holds its lock while the block runs.

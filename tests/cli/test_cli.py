@@ -1,6 +1,7 @@
 """The command line as its users meet it: a subprocess, its streams and its exit codes."""
 
 import csv
+import errno
 import json
 import re
 import shutil
@@ -313,6 +314,53 @@ def test_a_file_of_another_kind_than_the_command_writes_is_refused(option, name,
     assert option.type.suffix in {".png", ".html", ".keras"}
     with pytest.raises(ConfigError, match=rf"^--out: expected a \{option.type.suffix} file\."):
         option.type.convert(str(tmp_path / name), option, None)
+
+
+@pytest.mark.parametrize("is_json", [False, True])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("explain", "in", "--no-cost"),
+        ("misclassified", "RUN"),
+        *(
+            pytest.param(words, marks=pytest.mark.long)
+            for words in [
+                ("robustness", "RUN", "--images", 10, "--corruption", "contrast"),
+                ("statistics", "RUN", "--images", 10),
+                ("landscape", "RUN", "--steps", 1, "--lines", 1, "--points", 3, "--images", 10),
+            ]
+        ),
+    ],
+    ids=lambda words: words[0] if isinstance(words, tuple) else None,
+)
+def test_what_was_measured_is_printed_where_the_disk_is_full(
+    words, is_json, trained, tmp_path, monkeypatch
+):
+    out = tmp_path / ("out.png" if words[0] == "misclassified" else "out")
+    words = [*(trained if word == "RUN" else word for word in words), "--out", out]
+    words += ["--json"] * is_json
+
+    def measured():
+        printed = call(*words, code=code)[0]
+        if is_json:
+            document = json.loads(printed)
+            return document if isinstance(document, list) else document["data"]
+        return [line for line in printed.splitlines() if not line.startswith(str(tmp_path))]
+
+    code = 0
+    expected = measured()
+    code = 6
+    shutil.rmtree(out) if out.is_dir() else out.unlink()
+
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("kerasnorm.files.fsync", full)
+    assert measured() == expected != []
+    _, err = call(*words, code=code)
+    assert re.search(
+        rf"Cannot write {out}\S*: No space left on device\. It needs [\d,]+ bytes", err
+    )
 
 
 @pytest.mark.parametrize("command", ["robustness", "statistics", "landscape"])

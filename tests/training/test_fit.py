@@ -428,6 +428,34 @@ def test_a_taken_folder_is_kept(tmp_path):
     assert (tmp_path / "run" / run_folder.HISTORY).read_bytes() == before
 
 
+def move(folder):
+    folder.rename(folder.with_name("moved"))
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+@pytest.mark.parametrize(
+    "harm", [move, shutil.rmtree, lambda path: (path / "config.toml").unlink()]
+)
+def test_a_run_whose_folder_is_gone_ends_and_writes_nothing_there(harm, epoch, tmp_path):
+    place, moved = tmp_path / "run", tmp_path / "moved"
+    config = tiny.config(epochs=3)
+    acts = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda number, logs: harm(place) if number == epoch else None
+    )
+    with pytest.raises(RunFolderError, match=r"moved or removed.*--resume PLACE"):
+        tiny.train(config, out=place, callbacks=[acts])
+    left = {path.name for path in tmp_path.rglob("epoch-*")}
+    assert left in (set(), {f"epoch-{number:03d}" for number in range(1, epoch + 1)})
+    assert harm not in (move, shutil.rmtree) or not place.exists()
+    if harm is move:
+        tiny.train(resume=moved)
+        losses = [
+            [row["train_loss"] for row in run.Run.load(folder).history]
+            for folder in (moved, tiny.train(config, out=tmp_path / "whole").path)
+        ]
+        assert losses[0] == losses[1]
+
+
 @pytest.mark.parametrize("preprocessing", ["standardize", "scale", "none", "equalize"])
 def test_every_preprocessing_trains_and_travels_with_the_model(tmp_path, preprocessing):
     done = fit(tmp_path / "run", preprocessing=preprocessing, epochs=1)
