@@ -448,9 +448,11 @@ def test_the_losses_on_corrupted_images_are_those_of_the_measurement():
         f"{first['low']} to {first['high']})"
     ) in readme
     for text in (
-        f"{first['mean']} points more than `gn` (corrected interval {first['low']} to "
-        f"{first['high']}) and {second['mean']} more than `ln` ({second['low']} to "
-        f"{second['high']})",
+        (
+            f"{first['mean']} points more than `gn` (corrected interval {first['low']} to "
+            f"{first['high']}) and {second['mean']} more than `ln` ({second['low']} to "
+            f"{second['high']})"
+        ),
         "it loses " + loss["bn"].replace("(", "points (95 % interval "),
         f"`ln` {loss['ln']} and `gn` {loss['gn']}",
         "at severity 5 " + contrast.format(**faded),

@@ -95,7 +95,7 @@ def _torch_passes(model: keras.Model) -> tuple[LossAndGradient, Predict]:
         logits = lowered(torch.from_numpy(images).to(lowered.device), Mode(training=True))
         wanted = torch.from_numpy(labels).long().to(lowered.device)
         loss = torch.nn.functional.cross_entropy(logits, wanted)
-        gradients = torch.autograd.grad(loss, parameters)
+        gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
         return float(loss.detach()), [gradient.cpu().numpy().copy() for gradient in gradients]
 
     return loss_and_gradient, lambda images: torch_engine.predict(lowered, images)
@@ -116,7 +116,7 @@ def _tensorflow_passes(model: keras.Model) -> tuple[LossAndGradient, Predict]:
         with tf.GradientTape() as tape:
             logits = lowered(images, drawn, ends)
             loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
-        return loss, tape.gradient(loss, values)
+        return loss, tape.gradient(loss, values, unconnected_gradients="zero")
 
     def loss_and_gradient(images: NDArray[Any], labels: NDArray[Any]) -> tuple[float, Weights]:
         drawn, ends = lowered.draw([(0, 0, 0)], len(images))

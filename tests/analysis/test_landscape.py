@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from helpers.tiny import config, dataset, train
-from keras import layers
+from keras import layers, ops
 
 from kerasnorm.analysis.landscape import (
     GradientLines,
@@ -233,6 +233,29 @@ def test_the_line_starts_at_the_batchs_loss_and_leaves_the_net_alone(norm):
     assert changes[0] == 0
     # By Taylor, a small step goes down by distance * |g|^2.
     assert np.isclose(losses[0] - losses[1], 0.01, rtol=0.3)
+
+
+# Ways from a layer to the output through which no gradient passes.
+STOPS = {
+    "stop_gradient": ops.stop_gradient,
+    "comparison": lambda x: ops.cast(x > 0, "float32"),
+    "rank": lambda x: ops.cast(ops.argmax(x, axis=-1, keepdims=True), "float32"),
+}
+
+
+@pytest.mark.backend("any")
+@pytest.mark.parametrize("stop", STOPS)
+def test_the_gradient_of_weights_that_none_reaches_is_0(stop):
+    pixels = keras.Input((8, 8, 3))
+    x = STOPS[stop](layers.Conv2D(4, 3)(pixels))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(x))
+    model = keras.Model(pixels, layers.Dense(3)(x))
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3)).astype(np.uint8)
+    labels = np.arange(6, dtype=np.int32) % 3
+    loss, found = Probe(model).gradient(images, labels)
+    assert [bool(part.any()) for part in found] == [False, False, True, True, True, True]
+    assert [part.shape for part in found] == [tuple(v.shape) for v in model.trainable_variables]
+    assert loss == pytest.approx(score(predict(model, images), labels).loss, rel=1e-5)
 
 
 def test_a_probe_puts_moving_statistics_back():

@@ -90,7 +90,7 @@ def test_hooks_come_as_from_fit_whichever_of_them_stops_the_training(engine, sto
         verbose=0,
         callbacks=[theirs],
         validation_data=(data.test.images, data.test.labels),
-        validation_batch_size=len(data.test),
+        validation_batch_size=len(data.test),  # a run evaluates each split as one batch
     )
     config = tiny.config(engine=engine, batch_size=BATCH)
     tiny.train(config, out=tmp_path / "run", callbacks=[ours])
