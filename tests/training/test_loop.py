@@ -173,9 +173,7 @@ def test_a_training_that_a_callback_ends_counts_the_steps_that_were_taken(event,
     asks = Asks(event)
     done = tiny.train(config, out=tmp_path / "run", callbacks=[asks])
     assert len(done.history) == 2
-    # Several steps of TensorFlow are one call; a partial batch has a call of its own.
-    several = 3 if keras.backend.backend() == "tensorflow" and engine == "native" else 1
-    assert asks.steps == [4, 4 if event == "on_epoch_end" else several]
+    assert asks.steps == [4, 4 if event == "on_epoch_end" else 1]
     rates = learning_rates(config.train, 4 * 4)
     trained = [60, min(16 * asks.steps[1], 60)]
     for row, first, steps, images in zip(done.history, (0, 4), asks.steps, trained, strict=True):
@@ -290,11 +288,7 @@ def test_a_log_receives_the_rates_that_the_steps_were_taken_with(engine, tmp_pat
 def test_a_rate_that_a_callback_changes_is_recorded_as_the_step_was_taken(
     event, first, engine, tmp_path, monkeypatch
 ):
-    """The callback halves it before or after each of the four steps of an epoch.
-
-    TensorFlow takes the three steps of whole batches in one call, all with one rate, and notifies
-    callbacks of the second and third afterwards.
-    """
+    """The callback halves it before or after each of the four steps of an epoch."""
     pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
     received = []
     monkeypatch.setattr(RunLogs, "write", lambda self, rows, details=None: received.append(details))
@@ -310,9 +304,6 @@ def test_a_rate_that_a_callback_changes_is_recorded_as_the_step_was_taken(
         epochs=2, engine=engine, schedule="constant", learning_rate=0.5**6, log=["tensorboard"]
     )
     done = tiny.train(config, out=tmp_path / "run", callbacks=[callback])
-    halvings = [first, first + 1, first + 2, first + 3]
-    if keras.backend.backend() == "tensorflow" and engine == "native":
-        halvings = [first, first, first, first + 3]
-    expected = [[0.5 ** (6 + n + before) for n in halvings] for before in (0, 4)]
+    expected = [[0.5 ** (6 + first + n + before) for n in range(4)] for before in (0, 4)]
     assert [details.rates for details in received[1:]] == expected
     assert [row["lr"] for row in done.history] == [rates[-1] for rates in expected]
