@@ -6,6 +6,7 @@ time, which a busy machine would decide.
 
 import ast
 import dataclasses
+import functools
 import inspect
 import subprocess
 import sys
@@ -30,6 +31,7 @@ NAMES = {dotted(path) for path in HOME.rglob("*.py")}
 LIGHT = ("errors", "files", "config", "norms", "runtime", "cli", "__init__", "__main__")
 
 
+@functools.cache
 def modules():
     """Maps each module's dotted name to its syntax tree."""
     return {

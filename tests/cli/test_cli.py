@@ -316,20 +316,24 @@ def test_a_file_of_another_kind_than_the_command_writes_is_refused(option, name,
         option.type.convert(str(tmp_path / name), option, None)
 
 
-@pytest.mark.parametrize("is_json", [False, True])
+MEASURING = [
+    ("explain", "in", "--no-cost"),
+    ("misclassified", "RUN"),
+    ("robustness", "RUN", "--images", 10, "--corruption", "contrast"),
+    ("statistics", "RUN", "--images", 10),
+    ("landscape", "RUN", "--steps", 1, "--lines", 1, "--points", 3, "--images", 10),
+]
+
+
 @pytest.mark.parametrize(
-    "words",
+    ("words", "is_json"),
     [
-        ("explain", "in", "--no-cost"),
-        ("misclassified", "RUN"),
-        *(
-            pytest.param(words, marks=pytest.mark.long)
-            for words in [
-                ("robustness", "RUN", "--images", 10, "--corruption", "contrast"),
-                ("statistics", "RUN", "--images", 10),
-                ("landscape", "RUN", "--steps", 1, "--lines", 1, "--points", 3, "--images", 10),
-            ]
-        ),
+        pytest.param(
+            *(words, is_json),
+            marks=() if (words[0], is_json) == ("misclassified", True) else pytest.mark.long,
+        )
+        for words in MEASURING
+        for is_json in (False, True)
     ],
     ids=lambda words: words[0] if isinstance(words, tuple) else None,
 )

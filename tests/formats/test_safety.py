@@ -530,7 +530,10 @@ AMOUNTS = [
 
 
 @pytest.mark.parametrize("amount", AMOUNTS)
-@pytest.mark.parametrize("name", POSSIBLE)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.long if n == "saved-model" else ()) for n in POSSIBLE],
+)
 def test_damaged_exports_are_refused_or_answer(exports, tmp_path, name, amount):
     refusals = fuzz(path_of(exports, name), tmp_path, MUTATIONS[amount])
     print(f"{name}: {refusals} of {MUTATIONS[amount]} refused without the metadata")

@@ -151,10 +151,13 @@ CHANGES = {
     ("engine", "change", "hook"),
     [
         *(("native", change, "on_epoch_end") for change in CHANGES),
-        *(("native", "compiled the model again", hook) for hook in BEFORE_THE_END),
         *(
-            ("keras", "replaced the optimizer", hook)
-            for hook in ("on_train_begin", "on_train_batch_end")
+            pytest.param("native", "compiled the model again", hook, marks=pytest.mark.long)
+            for hook in BEFORE_THE_END
+        ),
+        ("keras", "replaced the optimizer", "on_train_batch_end"),
+        pytest.param(
+            *("keras", "replaced the optimizer", "on_train_begin"), marks=pytest.mark.long
         ),
     ],
 )

@@ -103,7 +103,11 @@ class StopAfter(keras.callbacks.Callback):
 
 @pytest.mark.backend("any", long_on="tensorflow")
 @pytest.mark.parametrize(
-    "norm", ["gn", *(pytest.param(norm, marks=SLOW_ON_TENSORFLOW) for norm in ("bn", "ln"))]
+    "norm",
+    [
+        "gn",
+        *(pytest.param(n, marks=(pytest.mark.long, SLOW_ON_TENSORFLOW)) for n in ("bn", "ln")),
+    ],
 )
 def test_an_interrupted_and_resumed_run_equals_one_never_interrupted(tmp_path, norm):
     assert_resumed_to_the_same_bytes(tmp_path, norm)
@@ -304,7 +308,7 @@ def test_what_is_resumed_must_be_there_and_brings_its_own_config(tmp_path):
         tiny.train(tiny.config(), resume="auto")
 
 
-@pytest.mark.backend("any")
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_keras_callbacks_see_every_step_and_standard_logs(tmp_path):
     class Spy(keras.callbacks.Callback):
         events, logs = [], []

@@ -13,7 +13,6 @@ from kerasnorm.training.loggers import RunLogs
 from kerasnorm.training.loop import epoch_line
 from kerasnorm.training.run_folder import judged
 
-LONG_ON_TENSORFLOW = pytest.mark.backend("any", long_on="tensorflow")
 ROW = {
     "epoch": 3.0,
     "train_loss": 0.8421,
@@ -280,11 +279,9 @@ def test_a_log_receives_the_rates_that_the_steps_were_taken_with(engine, tmp_pat
     assert [details.rates for details in received[1:]] == [[rate] * 4 for rate in expected]
 
 
-@pytest.mark.backend("any")
-@pytest.mark.parametrize("engine", ["native", pytest.param("keras", marks=LONG_ON_TENSORFLOW)])
-@pytest.mark.parametrize(
-    ("event", "first"), [("begin", 1), pytest.param("end", 0, marks=LONG_ON_TENSORFLOW)]
-)
+@pytest.mark.backend("any", long_on="tensorflow")
+@pytest.mark.parametrize("engine", ["native", "keras"])
+@pytest.mark.parametrize(("event", "first"), [("begin", 1), ("end", 0)])
 def test_a_rate_that_a_callback_changes_is_recorded_as_the_step_was_taken(
     event, first, engine, tmp_path, monkeypatch
 ):

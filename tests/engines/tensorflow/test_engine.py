@@ -48,7 +48,9 @@ def assert_ten_steps_are_equal(stock, native):
     [
         # Keras's batch norm is 4e-5 from float64 in the first logits here, the fused one 1e-6: an
         # image near the border changes its class.
-        ("bn", "era8", {"l1": 1e-4, "l2": 1e-3, "fused": False}),
+        pytest.param(
+            *("bn", "era8", {"l1": 1e-4, "l2": 1e-3, "fused": False}), marks=pytest.mark.long
+        ),
         pytest.param("ln", "best", {"ln_affine": "element"}, marks=pytest.mark.long),
         pytest.param("gn", "era8", {}, marks=pytest.mark.long),
         pytest.param("gn", "best", {}, marks=pytest.mark.slow),

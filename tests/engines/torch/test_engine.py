@@ -169,9 +169,12 @@ STEPS = [
 @pytest.mark.parametrize(
     ("norm", "recipe", "options"),
     [
-        pytest.param(norm, *step, marks=pytest.mark.slow if norm != "bn" and step[1] else ())
-        for norm in ("bn", "gn", "ln", "none")
-        for step in STEPS
+        *(pytest.param("bn", *step) for step in STEPS),
+        *(
+            pytest.param(norm, *step, marks=pytest.mark.slow if step[1] else pytest.mark.long)
+            for norm in ("gn", "ln", "none")
+            for step in STEPS
+        ),
     ],
     ids=str,
 )
