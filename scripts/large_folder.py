@@ -86,14 +86,13 @@ def generate(folder: Path, count: int) -> int:
 
 def train(options: argparse.Namespace) -> None:
     """Trains for some steps and evaluates, in this process; prints what it took as JSON."""
-    import keras
-
     import kerasnorm
     from kerasnorm import runtime
     from kerasnorm.progress import console_notes
 
     begun = float(os.environ["BEGUN"])
-    found = {"host": runtime.host(), "backend": keras.backend.backend()}
+    found = {"host": runtime.host(), "backend": runtime.import_keras()}
+    import keras
 
     class Watch(keras.callbacks.Callback):
         def on_train_batch_end(self, batch: int, logs: object = None) -> None:
