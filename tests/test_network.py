@@ -105,6 +105,7 @@ def scramble(model: keras.Model) -> None:
 # Size and skeleton
 
 
+@pytest.mark.backend("any", long_on="tensorflow")
 @pytest.mark.parametrize(
     ("norm", "options", "expected"),
     [
@@ -127,6 +128,7 @@ def test_era8_has_the_published_number_of_parameters(
     assert model.count_params() == expected + moving
 
 
+@pytest.mark.backend("any", long_on="tensorflow")
 @pytest.mark.parametrize("norm", NORMS)
 def test_best_stays_below_50_000_moving_statistics_included(norm: str) -> None:
     model = ready_made(norm, "best")
@@ -296,6 +298,7 @@ def test_uint8_pixels_give_the_logits_of_float_pixels() -> None:
     np.testing.assert_array_equal(logits(model, x), logits(model, x.astype(np.float32)))
 
 
+@pytest.mark.backend("any", long_on="tensorflow")
 @pytest.mark.parametrize(
     ("shape", "classes"), [((4, 4, 1), 2), ((28, 28, 1), 10), ((5, 9, 3), 7), ((7, 4, 4), 100)]
 )
@@ -583,6 +586,7 @@ def test_outputs_are_logits_or_their_softmax():
         build_model("gn", outputs="softmax")
 
 
+@pytest.mark.backend("any", long_on="tensorflow")
 @pytest.mark.parametrize("order", ["conv-act-norm", "conv-norm-act"])
 @pytest.mark.parametrize(("norm", "options"), [("in", {}), ("gn", {"groups": 4}), ("bn", {})])
 def test_instance_norms_directly_before_the_average_are_said(

@@ -366,7 +366,18 @@ def tolerance_of(layer):
 PIXELS = np.random.default_rng(0).normal(0.3, 1, (5, *SHAPE)).astype(np.float32)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+def is_seldom_tried(case):
+    """Whether other types are asked for, which all layers read alike, of a layer but the first."""
+    return case.option in ("dtype", "autocast") and case.kind is not next(iter(TABLE))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(c, marks=pytest.mark.long if is_seldom_tried(c) else (), id=str(c))
+        for c in CASES
+    ],
+)
 def test_every_option_gives_what_keras_gives(case):
     layer = case.layer()
     model = model_of(layer)
