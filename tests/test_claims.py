@@ -375,6 +375,14 @@ def test_the_accuracies_of_resnet20_are_those_of_its_studies():
     assert f"they are {lead:.1f} points ahead of groups of eight channels" in readme
 
 
+def test_the_accuracy_of_resnet20_after_20_epochs_is_that_of_its_run():
+    run = ROOT / "results/resnet20-full/runs/resnet20-bn-torch-s0"
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["epochs"] == 20
+    text = f"20 epochs bring them together is open (`bn` then has {metrics['test_accuracy']:.2%}"
+    assert text.replace("%", " % of the test images right") in words_of("docs/your-network.md")
+
+
 def test_the_accuracies_of_resnet20_in_batches_of_four_are_those_of_its_study():
     document = summary_of("resnet20-batch4")
     assert {item["verdict"] for item in document["differences"]} == {"no verdict"}
