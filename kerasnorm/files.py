@@ -257,10 +257,6 @@ def short_name(name: str) -> str:
 def as_path(value: object, name: str) -> Path:
     """Returns a path that was given as text or as a path.
 
-    Args:
-        value: What was given.
-        name: Name of the argument, for the message.
-
     Raises:
         ConfigError: It is neither.
     """
@@ -318,10 +314,6 @@ def file_lock(path: Path, timeout: float) -> Iterator[None]:
     """Holds the exclusive lock of a file while the block runs, where the file system has locks.
 
     The operating system drops the lock of a process that dies.
-
-    Args:
-        path: The file, made if it is missing.
-        timeout: Seconds to wait for another process that holds it.
 
     Raises:
         TimeoutError: Another process holds it.

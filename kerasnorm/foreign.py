@@ -57,14 +57,6 @@ def build(
 ) -> keras.Model:
     """Returns the network that a config names, from raw pixels (N, H, W, C) to logits (N, classes).
 
-    Args:
-        config: Config of the model.
-        pixels: The input, raw pixels (N, H, W, C).
-        rescaling: Rescales them, for a network that does not do so itself.
-        classes: Number of classes.
-        precision: Floating-point type of the layers before the last.
-        seed: Seed of the initial weights.
-
     Raises:
         ConfigError: There is no such network, or it does not fit the images or the classes.
     """

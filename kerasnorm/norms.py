@@ -148,9 +148,6 @@ def _divisors(number: int) -> str:
 def check_groups(config: "ModelConfig") -> None:
     """Makes sure that the groups of a norm divide the channels of all layers that it normalizes.
 
-    Args:
-        config: Config of the built-in network.
-
     Raises:
         ConfigError: They do not; for gn the message lists the numbers that fit every layer.
     """
@@ -438,10 +435,7 @@ def without_zeros(layer: "keras.layers.Layer", kept: str = "") -> None:
     """Sets to 1 what is 0 in the trainable variables of a built layer, which is then only observed.
 
     A scale that begins at 0, as that of a residual branch often does, hides all that it multiplies.
-
-    Args:
-        layer: The layer.
-        kept: Name of a variable to leave as it is.
+    The variable of the name `kept` stays as it is.
     """
     import keras
 
@@ -456,11 +450,8 @@ def moved_outputs(
 ) -> "NDArray[np.bool_]":
     """Returns which outputs of a built layer in training change when its input at `index` does.
 
-    Args:
-        layer: A norm; each call begins with its variables, random generators too, as they are.
-        shape: Shape (N, …, C) of its input and output.
-        index: Index of the value that changes.
-        draws: Number of random inputs; an output counts that changes with one of them.
+    The input is (N, …, C). Each call begins with the layer's variables, random generators too, as
+    they are. An output counts that changes with one of `draws` random inputs.
     """
     import keras
     import numpy as np

@@ -50,12 +50,7 @@ class Probe:
 
     @stock_keras
     def gradient(self, images: Images, labels: NDArray[np.int32]) -> tuple[float, Weights]:
-        """Returns the mean cross-entropy of a training pass, in nats, and its gradient.
-
-        Args:
-            images: Raw images (N, H, W, C).
-            labels: Class indices (N,).
-        """
+        """Returns the mean cross-entropy of a training pass, in nats, and its gradient."""
         variables = self.model.non_trainable_variables
         kept = _copies(variables)
         found = self._loss_and_gradient(np.asarray(images), labels)

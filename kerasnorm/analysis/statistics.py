@@ -256,12 +256,7 @@ def trained_kernels(run: Run, engine: Any, saved: "keras.Model") -> "Weights | N
     """Returns all kernels of a run's trained model as they were trained, None where they are lost.
 
     A saved model holds standardized kernels in place of those that training changed, which are in
-    the run's checkpoints.
-
-    Args:
-        run: The run.
-        engine: An engine of the run, which takes the state of the last checkpoint.
-        saved: The run's saved model.
+    the run's checkpoints. The engine, of the same run, takes the state of the last one.
     """
     from kerasnorm.inspection.graph import kernels
     from kerasnorm.layers import StandardizedConv2D, leaves, portable
@@ -319,11 +314,7 @@ def _repeat(
 
 
 class Taps:
-    """Measures the activations, gradients and weights of a network of `kerasnorm.network`.
-
-    Args:
-        model: The network, its layers under their names.
-    """
+    """Measures the activations, gradients and weights of a network of `kerasnorm.network`."""
 
     def __init__(self, model: "keras.Model") -> None:
         import keras
@@ -349,11 +340,6 @@ class Taps:
         """Returns one row per convolution that is followed by a norm and an activation.
 
         The network is in training mode: a norm uses the statistics of these images.
-
-        Args:
-            split: Images to measure on.
-            epoch: Number of epochs trained.
-            before: The kernels an epoch ago.
         """
         from keras import ops
 
@@ -499,9 +485,7 @@ def units_of(model: "keras.Model") -> list[Unit]:
 def weight_histogram(kernels: "Weights", limit: float) -> WeightHistogram:
     """Returns the distribution of all weights of a network.
 
-    Args:
-        kernels: Arrays of any shapes.
-        limit: The bins run from -limit to limit.
+    The bins run from -limit to limit.
 
     >>> weight_histogram([np.array([0.0, 0.5, -0.5, 1e-6])], 1.0).sparsity
     0.5

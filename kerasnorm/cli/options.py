@@ -210,9 +210,7 @@ def option(name: str) -> Decorator:
 def config_options(*sections: str, without: Sequence[str] = ()) -> Decorator:
     """Returns a decorator that adds an option for every field of these config sections.
 
-    Args:
-        *sections: Names of config sections.
-        without: Names of fields that get no option.
+    Fields in `without` get none.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -462,9 +462,6 @@ def freeze_batch_norms(model: keras.Model) -> list[str]:
 
     Keras then runs them in inference mode, in training too: by their moving statistics.
 
-    Args:
-        model: Any model, which is changed.
-
     Raises:
         ConfigError: It has none.
     """

@@ -83,12 +83,7 @@ def _parts(layer: Any) -> list[Any]:
 
 
 class Tap(keras.layers.Layer):
-    """Calls a function on real values in place of a layer.
-
-    Args:
-        layer: The layer.
-        function: Takes its input and returns its output.
-    """
+    """Calls a function on real values in place of a layer."""
 
     def __init__(self, layer: keras.layers.Layer, function: Callable[[Any], Any]) -> None:
         super().__init__(name=layer.name, dtype=layer.dtype_policy)

@@ -95,13 +95,7 @@ class Augmentation:
         return any(getattr(self.config, name) for name in AUGMENTATIONS)
 
     def draw(self, indices: NDArray[np.int64], epoch: int, step: int) -> Draws:
-        """Returns the random numbers of one step.
-
-        Args:
-            indices: Indices of the training images in the batch, (N,).
-            epoch: Number of the epoch, from 0.
-            step: Number of the step in the epoch, from 0.
-        """
+        """Returns the random numbers of one step, for the images of these indices (N,)."""
         config, count = self.config, len(indices)
         height, width, _ = self.image_shape
         rng = generator(self.seed, AUGMENT_STREAM, epoch, step)
@@ -129,12 +123,7 @@ class Augmentation:
         return np.concatenate([rotation, moved], axis=2).astype(np.float32)
 
     def apply(self, images: NDArray[np.uint8], draws: Draws) -> NDArray[np.uint8]:
-        """Returns the augmented images.
-
-        Args:
-            images: Raw pixels, shape (N, H, W, C).
-            draws: What `draw` returned for these N images.
-        """
+        """Returns the augmented images, (N, H, W, C), by what `draw` returned for them."""
         images = self._flip_and_move(images, draws)
         hit = np.flatnonzero(draws.is_affine)
         if hit.size:

@@ -285,11 +285,6 @@ def stratified_sample(labels: NDArray[np.int32], count: int, seed: int) -> NDArr
 
     Shares are rounded by largest remainder (Hamilton's method), so that they sum to `count`. Of
     fewer images than classes, the seed decides between classes of the same size.
-
-    Args:
-        labels: Class indices, shape (N,).
-        count: Number of indices, at most N.
-        seed: Decides which indices of each class are chosen.
     """
     rng = np.random.Generator(np.random.PCG64([seed, 0x57A7]))
     classes, sizes = np.unique(labels, return_counts=True)

@@ -553,12 +553,6 @@ def _pixels(
 ) -> Generator[NDArray[np.uint8], None, None]:
     """Yields the pixels (H, W, C) of images in their order, decoded on all cores.
 
-    Args:
-        paths: The image files.
-        fit: The size that they are brought to; None where they have one size.
-        mode: L or RGB.
-        facts: Receives the numbers of blended and of blank images.
-
     Raises:
         DataError: An image is damaged, or of another size than the first one.
     """

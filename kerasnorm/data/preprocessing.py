@@ -15,11 +15,8 @@ def channel_statistics(images: Images) -> tuple[NDArray[np.float64], NDArray[np.
     """Returns the mean and standard deviation of each channel, for pixels scaled to 0…1.
 
     Both come from a histogram of the channel, whose sums are whole numbers: exact, without a copy
-    of the data in floating point. The standard deviation is that of the population,
-    sqrt(E[(x - mean)²]).
-
-    Args:
-        images: Raw pixels, shape (N, H, W, C).
+    of the data in floating point. The images are raw, (N, H, W, C). The standard
+    deviation is that of the population, sqrt(E[(x - mean)²]).
 
     Returns:
         The means and the standard deviations, each of shape (C,).
@@ -44,10 +41,6 @@ def input_statistics(
     """Returns the mean and std that the model's input applies, for pixels scaled to 0…1.
 
     `scale` leaves 0 to 1 and `none` leaves 0 to 255; otherwise they are measured on the images.
-
-    Args:
-        preprocessing: One of the data config's choices of preprocessing.
-        images: The training images, (N, H, W, C), already equalized if they are to be.
 
     Returns:
         The means and the standard deviations, each of shape (C,).

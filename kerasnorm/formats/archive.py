@@ -44,10 +44,7 @@ INPUT_SCALE = "input_scale"  # the key, in metadata, of `SavedModel.input_scale`
 def save_model(model: "keras.Model", path: Path, metadata: dict[str, Any]) -> None:
     """Writes a model to `path` (`.keras`), in float32 and of stock Keras layers only.
 
-    Args:
-        model: Any functional model that `kerasnorm.network.build` made.
-        path: Where to; replaced atomically.
-        metadata: What travels with it: `class_names` and `config`, JSON-able.
+    The metadata are JSON-able: `class_names` and `config`.
     """
     from kerasnorm.layers import portable
 

@@ -138,14 +138,7 @@ def _on_float_pixels(model: keras.Model) -> keras.Model:
 
 
 class Exporter:
-    """Exports one model to several formats; use it in a `with` block.
-
-    Args:
-        saved: The model.
-        out: Folder of the exports.
-        accuracy: Accuracy of the model on its test set, where it is known.
-        test: Test images, on which the accuracy of Keras and of each export is measured.
-    """
+    """Exports one model to several formats; use it in a `with` block."""
 
     def __init__(
         self,
@@ -316,8 +309,7 @@ class Exporter:
     def quantize(self, calibration: Images) -> Export:
         """Exports to LiteRT in int8.
 
-        Args:
-            calibration: Raw training images (N, H, W, C) from which ranges are taken.
+        Ranges are taken from `calibration`, raw training images (N, H, W, C).
 
         Raises:
             KerasnormError: It cannot be written.

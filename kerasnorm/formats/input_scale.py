@@ -35,11 +35,6 @@ _RESCALING = {
 def scaled(saved: SavedModel, scale: str, training_images: "Callable[[], Images]") -> SavedModel:
     """Returns a model that takes raw pixels, made of one that was trained on another range.
 
-    Args:
-        saved: The model.
-        scale: One of `INPUT_SCALES`.
-        training_images: Returns the raw images (N, H, W, C) that standardize measures.
-
     Raises:
         ConfigError: The model has a rescaling already, or its graph cannot be read.
     """

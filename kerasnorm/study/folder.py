@@ -258,10 +258,6 @@ def survey(path: Path, plan: StudyPlan) -> list[PlannedRun]:
 
     All that are not finished are waiting: those that failed are to be tried again. A warning is
     logged for each folder that is ignored.
-
-    Args:
-        path: Folder of the study; it may be missing.
-        plan: Plan that says which runs belong to the study.
     """
     wanted, changes = plan.configs(), plan.changes()
     found: dict[str, PlannedRun] = {}

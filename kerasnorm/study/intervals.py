@@ -43,10 +43,6 @@ class Interval:
     def of(cls, values: Sequence[float], level: float = LEVEL) -> "Interval":
         """Returns n, mean, std and the interval mean ± t(n - 1) * std / sqrt(n).
 
-        Args:
-            values: The measurements.
-            level: Confidence level, 0 to 1.
-
         Raises:
             ValueError: There are no values.
         """
@@ -105,11 +101,7 @@ class Comparison:
     simultaneous: Interval
 
     def verdict(self, margin: float = MARGIN) -> Verdict:
-        """Returns what the data say: nothing without a test.
-
-        Args:
-            margin: Largest difference, as a share of 1, that does not matter in practice.
-        """
+        """Returns what the data say: nothing without a test."""
         if self.p is None:
             return Verdict.TOO_FEW
         if self.simultaneous.is_within(margin):
@@ -167,10 +159,6 @@ def image_error(share: float, images: int) -> float:
     It is the distance to the farther end of the Wilson score interval.
     Source: Wilson 1927, "Probable Inference, the Law of Succession, and Statistical Inference",
     J. Am. Stat. Assoc. 22.
-
-    Args:
-        share: Share of the images, 0 to 1.
-        images: Number of the images.
     """
     z = statistics.NormalDist().inv_cdf(0.5 + LEVEL / 2)
     whole = 1 + z**2 / images

@@ -180,12 +180,7 @@ def reads(config: Config, name: str) -> bool:
 
 
 def run_name(config: Config, varied: Iterable[str]) -> str:
-    """Returns the name of a run's folder, such as `gn-torch-batch_size-8-s0`.
-
-    Args:
-        config: Config of the run.
-        varied: Names of the varied fields that tell it from other runs of its norm.
-    """
+    """Returns the name of a run's folder, such as `gn-torch-batch_size-8-s0`."""
     parts = [config.model.title, config.train.backend]
     for name in varied:
         value = field_value(config, name)

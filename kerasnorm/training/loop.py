@@ -61,13 +61,7 @@ DEFINITIONS = {
 
 
 def epoch_line(row: run_folder.Row, epochs: int, seconds_left: float | None = None) -> str:
-    """Returns one epoch in one line; measures without a value are left out.
-
-    Args:
-        row: A row of the history.
-        epochs: Number of epochs of the whole run.
-        seconds_left: Time left of the run.
-    """
+    """Returns one epoch in one line; measures without a value are left out."""
     parts = [f"epoch {row['epoch']:>{len(str(epochs))}.0f}/{epochs}"]
     for name in ("train", "val", "test"):
         loss, accuracy = row.get(f"{name}_loss"), row.get(f"{name}_accuracy")
@@ -133,15 +127,6 @@ class Training:
     """The loop over the epochs of one run: train, evaluate, record, save.
 
     It listens to its engine, see `kerasnorm.engines.base.BatchListener`.
-
-    Args:
-        path: The run's folder.
-        config: The resolved config.
-        dataset: The prepared data.
-        engine: Trains the model.
-        callbacks: Keras callbacks of the caller.
-        progress: Receives how far the run is, counted in steps.
-        logs: What its config's loggers write; None without them, and in all but the first process.
     """
 
     def __init__(
@@ -397,11 +382,7 @@ class Training:
         )
 
     def _finish(self, taken: int) -> None:
-        """Saves the model and writes its measures.
-
-        Args:
-            taken: Number of steps of the whole run.
-        """
+        """Saves the model and writes its measures."""
         names = list(self.dataset.class_names)
         metadata = {
             "class_names": names,

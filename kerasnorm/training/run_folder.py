@@ -116,10 +116,6 @@ def read_environment(path: Path) -> dict[str, Any]:
 def check_place(path: Path, config: DataConfig) -> None:
     """Makes sure that the data of a config are still where they were.
 
-    Args:
-        path: The run or model, for the message.
-        config: The data that it was trained on.
-
     Raises:
         DataError: Nothing is there.
     """
@@ -205,11 +201,8 @@ def new_folder(out: Path | None, config: Config, data_name: str) -> Iterator[Pat
 def lineage(config: Config, *, with_path: bool = False) -> str:
     """Returns the hash of a config that its checkpoints hold, and that a resumed run must share.
 
-    The number of epochs counts only where the schedule depends on it.
-
-    Args:
-        config: The resolved config.
-        with_path: Whether the place of the data counts, as in checkpoints of earlier versions.
+    The number of epochs counts only where the schedule depends on it. `with_path` counts the place
+    of the data too, as in checkpoints of earlier versions.
     """
     config = config if with_path else config.replace(data="auto")
     return (config.replace(epochs=1) if has_open_end(config.train) else config).hash()

@@ -230,9 +230,7 @@ class TensorFlowEngine(NativeEngine):
 def last_nonfinite(loss: Any, gradients: list[Any]) -> Any:
     """Returns the number of the last gradient that is not finite, int32; `FINITE` if all are.
 
-    Args:
-        loss: The loss.
-        gradients: One per variable; None where the loss does not depend on it.
+    A gradient is None where the loss does not depend on it.
     """
     places = tf.range(len(gradients), dtype=tf.int32)
     is_bad = tf.stack([g is not None and ~tf.reduce_all(tf.math.is_finite(g)) for g in gradients])

@@ -111,9 +111,7 @@ class LoweredModel:
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Returns the random numbers of the dropouts in some steps.
 
-        Args:
-            keys: (seed, epoch, step) of each step.
-            images: Number of images in each of their batches.
+        The keys are (seed, epoch, step).
 
         Returns:
             One vector with the numbers of all steps and dropouts, and where those of each start

@@ -214,10 +214,8 @@ FULL_TYPES = ("float32", "float64")
 def _is_usual(layer: Any, options: frozenset[str], *, autocast: bool) -> bool:
     """Says whether all options of a layer have their usual values, apart from some.
 
-    Args:
-        layer: A built layer.
-        options: Options that may have any value.
-        autocast: Whether Keras casts the inputs of layers of this type to the compute type.
+    `options` may have any value; `autocast` is whether Keras casts the inputs of such layers to the
+    compute type.
     """
     activation = getattr(layer, "activation", keras.activations.linear)
     return (

@@ -206,13 +206,9 @@ def _muon(
 def orthogonalize(matrices: Tensor, factors: tuple[float, float, float], repeats: int) -> Tensor:
     """Returns nearly the nearest matrices with orthonormal columns (or rows, if they have fewer).
 
-    X <- a X + (b X Xᵀ + c (X Xᵀ)²) X, repeated; the singular values of the result lie between
-    0.7 and 1.2. Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
-
-    Args:
-        matrices: Shape (count, rows, columns).
-        factors: a, b, c of the iteration.
-        repeats: Number of iterations.
+    X <- a X + (b X Xᵀ + c (X Xᵀ)²) X, repeated; the singular values of the result lie between 0.7
+    and 1.2. Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon. Matrices are
+    (count, rows, columns), the factors a, b, c.
     """
     a, b, c = factors
     is_tall = matrices.shape[1] > matrices.shape[2]

@@ -23,9 +23,7 @@ MAX_IMAGE = 1 << 24  # values of one image
 def reading(path: Path, kind: str = "") -> Iterator[None]:
     """Turns every error of the block, which parses a file, into one that names the file.
 
-    Args:
-        path: The file.
-        kind: What the file should be, where its suffix does not tell.
+    `kind` is what the file should be, where its suffix does not tell.
 
     Raises:
         CorruptFileError: The block failed.

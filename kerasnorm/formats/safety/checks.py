@@ -97,10 +97,7 @@ def _check_weights(path: Path, archive: zipfile.ZipFile) -> None:
 def check_keras_classes(path: Path, config: dict[str, Any], norms: Mapping[str, str]) -> None:
     """Checks that a Keras config needs no classes but Keras's own, and none that run code.
 
-    Args:
-        path: The file that it was read from.
-        config: The config.
-        norms: Registered names of the layers that are admitted too, each with its class's name.
+    `norms` are the registered names of layers that are admitted too, each with its class's name.
 
     Raises:
         CorruptFileError: It does, or has a layer of absurd size.

@@ -37,12 +37,7 @@ def check_loggers(config: "Config") -> None:
 
 
 class RunLogs:
-    """All logs of one run. One that fails is left out until the run ends, and does not end it.
-
-    Args:
-        path: The run's folder.
-        config: The resolved config.
-    """
+    """All logs of one run. One that fails is left out until the run ends, and does not end it."""
 
     def __init__(self, path: Path, config: "Config") -> None:
         self.path = path
