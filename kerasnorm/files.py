@@ -255,11 +255,7 @@ def short_name(name: str) -> str:
 
 
 def as_path(value: object, name: str) -> Path:
-    """Returns a path that was given as text or as a path.
-
-    Raises:
-        ConfigError: It is neither.
-    """
+    """Returns a path that was given as text or as a path, or raises a ConfigError."""
     if not isinstance(value, str | Path):
         raise ConfigError(
             f"{name}: expected the path of a file or folder, as text or a pathlib.Path. "

@@ -184,11 +184,7 @@ def _source(config: ModelConfig, input_shape: tuple[int, ...], classes: int) -> 
 
 
 def _made(name: str, make: Any, *args: Any, **options: Any) -> keras.Model:
-    """Returns what a function makes.
-
-    Raises:
-        ConfigError: It raises an error, or returns no model.
-    """
+    """Returns what a function makes."""
     try:
         model = make(*args, **options)
     except (Exception, SystemExit) as error:  # it may be the user's code, which may raise anything
@@ -242,11 +238,7 @@ def _activation(layer: Any) -> Any:
 
 
 def _head(name: str, tail: Sequence[Any]) -> Any:
-    """Returns the layer that gives a network's logits.
-
-    Raises:
-        ConfigError: There is none, or its outputs are neither logits nor a softmax of them.
-    """
+    """Returns the layer that gives a network's logits, or raises a ConfigError."""
     for layer in tail:
         if _activation(layer) not in (None, keras.activations.softmax):
             break

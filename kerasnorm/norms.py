@@ -124,11 +124,7 @@ class Norm:
 
 
 def _groups(config: "ModelConfig", channels: int) -> int:
-    """Returns the number of groups of gn.
-
-    Raises:
-        ConfigError: The groups do not divide the channels; the message lists the counts that do.
-    """
+    """Returns the number of groups of gn; a ConfigError lists those that divide the channels."""
     if config.groups:
         name, value, groups = "groups", config.groups, config.groups
     else:
@@ -336,11 +332,7 @@ def is_foreign(name: str) -> bool:
 def _user_layer(
     code: str, config: "ModelConfig", channels: int, **common: Any
 ) -> "keras.layers.Layer":
-    """Returns the layer that a norm in the user's code makes.
-
-    Raises:
-        ConfigError: It cannot be made.
-    """
+    """Returns the layer that a norm in the user's code makes."""
     layer = layer_factory(code, config)(channels, common.get("name", "norm"))
     if "dtype" in common:
         layer.dtype_policy = common["dtype"]

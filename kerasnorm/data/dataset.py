@@ -344,11 +344,7 @@ def folder_name(path: Path) -> str:
 
 
 def check_size(where: Where, size: int, limit: int) -> None:
-    """Refuses what is larger than `limit` bytes, such as `LARGEST_ARRAY`, before it is read.
-
-    Raises:
-        DataError: `size` exceeds the limit.
-    """
+    """Raises a DataError for more than `limit` bytes, such as `LARGEST_ARRAY`, before reading."""
     if size > limit:
         expected, received = f"at most {limit >> 20} MiB, unpacked", f"{size >> 20} MiB or more"
         advice = "It was not read; use the official file, or save pixels as uint8"
@@ -475,11 +471,7 @@ def check(dataset: Dataset) -> Dataset:
 
 
 def check_scale(dataset: Dataset, split: str) -> None:
-    """Makes sure that the images of a split do not hold 0 and 1 only, unless all are black.
-
-    Raises:
-        DataError: They do.
-    """
+    """Raises a DataError if the images of a split hold 0 and 1 only, unless all are black."""
     images = dataset.splits[split].images
     if all(images[chunk].max() <= 1 for chunk in chunks(images)) and any(
         images[chunk].any() for chunk in chunks(images)

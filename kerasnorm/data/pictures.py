@@ -442,11 +442,7 @@ def _labelled(classes: list[_Folder]) -> list[_File]:
 
 
 def _list_images(part: _Folder, names: tuple[str, ...]) -> list[_File]:
-    """Returns the images of a split.
-
-    Raises:
-        DataError: It has a class that is not among `names`.
-    """
+    """Returns the images of a split, whose classes are among `names`, or raises a DataError."""
     found = {inner.path.name: inner for inner in part.classes}
     if unknown := [name for name in found if name not in names]:
         expected = f"the classes of the training folder, {listed(names)}"
@@ -551,11 +547,7 @@ def _decoded(path: Path, fit: Fit | None, mode: str) -> _Shown:
 def _pixels(
     paths: list[Path], fit: Fit | None, mode: str, facts: Facts
 ) -> Generator[NDArray[np.uint8], None, None]:
-    """Yields the pixels (H, W, C) of images in their order, decoded on all cores.
-
-    Raises:
-        DataError: An image is damaged, or of another size than the first one.
-    """
+    """Yields the pixels (H, W, C) of images in their order, decoded on all cores."""
     workers, size = runtime.cores(), None
     with ThreadPoolExecutor(workers) as pool, bar_of_notes("decoding", len(paths)) as advance:
         todo = iter(paths)

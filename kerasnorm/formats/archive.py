@@ -338,11 +338,7 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
 
 
 def _load(path: Path, load: Callable[[], Any]) -> "keras.Model":
-    """Returns a model from Keras, made sure to be a built model of a bearable size.
-
-    Raises:
-        CorruptFileError: It is none, or Keras cannot read it.
-    """
+    """Returns a model of Keras; a CorruptFileError refuses one not built, or of excessive size."""
     import keras
 
     with safety.reading(path):

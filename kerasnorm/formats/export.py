@@ -236,11 +236,7 @@ class Exporter:
         return self._checked(name, path, entry, backend)
 
     def _checked(self, name: str, path: Path, entry: Format, backend: str | None) -> Export:
-        """Returns the export that was written to `path`, measured in its runtime and in place.
-
-        Raises:
-            KerasnormError: It does not open, or, unless it is quantized, differs from Keras.
-        """
+        """Returns the export that was written to `path`, measured in its runtime and in place."""
         done = Export(
             name,
             path,
@@ -280,11 +276,7 @@ class Exporter:
             ) from None
 
     def _measure(self, process: FileProcess, done: Export) -> None:
-        """Records the largest difference from Keras's logits, time of an image, and accuracy.
-
-        Raises:
-            KerasnormError: A difference is too large for an exact export.
-        """
+        """Records the largest difference from Keras's logits, time of an image, and accuracy."""
         for n, expected in self._expected.items():
             outputs = process.run(done.path, self._images[:n])
             if outputs.shape != expected.shape:

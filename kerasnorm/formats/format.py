@@ -174,11 +174,7 @@ def _version(module: str) -> str:
 
 
 def only(path: Path, items: Iterable[Any], what: str) -> Any:
-    """Returns the one input or output that a model has.
-
-    Raises:
-        CorruptFileError: It has none or several.
-    """
+    """Returns the one input or output that a model has, or raises a CorruptFileError."""
     found = list(items)
     if len(found) != 1:
         raise CorruptFileError(f"{path}: expected one {what}. Received: {len(found)}")

@@ -89,11 +89,7 @@ def _factor_and_offset(scale: str, training_images: "Callable[[], Images]") -> t
 
 
 def _first_operation(model: "keras.Model") -> Any:
-    """Returns the first operation of a graph that changes the values of pixels, None if none does.
-
-    Raises:
-        ConfigError: The model, or one in it, has no graph.
-    """
+    """Returns the first operation of a graph that changes the values of pixels, if one does."""
     import keras
 
     from kerasnorm.inspection.graph import functional_graph, nodes

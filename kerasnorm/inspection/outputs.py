@@ -46,11 +46,7 @@ def probe_images(shape: Sequence[int], count: int = PROBES) -> NDArray[np.uint8]
 
 
 def check_finite(outputs: Outputs, name: object) -> None:
-    """Makes sure that a model's outputs (N, classes) are finite.
-
-    Raises:
-        CorruptFileError: An output is NaN or infinite.
-    """
+    """Raises a CorruptFileError if a model's outputs (N, classes) are not finite."""
     bad = int((~np.isfinite(outputs)).any(axis=1).sum())
     if bad:
         raise CorruptFileError(

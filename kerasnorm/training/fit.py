@@ -154,11 +154,7 @@ def fit(
 
 
 def _checked(callbacks: Iterable[Any]) -> "list[keras.callbacks.Callback]":
-    """Returns the callbacks of a call of `fit`.
-
-    Raises:
-        ConfigError: One of them is no Keras callback, or one of those in `UNFIT_CALLBACKS`.
-    """
+    """Returns the callbacks of a call of `fit`, or raises a ConfigError."""
     import keras
 
     expected = "a list of objects of keras.callbacks.Callback"

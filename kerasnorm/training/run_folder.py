@@ -114,11 +114,7 @@ def read_environment(path: Path) -> dict[str, Any]:
 
 
 def check_place(path: Path, config: DataConfig) -> None:
-    """Makes sure that the data of a config are still where they were.
-
-    Raises:
-        DataError: Nothing is there.
-    """
+    """Raises a DataError if the data of a config are no longer where they were."""
     place = Path(locate(config.data))
     if place.is_absolute() and not place.exists():
         raise DataError(
@@ -128,11 +124,7 @@ def check_place(path: Path, config: DataConfig) -> None:
 
 
 def check_data(path: Path, dataset: Dataset) -> None:
-    """Compares data with those that the run in folder `path` has been trained on, if it has been.
-
-    Raises:
-        DataError: They differ.
-    """
+    """Raises a DataError if data differ from those that the run in `path` was trained on."""
     has_begun = (path / METRICS).is_file() or any((path / CHECKPOINTS).glob("epoch-*"))
     known = read_content(path) if has_begun else None
     if known is not None and (differences := known.differences(dataset.content)):

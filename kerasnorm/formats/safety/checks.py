@@ -234,11 +234,7 @@ def _messages(message: Any) -> Iterator[Any]:
 
 
 def check_litert(path: Path) -> bytes:
-    """Checks a LiteRT file and returns its bytes; its interpreter has no operation but its own.
-
-    Raises:
-        CorruptFileError: It is none.
-    """
+    """Returns the bytes of a LiteRT file, or raises a CorruptFileError."""
     content = safety.read_limited(path)
     if content[4:8] != b"TFL3":
         raise CorruptFileError(f"{path} is no LiteRT file: it does not begin like one.")

@@ -25,11 +25,7 @@ LOGGERS: "dict[str, Callable[[Path, Config], RunLog]]" = {
 
 
 def check_loggers(config: "Config") -> None:
-    """Makes sure that the packages of a config's loggers are installed.
-
-    Raises:
-        MissingPackageError: One is not; the message names the pip command.
-    """
+    """Makes sure that the packages of a config's loggers are installed."""
     from kerasnorm.formats.format import require
 
     for name in config.train.log:
