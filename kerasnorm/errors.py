@@ -51,11 +51,7 @@ class RunFolderError(KerasnormError, OSError):
 
 
 class LostProcessError(KerasnormError):
-    """Another process of the group that trains a model together has ended.
-
-    Args:
-        reason: The backend's message.
-    """
+    """Another process of the group that trains a model together has ended."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(

@@ -287,12 +287,8 @@ def _seed(options: Any, seeds: np.random.Generator) -> None:
 def _carry_over(source: keras.Model, target: keras.Model, new: Any, config: ModelConfig) -> None:
     """Copies the weights that are not drawn anew, and freezes layers that were frozen with them.
 
-    Args:
-        source: The model that holds the weights, and says which layers are frozen.
-        target: Its copy.
-        new: The layer of `source` whose weights stay new, if there is one.
-        config: Says whether all other weights are copied, or only those that normalize the input;
-            new weights must be trained.
+    The weights of `new`, a layer of `source`, stay new and must be trained. The config says whether
+    all others are copied, or only those that normalize the input.
     """
     trained = {id(weight) for weight in source.trainable_variables}
     target.trainable = True

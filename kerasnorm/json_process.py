@@ -81,10 +81,8 @@ class JsonProcess:
     ) -> Any:
         """Returns the answer to one request.
 
-        Args:
-            request: JSON-able; paths are sent as text.
-            seconds: Time that the answer may take, after which the process is killed.
-            is_stopped: Called every now and then; the process is killed once it returns true.
+        The request is JSON-able; paths are sent as text. The process is killed after `seconds`, and
+        once `is_stopped`, which is called every now and then, returns true.
 
         Raises:
             ProcessEndedError: The process died or was killed.

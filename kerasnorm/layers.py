@@ -126,11 +126,8 @@ def with_precision(config: dict[str, Any], precision: str) -> dict[str, Any]:
 def made_anew(layer: keras.layers.Layer, config: dict[str, Any], policy: Any) -> Any:
     """Returns a new layer of the same class.
 
-    Args:
-        layer: The layer.
-        config: What the new one is made from.
-        policy: Dtype policy of layers that name none, such as those that its constructor makes; in
-            Keras this is the policy of the whole process.
+    Layers that name no dtype policy, such as those that its constructor makes, have `policy`; in
+    Keras this is the policy of the whole process.
     """
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)

@@ -480,10 +480,7 @@ def normalization(
 ) -> "keras.layers.Layer | None":
     """Returns the Keras layer that normalizes a (N, H, W, C) tensor, or None for norm="none".
 
-    Args:
-        config: Norm and its settings.
-        channels: Number of channels C.
-        **common: Common arguments of Keras layers, such as `name` and `dtype`.
+    `common` are arguments that all Keras layers take, such as `name` and `dtype`.
 
     Raises:
         ConfigError: The groups do not divide the channels.

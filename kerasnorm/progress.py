@@ -74,12 +74,8 @@ class ConsoleProgress:
 
     The bar disappears at the end; the table stays. If the stream is not a terminal, nothing is
     shown, or one line per quarter of the work. In a notebook the output of the cell shows both, and
-    keeps the bar where there is no table. As a context manager it calls `finish` at the end.
-
-    Args:
-        quiet: Whether to show nothing at all.
-        quarters: Whether to write a line per quarter if the stream is not a terminal.
-        stream: Where to write; by default stderr.
+    keeps the bar where there is no table. As a context manager it calls `finish` at the end. With
+    `quarters`, a line is written per quarter if the stream, by default stderr, is not a terminal.
     """
 
     def __init__(

@@ -151,12 +151,8 @@ def preprocess(
     """Returns raw images preprocessed as a run preprocesses its training set, (N, H, W, C).
 
     none: x. scale: x / 255. standardize: (x / 255 - mean) / std of each channel over all images.
-    equalize: flatten the histogram of each image and channel, then as standardize.
-
-    Args:
-        images: Raw, uint8, (N, H, W, C); the statistics are measured on all of them.
-        preprocessing: One of `PREPROCESSINGS`.
-        indices: Places of the images to return; None for all.
+    equalize: flatten the histogram of each image and channel, then as standardize. The statistics
+    are measured on all images, of which those at `indices` are returned.
 
     >>> dark = np.array([0, 0, 0, 255], np.uint8).reshape(1, 2, 2, 1)
     >>> float(preprocess(dark, "scale").mean())

@@ -349,8 +349,7 @@ def trained_network(saved: "keras.Model", network: "keras.Model") -> "keras.Mode
 def raw_kernel(kernel: NDArray[np.float32]) -> NDArray[np.float32]:
     """Returns the kernel of filters of mean 0 that a standardized kernel was made of.
 
-    Args:
-        kernel: What `kerasnorm.layers.standardize_kernel` returned, (height, width, in, out).
+    The latter, (height, width, in, out), is what `kerasnorm.layers.standardize_kernel` returned.
     """
     squares = np.square(kernel, dtype=np.float64).sum((0, 1, 2))
     # |k|^2 = |w|^2 / (|w|^2 + eps), which rounding may bring to 1.

@@ -20,10 +20,8 @@ class Probe:
     """Measures a functional model on torch or TensorFlow, and leaves it unchanged.
 
     A training pass normalizes by the batch's own statistics and draws the same dropout each time;
-    the moving statistics that it changes are restored.
-
-    Args:
-        model: Functional model from raw images (N, H, W, C) to logits (N, classes).
+    the moving statistics that it changes are restored. The model takes raw images (N, H, W, C) and
+    returns logits (N, classes).
 
     Raises:
         ConfigError: Keras runs on another backend.

@@ -113,11 +113,8 @@ def refuse_hidden(
 ) -> None:
     """Makes sure that no layer of a model hides a layer of these kinds in it.
 
-    Args:
-        model: The model.
-        kinds: Classes of layers.
-        verb: What cannot be done with a hidden layer, such as "measured".
-        allowed: The `id` of each layer that may hold others.
+    `verb` says what cannot be done with a hidden layer, such as "measured". Layers of which the
+    `id` is in `allowed` may hold others.
 
     Raises:
         ConfigError: One does.

@@ -178,11 +178,8 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """Returns the bytes of an IDX file, as an array of its shape.
 
     The format (http://yann.lecun.com/exdb/mnist): two zero bytes, 8 for unsigned bytes, the number
-    of dimensions, each dimension as a big-endian 32-bit number, the data.
-
-    Args:
-        path: The file, gzipped or not.
-        dimensions: Number of dimensions it must have: 3 for images (N, H, W), 1 for labels (N,).
+    of dimensions, each dimension as a big-endian 32-bit number, the data. It may be gzipped. Images
+    have three dimensions (N, H, W), labels one.
 
     Raises:
         DataError: The file is missing, damaged, of another kind or too large.

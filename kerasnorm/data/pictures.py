@@ -260,11 +260,8 @@ def read_picture(
 ) -> NDArray[np.uint8]:
     """Returns an image file as raw pixels (H, W, C), resized (bilinear) if it has another size.
 
-    Args:
-        path: A file of any format that Pillow decodes itself.
-        image_shape: Shape (H, W, C) of the result; C is 1 (gray), 3 (RGB) or 4 (RGBA). With less
-            than 4, transparency is blended over white.
-        resize: One of the data config's choices of resize.
+    Images have 1 (gray), 3 (RGB) or 4 channels (RGBA). With less than 4, transparency is blended
+    over white.
 
     Raises:
         DataError: The file is missing, damaged, too large, deeper than 8 bits or of another format.
@@ -324,11 +321,7 @@ def read_class_folders(folder: Path, fit: Fit | None = None) -> Dataset:
     folder belong to the class. Files that are no images, hidden files, and images outside of class
     folders are passed over, with a warning that counts them. Of an animation the first frame is
     read. Images stay gray if all of them are gray; else all become RGB. Transparency is blended
-    over white.
-
-    Args:
-        folder: DIR, or a folder around it.
-        fit: The size that all images are brought to; None where they have one size.
+    over white. DIR is `folder` or lies in it. Without `fit` all images must have one size.
 
     Raises:
         DataError: There are no class folders, a class has no image, sizes differ, or an image is

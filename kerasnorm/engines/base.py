@@ -42,11 +42,8 @@ class BatchListener(Protocol):
 class RunningMeans(Mapping[str, float]):
     """The `logs` of a batch: means over the images of the epoch so far.
 
-    A mean is computed when it is read, because reading waits for an accelerator.
-
-    Args:
-        sums: Sums of loss, cross-entropy and correct predictions, an array on any device.
-        images: Number of images in the sums.
+    A mean is computed when it is read, because reading waits for an accelerator. `sums` are those
+    of loss, cross-entropy and correct predictions over `images` images.
     """
 
     NAMES = ("loss", "entropy", "accuracy")

@@ -61,11 +61,8 @@ def compiled(
 ) -> Compiled | None:
     """Returns a compiled source, from the cache if it is there; None where it cannot be used.
 
-    Args:
-        open_: Opens the shared library; raises OSError if it cannot be opened.
-        source: `SOURCE`, or a source that includes it.
-        flags: Flags of the compiler beside `FLAGS`.
-        links: Flags of the linker.
+    `open_` opens the shared library, or raises OSError. `source` is `SOURCE` or includes it; the
+    flags come beside `FLAGS`, the links are those of the linker.
     """
     compiler = cpp_compiler()
     if sys.platform != "linux" or compiler is None:

@@ -29,11 +29,8 @@ class Scores(NamedTuple):
 class Mistake:
     """An image that was classified wrongly.
 
-    Attributes:
-        index: Index of the image in the test set.
-        true: Index of its true class.
-        predicted: Index of the predicted class.
-        confidence: Softmax probability of the predicted class, 0 to 1.
+    It is the image at `index` of the test set. `true` and `predicted` are class indices, and the
+    confidence is the softmax probability of the latter, 0 to 1.
     """
 
     index: int

@@ -79,11 +79,9 @@ def passed_through(
 ) -> list[T]:
     """Returns what comes out of a functional graph when something else than tensors goes in.
 
-    Args:
-        graph: The graph.
-        inputs: What takes the place of each of its inputs.
-        call: Takes a call, from `nodes`, and what takes the place of each tensor computed so far,
-            by its `id`; returns what takes the place of each output of the call.
+    `inputs` take the place of those of the graph. `call` receives a call, from `nodes`, and what
+    takes the place of each tensor computed so far, by its `id`; it returns what takes the place of
+    each output.
     """
     values = dict(zip(map(id, graph.inputs), inputs, strict=True))
     for node in nodes(graph):

@@ -79,13 +79,8 @@ def transposed(kernel: int, factor: int, dilation: int = 1, padding: int = 0) ->
     """Returns the field of a transposed convolution in its own input.
 
     Unit o of the output reads the units i with i * factor = o + padding - dilation * t, for the
-    taps t from 0 to kernel - 1.
-
-    Args:
-        kernel: Number of taps.
-        factor: Number of units of the output per unit of the input: its strides.
-        dilation: Distance between two taps, in units of the output.
-        padding: Number of units cut off before the first one.
+    taps t from 0 to kernel - 1. `factor` is its strides, `padding` the number of units cut off
+    before the first one.
     """
     reach = Fraction(dilation * (kernel - 1), factor)
     start = Fraction(padding, factor) - reach

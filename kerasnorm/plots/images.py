@@ -127,12 +127,8 @@ def misclassified_figure(
 ) -> Picture:
     """Returns misclassified images in rows of five, each with its true and predicted class.
 
-    Args:
-        images: The test images, raw, uint8, shape (N, H, W, C).
-        entries: One mapping per image to show: `index` into `images`, `true` and `predicted`
-            class index, `confidence` from 0 to 1.
-        class_names: One name per class.
-        heading: Heading inside the figure.
+    The images are raw, uint8, (N, H, W, C). Each entry holds the `index` of one, its `true` and
+    `predicted` class index, and `confidence` from 0 to 1.
 
     Raises:
         IndexError: An entry points outside `images`.

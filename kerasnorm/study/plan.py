@@ -192,9 +192,8 @@ def run_name(config: Config, varied: Iterable[str]) -> str:
 def parse_vary(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
     """Returns the fields and values of `--vary` options.
 
-    Args:
-        texts: One `field=value,value,…` per option; the values of a field that is itself a list
-            of numbers are separated by semicolons.
+    Each is `field=value,value,…`; the values of a field that is itself a list of numbers are
+    separated by semicolons.
 
     Raises:
         ConfigError: A field is unknown, has an option of its own, changes nothing or comes twice,

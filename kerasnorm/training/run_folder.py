@@ -162,11 +162,8 @@ def check_there(path: Path) -> None:
 def new_folder(out: Path | None, config: Config, data_name: str) -> Iterator[Path]:
     """Makes the folder of a new run, writes its config, and holds its lock while the block runs.
 
-    Args:
-        out: The folder, which must be new or empty. None takes the first that is free of
-            `results/runs/<data>-<norm>-<backend>-s<seed>` and the same with -2, -3 and so on.
-        config: The resolved config.
-        data_name: Name of the data set.
+    `out` must be new or empty. None takes the first that is free of
+    `results/runs/<data>-<norm>-<backend>-s<seed>` and the same with -2, -3 and so on.
 
     Raises:
         RunFolderError: The folder holds something already, is in use, or cannot be written.

@@ -46,10 +46,7 @@ class Dropout:
 class _Drop:
     """A dropout layer of a graph, drawn by NumPy.
 
-    Attributes:
-        layer: A Dropout or SpatialDropout2D.
-        shape: Shape of the values that are drawn per image: the image's, or (1, 1, channels).
-        dropout: The way to drop values.
+    The values that are drawn per image have a shape: the image's, or (1, 1, channels).
     """
 
     layer: Any

@@ -29,13 +29,6 @@ class FlatOptimizer:
         parameters: The variables' tensors, in their order.
         gathered: Gradients and numbers of the last `gather`, as one vector.
         gradient: The gradients in it, those of kernels first.
-
-    Args:
-        optimizer: Built on `variables`; its state is kept up to date.
-        variables: The model's trainable variables.
-        config: Config from which the optimizer was made.
-        rates: Learning rate of each step of the run.
-        numbers: Number of values that `gather` receives beside the gradients.
     """
 
     def __init__(

@@ -64,10 +64,8 @@ class ResidentData:
 class RecordedStep:
     """A training step as a CUDA graph.
 
-    Recording takes the step a few times; the caller must restore what it changes.
-
-    Args:
-        step: Takes the step without a copy between host and device.
+    Recording takes the step a few times; the caller must restore what it changes. A step copies
+    nothing between host and device.
     """
 
     def __init__(self, step: Callable[[], Tensor]) -> None:
