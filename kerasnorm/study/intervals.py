@@ -56,8 +56,8 @@ class Interval:
         from scipy import stats
 
         std = statistics.stdev(values)
-        half = float(stats.t.ppf(0.5 + level / 2, n - 1)) * std / math.sqrt(n)
-        return cls(n, mean, std, mean - half, mean + half)
+        low, high = stats.t.interval(level, n - 1, mean, std / math.sqrt(n))
+        return cls(n, mean, std, float(low), float(high))
 
     @property
     def is_clear(self) -> bool:
@@ -149,8 +149,7 @@ def _p(values: Sequence[float]) -> float | None:
         return None
     from scipy import stats
 
-    t = found.mean / found.std * math.sqrt(found.n)
-    return 2 * float(stats.t.sf(abs(t), found.n - 1))
+    return float(stats.ttest_1samp(values, 0.0).pvalue)
 
 
 def image_error(share: float, images: int) -> float:
