@@ -9,6 +9,7 @@ import dataclasses
 import errno
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -252,6 +253,12 @@ def short_name(name: str) -> str:
         return name
     start = content[: LONGEST_NAME - 9].decode(errors="ignore")
     return f"{start}-{digest(content)[:8]}"
+
+
+def numbered(name: str) -> Iterator[str]:
+    """Yields name, name-2, name-3 and so on, of which the caller takes the first that is free."""
+    yield name
+    yield from (f"{name}-{number}" for number in itertools.count(2))
 
 
 def as_path(value: object, name: str) -> Path:

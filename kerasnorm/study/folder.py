@@ -28,6 +28,7 @@ from kerasnorm.files import (
     encoded,
     in_command,
     is_empty,
+    numbered,
     read_text,
     run_lock,
     short_name,
@@ -284,7 +285,8 @@ def survey(path: Path, plan: StudyPlan) -> list[PlannedRun]:
     taken = {folder.name for folder in (path / RUNS).glob("*")}
     for key, config in wanted.items():
         if key not in found:
-            name = _free(run_name(config, changes[key]), taken)
+            names = numbered(run_name(config, changes[key]))
+            name = next(name for name in names if name not in taken)
             taken.add(name)
             found[key] = PlannedRun(path / RUNS / name, config)
     runs = [found[key] for key in wanted]
@@ -292,14 +294,6 @@ def survey(path: Path, plan: StudyPlan) -> list[PlannedRun]:
         planned.refresh()
         planned.state = State.KEPT if planned.finished else State.WAITING
     return runs
-
-
-def _free(name: str, taken: set[str]) -> str:
-    number, free = 1, name
-    while free in taken:
-        number += 1
-        free = f"{name}-{number}"
-    return free
 
 
 def is_lost(path: Path) -> bool:

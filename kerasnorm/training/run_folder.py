@@ -2,7 +2,6 @@
 
 import csv
 import io
-import itertools
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from kerasnorm.files import (
     encoded,
     is_empty,
     make_folder,
+    numbered,
     read_manifest,
     read_text,
     run_lock,
@@ -228,9 +228,8 @@ def relocate(path: Path, config: Config) -> None:
 
 
 def _first_free(parent: Path, name: str) -> Path:
-    """Makes the first folder that is not there yet of name, name-2, name-3 and so on."""
-    for number in itertools.count(1):
-        path = parent / (name if number == 1 else f"{name}-{number}")
+    """Makes the first folder of those `numbered` that is not there yet."""
+    for path in map(parent.joinpath, numbered(name)):
         with suppress(FileExistsError):
             path.mkdir(parents=True)
             break
