@@ -510,7 +510,8 @@ def robustness_figure(found: Sequence[Robustness]) -> Picture:
         if has_batches
         else ""
     )
-    spread = "; shades are the standard deviation over the seeds" if _has_seeds(found) else ""
+    has_seeds = any(len(one.models) > 1 for one in found)
+    spread = "; shades are the standard deviation over the seeds" if has_seeds else ""
     losses = [f"{one.label} {percent(one.clean)} clean, {percent(one.loss)} lost" for one in found]
     return Picture(
         "robustness",
@@ -520,10 +521,6 @@ def robustness_figure(found: Sequence[Robustness]) -> Picture:
         f"{text}{batch}. In percent, and what is lost on average over the corruptions in points: "
         f"{first_texts(losses)}.",
     )
-
-
-def _has_seeds(found: Sequence[Robustness]) -> bool:
-    return any(len(one.models) > 1 for one in found)
 
 
 def _draw(axes: Axes, points: Mapping[int, Interval], style: Mapping[str, Any]) -> None:

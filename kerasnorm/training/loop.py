@@ -332,20 +332,11 @@ class Training:
             return None
         self.callbacks.on_test_begin()
         self.callbacks.on_test_batch_begin(0)
-        scores = self._score(split)
+        scores = score(self.engine.predict(split.images), split.labels)
         logs = {"loss": scores.loss, "accuracy": scores.accuracy}
         self.callbacks.on_test_batch_end(0, logs)
         self.callbacks.on_test_end(logs)
         return scores
-
-    def _score(self, split: Split) -> Scores:
-        return score(self.engine.predict(split.images), split.labels)
-
-    def _saved_predict(self) -> Callable[[Images], NDArray[np.float32]]:
-        """Returns what gives the outputs (N, classes) of the saved model, computed in float32."""
-        if self.config.train.precision == "float32":
-            return self.engine.predict
-        return partial(predict, portable(self.engine.model))
 
     def _save(self) -> None:
         state = self.engine.state()
@@ -393,7 +384,9 @@ class Training:
         }
         if self.group.is_first:
             save_model(self.engine.model, self.path / run_folder.MODEL, metadata)
-        saved_predict = self._saved_predict()
+        saved_predict: Callable[[Images], NDArray[np.float32]] = self.engine.predict
+        if self.config.train.precision != "float32":  # the saved model computes in it
+            saved_predict = partial(predict, portable(self.engine.model))
         logits = saved_predict(self.dataset.test.images)
         labels = self.dataset.test.labels
         last = self.rows[-1]
