@@ -341,13 +341,11 @@ class Taps:
 
         The network is in training mode: a norm uses the statistics of these images.
         """
-        from keras import ops
+        import keras
 
-        moving = [_numbers(v.value).copy() for v in self.model.non_trainable_variables]
-        pixels = ops.convert_to_tensor(split.images[:].astype(np.float32))
-        tapped = [_numbers(tensor) for tensor in self.tapped(pixels, training=True)]
-        for variable, array in zip(self.model.non_trainable_variables, moving, strict=True):
-            variable.assign(array)
+        pixels = keras.ops.convert_to_tensor(split.images[:].astype(np.float32))
+        with keras.StatelessScope():  # the moving statistics stay as they are
+            tapped = [_numbers(tensor) for tensor in self.tapped(pixels, training=True)]
         _, gradients = self.probe.gradient(split.images, split.labels)
         variables = (id(variable) for variable in self.model.trainable_variables)
         norms = {v: float(np.linalg.norm(g)) for v, g in zip(variables, gradients, strict=True)}
