@@ -60,8 +60,7 @@ def load_trusted(text: str, field: str) -> Any:
 def trust(*modules: str) -> None:
     """Lets this process, and those that it starts, open models that hold layers of these modules.
 
-    Args:
-        *modules: Names of modules and paths of .py files.
+    They are named, or given as the paths of .py files.
     """
     known = _trusted()
     os.environ[TRUST] = os.pathsep.join([*known, *(m for m in modules if m not in known)])

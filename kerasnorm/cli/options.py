@@ -122,9 +122,8 @@ def _advice(param: click.Parameter | None, values: Sequence[str]) -> str:
 class OutPath(click.Path):
     """Place of an output, refused before anything is computed where it cannot be written.
 
-    Args:
-        suffix: Suffix of the file that is written, such as ".png"; of a folder, which is made if it
-            is missing, "".
+    The suffix is that of the file that is written, such as ".png"; that of a folder, which is made
+    if it is missing, is "".
     """
 
     def __init__(self, suffix: str = "") -> None:

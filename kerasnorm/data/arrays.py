@@ -91,8 +91,7 @@ def read_npz(path: Path) -> Dataset:
 def save_arrays(arrays: Sequence[Any]) -> Path:
     """Writes arrays into the cache, once, so that a run on them can be resumed; returns the file.
 
-    Args:
-        arrays: x_train, y_train, x_test, y_test and, if there is a validation split, x_val, y_val.
+    They are x_train, y_train, x_test, y_test and, if there is a validation split, x_val, y_val.
 
     Raises:
         DataError: There are fewer or more of them, or one is no array of numbers.

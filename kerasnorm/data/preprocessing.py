@@ -59,19 +59,13 @@ def equalized(dataset: Dataset) -> Dataset:
 
 
 def equalize(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Returns the images with the histogram of each image's channels equalized.
+    """Returns images (N, H, W, C) with the histogram of each image's channels equalized.
 
     A pixel of level v becomes round(255 * (cdf(v) - cdf_min) / (M - cdf_min)), where cdf(v) is
     the number of the M pixels of that image and channel with a level of at most v, and cdf_min
     that of its lowest level: the levels that occur spread over 0 to 255, in their order (Gonzalez
     and Woods, Digital Image Processing, section "Histogram equalization"; the offset by cdf_min
     maps the darkest pixel to 0). A channel of a single level is left as it is.
-
-    Args:
-        images: Raw pixels, shape (N, H, W, C).
-
-    Returns:
-        Pixels of the same shape and type.
     """
     equalized = np.empty_like(images)
     for chunk in chunks(images):
