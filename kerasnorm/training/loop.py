@@ -426,11 +426,4 @@ class Training:
             metrics["leaked_images"] = leaked
         metrics["definitions"] = {k: v for k, v in DEFINITIONS.items() if k in metrics}
         write_json(self.path / run_folder.METRICS, metrics)
-        files = (
-            run_folder.CONFIG,
-            run_folder.ENVIRONMENT,
-            run_folder.HISTORY,
-            run_folder.METRICS,
-            run_folder.MODEL,
-        )
-        write_manifest(self.path, files)
+        write_manifest(self.path, run_folder.CHECKED)

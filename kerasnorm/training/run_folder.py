@@ -39,6 +39,7 @@ METRICS = "metrics.json"
 MODEL = "model.keras"
 CHECKPOINTS = "checkpoints"
 PLOTS = "plots"
+CHECKED = (CONFIG, ENVIRONMENT, HISTORY, METRICS, MODEL)  # by a finished run's manifest
 
 COLUMNS = (
     "epoch",
