@@ -12,14 +12,11 @@ _LEVELS = 256
 
 
 def channel_statistics(images: Images) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns the mean and standard deviation of each channel, for pixels scaled to 0…1.
+    """Returns mean and standard deviation of each channel, (C,) each, for pixels scaled to 0…1.
 
     Both come from a histogram of the channel, whose sums are whole numbers: exact, without a copy
-    of the data in floating point. The images are raw, (N, H, W, C). The standard
-    deviation is that of the population, sqrt(E[(x - mean)²]).
-
-    Returns:
-        The means and the standard deviations, each of shape (C,).
+    of the data in floating point. The images are raw, (N, H, W, C). The standard deviation is that
+    of the population, sqrt(E[(x - mean)²]).
     """
     channels = images.shape[-1]
     histogram = np.zeros((channels, _LEVELS), dtype=np.int64)
@@ -38,12 +35,9 @@ def channel_statistics(images: Images) -> tuple[NDArray[np.float64], NDArray[np.
 def input_statistics(
     preprocessing: str, images: Images
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns the mean and std that the model's input applies, for pixels scaled to 0…1.
+    """Returns the means and stds, (C,) each, that the model's input applies to pixels from 0 to 1.
 
     `scale` leaves 0 to 1 and `none` leaves 0 to 255; otherwise they are measured on the images.
-
-    Returns:
-        The means and the standard deviations, each of shape (C,).
     """
     channels = images.shape[-1]
     if preprocessing in ("scale", "none"):

@@ -110,8 +110,7 @@ class PlannedRun:
     def load(self) -> str:
         """Sets `finished` if the run has trained all epochs and its files are whole.
 
-        Returns:
-            What is wrong with the results of a run that has some; else "".
+        Returns what is wrong with the results of a run that has some; else "".
         """
         try:
             found = run.Run.load(self.path)
