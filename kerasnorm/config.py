@@ -563,11 +563,7 @@ def flatten(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def defaults(recipe: str) -> dict[str, str]:
-    """Returns the default of each field as text: "64", or "false; gn, ln: true".
-
-    Args:
-        recipe: Name of a recipe, whose values these are.
-    """
+    """Returns the default of each field as text: "64", or "false; gn, ln: true"."""
     common, by_norm = _recipe_values(recipe)
     texts = {name: value_word(value) for name, value in common.items()}
     own: dict[str, dict[str, list[str]]] = {}
@@ -695,9 +691,6 @@ def values_of_all_norms(recipe: str) -> dict[str, Any]:
     """Returns the recipe's common values of the fields to which it gives some norm its own.
 
     With these as overrides, two norms differ only in fields that one of them alone reads.
-
-    Args:
-        recipe: Name of a recipe.
     """
     common, by_norm = _recipe_values(recipe)
     tuned = {name for values in by_norm.values() for name in values}
@@ -708,9 +701,6 @@ def tuned_values(recipe: str) -> dict[str, dict[str, Any]]:
     """Returns by norm the recipe's values of the fields to which it gives some norm its own.
 
     Fields that one norm alone reads are left out.
-
-    Args:
-        recipe: Name of a recipe.
     """
     common, by_norm = _recipe_values(recipe)
     return {

@@ -51,11 +51,7 @@ class RunFolderError(KerasnormError, OSError):
 
 
 class LostProcessError(KerasnormError):
-    """Another process of the group that trains a model together has ended.
-
-    Args:
-        reason: The backend's message.
-    """
+    """Another process of the group that trains a model together has ended."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(
@@ -112,11 +108,7 @@ def described(value: object) -> str:
 
 
 def expect(is_right: bool, name: str, expected: str, received: object) -> None:
-    """Refuses an argument that is of another type, or out of range.
-
-    Raises:
-        ConfigError: `is_right` is false.
-    """
+    """Raises a ConfigError about an argument unless `is_right`."""
     if not is_right:
         raise ConfigError(f"{name}: expected {expected}. Received: {name}={described(received)}")
 
@@ -147,11 +139,7 @@ def is_list(value: object) -> bool:
 
 
 def expect_whole(value: object, name: str, least: int) -> None:
-    """Refuses an argument that is no whole number of at least `least`.
-
-    Raises:
-        ConfigError: It is none.
-    """
+    """Raises a ConfigError unless an argument is a whole number of at least `least`."""
     is_whole = isinstance(value, Integral) and not isinstance(value, bool)
     is_right = is_whole and int(value) >= least  # type: ignore[call-overload]
     expect(is_right, name, f"a whole number of at least {least}", value)

@@ -9,6 +9,7 @@ import dataclasses
 import errno
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -254,16 +255,14 @@ def short_name(name: str) -> str:
     return f"{start}-{digest(content)[:8]}"
 
 
+def numbered(name: str) -> Iterator[str]:
+    """Yields name, name-2, name-3 and so on, of which the caller takes the first that is free."""
+    yield name
+    yield from (f"{name}-{number}" for number in itertools.count(2))
+
+
 def as_path(value: object, name: str) -> Path:
-    """Returns a path that was given as text or as a path.
-
-    Args:
-        value: What was given.
-        name: Name of the argument, for the message.
-
-    Raises:
-        ConfigError: It is neither.
-    """
+    """Returns a path that was given as text or as a path, or raises a ConfigError."""
     if not isinstance(value, str | Path):
         raise ConfigError(
             f"{name}: expected the path of a file or folder, as text or a pathlib.Path. "
@@ -318,10 +317,6 @@ def file_lock(path: Path, timeout: float) -> Iterator[None]:
     """Holds the exclusive lock of a file while the block runs, where the file system has locks.
 
     The operating system drops the lock of a process that dies.
-
-    Args:
-        path: The file, made if it is missing.
-        timeout: Seconds to wait for another process that holds it.
 
     Raises:
         TimeoutError: Another process holds it.

@@ -57,14 +57,6 @@ def build(
 ) -> keras.Model:
     """Returns the network that a config names, from raw pixels (N, H, W, C) to logits (N, classes).
 
-    Args:
-        config: Config of the model.
-        pixels: The input, raw pixels (N, H, W, C).
-        rescaling: Rescales them, for a network that does not do so itself.
-        classes: Number of classes.
-        precision: Floating-point type of the layers before the last.
-        seed: Seed of the initial weights.
-
     Raises:
         ConfigError: There is no such network, or it does not fit the images or the classes.
     """
@@ -192,11 +184,7 @@ def _source(config: ModelConfig, input_shape: tuple[int, ...], classes: int) -> 
 
 
 def _made(name: str, make: Any, *args: Any, **options: Any) -> keras.Model:
-    """Returns what a function makes.
-
-    Raises:
-        ConfigError: It raises an error, or returns no model.
-    """
+    """Returns what a function makes."""
     try:
         model = make(*args, **options)
     except (Exception, SystemExit) as error:  # it may be the user's code, which may raise anything
@@ -250,11 +238,7 @@ def _activation(layer: Any) -> Any:
 
 
 def _head(name: str, tail: Sequence[Any]) -> Any:
-    """Returns the layer that gives a network's logits.
-
-    Raises:
-        ConfigError: There is none, or its outputs are neither logits nor a softmax of them.
-    """
+    """Returns the layer that gives a network's logits, or raises a ConfigError."""
     for layer in tail:
         if _activation(layer) not in (None, keras.activations.softmax):
             break
@@ -303,12 +287,8 @@ def _seed(options: Any, seeds: np.random.Generator) -> None:
 def _carry_over(source: keras.Model, target: keras.Model, new: Any, config: ModelConfig) -> None:
     """Copies the weights that are not drawn anew, and freezes layers that were frozen with them.
 
-    Args:
-        source: The model that holds the weights, and says which layers are frozen.
-        target: Its copy.
-        new: The layer of `source` whose weights stay new, if there is one.
-        config: Says whether all other weights are copied, or only those that normalize the input;
-            new weights must be trained.
+    The weights of `new`, a layer of `source`, stay new and must be trained. The config says whether
+    all others are copied, or only those that normalize the input.
     """
     trained = {id(weight) for weight in source.trainable_variables}
     target.trainable = True

@@ -44,12 +44,8 @@ class ProcessEndedError(KerasnormError):
 class JsonProcess:
     """A process that runs a module of ours, used in a `with` block.
 
-    The process starts with the first request, and anew with the next one after it has ended.
-
-    Args:
-        module: Dotted name of the module, which calls `serve` when it is run.
-        environment: Environment variables of the process; by default those of this process.
-        log: File that receives its stderr; by default a temporary one.
+    The process starts with the first request, and anew with the next one after it has ended. `log`
+    receives its stderr, by default a temporary file.
     """
 
     def __init__(
@@ -85,10 +81,8 @@ class JsonProcess:
     ) -> Any:
         """Returns the answer to one request.
 
-        Args:
-            request: JSON-able; paths are sent as text.
-            seconds: Time that the answer may take, after which the process is killed.
-            is_stopped: Called every now and then; the process is killed once it returns true.
+        The request is JSON-able; paths are sent as text. The process is killed after `seconds`, and
+        once `is_stopped`, which is called every now and then, returns true.
 
         Raises:
             ProcessEndedError: The process died or was killed.
@@ -180,9 +174,8 @@ def _exchange(process: subprocess.Popen[str], request: str, lines: list[str]) ->
 def serve(answer: Callable[[dict[str, Any]], Any]) -> None:
     """Answers the requests of the parent process until it closes this process or dies.
 
-    Args:
-        answer: Receives each request and returns its JSON-able result. A `KerasnormError` that it
-            raises is raised in the parent; any other error ends the process.
+    A `KerasnormError` that `answer` raises is raised in the parent; any other error ends the
+    process.
     """
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)  # whatever else is printed, by C libraries too, is no reply

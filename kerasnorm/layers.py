@@ -31,9 +31,6 @@ def standardize_kernel(kernel: Any) -> Any:
     w' = (w - mean(w)) / sqrt(var(w) * fan_in + epsilon), statistics over (height, width, in).
     Source: Qiao et al., "Weight Standardization", arXiv 1903.10520, with the 1/fan-in of Brock et
     al., arXiv 2101.08692.
-
-    Args:
-        kernel: Kernel of shape (height, width, in, out).
     """
     height, width, inputs, _ = kernel.shape
     full = ops.cast(kernel, "float32")
@@ -91,9 +88,7 @@ def instance_norms(model: keras.Model) -> tuple[int, int]:
 def instance_note(model: keras.Model, name: str) -> str:
     """Returns a sentence about the instance norms among a model's group norms, "" without any.
 
-    Args:
-        model: The model.
-        name: What the user calls it; Keras numbers the models that have no name.
+    `name` is what the user calls the model; Keras numbers those without one.
     """
     alone, count = instance_norms(model)
     if not alone:
@@ -131,11 +126,8 @@ def with_precision(config: dict[str, Any], precision: str) -> dict[str, Any]:
 def made_anew(layer: keras.layers.Layer, config: dict[str, Any], policy: Any) -> Any:
     """Returns a new layer of the same class.
 
-    Args:
-        layer: The layer.
-        config: What the new one is made from.
-        policy: Dtype policy of layers that name none, such as those that its constructor makes; in
-            Keras this is the policy of the whole process.
+    Layers that name no dtype policy, such as those that its constructor makes, have `policy`; in
+    Keras this is the policy of the whole process.
     """
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)

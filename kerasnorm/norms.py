@@ -124,11 +124,7 @@ class Norm:
 
 
 def _groups(config: "ModelConfig", channels: int) -> int:
-    """Returns the number of groups of gn.
-
-    Raises:
-        ConfigError: The groups do not divide the channels; the message lists the counts that do.
-    """
+    """Returns the number of groups of gn; a ConfigError lists those that divide the channels."""
     if config.groups:
         name, value, groups = "groups", config.groups, config.groups
     else:
@@ -147,9 +143,6 @@ def _divisors(number: int) -> str:
 
 def check_groups(config: "ModelConfig") -> None:
     """Makes sure that the groups of a norm divide the channels of all layers that it normalizes.
-
-    Args:
-        config: Config of the built-in network.
 
     Raises:
         ConfigError: They do not; for gn the message lists the numbers that fit every layer.
@@ -339,11 +332,7 @@ def is_foreign(name: str) -> bool:
 def _user_layer(
     code: str, config: "ModelConfig", channels: int, **common: Any
 ) -> "keras.layers.Layer":
-    """Returns the layer that a norm in the user's code makes.
-
-    Raises:
-        ConfigError: It cannot be made.
-    """
+    """Returns the layer that a norm in the user's code makes."""
     layer = layer_factory(code, config)(channels, common.get("name", "norm"))
     if "dtype" in common:
         layer.dtype_policy = common["dtype"]
@@ -438,10 +427,7 @@ def without_zeros(layer: "keras.layers.Layer", kept: str = "") -> None:
     """Sets to 1 what is 0 in the trainable variables of a built layer, which is then only observed.
 
     A scale that begins at 0, as that of a residual branch often does, hides all that it multiplies.
-
-    Args:
-        layer: The layer.
-        kept: Name of a variable to leave as it is.
+    The variable of the name `kept` stays as it is.
     """
     import keras
 
@@ -456,11 +442,8 @@ def moved_outputs(
 ) -> "NDArray[np.bool_]":
     """Returns which outputs of a built layer in training change when its input at `index` does.
 
-    Args:
-        layer: A norm; each call begins with its variables, random generators too, as they are.
-        shape: Shape (N, …, C) of its input and output.
-        index: Index of the value that changes.
-        draws: Number of random inputs; an output counts that changes with one of them.
+    The input is (N, …, C). Each call begins with the layer's variables, random generators too, as
+    they are. An output counts that changes with one of `draws` random inputs.
     """
     import keras
     import numpy as np
@@ -497,10 +480,7 @@ def normalization(
 ) -> "keras.layers.Layer | None":
     """Returns the Keras layer that normalizes a (N, H, W, C) tensor, or None for norm="none".
 
-    Args:
-        config: Norm and its settings.
-        channels: Number of channels C.
-        **common: Common arguments of Keras layers, such as `name` and `dtype`.
+    `common` are arguments that all Keras layers take, such as `name` and `dtype`.
 
     Raises:
         ConfigError: The groups do not divide the channels.

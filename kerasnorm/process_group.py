@@ -85,13 +85,7 @@ class Shard:
 
 
 def shard_of(batch: int, rank: int, size: int) -> Shard:
-    """Returns the shard of a rank; the shards of all ranks are of nearly equal size.
-
-    Args:
-        batch: Number of images in the batch.
-        rank: Number of the process, counted from 0.
-        size: Number of processes.
-    """
+    """Returns the shard of a rank; the shards of all ranks are of nearly equal size."""
     if batch < size:
         return Shard(0, batch, batch, batch * size)
     start, end = rank * batch // size, (rank + 1) * batch // size

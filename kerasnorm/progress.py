@@ -74,12 +74,8 @@ class ConsoleProgress:
 
     The bar disappears at the end; the table stays. If the stream is not a terminal, nothing is
     shown, or one line per quarter of the work. In a notebook the output of the cell shows both, and
-    keeps the bar where there is no table. As a context manager it calls `finish` at the end.
-
-    Args:
-        quiet: Whether to show nothing at all.
-        quarters: Whether to write a line per quarter if the stream is not a terminal.
-        stream: Where to write; by default stderr.
+    keeps the bar where there is no table. As a context manager it calls `finish` at the end. With
+    `quarters`, a line is written per quarter if the stream, by default stderr, is not a terminal.
     """
 
     def __init__(
@@ -132,13 +128,7 @@ class ConsoleProgress:
         self._live.start(refresh=True)
 
     def advance(self, done: int, status: str = "", seconds_left: float | None = None) -> None:
-        """Redraws the bar, at most every `REFRESH` seconds until the work is done.
-
-        Args:
-            done: Number of parts that are done.
-            status: Text beside the bar.
-            seconds_left: Time left; by default that at the rate since the start.
-        """
+        """Redraws the bar, at most every `REFRESH` seconds until the work is done."""
         before, self._done, self._status = self._done, done, status
         self._seconds_left = seconds_left
         total = max(self._total, 1)
@@ -263,11 +253,7 @@ class _NoteHandler(logging.Handler):
 
 @contextmanager
 def console_notes(level: int = logging.INFO) -> Iterator[None]:
-    """Prints what the package logs to stderr, one line per record, while the block runs.
-
-    Args:
-        level: The lowest level that is printed.
-    """
+    """Prints what the package logs to stderr, one line per record, while the block runs."""
     logger, handler = logging.getLogger(LOGGER), _NoteHandler()
     before = logger.level, logger.propagate
     logger.addHandler(handler)

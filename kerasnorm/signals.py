@@ -24,8 +24,7 @@ class Terminated(SystemExit):
 class Interruptions:
     """Remembers the first SIGINT or SIGTERM until the work has come to a safe place.
 
-    Args:
-        needs_agreement: Several processes work together, and none ends before all have agreed.
+    If several processes work together, none ends before all have agreed.
 
     Attributes:
         number: The signal that was received; 0 before there is one.

@@ -48,12 +48,7 @@ class Table:
 
 
 def to_text(table: Table, width: int = TEXT_WIDTH) -> str:
-    """Returns a table as plain text, with a newline at the end of every line.
-
-    Args:
-        table: The table.
-        width: Letters of a line, at most.
-    """
+    """Returns a table as plain text, with a newline at the end of every line."""
     lines = [table.title] if table.title else []
     for place, part in enumerate(_fitted(table, width)):
         lines += [""] if place else []
@@ -88,12 +83,7 @@ def _plain(table: Table) -> list[str]:
 
 
 def to_rich(table: Table, width: int) -> Group:
-    """Returns a table for the terminal, its texts taken literally.
-
-    Args:
-        table: The table.
-        width: Letters of a line of the terminal.
-    """
+    """Returns a table for the terminal, its texts taken literally."""
     parts = [_rich(part) for part in _fitted(table, width - MARGINS)]
     parts[0].title = Text(table.title, "table.title") if table.title else None
     return Group(*parts, *(Padding(Text(note, "table.caption"), (0, 1)) for note in table.notes))

@@ -34,10 +34,6 @@ def is_named(text: str) -> bool:
 def load(text: str, field: str) -> Any:
     """Returns what `package.module:name` or `path/to/file.py:name` names.
 
-    Args:
-        text: The name. Modules are looked for in the current folder too.
-        field: Name of the config field, or of the option, that holds it, for the messages.
-
     Raises:
         ConfigError: It is not of that form; there is no such module, or no such name in it; or
             importing it raises an error.
@@ -64,8 +60,7 @@ def load_trusted(text: str, field: str) -> Any:
 def trust(*modules: str) -> None:
     """Lets this process, and those that it starts, open models that hold layers of these modules.
 
-    Args:
-        *modules: Names of modules and paths of .py files.
+    They are named, or given as the paths of .py files.
     """
     known = _trusted()
     os.environ[TRUST] = os.pathsep.join([*known, *(m for m in modules if m not in known)])

@@ -48,8 +48,7 @@ class Answer(Generic[Data]):
 def open_runs(runs: Sequence[Run | Path | str]) -> tuple[list[Run], str]:
     """Loads runs and starts Keras, on the first run's backend unless one is chosen already.
 
-    Returns:
-        The runs, and the name of the backend.
+    The runs are returned with the name of the backend.
 
     Raises:
         ConfigError: There is no run.

@@ -46,10 +46,7 @@ class Corruption:
     ) -> "NDArray[np.uint8]":
         """Returns corrupted images.
 
-        Args:
-            images: Raw pixels, shape (N, H, W, C).
-            severity: 1 to 5; 0 returns the images as they are.
-            rng: What is random is drawn from it.
+        Severity 0 returns the images (N, H, W, C) as they are. What is random is drawn from `rng`.
         """
         if severity == 0:
             return images

@@ -151,12 +151,8 @@ def preprocess(
     """Returns raw images preprocessed as a run preprocesses its training set, (N, H, W, C).
 
     none: x. scale: x / 255. standardize: (x / 255 - mean) / std of each channel over all images.
-    equalize: flatten the histogram of each image and channel, then as standardize.
-
-    Args:
-        images: Raw, uint8, (N, H, W, C); the statistics are measured on all of them.
-        preprocessing: One of `PREPROCESSINGS`.
-        indices: Places of the images to return; None for all.
+    equalize: flatten the histogram of each image and channel, then as standardize. The statistics
+    are measured on all images, of which those at `indices` are returned.
 
     >>> dark = np.array([0, 0, 0, 255], np.uint8).reshape(1, 2, 2, 1)
     >>> float(preprocess(dark, "scale").mean())
@@ -215,10 +211,7 @@ def preprocessing_figure(pixels: Mapping[str, NDArray[np.float64]]) -> Picture:
     """Returns one row per preprocessing: samples, and the histogram of each channel.
 
     Each channel is drawn from its lowest value (black) to its highest (white), so that a linear
-    change is invisible.
-
-    Args:
-        pixels: Name of a preprocessing → images after it, (N, H, W, C).
+    change is invisible. `pixels` are the images (N, H, W, C) after each preprocessing, by its name.
     """
     figure = new_figure(1.75 * len(pixels))
     ratios = [1] * IMAGES + [3.2]
@@ -250,12 +243,7 @@ def _visible(pixels: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 
 def training_figure(found: Sequence[InputPreprocessing], heading: str) -> Picture:
-    """Returns loss and accuracy of a training on each preprocessing, side by side.
-
-    Args:
-        found: Preprocessings, each with its history.
-        heading: Norm and data of the trainings.
-    """
+    """Returns loss and accuracy of a training on each preprocessing, side by side."""
     figure = new_figure(3.4)
     title(figure, f"TRAINING ON EACH PREPROCESSING: {heading}")
     panels = figure.subplots(1, 2)
@@ -289,9 +277,6 @@ def training_figure(found: Sequence[InputPreprocessing], heading: str) -> Pictur
 def input_figures(config: Config) -> list[Picture]:
     """Returns figures of a network's input: each augmentation, and histograms of the pixels.
 
-    Args:
-        config: A full config; its data, augmentation, preprocessing and seed are used.
-
     Raises:
         DataError: The data are missing or damaged.
     """
@@ -308,13 +293,6 @@ def augmented_views(
     split: Split, config: DataConfig, indices: NDArray[np.int64], epochs: int, seed: int
 ) -> dict[str, NDArray[np.uint8]]:
     """Returns some training images as augmentation changes them, epoch by epoch.
-
-    Args:
-        split: The training images.
-        config: The augmentation.
-        indices: Places of the images in the split, shape (N,).
-        epochs: E, number of epochs.
-        seed: Seed of the draws.
 
     Returns:
         The images of each epoch, (E, N, H, W, C): under the name and value of each augmentation
@@ -339,10 +317,7 @@ def augmented_views(
 def augmentation_figure(raw: NDArray[np.uint8], augmented: NDArray[np.uint8], name: str) -> Picture:
     """Returns a grid with one row per image: first raw, then augmented in each epoch.
 
-    Args:
-        raw: Raw images, shape (N, H, W, C).
-        augmented: The same images in each epoch, shape (E, N, H, W, C).
-        name: Name and value of the augmentation, such as "translate 2".
+    `raw` are (N, H, W, C), `augmented` (E, N, H, W, C); `name` is such as "translate 2".
     """
     count, height, width = raw.shape[:3]
     columns = [raw, *augmented]
@@ -378,10 +353,7 @@ def histogram_figure(
 ) -> Picture:
     """Returns the histograms of each channel's pixels before and after the input preprocessing.
 
-    Args:
-        raw: Raw images, shape (N, H, W, C), 0 to 255.
-        preprocessed: The same images as the first convolution receives them, (N, H, W, C).
-        preprocessing: Name of the input preprocessing.
+    Both are (N, H, W, C): `raw` from 0 to 255, the others as the first convolution receives them.
     """
     figure = new_figure(3.2)
     left, right = figure.subplots(1, 2)

@@ -220,14 +220,8 @@ def gradient_lines(
 ) -> GradientLines:
     """Trains a model, and every few steps measures a line along the gradient of the next batch.
 
-    Args:
-        engine: Engine of a newly initialized model.
-        batches: Batches of the run.
-        steps: Number of steps to train.
-        lines: Number of lines, evenly spaced, at most one per step, the first one before the
-            first step.
-        rate: Factor of the gradient in a step along it; a line runs from 1/2 to 4 times this.
-        tick: Called after each line.
+    The lines are evenly spaced, at most one per step, the first one before the first step. Each
+    runs from 1/2 to 4 times `rate`, a factor of the gradient.
 
     Raises:
         DivergedError: Training diverges.
@@ -252,10 +246,7 @@ def gradient_line(
 ) -> tuple[Array, Array, float]:
     """Walks from a model's weights w along the gradient g of a batch: w - distance * g.
 
-    Args:
-        probe: Probe of the model, whose weights are the same afterwards.
-        split: The batch.
-        distances: K factors of the gradient.
+    The weights are the same afterwards.
 
     Returns:
         Losses (K,), |g(w - distance g) - g(w)| (K,), and |g(w)|.
@@ -281,14 +272,7 @@ def _distance(a: Sequence[NDArray[Any]], b: Sequence[NDArray[Any]]) -> float:
 
 
 class Window(Batches):
-    """Consecutive steps of one epoch of `Batches`, presented as a whole epoch.
-
-    Args:
-        batches: Batches of the run.
-        epoch: The epoch, counted from 0.
-        first: First step, within the epoch.
-        count: Number of steps, at most up to the end of the epoch.
-    """
+    """Consecutive steps of one epoch of `Batches`, presented as a whole epoch."""
 
     def __init__(self, batches: Batches, epoch: int, first: int, count: int) -> None:
         self.whole = batches
@@ -319,12 +303,6 @@ class Window(Batches):
 def advance(engine: Any, batches: Batches, start: int, count: int) -> None:
     """Trains steps `start` to `start + count` of a run, counted over all its epochs.
 
-    Args:
-        engine: Any engine of this package in its state before step `start`.
-        batches: Batches of the run.
-        start: First step, counted from 0 at the beginning of the run.
-        count: Number of steps.
-
     Raises:
         DivergedError: The loss is no longer finite.
     """
@@ -346,11 +324,8 @@ def trained_network(saved: "keras.Model", network: "keras.Model") -> "keras.Mode
     wherever the weights are others. Here each filter is k * sqrt(eps / (1 - |k|^2)) in a
     `StandardizedConv2D`, which standardizes it to k. This is the filter that was trained, without
     its mean, which standardizing takes away. Rounding blurs the length of a long one, which does
-    not change the surface: directions are as long as their filters, and the length is taken away.
-
-    Args:
-        saved: The saved model; returned as it is where no kernel was standardized.
-        network: The network that the run trains, with any weights.
+    not change the surface: directions are as long as their filters, and the length is taken away. A
+    model in which no kernel was standardized is returned as it is.
     """
     from kerasnorm.conversion.rebuild import rebuild
     from kerasnorm.inspection.graph import Calls, layers
@@ -374,8 +349,7 @@ def trained_network(saved: "keras.Model", network: "keras.Model") -> "keras.Mode
 def raw_kernel(kernel: NDArray[np.float32]) -> NDArray[np.float32]:
     """Returns the kernel of filters of mean 0 that a standardized kernel was made of.
 
-    Args:
-        kernel: What `kerasnorm.layers.standardize_kernel` returned, (height, width, in, out).
+    The latter, (height, width, in, out), is what `kerasnorm.layers.standardize_kernel` returned.
     """
     squares = np.square(kernel, dtype=np.float64).sum((0, 1, 2))
     # |k|^2 = |w|^2 / (|w|^2 + eps), which rounding may bring to 1.
@@ -423,11 +397,6 @@ def filter_direction(
     scales and shifts. This makes networks comparable whose weights differ only by a scale that a
     norm removes. Source: Li et al. 2018, arXiv 1712.09913, section 4.
 
-    Args:
-        weights: Trainable variables.
-        axes: The axes that a filter of each spans, from `filter_axes`.
-        seed: Seed of g.
-
     >>> (direction,) = filter_direction([np.full((1, 1, 4, 2), 3.0, np.float32)], [(0, 1, 2)], 0)
     >>> np.sqrt(np.square(direction).sum((0, 1, 2))).round(3).tolist()
     [6.0, 6.0]
@@ -449,12 +418,7 @@ def surface(
 ) -> Surface:
     """Measures the loss over a plane of two filter-normalized directions.
 
-    Args:
-        model: Trained Keras model, whose weights are the same afterwards.
-        split: Images to measure on.
-        points: P, odd, number of points on each axis.
-        radius: The axes run from -radius to radius.
-        tick: Called after each row.
+    The model's weights are the same afterwards. `points` is odd.
     """
     from kerasnorm.analysis.probe import Probe
 

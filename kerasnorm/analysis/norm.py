@@ -351,15 +351,9 @@ def shared_by_perturbation(
 ) -> NDArray[np.bool_]:
     """Returns which outputs of the Keras layer in training change when its input at `index` does.
 
-    They are those whose statistics have a part in the changed value, bool of the given shape.
-
-    Args:
-        norm: Name of the norm.
-        shape: Shape (N, H, W, C) of the input.
-        index: Index of the value that changes.
-        groups: Number of groups of gn; other norms ignore it.
-        draws: Number of random inputs; an output counts that changes with one of them. A layer that
-            cuts off its outputs, as a ReLU does, needs many.
+    They are those whose statistics have a part in the changed value, bool of the given shape. An
+    output counts that changes with one of `draws` random inputs; a layer that cuts off its outputs,
+    as a ReLU does, needs many.
     """
     return moved_outputs(_observable(norm, shape, groups), shape, index, draws)
 

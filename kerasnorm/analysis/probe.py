@@ -20,10 +20,8 @@ class Probe:
     """Measures a functional model on torch or TensorFlow, and leaves it unchanged.
 
     A training pass normalizes by the batch's own statistics and draws the same dropout each time;
-    the moving statistics that it changes are restored.
-
-    Args:
-        model: Functional model from raw images (N, H, W, C) to logits (N, classes).
+    the moving statistics that it changes are restored. The model takes raw images (N, H, W, C) and
+    returns logits (N, classes).
 
     Raises:
         ConfigError: Keras runs on another backend.
@@ -50,12 +48,7 @@ class Probe:
 
     @stock_keras
     def gradient(self, images: Images, labels: NDArray[np.int32]) -> tuple[float, Weights]:
-        """Returns the mean cross-entropy of a training pass, in nats, and its gradient.
-
-        Args:
-            images: Raw images (N, H, W, C).
-            labels: Class indices (N,).
-        """
+        """Returns the mean cross-entropy of a training pass, in nats, and its gradient."""
         variables = self.model.non_trainable_variables
         kept = _copies(variables)
         found = self._loss_and_gradient(np.asarray(images), labels)

@@ -267,12 +267,7 @@ def _entries(found: Mapping[Path, ModelRobustness]) -> list[Robustness]:
 
 
 def entries_of_runs(runs: Sequence[Run], found: Mapping[Path, ModelRobustness]) -> list[Robustness]:
-    """Returns an entry for each group of runs that differ in the seed alone.
-
-    Args:
-        runs: The runs.
-        found: Measured accuracies by the path of the model.
-    """
+    """Returns an entry for each group of runs that differ in the seed alone."""
     if not runs:
         return []
     summary = summarize(runs)
@@ -353,10 +348,6 @@ def batches_of(labels: NDArray[np.int32], seed: int) -> dict[str, list[Indices]]
     The sizes of the batches of a class differ by at most one. Mixed batches are the same however
     the classes are numbered, the largest first.
 
-    Args:
-        labels: Class indices, shape (N,).
-        seed: Decides the order of the images in the mixed batches.
-
     >>> {name: [len(part) for part in parts] for name, parts in
     ...  batches_of(np.array([0] * 65 + [1] * 2), 0).items()}
     {'mixed': [33, 32, 2], 'one_class': [33, 32, 2]}
@@ -379,10 +370,7 @@ def accuracies_in_batches(
 ) -> dict[str, float]:
     """Returns the accuracies, 0 to 1, of norms that use the statistics of each batch.
 
-    Args:
-        model: The model, which is not changed.
-        split: Images as the model takes them, and labels.
-        batches: Sets of batches by name; a batch is the indices of its images.
+    Each batch is the indices of its images.
 
     Raises:
         ConfigError: The model has no training mode, or one that cannot be reached.
@@ -467,13 +455,7 @@ def robustness_table(found: Sequence[Robustness]) -> Table:
 def loss_table(
     found: Sequence[Robustness], *, split: str = "test", margin: float = MARGIN
 ) -> Table:
-    """Returns one row per pair of norms: how much more accuracy the first loses.
-
-    Args:
-        found: The entries.
-        split: The split that they were measured on; the test is the same for all seeds.
-        margin: Largest difference, as a share of 1, that does not matter in practice.
-    """
+    """Returns one row per pair of norms: how much more accuracy the first loses."""
     rows = [
         (one.label, label, *judged(comparison, margin))
         for one in found
@@ -528,7 +510,8 @@ def robustness_figure(found: Sequence[Robustness]) -> Picture:
         if has_batches
         else ""
     )
-    spread = "; shades are the standard deviation over the seeds" if _has_seeds(found) else ""
+    has_seeds = any(len(one.models) > 1 for one in found)
+    spread = "; shades are the standard deviation over the seeds" if has_seeds else ""
     losses = [f"{one.label} {percent(one.clean)} clean, {percent(one.loss)} lost" for one in found]
     return Picture(
         "robustness",
@@ -538,10 +521,6 @@ def robustness_figure(found: Sequence[Robustness]) -> Picture:
         f"{text}{batch}. In percent, and what is lost on average over the corruptions in points: "
         f"{first_texts(losses)}.",
     )
-
-
-def _has_seeds(found: Sequence[Robustness]) -> bool:
-    return any(len(one.models) > 1 for one in found)
 
 
 def _draw(axes: Axes, points: Mapping[int, Interval], style: Mapping[str, Any]) -> None:

@@ -256,12 +256,7 @@ def trained_kernels(run: Run, engine: Any, saved: "keras.Model") -> "Weights | N
     """Returns all kernels of a run's trained model as they were trained, None where they are lost.
 
     A saved model holds standardized kernels in place of those that training changed, which are in
-    the run's checkpoints.
-
-    Args:
-        run: The run.
-        engine: An engine of the run, which takes the state of the last checkpoint.
-        saved: The run's saved model.
+    the run's checkpoints. The engine, of the same run, takes the state of the last one.
     """
     from kerasnorm.inspection.graph import kernels
     from kerasnorm.layers import StandardizedConv2D, leaves, portable
@@ -319,11 +314,7 @@ def _repeat(
 
 
 class Taps:
-    """Measures the activations, gradients and weights of a network of `kerasnorm.network`.
-
-    Args:
-        model: The network, its layers under their names.
-    """
+    """Measures the activations, gradients and weights of a network of `kerasnorm.network`."""
 
     def __init__(self, model: "keras.Model") -> None:
         import keras
@@ -349,19 +340,12 @@ class Taps:
         """Returns one row per convolution that is followed by a norm and an activation.
 
         The network is in training mode: a norm uses the statistics of these images.
-
-        Args:
-            split: Images to measure on.
-            epoch: Number of epochs trained.
-            before: The kernels an epoch ago.
         """
-        from keras import ops
+        import keras
 
-        moving = [_numbers(v.value).copy() for v in self.model.non_trainable_variables]
-        pixels = ops.convert_to_tensor(split.images[:].astype(np.float32))
-        tapped = [_numbers(tensor) for tensor in self.tapped(pixels, training=True)]
-        for variable, array in zip(self.model.non_trainable_variables, moving, strict=True):
-            variable.assign(array)
+        pixels = keras.ops.convert_to_tensor(split.images[:].astype(np.float32))
+        with keras.StatelessScope():  # the moving statistics stay as they are
+            tapped = [_numbers(tensor) for tensor in self.tapped(pixels, training=True)]
         _, gradients = self.probe.gradient(split.images, split.labels)
         variables = (id(variable) for variable in self.model.trainable_variables)
         norms = {v: float(np.linalg.norm(g)) for v, g in zip(variables, gradients, strict=True)}
@@ -499,9 +483,7 @@ def units_of(model: "keras.Model") -> list[Unit]:
 def weight_histogram(kernels: "Weights", limit: float) -> WeightHistogram:
     """Returns the distribution of all weights of a network.
 
-    Args:
-        kernels: Arrays of any shapes.
-        limit: The bins run from -limit to limit.
+    The bins run from -limit to limit.
 
     >>> weight_histogram([np.array([0.0, 0.5, -0.5, 1e-6])], 1.0).sparsity
     0.5

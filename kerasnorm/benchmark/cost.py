@@ -40,13 +40,8 @@ class NormCost:
 def norm_cost(norm: str, backend: str, batch_size: int = 64, rounds: int = 7) -> NormCost:
     """Trains the network with and without a norm in turns, and compares their times.
 
-    Weight standardization, dropout and augmentation are off in both.
-
-    Args:
-        norm: Name of a norm, see `kerasnorm.norms.NORMS`.
-        backend: The Keras backend that runs.
-        batch_size: Number of images in a step.
-        rounds: Number of turns that are timed, after one that is not.
+    Weight standardization, dropout and augmentation are off in both. Before the `rounds`
+    turns that are timed comes one that is not.
     """
     fields = {
         "data": "shapes",

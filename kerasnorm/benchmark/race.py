@@ -87,13 +87,7 @@ def race(
     """Returns the result of each contender on one network.
 
     All are started and warmed up first; then each takes one turn per round. A contender that fails
-    at the start is left out, and the reason is logged.
-
-    Args:
-        config: Resolved config with a named backend.
-        contenders: Keys of `CONTENDERS` that race on the backend.
-        images: Number of images in an epoch; a round is one epoch.
-        rounds: Number of rounds that are timed.
+    at the start is left out, and the reason is logged. A round is one epoch of `images` images.
     """
     workers: list[tuple[JsonProcess, Result]] = []
     with ExitStack() as stack:
@@ -180,12 +174,7 @@ def race_table(results: Sequence[Result]) -> Table:
 
 
 def race_chart(results: Sequence[Result], heading: str) -> "Picture":
-    """Returns a bar per contender of training images per second.
-
-    Args:
-        results: Results of `race`, at least one.
-        heading: What raced, and on which machine.
-    """
+    """Returns a bar per contender of training images per second."""
     from kerasnorm.plots.style import INK, TEXT_SIZE, Picture, new_figure, quiet, title
 
     backends = sorted({row.backend for row in results}, reverse=True)

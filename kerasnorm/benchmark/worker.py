@@ -40,11 +40,7 @@ Work = Callable[[int], object]
 def contender(name: str, config: Config, images: int, first: _FirstStep) -> tuple[Work, Work]:
     """Returns functions of a round's number: one trains an epoch, one predicts on all images.
 
-    Args:
-        name: native, stock, loop, loop-channels-last or loop-compiled.
-        config: Resolved config of model, augmentation, batches and backend.
-        images: Number of images, made by the `shapes` generator in the config's image size.
-        first: Is called after every step.
+    `first` is called after every step.
     """
     from kerasnorm.data.shapes import shapes
 

@@ -321,16 +321,7 @@ def _show(
     drawn: Sequence[Path] = (),
     document: str | None = None,
 ) -> None:
-    """Saves an answer; prints its data, even where nothing can be written, and the figures' paths.
-
-    Args:
-        answer: The answer.
-        out: Folder of its figures.
-        as_json: Whether its data are printed as JSON.
-        show: Prints them otherwise.
-        drawn: Paths of figures that have been saved before.
-        document: Name of a file for the data beside the figures; None for none.
-    """
+    """Saves an answer; prints its data, also where nothing can be written, and figures' paths."""
     paths = [str(path) for path in drawn]
     try:
         if document is not None:

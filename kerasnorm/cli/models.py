@@ -70,11 +70,7 @@ def network_of(
 ) -> "keras.Model":
     """Returns the model in a file or a run's folder, or a network made for images of a shape.
 
-    Args:
-        target: Path of the file or folder, or what `--network` takes.
-        image_shape: Shape (H, W, C) of an image, for a network that is made.
-        classes: Number of classes, likewise.
-        **options: `norm`, `groups` and `group_size` of the network; those of a file are replaced.
+    `options` are `norm`, `groups` and `group_size` of the network; those of a file are replaced.
     """
     if user_code.is_named(target) or target.startswith("keras:") or target == BUILTIN:
         return _build({"network": target, **options}, image_shape, classes)

@@ -122,9 +122,8 @@ def _advice(param: click.Parameter | None, values: Sequence[str]) -> str:
 class OutPath(click.Path):
     """Place of an output, refused before anything is computed where it cannot be written.
 
-    Args:
-        suffix: Suffix of the file that is written, such as ".png"; of a folder, which is made if it
-            is missing, "".
+    The suffix is that of the file that is written, such as ".png"; that of a folder, which is made
+    if it is missing, is "".
     """
 
     def __init__(self, suffix: str = "") -> None:
@@ -210,9 +209,7 @@ def option(name: str) -> Decorator:
 def config_options(*sections: str, without: Sequence[str] = ()) -> Decorator:
     """Returns a decorator that adds an option for every field of these config sections.
 
-    Args:
-        *sections: Names of config sections.
-        without: Names of fields that get no option.
+    Fields in `without` get none.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:

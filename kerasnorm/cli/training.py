@@ -78,12 +78,7 @@ def fit(
 
 
 def results(history: "Sequence[Row]", folder: Path) -> str:
-    """Returns the result of a run as text: scores of the last epoch, time and folder.
-
-    Args:
-        history: One row per epoch.
-        folder: The run's folder.
-    """
+    """Returns the result of a run as text: scores of the last epoch, time and folder."""
     lines = []
     last: Row = history[-1] if history else {}
     for name, word in (("train", "train"), ("val", "validation"), ("test", "test")):

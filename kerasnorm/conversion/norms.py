@@ -165,9 +165,6 @@ def _norms(model: keras.Model, calls: Calls) -> list[tuple[Any, int, int | None]
     """Returns each norm once, with its channels and the number of positions of its smallest map.
 
     A map of which only the mean is read counts as one position.
-
-    Raises:
-        ConfigError: There are none, or one cannot be converted.
     """
     kinds = (*STOCK, *custom_layers().values())
     refuse_hidden(model, kinds, "converted")
@@ -461,9 +458,6 @@ def freeze_batch_norms(model: keras.Model) -> list[str]:
     """Sets `trainable` of every BatchNormalization to False and returns their names.
 
     Keras then runs them in inference mode, in training too: by their moving statistics.
-
-    Args:
-        model: Any model, which is changed.
 
     Raises:
         ConfigError: It has none.

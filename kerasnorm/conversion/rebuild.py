@@ -83,12 +83,7 @@ def _parts(layer: Any) -> list[Any]:
 
 
 class Tap(keras.layers.Layer):
-    """Calls a function on real values in place of a layer.
-
-    Args:
-        layer: The layer.
-        function: Takes its input and returns its output.
-    """
+    """Calls a function on real values in place of a layer."""
 
     def __init__(self, layer: keras.layers.Layer, function: Callable[[Any], Any]) -> None:
         super().__init__(name=layer.name, dtype=layer.dtype_policy)
@@ -118,11 +113,8 @@ def refuse_hidden(
 ) -> None:
     """Makes sure that no layer of a model hides a layer of these kinds in it.
 
-    Args:
-        model: The model.
-        kinds: Classes of layers.
-        verb: What cannot be done with a hidden layer, such as "measured".
-        allowed: The `id` of each layer that may hold others.
+    `verb` says what cannot be done with a hidden layer, such as "measured". Layers of which the
+    `id` is in `allowed` may hold others.
 
     Raises:
         ConfigError: One does.

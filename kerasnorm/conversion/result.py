@@ -147,12 +147,7 @@ def compared(
 ) -> Conversion:
     """Returns a conversion, with the costs and outputs of both networks.
 
-    Args:
-        before: The given network.
-        after: The new one.
-        layers: Its layers.
-        rounds: Number of times that each network is timed; 0 for not at all.
-        notes: Sentences about what was left.
+    Each network is timed `rounds` times.
     """
     probe = probe_inputs(before)
     one, other = (keras.tree.flatten(model.predict_on_batch(probe)) for model in (before, after))

@@ -91,8 +91,7 @@ def read_npz(path: Path) -> Dataset:
 def save_arrays(arrays: Sequence[Any]) -> Path:
     """Writes arrays into the cache, once, so that a run on them can be resumed; returns the file.
 
-    Args:
-        arrays: x_train, y_train, x_test, y_test and, if there is a validation split, x_val, y_val.
+    They are x_train, y_train, x_test, y_test and, if there is a validation split, x_val, y_val.
 
     Raises:
         DataError: There are fewer or more of them, or one is no array of numbers.
@@ -178,11 +177,8 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """Returns the bytes of an IDX file, as an array of its shape.
 
     The format (http://yann.lecun.com/exdb/mnist): two zero bytes, 8 for unsigned bytes, the number
-    of dimensions, each dimension as a big-endian 32-bit number, the data.
-
-    Args:
-        path: The file, gzipped or not.
-        dimensions: Number of dimensions it must have: 3 for images (N, H, W), 1 for labels (N,).
+    of dimensions, each dimension as a big-endian 32-bit number, the data. It may be gzipped. Images
+    have three dimensions (N, H, W), labels one.
 
     Raises:
         DataError: The file is missing, damaged, of another kind or too large.

@@ -56,12 +56,8 @@ class Draws:
 class Augmentation:
     """The augmentation of training images that a data config describes, for one image shape.
 
-    Args:
-        config: Probabilities and sizes, see `DataConfig`.
-        image_shape: Shape (H, W, C) of one image.
-        fill: Mean color of the training set, which fills holes: 0 to 255, one number per channel.
-        count: Number of training images.
-        seed: Seed of all random numbers.
+    `fill` is the mean color of the training set, which fills holes: 0 to 255 for each channel.
+    `count` is the number of training images.
 
     Raises:
         ConfigError: A shift or hole is larger than the image allows.
@@ -95,13 +91,7 @@ class Augmentation:
         return any(getattr(self.config, name) for name in AUGMENTATIONS)
 
     def draw(self, indices: NDArray[np.int64], epoch: int, step: int) -> Draws:
-        """Returns the random numbers of one step.
-
-        Args:
-            indices: Indices of the training images in the batch, (N,).
-            epoch: Number of the epoch, from 0.
-            step: Number of the step in the epoch, from 0.
-        """
+        """Returns the random numbers of one step, for the images of these indices (N,)."""
         config, count = self.config, len(indices)
         height, width, _ = self.image_shape
         rng = generator(self.seed, AUGMENT_STREAM, epoch, step)
@@ -129,12 +119,7 @@ class Augmentation:
         return np.concatenate([rotation, moved], axis=2).astype(np.float32)
 
     def apply(self, images: NDArray[np.uint8], draws: Draws) -> NDArray[np.uint8]:
-        """Returns the augmented images.
-
-        Args:
-            images: Raw pixels, shape (N, H, W, C).
-            draws: What `draw` returned for these N images.
-        """
+        """Returns the augmented images, (N, H, W, C), by what `draw` returned for them."""
         images = self._flip_and_move(images, draws)
         hit = np.flatnonzero(draws.is_affine)
         if hit.size:
@@ -165,11 +150,8 @@ Numbers = NDArray[np.int64]  # or a tensor of torch
 def hole_mask(rows: Numbers, columns: Numbers, hole: Numbers, size: int) -> NDArray[np.bool_]:
     """Returns the mask (N, H, W, 1) of square holes.
 
-    Args:
-        rows: Numbers of the rows, (H,).
-        columns: Numbers of the columns, (W,).
-        hole: Top left corners, (N, 2); below 0 in images without one.
-        size: Side of the holes, in pixels.
+    `rows` (H,) and `columns` (W,) hold their numbers, `hole` the top left corners (N, 2), which are
+    below 0 in images without one.
     """
     down, across = rows - hole[:, :1], columns - hole[:, 1:]
     in_rows, in_columns = (down >= 0) & (down < size), (across >= 0) & (across < size)

@@ -14,12 +14,6 @@ class Batches:
     Every image comes once per epoch, in an order that (seed, epoch) decides; the last batch of an
     epoch holds the images that are left over.
 
-    Args:
-        split: The training images.
-        batch_size: Number of images in a batch.
-        seed: Seed of the order.
-        augmentation: Augmentation of the images, or None.
-
     Raises:
         ConfigError: The batch is larger than the training set.
     """
@@ -52,11 +46,8 @@ class Batches:
     ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
         """Returns the images (B, H, W, C) and labels (B,) of one step.
 
-        Args:
-            epoch: Number of the epoch, from 0.
-            step: Number of the step in the epoch, from 0.
-            order: The result of `order(epoch)`, where the caller has it.
-            part: Images of the batch to return; all by default.
+        `order` is the result of `order(epoch)`, where the caller has it; `part` selects images of
+        the batch.
         """
         order = self.order(epoch) if order is None else order
         indices = order[step * self.batch_size : (step + 1) * self.batch_size]

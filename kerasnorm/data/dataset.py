@@ -115,8 +115,7 @@ class Dataset:
     def read_content(self, known: Mapping[str, str] | None = None) -> Content:
         """Returns what the data hold; the checksums take a second for 500 MB.
 
-        Args:
-            known: Checksums that need no reading, by the keys of `Content.sha256`.
+        `known` are those that need no reading, by the keys of `Content.sha256`.
         """
         known = known or {}
         arrays = {
@@ -157,9 +156,7 @@ class Dataset:
     def map_images(self, change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]) -> "Dataset":
         """Returns the data set with the images of every split changed.
 
-        Args:
-            change: Changes each image alone; it is applied to stored images when they are read,
-                and keeps their shape.
+        `change` acts on each image alone, on stored ones when they are read, and keeps their shape.
         """
         return self._with_images(lambda images: changed(images, change))
 
@@ -187,9 +184,7 @@ class Dataset:
     def subset(self, train_size: int, test_size: int) -> "Dataset":
         """Returns the data set with fewer images, and the same share of each class.
 
-        Args:
-            train_size: Number of training images to keep; 0 keeps all.
-            test_size: Number of test images to keep; 0 keeps all.
+        A size of 0 keeps all.
 
         Raises:
             DataError: There are fewer images, or a class would have no training image.
@@ -204,12 +199,8 @@ class Dataset:
     def hold_out(self, count: int, seed: int) -> "Dataset":
         """Returns the data set with `count` training images moved to `validation`.
 
-        The split is stratified: each class gives the same share, rounded to whole images. The
-        order of the images that stay is kept.
-
-        Args:
-            count: Number of images to hold out; 0 returns the data set as it is.
-            seed: Decides which images are held out.
+        The split is stratified: each class gives the same share, rounded to whole images. The order
+        of the images that stay is kept. With a count of 0 the data set is returned as it is.
 
         Raises:
             DataError: A class would be left without a training image, or the data have a
@@ -285,11 +276,6 @@ def stratified_sample(labels: NDArray[np.int32], count: int, seed: int) -> NDArr
 
     Shares are rounded by largest remainder (Hamilton's method), so that they sum to `count`. Of
     fewer images than classes, the seed decides between classes of the same size.
-
-    Args:
-        labels: Class indices, shape (N,).
-        count: Number of indices, at most N.
-        seed: Decides which indices of each class are chosen.
     """
     rng = np.random.Generator(np.random.PCG64([seed, 0x57A7]))
     classes, sizes = np.unique(labels, return_counts=True)
@@ -319,9 +305,7 @@ def channels_last(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def parsing(where: Where, expected: str) -> Iterator[None]:
     """Turns whatever a parser raises on a damaged file into a DataError that names the file.
 
-    Args:
-        where: The file.
-        expected: What it should have been, with its article.
+    `expected` says what it should have been, with its article.
 
     Raises:
         DataError: The block raised an exception.
@@ -349,11 +333,7 @@ def folder_name(path: Path) -> str:
 
 
 def check_size(where: Where, size: int, limit: int) -> None:
-    """Refuses what is larger than `limit` bytes, such as `LARGEST_ARRAY`, before it is read.
-
-    Raises:
-        DataError: `size` exceeds the limit.
-    """
+    """Raises a DataError for more than `limit` bytes, such as `LARGEST_ARRAY`, before reading."""
     if size > limit:
         expected, received = f"at most {limit >> 20} MiB, unpacked", f"{size >> 20} MiB or more"
         advice = "It was not read; use the official file, or save pixels as uint8"
@@ -480,11 +460,7 @@ def check(dataset: Dataset) -> Dataset:
 
 
 def check_scale(dataset: Dataset, split: str) -> None:
-    """Makes sure that the images of a split do not hold 0 and 1 only, unless all are black.
-
-    Raises:
-        DataError: They do.
-    """
+    """Raises a DataError if the images of a split hold 0 and 1 only, unless all are black."""
     images = dataset.splits[split].images
     if all(images[chunk].max() <= 1 for chunk in chunks(images)) and any(
         images[chunk].any() for chunk in chunks(images)

@@ -72,13 +72,9 @@ def fetch(file: RemoteFile, cache: Path, timeout: float = TIMEOUT, retries: int 
     """Returns the path of a file in the cache, downloaded first if it is not there or damaged.
 
     The file takes its name only when size and checksum are right. Of several processes that want
-    the same file, one downloads it and the others wait.
-
-    Args:
-        file: The file.
-        cache: The cache's folder; made if it does not exist.
-        timeout: Seconds without a byte after which an attempt is given up.
-        retries: How often a failed address is tried again, after pauses of 1, 2, 3… seconds.
+    the same file, one downloads it and the others wait. An attempt ends after `timeout` seconds
+    without a byte. A failed address is tried again `retries` times, after pauses of 1, 2, 3…
+    seconds.
 
     Raises:
         DownloadError: No address returned the file, its size or checksum is wrong, or the cache

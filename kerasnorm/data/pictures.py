@@ -260,11 +260,8 @@ def read_picture(
 ) -> NDArray[np.uint8]:
     """Returns an image file as raw pixels (H, W, C), resized (bilinear) if it has another size.
 
-    Args:
-        path: A file of any format that Pillow decodes itself.
-        image_shape: Shape (H, W, C) of the result; C is 1 (gray), 3 (RGB) or 4 (RGBA). With less
-            than 4, transparency is blended over white.
-        resize: One of the data config's choices of resize.
+    Images have 1 (gray), 3 (RGB) or 4 channels (RGBA). With less than 4, transparency is blended
+    over white.
 
     Raises:
         DataError: The file is missing, damaged, too large, deeper than 8 bits or of another format.
@@ -324,11 +321,7 @@ def read_class_folders(folder: Path, fit: Fit | None = None) -> Dataset:
     folder belong to the class. Files that are no images, hidden files, and images outside of class
     folders are passed over, with a warning that counts them. Of an animation the first frame is
     read. Images stay gray if all of them are gray; else all become RGB. Transparency is blended
-    over white.
-
-    Args:
-        folder: DIR, or a folder around it.
-        fit: The size that all images are brought to; None where they have one size.
+    over white. DIR is `folder` or lies in it. Without `fit` all images must have one size.
 
     Raises:
         DataError: There are no class folders, a class has no image, sizes differ, or an image is
@@ -442,11 +435,7 @@ def _labelled(classes: list[_Folder]) -> list[_File]:
 
 
 def _list_images(part: _Folder, names: tuple[str, ...]) -> list[_File]:
-    """Returns the images of a split.
-
-    Raises:
-        DataError: It has a class that is not among `names`.
-    """
+    """Returns the images of a split, whose classes are among `names`, or raises a DataError."""
     found = {inner.path.name: inner for inner in part.classes}
     if unknown := [name for name in found if name not in names]:
         expected = f"the classes of the training folder, {listed(names)}"
@@ -551,17 +540,7 @@ def _decoded(path: Path, fit: Fit | None, mode: str) -> _Shown:
 def _pixels(
     paths: list[Path], fit: Fit | None, mode: str, facts: Facts
 ) -> Generator[NDArray[np.uint8], None, None]:
-    """Yields the pixels (H, W, C) of images in their order, decoded on all cores.
-
-    Args:
-        paths: The image files.
-        fit: The size that they are brought to; None where they have one size.
-        mode: L or RGB.
-        facts: Receives the numbers of blended and of blank images.
-
-    Raises:
-        DataError: An image is damaged, or of another size than the first one.
-    """
+    """Yields the pixels (H, W, C) of images in their order, decoded on all cores."""
     workers, size = runtime.cores(), None
     with ThreadPoolExecutor(workers) as pool, bar_of_notes("decoding", len(paths)) as advance:
         todo = iter(paths)

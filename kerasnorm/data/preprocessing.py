@@ -12,17 +12,11 @@ _LEVELS = 256
 
 
 def channel_statistics(images: Images) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns the mean and standard deviation of each channel, for pixels scaled to 0…1.
+    """Returns mean and standard deviation of each channel, (C,) each, for pixels scaled to 0…1.
 
     Both come from a histogram of the channel, whose sums are whole numbers: exact, without a copy
-    of the data in floating point. The standard deviation is that of the population,
-    sqrt(E[(x - mean)²]).
-
-    Args:
-        images: Raw pixels, shape (N, H, W, C).
-
-    Returns:
-        The means and the standard deviations, each of shape (C,).
+    of the data in floating point. The images are raw, (N, H, W, C). The standard deviation is that
+    of the population, sqrt(E[(x - mean)²]).
     """
     channels = images.shape[-1]
     histogram = np.zeros((channels, _LEVELS), dtype=np.int64)
@@ -41,16 +35,9 @@ def channel_statistics(images: Images) -> tuple[NDArray[np.float64], NDArray[np.
 def input_statistics(
     preprocessing: str, images: Images
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns the mean and std that the model's input applies, for pixels scaled to 0…1.
+    """Returns the means and stds, (C,) each, that the model's input applies to pixels from 0 to 1.
 
     `scale` leaves 0 to 1 and `none` leaves 0 to 255; otherwise they are measured on the images.
-
-    Args:
-        preprocessing: One of the data config's choices of preprocessing.
-        images: The training images, (N, H, W, C), already equalized if they are to be.
-
-    Returns:
-        The means and the standard deviations, each of shape (C,).
     """
     channels = images.shape[-1]
     if preprocessing in ("scale", "none"):
@@ -66,19 +53,13 @@ def equalized(dataset: Dataset) -> Dataset:
 
 
 def equalize(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Returns the images with the histogram of each image's channels equalized.
+    """Returns images (N, H, W, C) with the histogram of each image's channels equalized.
 
     A pixel of level v becomes round(255 * (cdf(v) - cdf_min) / (M - cdf_min)), where cdf(v) is
     the number of the M pixels of that image and channel with a level of at most v, and cdf_min
     that of its lowest level: the levels that occur spread over 0 to 255, in their order (Gonzalez
     and Woods, Digital Image Processing, section "Histogram equalization"; the offset by cdf_min
     maps the darkest pixel to 0). A channel of a single level is left as it is.
-
-    Args:
-        images: Raw pixels, shape (N, H, W, C).
-
-    Returns:
-        Pixels of the same shape and type.
     """
     equalized = np.empty_like(images)
     for chunk in chunks(images):

@@ -198,12 +198,6 @@ def shapes(train: int = 5_000, test: int = 1_000, seed: int = 0, size: int = 32)
 
     The first images are the same whatever the number of images, and every ten in a row hold each
     class once.
-
-    Args:
-        train: Number of training images.
-        test: Number of test images.
-        seed: Seed of the images.
-        size: Height and width of the images in pixels.
     """
     return Dataset(
         name="shapes",

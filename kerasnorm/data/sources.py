@@ -103,10 +103,6 @@ def load(
 def read(path: Path, fit: Fit | None = None) -> Dataset:
     """Returns the data set at a path; what lies there decides, not its name.
 
-    Args:
-        path: Any of the kinds that `READERS` describe.
-        fit: The size that image files are brought to when they are read.
-
     Raises:
         DataError: Nothing is there, or it is damaged, unsafe, or not what a classifier can learn
             from.
@@ -130,11 +126,6 @@ def _described(path: Path) -> tuple[str, str]:
 
 def prepare(config: DataConfig, seed: int, *, needs_test: bool = True) -> Dataset:
     """Returns the data set of a config: loaded, resized, split and equalized as the config says.
-
-    Args:
-        config: Source, sizes, validation and preprocessing.
-        seed: Decides which training images are held out for validation.
-        needs_test: Whether there must be a test image.
 
     Raises:
         DataError: The data are missing, damaged, or not what a classifier can learn from.

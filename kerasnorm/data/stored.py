@@ -186,9 +186,7 @@ def _folder() -> Path:
 def find(place: Path, shape: tuple[int, ...]) -> Decoded | None:
     """Returns the images that lie decoded in a folder; warns of damaged ones, which do not count.
 
-    Args:
-        place: The folder.
-        shape: The beginning (N, H, W) of their shape.
+    `shape` is the beginning (N, H, W) of theirs.
     """
     try:
         facts = Facts(**json.loads((place / FACTS).read_bytes()))
@@ -228,10 +226,7 @@ def locked(place: Path) -> Iterator[None]:
 def writing(place: Path, shape: tuple[int, ...], facts: Facts) -> Iterator[IO[bytes]]:
     """Yields a file for the pixels of images, which count as decoded when the block has ended.
 
-    Args:
-        place: Their folder, locked.
-        shape: Shape (N, H, W, C) of the images, which the block writes in their order.
-        facts: What is known of them when the block ends.
+    The block writes them in their order; `facts` are what is known of them when it ends.
 
     Raises:
         DataError: There is no room for them.

@@ -175,10 +175,6 @@ def load_batch(content: bytes, where: Where) -> dict[str, Any]:
     Strings of Python 2 come as bytes (`encoding="bytes"`): keys are decoded, values left as they
     are. Arrays inside of lists or inner dicts are not read.
 
-    Args:
-        content: The pickle, of any protocol.
-        where: The file, for messages.
-
     Raises:
         DataError: The pickle is damaged, holds no dict, or names anything but NumPy's array
             reconstruction. Nothing that it names has run.

@@ -42,11 +42,8 @@ class BatchListener(Protocol):
 class RunningMeans(Mapping[str, float]):
     """The `logs` of a batch: means over the images of the epoch so far.
 
-    A mean is computed when it is read, because reading waits for an accelerator.
-
-    Args:
-        sums: Sums of loss, cross-entropy and correct predictions, an array on any device.
-        images: Number of images in the sums.
+    A mean is computed when it is read, because reading waits for an accelerator. `sums` are those
+    of loss, cross-entropy and correct predictions over `images` images.
     """
 
     NAMES = ("loss", "entropy", "accuracy")
@@ -152,8 +149,7 @@ class Engine(ABC):
     def keep_to(self, fused_kernels: str | None) -> None:
         """Goes on with the functions of an earlier part of the run, so that its bits stay the same.
 
-        Args:
-            fused_kernels: What the attribute of that name was then; None computes norms apart.
+        `fused_kernels` is what the attribute of that name was then; None computes norms apart.
         """
         if fused_kernels is None and self.fused_kernels is not None:
             self.is_fused = False
@@ -169,10 +165,6 @@ class Engine(ABC):
         """Trains on every batch of an epoch, or until `model.stop_training` is set.
 
         As in Keras, an epoch that begins with `stop_training` set ends after its first step.
-
-        Args:
-            epoch: Number of the epoch, counted from 0.
-            listener: Receives the events of each step.
 
         Returns:
             Cross-entropy and accuracy over the epoch's training images, as the model saw them:
@@ -252,11 +244,7 @@ class Engine(ABC):
     ) -> DivergedError:
         """Returns the error of a step whose loss or gradient is not finite.
 
-        Args:
-            epoch: Number of the epoch, counted from 0.
-            step: Number of the step in the epoch, counted from 0.
-            loss: Loss of the step.
-            variable: Variable whose gradient is not finite, where the loss is finite.
+        `variable` is one whose gradient is not finite, where the loss is finite.
         """
         if variable is not None and np.isfinite(loss):
             what = "gradient is not finite"
@@ -399,9 +387,7 @@ class NativeEngine(Engine):
 def first_nonfinite(model: Any, images: Any) -> str | None:
     """Returns the first value of the forward pass that is not finite, or None if all are.
 
-    Args:
-        model: A functional Keras model, whose variables stay as they are.
-        images: The batch, (N, H, W, C).
+    The variables of the model, a functional one, stay as they are.
     """
     graph = functional_graph(model)
     values = {id(graph.inputs[0]): ops.convert_to_tensor(np.asarray(images), graph.inputs[0].dtype)}

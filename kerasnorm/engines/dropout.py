@@ -11,9 +11,7 @@ from kerasnorm.data.augment import DROPOUT_STREAM, generator
 def dropout_generator(key: tuple[int, int, int], number: int) -> np.random.Generator:
     """Returns the random generator of one dropout in one step.
 
-    Args:
-        key: (seed, epoch, step).
-        number: Number of the dropout's call in the model's graph.
+    The key is (seed, epoch, step), the number that of the dropout's call in the model's graph.
     """
     seed, *when = key
     return generator(seed, DROPOUT_STREAM, *when, number)
@@ -40,9 +38,6 @@ def dropped_positions(rng: np.random.Generator, count: int, rate: float) -> NDAr
 def dropped_channels(rng: np.random.Generator, count: int, rate: float) -> NDArray[np.int64]:
     """Returns which of `count` channels a spatial dropout of probability `rate` drops, ascending.
 
-    Args:
-        rng: Random generator of the dropout, see `dropout_generator`.
-        count: Number of images times channels, with the channels of an image side by side.
-        rate: Between 0 and 1.
+    `count` is images times channels, with the channels of an image side by side.
     """
     return np.flatnonzero(rng.random(count) < rate)

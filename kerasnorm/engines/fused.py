@@ -61,11 +61,8 @@ def compiled(
 ) -> Compiled | None:
     """Returns a compiled source, from the cache if it is there; None where it cannot be used.
 
-    Args:
-        open_: Opens the shared library; raises OSError if it cannot be opened.
-        source: `SOURCE`, or a source that includes it.
-        flags: Flags of the compiler beside `FLAGS`.
-        links: Flags of the linker.
+    `open_` opens the shared library, or raises OSError. `source` is `SOURCE` or includes it; the
+    flags come beside `FLAGS`, the links are those of the linker.
     """
     compiler = cpp_compiler()
     if sys.platform != "linux" or compiler is None:
@@ -178,11 +175,8 @@ class Chain(NamedTuple, Generic[Name]):
 def chains(calls: Sequence[Call[Name]], readers: Counter[Name]) -> list[Chain[Name]]:
     """Joins each norm with the activation before or after it, and the dropout and add after them.
 
-    What lies between them must have no other reader.
-
-    Args:
-        calls: The calls of a graph, each after those whose outputs it reads.
-        readers: How often each tensor is read; the outputs of the graph once more.
+    What lies between them must have no other reader. Each call comes after those whose outputs it
+    reads. `readers` counts how often each tensor is read, the outputs of the graph once more.
     """
     made = {call.targets[0]: at for at, call in enumerate(calls) if len(call.targets) == 1}
     read = {source: at for at, call in enumerate(calls) for source in call.sources}

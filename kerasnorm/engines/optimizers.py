@@ -40,10 +40,6 @@ def make_optimizer(config: TrainConfig, rates: NDArray[np.float64]) -> keras.Opt
     """Returns the Keras optimizer with its schedule; only kernels are decayed.
 
     A constant rate is a plain number, so that callbacks such as ReduceLROnPlateau can change it.
-
-    Args:
-        config: Names the optimizer and its settings.
-        rates: Learning rate of each step of the run.
     """
     rate = config.learning_rate if config.schedule == "constant" else RateTable(rates)
     decay = config.weight_decay or None

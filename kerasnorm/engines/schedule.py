@@ -18,9 +18,7 @@ def learning_rates(config: TrainConfig, steps: int) -> NDArray[np.float64]:
     - cosine: linear from 0 to the peak, then half a cosine to 0 (arXiv 1608.03983).
     - constant: the peak at every step.
 
-    Args:
-        config: `schedule`, `learning_rate` (the peak) and `warmup` (a share of the steps).
-        steps: Steps of the whole run.
+    `learning_rate` is the peak, `warmup` a share of the steps.
     """
     peak, step = config.learning_rate, np.arange(steps, dtype=np.float64)
     if config.schedule == "constant":

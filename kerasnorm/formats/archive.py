@@ -44,10 +44,7 @@ INPUT_SCALE = "input_scale"  # the key, in metadata, of `SavedModel.input_scale`
 def save_model(model: "keras.Model", path: Path, metadata: dict[str, Any]) -> None:
     """Writes a model to `path` (`.keras`), in float32 and of stock Keras layers only.
 
-    Args:
-        model: Any functional model that `kerasnorm.network.build` made.
-        path: Where to; replaced atomically.
-        metadata: What travels with it: `class_names` and `config`, JSON-able.
+    The metadata are JSON-able: `class_names` and `config`.
     """
     from kerasnorm.layers import portable
 
@@ -341,11 +338,7 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
 
 
 def _load(path: Path, load: Callable[[], Any]) -> "keras.Model":
-    """Returns a model from Keras, made sure to be a built model of a bearable size.
-
-    Raises:
-        CorruptFileError: It is none, or Keras cannot read it.
-    """
+    """Returns a model of Keras; a CorruptFileError refuses one not built, or of excessive size."""
     import keras
 
     with safety.reading(path):

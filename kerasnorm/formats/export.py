@@ -138,14 +138,7 @@ def _on_float_pixels(model: keras.Model) -> keras.Model:
 
 
 class Exporter:
-    """Exports one model to several formats; use it in a `with` block.
-
-    Args:
-        saved: The model.
-        out: Folder of the exports.
-        accuracy: Accuracy of the model on its test set, where it is known.
-        test: Test images, on which the accuracy of Keras and of each export is measured.
-    """
+    """Exports one model to several formats; use it in a `with` block."""
 
     def __init__(
         self,
@@ -243,11 +236,7 @@ class Exporter:
         return self._checked(name, path, entry, backend)
 
     def _checked(self, name: str, path: Path, entry: Format, backend: str | None) -> Export:
-        """Returns the export that was written to `path`, measured in its runtime and in place.
-
-        Raises:
-            KerasnormError: It does not open, or, unless it is quantized, differs from Keras.
-        """
+        """Returns the export that was written to `path`, measured in its runtime and in place."""
         done = Export(
             name,
             path,
@@ -287,11 +276,7 @@ class Exporter:
             ) from None
 
     def _measure(self, process: FileProcess, done: Export) -> None:
-        """Records the largest difference from Keras's logits, time of an image, and accuracy.
-
-        Raises:
-            KerasnormError: A difference is too large for an exact export.
-        """
+        """Records the largest difference from Keras's logits, time of an image, and accuracy."""
         for n, expected in self._expected.items():
             outputs = process.run(done.path, self._images[:n])
             if outputs.shape != expected.shape:
@@ -316,8 +301,7 @@ class Exporter:
     def quantize(self, calibration: Images) -> Export:
         """Exports to LiteRT in int8.
 
-        Args:
-            calibration: Raw training images (N, H, W, C) from which ranges are taken.
+        Ranges are taken from `calibration`, raw training images (N, H, W, C).
 
         Raises:
             KerasnormError: It cannot be written.

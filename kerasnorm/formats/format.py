@@ -121,11 +121,7 @@ class Format:
         return usable
 
     def written_with(self, backend: str | None) -> dict[str, str]:
-        """Returns the packages that write the format, and their versions.
-
-        Args:
-            backend: The writer that was used, of `usable_writers`.
-        """
+        """Returns the packages that write the format, and their versions."""
         modules = (backend, *self.writers[backend]) if backend else self.modules
         names = dict.fromkeys(name.partition(".")[0] for name in ("keras", *modules))
         return {name: found for name in names if (found := _version(name))}
@@ -178,11 +174,7 @@ def _version(module: str) -> str:
 
 
 def only(path: Path, items: Iterable[Any], what: str) -> Any:
-    """Returns the one input or output that a model has.
-
-    Raises:
-        CorruptFileError: It has none or several.
-    """
+    """Returns the one input or output that a model has, or raises a CorruptFileError."""
     found = list(items)
     if len(found) != 1:
         raise CorruptFileError(f"{path}: expected one {what}. Received: {len(found)}")

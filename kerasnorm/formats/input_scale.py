@@ -35,11 +35,6 @@ _RESCALING = {
 def scaled(saved: SavedModel, scale: str, training_images: "Callable[[], Images]") -> SavedModel:
     """Returns a model that takes raw pixels, made of one that was trained on another range.
 
-    Args:
-        saved: The model.
-        scale: One of `INPUT_SCALES`.
-        training_images: Returns the raw images (N, H, W, C) that standardize measures.
-
     Raises:
         ConfigError: The model has a rescaling already, or its graph cannot be read.
     """
@@ -94,11 +89,7 @@ def _factor_and_offset(scale: str, training_images: "Callable[[], Images]") -> t
 
 
 def _first_operation(model: "keras.Model") -> Any:
-    """Returns the first operation of a graph that changes the values of pixels, None if none does.
-
-    Raises:
-        ConfigError: The model, or one in it, has no graph.
-    """
+    """Returns the first operation of a graph that changes the values of pixels, if one does."""
     import keras
 
     from kerasnorm.inspection.graph import functional_graph, nodes

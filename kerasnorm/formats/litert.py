@@ -17,10 +17,7 @@ if TYPE_CHECKING:
 def write_int8(source: Path, out: Path, calibration: "NDArray[np.uint8]") -> None:
     """Writes a LiteRT file of int8 weights and activations that takes uint8 pixels.
 
-    Args:
-        source: The `.keras` file of the model.
-        out: The file to write.
-        calibration: Raw images (N, H, W, C) from which the ranges of the activations are taken.
+    The ranges of the activations are taken from `calibration`, raw images (N, H, W, C).
     """
     import tensorflow as tf
 

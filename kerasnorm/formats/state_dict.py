@@ -124,9 +124,7 @@ def open_file(path: Path) -> Opened:
 def generate(model: Any, weights: str) -> "tuple[str, dict[str, NDArray[Any]]]":
     """Returns the source of a PyTorch module and its state_dict, named as the Keras layers are.
 
-    Args:
-        model: A functional Keras model of the layers that `kerasnorm.network` uses.
-        weights: Name of the file of tensors, for the source's docstring.
+    `weights` is the name of the file of tensors, for the source's docstring.
 
     Raises:
         ConfigError: It has a layer that is not written here, or a name that Python does not take.

@@ -29,11 +29,8 @@ class Scores(NamedTuple):
 class Mistake:
     """An image that was classified wrongly.
 
-    Attributes:
-        index: Index of the image in the test set.
-        true: Index of its true class.
-        predicted: Index of the predicted class.
-        confidence: Softmax probability of the predicted class, 0 to 1.
+    It is the image at `index` of the test set. `true` and `predicted` are class indices, and the
+    confidence is the softmax probability of the latter, 0 to 1.
     """
 
     index: int
@@ -66,9 +63,7 @@ def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
 def score(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> Scores:
     """Returns the mean cross-entropy, in nats, and the accuracy.
 
-    Args:
-        logits: Shape (N, classes).
-        labels: Class indices, shape (N,).
+    Logits are (N, classes), labels class indices (N,).
     """
     picked = np.take_along_axis(log_softmax(logits), labels[:, None].astype(np.int64), axis=1)
     accuracy = np.mean(logits.argmax(axis=1) == labels)
@@ -93,9 +88,7 @@ class ConfusedPair(NamedTuple):
 def most_confused(counts: NDArray[np.int64], count: int) -> list[ConfusedPair]:
     """Returns the pairs of classes that are confused most often, the most frequent first.
 
-    Args:
-        counts: Confusion matrix: rows are true classes, columns predicted ones.
-        count: Number of pairs, at most; a pair that is never confused does not count.
+    Rows of the confusion matrix are true classes.
 
     >>> most_confused(np.array([[8, 1, 0], [0, 5, 4], [0, 0, 9]]), 5)
     [ConfusedPair(true=1, predicted=2, images=4), ConfusedPair(true=0, predicted=1, images=1)]
@@ -109,13 +102,7 @@ def most_confused(counts: NDArray[np.int64], count: int) -> list[ConfusedPair]:
 def worst_mistakes(
     logits: NDArray[np.floating], labels: NDArray[np.integer], count: int = 10
 ) -> list[Mistake]:
-    """Returns the mistakes of highest confidence, the worst first.
-
-    Args:
-        logits: Shape (N, classes).
-        labels: Class indices, shape (N,).
-        count: Number of mistakes, at most.
-    """
+    """Returns the mistakes of highest confidence, the worst first."""
     predicted = logits.argmax(axis=1)
     confidence = np.exp(log_softmax(logits).max(axis=1))
     wrong = np.flatnonzero(predicted != labels)

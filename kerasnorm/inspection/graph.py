@@ -79,11 +79,9 @@ def passed_through(
 ) -> list[T]:
     """Returns what comes out of a functional graph when something else than tensors goes in.
 
-    Args:
-        graph: The graph.
-        inputs: What takes the place of each of its inputs.
-        call: Takes a call, from `nodes`, and what takes the place of each tensor computed so far,
-            by its `id`; returns what takes the place of each output of the call.
+    `inputs` take the place of those of the graph. `call` receives a call, from `nodes`, and what
+    takes the place of each tensor computed so far, by its `id`; it returns what takes the place of
+    each output.
     """
     values = dict(zip(map(id, graph.inputs), inputs, strict=True))
     for node in nodes(graph):
@@ -96,10 +94,7 @@ def call_outputs(node: Any, inputs: Sequence[Any]) -> list[Any]:
     """Returns the symbolic outputs of one call of a layer in a model, in the sizes of its inputs.
 
     A model in another may have been built for maps of any size, and be called on maps of one.
-
-    Args:
-        node: A call, from `nodes`, of anything but a model.
-        inputs: Symbolic tensors in the place of `node.input_tensors`.
+    `inputs` take the place of `node.input_tensors`; the call, from `nodes`, is not that of a model.
     """
     if [one.shape for one in inputs] == [tensor.shape for tensor in node.input_tensors]:
         return list(node.outputs)
@@ -115,10 +110,6 @@ def sized_calls(
 
     Those of the layers of a model in it come as often as it is called, each time in the sizes of
     that call. The outputs of the model are the generator's return value.
-
-    Args:
-        model: Functional model, or built Sequential.
-        inputs: Symbolic inputs of the model, by default its own.
     """
     graph = functional_graph(model)
     given = graph.inputs if inputs is None else inputs
@@ -233,11 +224,6 @@ def call_node(node: Any, values: Mapping[int, Any], training: bool) -> list[Any]
     graph was built: Keras records `training=False` for every layer whose `call` has that default,
     such as SpatialDropout2D. A layer whose `call` does not take the argument receives it too,
     because Keras passes it on to the layers inside.
-
-    Args:
-        node: A call, from `nodes`.
-        values: The tensors computed so far, by the `id` of their symbolic tensor.
-        training: Whether the graph is in training.
     """
     args, kwargs = node.arguments.fill_in(values)
     if isinstance(node.operation, keras.Layer):
@@ -248,12 +234,8 @@ def call_node(node: Any, values: Mapping[int, Any], training: bool) -> list[Any]
 def call_again(graph: Any, tensor: Any, *, opens_models: bool = False) -> Any:
     """Returns the output of a graph of one input for another input, a symbolic tensor.
 
-    The layers are the graph's own: each has one call more afterwards.
-
-    Args:
-        graph: The graph.
-        tensor: Its input.
-        opens_models: Whether, of models of one input and output in it, the layers are called.
+    The layers are the graph's own: each has one call more afterwards. With `opens_models`,
+    models of one input and output in it are opened: their layers are called.
     """
 
     def call(node: Any, values: dict[int, Any]) -> list[Any]:

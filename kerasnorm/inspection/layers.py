@@ -449,11 +449,6 @@ def receptive_field_table(
 
     For the network of `kerasnorm.network` it gives blocks and short names and, for images of 32x32,
     the published receptive fields; for any other model it gives the names of the layers.
-
-    Args:
-        rows: Rows of `receptive_field`.
-        title: Heading of the table.
-        with_published: Whether to show the published receptive fields where there are any.
     """
     is_ours = [row.name for row in rows] == list(LAYER_LABELS)
     is_published = with_published and is_ours and rows[0].before.sizes == (32, 32)

@@ -25,10 +25,7 @@ if TYPE_CHECKING:
 def model_kind(model: keras.Model, forward: Forward, outputs: Outputs | None = None) -> Kind:
     """Returns the kind of a Keras model's outputs.
 
-    Args:
-        model: Model from images (N, H, W, C) to (N, classes).
-        forward: Computes the outputs of images.
-        outputs: Outputs of the images that are evaluated; None if there are none.
+    `outputs` are those of the images that are evaluated, if there are any.
     """
     graph = kind_by_graph(model)
     judged = [] if outputs is None else [outputs]

@@ -46,15 +46,7 @@ def probe_images(shape: Sequence[int], count: int = PROBES) -> NDArray[np.uint8]
 
 
 def check_finite(outputs: Outputs, name: object) -> None:
-    """Makes sure that a model's outputs (N, classes) are finite.
-
-    Args:
-        outputs: Outputs of the images that are evaluated.
-        name: Name of the model, for the message.
-
-    Raises:
-        CorruptFileError: An output is NaN or infinite.
-    """
+    """Raises a CorruptFileError if a model's outputs (N, classes) are not finite."""
     bad = int((~np.isfinite(outputs)).any(axis=1).sum())
     if bad:
         raise CorruptFileError(
@@ -85,9 +77,8 @@ def kind_by_values(outputs: Outputs) -> Kind:
 def output_kind(outputs: Outputs, graph: Kind | None) -> Kind:
     """Returns the kind of outputs (N, classes).
 
-    Args:
-        outputs: Outputs of the images that are evaluated and, if `graph` is None, of probes.
-        graph: Kind by the model's graph; None if the graph does not decide, or there is none.
+    `graph` is the kind by the model's graph, None if it does not decide; probes are then among the
+    outputs.
     """
     if graph != "probabilities":
         return graph or kind_by_values(outputs)
@@ -98,11 +89,6 @@ def output_kind(outputs: Outputs, graph: Kind | None) -> Kind:
 
 def as_logits(outputs: Outputs, kind: Kind, name: object = "The model") -> Outputs:
     """Returns outputs (N, classes) as logits: log-probabilities are logits of the same softmax.
-
-    Args:
-        outputs: Outputs of the model.
-        kind: Kind of the outputs.
-        name: Name of the model, for the message.
 
     Raises:
         CorruptFileError: The outputs are neither logits nor probabilities.

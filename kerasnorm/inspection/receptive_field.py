@@ -70,11 +70,7 @@ class Field:
 def window(kernel: int, stride: int = 1, dilation: int = 1, padding: int = 0) -> Field:
     """Returns the field of a convolution or pooling in its own input.
 
-    Args:
-        kernel: Number of taps.
-        stride: Step of the window, in units.
-        dilation: Distance between two taps, in units.
-        padding: Number of units added before the first one; negative for a cropping.
+    Stride, dilation and padding are in units; a cropping has a negative padding.
     """
     return Field(size=dilation * (kernel - 1) + 1, jump=stride, start=-padding)
 
@@ -83,13 +79,8 @@ def transposed(kernel: int, factor: int, dilation: int = 1, padding: int = 0) ->
     """Returns the field of a transposed convolution in its own input.
 
     Unit o of the output reads the units i with i * factor = o + padding - dilation * t, for the
-    taps t from 0 to kernel - 1.
-
-    Args:
-        kernel: Number of taps.
-        factor: Number of units of the output per unit of the input: its strides.
-        dilation: Distance between two taps, in units of the output.
-        padding: Number of units cut off before the first one.
+    taps t from 0 to kernel - 1. `factor` is its strides, `padding` the number of units cut off
+    before the first one.
     """
     reach = Fraction(dilation * (kernel - 1), factor)
     start = Fraction(padding, factor) - reach
@@ -99,9 +90,7 @@ def transposed(kernel: int, factor: int, dilation: int = 1, padding: int = 0) ->
 def upsampling(factor: int, taps: int = 1) -> Field:
     """Returns the field of an upsampling in its own input.
 
-    Args:
-        factor: Number of units of the output per unit of the input.
-        taps: Number of units that one is interpolated from: 1 for the nearest, 2 for bilinear.
+    A unit is interpolated from `taps`: 1 for the nearest, 2 for bilinear.
     """
     if factor == 1:
         return Field()
@@ -111,24 +100,13 @@ def upsampling(factor: int, taps: int = 1) -> Field:
 
 
 def same_padding(units: int | None, kernel: int, stride: int = 1, dilation: int = 1) -> int:
-    """Returns the units that padding="same" adds before the first one: the smaller half.
-
-    Args:
-        units: Number of units of the input; None, unknown, counts as a multiple of the stride.
-        kernel: Number of taps.
-        stride: Step of the window, in units.
-        dilation: Distance between two taps, in units.
-    """
+    """Returns the units that padding="same" adds before the first one: the smaller half."""
     last = stride if units is None or units % stride == 0 else units % stride
     return max(dilation * (kernel - 1) + 1 - last, 0) // 2
 
 
 def hull(fields: Sequence[Field], units: int | None = None) -> Field:
     """Returns the field of units that merge the same-numbered units of several maps.
-
-    Args:
-        fields: The field of each map.
-        units: Number of units of the merged map, None if unknown; needed if a field is shared.
 
     Raises:
         ConfigError: The jumps differ, so that the maps do not match; or `units` is needed and
@@ -202,12 +180,7 @@ class FeatureMap:
         return any(field.is_shared for field in self.fields)
 
     def through(self, layer: Sequence[Field], sizes: Sequence[int | None]) -> "FeatureMap":
-        """Returns the map of a layer's output.
-
-        Args:
-            layer: Field of the layer in its own input, along each axis.
-            sizes: Number of units of the output along each axis.
-        """
+        """Returns the map of a layer's output."""
         fields = (field.then(own) for field, own in zip(self.fields, layer, strict=True))
         return FeatureMap(tuple(sizes), tuple(fields))
 

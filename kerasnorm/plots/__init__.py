@@ -30,11 +30,8 @@ def draw_run(
 ) -> list[Path]:
     """Writes the pictures of one run; returns their paths.
 
-    Args:
-        run: A finished run.
-        test_images: The test images, raw, shape (N, H, W, C); without them the misclassified
-            images are not drawn.
-        folder: Folder to write to, made if it is missing; by default the run's own `plots`.
+    Without test images, raw (N, H, W, C), the misclassified ones are not drawn. By default `folder`
+    is the run's own `plots`.
     """
     folder = run.plots_folder if folder is None else folder
     pictures = [confusion_figure(run)]

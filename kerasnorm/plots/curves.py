@@ -62,12 +62,8 @@ def accuracy_figure(
 ) -> Picture:
     """Returns training and test accuracy side by side, one curve per run.
 
-    The validation accuracy of a run that has one is dashed beside its test accuracy.
-
-    Args:
-        runs: Runs to draw.
-        labels: One label per run; by default the shortest ones that tell the runs apart.
-        spreads: For each run a history of half-heights, shaded around its curves; empty for none.
+    The validation accuracy of a run that has one is dashed beside its test accuracy. `spreads` are
+    half-heights that are shaded around the curves, a history for each run.
     """
     return _pair(runs, _ACCURACY, labels or run_labels(runs), spreads)
 

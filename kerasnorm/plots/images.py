@@ -43,10 +43,6 @@ def confusion_figure(run: "Run", label: str = "") -> Picture:
 
     With up to 20 classes, the classes are named and every cell holds its count. With more they are
     numbered from 0, and with more than 100 each cell counts several neighboring classes.
-
-    Args:
-        run: A finished run.
-        label: Name of the run, by default norm and seed.
     """
     counts = np.asarray(run.metrics["confusion"], np.int64)
     classes = len(counts)
@@ -112,13 +108,7 @@ def _write_counts(axes: Axes, counts: NDArray[np.int64], percent: NDArray[np.flo
 
 
 def mistakes_figure(run: "Run", images: Images, label: str = "") -> Picture:
-    """Returns the misclassified test images of a run, those of highest confidence.
-
-    Args:
-        run: A finished run.
-        images: The test images, raw, uint8, shape (N, H, W, C).
-        label: Name of the run, by default norm and seed.
-    """
+    """Returns the misclassified test images of a run, those of highest confidence."""
     metrics, label = run.metrics, label or run_label(run)
     right = f"{in_percent(metrics['test_accuracy'])} % right"
     heading = f"MISCLASSIFIED, {right}; highest confidence first\n{label}"
@@ -137,12 +127,8 @@ def misclassified_figure(
 ) -> Picture:
     """Returns misclassified images in rows of five, each with its true and predicted class.
 
-    Args:
-        images: The test images, raw, uint8, shape (N, H, W, C).
-        entries: One mapping per image to show: `index` into `images`, `true` and `predicted`
-            class index, `confidence` from 0 to 1.
-        class_names: One name per class.
-        heading: Heading inside the figure.
+    The images are raw, uint8, (N, H, W, C). Each entry holds the `index` of one, its `true` and
+    `predicted` class index, and `confidence` from 0 to 1.
 
     Raises:
         IndexError: An entry points outside `images`.

@@ -70,12 +70,7 @@ def short_places(places: Iterable[str]) -> dict[str, str]:
 def shown_fields(
     fields: Mapping[str, Any], among: Iterable[Mapping[str, Any]] = ()
 ) -> dict[str, Any]:
-    """Returns fields and their values; paths and floats as short as tells them apart.
-
-    Args:
-        fields: Fields and values.
-        among: Fields and values of all that is shown beside them.
-    """
+    """Returns fields and their values; paths and floats as short as tells them apart."""
     shown, everything = dict(fields), [fields, *among]
     for name, value in fields.items():
         values = [other[name] for other in everything if name in other]

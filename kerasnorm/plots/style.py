@@ -222,8 +222,7 @@ def first_texts(texts: Sequence[str]) -> str:
 def new_figure(height: float) -> Figure:
     """Returns an empty figure of the common width that belongs to no window.
 
-    Args:
-        height: Height in inches.
+    The height is in inches.
     """
     figure = _LiteralFigure(
         figsize=(WIDTH, height), dpi=DPI, facecolor="white", layout="constrained"
@@ -263,8 +262,7 @@ def small_text(axes: Axes) -> None:
 def log_ticks(axis: Axis) -> None:
     """Labels a logarithmic axis with plain numbers, between the powers of ten too on a short range.
 
-    Args:
-        axis: The axis, after its data were drawn.
+    Its data must have been drawn before.
     """
     low, high = sorted(axis.get_view_interval())
     plain = FuncFormatter(lambda value, _: f"{value:g}")
@@ -321,14 +319,7 @@ def draw_legend(
     labels: Sequence[str],
     columns: int,
 ) -> None:
-    """Puts a legend below the figure.
-
-    Args:
-        figure: The figure that gets the legend.
-        handles: One line, or the properties of one, per label.
-        labels: Texts, one per handle.
-        columns: Number of labels in a row, at most.
-    """
+    """Puts a legend below the figure."""
     figure.legend(
         [Line2D([], [], **handle) if isinstance(handle, dict) else handle for handle in handles],
         fit(labels, WIDTH - LEGEND_LINE - 0.2),

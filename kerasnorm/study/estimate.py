@@ -61,12 +61,7 @@ class Estimate:
 
 
 def estimate(runs: Sequence[PlannedRun], jobs: int) -> list[Estimate]:
-    """Returns an estimate for each run, from runs that take as long per epoch or measured here.
-
-    Args:
-        runs: Runs from `folder.survey`.
-        jobs: Number of runs that share this machine; as many are measured at the same time.
-    """
+    """Returns an estimate for each run, from runs that take as long per epoch or measured here."""
     kinds = {run.name: _kind(run.config) for run in runs}
     known: dict[str, tuple[Cost | None, str]] = {}
     for run in runs:
@@ -143,11 +138,7 @@ def makespan(estimates: Sequence[Estimate], lanes: int) -> float | None:
 
 
 class Forecast:
-    """Forecasts, while a study is trained, when its runs and the study will be done.
-
-    Args:
-        runs: All runs of the study, whose state is updated elsewhere.
-    """
+    """Forecasts, while a study is trained, when its runs and the study will be done."""
 
     def __init__(self, runs: Sequence[PlannedRun]) -> None:
         self._runs = runs

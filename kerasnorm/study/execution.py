@@ -77,13 +77,6 @@ def execute(
     """Trains the runs that are not finished and records in each how it ended.
 
     An interruption ends all runs, which can be resumed, and is raised again.
-
-    Args:
-        path: Folder of the study, locked by the caller.
-        runs: Runs from `folder.survey`.
-        place: Where to train, from `local` or `dask`.
-        resume: The command that resumes the study, named where it is interrupted.
-        progress: Receives the number of trained epochs and the table of all runs.
     """
     open_runs = [run for run in runs if run.state != State.KEPT]
     logger.info(
@@ -185,13 +178,7 @@ def _record_ending(run: PlannedRun, future: "Future[Ending]") -> None:
 def runs_table(
     runs: Sequence[PlannedRun], seconds: float, left: Mapping[str, float | None]
 ) -> Table:
-    """Returns the table of all runs, failed and running ones first.
-
-    Args:
-        runs: Runs in the order of the plan.
-        seconds: Seconds since the study was started.
-        left: Seconds left of running runs, by name.
-    """
+    """Returns the table of all runs, failed and running ones first."""
     order = list(State)
     shown = sorted(enumerate(runs, 1), key=lambda item: order.index(item[1].state))
     rows = [
@@ -219,13 +206,7 @@ def runs_table(
 
 
 def event_line(run: PlannedRun, left: float | None = None, study_left: float | None = None) -> str:
-    """Returns a run in one line: name, state, epoch, accuracy, time left, and why it failed.
-
-    Args:
-        run: The run.
-        left: Seconds left of the run, None where they are not known.
-        study_left: Seconds left of the study.
-    """
+    """Returns a run in one line: name, state, epoch, accuracy, time left, and why it failed."""
     parts = [run.name, run.state]
     if run.epoch:
         parts.append(f"epoch {run.epoch}/{run.config.train.epochs}")
@@ -318,11 +299,8 @@ def _train_on_worker(folder: Path, slots: dict[str, int], home: Path) -> Ending:
 def train_in_process(folder: Path, threads: int, home: Path | None = None) -> Ending:
     """Trains the run in `folder` in a process of its own; returns its exit code and last line.
 
-    Args:
-        folder: Folder of the run; it holds at least a config.
-        threads: Number of threads that the run may keep busy.
-        home: Folder from which the user's networks and norms are named, where it is there; by
-            default the current one.
+    The user's networks and norms are named from `home`, where it is there, by default the current
+    folder.
     """
     (folder / FAILURE).unlink(missing_ok=True)  # that of an earlier try
     deadline = time.monotonic() + LOCK_TIMEOUT

@@ -74,13 +74,8 @@ def draw_study(summary: Summary, folder: Path, test_images: TestImages) -> dict[
     """Writes the pictures of a study; returns them by the path of their PNG files.
 
     Pictures of an earlier plan are removed, but none of misclassified images while images are
-    missing, because it could not be drawn again.
-
-    Args:
-        summary: Summary of the study.
-        folder: Where to write, made if it is missing.
-        test_images: Returns the raw test images of a run, shape (N, H, W, C); where it returns
-            None an earlier picture of the misclassified ones is kept.
+    missing, because it could not be drawn again. `test_images` returns the raw test images of a
+    run, (N, H, W, C), or None where they are missing.
     """
     pictures = [effects_figure(summary)] if summary.effects else []
     pictures += [curves_figure(summary, measure) for measure in ("accuracy", "loss")]
@@ -140,12 +135,7 @@ def _kept_mistakes(group: Group, summary: Summary) -> Picture:
 
 
 def curves_figure(summary: Summary, measure: str) -> Picture:
-    """Returns training and test accuracy or loss side by side: means over the seeds, std shaded.
-
-    Args:
-        summary: Summary of a study; one curve per base group.
-        measure: "accuracy" or "loss".
-    """
+    """Returns training and test accuracy or loss side by side: means over the seeds, std shaded."""
     groups = summary.bases
     means = [replace(group.first, history=_rows(group, np.mean)) for group in groups]
     labels = [f"{group_label(group, summary)} (n {len(group.runs)})" for group in groups]
@@ -283,11 +273,7 @@ def _annotate(axes: Axes, place: int, text: str, color: str) -> None:
 
 
 def effects_figure(summary: Summary) -> Picture:
-    """Returns the ablation effects: one panel per norm, one row per effect, one dot per seed.
-
-    Args:
-        summary: Summary of a one-factor-at-a-time study with at least one effect.
-    """
+    """Returns the ablation effects: one panel per norm, one row per effect, one dot per seed."""
     effects, measure = summary.effects, measure_text(summary)
     panels = [list(items) for _, items in groupby(effects, lambda i: (i.base.norm, i.base.backend))]
     figure = new_figure(MARGIN + PANEL_HEADING * len(panels) + EFFECT_ROW * len(effects))

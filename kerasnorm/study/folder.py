@@ -28,6 +28,7 @@ from kerasnorm.files import (
     encoded,
     in_command,
     is_empty,
+    numbered,
     read_text,
     run_lock,
     short_name,
@@ -109,8 +110,7 @@ class PlannedRun:
     def load(self) -> str:
         """Sets `finished` if the run has trained all epochs and its files are whole.
 
-        Returns:
-            What is wrong with the results of a run that has some; else "".
+        Returns what is wrong with the results of a run that has some; else "".
         """
         try:
             found = run.Run.load(self.path)
@@ -258,10 +258,6 @@ def survey(path: Path, plan: StudyPlan) -> list[PlannedRun]:
 
     All that are not finished are waiting: those that failed are to be tried again. A warning is
     logged for each folder that is ignored.
-
-    Args:
-        path: Folder of the study; it may be missing.
-        plan: Plan that says which runs belong to the study.
     """
     wanted, changes = plan.configs(), plan.changes()
     found: dict[str, PlannedRun] = {}
@@ -288,7 +284,8 @@ def survey(path: Path, plan: StudyPlan) -> list[PlannedRun]:
     taken = {folder.name for folder in (path / RUNS).glob("*")}
     for key, config in wanted.items():
         if key not in found:
-            name = _free(run_name(config, changes[key]), taken)
+            names = numbered(run_name(config, changes[key]))
+            name = next(name for name in names if name not in taken)
             taken.add(name)
             found[key] = PlannedRun(path / RUNS / name, config)
     runs = [found[key] for key in wanted]
@@ -296,14 +293,6 @@ def survey(path: Path, plan: StudyPlan) -> list[PlannedRun]:
         planned.refresh()
         planned.state = State.KEPT if planned.finished else State.WAITING
     return runs
-
-
-def _free(name: str, taken: set[str]) -> str:
-    number, free = 1, name
-    while free in taken:
-        number += 1
-        free = f"{name}-{number}"
-    return free
 
 
 def is_lost(path: Path) -> bool:

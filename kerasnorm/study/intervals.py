@@ -43,10 +43,6 @@ class Interval:
     def of(cls, values: Sequence[float], level: float = LEVEL) -> "Interval":
         """Returns n, mean, std and the interval mean ± t(n - 1) * std / sqrt(n).
 
-        Args:
-            values: The measurements.
-            level: Confidence level, 0 to 1.
-
         Raises:
             ValueError: There are no values.
         """
@@ -60,8 +56,8 @@ class Interval:
         from scipy import stats
 
         std = statistics.stdev(values)
-        half = float(stats.t.ppf(0.5 + level / 2, n - 1)) * std / math.sqrt(n)
-        return cls(n, mean, std, mean - half, mean + half)
+        low, high = stats.t.interval(level, n - 1, mean, std / math.sqrt(n))
+        return cls(n, mean, std, float(low), float(high))
 
     @property
     def is_clear(self) -> bool:
@@ -105,11 +101,7 @@ class Comparison:
     simultaneous: Interval
 
     def verdict(self, margin: float = MARGIN) -> Verdict:
-        """Returns what the data say: nothing without a test.
-
-        Args:
-            margin: Largest difference, as a share of 1, that does not matter in practice.
-        """
+        """Returns what the data say: nothing without a test."""
         if self.p is None:
             return Verdict.TOO_FEW
         if self.simultaneous.is_within(margin):
@@ -157,8 +149,7 @@ def _p(values: Sequence[float]) -> float | None:
         return None
     from scipy import stats
 
-    t = found.mean / found.std * math.sqrt(found.n)
-    return 2 * float(stats.t.sf(abs(t), found.n - 1))
+    return float(stats.ttest_1samp(values, 0.0).pvalue)
 
 
 def image_error(share: float, images: int) -> float:
@@ -167,10 +158,6 @@ def image_error(share: float, images: int) -> float:
     It is the distance to the farther end of the Wilson score interval.
     Source: Wilson 1927, "Probable Inference, the Law of Succession, and Statistical Inference",
     J. Am. Stat. Assoc. 22.
-
-    Args:
-        share: Share of the images, 0 to 1.
-        images: Number of the images.
     """
     z = statistics.NormalDist().inv_cdf(0.5 + LEVEL / 2)
     whole = 1 + z**2 / images

@@ -180,12 +180,7 @@ def reads(config: Config, name: str) -> bool:
 
 
 def run_name(config: Config, varied: Iterable[str]) -> str:
-    """Returns the name of a run's folder, such as `gn-torch-batch_size-8-s0`.
-
-    Args:
-        config: Config of the run.
-        varied: Names of the varied fields that tell it from other runs of its norm.
-    """
+    """Returns the name of a run's folder, such as `gn-torch-batch_size-8-s0`."""
     parts = [config.model.title, config.train.backend]
     for name in varied:
         value = field_value(config, name)
@@ -197,9 +192,8 @@ def run_name(config: Config, varied: Iterable[str]) -> str:
 def parse_vary(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
     """Returns the fields and values of `--vary` options.
 
-    Args:
-        texts: One `field=value,value,…` per option; the values of a field that is itself a list
-            of numbers are separated by semicolons.
+    Each is `field=value,value,…`; the values of a field that is itself a list of numbers are
+    separated by semicolons.
 
     Raises:
         ConfigError: A field is unknown, has an option of its own, changes nothing or comes twice,

@@ -24,15 +24,7 @@ def render(
     commands: Mapping[str, str],
     layers: Table | None,
 ) -> str:
-    """Returns a report as HTML.
-
-    Args:
-        title: Title of the page.
-        summary: Summary of its runs.
-        pictures: Pictures by their PNG files, in order; those beyond `MOST_BYTES` are only named.
-        commands: Command lines by what each does.
-        layers: Table of receptive fields; None where no model could be read.
-    """
+    """Returns a report as HTML; pictures beyond `MOST_BYTES` are only named."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

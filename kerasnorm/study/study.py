@@ -370,9 +370,7 @@ def run_study(
 def rebuild_report(path: Path, out: Path | None = None) -> Path:
     """Writes the tables, figures and report of a study again; returns the report's path.
 
-    Args:
-        path: Folder of the study.
-        out: HTML file to write instead, which leaves the folder as it is.
+    With `out`, an HTML file, the folder stays as it is.
 
     Raises:
         CorruptFileError: The folder holds no study, or none of its runs has finished.
@@ -573,10 +571,7 @@ def check_content(
 ) -> None:
     """Makes sure, before any run is trained, that the data are there and are those of the runs.
 
-    Args:
-        runs: Runs from `folder.survey`.
-        describe: Describes the data of a config.
-        is_remote: Whether the workers of a Dask scheduler train, which may have the data alone.
+    With `is_remote`, the workers of a Dask scheduler train, which may have the data alone.
 
     Raises:
         DataError: The data of a run to train are missing or damaged, or are not those that a run of

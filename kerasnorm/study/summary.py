@@ -239,16 +239,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Failure:
-    """Runs of one group that failed.
-
-    Attributes:
-        norm: Name of their norm.
-        backend: Name of their Keras backend.
-        fields: Varied fields and their values.
-        count: Number of runs that failed.
-        planned: Number of runs that the group was planned to have.
-        message: Reason of the first of them.
-    """
+    """Runs of one group that failed, of all that were planned; the message is that of the first."""
 
     norm: str
     backend: str

@@ -97,13 +97,7 @@ PLAN_NOTE = (
 
 
 def group_label(group: Group | Failure, summary: Summary, *, without: str = "") -> str:
-    """Returns what tells a group from the others, such as "LN, affine element, tensorflow".
-
-    Args:
-        group: Group of a study, or the runs that failed of one.
-        summary: Summary of the study.
-        without: Name of a field that the figure shows in another way.
-    """
+    """Returns what tells a group from the others, such as "LN, affine element, tensorflow"."""
     rows = summary.shown_rows
     fields = shown_fields(group.fields, (other.fields for other in rows))
     label = norm_label(group.norm, {name: v for name, v in fields.items() if name != without})

@@ -85,11 +85,7 @@ def _attributes(callback: "Callback") -> tuple[dict[str, Any], list[str]]:
 
 
 class CallbackStates:
-    """The states of a run's callbacks.
-
-    Args:
-        callbacks: The callbacks, before training begins.
-    """
+    """The states of a run's callbacks."""
 
     def __init__(self, callbacks: "Sequence[Callback]") -> None:
         self.callbacks = list(callbacks)

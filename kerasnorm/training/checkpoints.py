@@ -47,11 +47,8 @@ def checkpoint_folders(folder: Path) -> list[Path]:
 def save(folder: Path, state: State, facts: Mapping[str, Any]) -> Path:
     """Writes a checkpoint and removes those that are no longer kept.
 
-    Args:
-        folder: The run's `checkpoints` folder.
-        state: What the engine's `state` returned.
-        facts: JSON-able facts; `epoch`, the number of finished epochs, names the checkpoint, and
-            `is_best` says whether it is the best so far.
+    The facts are JSON-able: `epoch`, the number of finished epochs, names the checkpoint, and
+    `is_best` says whether it is the best so far.
 
     Raises:
         RunFolderError: It cannot be written; the checkpoints before it are untouched.

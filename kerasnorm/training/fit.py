@@ -154,11 +154,7 @@ def fit(
 
 
 def _checked(callbacks: Iterable[Any]) -> "list[keras.callbacks.Callback]":
-    """Returns the callbacks of a call of `fit`.
-
-    Raises:
-        ConfigError: One of them is no Keras callback, or one of those in `UNFIT_CALLBACKS`.
-    """
+    """Returns the callbacks of a call of `fit`, or raises a ConfigError."""
     import keras
 
     expected = "a list of objects of keras.callbacks.Callback"
@@ -255,13 +251,8 @@ def _resumed_config(saved: Config, wanted: Config, *, may_move: bool) -> Config:
     """Returns the config with which a run is resumed.
 
     Only the devices, the loggers and the place of the data may change, and the number of epochs may
-    grow where the schedule does not depend on it.
-
-    Args:
-        saved: The config of the run.
-        wanted: The config that is asked for.
-        may_move: Whether the run recorded what its data held, so that data at another place can be
-            compared with them.
+    grow where the schedule does not depend on it. With `may_move`, the run recorded what its data
+    held, so that data at another place can be compared with them.
     """
     before, after = saved.fields, wanted.fields
     allowed = {*UNCOMPARED} | ({"data"} if may_move else set())
@@ -354,13 +345,7 @@ def _note_threads(before: int | None, environment: Mapping[str, Any]) -> None:
 
 
 def make_engine(config: Config, dataset: Dataset, group: ProcessGroup | None = None) -> "Engine":
-    """Returns the engine of a resolved config, with a freshly initialized model.
-
-    Args:
-        config: What to train.
-        dataset: The data, prepared as `config.data` says.
-        group: The processes that train together; by default this one alone.
-    """
+    """Returns the engine of a resolved config, with a freshly initialized model."""
     from kerasnorm.engines import choice
     from kerasnorm.layers import EQUALIZED_PIXELS, PIXELS
     from kerasnorm.network import build

@@ -61,13 +61,7 @@ DEFINITIONS = {
 
 
 def epoch_line(row: run_folder.Row, epochs: int, seconds_left: float | None = None) -> str:
-    """Returns one epoch in one line; measures without a value are left out.
-
-    Args:
-        row: A row of the history.
-        epochs: Number of epochs of the whole run.
-        seconds_left: Time left of the run.
-    """
+    """Returns one epoch in one line; measures without a value are left out."""
     parts = [f"epoch {row['epoch']:>{len(str(epochs))}.0f}/{epochs}"]
     for name in ("train", "val", "test"):
         loss, accuracy = row.get(f"{name}_loss"), row.get(f"{name}_accuracy")
@@ -133,15 +127,6 @@ class Training:
     """The loop over the epochs of one run: train, evaluate, record, save.
 
     It listens to its engine, see `kerasnorm.engines.base.BatchListener`.
-
-    Args:
-        path: The run's folder.
-        config: The resolved config.
-        dataset: The prepared data.
-        engine: Trains the model.
-        callbacks: Keras callbacks of the caller.
-        progress: Receives how far the run is, counted in steps.
-        logs: What its config's loggers write; None without them, and in all but the first process.
     """
 
     def __init__(
@@ -347,20 +332,11 @@ class Training:
             return None
         self.callbacks.on_test_begin()
         self.callbacks.on_test_batch_begin(0)
-        scores = self._score(split)
+        scores = score(self.engine.predict(split.images), split.labels)
         logs = {"loss": scores.loss, "accuracy": scores.accuracy}
         self.callbacks.on_test_batch_end(0, logs)
         self.callbacks.on_test_end(logs)
         return scores
-
-    def _score(self, split: Split) -> Scores:
-        return score(self.engine.predict(split.images), split.labels)
-
-    def _saved_predict(self) -> Callable[[Images], NDArray[np.float32]]:
-        """Returns what gives the outputs (N, classes) of the saved model, computed in float32."""
-        if self.config.train.precision == "float32":
-            return self.engine.predict
-        return partial(predict, portable(self.engine.model))
 
     def _save(self) -> None:
         state = self.engine.state()
@@ -397,11 +373,7 @@ class Training:
         )
 
     def _finish(self, taken: int) -> None:
-        """Saves the model and writes its measures.
-
-        Args:
-            taken: Number of steps of the whole run.
-        """
+        """Saves the model and writes its measures."""
         names = list(self.dataset.class_names)
         metadata = {
             "class_names": names,
@@ -412,7 +384,9 @@ class Training:
         }
         if self.group.is_first:
             save_model(self.engine.model, self.path / run_folder.MODEL, metadata)
-        saved_predict = self._saved_predict()
+        saved_predict: Callable[[Images], NDArray[np.float32]] = self.engine.predict
+        if self.config.train.precision != "float32":  # the saved model computes in it
+            saved_predict = partial(predict, portable(self.engine.model))
         logits = saved_predict(self.dataset.test.images)
         labels = self.dataset.test.labels
         last = self.rows[-1]
@@ -452,11 +426,4 @@ class Training:
             metrics["leaked_images"] = leaked
         metrics["definitions"] = {k: v for k, v in DEFINITIONS.items() if k in metrics}
         write_json(self.path / run_folder.METRICS, metrics)
-        files = (
-            run_folder.CONFIG,
-            run_folder.ENVIRONMENT,
-            run_folder.HISTORY,
-            run_folder.METRICS,
-            run_folder.MODEL,
-        )
-        write_manifest(self.path, files)
+        write_manifest(self.path, run_folder.CHECKED)

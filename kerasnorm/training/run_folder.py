@@ -2,7 +2,6 @@
 
 import csv
 import io
-import itertools
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from kerasnorm.files import (
     encoded,
     is_empty,
     make_folder,
+    numbered,
     read_manifest,
     read_text,
     run_lock,
@@ -39,6 +39,7 @@ METRICS = "metrics.json"
 MODEL = "model.keras"
 CHECKPOINTS = "checkpoints"
 PLOTS = "plots"
+CHECKED = (CONFIG, ENVIRONMENT, HISTORY, METRICS, MODEL)  # by a finished run's manifest
 
 COLUMNS = (
     "epoch",
@@ -114,15 +115,7 @@ def read_environment(path: Path) -> dict[str, Any]:
 
 
 def check_place(path: Path, config: DataConfig) -> None:
-    """Makes sure that the data of a config are still where they were.
-
-    Args:
-        path: The run or model, for the message.
-        config: The data that it was trained on.
-
-    Raises:
-        DataError: Nothing is there.
-    """
+    """Raises a DataError if the data of a config are no longer where they were."""
     place = Path(locate(config.data))
     if place.is_absolute() and not place.exists():
         raise DataError(
@@ -132,11 +125,7 @@ def check_place(path: Path, config: DataConfig) -> None:
 
 
 def check_data(path: Path, dataset: Dataset) -> None:
-    """Compares data with those that the run in folder `path` has been trained on, if it has been.
-
-    Raises:
-        DataError: They differ.
-    """
+    """Raises a DataError if data differ from those that the run in `path` was trained on."""
     has_begun = (path / METRICS).is_file() or any((path / CHECKPOINTS).glob("epoch-*"))
     known = read_content(path) if has_begun else None
     if known is not None and (differences := known.differences(dataset.content)):
@@ -174,11 +163,8 @@ def check_there(path: Path) -> None:
 def new_folder(out: Path | None, config: Config, data_name: str) -> Iterator[Path]:
     """Makes the folder of a new run, writes its config, and holds its lock while the block runs.
 
-    Args:
-        out: The folder, which must be new or empty. None takes the first that is free of
-            `results/runs/<data>-<norm>-<backend>-s<seed>` and the same with -2, -3 and so on.
-        config: The resolved config.
-        data_name: Name of the data set.
+    `out` must be new or empty. None takes the first that is free of
+    `results/runs/<data>-<norm>-<backend>-s<seed>` and the same with -2, -3 and so on.
 
     Raises:
         RunFolderError: The folder holds something already, is in use, or cannot be written.
@@ -205,11 +191,8 @@ def new_folder(out: Path | None, config: Config, data_name: str) -> Iterator[Pat
 def lineage(config: Config, *, with_path: bool = False) -> str:
     """Returns the hash of a config that its checkpoints hold, and that a resumed run must share.
 
-    The number of epochs counts only where the schedule depends on it.
-
-    Args:
-        config: The resolved config.
-        with_path: Whether the place of the data counts, as in checkpoints of earlier versions.
+    The number of epochs counts only where the schedule depends on it. `with_path` counts the place
+    of the data too, as in checkpoints of earlier versions.
     """
     config = config if with_path else config.replace(data="auto")
     return (config.replace(epochs=1) if has_open_end(config.train) else config).hash()
@@ -246,9 +229,8 @@ def relocate(path: Path, config: Config) -> None:
 
 
 def _first_free(parent: Path, name: str) -> Path:
-    """Makes the first folder that is not there yet of name, name-2, name-3 and so on."""
-    for number in itertools.count(1):
-        path = parent / (name if number == 1 else f"{name}-{number}")
+    """Makes the first folder of those `numbered` that is not there yet."""
+    for path in map(parent.joinpath, numbered(name)):
         with suppress(FileExistsError):
             path.mkdir(parents=True)
             break

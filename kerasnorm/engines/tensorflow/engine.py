@@ -30,15 +30,9 @@ class TensorFlowEngine(NativeEngine):
     A process with one device takes several steps per call, and notifies callbacks of them after the
     call; one step if it `waits_for_callbacks`. Several devices take a shard of every batch each,
     one step per call as a plain graph, because XLA and collective operations cannot be combined.
-    Their model and its optimizer must be made in the scope of the group's strategy.
-
-    Args:
-        model: A functional model.
-        batches: Training batches of a run.
-        config: Config of the same run.
-        group: The processes or devices that train together.
-        is_compiled: Whether XLA compiles a step; by default on one GPU. XLA's convolutions on a
-            CPU are several times slower than oneDNN's.
+    Their model and its optimizer must be made in the scope of the group's strategy. XLA compiles a
+    step if `is_compiled`, by default on one GPU: its convolutions on a CPU are several times slower
+    than oneDNN's.
     """
 
     def __init__(
@@ -230,9 +224,7 @@ class TensorFlowEngine(NativeEngine):
 def last_nonfinite(loss: Any, gradients: list[Any]) -> Any:
     """Returns the number of the last gradient that is not finite, int32; `FINITE` if all are.
 
-    Args:
-        loss: The loss.
-        gradients: One per variable; None where the loss does not depend on it.
+    A gradient is None where the loss does not depend on it.
     """
     places = tf.range(len(gradients), dtype=tf.int32)
     is_bad = tf.stack([g is not None and ~tf.reduce_all(tf.math.is_finite(g)) for g in gradients])

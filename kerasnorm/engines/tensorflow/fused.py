@@ -72,15 +72,9 @@ def normalize(
     """Returns residual + dropout(after(layer(before(x)))), and updates moving statistics.
 
     Statistics are float32, from sums in float64; the mean is subtracted before anything is squared.
-
-    Args:
-        layer: One that `can_compute` takes.
-        x: float32 or bfloat16, shape (N, H, W, C).
-        residual: Of the same shape and type, or None.
-        before: One of `ACTIVATIONS`; "" is "linear".
-        after: Another; one of the two must be "linear".
-        dropped: Positions in x of what dropout drops, ascending; None for nothing.
-        rate: Rate of the dropout.
+    `x` (N, H, W, C) is float32 or bfloat16, and so is `residual`, if there is one. `before` or
+    `after` must be "" or "linear", and the other is one of `ACTIVATIONS`. `dropped` holds the
+    positions in x, ascending, of what a dropout of this rate drops.
     """
     found = library()
     if found is None:

@@ -15,8 +15,7 @@ Tensor = Any
 def training_norm(layer: Any) -> Callable[[Tensor], Tensor] | None:
     """Returns the training pass of a norm as a function of x (N, H, W, C), or None.
 
-    Args:
-        layer: A built layer; the result is None unless it is a usual batch or group norm.
+    The layer is built. Only usual batch and group norms have one.
     """
     is_usual = (
         type(layer) in (layers.BatchNormalization, layers.GroupNormalization)

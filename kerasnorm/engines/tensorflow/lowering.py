@@ -46,10 +46,7 @@ class Dropout:
 class _Drop:
     """A dropout layer of a graph, drawn by NumPy.
 
-    Attributes:
-        layer: A Dropout or SpatialDropout2D.
-        shape: Shape of the values that are drawn per image: the image's, or (1, 1, channels).
-        dropout: The way to drop values.
+    The values that are drawn per image have a shape: the image's, or (1, 1, channels).
     """
 
     layer: Any
@@ -111,9 +108,7 @@ class LoweredModel:
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Returns the random numbers of the dropouts in some steps.
 
-        Args:
-            keys: (seed, epoch, step) of each step.
-            images: Number of images in each of their batches.
+        The keys are (seed, epoch, step).
 
         Returns:
             One vector with the numbers of all steps and dropouts, and where those of each start

@@ -106,12 +106,8 @@ class TorchEngine(NativeEngine):
     ) -> Tensor:
         """Takes one optimizer step, together with the other processes.
 
-        Args:
-            images: This process's shard of the batch, uint8, (N, H, W, C).
-            labels: Class indices, (N,).
-            shard: The shard of the batch that these images are.
-            epoch: Number of the epoch; part of the key of dropout on the CPU.
-            step: Number of the step in the epoch; part of that key too.
+        `images` are this process's shard of the batch, uint8, (N, H, W, C). The numbers of epoch
+        and step are the key of dropout on the CPU.
 
         Returns:
             Sums over the batch of loss, cross-entropy and correct predictions, and the number of

@@ -95,16 +95,10 @@ def normalize(
     """Returns residual + dropout(after(norm(before(x)))).
 
     Statistics are float32, from sums in float64; the mean is subtracted before anything is squared.
-
-    Args:
-        norm: The norm.
-        x: float32 or bfloat16, shape (N, C, H, W).
-        residual: Of the same shape and type, or None.
-        before: One of `ACTIVATIONS`; "" is "linear".
-        after: Another; one of the two must be "linear".
-        dropped: Positions in the memory of x, channels last, of what dropout drops, ascending,
-            int64; None for nothing.
-        rate: Rate of the dropout.
+    `x` (N, C, H, W) is float32 or bfloat16, and so is `residual`, if there is one. `before` or
+    `after` must be "" or "linear", and the other is one of `ACTIVATIONS`. `dropped` holds the
+    positions in the memory of x, channels last, ascending, int64, of what a dropout of this rate
+    drops.
     """
     gamma, beta = (
         torch.full(x.shape[1:2], number) if part is None else part

@@ -121,13 +121,6 @@ def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, epsilon: flo
     error grows with mean² / variance. It is the fastest, so its result is used if its mean and
     standard deviation rule out a visible error; otherwise, and on accelerators, the mean is
     subtracted before anything is squared.
-
-    Args:
-        x: float32, shape (N, C, H, W).
-        groups: A divisor of C.
-        gamma: Scale, shape (C,).
-        beta: Shift, shape (C,).
-        epsilon: Added to the variance.
     """
     if x.device.type == "cpu":
         count, channels, *size = x.shape
@@ -156,17 +149,9 @@ def batch_norm(
     """Normalizes x (N, C, H, W) over (N, H, W) and updates the moving statistics as Keras does.
 
     moving = momentum * moving + (1 - momentum) * batch, with the biased variance; PyTorch's own
-    update takes the unbiased one. Ioffe & Szegedy, arXiv 1502.03167.
-
-    Args:
-        x: This process's images, shape (N, C, H, W).
-        gamma: Scale, shape (C,), or None.
-        beta: Shift, shape (C,), or None.
-        moving: Mean and variance, shape (C,) each, changed in place.
-        momentum: Share of the old value.
-        epsilon: Added to the variance.
-        sum_: Replaces a tensor by its sum over all processes, whose images are then normalized
-            together; None where this process's images are normalized alone.
+    update takes the unbiased one. Ioffe & Szegedy, arXiv 1502.03167. All statistics and
+    parameters are (C,); the moving mean and variance change in place. `sum_` replaces a tensor by
+    its sum over all processes, whose images are then normalized together.
     """
     if sum_ is None:
         y, mean, biased = _normalize_batch(x, gamma, beta, epsilon)

@@ -110,12 +110,7 @@ class Lowered:
 
 @dataclass(frozen=True)
 class Dropping:
-    """What an elementwise dropout does.
-
-    Attributes:
-        rate: Its rate.
-        number: Number of the call in the graph.
-    """
+    """What an elementwise dropout does; its number is that of the call in the graph."""
 
     rate: float
     number: int
@@ -152,16 +147,7 @@ class Rule:
 
 
 def lower_layer(layer: Any, inputs: Sequence[Any], site: Site) -> Lowered | None:
-    """Returns one call of a Keras layer on images in its lowered form.
-
-    Args:
-        layer: A built layer.
-        inputs: The symbolic tensors that it is called on.
-        site: Where it is called.
-
-    Returns:
-        None if no rule knows the layer with its options and inputs.
-    """
+    """Returns one call of a Keras layer on images in its lowered form, None if no rule knows it."""
     rule = RULES.get(type(layer))
     ranks = {len(tensor.shape) for tensor in inputs}
     if rule is None or len(ranks) != 1 or not ranks <= {*rule.ranks}:
@@ -214,10 +200,8 @@ FULL_TYPES = ("float32", "float64")
 def _is_usual(layer: Any, options: frozenset[str], *, autocast: bool) -> bool:
     """Says whether all options of a layer have their usual values, apart from some.
 
-    Args:
-        layer: A built layer.
-        options: Options that may have any value.
-        autocast: Whether Keras casts the inputs of layers of this type to the compute type.
+    `options` may have any value; `autocast` is whether Keras casts the inputs of such layers to the
+    compute type.
     """
     activation = getattr(layer, "activation", keras.activations.linear)
     return (
@@ -323,9 +307,6 @@ class _Window:
         if top == bottom and left == right:
             return x, [top, left]
         return F.pad(x, (left, right, top, bottom), value=value), [0, 0]
-
-
-Kernel = Callable[[], Tensor]
 
 
 def _convolve(x: Tensor, kernel: Tensor, bias: Any, window: _Window, groups: int) -> Tensor:
@@ -690,11 +671,7 @@ ARITHMETIC: dict[type, Callable[[Any, Any], Tensor]] = {
 def lower_arithmetic(node: Any) -> Lowered | None:
     """Returns a call of an operation such as `x + 3` or `x * y` in its lowered form.
 
-    Args:
-        node: A call of a graph.
-
-    Returns:
-        None for another operation, or other operands than images of one type and numbers.
+    It is None for other operations, and operands other than images of one type and numbers.
     """
     operation = ARITHMETIC.get(type(node.operation))
     operands, tensors = node.arguments.args, node.input_tensors

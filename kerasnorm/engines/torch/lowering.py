@@ -123,10 +123,8 @@ def _calls(
 ) -> Iterator[tuple[Any, list[Name], list[Name]]]:
     """Yields each call of a graph, and of the models in it, with the names of inputs and outputs.
 
-    Args:
-        graph: A functional graph.
-        names: Names of the graph's input tensors by their `id`, which receives those of all others.
-        path: The calls of models that lead to the graph.
+    `names` holds those of the graph's inputs by the tensors' `id`, and receives all others; `path`
+    is the calls of models that lead to the graph.
     """
     for node in nodes(graph):
         if node.is_input:

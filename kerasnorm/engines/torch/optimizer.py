@@ -29,13 +29,6 @@ class FlatOptimizer:
         parameters: The variables' tensors, in their order.
         gathered: Gradients and numbers of the last `gather`, as one vector.
         gradient: The gradients in it, those of kernels first.
-
-    Args:
-        optimizer: Built on `variables`; its state is kept up to date.
-        variables: The model's trainable variables.
-        config: Config from which the optimizer was made.
-        rates: Learning rate of each step of the run.
-        numbers: Number of values that `gather` receives beside the gradients.
     """
 
     def __init__(
@@ -206,13 +199,9 @@ def _muon(
 def orthogonalize(matrices: Tensor, factors: tuple[float, float, float], repeats: int) -> Tensor:
     """Returns nearly the nearest matrices with orthonormal columns (or rows, if they have fewer).
 
-    X <- a X + (b X Xᵀ + c (X Xᵀ)²) X, repeated; the singular values of the result lie between
-    0.7 and 1.2. Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
-
-    Args:
-        matrices: Shape (count, rows, columns).
-        factors: a, b, c of the iteration.
-        repeats: Number of iterations.
+    X <- a X + (b X Xᵀ + c (X Xᵀ)²) X, repeated; the singular values of the result lie between 0.7
+    and 1.2. Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon. Matrices are
+    (count, rows, columns), the factors a, b, c.
     """
     a, b, c = factors
     is_tall = matrices.shape[1] > matrices.shape[2]

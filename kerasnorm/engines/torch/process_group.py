@@ -15,12 +15,7 @@ T = TypeVar("T")
 
 
 class TorchProcessGroup(ProcessGroup):
-    """See `ProcessGroup`; the processes find each other by torchrun's environment.
-
-    Args:
-        launch: This process's rank and the number of processes.
-        device: Device of the tensors that are summed.
-    """
+    """See `ProcessGroup`; the processes find each other by torchrun's environment."""
 
     def __init__(self, launch: Launch, device: torch.device) -> None:
         self.rank, self.size = launch.rank, launch.size

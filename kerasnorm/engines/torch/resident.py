@@ -20,12 +20,7 @@ WARM_UP = 3  # steps before a recording, as PyTorch's guide to CUDA graphs advis
 
 
 class ResidentData:
-    """The images, labels, order and draws of an epoch as tensors on a device.
-
-    Args:
-        batches: The training batches, with images in the host's memory.
-        device: Device of the tensors.
-    """
+    """The images, labels, order and draws of an epoch as tensors on a device."""
 
     def __init__(self, batches: Batches, device: torch.device) -> None:
         self.batches = batches
@@ -69,10 +64,8 @@ class ResidentData:
 class RecordedStep:
     """A training step as a CUDA graph.
 
-    Recording takes the step a few times; the caller must restore what it changes.
-
-    Args:
-        step: Takes the step without a copy between host and device.
+    Recording takes the step a few times; the caller must restore what it changes. A step copies
+    nothing between host and device.
     """
 
     def __init__(self, step: Callable[[], Tensor]) -> None:
@@ -107,10 +100,6 @@ class DeviceAugmentation:
 
     NumPy draws the same random numbers. The calls neither copy from the host nor have shapes that
     depend on the numbers, so that a CUDA graph can record them.
-
-    Args:
-        augmentation: Augmentation of the training images.
-        device: Device of the images.
     """
 
     def __init__(self, augmentation: Augmentation, device: torch.device) -> None:
@@ -123,12 +112,7 @@ class DeviceAugmentation:
         self.luma = torch.from_numpy(luma).to(device)
 
     def __call__(self, images: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        """Returns the augmented images.
-
-        Args:
-            images: uint8, (N, H, W, C).
-            draws: Draws from `to_device`, one row per image.
-        """
+        """Returns the augmented images, uint8, (N, H, W, C); the draws have one row per image."""
         images = self._flip_and_move(images, draws["flip"], draws["offset"])
         if self.config.shift_scale_rotate > 0:
             hit = draws["is_affine"][:, None, None, None]

@@ -91,10 +91,6 @@ def _hold_threads(library: Any, release: threading.Event) -> None:
 def busy_seconds(text: str | None = None, cores: set[int] | None = None) -> float:
     """Returns the processor time that all processes have used on some cores since the start.
 
-    Args:
-        text: What /proc/stat holds; read by default.
-        cores: Numbers of the cores; by default those of this process.
-
     Raises:
         OSError: It cannot be read.
     """

@@ -23,9 +23,7 @@ MAX_IMAGE = 1 << 24  # values of one image
 def reading(path: Path, kind: str = "") -> Iterator[None]:
     """Turns every error of the block, which parses a file, into one that names the file.
 
-    Args:
-        path: The file.
-        kind: What the file should be, where its suffix does not tell.
+    `kind` is what the file should be, where its suffix does not tell.
 
     Raises:
         CorruptFileError: The block failed.
@@ -51,21 +49,13 @@ def parts(document: Any) -> Iterator[Any]:
 
 
 def read_limited(path: Path) -> bytes:
-    """Returns a file's bytes.
-
-    Raises:
-        CorruptFileError: It is missing, empty or too large.
-    """
+    """Returns the bytes of a file that passes `check_file`."""
     check_file(path)
     return path.read_bytes()
 
 
 def check_file(path: Path) -> None:
-    """Makes sure that a file exists and is neither empty nor too large.
-
-    Raises:
-        CorruptFileError: It is not.
-    """
+    """Raises a CorruptFileError unless a file exists and is neither empty nor too large."""
     if not path.is_file():
         raise CorruptFileError(f"There is no model file {path}.")
     size = path.stat().st_size
@@ -76,11 +66,7 @@ def check_file(path: Path) -> None:
 
 
 def check_members(path: Path, archive: zipfile.ZipFile) -> None:
-    """Makes sure that an archive's members are whole, not too large, and stay in their folder.
-
-    Raises:
-        CorruptFileError: They are not.
-    """
+    """Raises a CorruptFileError unless an archive's members are whole, small and in its folder."""
     members = archive.infolist()
     if sum(member.file_size for member in members) > MAX_BYTES:
         raise CorruptFileError(f"{path} unpacks to more than {MAX_BYTES >> 20} MiB.")
@@ -98,20 +84,12 @@ def check_members(path: Path, archive: zipfile.ZipFile) -> None:
 
 
 def check_count(path: Path, weights: float) -> None:
-    """Makes sure that a model does not hold, or would not allocate, too many weights.
-
-    Raises:
-        CorruptFileError: It does.
-    """
+    """Raises a CorruptFileError if a model holds, or would allocate, too many weights."""
     if weights > MAX_WEIGHTS:
         raise CorruptFileError(f"{path} holds more than {MAX_WEIGHTS:,} weights.")
 
 
 def check_image(path: Path, values: float) -> None:
-    """Makes sure that a model's images are not too large.
-
-    Raises:
-        CorruptFileError: They are.
-    """
+    """Raises a CorruptFileError if a model's images are too large."""
     if values > MAX_IMAGE:
         raise CorruptFileError(f"{path} takes images of more than {MAX_IMAGE:,} values.")

@@ -97,10 +97,7 @@ def _check_weights(path: Path, archive: zipfile.ZipFile) -> None:
 def check_keras_classes(path: Path, config: dict[str, Any], norms: Mapping[str, str]) -> None:
     """Checks that a Keras config needs no classes but Keras's own, and none that run code.
 
-    Args:
-        path: The file that it was read from.
-        config: The config.
-        norms: Registered names of the layers that are admitted too, each with its class's name.
+    `norms` are the registered names of layers that are admitted too, each with its class's name.
 
     Raises:
         CorruptFileError: It does, or has a layer of absurd size.
@@ -130,11 +127,13 @@ def _is_foreign(node: dict[str, Any]) -> bool:
     return name in REFUSED or ">" in name or not is_keras or is_renamed
 
 
-def _refuse(path: Path, found: set[str]) -> None:
+def refuse_unknown(path: Path, found: set[str]) -> None:
+    """Raises a CorruptFileError if operations, or sets of them, were found that are not listed."""
     if found:
+        names = ", ".join(name[:80] for name in sorted(found)[:5])
         raise CorruptFileError(
-            f"{path} was refused: it needs {', '.join(sorted(found)[:5])}, not on the list of "
-            "known operations, which only compute. Export the model in another format."
+            f"{path} was refused: it needs {names}; that is not on the list of known operations, "
+            "which only compute. Export the model in another format."
         )
 
 
@@ -158,7 +157,7 @@ def check_saved_model(path: Path) -> None:
         raise CorruptFileError(f"{path} was refused: it holds assets or foreign objects.")
     if not graph.object_graph_def.nodes:
         raise CorruptFileError(f"{path} is of TensorFlow 1, whose loader runs what it holds.")
-    _refuse(path, _foreign_operations(graph))
+    refuse_unknown(path, _foreign_operations(graph))
     shapes = [node.variable.shape for node in graph.object_graph_def.nodes]
     safety.check_count(path, sum(math.prod(d.size for d in s.dim) if s.dim else 1 for s in shapes))
 
@@ -220,7 +219,7 @@ def check_onnx(path: Path) -> bytes:
             weights += math.prod(part.dims)
         if isinstance(part, onnx.NodeProto):
             domains.add(part.domain)
-    _refuse(path, {f"operations of {name}" for name in domains - {"", "ai.onnx"}})
+    refuse_unknown(path, {f"operations of {name}" for name in domains - {"", "ai.onnx"}})
     safety.check_count(path, weights)
     return content
 
@@ -237,11 +236,7 @@ def _messages(message: Any) -> Iterator[Any]:
 
 
 def check_litert(path: Path) -> bytes:
-    """Checks a LiteRT file and returns its bytes; its interpreter has no operation but its own.
-
-    Raises:
-        CorruptFileError: It is none.
-    """
+    """Returns the bytes of a LiteRT file, or raises a CorruptFileError."""
     content = safety.read_limited(path)
     if content[4:8] != b"TFL3":
         raise CorruptFileError(f"{path} is no LiteRT file: it does not begin like one.")
@@ -268,7 +263,7 @@ def check_openvino(path: Path) -> None:
     if root.tag != "net":
         raise CorruptFileError(f"{path} is no OpenVINO model: it begins with <{root.tag}>.")
     sets = {layer.get("version", "none") for layer in root.iter("layer")}
-    _refuse(path, {f"layers of {name}" for name in sets if not OPENVINO_SETS.match(name)})
+    refuse_unknown(path, {f"layers of {name}" for name in sets if not OPENVINO_SETS.match(name)})
     available, total = weights.stat().st_size, 0
     for layer in root.iter("layer"):
         data = layer.find("data")

@@ -37,8 +37,7 @@ REPEATS = 50  # of a timed prediction
 class FileProcess(JsonProcess):
     """The parent's side: starts the process with the first task; use it in a `with` block.
 
-    Args:
-        backend: Keras backend of the process, None for that of the environment.
+    Without a backend, Keras takes that of the environment.
     """
 
     def __init__(self, backend: str | None = None) -> None:

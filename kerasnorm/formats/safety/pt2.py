@@ -16,7 +16,7 @@ from typing import Any
 
 from kerasnorm.errors import CorruptFileError
 from kerasnorm.formats.safety import check_count, check_file, check_members, parts, reading
-from kerasnorm.formats.safety.checks import admitted
+from kerasnorm.formats.safety.checks import admitted, refuse_unknown
 
 _TARGET = re.compile(r"torch\.ops\.aten\.(\w+)\.\w+")
 _SYMBOL = re.compile(r"Symbol\('s\d{1,9}'(, (positive|integer)=True)*\)|s?\d{1,9}")
@@ -66,13 +66,6 @@ def _refusal(path: Path, what: str) -> CorruptFileError:
     )
 
 
-def _unknown(path: Path, operation: str) -> CorruptFileError:
-    return CorruptFileError(
-        f"{path} was refused: {operation[:80]} is not on the list of known operations, which only "
-        "compute. Export the model in another format."
-    )
-
-
 def _check_payloads(path: Path, document: Any) -> None:
     weights = 0
     for entry in document["config"].values():
@@ -89,8 +82,7 @@ def _model(path: Path, data: bytes) -> bytes:
     module = document["graph_module"]
     module["metadata"] = {}
     module["treespec_namedtuple_fields"] = {}
-    for operation in _unknown_operations(document):
-        raise _unknown(path, operation)
+    refuse_unknown(path, _unknown_operations(document))
     for node in module["graph"]["nodes"]:
         node["metadata"] = {}
     if module["graph"]["custom_obj_values"]:
@@ -112,16 +104,16 @@ def unknown_operations(path: Path) -> set[str]:
     """Returns the operations of a `.pt2` file that are not on the list of known ones."""
     with zipfile.ZipFile(path) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith("/models/model.json"))
-        return {*_unknown_operations(json.loads(archive.read(name)))}
+        return _unknown_operations(json.loads(archive.read(name)))
 
 
-def _unknown_operations(document: Any) -> list[str]:
-    operations, unknown = admitted("torch", "aten"), []
+def _unknown_operations(document: Any) -> set[str]:
+    operations, unknown = admitted("torch", "aten"), set()
     for node in document["graph_module"]["graph"]["nodes"]:
         found = _TARGET.fullmatch(node["target"])
         # With an underscore at its end an operation writes its result into its first tensor.
         if found is None or not {found[1], found[1].removesuffix("_")} & operations:
-            unknown.append(str(node["target"]))
+            unknown.add(str(node["target"]))
     return unknown
 
 

@@ -25,11 +25,7 @@ LOGGERS: "dict[str, Callable[[Path, Config], RunLog]]" = {
 
 
 def check_loggers(config: "Config") -> None:
-    """Makes sure that the packages of a config's loggers are installed.
-
-    Raises:
-        MissingPackageError: One is not; the message names the pip command.
-    """
+    """Makes sure that the packages of a config's loggers are installed."""
     from kerasnorm.formats.format import require
 
     for name in config.train.log:
@@ -37,12 +33,7 @@ def check_loggers(config: "Config") -> None:
 
 
 class RunLogs:
-    """All logs of one run. One that fails is left out until the run ends, and does not end it.
-
-    Args:
-        path: The run's folder.
-        config: The resolved config.
-    """
+    """All logs of one run. One that fails is left out until the run ends, and does not end it."""
 
     def __init__(self, path: Path, config: "Config") -> None:
         self.path = path

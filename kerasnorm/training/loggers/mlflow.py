@@ -27,12 +27,7 @@ EXPERIMENT = "kerasnorm"  # unless MLFLOW_EXPERIMENT_NAME names another
 
 
 class TrackedRun:
-    """The MLflow run of one run; see `RunLog`.
-
-    Args:
-        path: The run's folder.
-        config: The resolved config.
-    """
+    """The MLflow run of one run; see `RunLog`."""
 
     def __init__(self, path: Path, config: "Config") -> None:
         import mlflow

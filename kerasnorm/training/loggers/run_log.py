@@ -34,9 +34,8 @@ class RunLog(Protocol):
     def write(self, rows: "Sequence[Row]", details: EpochDetails | None = None) -> None:
         """Writes the epochs that the log lacks, so that it holds each of them once.
 
-        Args:
-            rows: All rows of the history so far.
-            details: Details of the last of them, which has just been trained.
+        The rows are all of the history so far, the details those of the last, which has just been
+        trained.
         """
 
     def stop(self, *, has_failed: bool) -> None:
