@@ -19,8 +19,14 @@ from kerasnorm.conversion.norms import DEFAULT_GROUPS, replace_norms
 from kerasnorm.errors import ConfigError, about, first_line
 from kerasnorm.formats.archive import load_model
 from kerasnorm.formats.input_scale import rescaling_layer
-from kerasnorm.inspection.graph import call_again, class_name, functional_graph, nodes
-from kerasnorm.inspection.output_graph import AVERAGES, IDENTITIES, LINEAR, RESHAPES
+from kerasnorm.inspection.graph import (
+    IDENTITIES,
+    call_again,
+    class_name,
+    functional_graph,
+    nodes,
+)
+from kerasnorm.inspection.output_graph import AVERAGES, LINEAR, RESHAPES
 from kerasnorm.layers import (
     ONE_OF_EACH,
     OTHER_NETWORKS,

@@ -12,6 +12,11 @@ import keras
 from kerasnorm.errors import ConfigError
 
 T = TypeVar("T")
+# Layers and operations that do nothing at inference, by `class_name`.
+IDENTITIES = {
+    *("ActivityRegularization", "AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise"),
+    *("Identity", "SpatialDropout", "StopGradient"),
+}
 GLOBAL_AVERAGES = (
     keras.layers.GlobalAveragePooling1D,
     keras.layers.GlobalAveragePooling2D,
@@ -166,7 +171,7 @@ class Calls:
     def is_averaged(self, node: Any) -> bool:
         """Returns whether of the output of a call only the mean of each channel is read.
 
-        That is so where nothing but dropouts and additions are between it and a global average
+        That is so where nothing but `IDENTITIES` and additions are between it and a global average
         pooling of the same model.
         """
         readers = self.readers(node)
@@ -182,14 +187,10 @@ class Calls:
 
 def _keeps_mean(operation: Any) -> bool:
     """Returns whether the mean of an operation's output is the (sum of the) mean of its inputs."""
+    name = class_name(operation)
     is_linear = getattr(operation, "activation", None) is keras.activations.linear
-    is_sum = type(operation).__name__ == "Add"  # the layer, and the operation x + y
-    kept = (keras.layers.Dropout, keras.layers.SpatialDropout2D, keras.layers.Identity)
-    return (
-        isinstance(operation, kept)
-        or is_sum
-        or (isinstance(operation, keras.layers.Activation) and is_linear)
-    )
+    # "Add" is the layer, and the operation x + y.
+    return name in IDENTITIES or name == "Add" or (name == "Activation" and is_linear)
 
 
 def class_name(operation: Any) -> str:

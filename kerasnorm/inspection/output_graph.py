@@ -8,7 +8,7 @@ import numpy as np
 from keras import layers
 
 from kerasnorm.errors import ConfigError
-from kerasnorm.inspection.graph import class_name, functional_graph, passed_through
+from kerasnorm.inspection.graph import IDENTITIES, class_name, functional_graph, passed_through
 from kerasnorm.inspection.outputs import (
     Forward,
     Kind,
@@ -54,10 +54,6 @@ def kind_by_graph(model: keras.Model) -> Kind | None:
 
 
 # By `class_name`; Keras gives an operation the name of the layer that does the same.
-IDENTITIES = {  # at inference
-    *("ActivityRegularization", "AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise"),
-    *("Identity", "SpatialDropout", "StopGradient"),
-}
 RESHAPES = {"ExpandDims", "Flatten", "Reshape", "Squeeze"}
 AVERAGES = {"AveragePooling", "GlobalAveragePooling"}
 LINEAR = (

@@ -269,6 +269,13 @@ def pooled(x):
 ENDS = {
     "norm": (lambda norm, x: pooled(norm()(x)), True),
     "dropout": (lambda norm, x: pooled(layers.Dropout(0.5)(norm()(x))), True),
+    "channels": (lambda norm, x: pooled(layers.SpatialDropout2D(0.5)(norm()(x))), True),
+    "alpha": (lambda norm, x: pooled(layers.AlphaDropout(0.5)(norm()(x))), True),
+    "gaussian": (lambda norm, x: pooled(layers.GaussianDropout(0.5)(norm()(x))), True),
+    "noise": (lambda norm, x: pooled(layers.GaussianNoise(0.5)(norm()(x))), True),
+    "penalty": (lambda norm, x: pooled(layers.ActivityRegularization(0.5)(norm()(x))), True),
+    "identity": (lambda norm, x: pooled(layers.Identity()(norm()(x))), True),
+    "gradient": (lambda norm, x: pooled(keras.ops.stop_gradient(norm()(x))), True),
     "linear": (lambda norm, x: pooled(layers.Activation("linear")(norm()(x))), True),
     "branches": (lambda norm, x: pooled(branches(norm, x)), True),
     "relu": (lambda norm, x: pooled(layers.ReLU()(norm()(x))), False),
