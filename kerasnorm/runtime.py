@@ -209,10 +209,15 @@ def chosen_precision(requested: str, device: Device) -> str:
         requested: "float32" or "mixed_bfloat16"; or "auto": mixed_bfloat16 on a device that
             multiplies bfloat16, else float32.
         device: What the run computes on.
+
+    Raises:
+        ConfigError: It is "auto", and several processes, on devices that may differ, train the run.
     """
     if requested != "auto":
         return requested
-    precision, verb = "float32", "does not multiply"
+    expected = "float32 or mixed_bfloat16 with several processes, whose devices may differ"
+    expect(this_launch().size == 1, "precision", expected, requested)
+    precision, verb = "float32", "is not known to multiply"
     if device.has_bfloat16:
         precision, verb = "mixed_bfloat16", "multiplies"
     logger.info(f"precision: {precision}, since {device.name} {verb} bfloat16 in hardware.")
@@ -430,11 +435,16 @@ def subprocess_environment(threads: int) -> dict[str, str]:
 def probe(backend: str) -> str:
     """Returns what a backend would compute on, or how to install it, in one line.
 
+    A device that multiplies bfloat16 in hardware says so.
+
     Each backend is tried in a process of its own, since one process can hold only one.
     """
     if backend not in installed_backends():
         return f"not installed; pip install 'kerasnorm[{backend}]'"
-    code = f"from kerasnorm.runtime import start; print(start({backend!r})[1].name)"
+    code = (
+        f"from kerasnorm.runtime import start; device = start({backend!r})[1]; "
+        "print(device.name + ', bfloat16 in hardware' * device.has_bfloat16)"
+    )
     try:
         done = subprocess.run(  # noqa: S603  (our own code, in this Python)
             [sys.executable, "-c", code],

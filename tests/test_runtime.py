@@ -217,8 +217,28 @@ class TestBfloat16:
         assert runtime.chosen_precision("float32", amx) == "float32"
         assert caplog.messages == [
             "precision: mixed_bfloat16, since CPU True multiplies bfloat16 in hardware.",
-            "precision: float32, since CPU False does not multiply bfloat16 in hardware.",
+            "precision: float32, since CPU False is not known to multiply bfloat16 in hardware.",
         ]
+
+    def test_several_processes_must_name_it(self, monkeypatch):
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        device = runtime.Device("cpu", "CPU", has_bfloat16=True)
+        with pytest.raises(ConfigError, match=r"precision: .* several processes.*'auto'"):
+            runtime.chosen_precision("auto", device)
+        assert runtime.chosen_precision("mixed_bfloat16", device) == "mixed_bfloat16"
+
+    @pytest.mark.parametrize(
+        ("has_it", "expected"), [(True, "CPU, bfloat16 in hardware"), (False, "CPU")]
+    )
+    def test_probes_tell_it(self, has_it, expected, monkeypatch, capsys):
+        def run_here(command, **_):
+            exec(command[-1])
+            return SimpleNamespace(returncode=0, stdout=capsys.readouterr().out)
+
+        monkeypatch.setattr(runtime, "start", lambda _: ("", runtime.Device("cpu", "CPU", has_it)))
+        monkeypatch.setattr(runtime.subprocess, "run", run_here)
+        assert runtime.probe(runtime.installed_backends()[0]) == expected
 
 
 @pytest.mark.backend("torch")

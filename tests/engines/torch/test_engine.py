@@ -11,6 +11,9 @@ torch = pytest.importorskip("torch")
 if keras.backend.backend() != "torch":
     pytest.skip("needs the torch backend", allow_module_level=True)
 
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch.utils._pytree import tree_leaves  # noqa: E402
+
 from kerasnorm.data.augment import Augmentation  # noqa: E402
 from kerasnorm.data.batches import Batches  # noqa: E402
 from kerasnorm.engines.dropout import dropped_positions  # noqa: E402
@@ -335,3 +338,43 @@ def test_mixed_precision_stays_near_float32():
         a, b = (predict(LoweredModel(m), images(20)) for m in (full, mixed))
         assert b.dtype == np.float32
         assert np.abs(a - b).max() < 0.1 * np.abs(a).max(), norm
+
+
+class Operations(TorchDispatchMode):
+    """The operations that PyTorch does: name, and the tensors that it takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.done = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+        result = operation(*args, **(kwargs or {}))
+        kinds = {leaf.dtype for leaf in tensors if leaf.is_floating_point()}
+        self.done.append((operation.overloadpacket.__name__, kinds, result))
+        return result
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn", "ln"])
+def test_activations_stay_in_bfloat16_and_statistics_in_float32(norm):
+    model = network(norm, "best", precision="mixed_bfloat16")
+    lowered = LoweredModel(model)
+    with Operations() as operations:
+        lowered(torch.tensor(images(4)), TRAINING).square().sum().backward()
+    by_name = {}
+    for name, kinds, result in operations.done:
+        by_name.setdefault(name, []).append((kinds, result))
+    half, full = {torch.bfloat16}, {torch.float32}
+    *hidden, logits = [kinds for kinds, _ in by_name["convolution"]]
+    assert hidden == [half] * len(hidden)
+    assert logits == full
+    for name in ("silu", "silu_backward", "max_pool2d_with_indices"):
+        assert all(kinds == half for kinds, _ in by_name[name]), name
+    statistics = {name for name in by_name if "_norm" in name or name.startswith(("mean", "var"))}
+    assert statistics
+    for name in statistics:
+        assert all(kinds == full for kinds, _ in by_name[name]), name
+    kernels = [tuple(layer.kernel.shape) for layer in model.layers if "kernel" in dir(layer)]
+    casts = [tuple(result.shape) for _, result in by_name["_to_copy"] if result.dtype in half]
+    shapes = {(shape[-1], shape[-2], *shape[:2]) for shape in kernels[:-1]}
+    assert sum(shape in shapes for shape in casts) == len(kernels) - 1  # once each
