@@ -127,16 +127,11 @@ def convert(
             frozen = freeze_batch_norms(new)
     if out is not None:
         _write(new, out, metadata, norm=norm, fold=fold, freeze_bn=freeze_bn, **settings)
-    if as_json:
-        facts = done.to_json() if done else {}
-        opt.print_json(facts | {"frozen": frozen, "path": out})
-        return
-    if done:
-        opt.print_table(done.table(f"{path}: {'fold' if fold else norm}"))
-    if frozen:
-        click.echo(f"{len(frozen)} batch norms frozen: {', '.join(frozen)}")
-    if out is not None:
-        click.echo(f"{out}   {new.count_params():,} parameters")
+    table = [done.table(f"{path}: {'fold' if fold else norm}")] if done else []
+    lines = [f"{len(frozen)} batch norms frozen: {', '.join(frozen)}"] if frozen else []
+    lines += [f"{out}   {new.count_params():,} parameters"] if out else []
+    facts = done.to_json() if done else {}
+    opt.show(as_json, facts | {"frozen": frozen, "path": out}, *table, *lines)
 
 
 @click.command()
@@ -199,19 +194,14 @@ def recalibrate(
         if saved.input_scale is not None:
             metadata[INPUT_SCALE] = saved.input_scale
         _write(new.model, out, metadata, recalibrated_on=len(order))
-    if as_json:
-        opt.print_json(
-            {"images": len(order), "before": before, "after": after, "n": len(test), "path": out}
-        )
-        return
-    for name, scores in (("before", before), ("after", after)):
-        click.echo(
-            f"{name:<7} accuracy {in_percent(scores.accuracy)} %   loss {scores.loss:.4f}   "
-            f"n {len(test)} test images"
-        )
-    click.echo(f"measured over {len(order)} training images in batches of {batch_size} or less")
-    if out is not None:
-        click.echo(str(out))
+    lines = [
+        f"{name:<7} accuracy {in_percent(scores.accuracy)} %   loss {scores.loss:.4f}   "
+        f"n {len(test)} test images"
+        for name, scores in (("before", before), ("after", after))
+    ]
+    lines.append(f"measured over {len(order)} training images in batches of {batch_size} or less")
+    facts = {"images": len(order), "before": before, "after": after, "n": len(test), "path": out}
+    opt.show(as_json, facts, *lines, *([str(out)] if out else []))
 
 
 COMMANDS = (convert, recalibrate)

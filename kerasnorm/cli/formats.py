@@ -124,10 +124,8 @@ def export(
             if not as_json:
                 place, writer = done[-1].place_text, done[-1].writer_text
                 click.echo(f"{name:<12}{place}   written by {writer}")
-    if as_json:
-        opt.print_json([asdict(one) | {"max_difference": one.max_difference} for one in done])
-    elif done:
-        opt.print_table(export_table(done))
+    document = [asdict(one) | {"max_difference": one.max_difference} for one in done]
+    opt.show(as_json, document, *([export_table(done)] if done else []))
     if failed:
         raise KerasnormError(
             f"{len(failed)} of {len(work)} exports failed, for the reasons above: "
@@ -246,15 +244,11 @@ def import_torch(
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     save_model(model, out, metadata)
-    if as_json:
-        facts = {"path": str(out), "parameters": model.count_params()}
-        opt.print_json(facts | {"matched": imported.matched, "ignored": imported.ignored})
-        return
-    for weight, tensor in imported.matched.items():
-        click.echo(f"{tensor:<40} {weight}")
-    for tensor in imported.ignored:
-        click.echo(f"{tensor:<40} ignored")
-    click.echo(f"{out}   {model.count_params():,} parameters")
+    facts = {"path": out, "parameters": model.count_params()}
+    facts |= {"matched": imported.matched, "ignored": imported.ignored}
+    lines = [f"{tensor:<40} {weight}" for weight, tensor in imported.matched.items()]
+    lines += [f"{tensor:<40} ignored" for tensor in imported.ignored]
+    opt.show(as_json, facts, *lines, f"{out}   {model.count_params():,} parameters")
 
 
 COMMANDS = (export, import_torch)

@@ -336,6 +336,18 @@ def resolve_options(options: dict[str, Any], file: Path | None) -> Config:
     return resolve(given(options), read_toml(file) if file else None)
 
 
+def show(as_json: bool, document: Any, *parts: "str | Table") -> None:
+    """Prints results: one JSON document if asked for, otherwise texts and tables."""
+    if as_json:
+        print_json(document)
+        return
+    for part in parts:
+        if isinstance(part, str):
+            click.echo(part)
+        else:
+            print_table(part)
+
+
 def print_table(table: "Table") -> None:
     """Prints a table: with rules on a terminal, as plain text elsewhere."""
     from rich.console import Console

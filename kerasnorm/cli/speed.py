@@ -125,10 +125,7 @@ def bench(
         "results": [asdict(result) for result in results],
     }
     table = race_table(results)
-    if as_json:
-        opt.print_json(document)
-    else:
-        opt.print_table(table)
+    opt.show(as_json, document, table)
     if out is not None:  # last, as it may fail
         _write(out, document, table, results)
 
