@@ -158,20 +158,12 @@ def lower_layer(layer: Any, inputs: Sequence[Any], site: Site) -> Lowered | None
     ):
         return None
     lowered = rule.lower(layer, replace(site, shape=inputs[0].shape))
-    is_other = any(tensor.dtype != layer.compute_dtype for tensor in inputs)
-    if lowered and is_other:
-        lowered = replace(lowered, norm=None)  # fused norms keep the type of their input
-    is_cast = rule.autocast and is_other
-    return _after_cast(lowered, _dtype(layer)) if lowered and is_cast and has_floats else lowered
-
-
-def _after_cast(lowered: Lowered, dtype: torch.dtype) -> Lowered:
-    """Returns a lowered layer whose inputs are cast first, as Keras casts them."""
-
-    def call(mode: Mode, *inputs: Tensor) -> Tensor:
-        return lowered.call(mode, *(x.to(dtype) for x in inputs))
-
-    return Lowered(call)
+    if lowered is None or all(tensor.dtype == layer.compute_dtype for tensor in inputs):
+        return lowered
+    if rule.autocast and has_floats:
+        dtype, call = _dtype(layer), lowered.call
+        return Lowered(lambda mode, *inputs: call(mode, *(x.to(dtype) for x in inputs)))
+    return replace(lowered, norm=None)  # fused norms keep the type of their input
 
 
 # Options that every rule accepts: each either does not change what a built layer computes, or is
@@ -540,10 +532,6 @@ def _dropout_of_parts(rate: float, shape: Sequence[int | None], site: Site) -> L
     return Lowered(drop)
 
 
-def _stochastic_depth(layer: Any, site: Site) -> Lowered | None:
-    return _dropout_of_parts(layer.drop_path_rate, (None, 1, 1, 1), site)
-
-
 def _spatial_dropout(layer: Any, site: Site) -> Lowered | None:
     rate = layer.rate
     if site.device.type == "cpu" or not 0 < rate < 1:
@@ -575,26 +563,21 @@ def _average_pooling(layer: Any, site: Site) -> Lowered | None:
     return Lowered(call)
 
 
-def _zero_padding(layer: Any, _: Site) -> Lowered:
-    (top, bottom), (left, right) = layer.padding
-    return Lowered(lambda mode, x: F.pad(x, (left, right, top, bottom)))
-
-
-def _cropping(layer: Any, _: Site) -> Lowered:
-    (top, bottom), (left, right) = layer.cropping
-    return Lowered(lambda mode, x: F.pad(x, (-left, -right, -top, -bottom)))
+def _padding(layer: Any, _: Site) -> Lowered:
+    """Padding by zeros; or cropping, which is one by numbers below 0."""
+    is_crop = isinstance(layer, layers.Cropping2D)
+    (top, bottom), (left, right) = layer.cropping if is_crop else layer.padding
+    pixels = [-n if is_crop else n for n in (left, right, top, bottom)]
+    return Lowered(lambda mode, x: F.pad(x, pixels))
 
 
 def _over_space(function: Callable[..., Tensor], layer: Any, _: Site) -> Lowered:
     return Lowered(lambda mode, x: function(x, (2, 3), keepdim=layer.keepdims))
 
 
-def _add(layer: Any, _: Site) -> Lowered:
-    return Lowered(lambda mode, *several: reduce(operator.add, several), is_add=True)
-
-
-def _multiply(layer: Any, _: Site) -> Lowered:
-    return Lowered(lambda mode, *several: reduce(operator.mul, several))
+def _merge(function: Callable[[Tensor, Tensor], Tensor], layer: Any, _: Site) -> Lowered:
+    is_add = function is operator.add
+    return Lowered(lambda mode, *several: reduce(function, several), is_add=is_add)
 
 
 def _concatenate(layer: Any, site: Site) -> Lowered | None:
@@ -646,15 +629,18 @@ RULES: dict[type, Rule] = {
     layers.ReLU: Rule(_relu, frozenset({"max_value", "negative_slope", "threshold"}), BOTH),
     layers.Dropout: Rule(_dropout, frozenset({"rate", "noise_shape"}), BOTH),
     layers.SpatialDropout2D: Rule(_spatial_dropout, frozenset({"rate", "data_format"})),
-    StochasticDepth: Rule(_stochastic_depth, frozenset({"drop_path_rate"})),
+    StochasticDepth: Rule(
+        lambda layer, site: _dropout_of_parts(layer.drop_path_rate, (None, 1, 1, 1), site),
+        frozenset({"drop_path_rate"}),
+    ),
     layers.MaxPooling2D: Rule(_max_pooling, POOL),
     layers.AveragePooling2D: Rule(_average_pooling, POOL),
     layers.GlobalAveragePooling2D: Rule(partial(_over_space, torch.mean), GLOBAL),
     layers.GlobalMaxPooling2D: Rule(partial(_over_space, torch.amax), GLOBAL),
-    layers.ZeroPadding2D: Rule(_zero_padding, frozenset({"padding", "data_format"})),
-    layers.Cropping2D: Rule(_cropping, frozenset({"cropping", "data_format"})),
-    layers.Add: Rule(_add, ranks=BOTH),
-    layers.Multiply: Rule(_multiply, ranks=BOTH),
+    layers.ZeroPadding2D: Rule(_padding, frozenset({"padding", "data_format"})),
+    layers.Cropping2D: Rule(_padding, frozenset({"cropping", "data_format"})),
+    layers.Add: Rule(partial(_merge, operator.add), ranks=BOTH),
+    layers.Multiply: Rule(partial(_merge, operator.mul), ranks=BOTH),
     layers.Concatenate: Rule(_concatenate, frozenset({"axis"}), BOTH),
     LayerScale: Rule(_layer_scale, frozenset({"init_values", "projection_dim"})),
     layers.Flatten: Rule(_flatten, frozenset({"data_format"}), BOTH),
