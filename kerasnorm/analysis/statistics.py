@@ -4,7 +4,7 @@ Keras is imported inside the functions, because the runs determine the backend.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -230,8 +230,15 @@ def statistics(
         engine = make_engine(
             config.replace(batch_size=size), dataclasses.replace(dataset, train=train)
         )
+        measured = train.sample(images)
         with about(run.path):
-            layers = _repeat(engine, train.sample(images), config.train.epochs, tick)
+            taps = Taps(engine.model)
+            layers = taps.measure(measured, 0)
+            for epoch in range(config.train.epochs):
+                before = taps.weights()
+                engine.train_epoch(epoch)
+                layers += taps.measure(measured, epoch + 1, before)
+                tick()
         trained.append(trained_kernels(run, engine, model))
         found.append(
             NetworkStatistics(
@@ -297,20 +304,6 @@ def _scores(model: "keras.Model", dataset: Dataset) -> dict[str, float]:
         loss, accuracy = probe.score(judged.images, judged.labels)
         scores |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
     return scores
-
-
-def _repeat(
-    engine: Any, measured: Split, epochs: int, tick: Callable[[], None]
-) -> list[LayerStatistics]:
-    """Trains, and measures every layer before and after each epoch, on some images."""
-    taps = Taps(engine.model)
-    rows = taps.measure(measured, 0)
-    for epoch in range(epochs):
-        before = taps.weights()
-        engine.train_epoch(epoch)
-        rows += taps.measure(measured, epoch + 1, before)
-        tick()
-    return rows
 
 
 class Taps:

@@ -9,7 +9,7 @@ import click
 from kerasnorm import runtime
 from kerasnorm.cli import options as opt
 from kerasnorm.cli.models import model_options, start, with_input_scale
-from kerasnorm.errors import ConfigError, RunFolderError, about
+from kerasnorm.errors import ConfigError, about
 from kerasnorm.norms import KEEP
 from kerasnorm.progress import in_percent
 
@@ -21,24 +21,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 ROUNDS = 20  # of timing
 out_option = click.option(
-    "--out", type=opt.OUT_KERAS, help="New .keras file; without it, nothing is written."
+    "--out",
+    type=opt.OutPath(".keras", is_new=True),
+    help="New .keras file; without it, nothing is written.",
 )
-
-
-def _check_out(out: Path | None) -> None:
-    if out is not None and out.exists():
-        raise RunFolderError(f"{out} exists already. Choose another --out.")
-
-
-def _check_left(model: "keras.Model", option: str) -> None:
-    """Refuses to freeze batch norms where an option, if it is given, has left none."""
-    from kerasnorm.conversion.norms import batch_norms
-
-    if option and not batch_norms(model):
-        raise ConfigError(
-            f"--freeze-bn: expected batch norms to freeze. Received: {option}, which leaves none. "
-            "Give one of the two options only."
-        )
 
 
 def _write(model: "keras.Model", out: Path, metadata: dict[str, Any], **facts: Any) -> None:
@@ -107,10 +93,9 @@ def convert(
         )
     if not (fold or freeze_bn or converts):
         raise ConfigError("Nothing to do: add --norm, --fold, --freeze-bn or another option.")
-    _check_out(out)
     runtime.start(backend or "auto", device or "auto")
     from kerasnorm.conversion.folding import fold_norms
-    from kerasnorm.conversion.norms import convert_norm, freeze_batch_norms
+    from kerasnorm.conversion.norms import batch_norms, convert_norm, freeze_batch_norms
     from kerasnorm.formats.archive import open_archive
 
     path, model, metadata = open_archive(target)
@@ -123,7 +108,12 @@ def convert(
             done = convert_norm(model, norm, **settings)
         new = done.model if done else model
         if freeze_bn:
-            _check_left(new, "--fold" if fold else f"--norm {norm}" if norm != KEEP else "")
+            option = "--fold" if fold else f"--norm {norm}" if norm != KEEP else ""
+            if option and not batch_norms(new):
+                raise ConfigError(
+                    f"--freeze-bn: expected batch norms to freeze. Received: {option}, which "
+                    "leaves none. Give one of the two options only."
+                )
             frozen = freeze_batch_norms(new)
     if out is not None:
         _write(new, out, metadata, norm=norm, fold=fold, freeze_bn=freeze_bn, **settings)
@@ -165,7 +155,6 @@ def recalibrate(
 
     Example: kerasnorm recalibrate results/best/runs/bn-torch-s0 --data cifar10 --out new.keras
     """
-    _check_out(out)
     start(options)
     import dataclasses
 

@@ -104,9 +104,9 @@ def explain(
     """
     others = ("groups", "group_size", "image_shape", "classes")
     refused = others if network is None else ("cost", "batch_size", "rounds", "out")
-    if typed := [name for name in refused if opt.is_typed(name)]:
-        flag, verb = typed[0].replace("_", "-"), "add" if network is None else "leave out"
-        raise ConfigError(f"--{flag}: {verb} --network, or leave out --{flag}.")
+    if flag := opt.typed_flag(*refused):
+        verb = "add" if network is None else "leave out"
+        raise ConfigError(f"{flag}: {verb} --network, or leave out {flag}.")
     _start(backend)
     if network is not None:
         _explain_network(network, norm, as_json, **options)
@@ -211,12 +211,10 @@ def landscape(
 @opt.count(
     "--images", 0, "Number of images to measure on, drawn class by class; 0 uses all.", least=0
 )
-@click.option(
-    "--corruption",
-    "corruptions",
-    multiple=True,
-    type=click.Choice(tuple(CORRUPTIONS)),
-    help="Corruption to measure; repeatable. By default all.",
+@opt.repeatable(
+    "corruption",
+    "Corruption to measure; repeatable. By default all.",
+    click.Choice(tuple(CORRUPTIONS)),
 )
 @click.option(
     "--severity",

@@ -138,13 +138,9 @@ def open_target(target: Path, options: Options) -> "ExportedModel | SavedModel":
 
     if needs_keras(target):
         start(options)
-    else:
-        for name in ("backend", "device", "input_scale"):
-            if opt.is_typed(name):
-                raise ConfigError(
-                    f"--{name.replace('_', '-')} is for Keras; {target} runs in "
-                    f"{detect(target).runtime}. Leave it out."
-                )
+    elif flag := opt.typed_flag("backend", "device", "input_scale"):
+        runtime_name = detect(target).runtime
+        raise ConfigError(f"{flag} is for Keras; {target} runs in {runtime_name}. Leave it out.")
     saved = open_any(target)
     if not isinstance(saved, ExportedModel):
         saved = with_input_scale(saved, options)

@@ -26,20 +26,16 @@ SEEDS_BY_DEFAULT = 3
 
 
 @click.command(cls=opt.ConfigCommand)
-@click.option(
-    "--norm",
-    "norms",
-    multiple=True,
-    type=opt.NormName(tuple(NORMS)),
-    help=f"Norm, or your own layer as package.module:Layer; repeatable. By default "
+@opt.repeatable(
+    "norm",
+    "Norm, or your own layer as package.module:Layer; repeatable. By default "
     f"{', '.join(COMPARED)}.",
+    opt.NormName(tuple(NORMS)),
 )
-@click.option(
-    "--backend",
-    "backends",
-    multiple=True,
-    type=click.Choice(BACKENDS),
-    help="Keras backend; repeatable. By default the first installed.",
+@opt.repeatable(
+    "backend",
+    "Keras backend; repeatable. By default the first installed.",
+    click.Choice(BACKENDS),
 )
 @click.option(
     "--seeds", type=click.IntRange(1), help=f"Number of seeds. By default {SEEDS_BY_DEFAULT}."
@@ -125,12 +121,8 @@ def compare(
 
     describe = study.describer()
     if resume is not None:
-        typed = [name for name in (*options, "out") if name != "data" and opt.is_typed(name)]
-        if typed:
-            flag = {"norms": "norm", "backends": "backend"}.get(typed[0], typed[0])
-            raise ConfigError(
-                f"--resume uses the plan of the study: leave out --{flag.replace('_', '-')}."
-            )
+        if flag := opt.typed_flag(*({*options} - {"data"}), "out"):
+            raise ConfigError(f"--resume uses the plan of the study: leave out {flag}.")
         plan, out = folder.read_plan(resume), resume
         if opt.is_typed("data"):  # the data were moved
             if "data" in plan.vary:

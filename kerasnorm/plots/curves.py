@@ -65,7 +65,7 @@ def accuracy_figure(
     The validation accuracy of a run that has one is dashed beside its test accuracy. `spreads` are
     half-heights that are shaded around the curves, a history for each run.
     """
-    return _pair(runs, _ACCURACY, labels or run_labels(runs), spreads)
+    return _pair(runs, _ACCURACY, labels, spreads)
 
 
 def loss_figure(
@@ -75,7 +75,7 @@ def loss_figure(
     spreads: "Sequence[Sequence[Row]]" = (),
 ) -> Picture:
     """Returns training and test loss side by side, as `accuracy_figure` does accuracy."""
-    return _pair(runs, _LOSS, labels or run_labels(runs), spreads)
+    return _pair(runs, _LOSS, labels, spreads)
 
 
 def _values(history: "Sequence[Row]", name: str) -> NDArray[np.float64]:
@@ -90,7 +90,7 @@ def _pair(
     labels: Sequence[str],
     spreads: "Sequence[Sequence[Row]]",
 ) -> Picture:
-    name, factor = measure.name, measure.factor
+    name, factor, labels = measure.name, measure.factor, labels or run_labels(runs)
     styles = _styles(runs)
     has_validation = any(np.isfinite(_values(run.history, f"val_{name}")).any() for run in runs)
     handles, shown = list(styles), list(labels)
@@ -236,24 +236,17 @@ def spread_labels(values: Sequence[float], gap: float, low: float, high: float) 
     return [bottom(stack) + gap * place for stack in stacks for place in range(len(stack))]
 
 
-def _rates(run: "Run", steps: int) -> NDArray[np.float64]:
-    """Returns the learning rate of each step that a run has taken.
-
-    A callback may change a constant rate, and the history holds that of every epoch.
-    """
-    taken = _values(run.history, "lr").repeat(steps)
-    planned = learning_rates(run.config.train, run.config.train.epochs * steps)[: len(taken)]
-    is_planned = not has_open_end(run.config.train) or np.allclose(taken, planned, rtol=1e-6)
-    return planned if is_planned else taken
-
-
 def learning_rate_figure(runs: "Sequence[Run]") -> Picture:
     """Returns the learning rate over the epochs, one curve for all runs with the same rates."""
     groups: dict[tuple[int, bytes], list[int]] = {}
     rates: list[NDArray[np.float64]] = []
     for index, run in enumerate(runs):
-        steps = int(run.metrics["steps_per_epoch"])
-        rates.append(_rates(run, steps))
+        steps, train = int(run.metrics["steps_per_epoch"]), run.config.train
+        taken = _values(run.history, "lr").repeat(steps)
+        planned = learning_rates(train, train.epochs * steps)[: len(taken)]
+        # A callback may change a constant rate, and the history holds that of every epoch.
+        is_planned = not has_open_end(train) or np.allclose(taken, planned, rtol=1e-6)
+        rates.append(planned if is_planned else taken)
         groups.setdefault((steps, rates[-1].tobytes()), []).append(index)
     labels = _group_labels(run_labels(runs), list(groups.values()))
     columns, rows = legend_shape(labels)

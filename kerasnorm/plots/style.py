@@ -233,12 +233,8 @@ def new_figure(height: float) -> Figure:
 
 def title(figure: Figure, text: str) -> None:
     """Puts a title above the whole figure, each of its lines cut to the figure's width."""
-    figure.suptitle(fit_lines(text, WIDTH), fontsize=TITLE_SIZE, color=INK)
-
-
-def fit_lines(text: str, inches: float) -> str:
-    """Returns the lines of a title, each without its middle where it is too wide."""
-    return "\n".join(fit([line], inches - 0.2, TITLE_SIZE)[0] for line in text.split("\n"))
+    lines = (fit([line], WIDTH - 0.2, TITLE_SIZE)[0] for line in text.split("\n"))
+    figure.suptitle("\n".join(lines), fontsize=TITLE_SIZE, color=INK)
 
 
 def quiet(axes: Axes, heading: str = "") -> None:
@@ -266,15 +262,14 @@ def log_ticks(axis: Axis) -> None:
     """
     low, high = sorted(axis.get_view_interval())
     plain = FuncFormatter(lambda value, _: f"{value:g}")
-    axis.set_major_formatter(plain if high < 1e5 * low else FuncFormatter(_power_of_ten))
+    power = FuncFormatter(
+        lambda value, _: "10" + f"{math.log10(value):.0f}".translate(SUPERSCRIPTS)
+    )
+    axis.set_major_formatter(plain if high < 1e5 * low else power)
     is_short = high < SHORT_RANGE * low
     axis.set_minor_locator(LogLocator(subs=(2, 5) if is_short else "auto"))
     axis.set_minor_formatter(plain if is_short else NullFormatter())
     axis.set_tick_params(which="both", labelsize=TEXT_SIZE - 1, labelcolor=INK, color=FAINT)
-
-
-def _power_of_ten(value: float, _: int | None) -> str:
-    return "10" + f"{math.log10(value):.0f}".translate(SUPERSCRIPTS)
 
 
 def repeats(norms: Sequence[str]) -> list[int]:
