@@ -38,7 +38,6 @@ from kerasnorm.plots.style import (
     repeats,
     small_text,
     text_width,
-    title,
 )
 from kerasnorm.progress import Progress, counted, in_percent
 from kerasnorm.tables import Table
@@ -561,8 +560,7 @@ def _styles(found: Sequence[NetworkStatistics]) -> list[dict[str, Any]]:
 
 def layers_figure(found: Sequence[NetworkStatistics]) -> Picture:
     """Returns each measure over the layers after the last epoch, one curve per run."""
-    figure = new_figure(5.2)
-    title(figure, "LAYER BY LAYER, AFTER THE LAST EPOCH")
+    figure = new_figure(5.2, "LAYER BY LAYER, AFTER THE LAST EPOCH")
     panels = figure.subplots(2, 3).ravel()
     styles = _styles(found)
     names = [[row.layer for row in one.rows(0)] for one in found]
@@ -590,7 +588,7 @@ def layers_figure(found: Sequence[NetworkStatistics]) -> Picture:
     measures = ", ".join(heading for _, heading, _ in LAYER_PANELS)
     if not is_named:
         for axes in panels[3:]:
-            axes.set_xlabel("number of the layer", fontsize=TEXT_SIZE, color=INK)
+            axes.set_xlabel("number of the layer")
     text = "Layers from input to output after the last epoch of the repeated training"
     caption = f"{text}, one curve per run."
     return Picture("layers", figure, "Layer by layer", caption, f"{caption} Panels: {measures}.")
@@ -602,8 +600,7 @@ def epochs_figure(found: Sequence[NetworkStatistics]) -> Picture:
     Each map shows layers from top to bottom and epochs from left to right.
     """
     count = len(found)
-    figure = new_figure(1.0 + 1.9 * len(MAPS))
-    title(figure, "LAYER BY LAYER, EPOCH BY EPOCH")
+    figure = new_figure(1.0 + 1.9 * len(MAPS), "LAYER BY LAYER, EPOCH BY EPOCH")
     names = [[row.layer for row in one.rows(0)] for one in found]
     is_shared = names.count(names[0]) == count
     grid = figure.subplots(len(MAPS), count, squeeze=False, sharey="row" if is_shared else False)
@@ -656,8 +653,7 @@ def _scale(maps: Sequence[Array]) -> Normalize:
 
 def weights_figure(found: Sequence[NetworkStatistics]) -> Picture:
     """Returns the weights' histograms, overlaid, above the numbers of `weights_table`."""
-    figure = new_figure(3.2 + 0.26 * len(found) + 0.6)
-    title(figure, "WEIGHTS OF THE TRAINED MODELS")
+    figure = new_figure(3.2 + 0.26 * len(found) + 0.6, "WEIGHTS OF THE TRAINED MODELS")
     upper, lower = figure.subplots(2, 1, height_ratios=(3.0, 0.26 * len(found) + 0.3))
     labels = fit([one.label for one in found], LABEL_WIDTH)
     for one, style, label in zip(found, _styles(found), labels, strict=True):

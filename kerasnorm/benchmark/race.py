@@ -175,14 +175,13 @@ def race_table(results: Sequence[Result]) -> Table:
 
 def race_chart(results: Sequence[Result], heading: str) -> "Picture":
     """Returns a bar per contender of training images per second."""
-    from kerasnorm.plots.style import INK, TEXT_SIZE, Picture, new_figure, quiet, title
+    from kerasnorm.plots.style import INK, TEXT_SIZE, Picture, new_figure, quiet
 
     backends = sorted({row.backend for row in results}, reverse=True)
     rows = {name: [row for row in results if row.backend == name] for name in backends}
     sizes = [len(rows[name]) for name in backends]
-    figure = new_figure(1.3 + BAR * sum(sizes))
+    figure = new_figure(1.3 + BAR * sum(sizes), heading)
     grid = figure.subplots(len(backends), 1, height_ratios=sizes, squeeze=False, sharex=True)
-    title(figure, heading)
     facts = []
     for axes, backend in zip(grid[:, 0], backends, strict=True):
         labels = [f"{r.norm} · {CONTENDERS[r.contender].label}" for r in rows[backend]]

@@ -14,12 +14,11 @@ from kerasnorm.plots.labels import run_labels
 from kerasnorm.plots.style import (
     FAINT,
     INK,
-    LEGEND_ROW,
     TEXT_SIZE,
     Picture,
     draw_legend,
     first_texts,
-    legend_shape,
+    legend_height,
     marked_styles,
     new_figure,
     quiet,
@@ -97,8 +96,7 @@ def _pair(
     if has_validation:
         handles.append({"color": FAINT, "linewidth": 1.1, "linestyle": DASHES})
         shown.append("validation")
-    columns, rows = legend_shape(shown)
-    figure = new_figure(PANEL_HEIGHT + LEGEND_ROW * rows)
+    figure = new_figure(PANEL_HEIGHT + legend_height(shown))
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
     alpha = SHADE * min(1.0, 4 / max(len(runs), 1))  # many shades would hide the curves
     for axes, part, word in ((left, "train", "TRAINING"), (right, "test", "TEST")):
@@ -124,7 +122,7 @@ def _pair(
         for axes, part in ((left, "train"), (right, "test")):
             ends = [factor * _values(run.history[-1:], f"{part}_{name}") for run in runs]
             _annotate_ends(axes, ends, [style["color"] for style in styles], measure.digits)
-    draw_legend(figure, handles, shown, columns)
+    draw_legend(figure, handles, shown)
     ends = [_values(run.history[-1:], f"test_{name}") for run in runs]
     texts = [
         f"{label} {rounded(factor * end[0], measure.digits)} {measure.unit}"
@@ -249,8 +247,7 @@ def learning_rate_figure(runs: "Sequence[Run]") -> Picture:
         rates.append(planned if is_planned else taken)
         groups.setdefault((steps, rates[-1].tobytes()), []).append(index)
     labels = _group_labels(run_labels(runs), list(groups.values()))
-    columns, rows = legend_shape(labels)
-    figure = new_figure(2.8 + LEGEND_ROW * rows)
+    figure = new_figure(2.8 + legend_height(labels))
     axes = figure.subplots()
     quiet(axes, "LEARNING RATE")
     styles = _styles([runs[members[0]] for members in groups.values()])
@@ -267,7 +264,7 @@ def learning_rate_figure(runs: "Sequence[Run]") -> Picture:
     axes.xaxis.set_major_locator(_whole_epochs())
     axes.set_xlim(0, max((len(run.history) for run in runs), default=1) or 1)
     axes.set_ylim(bottom=0)
-    draw_legend(figure, list(axes.lines), labels, columns)
+    draw_legend(figure, list(axes.lines), labels)
     highest = [
         f"{label} {rates[members[0]].max(initial=0):g}"
         for label, members in zip(labels, groups.values(), strict=True)

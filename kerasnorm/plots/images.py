@@ -24,7 +24,6 @@ from kerasnorm.plots.style import (
     quiet,
     small_text,
     text_width,
-    title,
 )
 from kerasnorm.progress import in_percent
 
@@ -50,10 +49,9 @@ def confusion_figure(run: "Run", label: str = "") -> Picture:
     starts = np.arange(0, classes, each)
     blocks = np.add.reduceat(np.add.reduceat(counts, starts, axis=0), starts, axis=1)
     percent = 100.0 * blocks / np.maximum(blocks.sum(axis=1, keepdims=True), 1)
-    figure = new_figure(6.6)
-    axes = figure.subplots()
     label, right = label or run_label(run), f"{in_percent(run.metrics['test_accuracy'])} % right"
-    title(figure, f"CONFUSION ON THE TEST SET, {right}\n{label}")
+    figure = new_figure(6.6, f"CONFUSION ON THE TEST SET, {right}\n{label}")
+    axes = figure.subplots()
     quiet(axes)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
@@ -125,8 +123,8 @@ def misclassified_figure(
         IndexError: An entry points outside `images`.
     """
     rows = max(1, -(-len(entries) // COLUMNS))
-    figure = new_figure(0.1 + 0.25 * len(heading.splitlines()) + 1.9 * rows if entries else 1.2)
-    title(figure, heading)
+    height = 0.1 + 0.25 * len(heading.splitlines()) + 1.9 * rows if entries else 1.2
+    figure = new_figure(height, heading)
     text = f"{len(entries)} misclassified test images" if entries else NO_MISTAKE
     picture = Picture(
         "misclassified",
