@@ -135,19 +135,17 @@ LAYOUTS = (
 )
 
 
-def layout_of(folder: Path) -> Layout | None:
-    """Returns the layout that a folder has at least one file of, or None."""
-    for layout in LAYOUTS:
-        if any((folder / file).is_file() for file in layout.files):
-            return layout
-    return None
-
-
 def _folders(path: Path) -> dict[Path, Layout]:
-    """Returns the official folders at a path: itself, or those that lie in it by their names."""
-    inside = [path / layout.folder for layout in LAYOUTS]
-    found = {folder: layout_of(folder) for folder in (path, *inside)}
-    return {folder: layout for folder, layout in found.items() if layout is not None}
+    """Returns the official folders at a path: itself, or those that lie in it by their names.
+
+    Each has at least one file of its layout.
+    """
+    return {
+        folder: layout
+        for folder in (path, *(path / layout.folder for layout in LAYOUTS))
+        for layout in reversed(LAYOUTS)  # of several layouts the first counts
+        if any((folder / file).is_file() for file in layout.files)
+    }
 
 
 def matches(path: Path) -> bool:
