@@ -376,19 +376,12 @@ def _ratio(new: NDArray[np.float32], old: NDArray[np.float32]) -> float:
 
 @dataclass(frozen=True)
 class Unit:
-    """A convolution and the activation that follows it, norms and additions in between.
+    """A convolution and the activation that follows it, norms and additions in between."""
 
-    Attributes:
-        label: Its short name in the built-in network, else its path, such as block1/conv.
-        layer: The convolution.
-        inside: Symbolic tensor before the activation.
-        outside: Symbolic tensor behind it.
-    """
-
-    label: str
-    layer: "keras.Layer"
-    inside: "keras.KerasTensor"
-    outside: "keras.KerasTensor"
+    label: str  # its short name in the built-in network, else its path, such as block1/conv
+    layer: "keras.Layer"  # the convolution
+    inside: "keras.KerasTensor"  # symbolic tensor before the activation
+    outside: "keras.KerasTensor"  # symbolic tensor behind it
 
     @property
     def kernel(self) -> Any:

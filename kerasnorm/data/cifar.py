@@ -42,22 +42,14 @@ _GZIP = b"\x1f\x8b"
 
 
 class Layout(NamedTuple):
-    """One official layout of a data set.
+    """One official layout of a data set."""
 
-    Attributes:
-        name: Name of the data set.
-        folder: Name of the folder in the official archive.
-        names: Name of the file of class names.
-        train: Names of the files of training images, in order.
-        test: Name of the file of test images.
-        keys: Keys of the class names and of the labels in pickles; None for binary records.
-    """
-
-    name: str
-    folder: str
-    names: str
-    train: tuple[str, ...]
-    test: str
+    name: str  # name of the data set
+    folder: str  # name of the folder in the official archive
+    names: str  # name of the file of class names
+    train: tuple[str, ...]  # names of the files of training images, in order
+    test: str  # name of the file of test images
+    # Keys of the class names and of the labels in pickles; None for binary records.
     keys: tuple[str, str] | None
 
     @property

@@ -28,17 +28,14 @@ Tensor = Any
 
 @dataclass(frozen=True)
 class Dropout:
-    """A way to drop values.
+    """A way to drop values."""
 
-    Attributes:
-        draw: Takes a random generator, the number of values and the rate; returns the random
-            numbers of a step, an int32 vector.
-        drop: Takes a tensor, the rate, a vector of random numbers, where in it those of this
-            dropout start and end, and the number of the tensor's first image in the batch;
-            returns the tensor with values dropped.
-    """
-
+    # Takes a random generator, the number of values and the rate; returns the random numbers of a
+    # step, an int32 vector.
     draw: Callable[[np.random.Generator, int, float], NDArray[np.int32]]
+    # Takes a tensor, the rate, a vector of random numbers, where in it those of this dropout start
+    # and end, and the number of the tensor's first image in the batch; returns the tensor with
+    # values dropped.
     drop: Callable[[Tensor, float, Tensor, tuple[Tensor, Tensor], Tensor | int], Tensor]
 
 

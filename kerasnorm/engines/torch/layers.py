@@ -31,19 +31,16 @@ from kerasnorm.process_group import Shard
 
 @dataclass(frozen=True)
 class Mode:
-    """How a model is called.
+    """How a model is called."""
 
-    Attributes:
-        training: Whether batches are normalized by their own statistics, and dropout drops.
-        key: (seed, epoch, step), from which dropout is drawn on the CPU.
-        shard: The shard of the batch that the images are; None for the whole batch.
-        sum_: Replaces a tensor by its sum over the processes that have the other shards; None
-            where batch norm uses the statistics of its own images.
-    """
-
+    # Whether batches are normalized by their own statistics, and dropout drops.
     training: bool = False
+    # (seed, epoch, step), from which dropout is drawn on the CPU.
     key: tuple[int, int, int] = (0, 0, 0)
+    # The shard of the batch that the images are; None for the whole batch.
     shard: Shard | None = None
+    # Replaces a tensor by its sum over the processes that have the other shards; None where batch
+    # norm uses the statistics of its own images.
     sum_: Callable[[Tensor], Tensor] | None = None
 
     def random(self, number: int) -> np.random.Generator:
@@ -70,42 +67,30 @@ class Mode:
 
 @dataclass(frozen=True)
 class Site:
-    """Where in the graph a layer is called.
+    """Where in the graph a layer is called."""
 
-    Attributes:
-        device: Device of the variables.
-        number: Number of the call in the graph; each dropout draws numbers of its own.
-        shape: Shape (N, ...) of its first input as Keras has it; None where a size is not fixed.
-    """
-
-    device: torch.device
-    number: int = 0
+    device: torch.device  # device of the variables
+    number: int = 0  # number of the call in the graph; each dropout draws numbers of its own
+    # Shape (N, ...) of its first input as Keras has it; None where a size is not fixed.
     shape: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """A layer as a function; images are (N, C, H, W) in channels-last memory.
+    """A layer as a function; images are (N, C, H, W) in channels-last memory."""
 
-    Attributes:
-        call: Takes the mode and the input tensors, returns the output.
-        scaled: For a norm: returns the norm whose output is multiplied by a factor in training. It
-            is None unless the output is new memory that the norm's backward pass does not read, so
-            that a dropout may write into it.
-        dropping: For elementwise dropout on the CPU: what it drops.
-        is_foreign: Whether the call is that of the Keras layer itself.
-        norm: For a norm that can be computed together with its neighbours: what it computes.
-        activation: For an activation that can: its name in `kerasnorm.engines.fused.ACTIVATIONS`.
-        is_add: Whether it adds its inputs.
-    """
-
-    call: Callable[..., Tensor]
+    call: Callable[..., Tensor]  # takes the mode and the input tensors, returns the output
+    # For a norm: returns the norm whose output is multiplied by a factor in training. It is None
+    # unless the output is new memory that the norm's backward pass does not read, so that a dropout
+    # may write into it.
     scaled: "Callable[[float], Lowered] | None" = None
-    dropping: "Dropping | None" = None
-    is_foreign: bool = False
+    dropping: "Dropping | None" = None  # for elementwise dropout on the CPU: what it drops
+    is_foreign: bool = False  # whether the call is that of the Keras layer itself
+    # For a norm that can be computed together with its neighbours: what it computes.
     norm: fused.Norm | None = None
+    # For an activation that can: its name in `kerasnorm.engines.fused.ACTIVATIONS`.
     activation: str = ""
-    is_add: bool = False
+    is_add: bool = False  # whether it adds its inputs
 
 
 @dataclass(frozen=True)
@@ -129,21 +114,16 @@ class Dropping:
 
 @dataclass(frozen=True)
 class Rule:
-    """How one type of layer is lowered.
+    """How one type of layer is lowered."""
 
-    Attributes:
-        lower: Returns the lowered form, or None for a value of an option that it does not know.
-        options: Names of the constructor's arguments that `lower` reads.
-        ranks: Ranks that all inputs may have: 4 for images, 2 for features (N, C).
-        autocast: Whether layers of this type let Keras cast their inputs to the compute type.
-        takes_integers: Whether the layer casts inputs of every type itself.
-    """
-
+    # Returns the lowered form, or None for a value of an option that it does not know.
     lower: Callable[[Any, Site], Lowered | None]
-    options: frozenset[str] = frozenset()
+    options: frozenset[str] = frozenset()  # names of the constructor's arguments that `lower` reads
+    # Ranks that all inputs may have: 4 for images, 2 for features (N, C).
     ranks: tuple[int, ...] = (4,)
+    # Whether layers of this type let Keras cast their inputs to the compute type.
     autocast: bool = True
-    takes_integers: bool = False
+    takes_integers: bool = False  # whether the layer casts inputs of every type itself
 
 
 def lower_layer(layer: Any, inputs: Sequence[Any], site: Site) -> Lowered | None:
