@@ -218,9 +218,14 @@ class _Units:
         seed = int(self.seeds.integers(2**31))
         is_regularized = config.l1 > 0 or config.l2 > 0
         regularizer = keras.regularizers.L1L2(config.l1, config.l2) if is_regularized else None
+        # Kaiming uniform with a = sqrt 5: uniform on ±1/sqrt(fan-in).
+        initializer = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform", seed=seed)
+        if config.initializer != "torch":
+            named = {"class_name": config.initializer, "config": {"seed": seed}}
+            initializer = keras.initializers.get(named)
         return {
             "use_bias": False,
-            "kernel_initializer": _initializer(config.initializer, seed),
+            "kernel_initializer": initializer,
             "kernel_regularizer": regularizer,
         }
 
@@ -272,11 +277,3 @@ class _Units:
             layer = keras.layers.SpatialDropout2D(config.dropout, data_format=LAYOUT, **common)
             return layer(y)
         return keras.layers.Dropout(config.dropout, **common)(y)
-
-
-def _initializer(name: str, seed: int) -> keras.initializers.Initializer:
-    if name == "torch":
-        # Kaiming uniform with a = sqrt 5: uniform on ±1/sqrt(fan-in).
-        return keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform", seed=seed)
-    config = {"class_name": name, "config": {"seed": seed}}
-    return keras.initializers.get(config)

@@ -20,21 +20,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Launch:
-    """What a launcher of several processes says about this one.
+    """What a launcher of several processes says about this one."""
 
-    Attributes:
-        launcher: "torchrun", "TF_CONFIG", or "" for a single process.
-        rank: Number of this process, counted from 0.
-        size: Number of processes.
-        local_rank: Number of this process on its machine, counted from 0.
-        restarts: How often torchrun has restarted the processes.
-    """
-
-    launcher: str = ""
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    restarts: int = 0
+    launcher: str = ""  # "torchrun", "TF_CONFIG", or "" for a single process
+    rank: int = 0  # number of this process, counted from 0
+    size: int = 1  # number of processes
+    local_rank: int = 0  # number of this process on its machine, counted from 0
+    restarts: int = 0  # how often torchrun has restarted the processes
 
 
 def this_launch() -> Launch:
@@ -63,19 +55,13 @@ def this_launch() -> Launch:
 
 @dataclass(frozen=True)
 class Shard:
-    """One rank's shard of a global batch.
+    """One rank's shard of a global batch."""
 
-    Attributes:
-        start: Position of the shard's first image in the batch.
-        count: Number of images in the shard.
-        batch: Number of images in the batch.
-        total: Number of images in all shards together: `batch`, or a multiple of it where every
-            rank takes the whole batch because there are fewer images than processes.
-    """
-
-    start: int
-    count: int
-    batch: int
+    start: int  # position of the shard's first image in the batch
+    count: int  # number of images in the shard
+    batch: int  # number of images in the batch
+    # Number of images in all shards together: `batch`, or a multiple of it where every rank takes
+    # the whole batch because there are fewer images than processes.
     total: int
 
     @property

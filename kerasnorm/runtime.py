@@ -37,17 +37,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Device:
-    """What the backend computes on.
+    """What the backend computes on."""
 
-    Attributes:
-        kind: "cpu" or "gpu".
-        name: The device in words, such as "NVIDIA A100" or "CPU, 2 threads".
-        has_bfloat16: Whether it multiplies matrices of bfloat16 in hardware: a processor with AMX,
-            or a GPU of compute capability 8 or higher.
-    """
-
-    kind: str
-    name: str
+    kind: str  # "cpu" or "gpu"
+    name: str  # the device in words, such as "NVIDIA A100" or "CPU, 2 threads"
+    # Whether it multiplies matrices of bfloat16 in hardware: a processor with AMX, or a GPU of
+    # compute capability 8 or higher.
     has_bfloat16: bool = False
 
 

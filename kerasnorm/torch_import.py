@@ -114,17 +114,12 @@ def sorted_by_words(path: Path, tensors: Group) -> list[str]:
 
 @dataclass
 class Imported:
-    """A model made from PyTorch tensors.
+    """A model made from PyTorch tensors."""
 
-    Attributes:
-        model: The Keras model.
-        matched: Name of the tensor that each Keras weight was taken from.
-        ignored: Names of the tensors that hold no weight.
-    """
-
-    model: keras.Model
+    model: keras.Model  # the Keras model
+    # Name of the tensor that each Keras weight was taken from.
     matched: dict[str, str] = field(default_factory=dict)
-    ignored: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)  # names of the tensors that hold no weight
 
 
 def import_tensors(

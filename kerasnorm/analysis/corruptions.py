@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     Pixels = NDArray[np.float64]  # 0 to 255, shape (N, H, W, C)
 
 LEVELS = 255
-CHUNK = 4 * 2**20  # pixels times channels that are changed at a time
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,10 @@ class Corruption:
         """
         if severity == 0:
             return images
+        from kerasnorm.data.stored import chunks
+
         found = images.copy()
-        step = max(1, CHUNK // images[:1].size)
-        for chunk in (slice(start, start + step) for start in range(0, len(images), step)):
+        for chunk in chunks(images):
             pixels = images[chunk].astype("float64")
             changed = self.change(pixels, self.strengths[severity - 1], rng)
             found[chunk] = changed.clip(0, LEVELS)

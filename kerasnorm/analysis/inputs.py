@@ -36,7 +36,6 @@ from kerasnorm.plots.style import (
     log_ticks,
     new_figure,
     quiet,
-    title,
 )
 from kerasnorm.progress import Progress, in_percent, rounded
 from kerasnorm.tables import Table
@@ -213,10 +212,9 @@ def preprocessing_figure(pixels: Mapping[str, NDArray[np.float64]]) -> Picture:
     Each channel is drawn from its lowest value (black) to its highest (white), so that a linear
     change is invisible. `pixels` are the images (N, H, W, C) after each preprocessing, by its name.
     """
-    figure = new_figure(1.75 * len(pixels))
+    figure = new_figure(1.75 * len(pixels), "INPUT PREPROCESSINGS")
     ratios = [1] * IMAGES + [3.2]
     grid = figure.subplots(len(pixels), IMAGES + 1, squeeze=False, width_ratios=ratios)
-    title(figure, "INPUT PREPROCESSINGS")
     for row, (name, images) in zip(grid, pixels.items(), strict=True):
         # Evenly spaced: the first ones of ordered data are all of one class.
         shown = np.linspace(0, len(images), min(IMAGES, len(images)), endpoint=False).astype(int)
@@ -244,8 +242,7 @@ def _visible(pixels: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 def training_figure(found: Sequence[InputPreprocessing], heading: str) -> Picture:
     """Returns loss and accuracy of a training on each preprocessing, side by side."""
-    figure = new_figure(3.4)
-    title(figure, f"TRAINING ON EACH PREPROCESSING: {heading}")
+    figure = new_figure(3.4, f"TRAINING ON EACH PREPROCESSING: {heading}")
     panels = figure.subplots(1, 2)
     names = (("train_loss", "training loss (nats)"), ("test_accuracy", "test accuracy (%)"))
     for axes, (column, name) in zip(panels, names, strict=True):
@@ -323,9 +320,8 @@ def augmentation_figure(raw: NDArray[np.uint8], augmented: NDArray[np.uint8], na
     columns = [raw, *augmented]
     side = (WIDTH - 2 * MARGIN) / len(columns)
     total = HEADINGS + MARGIN + count * side * height / width
-    figure = new_figure(total)
+    figure = new_figure(total, f"AUGMENTATION: {name}")
     figure.set_layout_engine("none")  # placed by hand: equal gaps between rows and columns
-    title(figure, f"AUGMENTATION: {name}")
     places = {
         "left": MARGIN / WIDTH,
         "right": 1 - MARGIN / WIDTH,

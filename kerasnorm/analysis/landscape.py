@@ -34,7 +34,6 @@ from kerasnorm.plots.style import (
     marked_styles,
     new_figure,
     quiet,
-    title,
 )
 from kerasnorm.progress import Progress, rounded
 from kerasnorm.tables import Table
@@ -473,8 +472,7 @@ def _styles(found: Sequence[Landscape]) -> list[dict[str, Any]]:
 
 def gradient_figure(found: Sequence[Landscape]) -> Picture:
     """Returns the loss range, the gradient change and the smoothness over the training steps."""
-    figure = new_figure(3.6)
-    title(figure, "ALONG THE GRADIENT DURING TRAINING")
+    figure = new_figure(3.6, "ALONG THE GRADIENT DURING TRAINING")
     panels = figure.subplots(1, 3)
     headings = (
         "range of the loss (nats)",
@@ -607,8 +605,8 @@ def _panels(found: Sequence[Landscape], **options: Any) -> tuple[Figure, list[An
     """Returns a figure with one panel per run."""
     count, columns = len(found), _columns(found)
     rows = -(-count // columns)
-    figure = new_figure(0.7 + rows * (WIDTH / columns if columns > 1 else 5.0))
-    title(figure, "LOSS AROUND THE TRAINED MODEL")
+    height = 0.7 + rows * (WIDTH / columns if columns > 1 else 5.0)
+    figure = new_figure(height, "LOSS AROUND THE TRAINED MODEL")
     panels: list[Axes] = list(figure.subplots(rows, columns, squeeze=False, **options).ravel())
     for axes in panels[count:]:
         axes.remove()

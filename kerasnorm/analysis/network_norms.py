@@ -97,14 +97,21 @@ def norm_rows(
     found = [node for node in calls.nodes if node in named or may_be_own_norm(node)]
     # A norm of the user's own may be made of others.
     refuse_hidden(model, known, "listed", {id(node.operation) for node in found})
-    if found:
-        _refuse_channels_first(calls)
+    for node in calls.nodes if found else ():  # of its maps, which its norms need not tell
+        if getattr(node.operation, "data_format", None) == "channels_first":
+            raise ConfigError(
+                f"model: its layer {node.operation.name!r} has its channels first. Expected "
+                "layers with data_format='channels_last'."
+            )
     sized = [(node, shape) for node in found for shape in dict.fromkeys(calls.shapes[id(node)])]
     for node, shape in sized:
         layer = node.operation
         is_stock = type(layer) in STOCK
-        if isinstance(layer, OF_CHANNELS):
-            _expect_channels_last(layer, shape)
+        if isinstance(layer, OF_CHANNELS) and layer.axis % len(shape) != len(shape) - 1:
+            raise ConfigError(
+                f"model: its norm {layer.name!r} has its channels on axis "
+                f"{layer.axis % len(shape)} of {shape}. Expected the last axis (channels_last)."
+            )
         try:
             axes, channels = _read(layer, shape) if is_stock else _observed(layer, shape)
         except Exception as error:  # of the user's code
@@ -147,26 +154,6 @@ def _is_named_norm(node: Any) -> bool:
     is_own = kind.__module__.partition(".")[0] != "keras"
     is_named = issubclass(kind, keras.Layer) and "norm" in kind.__name__.lower()
     return is_own and is_named and shapes == [tensor.shape for tensor in node.outputs]
-
-
-def _refuse_channels_first(calls: Calls) -> None:
-    """Makes sure that the maps of a model, which its norms need not tell, are channels last."""
-    for node in calls.nodes:
-        if getattr(node.operation, "data_format", None) == "channels_first":
-            raise ConfigError(
-                f"model: its layer {node.operation.name!r} has its channels first. Expected "
-                "layers with data_format='channels_last'."
-            )
-
-
-def _expect_channels_last(layer: Any, shape: Sequence[int | None]) -> None:
-    """Makes sure that a batch or group norm takes the last axis for that of the channels."""
-    axis = layer.axis % len(shape)
-    if axis != len(shape) - 1:
-        raise ConfigError(
-            f"model: its norm {layer.name!r} has its channels on axis {axis} of {shape}. "
-            "Expected the last axis (channels_last)."
-        )
 
 
 def _read(layer: Any, shape: Sequence[int | None]) -> tuple[str, int]:

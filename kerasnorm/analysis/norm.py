@@ -28,7 +28,7 @@ from kerasnorm.norms import (
     normalization,
     without_zeros,
 )
-from kerasnorm.plots.style import FAINT, INK, TEXT_SIZE, Picture, new_figure, small_text, title
+from kerasnorm.plots.style import FAINT, INK, TEXT_SIZE, Picture, new_figure, small_text
 from kerasnorm.progress import in_percent
 
 if TYPE_CHECKING:
@@ -579,9 +579,8 @@ def _cost_text(cost: "NormCost") -> str:
 def explain_figure(found: Explanation) -> Picture:
     """Returns the cube of values that share statistics, above the worked example."""
     record, facts = NORMS[found.norm], found.facts
-    figure = new_figure(6.4)
+    figure = new_figure(6.4, f"{record.label}: {facts.name}")
     figure.set_layout_engine("none")  # a 3-D view leaves too much room, so axes are placed by hand
-    title(figure, f"{record.label}: {facts.name}")
     cube = figure.add_axes((0.5, 0.4, 0.48, 0.56), projection="3d")
     _draw_cube(cube, found.shared, found.index, record.color)
     changed, others = found.shared.sum() - 1, found.shared.size - 1

@@ -34,16 +34,13 @@ from kerasnorm.norms import KEEP
 from kerasnorm.plots.curves import SHADE
 from kerasnorm.plots.labels import short_places
 from kerasnorm.plots.style import (
-    LEGEND_ROW,
-    TEXT_SIZE,
     Picture,
     draw_legend,
     first_texts,
-    legend_shape,
+    legend_height,
     marked_styles,
     new_figure,
     quiet,
-    title,
 )
 from kerasnorm.progress import Progress
 from kerasnorm.study.intervals import MARGIN, Comparison, Interval, compare
@@ -476,9 +473,8 @@ def robustness_figure(found: Sequence[Robustness]) -> Picture:
     panels = len(names) + has_batches
     columns, rows = min(PANELS, panels), math.ceil(panels / PANELS)
     labels = [one.label for one in found]
-    shape = legend_shape(labels)
-    figure = new_figure(0.4 + PANEL_HEIGHT * rows + LEGEND_ROW * shape[1])
-    title(figure, "ACCURACY ON CORRUPTED IMAGES")
+    height = 0.4 + PANEL_HEIGHT * rows + legend_height(labels)
+    figure = new_figure(height, "ACCURACY ON CORRUPTED IMAGES")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     styles = marked_styles([one.norm for one in found])
     first = grid[0]
@@ -502,8 +498,8 @@ def robustness_figure(found: Sequence[Robustness]) -> Picture:
     for axes in grid[panels:]:
         axes.set_axis_off()
     for axes in grid[::columns]:
-        axes.set_ylabel("accuracy (%)", fontsize=TEXT_SIZE)
-    draw_legend(figure, styles, labels, shape[0])
+        axes.set_ylabel("accuracy (%)")
+    draw_legend(figure, styles, labels)
     text = "Accuracy against the severity of each corruption"
     batch = (
         f", and with the statistics of batches of at most {BATCH} images, of all classes or of one"

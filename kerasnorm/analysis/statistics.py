@@ -4,7 +4,7 @@ Keras is imported inside the functions, because the runs determine the backend.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,6 @@ from kerasnorm.plots.style import (
     repeats,
     small_text,
     text_width,
-    title,
 )
 from kerasnorm.progress import Progress, counted, in_percent
 from kerasnorm.tables import Table
@@ -230,8 +229,15 @@ def statistics(
         engine = make_engine(
             config.replace(batch_size=size), dataclasses.replace(dataset, train=train)
         )
+        measured = train.sample(images)
         with about(run.path):
-            layers = _repeat(engine, train.sample(images), config.train.epochs, tick)
+            taps = Taps(engine.model)
+            layers = taps.measure(measured, 0)
+            for epoch in range(config.train.epochs):
+                before = taps.weights()
+                engine.train_epoch(epoch)
+                layers += taps.measure(measured, epoch + 1, before)
+                tick()
         trained.append(trained_kernels(run, engine, model))
         found.append(
             NetworkStatistics(
@@ -297,20 +303,6 @@ def _scores(model: "keras.Model", dataset: Dataset) -> dict[str, float]:
         loss, accuracy = probe.score(judged.images, judged.labels)
         scores |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
     return scores
-
-
-def _repeat(
-    engine: Any, measured: Split, epochs: int, tick: Callable[[], None]
-) -> list[LayerStatistics]:
-    """Trains, and measures every layer before and after each epoch, on some images."""
-    taps = Taps(engine.model)
-    rows = taps.measure(measured, 0)
-    for epoch in range(epochs):
-        before = taps.weights()
-        engine.train_epoch(epoch)
-        rows += taps.measure(measured, epoch + 1, before)
-        tick()
-    return rows
 
 
 class Taps:
@@ -384,19 +376,12 @@ def _ratio(new: NDArray[np.float32], old: NDArray[np.float32]) -> float:
 
 @dataclass(frozen=True)
 class Unit:
-    """A convolution and the activation that follows it, norms and additions in between.
+    """A convolution and the activation that follows it, norms and additions in between."""
 
-    Attributes:
-        label: Its short name in the built-in network, else its path, such as block1/conv.
-        layer: The convolution.
-        inside: Symbolic tensor before the activation.
-        outside: Symbolic tensor behind it.
-    """
-
-    label: str
-    layer: "keras.Layer"
-    inside: "keras.KerasTensor"
-    outside: "keras.KerasTensor"
+    label: str  # its short name in the built-in network, else its path, such as block1/conv
+    layer: "keras.Layer"  # the convolution
+    inside: "keras.KerasTensor"  # symbolic tensor before the activation
+    outside: "keras.KerasTensor"  # symbolic tensor behind it
 
     @property
     def kernel(self) -> Any:
@@ -568,8 +553,7 @@ def _styles(found: Sequence[NetworkStatistics]) -> list[dict[str, Any]]:
 
 def layers_figure(found: Sequence[NetworkStatistics]) -> Picture:
     """Returns each measure over the layers after the last epoch, one curve per run."""
-    figure = new_figure(5.2)
-    title(figure, "LAYER BY LAYER, AFTER THE LAST EPOCH")
+    figure = new_figure(5.2, "LAYER BY LAYER, AFTER THE LAST EPOCH")
     panels = figure.subplots(2, 3).ravel()
     styles = _styles(found)
     names = [[row.layer for row in one.rows(0)] for one in found]
@@ -597,7 +581,7 @@ def layers_figure(found: Sequence[NetworkStatistics]) -> Picture:
     measures = ", ".join(heading for _, heading, _ in LAYER_PANELS)
     if not is_named:
         for axes in panels[3:]:
-            axes.set_xlabel("number of the layer", fontsize=TEXT_SIZE, color=INK)
+            axes.set_xlabel("number of the layer")
     text = "Layers from input to output after the last epoch of the repeated training"
     caption = f"{text}, one curve per run."
     return Picture("layers", figure, "Layer by layer", caption, f"{caption} Panels: {measures}.")
@@ -609,8 +593,7 @@ def epochs_figure(found: Sequence[NetworkStatistics]) -> Picture:
     Each map shows layers from top to bottom and epochs from left to right.
     """
     count = len(found)
-    figure = new_figure(1.0 + 1.9 * len(MAPS))
-    title(figure, "LAYER BY LAYER, EPOCH BY EPOCH")
+    figure = new_figure(1.0 + 1.9 * len(MAPS), "LAYER BY LAYER, EPOCH BY EPOCH")
     names = [[row.layer for row in one.rows(0)] for one in found]
     is_shared = names.count(names[0]) == count
     grid = figure.subplots(len(MAPS), count, squeeze=False, sharey="row" if is_shared else False)
@@ -663,8 +646,7 @@ def _scale(maps: Sequence[Array]) -> Normalize:
 
 def weights_figure(found: Sequence[NetworkStatistics]) -> Picture:
     """Returns the weights' histograms, overlaid, above the numbers of `weights_table`."""
-    figure = new_figure(3.2 + 0.26 * len(found) + 0.6)
-    title(figure, "WEIGHTS OF THE TRAINED MODELS")
+    figure = new_figure(3.2 + 0.26 * len(found) + 0.6, "WEIGHTS OF THE TRAINED MODELS")
     upper, lower = figure.subplots(2, 1, height_ratios=(3.0, 0.26 * len(found) + 0.3))
     labels = fit([one.label for one in found], LABEL_WIDTH)
     for one, style, label in zip(found, _styles(found), labels, strict=True):

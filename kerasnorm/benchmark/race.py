@@ -22,19 +22,12 @@ BAR = 0.26  # inches of the chart per bar, with the space around it
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to train and to predict.
+    """One way to train and to predict."""
 
-    Attributes:
-        meaning: What it is, for the notes of the table.
-        label: Its name in the chart.
-        backends: Keras backends on whose networks it races.
-        predicts: Whether its predictions are timed too.
-    """
-
-    meaning: str
-    label: str
-    backends: tuple[str, ...] = ("torch",)
-    predicts: bool = False
+    meaning: str  # what it is, for the notes of the table
+    label: str  # its name in the chart
+    backends: tuple[str, ...] = ("torch",)  # Keras backends on whose networks it races
+    predicts: bool = False  # whether its predictions are timed too
 
 
 CONTENDERS = {
@@ -56,26 +49,17 @@ CONTENDERS = {
 
 @dataclass
 class Result:
-    """What one contender did on one network.
+    """What one contender did on one network."""
 
-    Attributes:
-        norm: Norm of the network.
-        backend: Keras backend.
-        contender: Name of the contender, a key of `CONTENDERS`.
-        train: Training images per second, one number per round.
-        predict: Images per second in prediction, one number per round; empty where predictions
-            are not timed.
-        first_step: Seconds from the start of its process to the end of its first step.
-        peak_mib: Largest resident memory of its process, in MiB.
-    """
-
-    norm: str
-    backend: str
-    contender: str
+    norm: str  # norm of the network
+    backend: str  # Keras backend
+    contender: str  # name of the contender, a key of `CONTENDERS`
+    # Training images per second, one number per round.
     train: list[float] = field(default_factory=list)
+    # Images per second in prediction, one number per round; empty where predictions are not timed.
     predict: list[float] = field(default_factory=list)
-    first_step: float = 0.0
-    peak_mib: float = 0.0
+    first_step: float = 0.0  # seconds from the start of its process to the end of its first step
+    peak_mib: float = 0.0  # largest resident memory of its process, in MiB
 
 
 def race(
@@ -175,14 +159,13 @@ def race_table(results: Sequence[Result]) -> Table:
 
 def race_chart(results: Sequence[Result], heading: str) -> "Picture":
     """Returns a bar per contender of training images per second."""
-    from kerasnorm.plots.style import INK, TEXT_SIZE, Picture, new_figure, quiet, title
+    from kerasnorm.plots.style import INK, TEXT_SIZE, Picture, new_figure, quiet
 
     backends = sorted({row.backend for row in results}, reverse=True)
     rows = {name: [row for row in results if row.backend == name] for name in backends}
     sizes = [len(rows[name]) for name in backends]
-    figure = new_figure(1.3 + BAR * sum(sizes))
+    figure = new_figure(1.3 + BAR * sum(sizes), heading)
     grid = figure.subplots(len(backends), 1, height_ratios=sizes, squeeze=False, sharex=True)
-    title(figure, heading)
     facts = []
     for axes, backend in zip(grid[:, 0], backends, strict=True):
         labels = [f"{r.norm} · {CONTENDERS[r.contender].label}" for r in rows[backend]]

@@ -9,7 +9,7 @@ import click
 from kerasnorm import runtime
 from kerasnorm.cli import options as opt
 from kerasnorm.cli.models import model_options, start, with_input_scale
-from kerasnorm.errors import ConfigError, RunFolderError, about
+from kerasnorm.errors import ConfigError, about
 from kerasnorm.norms import KEEP
 from kerasnorm.progress import in_percent
 
@@ -21,24 +21,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 ROUNDS = 20  # of timing
 out_option = click.option(
-    "--out", type=opt.OUT_KERAS, help="New .keras file; without it, nothing is written."
+    "--out",
+    type=opt.OutPath(".keras", is_new=True),
+    help="New .keras file; without it, nothing is written.",
 )
-
-
-def _check_out(out: Path | None) -> None:
-    if out is not None and out.exists():
-        raise RunFolderError(f"{out} exists already. Choose another --out.")
-
-
-def _check_left(model: "keras.Model", option: str) -> None:
-    """Refuses to freeze batch norms where an option, if it is given, has left none."""
-    from kerasnorm.conversion.norms import batch_norms
-
-    if option and not batch_norms(model):
-        raise ConfigError(
-            f"--freeze-bn: expected batch norms to freeze. Received: {option}, which leaves none. "
-            "Give one of the two options only."
-        )
 
 
 def _write(model: "keras.Model", out: Path, metadata: dict[str, Any], **facts: Any) -> None:
@@ -107,10 +93,9 @@ def convert(
         )
     if not (fold or freeze_bn or converts):
         raise ConfigError("Nothing to do: add --norm, --fold, --freeze-bn or another option.")
-    _check_out(out)
     runtime.start(backend or "auto", device or "auto")
     from kerasnorm.conversion.folding import fold_norms
-    from kerasnorm.conversion.norms import convert_norm, freeze_batch_norms
+    from kerasnorm.conversion.norms import batch_norms, convert_norm, freeze_batch_norms
     from kerasnorm.formats.archive import open_archive
 
     path, model, metadata = open_archive(target)
@@ -123,20 +108,20 @@ def convert(
             done = convert_norm(model, norm, **settings)
         new = done.model if done else model
         if freeze_bn:
-            _check_left(new, "--fold" if fold else f"--norm {norm}" if norm != KEEP else "")
+            option = "--fold" if fold else f"--norm {norm}" if norm != KEEP else ""
+            if option and not batch_norms(new):
+                raise ConfigError(
+                    f"--freeze-bn: expected batch norms to freeze. Received: {option}, which "
+                    "leaves none. Give one of the two options only."
+                )
             frozen = freeze_batch_norms(new)
     if out is not None:
         _write(new, out, metadata, norm=norm, fold=fold, freeze_bn=freeze_bn, **settings)
-    if as_json:
-        facts = done.to_json() if done else {}
-        opt.print_json(facts | {"frozen": frozen, "path": out})
-        return
-    if done:
-        opt.print_table(done.table(f"{path}: {'fold' if fold else norm}"))
-    if frozen:
-        click.echo(f"{len(frozen)} batch norms frozen: {', '.join(frozen)}")
-    if out is not None:
-        click.echo(f"{out}   {new.count_params():,} parameters")
+    table = [done.table(f"{path}: {'fold' if fold else norm}")] if done else []
+    lines = [f"{len(frozen)} batch norms frozen: {', '.join(frozen)}"] if frozen else []
+    lines += [f"{out}   {new.count_params():,} parameters"] if out else []
+    facts = done.to_json() if done else {}
+    opt.show(as_json, facts | {"frozen": frozen, "path": out}, *table, *lines)
 
 
 @click.command()
@@ -170,7 +155,6 @@ def recalibrate(
 
     Example: kerasnorm recalibrate results/best/runs/bn-torch-s0 --data cifar10 --out new.keras
     """
-    _check_out(out)
     start(options)
     import dataclasses
 
@@ -199,19 +183,14 @@ def recalibrate(
         if saved.input_scale is not None:
             metadata[INPUT_SCALE] = saved.input_scale
         _write(new.model, out, metadata, recalibrated_on=len(order))
-    if as_json:
-        opt.print_json(
-            {"images": len(order), "before": before, "after": after, "n": len(test), "path": out}
-        )
-        return
-    for name, scores in (("before", before), ("after", after)):
-        click.echo(
-            f"{name:<7} accuracy {in_percent(scores.accuracy)} %   loss {scores.loss:.4f}   "
-            f"n {len(test)} test images"
-        )
-    click.echo(f"measured over {len(order)} training images in batches of {batch_size} or less")
-    if out is not None:
-        click.echo(str(out))
+    lines = [
+        f"{name:<7} accuracy {in_percent(scores.accuracy)} %   loss {scores.loss:.4f}   "
+        f"n {len(test)} test images"
+        for name, scores in (("before", before), ("after", after))
+    ]
+    lines.append(f"measured over {len(order)} training images in batches of {batch_size} or less")
+    facts = {"images": len(order), "before": before, "after": after, "n": len(test), "path": out}
+    opt.show(as_json, facts, *lines, *([str(out)] if out else []))
 
 
 COMMANDS = (convert, recalibrate)

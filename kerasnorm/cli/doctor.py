@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import Any
 
 import click
 
@@ -12,6 +13,7 @@ from kerasnorm.config import BACKENDS, LOGGERS, DataConfig
 from kerasnorm.errors import ConfigError
 from kerasnorm.formats import FORMATS
 from kerasnorm.formats.format import install_command
+from kerasnorm.runtime import cache_folder
 
 
 @click.command()
@@ -41,23 +43,15 @@ def data(
         if source is not None:
             raise ConfigError("--clear removes what was decoded of any folder: leave out SOURCE.")
         freed = stored.clear()
-        if as_json:
-            opt.print_json({"freed": freed})
-        else:
-            click.echo(f"freed {stored.in_units(freed)}")
+        opt.show(as_json, {"freed": freed}, f"freed {stored.in_units(freed)}")
         return
     if source is None:
-        cached, decoded = sources.describe_cache(), stored.describe()
-        if as_json:
-            folder = str(runtime.cache_folder())
-            opt.print_json({"folder": folder, "cached": cached, "decoded": decoded})
-            return
-        click.echo(f"cache {runtime.cache_folder()}")
-        for entry in cached:
-            click.echo(f"{entry['name']:<16}{entry['state']}")
-        for entry in decoded:
-            size, origin = stored.in_units(entry["bytes"]), entry["folder"] or "unfinished"
-            click.echo(f"{'decoded':<16}{size} in {entry['path']}, of {origin}")
+        cached, decoded, folder = sources.describe_cache(), stored.describe(), cache_folder()
+        lines = [f"cache {folder}", *(f"{one['name']:<16}{one['state']}" for one in cached)]
+        for one in decoded:
+            size, origin = stored.in_units(one["bytes"]), one["folder"] or "unfinished"
+            lines.append(f"{'decoded':<16}{size} in {one['path']}, of {origin}")
+        opt.show(as_json, {"folder": folder, "cached": cached, "decoded": decoded}, *lines)
         return
     config = DataConfig(data=source, **opt.given({"image_size": image_size, "resize": resize}))
     dataset = sources.prepare(config, seed=0)
@@ -69,19 +63,20 @@ def data(
         "mean": mean.tolist(),
         "std": std.tolist(),
     }
-    counts = dataset.class_counts
-    if as_json:
-        named = {k: dict(zip(dataset.class_names, v, strict=True)) for k, v in counts.items()}
-        opt.print_json(facts | {"class_counts": named})
-        return
+    counts, names = dataset.class_counts, dataset.class_names
+    lines = []
     for name, value in facts.items():
         is_measured = name in ("mean", "std")
         text = " ".join(f"{number:.4f}" for number in value) if is_measured else value
-        click.echo(f"{name.replace('_', ' '):<16}{text}")
-    click.echo("".join([f"{'class':<16}", *(f"{split:>10}" for split in counts)]))
-    for index, name in enumerate(dataset.class_names):
-        click.echo("".join([f"{name:<16}", *(f"{n[index]:>10,}" for n in counts.values())]))
-    click.echo("".join([f"{'all':<16}", *(f"{sum(n):>10,}" for n in counts.values())]))
+        lines.append(f"{name.replace('_', ' '):<16}{text}")
+    lines.append("".join([f"{'class':<16}", *(f"{split:>10}" for split in counts)]))
+    for name, *row in [
+        *zip(names, *counts.values(), strict=True),
+        ("all", *map(sum, counts.values())),
+    ]:
+        lines.append("".join([f"{name:<16}", *(f"{n:>10,}" for n in row)]))
+    named = {split: dict(zip(names, row, strict=True)) for split, row in counts.items()}
+    opt.show(as_json, facts | {"class_counts": named}, *lines)
 
 
 @click.command()
@@ -91,15 +86,11 @@ def doctor(as_json: bool) -> None:
 
     Example: kerasnorm doctor
     """
-    versions, cache = runtime.versions(), str(runtime.cache_folder())
+    versions, cache = runtime.versions(), str(cache_folder())
     backends = {name: runtime.probe(name) for name in BACKENDS}
     formats = {name: _state(entry.missing()) for name, entry in FORMATS.items()}
     loggers = {name: _state([] if find_spec(name) else [name]) for name in LOGGERS}
     compiler = runtime.cpp_compiler()
-    if as_json:
-        facts = {"versions": versions, "backends": backends, "formats": formats}
-        opt.print_json(facts | {"loggers": loggers, "compiler": compiler, "cache": cache})
-        return
     named = {f"export {name}": text for name, text in formats.items()}
     named |= {f"log {name}": text for name, text in loggers.items()}
     advice = f"none: training on CPUs is slower without {' or '.join(runtime.COMPILERS)}"
@@ -108,8 +99,9 @@ def doctor(as_json: bool) -> None:
         rows["C++ compiler"] = compiler or advice
     rows["data cache"] = cache
     width = max(map(len, rows)) + 2
-    for name, value in rows.items():
-        click.echo(f"{name:<{width}}{value}")
+    facts: dict[str, Any] = {"versions": versions, "backends": backends, "formats": formats}
+    facts |= {"loggers": loggers, "compiler": compiler, "cache": cache}
+    opt.show(as_json, facts, *(f"{name:<{width}}{value}" for name, value in rows.items()))
 
 
 def _state(missing: Sequence[str]) -> str:

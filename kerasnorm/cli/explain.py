@@ -1,9 +1,9 @@
 """Commands that analyze: `explain`, `inputs`, `landscape`, `robustness` and `statistics`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,10 +25,8 @@ from kerasnorm.progress import ConsoleProgress
 
 if TYPE_CHECKING:
     from kerasnorm.analysis.answer import Answer
-    from kerasnorm.analysis.robustness import Robustness
-    from kerasnorm.analysis.statistics import NetworkStatistics
+    from kerasnorm.tables import Table
 
-Data = TypeVar("Data")
 SHORT = 3  # epochs of a training on each preprocessing
 EXPLAINED = tuple(name for name, norm in NORMS.items() if norm.facts)
 
@@ -106,9 +104,9 @@ def explain(
     """
     others = ("groups", "group_size", "image_shape", "classes")
     refused = others if network is None else ("cost", "batch_size", "rounds", "out")
-    if typed := [name for name in refused if opt.is_typed(name)]:
-        flag, verb = typed[0].replace("_", "-"), "add" if network is None else "leave out"
-        raise ConfigError(f"--{flag}: {verb} --network, or leave out --{flag}.")
+    if flag := opt.typed_flag(*refused):
+        verb = "add" if network is None else "leave out"
+        raise ConfigError(f"{flag}: {verb} --network, or leave out {flag}.")
     _start(backend)
     if network is not None:
         _explain_network(network, norm, as_json, **options)
@@ -119,7 +117,7 @@ def explain(
     from kerasnorm.analysis.norm import explanation_text
 
     answer = ask(norm, cost=cost, batch_size=batch_size, rounds=rounds)
-    _show(answer, out, as_json, lambda found: click.echo(explanation_text(found)))
+    _show(answer, out, as_json, explanation_text(answer.data))
 
 
 def _explain_network(
@@ -140,10 +138,8 @@ def _explain_network(
     model = network_of(network, **shape, **options)
     own = normalization(ModelConfig(norm=norm), 8) if norm is not None else None
     rows = norm_rows(model, [type(own)] if own else [])
-    if as_json:
-        opt.print_json([asdict(row) | {"over": row.over} for row in rows])
-        return
-    opt.print_table(norms_table(rows, f"{network}: {norm or 'its own norms'}"))
+    document = [asdict(row) | {"over": row.over} for row in rows]
+    opt.show(as_json, document, norms_table(rows, f"{network}: {norm or 'its own norms'}"))
 
 
 @click.command(cls=opt.ConfigCommand)
@@ -169,7 +165,7 @@ def inputs(config_file: Path | None, out: Path, train: bool, as_json: bool, **op
     drawn = [picture.save(out) for picture in input_figures(config)]
     with ConsoleProgress(quarters=True) as progress:
         answer = ask(config, train=train, progress=progress)
-    _show(answer, out, as_json, lambda found: opt.print_table(inputs_table(found)), drawn)
+    _show(answer, out, as_json, inputs_table(answer.data), drawn=drawn)
 
 
 @click.command()
@@ -203,7 +199,7 @@ def landscape(
 
     with ConsoleProgress(quiet=quiet, quarters=True) as progress:
         answer = ask(runs, **sizes, progress=progress)
-    _show(answer, out, as_json, lambda found: opt.print_table(landscape_table(found)))
+    _show(answer, out, as_json, landscape_table(answer.data))
 
 
 @click.command()
@@ -215,12 +211,10 @@ def landscape(
 @opt.count(
     "--images", 0, "Number of images to measure on, drawn class by class; 0 uses all.", least=0
 )
-@click.option(
-    "--corruption",
-    "corruptions",
-    multiple=True,
-    type=click.Choice(tuple(CORRUPTIONS)),
-    help="Corruption to measure; repeatable. By default all.",
+@opt.repeatable(
+    "corruption",
+    "Corruption to measure; repeatable. By default all.",
+    click.Choice(tuple(CORRUPTIONS)),
 )
 @click.option(
     "--severity",
@@ -257,15 +251,11 @@ def robustness(
 
     with ConsoleProgress(quiet=quiet, quarters=True) as progress:
         answer = ask(models, **measured, progress=progress)
-
-    def show(found: "list[Robustness]") -> None:
-        opt.print_table(robustness_table(found))
-        if any(one.differences for one in found):
-            click.echo()
-            table = loss_table(found, split=options["split"], margin=margin / 100)
-            opt.print_table(table)
-
-    _show(answer, out, as_json, show, document="robustness.json")
+    tables: list[str | Table] = [robustness_table(answer.data)]
+    if any(one.differences for one in answer.data):
+        table = loss_table(answer.data, split=options["split"], margin=margin / 100)
+        tables += ["", table]
+    _show(answer, out, as_json, *tables, document="robustness.json")
 
 
 @click.command()
@@ -298,13 +288,8 @@ def statistics(
 
     with ConsoleProgress(quiet=quiet, quarters=True) as progress:
         answer = ask(runs, **sizes, progress=progress)
-
-    def show(found: "list[NetworkStatistics]") -> None:
-        opt.print_table(statistics_table(found))
-        click.echo()
-        opt.print_table(weights_table(found))
-
-    _show(answer, out, as_json, show)
+    found = answer.data
+    _show(answer, out, as_json, statistics_table(found), "", weights_table(found))
 
 
 def _start(backend: str | None) -> None:
@@ -314,14 +299,14 @@ def _start(backend: str | None) -> None:
 
 
 def _show(
-    answer: "Answer[Data]",
+    answer: "Answer[Any]",
     out: Path,
     as_json: bool,
-    show: Callable[[Data], None],
+    *parts: "str | Table",
     drawn: Sequence[Path] = (),
     document: str | None = None,
 ) -> None:
-    """Saves an answer; prints its data, also where nothing can be written, and figures' paths."""
+    """Saves an answer; prints its parts, also where nothing can be written, and figures' paths."""
     paths = [str(path) for path in drawn]
     try:
         if document is not None:
@@ -329,12 +314,7 @@ def _show(
             write_json(out / document, answer.document())
         paths.extend(str(picture.save(out)) for picture in answer.pictures)
     finally:
-        if as_json:
-            opt.print_json({"data": answer.document(), "figures": paths})
-        else:
-            show(answer.data)
-            for path in paths:
-                click.echo(path)
+        opt.show(as_json, {"data": answer.document(), "figures": paths}, *parts, *paths)
 
 
 COMMANDS = (explain, inputs, landscape, robustness, statistics)

@@ -18,15 +18,11 @@ from kerasnorm.norms import NORMS
 from kerasnorm.version import __version__
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from kerasnorm.data import Split
     from kerasnorm.formats.archive import SavedModel
     from kerasnorm.formats.export import Export
 
 logger = logging.getLogger(__name__)
-CALIBRATION = 200  # images
+CALIBRATION = 200  # training images from which quantization takes ranges
 SYNONYMS = {  # of the formats' names
     "tflite": "litert",
     "pt2": "torch",
@@ -89,6 +85,8 @@ def export(
         raise ConfigError("--quantize int8 belongs to LiteRT: add --format litert.")
     check_formats(names)
     start(options)
+    import numpy as np
+
     from kerasnorm.formats.archive import open_model
     from kerasnorm.formats.export import INT8, Exporter, export_table
     from kerasnorm.training.images import splits_of
@@ -101,7 +99,9 @@ def export(
     if accuracy or quantize:
         names_read = ("test", "train") if quantize else ("test",)
         test, *train = splits_of(saved, options["data"], names_read, options["resize"])
-        calibration = _calibration(train[0]) if quantize else None
+        for split in train:
+            order = np.random.Generator(np.random.PCG64(0)).permutation(len(split))
+            calibration = split.images[np.sort(order[:CALIBRATION])]
     done: list[Export] = []
     with Exporter(saved, folder, _known_accuracy(saved), test=test) as exporter:
         work = {name: partial(exporter.export, name) for name in names}
@@ -124,10 +124,8 @@ def export(
             if not as_json:
                 place, writer = done[-1].place_text, done[-1].writer_text
                 click.echo(f"{name:<12}{place}   written by {writer}")
-    if as_json:
-        opt.print_json([asdict(one) | {"max_difference": one.max_difference} for one in done])
-    elif done:
-        opt.print_table(export_table(done))
+    document = [asdict(one) | {"max_difference": one.max_difference} for one in done]
+    opt.show(as_json, document, *([export_table(done)] if done else []))
     if failed:
         raise KerasnormError(
             f"{len(failed)} of {len(work)} exports failed, for the reasons above: "
@@ -147,15 +145,6 @@ def _known_accuracy(saved: "SavedModel") -> float | None:
         return float(Run.load(saved.path.parent).metrics["test_accuracy"])
     except (CorruptFileError, TypeError, ValueError):
         return None  # an unfinished run has no accuracy yet
-
-
-def _calibration(train: "Split") -> "NDArray[np.uint8]":
-    """Returns training images from which quantization takes ranges."""
-    import numpy as np
-
-    rng = np.random.Generator(np.random.PCG64(0))
-    chosen = rng.permutation(len(train))[:CALIBRATION]
-    return train.images[np.sort(chosen)]
 
 
 @click.command("import-torch", cls=opt.ConfigCommand)
@@ -246,15 +235,11 @@ def import_torch(
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     save_model(model, out, metadata)
-    if as_json:
-        facts = {"path": str(out), "parameters": model.count_params()}
-        opt.print_json(facts | {"matched": imported.matched, "ignored": imported.ignored})
-        return
-    for weight, tensor in imported.matched.items():
-        click.echo(f"{tensor:<40} {weight}")
-    for tensor in imported.ignored:
-        click.echo(f"{tensor:<40} ignored")
-    click.echo(f"{out}   {model.count_params():,} parameters")
+    facts = {"path": out, "parameters": model.count_params()}
+    facts |= {"matched": imported.matched, "ignored": imported.ignored}
+    lines = [f"{tensor:<40} {weight}" for weight, tensor in imported.matched.items()]
+    lines += [f"{tensor:<40} ignored" for tensor in imported.ignored]
+    opt.show(as_json, facts, *lines, f"{out}   {model.count_params():,} parameters")
 
 
 COMMANDS = (export, import_torch)

@@ -99,11 +99,8 @@ def summary(as_json: bool, image_shape: tuple[int, ...], classes: int, **options
 
     given = opt.given(options)
     rows = layer_table(_build(given, image_shape, classes))
-    if as_json:
-        opt.print_json(layers_to_json(rows))
-        return
     title = " ".join(f"{name}={value}" for name, value in given.items())
-    opt.print_table(summary_table(rows, title))
+    opt.show(as_json, layers_to_json(rows), summary_table(rows, title))
 
 
 @click.command("receptive-field")
@@ -131,10 +128,7 @@ def receptive_field(target: str, as_json: bool, image_shape: tuple[int, ...], cl
     else:
         model = network_of(target, image_shape, classes)
     rows = spatial_rows(model)
-    if as_json:
-        opt.print_json(layers_to_json(rows))
-    else:
-        opt.print_table(receptive_field_table(rows))
+    opt.show(as_json, layers_to_json(rows), receptive_field_table(rows))
 
 
 def open_target(target: Path, options: Options) -> "ExportedModel | SavedModel":
@@ -144,13 +138,9 @@ def open_target(target: Path, options: Options) -> "ExportedModel | SavedModel":
 
     if needs_keras(target):
         start(options)
-    else:
-        for name in ("backend", "device", "input_scale"):
-            if opt.is_typed(name):
-                raise ConfigError(
-                    f"--{name.replace('_', '-')} is for Keras; {target} runs in "
-                    f"{detect(target).runtime}. Leave it out."
-                )
+    elif flag := opt.typed_flag("backend", "device", "input_scale"):
+        runtime_name = detect(target).runtime
+        raise ConfigError(f"{flag} is for Keras; {target} runs in {runtime_name}. Leave it out.")
     saved = open_any(target)
     if not isinstance(saved, ExportedModel):
         saved = with_input_scale(saved, options)
@@ -215,13 +205,12 @@ def evaluate(target: Path, split: str, as_json: bool, **options: str | None) -> 
 
     images = images_of(saved, options["data"], split, options["resize"])
     scores = score(saved.predict(images.images), images.labels)
-    if as_json:
-        opt.print_json({"accuracy": scores.accuracy, "loss": scores.loss, "n": len(images)})
-    else:
-        click.echo(
-            f"accuracy {in_percent(scores.accuracy)} %   loss {rounded(scores.loss, 4)}   "
-            f"n {len(images)} {'' if split == 'all' else split + ' '}images"
-        )
+    opt.show(
+        as_json,
+        {"accuracy": scores.accuracy, "loss": scores.loss, "n": len(images)},
+        f"accuracy {in_percent(scores.accuracy)} %   loss {rounded(scores.loss, 4)}   "
+        f"n {len(images)} {'' if split == 'all' else split + ' '}images",
+    )
 
 
 @click.command()
@@ -265,17 +254,15 @@ def predict(
     if saved.wants_equalized:
         images = equalize(images)
     chances = np.exp(log_softmax(saved.predict(images)))
-    answers = []
+    answers, lines = [], []
     for path, chance in zip(readable, chances, strict=True):
         order = np.argsort(-chance, kind="stable")[:top]
-        classes = [{"class": saved.class_names[i], "confidence": float(chance[i])} for i in order]
-        answers.append((str(path), classes))
-    if as_json:
-        opt.print_json([{"image": path, "classes": classes} for path, classes in answers])
-    else:
-        for name, classes in answers:
-            named = [f"{c['class']} {in_percent(c['confidence'], 1)} %" for c in classes]
-            click.echo(f"{name}: {', '.join(named)}")
+        found = [(saved.class_names[i], float(chance[i])) for i in order]
+        classes = [{"class": name, "confidence": share} for name, share in found]
+        answers.append({"image": path, "classes": classes})
+        named = [f"{name} {in_percent(share, 1)} %" for name, share in found]
+        lines.append(f"{path}: {', '.join(named)}")
+    opt.show(as_json, answers, *lines)
     if len(readable) < len(paths):
         raise DataError(failure)
 
@@ -308,16 +295,12 @@ def misclassified(
     if images.files is not None:
         mistakes = [mistake | {"file": images.files[mistake["index"]]} for mistake in mistakes]
     kind = "image" if split == "all" else f"{split} image"
-    if as_json:
-        opt.print_json(mistakes)
-    elif not mistakes:
-        click.echo(f"None of {counted(len(images), kind)} is misclassified.")
-    for m in () if as_json else mistakes:
-        file = f", {m['file']}" if "file" in m else ""
-        click.echo(
-            f"{kind} {m['index']}{file}: true {names[m['true']]}, "
-            f"predicted {names[m['predicted']]} {in_percent(m['confidence'], 0)} %"
-        )
+    lines = [
+        f"{kind} {m['index']}{', ' + m['file'] if 'file' in m else ''}: true {names[m['true']]}, "
+        f"predicted {names[m['predicted']]} {in_percent(m['confidence'], 0)} %"
+        for m in mistakes
+    ] or [f"None of {counted(len(images), kind)} is misclassified."]
+    opt.show(as_json, mistakes, *lines)
     if out is not None:  # last, as it may fail
         picture = plots.misclassified_figure(images.images, mistakes, names, target.name)
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -352,11 +335,7 @@ def plot(runs: tuple[Path, ...], best: bool, out: Path | None, as_json: bool) ->
         paths = plots.draw_runs(loaded, out or Path("results/plots"))
     else:
         paths = plots.draw_run(loaded[0], loaded[0].test_images(), out)
-    if as_json:
-        opt.print_json([str(path) for path in paths])
-        return
-    for path in paths:
-        click.echo(path)
+    opt.show(as_json, paths, *map(str, paths))
 
 
 COMMANDS = (summary, receptive_field, evaluate, predict, misclassified, plot)

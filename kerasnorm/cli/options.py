@@ -123,18 +123,20 @@ class OutPath(click.Path):
     """Place of an output, refused before anything is computed where it cannot be written.
 
     The suffix is that of the file that is written, such as ".png"; that of a folder, which is made
-    if it is missing, is "".
+    if it is missing, is "". With `is_new`, what exists already is refused.
     """
 
-    def __init__(self, suffix: str = "") -> None:
+    def __init__(self, suffix: str = "", *, is_new: bool = False) -> None:
         super().__init__(file_okay=bool(suffix), dir_okay=not suffix, path_type=Path)
-        self.suffix = suffix
+        self.suffix, self.is_new = suffix, is_new
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Path:
         """Returns the path."""
         path = Path(super().convert(value, param, ctx))  # type: ignore[arg-type]
         if self.suffix and path.suffix != self.suffix:
             raise ConfigError(f"--out: expected a {self.suffix} file. Received: {path}")
+        if self.is_new and path.exists():
+            raise RunFolderError(f"{path} exists already. Choose another --out.")
         folder = path if self.dir_okay else path.parent
         nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
         reason = "" if os.access(nearest, os.W_OK) else "may not be written to"
@@ -172,6 +174,11 @@ class NormName(click.Choice[str]):
         if str(value).endswith(".py"):
             self.fail(f"expected the name of a norm in it too: {value}:MyNorm", param, ctx)
         return super().convert(value, param, ctx)
+
+
+def repeatable(name: str, text: str, kind: Any = None) -> Decorator:
+    """Returns a decorator that adds an option which may be given several times."""
+    return click.option(f"--{name}", f"{name}s", multiple=True, type=kind, help=text)
 
 
 def count(flag: str, default: int, text: str, *, least: int = 1) -> Decorator:
@@ -325,6 +332,13 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def typed_flag(*names: str) -> str:
+    """Returns the flag of the first of some options that was given on the command line, or ""."""
+    options = click.get_current_context().command.params
+    typed = (one.opts[0] for one in options if one.name in names and is_typed(one.name))
+    return next(typed, "")
+
+
 def is_typed(name: str) -> bool:
     """Returns whether an option of the running command was given on the command line."""
     source = click.get_current_context().get_parameter_source(name)
@@ -334,6 +348,18 @@ def is_typed(name: str) -> bool:
 def resolve_options(options: dict[str, Any], file: Path | None) -> Config:
     """Returns the full config that a command's options and its config file make."""
     return resolve(given(options), read_toml(file) if file else None)
+
+
+def show(as_json: bool, document: Any, *parts: "str | Table") -> None:
+    """Prints results: one JSON document if asked for, otherwise texts and tables."""
+    if as_json:
+        print_json(document)
+        return
+    for part in parts:
+        if isinstance(part, str):
+            click.echo(part)
+        else:
+            print_table(part)
 
 
 def print_table(table: "Table") -> None:

@@ -1,7 +1,6 @@
 """`kerasnorm bench`."""
 
 import logging
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,16 +21,13 @@ logger = logging.getLogger(__name__)
 RESULT, TABLE = "bench.json", "bench.txt"
 
 
-def _several(name: str, text: str, choices: Iterable[str] | None = None) -> opt.Decorator:
-    make = opt.NormName if name == "norm" else click.Choice
-    kind = None if choices is None else make(tuple(choices))
-    text = f"{name.capitalize()}; repeatable. {text}"
-    return click.option(f"--{name}", f"{name}s", multiple=True, type=kind, help=text)
-
-
 @click.command()
-@_several("backend", "By default torch and tensorflow.", BACKENDS)
-@_several("norm", f"By default {', '.join(COMPARED)}.", NORMS)
+@opt.repeatable(
+    "backend", "Backend; repeatable. By default torch and tensorflow.", click.Choice(BACKENDS)
+)
+@opt.repeatable(
+    "norm", f"Norm; repeatable. By default {', '.join(COMPARED)}.", opt.NormName(tuple(NORMS))
+)
 @click.option(
     "--recipe",
     type=click.Choice(RECIPES),
@@ -55,7 +51,7 @@ def _several(name: str, text: str, choices: Iterable[str] | None = None) -> opt.
 @click.option(
     "--deterministic", is_flag=True, help="Make model.fit and kerasnorm deterministic, as in fit."
 )
-@_several("contender", "By default all, see the notes of the table.")
+@opt.repeatable("contender", "Contender; repeatable. By default all, see the notes of the table.")
 @click.option("--out", type=opt.OUT_FOLDER, help="Output folder.")
 @opt.trust_option
 @opt.device_option
@@ -125,10 +121,7 @@ def bench(
         "results": [asdict(result) for result in results],
     }
     table = race_table(results)
-    if as_json:
-        opt.print_json(document)
-    else:
-        opt.print_table(table)
+    opt.show(as_json, document, table)
     if out is not None:  # last, as it may fail
         _write(out, document, table, results)
 

@@ -20,25 +20,22 @@ if TYPE_CHECKING:
     from kerasnorm.study.folder import PlannedRun
     from kerasnorm.study.plan import StudyPlan
     from kerasnorm.study.study import Describe, Outcome
+    from kerasnorm.tables import Table
 
 SEEDS_BY_DEFAULT = 3
 
 
 @click.command(cls=opt.ConfigCommand)
-@click.option(
-    "--norm",
-    "norms",
-    multiple=True,
-    type=opt.NormName(tuple(NORMS)),
-    help=f"Norm, or your own layer as package.module:Layer; repeatable. By default "
+@opt.repeatable(
+    "norm",
+    "Norm, or your own layer as package.module:Layer; repeatable. By default "
     f"{', '.join(COMPARED)}.",
+    opt.NormName(tuple(NORMS)),
 )
-@click.option(
-    "--backend",
-    "backends",
-    multiple=True,
-    type=click.Choice(BACKENDS),
-    help="Keras backend; repeatable. By default the first installed.",
+@opt.repeatable(
+    "backend",
+    "Keras backend; repeatable. By default the first installed.",
+    click.Choice(BACKENDS),
 )
 @click.option(
     "--seeds", type=click.IntRange(1), help=f"Number of seeds. By default {SEEDS_BY_DEFAULT}."
@@ -124,12 +121,8 @@ def compare(
 
     describe = study.describer()
     if resume is not None:
-        typed = [name for name in (*options, "out") if name != "data" and opt.is_typed(name)]
-        if typed:
-            flag = {"norms": "norm", "backends": "backend"}.get(typed[0], typed[0])
-            raise ConfigError(
-                f"--resume uses the plan of the study: leave out --{flag.replace('_', '-')}."
-            )
+        if flag := opt.typed_flag(*({*options} - {"data"}), "out"):
+            raise ConfigError(f"--resume uses the plan of the study: leave out {flag}.")
         plan, out = folder.read_plan(resume), resume
         if opt.is_typed("data"):  # the data were moved
             if "data" in plan.vary:
@@ -191,9 +184,6 @@ def _dry_run(
     slots = execution.slots(scheduler) if scheduler else {"": jobs}
     lanes = max(1, sum(slots.values()))
     estimates = estimate(runs, max(slots.values(), default=1))
-    if not as_json:
-        opt.print_table(tables.plan_table(estimates, lanes))
-        return
     rows = [
         {
             "run": one.run.name,
@@ -205,25 +195,23 @@ def _dry_run(
         for one in estimates
     ]
     total = makespan(estimates, lanes)
-    opt.print_json({"path": str(out), "at_a_time": lanes, "seconds": total, "runs": rows})
+    document = {"path": out, "at_a_time": lanes, "seconds": total, "runs": rows}
+    opt.show(as_json, document, tables.plan_table(estimates, lanes))
 
 
 def _print_outcome(outcome: "Outcome", as_json: bool) -> None:
     from kerasnorm.study import folder, tables
 
-    found = outcome.summary
-    if as_json:
-        rows = [tables.run_row(run, found.axes if found else ()) for run in outcome.runs]
-        document = found.to_dict() if found else {}
-        opt.print_json({"path": str(outcome.path), "runs": rows, **document})
-    elif found:
-        for sentence in tables.sentences(found):
-            click.echo(sentence)
-        for table in tables.all_tables(found):
-            opt.print_table(table)
-        click.echo(f"folder  {outcome.path}\nreport  {outcome.path / folder.REPORT}")
-        if "data" not in found.axes:  # accuracies on several data sets have no best
-            click.echo(f"next    kerasnorm export {in_command(outcome.path)} --best --format onnx")
+    found, path = outcome.summary, outcome.path
+    rows = [tables.run_row(run, found.axes if found else ()) for run in outcome.runs]
+    shown: list[str | Table] = []
+    if found:
+        shown += [*tables.sentences(found), *tables.all_tables(found)]
+        shown += [f"folder  {path}", f"report  {path / folder.REPORT}"]
+    if found and "data" not in found.axes:  # accuracies on several data sets have no best
+        shown.append(f"next    kerasnorm export {in_command(path)} --best --format onnx")
+    document = found.to_dict() if found else {}
+    opt.show(as_json, {"path": path, "runs": rows, **document}, *shown)
 
 
 @click.command()
@@ -256,10 +244,7 @@ def report(paths: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
         parent = paths[0] if len(paths) == 1 else Path("results/plots")
         target = out or parent / folder.REPORT
         study.report_on_runs(runs, target)
-    if as_json:
-        opt.print_json({"report": str(target)})
-    else:
-        click.echo(target)
+    opt.show(as_json, {"report": target}, str(target))
 
 
 # The former name of `compare` with `--vary`, which scripts may use.

@@ -61,20 +61,15 @@ def fit(
     if dry_run:
         if config is None:
             raise ConfigError("--dry-run shows the config of a new run; leave out --resume.")
-        if as_json:
-            opt.print_json(config.to_dict())
-        else:
-            click.echo(to_toml(config), nl=False)
+        opt.show(as_json, config.to_dict(), to_toml(config).removesuffix("\n"))
         return
     is_first = this_launch().rank == 0
     opt.only_errors(not is_first)  # the first process reports for all
     from kerasnorm.training.fit import fit as train
 
     run = train(config, out=out, resume=resume, progress=ConsoleProgress(quiet=quiet), **overrides)
-    if is_first and as_json:
-        opt.print_json({"path": str(run.path), **run.metrics})
-    elif is_first:
-        click.echo(results(run.history, run.path))
+    if is_first:
+        opt.show(as_json, {"path": run.path, **run.metrics}, results(run.history, run.path))
 
 
 def results(history: "Sequence[Row]", folder: Path) -> str:

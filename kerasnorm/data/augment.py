@@ -29,24 +29,16 @@ def generator(*key: int) -> np.random.Generator:
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """The random numbers of one batch of N images, from which its augmentation follows.
+    """The random numbers of one batch of N images, from which its augmentation follows."""
 
-    Attributes:
-        flip: Whether each image is mirrored, bool (N,).
-        offset: Rows and columns to move by, in pixels, int (N, 2).
-        affine: Inverse affine maps, from output to input pixels about the center, float32
-            (N, 2, 3).
-        is_affine: Which images they apply to, bool (N,).
-        hole: Top left corner of the cutout, int (N, 2); below 0 in images without one.
-        gray: Whether each image becomes gray, bool (N,).
-    """
-
-    flip: NDArray[np.bool_]
-    offset: NDArray[np.int64]
+    flip: NDArray[np.bool_]  # whether each image is mirrored, bool (N,)
+    offset: NDArray[np.int64]  # rows and columns to move by, in pixels, int (N, 2)
+    # Inverse affine maps, from output to input pixels about the center, float32 (N, 2, 3).
     affine: NDArray[np.float32]
-    is_affine: NDArray[np.bool_]
+    is_affine: NDArray[np.bool_]  # which images they apply to, bool (N,)
+    # Top left corner of the cutout, int (N, 2); below 0 in images without one.
     hole: NDArray[np.int64]
-    gray: NDArray[np.bool_]
+    gray: NDArray[np.bool_]  # whether each image becomes gray, bool (N,)
 
     def take(self, part: slice) -> "Draws":
         """Returns the random numbers of some of the images."""

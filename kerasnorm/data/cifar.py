@@ -42,22 +42,14 @@ _GZIP = b"\x1f\x8b"
 
 
 class Layout(NamedTuple):
-    """One official layout of a data set.
+    """One official layout of a data set."""
 
-    Attributes:
-        name: Name of the data set.
-        folder: Name of the folder in the official archive.
-        names: Name of the file of class names.
-        train: Names of the files of training images, in order.
-        test: Name of the file of test images.
-        keys: Keys of the class names and of the labels in pickles; None for binary records.
-    """
-
-    name: str
-    folder: str
-    names: str
-    train: tuple[str, ...]
-    test: str
+    name: str  # name of the data set
+    folder: str  # name of the folder in the official archive
+    names: str  # name of the file of class names
+    train: tuple[str, ...]  # names of the files of training images, in order
+    test: str  # name of the file of test images
+    # Keys of the class names and of the labels in pickles; None for binary records.
     keys: tuple[str, str] | None
 
     @property
@@ -135,19 +127,17 @@ LAYOUTS = (
 )
 
 
-def layout_of(folder: Path) -> Layout | None:
-    """Returns the layout that a folder has at least one file of, or None."""
-    for layout in LAYOUTS:
-        if any((folder / file).is_file() for file in layout.files):
-            return layout
-    return None
-
-
 def _folders(path: Path) -> dict[Path, Layout]:
-    """Returns the official folders at a path: itself, or those that lie in it by their names."""
-    inside = [path / layout.folder for layout in LAYOUTS]
-    found = {folder: layout_of(folder) for folder in (path, *inside)}
-    return {folder: layout for folder, layout in found.items() if layout is not None}
+    """Returns the official folders at a path: itself, or those that lie in it by their names.
+
+    Each has at least one file of its layout.
+    """
+    return {
+        folder: layout
+        for folder in (path, *(path / layout.folder for layout in LAYOUTS))
+        for layout in reversed(LAYOUTS)  # of several layouts the first counts
+        if any((folder / file).is_file() for file in layout.files)
+    }
 
 
 def matches(path: Path) -> bool:

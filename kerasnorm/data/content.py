@@ -17,19 +17,14 @@ SHOWN = 10  # names of classes that a message lists
 
 @dataclass(frozen=True)
 class Content:
-    """What a data set held when it was loaded, before images were held out or equalized.
+    """What a data set held when it was loaded, before images were held out or equalized."""
 
-    Attributes:
-        class_names: One name per class, in label order.
-        image_shape: Shape (H, W, C) of one image.
-        counts: Number of images per class, in label order, of every split.
-        sha256: Checksum of the images and of the labels of every split, in their order; the keys
-            are such as "test images".
-    """
-
-    class_names: tuple[str, ...]
-    image_shape: tuple[int, ...]
+    class_names: tuple[str, ...]  # one name per class, in label order
+    image_shape: tuple[int, ...]  # shape (H, W, C) of one image
+    # Number of images per class, in label order, of every split.
     counts: Mapping[str, tuple[int, ...]]
+    # Checksum of the images and of the labels of every split, in their order; the keys are such as
+    # "test images".
     sha256: Mapping[str, str]
 
     @classmethod

@@ -33,15 +33,10 @@ def unexpected(where: Where, expected: str, received: str, advice: str) -> DataE
 
 
 class Fit(NamedTuple):
-    """How images are brought to one size.
+    """How images are brought to one size."""
 
-    Attributes:
-        size: Height and width in pixels.
-        resize: One of the data config's choices of resize.
-    """
-
-    size: tuple[int, int]
-    resize: str
+    size: tuple[int, int]  # height and width in pixels
+    resize: str  # one of the data config's choices of resize
 
 
 @dataclass(frozen=True, eq=False)

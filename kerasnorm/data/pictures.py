@@ -86,21 +86,15 @@ def _suffixes() -> frozenset[str]:
 
 @dataclass
 class _Folder:
-    """What lies in a folder, in the order of the names.
+    """What lies in a folder, in the order of the names."""
 
-    Attributes:
-        path: The folder.
-        images: Image files in it.
-        others: Files of other kinds, and links to folders around it.
-        hidden: Hidden files and folders, which are not looked into.
-        folders: The folders in it.
-    """
-
-    path: Path
-    images: list[Path] = field(default_factory=list)
+    path: Path  # the folder
+    images: list[Path] = field(default_factory=list)  # image files in it
+    # Files of other kinds, and links to folders around it.
     others: list[Path] = field(default_factory=list)
+    # Hidden files and folders, which are not looked into.
     hidden: list[Path] = field(default_factory=list)
-    folders: list["_Folder"] = field(default_factory=list)
+    folders: list["_Folder"] = field(default_factory=list)  # the folders in it
 
     def tree(self) -> Iterator["_Folder"]:
         """Yields this folder and all folders in it."""

@@ -34,20 +34,14 @@ class StoredImages:
 
     The file is read, not mapped: where it is cut off or its drive is lost, reading raises an error,
     and touching a map ends the process.
-
-    Attributes:
-        path: The file.
-        image_shape: Shape (H, W, C) of one image.
-        offset: Place of the first image in the file, in bytes.
-        indices: Places of these images among those of the file, shape (N,).
-        changes: Functions that are applied to the images read. Each acts on every image alone, and
-            keeps its shape.
     """
 
-    path: Path
-    image_shape: tuple[int, ...]
-    offset: int
-    indices: NDArray[np.int64]
+    path: Path  # the file
+    image_shape: tuple[int, ...]  # shape (H, W, C) of one image
+    offset: int  # place of the first image in the file, in bytes
+    indices: NDArray[np.int64]  # places of these images among those of the file, shape (N,)
+    # Functions that are applied to the images read. Each acts on every image alone, and keeps its
+    # shape.
     changes: tuple[Change, ...] = ()
 
     dtype = np.dtype(np.uint8)
@@ -155,18 +149,12 @@ def in_parts(images: Images, size: int) -> Iterator[NDArray[np.uint8]]:
 
 @dataclass
 class Facts:
-    """What is known of decoded images, beside their pixels.
+    """What is known of decoded images, beside their pixels."""
 
-    Attributes:
-        folder: Where the image files lie.
-        blended: Number of images whose transparency was blended.
-        blank: Number of those that are plain white then.
-        sha256: Checksum of the images of each split, by keys such as "train images".
-    """
-
-    folder: str
-    blended: int = 0
-    blank: int = 0
+    folder: str  # where the image files lie
+    blended: int = 0  # number of images whose transparency was blended
+    blank: int = 0  # number of those that are plain white then
+    # Checksum of the images of each split, by keys such as "train images".
     sha256: dict[str, str] = field(default_factory=dict)
 
 

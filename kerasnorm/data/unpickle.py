@@ -68,10 +68,6 @@ def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any = "C") -> _Array:
     return array
 
 
-def _scalar(dtype: Any, raw: Any) -> Any:
-    return _from_buffer(raw, dtype, ()).values.item()
-
-
 class _Unpickler(pickle.Unpickler):
     """Resolves the names of NumPy's array reconstruction to stand-ins, and no other name."""
 
@@ -89,7 +85,9 @@ class _Unpickler(pickle.Unpickler):
         for core in ("numpy.core", "numpy._core"):
             self._admitted |= {
                 (f"{core}.multiarray", "_reconstruct"): lambda *_: _Array(),
-                (f"{core}.multiarray", "scalar"): _scalar,
+                (f"{core}.multiarray", "scalar"): (
+                    lambda dtype, raw: _from_buffer(raw, dtype, ()).values.item()
+                ),
                 (f"{core}.numeric", "_frombuffer"): _from_buffer,
             }
 

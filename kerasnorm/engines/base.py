@@ -66,20 +66,14 @@ class RunningMeans(Mapping[str, float]):
 
 @dataclass(frozen=True)
 class StepResult:
-    """The result of one training step.
+    """The result of one training step."""
 
-    Attributes:
-        sums: Sums of loss, cross-entropy and correct predictions over the batch, an array of
-            shape (3,) on any device.
-        images: Number of images in the batch.
-        is_stopping: Whether a process of the group has received a signal to stop.
-        can_stop: Whether the epoch may end after this step; it may not if later steps have
-            already been taken.
-    """
-
+    # Sums of loss, cross-entropy and correct predictions over the batch, an array of shape (3,) on
+    # any device.
     sums: Any
-    images: int
-    is_stopping: bool = False
+    images: int  # number of images in the batch
+    is_stopping: bool = False  # whether a process of the group has received a signal to stop
+    # Whether the epoch may end after this step; it may not if later steps have already been taken.
     can_stop: bool = True
 
 

@@ -41,15 +41,11 @@ ACTIVATIONS = ("linear", "relu", "relu6", "silu")  # by their number in the sour
 
 
 class Compiled(NamedTuple):
-    """A compiled source.
+    """A compiled source."""
 
-    Attributes:
-        opened: What it was opened as.
-        digest: Tells it from what another source, compiler or processor gives; norms that are
-            computed with the same one have the same bits.
-    """
-
-    opened: Any
+    opened: Any  # what it was opened as
+    # Tells it from what another source, compiler or processor gives; norms that are computed with
+    # the same one have the same bits.
     digest: str
 
 
@@ -133,43 +129,25 @@ def activation_name(layer: Any) -> str:
 
 
 class Call(NamedTuple, Generic[Name]):
-    """A call of a graph, as far as joining calls goes.
+    """A call of a graph, as far as joining calls goes."""
 
-    Attributes:
-        sources: Names of the tensors that it reads.
-        targets: Names of those that it writes.
-        is_norm: Whether it is a norm that can be computed together with its neighbours.
-        activation: Which of `ACTIVATIONS` it applies; "" for none.
-        is_dropout: Whether it is a dropout of which the dropped positions are known.
-        is_add: Whether it adds its inputs.
-    """
-
-    sources: Sequence[Name]
-    targets: Sequence[Name]
-    is_norm: bool = False
-    activation: str = ""
-    is_dropout: bool = False
-    is_add: bool = False
+    sources: Sequence[Name]  # names of the tensors that it reads
+    targets: Sequence[Name]  # names of those that it writes
+    is_norm: bool = False  # whether it is a norm that can be computed together with its neighbours
+    activation: str = ""  # which of `ACTIVATIONS` it applies; "" for none
+    is_dropout: bool = False  # whether it is a dropout of which the dropped positions are known
+    is_add: bool = False  # whether it adds its inputs
 
 
 class Chain(NamedTuple, Generic[Name]):
-    """Calls that are computed together: residual + dropout(after(norm(before(x)))).
+    """Calls that are computed together: residual + dropout(after(norm(before(x))))."""
 
-    Attributes:
-        calls: Their places in the graph, in their order.
-        norm: Place of the norm.
-        before: Name of the activation before it; "" for none.
-        after: Name of the activation after it; "" for none.
-        dropout: Place of the dropout; None for none.
-        sources: Names of x and, with an add at the end, of the residual.
-    """
-
-    calls: tuple[int, ...]
-    norm: int
-    before: str
-    after: str
-    dropout: int | None
-    sources: tuple[Name, ...]
+    calls: tuple[int, ...]  # their places in the graph, in their order
+    norm: int  # place of the norm
+    before: str  # name of the activation before it; "" for none
+    after: str  # name of the activation after it; "" for none
+    dropout: int | None  # place of the dropout; None for none
+    sources: tuple[Name, ...]  # names of x and, with an add at the end, of the residual
 
 
 def chains(calls: Sequence[Call[Name]], readers: Counter[Name]) -> list[Chain[Name]]:

@@ -219,21 +219,17 @@ class Exporter:
         path, writers = self._new_path(entry), entry.usable_writers()
         for backend in writers:
             try:
-                return self._export_on(backend, entry, path)
+                logger.info(f"{name}: writing{f' on {backend}' if backend else ''} …")
+                if backend is None:
+                    entry.write(self._source, path)
+                else:
+                    self._keras_on(backend).do("write", self._source, format=name, out=path)
+                return self._checked(name, path, entry, backend)
             except KerasnormError as error:
                 failures.append(error)
                 if len(writers) > 1:
                     logger.info(str(error))
         raise failures[0]
-
-    def _export_on(self, backend: str | None, entry: Format, path: Path) -> Export:
-        name = entry.name
-        logger.info(f"{name}: writing{f' on {backend}' if backend else ''} …")
-        if backend is None:
-            entry.write(self._source, path)
-        else:
-            self._keras_on(backend).do("write", self._source, format=name, out=path)
-        return self._checked(name, path, entry, backend)
 
     def _checked(self, name: str, path: Path, entry: Format, backend: str | None) -> Export:
         """Returns the export that was written to `path`, measured in its runtime and in place."""
@@ -245,9 +241,22 @@ class Exporter:
             entry.runtime,
             keras_accuracy=self.accuracy,
         )
+        processes = [self._process(entry.name)]
+        if entry is archive.FORMAT:
+            here = keras.backend.backend()
+            others = [one for one in installed_backends() if one != here] or [here]
+            done.runtime = f"Keras on {', '.join(others)}"
+            processes = [self._keras_on(one) for one in others]
         facts: dict[str, Any] = {}
-        for process in self._runtimes(done, entry):
-            facts = self._open(process, done, entry.name)
+        for process in processes:
+            try:
+                facts = process.do("open", path, format=entry.name, is_ours=True)
+            except CorruptFileError as error:
+                reason = str(error).removeprefix(f"{path} ")
+                raise KerasnormError(
+                    f"{name}: what was written does not open in {done.runtime}: {reason}. "
+                    "Nothing was kept; try another --format."
+                ) from None
             if facts["batch"] and name != INT8:
                 raise KerasnormError(
                     f"{name}: expected a free batch size. Received: {facts['batch']}. Nothing was "
@@ -255,25 +264,6 @@ class Exporter:
                 )
             self._measure(process, done)
         return self._place(done, entry, facts)
-
-    def _runtimes(self, done: Export, entry: Format) -> list[FileProcess]:
-        """Returns the processes to open an export in: for Keras, one per other backend."""
-        if entry is not archive.FORMAT:
-            return [self._process(entry.name)]
-        here = keras.backend.backend()
-        others = [name for name in installed_backends() if name != here] or [here]
-        done.runtime = f"Keras on {', '.join(others)}"
-        return [self._keras_on(backend) for backend in others]
-
-    def _open(self, process: FileProcess, done: Export, name: str) -> dict[str, Any]:
-        try:
-            return process.do("open", done.path, format=name, is_ours=True)
-        except CorruptFileError as error:
-            reason = str(error).removeprefix(f"{done.path} ")
-            raise KerasnormError(
-                f"{done.format}: what was written does not open in {done.runtime}: {reason}. "
-                "Nothing was kept; try another --format."
-            ) from None
 
     def _measure(self, process: FileProcess, done: Export) -> None:
         """Records the largest difference from Keras's logits, time of an image, and accuracy."""
@@ -311,7 +301,9 @@ class Exporter:
         file = self._folder / "calibration.npy"
         np.save(file, calibration)
         logger.info(f"{INT8}: writing, from {len(calibration)} images …")
-        self._keras_on(backend).do("write_int8", self._source, out=path, calibration=file)
+        self._keras_on(backend).do(
+            "write", self._source, format=entry.name, out=path, calibration=file
+        )
         return self._checked(INT8, path, entry, backend)
 
     def _new_path(self, entry: Format, ending: str = "") -> Path:

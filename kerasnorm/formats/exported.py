@@ -64,25 +64,15 @@ def read_metadata(path: Path, format: Format) -> dict[str, Any]:  # noqa: A002
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """An exported model, open in its own runtime in a process of its own.
+    """An exported model, open in its own runtime in a process of its own."""
 
-    Attributes:
-        path: File or folder of the model.
-        class_names: One name per class; "0", "1", … where it has no metadata.
-        config: Config of the run that trained it, None where that is not known.
-        image_shape: Shape (H, W, C) of the images that it takes.
-        wants_equalized: Whether its images must be histogram-equalized first.
-        stated: Kind of its outputs by its metadata, None where it does not tell.
-        process: Process in which it is open.
-    """
-
-    path: Path
-    class_names: tuple[str, ...]
-    config: Config | None
-    image_shape: tuple[int, int, int]
-    wants_equalized: bool
-    stated: Kind | None
-    process: FileProcess
+    path: Path  # file or folder of the model
+    class_names: tuple[str, ...]  # one name per class; "0", "1", … where it has no metadata
+    config: Config | None  # config of the run that trained it, None where that is not known
+    image_shape: tuple[int, int, int]  # shape (H, W, C) of the images that it takes
+    wants_equalized: bool  # whether its images must be histogram-equalized first
+    stated: Kind | None  # kind of its outputs by its metadata, None where it does not tell
+    process: FileProcess  # process in which it is open
 
     def predict(self, images: "Images") -> NDArray[np.float32]:
         """Returns the logits (N, classes) for raw images (N, H, W, C).

@@ -21,20 +21,14 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Opened:
-    """A model file that is open in its runtime.
+    """A model file that is open in its runtime."""
 
-    Attributes:
-        call: Takes a batch of images (N, H, W, C) of `dtype` and returns its outputs (N, classes).
-        shape: Shape (N, H, W, C) of the input; 0 for a size that is not fixed.
-        dtype: Type of the input.
-        input_name: Name of the input, which tells whether images must be equalized.
-        quantization: Scale and zero point of a quantized input, None for any other.
-    """
-
+    # Takes a batch of images (N, H, W, C) of `dtype` and returns its outputs (N, classes).
     call: "Callable[[NDArray[Any]], NDArray[Any]]"
-    shape: tuple[int, ...]
-    dtype: str
-    input_name: str
+    shape: tuple[int, ...]  # shape (N, H, W, C) of the input; 0 for a size that is not fixed
+    dtype: str  # type of the input
+    input_name: str  # name of the input, which tells whether images must be equalized
+    # Scale and zero point of a quantized input, None for any other.
     quantization: tuple[float, int] | None = None
 
     def predict(self, images: "NDArray[np.uint8]") -> "NDArray[np.float32]":

@@ -167,7 +167,13 @@ class _Writer:
             if layer.name in made:
                 raise ConfigError(f"{layer.name}: a layer that is used twice cannot be written.")
             made.add(layer.name)
-            expression, line = self._emit(layer, inputs, node)
+            kind = type(layer).__name__
+            if kind not in _EMITTERS:
+                raise ConfigError(
+                    f"{layer.name}: a layer of type {kind} cannot be written as a state dict; "
+                    f"expected one of {', '.join(sorted(_EMITTERS))}. Use --format torch."
+                )
+            expression, line = _EMITTERS[kind](self, layer, inputs, node)
             output = node.outputs[0]
             following = calls[place + 1].input_tensors if place + 1 < len(calls) else [output]
             is_next = any(tensor is output for tensor in following)
@@ -176,15 +182,6 @@ class _Writer:
                 self.layers.append(f"self.{layer.name} = {line}")
             if expression != names[id(output)]:
                 self.forward.append(f"{names[id(output)]} = {expression}")
-
-    def _emit(self, layer: Any, inputs: list[str], node: Any) -> Emitted:
-        kind = type(layer).__name__
-        if kind not in _EMITTERS:
-            raise ConfigError(
-                f"{layer.name}: a layer of type {kind} cannot be written as a state dict; "
-                f"expected one of {', '.join(sorted(_EMITTERS))}. Use --format torch."
-            )
-        return _EMITTERS[kind](self, layer, inputs, node)
 
     def rescaling(self, layer: Any, inputs: list[str], node: Any) -> Emitted:
         """Per-channel scale and offset, as constants of the source."""
@@ -212,19 +209,16 @@ class _Writer:
         padding = f", padding={(height // 2, width // 2)}" if height * width > 1 else ""
         options = f"{(int(height), int(width))}{padding}, bias={bool(layer.use_bias)}"
         line = f"nn.Conv2d({channels}, {int(layer.filters)}, {options})"
-        return self._activated(layer, f"self.{layer.name}({inputs[0]})"), line
+        return self.activated(layer, f"self.{layer.name}({inputs[0]})"), line
 
-    def _activated(self, layer: Any, expression: str) -> str:
+    def activated(self, layer: Any, expression: str) -> str:
+        """Returns an expression with the activation of a layer."""
         name = getattr(layer.activation, "__name__", None) or described(layer.activation)
         if name == "linear":
             return expression
         if name not in _ACTIVATIONS:
             raise ConfigError(f"{layer.name}: the activation {name} cannot be written.")
         return _ACTIVATIONS[name].format(expression)
-
-    def activation(self, layer: Any, inputs: list[str], node: Any) -> Emitted:
-        """An activation."""
-        return self._activated(layer, inputs[0]), ""
 
     def batch_norm(self, layer: Any, inputs: list[str], node: Any) -> Emitted:
         """Batch normalization, with its moving statistics."""
@@ -277,23 +271,11 @@ class _Writer:
         for name, value in zip(names, weights, strict=True):
             self.tensors[f"{layer.name}.{name}"] = value
 
-    def nothing(self, layer: Any, inputs: list[str], node: Any) -> Emitted:
-        """Dropout, which does nothing outside of training."""
-        return inputs[0], ""
-
-    def add(self, layer: Any, inputs: list[str], node: Any) -> Emitted:
-        """A sum."""
-        return " + ".join(inputs), ""
-
     def max_pool(self, layer: Any, inputs: list[str], node: Any) -> Emitted:
         """A max pooling."""
         if layer.padding != "valid" or layer.strides != layer.pool_size:
             raise ConfigError(f"{layer.name}: expected padding valid and strides of the pool.")
         return f"F.max_pool2d({inputs[0]}, {tuple(map(int, layer.pool_size))})", ""
-
-    def global_pool(self, layer: Any, inputs: list[str], node: Any) -> Emitted:
-        """A global average pooling."""
-        return f"{inputs[0]}.mean((2, 3), keepdim={bool(layer.keepdims)})", ""
 
     def flatten(self, layer: Any, inputs: list[str], node: Any) -> Emitted:
         """Flattening of single pixels, whose order does not depend on the layout."""
@@ -317,16 +299,19 @@ def _check_name(name: str) -> None:
 _EMITTERS: dict[str, Callable[[_Writer, Any, list[str], Any], Emitted]] = {
     "Rescaling": _Writer.rescaling,
     "Conv2D": _Writer.conv,
-    "Activation": _Writer.activation,
+    "Activation": lambda writer, layer, x, node: (writer.activated(layer, x[0]), ""),
     "BatchNormalization": _Writer.batch_norm,
     "GroupNormalization": _Writer.group_norm,
     "LayerNormalization": _Writer.layer_norm,
     "RMSNormalization": _Writer.rms_norm,
-    "Dropout": _Writer.nothing,
-    "SpatialDropout2D": _Writer.nothing,
-    "Add": _Writer.add,
+    "Dropout": lambda writer, layer, x, node: (x[0], ""),
+    "SpatialDropout2D": lambda writer, layer, x, node: (x[0], ""),
+    "Add": lambda writer, layer, x, node: (" + ".join(x), ""),
     "MaxPooling2D": _Writer.max_pool,
-    "GlobalAveragePooling2D": _Writer.global_pool,
+    "GlobalAveragePooling2D": lambda writer, layer, x, node: (
+        f"{x[0]}.mean((2, 3), keepdim={bool(layer.keepdims)})",
+        "",
+    ),
     "Flatten": _Writer.flatten,
 }
 

@@ -30,22 +30,15 @@ Pixels = int | Fraction
 
 @dataclass(frozen=True)
 class Field:
-    """Receptive field of the units of a feature map along one axis; by default that of the input.
+    """Receptive field of a map's units along one axis; by default that of the input."""
 
-    Attributes:
-        size: Number of input pixels that a unit sees.
-        jump: Distance between the fields of two neighboring units, in input pixels.
-        start: First pixel that unit 0 sees; negative if it is in the padding.
-        is_shared: Whether every unit sees the same pixels, those of unit 0, as after the scaling
-            by a squeeze-and-excitation branch.
-        is_bound: Whether a unit may see fewer pixels, none of them outside of the field.
-    """
-
-    size: Pixels = 1
-    jump: Pixels = 1
-    start: Pixels = 0
+    size: Pixels = 1  # number of input pixels that a unit sees
+    jump: Pixels = 1  # distance between the fields of two neighboring units, in input pixels
+    start: Pixels = 0  # first pixel that unit 0 sees; negative if it is in the padding
+    # Whether every unit sees the same pixels, those of unit 0, as after the scaling by a
+    # squeeze-and-excitation branch.
     is_shared: bool = False
-    is_bound: bool = False
+    is_bound: bool = False  # whether a unit may see fewer pixels, none of them outside of the field
 
     @property
     def center(self) -> float:
@@ -138,15 +131,11 @@ def _over_all(field: Field, units: int | None) -> Field:
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """Size and receptive field of a feature map, one entry per axis: (H, W), (L,) or ().
+    """Size and receptive field of a feature map, one entry per axis: (H, W), (L,) or ()."""
 
-    Attributes:
-        sizes: Number of units along each axis, None if unknown. Flattening keeps them.
-        fields: Field of the units along each axis.
-    """
-
+    # Number of units along each axis, None if unknown. Flattening keeps them.
     sizes: tuple[int | None, ...]
-    fields: tuple[Field, ...]
+    fields: tuple[Field, ...]  # field of the units along each axis
 
     @classmethod
     def of_input(cls, sizes: Sequence[int | None]) -> "FeatureMap":

@@ -14,12 +14,11 @@ from kerasnorm.plots.labels import run_labels
 from kerasnorm.plots.style import (
     FAINT,
     INK,
-    LEGEND_ROW,
     TEXT_SIZE,
     Picture,
     draw_legend,
     first_texts,
-    legend_shape,
+    legend_height,
     marked_styles,
     new_figure,
     quiet,
@@ -65,7 +64,7 @@ def accuracy_figure(
     The validation accuracy of a run that has one is dashed beside its test accuracy. `spreads` are
     half-heights that are shaded around the curves, a history for each run.
     """
-    return _pair(runs, _ACCURACY, labels or run_labels(runs), spreads)
+    return _pair(runs, _ACCURACY, labels, spreads)
 
 
 def loss_figure(
@@ -75,7 +74,7 @@ def loss_figure(
     spreads: "Sequence[Sequence[Row]]" = (),
 ) -> Picture:
     """Returns training and test loss side by side, as `accuracy_figure` does accuracy."""
-    return _pair(runs, _LOSS, labels or run_labels(runs), spreads)
+    return _pair(runs, _LOSS, labels, spreads)
 
 
 def _values(history: "Sequence[Row]", name: str) -> NDArray[np.float64]:
@@ -90,15 +89,14 @@ def _pair(
     labels: Sequence[str],
     spreads: "Sequence[Sequence[Row]]",
 ) -> Picture:
-    name, factor = measure.name, measure.factor
+    name, factor, labels = measure.name, measure.factor, labels or run_labels(runs)
     styles = _styles(runs)
     has_validation = any(np.isfinite(_values(run.history, f"val_{name}")).any() for run in runs)
     handles, shown = list(styles), list(labels)
     if has_validation:
         handles.append({"color": FAINT, "linewidth": 1.1, "linestyle": DASHES})
         shown.append("validation")
-    columns, rows = legend_shape(shown)
-    figure = new_figure(PANEL_HEIGHT + LEGEND_ROW * rows)
+    figure = new_figure(PANEL_HEIGHT + legend_height(shown))
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
     alpha = SHADE * min(1.0, 4 / max(len(runs), 1))  # many shades would hide the curves
     for axes, part, word in ((left, "train", "TRAINING"), (right, "test", "TEST")):
@@ -124,7 +122,7 @@ def _pair(
         for axes, part in ((left, "train"), (right, "test")):
             ends = [factor * _values(run.history[-1:], f"{part}_{name}") for run in runs]
             _annotate_ends(axes, ends, [style["color"] for style in styles], measure.digits)
-    draw_legend(figure, handles, shown, columns)
+    draw_legend(figure, handles, shown)
     ends = [_values(run.history[-1:], f"test_{name}") for run in runs]
     texts = [
         f"{label} {rounded(factor * end[0], measure.digits)} {measure.unit}"
@@ -236,28 +234,20 @@ def spread_labels(values: Sequence[float], gap: float, low: float, high: float) 
     return [bottom(stack) + gap * place for stack in stacks for place in range(len(stack))]
 
 
-def _rates(run: "Run", steps: int) -> NDArray[np.float64]:
-    """Returns the learning rate of each step that a run has taken.
-
-    A callback may change a constant rate, and the history holds that of every epoch.
-    """
-    taken = _values(run.history, "lr").repeat(steps)
-    planned = learning_rates(run.config.train, run.config.train.epochs * steps)[: len(taken)]
-    is_planned = not has_open_end(run.config.train) or np.allclose(taken, planned, rtol=1e-6)
-    return planned if is_planned else taken
-
-
 def learning_rate_figure(runs: "Sequence[Run]") -> Picture:
     """Returns the learning rate over the epochs, one curve for all runs with the same rates."""
     groups: dict[tuple[int, bytes], list[int]] = {}
     rates: list[NDArray[np.float64]] = []
     for index, run in enumerate(runs):
-        steps = int(run.metrics["steps_per_epoch"])
-        rates.append(_rates(run, steps))
+        steps, train = int(run.metrics["steps_per_epoch"]), run.config.train
+        taken = _values(run.history, "lr").repeat(steps)
+        planned = learning_rates(train, train.epochs * steps)[: len(taken)]
+        # A callback may change a constant rate, and the history holds that of every epoch.
+        is_planned = not has_open_end(train) or np.allclose(taken, planned, rtol=1e-6)
+        rates.append(planned if is_planned else taken)
         groups.setdefault((steps, rates[-1].tobytes()), []).append(index)
     labels = _group_labels(run_labels(runs), list(groups.values()))
-    columns, rows = legend_shape(labels)
-    figure = new_figure(2.8 + LEGEND_ROW * rows)
+    figure = new_figure(2.8 + legend_height(labels))
     axes = figure.subplots()
     quiet(axes, "LEARNING RATE")
     styles = _styles([runs[members[0]] for members in groups.values()])
@@ -274,7 +264,7 @@ def learning_rate_figure(runs: "Sequence[Run]") -> Picture:
     axes.xaxis.set_major_locator(_whole_epochs())
     axes.set_xlim(0, max((len(run.history) for run in runs), default=1) or 1)
     axes.set_ylim(bottom=0)
-    draw_legend(figure, list(axes.lines), labels, columns)
+    draw_legend(figure, list(axes.lines), labels)
     highest = [
         f"{label} {rates[members[0]].max(initial=0):g}"
         for label, members in zip(labels, groups.values(), strict=True)

@@ -24,7 +24,6 @@ from kerasnorm.plots.style import (
     quiet,
     small_text,
     text_width,
-    title,
 )
 from kerasnorm.progress import in_percent
 
@@ -50,10 +49,9 @@ def confusion_figure(run: "Run", label: str = "") -> Picture:
     starts = np.arange(0, classes, each)
     blocks = np.add.reduceat(np.add.reduceat(counts, starts, axis=0), starts, axis=1)
     percent = 100.0 * blocks / np.maximum(blocks.sum(axis=1, keepdims=True), 1)
-    figure = new_figure(6.6)
-    axes = figure.subplots()
     label, right = label or run_label(run), f"{in_percent(run.metrics['test_accuracy'])} % right"
-    title(figure, f"CONFUSION ON THE TEST SET, {right}\n{label}")
+    figure = new_figure(6.6, f"CONFUSION ON THE TEST SET, {right}\n{label}")
+    axes = figure.subplots()
     quiet(axes)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
@@ -66,8 +64,13 @@ def confusion_figure(run: "Run", label: str = "") -> Picture:
     axes.set_xlabel("predicted class" + several)
     axes.set_ylabel("true class" + several)
     if classes <= MOST_NAMED_CLASSES:
-        _name_classes(axes, run.metrics["class_names"])
-        _write_counts(axes, counts, percent)
+        names, places = fit(run.metrics["class_names"], NAME_WIDTH), range(classes)
+        axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(places, names)
+        size = TEXT_SIZE if classes <= 12 else 6.0
+        for (row, column), count in np.ndenumerate(counts):
+            color = "white" if percent[row, column] > 40 else INK if count else FAINT
+            axes.text(column, row, str(count), ha="center", va="center", fontsize=size, color=color)
     else:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True))
@@ -91,20 +94,6 @@ def confusion_figure(run: "Run", label: str = "") -> Picture:
 def run_label(run: "Run") -> str:
     """Returns the norm and the seed of a run."""
     return f"{NORMS[run.config.model.norm].label}, seed {run.config.train.seed}"
-
-
-def _name_classes(axes: Axes, class_names: Sequence[str]) -> None:
-    names = fit(class_names, NAME_WIDTH)
-    places = range(len(names))
-    axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(places, names)
-
-
-def _write_counts(axes: Axes, counts: NDArray[np.int64], percent: NDArray[np.float64]) -> None:
-    size = TEXT_SIZE if len(counts) <= 12 else 6.0
-    for (row, column), count in np.ndenumerate(counts):
-        color = "white" if percent[row, column] > 40 else INK if count else FAINT
-        axes.text(column, row, str(count), ha="center", va="center", fontsize=size, color=color)
 
 
 def mistakes_figure(run: "Run", images: Images, label: str = "") -> Picture:
@@ -134,8 +123,8 @@ def misclassified_figure(
         IndexError: An entry points outside `images`.
     """
     rows = max(1, -(-len(entries) // COLUMNS))
-    figure = new_figure(0.1 + 0.25 * len(heading.splitlines()) + 1.9 * rows if entries else 1.2)
-    title(figure, heading)
+    height = 0.1 + 0.25 * len(heading.splitlines()) + 1.9 * rows if entries else 1.2
+    figure = new_figure(height, heading)
     text = f"{len(entries)} misclassified test images" if entries else NO_MISTAKE
     picture = Picture(
         "misclassified",

@@ -219,26 +219,19 @@ def first_texts(texts: Sequence[str]) -> str:
     return "; ".join(texts[:MOST_TEXTS]) + (f"; and {more} more" if more > 0 else "")
 
 
-def new_figure(height: float) -> Figure:
+def new_figure(height: float, title: str | None = None) -> Figure:
     """Returns an empty figure of the common width that belongs to no window.
 
-    The height is in inches.
+    The height is in inches. The lines of the title above it are cut to the figure's width.
     """
     figure = _LiteralFigure(
         figsize=(WIDTH, height), dpi=DPI, facecolor="white", layout="constrained"
     )
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[union-attr,call-arg]
+    if title is not None:
+        lines = (fit([line], WIDTH - 0.2, TITLE_SIZE)[0] for line in title.split("\n"))
+        figure.suptitle("\n".join(lines), fontsize=TITLE_SIZE, color=INK)
     return figure
-
-
-def title(figure: Figure, text: str) -> None:
-    """Puts a title above the whole figure, each of its lines cut to the figure's width."""
-    figure.suptitle(fit_lines(text, WIDTH), fontsize=TITLE_SIZE, color=INK)
-
-
-def fit_lines(text: str, inches: float) -> str:
-    """Returns the lines of a title, each without its middle where it is too wide."""
-    return "\n".join(fit([line], inches - 0.2, TITLE_SIZE)[0] for line in text.split("\n"))
 
 
 def quiet(axes: Axes, heading: str = "") -> None:
@@ -266,15 +259,14 @@ def log_ticks(axis: Axis) -> None:
     """
     low, high = sorted(axis.get_view_interval())
     plain = FuncFormatter(lambda value, _: f"{value:g}")
-    axis.set_major_formatter(plain if high < 1e5 * low else FuncFormatter(_power_of_ten))
+    power = FuncFormatter(
+        lambda value, _: "10" + f"{math.log10(value):.0f}".translate(SUPERSCRIPTS)
+    )
+    axis.set_major_formatter(plain if high < 1e5 * low else power)
     is_short = high < SHORT_RANGE * low
     axis.set_minor_locator(LogLocator(subs=(2, 5) if is_short else "auto"))
     axis.set_minor_formatter(plain if is_short else NullFormatter())
     axis.set_tick_params(which="both", labelsize=TEXT_SIZE - 1, labelcolor=INK, color=FAINT)
-
-
-def _power_of_ten(value: float, _: int | None) -> str:
-    return "10" + f"{math.log10(value):.0f}".translate(SUPERSCRIPTS)
 
 
 def repeats(norms: Sequence[str]) -> list[int]:
@@ -304,27 +296,30 @@ def marked_styles(norms: Sequence[str]) -> list[dict[str, Any]]:
     ]
 
 
-def legend_shape(labels: Sequence[str]) -> tuple[int, int]:
-    """Returns the columns and rows of a legend as wide as the figure."""
-    if not labels:
-        return 1, 0
-    inches = LEGEND_LINE + max(map(text_width, labels))
-    columns = max(1, min(len(labels), int(WIDTH / inches)))
-    return columns, -(-len(labels) // columns)
+def _legend_columns(labels: Sequence[str]) -> int:
+    """Returns the columns of a legend as wide as the figure."""
+    inches = LEGEND_LINE + max(map(text_width, labels), default=0.0)
+    return max(1, min(len(labels), int(WIDTH / inches)))
+
+
+def legend_height(labels: Sequence[str]) -> float:
+    """Returns the height in inches of a legend as wide as the figure."""
+    return LEGEND_ROW * -(-len(labels) // _legend_columns(labels))
 
 
 def draw_legend(
     figure: Figure,
     handles: Sequence[Line2D | dict[str, Any]],
     labels: Sequence[str],
-    columns: int,
+    columns: int | None = None,
 ) -> None:
-    """Puts a legend below the figure."""
+    """Puts a legend below the figure, of at most some columns or as many as fit."""
+    fitting = _legend_columns(labels)
     figure.legend(
         [Line2D([], [], **handle) if isinstance(handle, dict) else handle for handle in handles],
         fit(labels, WIDTH - LEGEND_LINE - 0.2),
         loc="outside lower center",
-        ncols=min(columns, legend_shape(labels)[0]),
+        ncols=min(columns or fitting, fitting),
         frameon=False,
         borderaxespad=0.2,
         fontsize=TEXT_SIZE,

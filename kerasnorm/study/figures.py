@@ -22,19 +22,17 @@ from kerasnorm.plots.labels import shown_fields, value_text, value_texts
 from kerasnorm.plots.style import (
     FAINT,
     INK,
-    LEGEND_ROW,
     MARKERS,
     TEXT_SIZE,
     Picture,
     draw_legend,
     first_texts,
     fit,
-    legend_shape,
+    legend_height,
     new_figure,
     quiet,
     repeats,
     shade,
-    title,
 )
 from kerasnorm.progress import in_percent
 from kerasnorm.study.intervals import Interval
@@ -276,8 +274,8 @@ def effects_figure(summary: Summary) -> Picture:
     """Returns the ablation effects: one panel per norm, one row per effect, one dot per seed."""
     effects, measure = summary.effects, measure_text(summary)
     panels = [list(items) for _, items in groupby(effects, lambda i: (i.base.norm, i.base.backend))]
-    figure = new_figure(MARGIN + PANEL_HEADING * len(panels) + EFFECT_ROW * len(effects))
-    title(figure, "ONE CHOICE CHANGED ALONE, AGAINST THE BASE")
+    height = MARGIN + PANEL_HEADING * len(panels) + EFFECT_ROW * len(effects)
+    figure = new_figure(height, "ONE CHOICE CHANGED ALONE, AGAINST THE BASE")
     column = figure.subplots(
         len(panels),
         sharex=True,
@@ -343,8 +341,7 @@ def against_figure(summary: Summary, name: str) -> Picture:
     summary = summary.along(name)
     lines = _lines(summary, name)
     labels = [group_label(groups[0], summary, without=name) for groups in lines]
-    columns, rows = legend_shape(labels)
-    figure = new_figure(PANEL_HEIGHT + LEGEND_ROW * rows)
+    figure = new_figure(PANEL_HEIGHT + legend_height(labels))
     axes = figure.subplots()
     measure = "error" if name in AS_ERROR else "accuracy"
     words = name.replace("_", " ")
@@ -358,7 +355,7 @@ def against_figure(summary: Summary, name: str) -> Picture:
     ]
     axes.set_xlabel(words)
     axes.set_ylabel(f"test {measure} (%)")
-    draw_legend(figure, handles, labels, columns)
+    draw_legend(figure, handles, labels)
     text = f"Test {measure} against {words}"
     return Picture(
         f"against-{name}",

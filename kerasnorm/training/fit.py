@@ -170,17 +170,11 @@ def _checked(callbacks: Iterable[Any]) -> "list[keras.callbacks.Callback]":
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a call of `fit` is to do.
+    """What a call of `fit` is to do."""
 
-    Attributes:
-        config: What to train.
-        out: The run's folder; None for the default one of a new run.
-        saved: The config of the run to resume; None for a new run.
-    """
-
-    config: Config
-    out: Path | None
-    saved: Config | None = None
+    config: Config  # what to train
+    out: Path | None  # the run's folder; None for the default one of a new run
+    saved: Config | None = None  # the config of the run to resume; None for a new run
 
     @property
     def is_resumed(self) -> bool:

@@ -57,16 +57,12 @@ Row = dict[str, float | None]
 
 
 class Judged(NamedTuple):
-    """What a run in training is to be judged by.
+    """What a run in training is to be judged by."""
 
-    Attributes:
-        split: "validation" where the run has such a split, since what is chosen on test images
-            cannot be tested on them; otherwise "test".
-        accuracy: Share of its images classified correctly after an epoch.
-    """
-
+    # "validation" where the run has such a split, since what is chosen on test images cannot be
+    # tested on them; otherwise "test".
     split: str
-    accuracy: float
+    accuracy: float  # share of its images classified correctly after an epoch
 
     def __str__(self) -> str:
         return f"{self.split} {in_percent(self.accuracy, 1)} %"

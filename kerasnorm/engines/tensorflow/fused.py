@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
-from keras import layers
 
 from kerasnorm.engines.fused import ACTIVATIONS, Compiled, compiled
-from kerasnorm.engines.tensorflow.kernels import move_statistics
+from kerasnorm.engines.tensorflow.kernels import is_usual, move_statistics
 from kerasnorm.runtime import threads
 
 Tensor = Any
@@ -48,15 +47,8 @@ def _open(path: Path) -> Any:
 
 def can_compute(layer: Any) -> bool:
     """Says whether `normalize` computes a norm's training pass on images (N, H, W, C)."""
-    return (
-        type(layer) in (layers.BatchNormalization, layers.GroupNormalization)
-        and layer.axis in (-1, 3)
-        and layer.trainable
-        and layer.compute_dtype in TYPES
-        and layer.variable_dtype == "float32"
-        and not getattr(layer, "renorm", False)
-        and not getattr(layer, "synchronized", False)
-    )
+    is_known = is_usual(layer) and layer.compute_dtype in TYPES
+    return is_known and layer.variable_dtype == "float32"
 
 
 def normalize(

@@ -12,29 +12,29 @@ from keras import layers
 Tensor = Any
 
 
+def is_usual(layer: Any) -> bool:
+    """Says whether a layer is a batch or group norm of channels by the statistics of its batch."""
+    return (
+        type(layer) in (layers.BatchNormalization, layers.GroupNormalization)
+        and layer.axis in (-1, 3)
+        and layer.trainable
+        and not getattr(layer, "renorm", False)
+        and not getattr(layer, "synchronized", False)
+    )
+
+
 def training_norm(layer: Any) -> Callable[[Tensor], Tensor] | None:
     """Returns the training pass of a norm as a function of x (N, H, W, C), or None.
 
     The layer is built. Only usual batch and group norms have one.
     """
-    is_usual = (
-        type(layer) in (layers.BatchNormalization, layers.GroupNormalization)
-        and layer.axis in (-1, 3)
-        and layer.trainable
-        and layer.compute_dtype == "float32"
-        and layer.gamma is not None
-        and layer.beta is not None
-    )
-    if not is_usual:
+    has_affine = is_usual(layer) and layer.gamma is not None and layer.beta is not None
+    # With one group, Keras's own layer is as fast.
+    if not has_affine or layer.compute_dtype != "float32" or getattr(layer, "groups", 0) == 1:
         return None
-    if isinstance(layer, layers.GroupNormalization):
-        # With one group, Keras's own layer is as fast.
-        if layer.groups == 1:
-            return None
-        return lambda x: _group_norm(tf.cast(x, tf.float32), layer)
-    if layer.renorm or layer.synchronized:
-        return None
-    return lambda x: _batch_norm(tf.cast(x, tf.float32), layer)
+    is_group = isinstance(layer, layers.GroupNormalization)
+    normalize = _group_norm if is_group else _batch_norm
+    return lambda x: normalize(tf.cast(x, tf.float32), layer)
 
 
 def _batch_norm(x: Tensor, layer: Any) -> Tensor:

@@ -28,17 +28,14 @@ Tensor = Any
 
 @dataclass(frozen=True)
 class Dropout:
-    """A way to drop values.
+    """A way to drop values."""
 
-    Attributes:
-        draw: Takes a random generator, the number of values and the rate; returns the random
-            numbers of a step, an int32 vector.
-        drop: Takes a tensor, the rate, a vector of random numbers, where in it those of this
-            dropout start and end, and the number of the tensor's first image in the batch;
-            returns the tensor with values dropped.
-    """
-
+    # Takes a random generator, the number of values and the rate; returns the random numbers of a
+    # step, an int32 vector.
     draw: Callable[[np.random.Generator, int, float], NDArray[np.int32]]
+    # Takes a tensor, the rate, a vector of random numbers, where in it those of this dropout start
+    # and end, and the number of the tensor's first image in the batch; returns the tensor with
+    # values dropped.
     drop: Callable[[Tensor, float, Tensor, tuple[Tensor, Tensor], Tensor | int], Tensor]
 
 
@@ -92,12 +89,18 @@ class LoweredModel:
         self.calls = [node for node in nodes(graph) if not node.is_input]
         is_hashed = is_hashed or is_compiled
         per_image = _calls_per_image(model)
-        drops = {
-            n: _drop(node, is_hashed or id(node) not in per_image)
-            for n, node in enumerate(self.calls)
+        self.drops = {
+            number: drop
+            for number, node in enumerate(self.calls)
+            if (drop := _drop(node, is_hashed or id(node) not in per_image))
         }
-        self.drops = {number: drop for number, drop in drops.items() if drop is not None}
-        self.norms = {} if is_compiled else _training_norms(self.calls)
+        self.norms = {
+            number: norm
+            for number, node in enumerate(() if is_compiled else self.calls)
+            if len(node.input_tensors) == 1
+            and _takes_images(node)
+            and (norm := training_norm(node.operation))
+        }
         found = fused.library() if is_fused and not is_compiled else None
         self.fused_kernels = found.digest if found else None
         self.chains = _chains(graph, self.calls, self.drops) if found else {}
@@ -173,22 +176,18 @@ def _chains(graph: Any, calls: list[Any], drops: dict[int, _Drop]) -> dict[int, 
     parts, called = [], Counter(id(node.operation) for node in calls)
     for number, node in enumerate(calls):
         layer, inputs = node.operation, node.input_tensors
-        is_image = all(len(x.shape) == 4 and None not in x.shape[1:] for x in inputs)
         is_one_type = {x.dtype for x in inputs} == {getattr(layer, "compute_dtype", None)}
+        is_plain = is_one_type and _takes_images(node)
         parts.append(
             Call(
                 [id(x) for x in inputs],
                 [id(x) for x in node.outputs],
                 # Several calls of a norm must update its statistics in their order.
-                is_norm=is_image
-                and is_one_type
-                and called[id(layer)] == 1
-                and fused.can_compute(layer),
-                activation=activation_name(layer) if is_image and is_one_type else "",
+                is_norm=is_plain and called[id(layer)] == 1 and fused.can_compute(layer),
+                activation=activation_name(layer) if is_plain else "",
                 is_dropout=number in drops and drops[number].dropout is CLEARED and is_one_type,
                 is_add=type(layer) is layers.Add
-                and is_image
-                and is_one_type
+                and is_plain
                 and len({x.shape for x in inputs}) == 1,
             )
         )
@@ -197,16 +196,9 @@ def _chains(graph: Any, calls: list[Any], drops: dict[int, _Drop]) -> dict[int, 
     return {chain.calls[-1]: chain for chain in chains(parts, readers)}
 
 
-def _training_norms(calls: list[Any]) -> dict[int, Callable[[Tensor], Tensor]]:
-    """Returns the norms that have faster kernels, by the number of their call."""
-    found = {}
-    for number, node in enumerate(calls):
-        shapes = [tensor.shape for tensor in node.input_tensors]
-        is_image = len(shapes) == 1 and len(shapes[0]) == 4 and None not in shapes[0][1:]
-        norm = training_norm(node.operation) if is_image else None
-        if norm is not None:
-            found[number] = norm
-    return found
+def _takes_images(node: Any) -> bool:
+    """Says whether all inputs of a call are images (N, H, W, C) of fixed size."""
+    return all(len(x.shape) == 4 and None not in x.shape[1:] for x in node.input_tensors)
 
 
 def _calls_per_image(model: Any) -> set[int]:

@@ -51,22 +51,15 @@ def library() -> Compiled | None:
 
 @dataclass(frozen=True)
 class Norm:
-    """A batch norm, or a group norm, as the fused functions compute it.
+    """A batch norm, or a group norm, as the fused functions compute it."""
 
-    Attributes:
-        groups: Number of groups of channels; 0 for statistics of each channel over the batch.
-        gamma: Scale, float32, (C,); None for 1.
-        beta: Shift, float32, (C,); None for 0.
-        epsilon: Added to the variance.
-        note: Receives mean and biased variance of a batch, (C,) each.
-        is_batch: Says of a batch norm whether it uses the batch's own statistics now.
-    """
-
-    groups: int
-    gamma: Tensor | None
-    beta: Tensor | None
-    epsilon: float
+    groups: int  # number of groups of channels; 0 for statistics of each channel over the batch
+    gamma: Tensor | None  # scale, float32, (C,); None for 1
+    beta: Tensor | None  # shift, float32, (C,); None for 0
+    epsilon: float  # added to the variance
+    # Receives mean and biased variance of a batch, (C,) each.
     note: Callable[[Tensor, Tensor], None] | None = None
+    # Says of a batch norm whether it uses the batch's own statistics now.
     is_batch: Callable[[], bool] = lambda: True
 
 

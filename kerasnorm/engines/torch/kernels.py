@@ -18,14 +18,10 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _flat(x: Tensor) -> Tensor:
-    """Returns the memory of a tensor, of images in channels-last memory, as one row, a view."""
-    return (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).view(-1)
-
-
 def _clear(x: Tensor, positions: Tensor) -> None:
     """Sets the values at positions of the memory to 0; `index_fill_` takes 1.5 times as long."""
-    _flat(x).index_put_((positions,), x.new_zeros(()))
+    memory = (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).view(-1)
+    memory.index_put_((positions,), x.new_zeros(()))
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -49,9 +45,7 @@ class _ZeroAt(Function):
         return gradient, None
 
 
-def zero_at_(x: Tensor, positions: Tensor) -> Tensor:
-    """Sets x to 0 at positions of its memory, in place."""
-    return _ZeroAt.apply(x, positions)
+zero_at_ = _ZeroAt.apply  # sets a tensor to 0 at positions of its memory, in place
 
 
 # PyTorch's batch norm on CPUs computes channels that do not fill a vector one by one, at a tenth of
@@ -200,7 +194,7 @@ class _SyncBatchNorm(Function):
     def forward(
         ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, sum_: Sum
     ) -> tuple[Tensor, Tensor, Tensor]:
-        rows = _pixels(x).to(gamma.dtype)
+        rows = _rows(x).flatten(0, 1).to(gamma.dtype)
         size = torch.full((1,), float(len(rows)), dtype=rows.dtype, device=rows.device)
         stats = sum_(torch.cat([rows.sum(0), size]))
         count = stats[-1]
@@ -218,7 +212,7 @@ class _SyncBatchNorm(Function):
         # With y = gamma * d * r + beta, d = x - mean(x), r = 1 / sqrt(mean(d²) + epsilon):
         # dx = r * gamma * (g - mean(g) - d * r² * mean(g * d)), means over all processes.
         centered, inverse_std, gamma, count = ctx.saved_tensors
-        rows = _pixels(gradients[0]).to(gamma.dtype)
+        rows = _rows(gradients[0]).flatten(0, 1).to(gamma.dtype)
         sums, dots = rows.sum(0), (rows * centered).sum(0)
         means = ctx.sum_(torch.cat([sums, dots])) / count
         first, second = means.split(len(sums))
@@ -227,15 +221,10 @@ class _SyncBatchNorm(Function):
         return _images(dx, gradients[0]), dots * inverse_std, sums, None, None
 
 
-def _pixels(x: Tensor) -> Tensor:
-    """Returns x (N, C, H, W) as (N * H * W, C), a view if its memory is channels-last."""
-    return channels_last(x).permute(0, 2, 3, 1).flatten(0, 2)
-
-
 def _images(rows: Tensor, like: Tensor) -> Tensor:
     """Returns rows (pixels, C) as images (N, C, H, W) in memory of their own, not a view."""
     images = torch.empty_like(like, memory_format=torch.channels_last)
-    _pixels(images).copy_(rows)
+    _rows(images).flatten(0, 1).copy_(rows)
     return images
 
 

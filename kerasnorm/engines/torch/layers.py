@@ -31,19 +31,16 @@ from kerasnorm.process_group import Shard
 
 @dataclass(frozen=True)
 class Mode:
-    """How a model is called.
+    """How a model is called."""
 
-    Attributes:
-        training: Whether batches are normalized by their own statistics, and dropout drops.
-        key: (seed, epoch, step), from which dropout is drawn on the CPU.
-        shard: The shard of the batch that the images are; None for the whole batch.
-        sum_: Replaces a tensor by its sum over the processes that have the other shards; None
-            where batch norm uses the statistics of its own images.
-    """
-
+    # Whether batches are normalized by their own statistics, and dropout drops.
     training: bool = False
+    # (seed, epoch, step), from which dropout is drawn on the CPU.
     key: tuple[int, int, int] = (0, 0, 0)
+    # The shard of the batch that the images are; None for the whole batch.
     shard: Shard | None = None
+    # Replaces a tensor by its sum over the processes that have the other shards; None where batch
+    # norm uses the statistics of its own images.
     sum_: Callable[[Tensor], Tensor] | None = None
 
     def random(self, number: int) -> np.random.Generator:
@@ -70,42 +67,30 @@ class Mode:
 
 @dataclass(frozen=True)
 class Site:
-    """Where in the graph a layer is called.
+    """Where in the graph a layer is called."""
 
-    Attributes:
-        device: Device of the variables.
-        number: Number of the call in the graph; each dropout draws numbers of its own.
-        shape: Shape (N, ...) of its first input as Keras has it; None where a size is not fixed.
-    """
-
-    device: torch.device
-    number: int = 0
+    device: torch.device  # device of the variables
+    number: int = 0  # number of the call in the graph; each dropout draws numbers of its own
+    # Shape (N, ...) of its first input as Keras has it; None where a size is not fixed.
     shape: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """A layer as a function; images are (N, C, H, W) in channels-last memory.
+    """A layer as a function; images are (N, C, H, W) in channels-last memory."""
 
-    Attributes:
-        call: Takes the mode and the input tensors, returns the output.
-        scaled: For a norm: returns the norm whose output is multiplied by a factor in training. It
-            is None unless the output is new memory that the norm's backward pass does not read, so
-            that a dropout may write into it.
-        dropping: For elementwise dropout on the CPU: what it drops.
-        is_foreign: Whether the call is that of the Keras layer itself.
-        norm: For a norm that can be computed together with its neighbours: what it computes.
-        activation: For an activation that can: its name in `kerasnorm.engines.fused.ACTIVATIONS`.
-        is_add: Whether it adds its inputs.
-    """
-
-    call: Callable[..., Tensor]
+    call: Callable[..., Tensor]  # takes the mode and the input tensors, returns the output
+    # For a norm: returns the norm whose output is multiplied by a factor in training. It is None
+    # unless the output is new memory that the norm's backward pass does not read, so that a dropout
+    # may write into it.
     scaled: "Callable[[float], Lowered] | None" = None
-    dropping: "Dropping | None" = None
-    is_foreign: bool = False
+    dropping: "Dropping | None" = None  # for elementwise dropout on the CPU: what it drops
+    is_foreign: bool = False  # whether the call is that of the Keras layer itself
+    # For a norm that can be computed together with its neighbours: what it computes.
     norm: fused.Norm | None = None
+    # For an activation that can: its name in `kerasnorm.engines.fused.ACTIVATIONS`.
     activation: str = ""
-    is_add: bool = False
+    is_add: bool = False  # whether it adds its inputs
 
 
 @dataclass(frozen=True)
@@ -129,21 +114,16 @@ class Dropping:
 
 @dataclass(frozen=True)
 class Rule:
-    """How one type of layer is lowered.
+    """How one type of layer is lowered."""
 
-    Attributes:
-        lower: Returns the lowered form, or None for a value of an option that it does not know.
-        options: Names of the constructor's arguments that `lower` reads.
-        ranks: Ranks that all inputs may have: 4 for images, 2 for features (N, C).
-        autocast: Whether layers of this type let Keras cast their inputs to the compute type.
-        takes_integers: Whether the layer casts inputs of every type itself.
-    """
-
+    # Returns the lowered form, or None for a value of an option that it does not know.
     lower: Callable[[Any, Site], Lowered | None]
-    options: frozenset[str] = frozenset()
+    options: frozenset[str] = frozenset()  # names of the constructor's arguments that `lower` reads
+    # Ranks that all inputs may have: 4 for images, 2 for features (N, C).
     ranks: tuple[int, ...] = (4,)
+    # Whether layers of this type let Keras cast their inputs to the compute type.
     autocast: bool = True
-    takes_integers: bool = False
+    takes_integers: bool = False  # whether the layer casts inputs of every type itself
 
 
 def lower_layer(layer: Any, inputs: Sequence[Any], site: Site) -> Lowered | None:
@@ -158,20 +138,12 @@ def lower_layer(layer: Any, inputs: Sequence[Any], site: Site) -> Lowered | None
     ):
         return None
     lowered = rule.lower(layer, replace(site, shape=inputs[0].shape))
-    is_other = any(tensor.dtype != layer.compute_dtype for tensor in inputs)
-    if lowered and is_other:
-        lowered = replace(lowered, norm=None)  # fused norms keep the type of their input
-    is_cast = rule.autocast and is_other
-    return _after_cast(lowered, _dtype(layer)) if lowered and is_cast and has_floats else lowered
-
-
-def _after_cast(lowered: Lowered, dtype: torch.dtype) -> Lowered:
-    """Returns a lowered layer whose inputs are cast first, as Keras casts them."""
-
-    def call(mode: Mode, *inputs: Tensor) -> Tensor:
-        return lowered.call(mode, *(x.to(dtype) for x in inputs))
-
-    return Lowered(call)
+    if lowered is None or all(tensor.dtype == layer.compute_dtype for tensor in inputs):
+        return lowered
+    if rule.autocast and has_floats:
+        dtype, call = _dtype(layer), lowered.call
+        return Lowered(lambda mode, *inputs: call(mode, *(x.to(dtype) for x in inputs)))
+    return replace(lowered, norm=None)  # fused norms keep the type of their input
 
 
 # Options that every rule accepts: each either does not change what a built layer computes, or is
@@ -540,10 +512,6 @@ def _dropout_of_parts(rate: float, shape: Sequence[int | None], site: Site) -> L
     return Lowered(drop)
 
 
-def _stochastic_depth(layer: Any, site: Site) -> Lowered | None:
-    return _dropout_of_parts(layer.drop_path_rate, (None, 1, 1, 1), site)
-
-
 def _spatial_dropout(layer: Any, site: Site) -> Lowered | None:
     rate = layer.rate
     if site.device.type == "cpu" or not 0 < rate < 1:
@@ -575,26 +543,21 @@ def _average_pooling(layer: Any, site: Site) -> Lowered | None:
     return Lowered(call)
 
 
-def _zero_padding(layer: Any, _: Site) -> Lowered:
-    (top, bottom), (left, right) = layer.padding
-    return Lowered(lambda mode, x: F.pad(x, (left, right, top, bottom)))
-
-
-def _cropping(layer: Any, _: Site) -> Lowered:
-    (top, bottom), (left, right) = layer.cropping
-    return Lowered(lambda mode, x: F.pad(x, (-left, -right, -top, -bottom)))
+def _padding(layer: Any, _: Site) -> Lowered:
+    """Padding by zeros; or cropping, which is one by numbers below 0."""
+    is_crop = isinstance(layer, layers.Cropping2D)
+    (top, bottom), (left, right) = layer.cropping if is_crop else layer.padding
+    pixels = [-n if is_crop else n for n in (left, right, top, bottom)]
+    return Lowered(lambda mode, x: F.pad(x, pixels))
 
 
 def _over_space(function: Callable[..., Tensor], layer: Any, _: Site) -> Lowered:
     return Lowered(lambda mode, x: function(x, (2, 3), keepdim=layer.keepdims))
 
 
-def _add(layer: Any, _: Site) -> Lowered:
-    return Lowered(lambda mode, *several: reduce(operator.add, several), is_add=True)
-
-
-def _multiply(layer: Any, _: Site) -> Lowered:
-    return Lowered(lambda mode, *several: reduce(operator.mul, several))
+def _merge(function: Callable[[Tensor, Tensor], Tensor], layer: Any, _: Site) -> Lowered:
+    is_add = function is operator.add
+    return Lowered(lambda mode, *several: reduce(function, several), is_add=is_add)
 
 
 def _concatenate(layer: Any, site: Site) -> Lowered | None:
@@ -646,15 +609,18 @@ RULES: dict[type, Rule] = {
     layers.ReLU: Rule(_relu, frozenset({"max_value", "negative_slope", "threshold"}), BOTH),
     layers.Dropout: Rule(_dropout, frozenset({"rate", "noise_shape"}), BOTH),
     layers.SpatialDropout2D: Rule(_spatial_dropout, frozenset({"rate", "data_format"})),
-    StochasticDepth: Rule(_stochastic_depth, frozenset({"drop_path_rate"})),
+    StochasticDepth: Rule(
+        lambda layer, site: _dropout_of_parts(layer.drop_path_rate, (None, 1, 1, 1), site),
+        frozenset({"drop_path_rate"}),
+    ),
     layers.MaxPooling2D: Rule(_max_pooling, POOL),
     layers.AveragePooling2D: Rule(_average_pooling, POOL),
     layers.GlobalAveragePooling2D: Rule(partial(_over_space, torch.mean), GLOBAL),
     layers.GlobalMaxPooling2D: Rule(partial(_over_space, torch.amax), GLOBAL),
-    layers.ZeroPadding2D: Rule(_zero_padding, frozenset({"padding", "data_format"})),
-    layers.Cropping2D: Rule(_cropping, frozenset({"cropping", "data_format"})),
-    layers.Add: Rule(_add, ranks=BOTH),
-    layers.Multiply: Rule(_multiply, ranks=BOTH),
+    layers.ZeroPadding2D: Rule(_padding, frozenset({"padding", "data_format"})),
+    layers.Cropping2D: Rule(_padding, frozenset({"cropping", "data_format"})),
+    layers.Add: Rule(partial(_merge, operator.add), ranks=BOTH),
+    layers.Multiply: Rule(partial(_merge, operator.mul), ranks=BOTH),
     layers.Concatenate: Rule(_concatenate, frozenset({"axis"}), BOTH),
     LayerScale: Rule(_layer_scale, frozenset({"init_values", "projection_dim"})),
     layers.Flatten: Rule(_flatten, frozenset({"data_format"}), BOTH),

@@ -9,7 +9,6 @@ on (N, H, W, C).
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import keras
@@ -99,9 +98,10 @@ class LoweredModel:
         self.output = names[id(graph.outputs[0])]
         readers = Counter(source for _, sources, _ in calls for source in sources)
         readers[self.output] += 1
-        steps: list[_Step] = []
-        for number, (node, sources, targets) in enumerate(calls):
-            steps.append(_Step(sources, targets, _lower(node, Site(self.device, number))))
+        steps = [
+            _Step(sources, targets, _lower(node, Site(self.device, number)))
+            for number, (node, sources, targets) in enumerate(calls)
+        ]
         if self.fused_kernels:
             called = Counter(id(node.operation) for node, _, _ in calls)
             for step, (node, _, _) in zip(steps, calls, strict=True):
@@ -196,19 +196,14 @@ def _joined(chain: Chain[Name], steps: list[_Step]) -> _Step:
     norm, parts = steps[chain.norm].lowered.norm, [steps[at] for at in chain.calls]
     assert norm is not None
     dropping = None if chain.dropout is None else steps[chain.dropout].lowered.dropping
-    normalize = partial(
-        fused.normalize,
-        norm,
-        before=chain.before,
-        after=chain.after,
-        rate=dropping.rate if dropping else 0.0,
-    )
+    options: dict[str, Any] = {"before": chain.before, "after": chain.after}
+    options["rate"] = dropping.rate if dropping else 0.0
 
     def call(mode: Mode, x: Tensor, *others: Tensor) -> Tensor:
         is_own = mode.training and (norm.groups or (norm.is_batch() and mode.sum_ is None))
         if is_own and fused.can_compute(norm, x, *others):
             dropped = dropping.positions(mode, x.numel()) if dropping else None
-            return normalize(x, *others, dropped=dropped)
+            return fused.normalize(norm, x, *others, dropped=dropped, **options)
         for part in parts:
             x = part.lowered.call(mode, x, *(others if part.lowered.is_add else ()))
         return x

@@ -42,7 +42,9 @@ class ResidentData:
             draw = self.augment.augmentation.draw
             parts = [order[at : at + size] for at in range(0, len(order), size)]
             draws = [draw(part, epoch, step) for step, part in enumerate(parts)]
-            fresh |= to_device(draws, self.device)
+            for field in fields(Draws):
+                numbers = np.concatenate([getattr(one, field.name) for one in draws])
+                fresh[field.name] = torch.from_numpy(numbers).to(self.device)
         for name, tensor in fresh.items():
             self.epoch.setdefault(name, torch.empty_like(tensor)).copy_(tensor)
         self.position.zero_()
@@ -83,16 +85,6 @@ class RecordedStep:
         """Starts the step on the device, and returns its result, which the next call overwrites."""
         self.graph.replay()
         return self.result
-
-
-def to_device(draws: list[Draws], device: torch.device) -> dict[str, Tensor]:
-    """Returns the concatenated draws of several steps, one tensor per field of `Draws`."""
-    return {
-        field.name: torch.from_numpy(
-            np.concatenate([getattr(draw, field.name) for draw in draws])
-        ).to(device)
-        for field in fields(Draws)
-    }
 
 
 class DeviceAugmentation:

@@ -103,9 +103,8 @@ class Tasks:
             raise CorruptFileError(message) from None
         except Exception as error:  # the parsers of six projects raise every type
             reason = first_line(error) or type(error).__name__
-            if task in ("write", "write_int8"):
-                name = request.get("format", "litert")
-                message = f"The model cannot be written as {name}: {reason}"
+            if task == "write":
+                message = f"The model cannot be written as {request['format']}: {reason}"
                 raise KerasnormError(message) from error
             # The file has passed its checks; its runtime may lack an operation, or be older.
             what = "opened" if task in ("open", "read_tensors") else "run"
@@ -115,17 +114,17 @@ class Tasks:
             )
             raise CorruptFileError(message) from error
 
-    def write(self, path: Path, format: str, out: str) -> None:  # noqa: A002
-        """Writes the model of our `.keras` file at `path` to `out` in another format."""
+    def write(self, path: Path, format: str, out: str, calibration: str = "") -> None:  # noqa: A002
+        """Writes the model of our `.keras` file at `path` to `out` in another format.
+
+        With images to calibrate it by, LiteRT is written in int8.
+        """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the converters warn of each other
-            stock_keras(FORMATS[format].write)(path, Path(out))
-
-    def write_int8(self, path: Path, out: str, calibration: str) -> None:
-        """Writes the model of our `.keras` file to `out` as LiteRT, with the ranges of images."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            stock_keras(litert.write_int8)(path, Path(out), np.load(calibration))
+            if calibration:
+                stock_keras(litert.write_int8)(path, Path(out), np.load(calibration))
+            else:
+                stock_keras(FORMATS[format].write)(path, Path(out))
 
     def open(self, path: Path, format: str, is_ours: bool = False) -> dict[str, Any]:  # noqa: A002
         """Checks and opens a file for `run`; returns what it takes and how many classes it has.
