@@ -38,7 +38,7 @@ from kerasnorm.plots.style import (
 )
 from kerasnorm.progress import in_percent
 from kerasnorm.study.intervals import Interval
-from kerasnorm.study.summary import AblationEffect, Group, Summary
+from kerasnorm.study.summary import Group, Summary
 from kerasnorm.study.tables import (
     arms_sentence,
     change_text,
@@ -184,7 +184,7 @@ def final_figure(summary: Summary) -> Picture:
     quiet(axes, "TEST ACCURACY AFTER THE LAST EPOCH")
     limits, is_cut, has_interval = _final_limits(summary), False, False
     for place, group in enumerate(groups):
-        found = Interval.of(_percents(group))
+        found = _in_percent(group.interval("test_accuracy"))
         has_interval |= found.low is not None
         is_cut |= _draw_row(axes, place, _percents(group), found, limits, NORMS[group.norm].color)
         words = in_percent(group.mean("test_accuracy"))  # as in the table, to the last digit
@@ -225,7 +225,7 @@ def _final_limits(summary: Summary) -> tuple[float, float]:
     values += [100 * item.values["test_accuracy"] for item in summary.published if item.group]
     room = max(0.5, WIDE * (max(values) - min(values)))
     low, high = min(values) - room, max(values) + room
-    found = [Interval.of(_percents(group)) for group in summary.groups]
+    found = [_in_percent(group.interval("test_accuracy")) for group in summary.groups]
     ends = [end for one in found for end in (one.low, one.high) if end is not None]
     inside = [*values, *(end for end in ends if low <= end <= high)]
     small = 0.04 * (max(inside) - min(inside)) or 0.5
@@ -260,9 +260,9 @@ def _draw_row(
     return bool(beyond)
 
 
-def _in_points(item: AblationEffect) -> Interval:
-    """Returns an effect in points, with the interval of the table, where it was tested."""
-    found = item.interval
+def _in_percent(found: Interval | None) -> Interval:
+    """Returns the interval of the table, of shares of 1, in percent or points."""
+    assert found is not None
     low, high = (None if end is None else 100 * end for end in (found.low, found.high))
     return Interval(found.n, 100 * found.mean, low=low, high=high)
 
@@ -296,7 +296,7 @@ def effects_figure(summary: Summary) -> Picture:
         axes.axvline(0.0, color=FAINT, linewidth=1.2)
         for place, item in enumerate(items):
             values = [100 * value for value in item.values]
-            found, color = _in_points(item), NORMS[item.base.norm].color
+            found, color = _in_percent(item.interval), NORMS[item.base.norm].color
             is_cut |= _draw_row(axes, place, values, found, (left, right), color)
             _annotate(axes, place, points(item.interval, summary.margin), INK)
         labels = fit([change_text(item) for item in items], LABEL_WIDTH)
