@@ -1,5 +1,6 @@
 """Pictures of a study: means over the seeds with their intervals, and every seed as a dot."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -379,7 +380,7 @@ def _lines(summary: Summary, name: str) -> list[list[Group]]:
 
 def _scale(axes: Axes, values: Sequence[float]) -> None:
     """Scales the axis of a varied field by its values: logarithmic where they span a wide range."""
-    smallest = next(value for value in values if value > 0)
+    smallest = next((value for value in values if value > 0), math.inf)
     if values[-1] / smallest >= LOG_FROM:
         if values[0] > 0:
             axes.set_xscale("log", base=2)

@@ -91,6 +91,17 @@ def test_a_norm_that_does_not_read_the_field_is_a_level_line():
     assert np.allclose(level[0].get_xdata(), [1, 16])
 
 
+@pytest.mark.parametrize("values", [(-1, 0), (-1, 0, 4), (0, 8), (-1, 2, 16)])
+def test_a_field_is_drawn_whose_values_are_not_all_above_0(values):
+    """A `translate` of -1 is an eighth of the image."""
+    found = summarize([make_run(0.5 + t / 100, norm="bn", translate=t) for t in values])
+    assert numeric_axes(found) == ["translate"]
+    (axes,) = against_figure(found, "translate").figure.axes
+    means = [line for line in axes.lines if len(line.get_xdata()) == len(values)]
+    assert np.allclose(means[0].get_xdata(), values)
+    assert np.allclose(means[0].get_ydata(), [50 + t for t in values])
+
+
 def test_words_are_no_numeric_axis():
     assert numeric_axes(summarize(RUNS)) == []
     runs = [make_run(0.5, norm="bn", residual=r) for r in (True, False)]
