@@ -44,7 +44,7 @@ from kerasnorm.training.fit import fit
 
 logger = logging.getLogger(__name__)
 TRAINED = 5000  # training images of a short training, by default
-SAMPLES = 2000  # images used for statistics and histograms
+SAMPLES = 2000  # images used for histograms
 ROWS, EPOCHS = 5, 6  # images and epochs in the figure of an augmentation
 IMAGES = 4  # samples shown of each preprocessing
 LOG_FROM = 10  # ratio of highest to lowest loss from which the axis is logarithmic
@@ -71,8 +71,8 @@ class InputPreprocessing:
 
     Attributes:
         preprocessing: Name, as in a run's config: none, scale, standardize or equalize.
-        mean: Mean of each channel after preprocessing, (C,).
-        std: Standard deviation of each channel after preprocessing, (C,).
+        mean: Mean of each channel of all of them after preprocessing, (C,).
+        std: Standard deviation of each channel of all of them after preprocessing, (C,).
         history: Rows of a short training; empty if none was asked for or it diverged at once.
         diverged: Whether that training ended with a loss that is not finite.
     """
@@ -120,10 +120,14 @@ def inputs(
         )
         config = config.replace(train_size=TRAINED)
     samples = _chosen(split, at_once(raw, SAMPLES))
-    pixels = {name: preprocess(raw, name, samples) for name in PREPROCESSINGS}
+    found, pixels = [], {}
+    for name in PREPROCESSINGS:
+        source = _source(raw, name)
+        mean, std = input_statistics(name, source)
+        pixels[name] = (source[samples] / 255 - mean) / std
+        own_mean, own_std = channel_statistics(source)
+        found.append(InputPreprocessing(name, (own_mean - mean) / std, own_std / std))
     pictures = [preprocessing_figure(pixels)]
-    axes = (0, 1, 2)
-    found = [InputPreprocessing(name, x.mean(axes), x.std(axes)) for name, x in pixels.items()]
     if train:
         tick = counter(progress, "trainings", len(found))
         for place, one in enumerate(found):
@@ -159,10 +163,15 @@ def preprocess(
     >>> float(preprocess(dark, "standardize").std().round(6))
     1.0
     """
-    source = changed(images, equalize) if preprocessing == "equalize" else images
+    source = _source(images, preprocessing)
     mean, std = input_statistics(preprocessing, source)
     chosen = source[:] if indices is None else source[indices]
     return (chosen / 255 - mean) / std
+
+
+def _source(images: Images, preprocessing: str) -> Images:
+    """Returns the images that a preprocessing changes linearly."""
+    return changed(images, equalize) if preprocessing == "equalize" else images
 
 
 def _short_run(config: Config) -> tuple[Sequence[run_folder.Row], bool]:

@@ -81,13 +81,17 @@ class GradientLines:
 
     @property
     def loss_range(self) -> Array:
-        """Highest minus lowest loss of each line without its first point, (S,)."""
-        return np.ptp(self.losses[:, 1:], axis=1)
+        """Highest minus lowest loss of each line without its first point, (S,).
+
+        Infinity where a loss is not finite, as for `change` and `smoothness`.
+        """
+        with np.errstate(invalid="ignore"):
+            return _overflown(np.ptp(self.losses[:, 1:], axis=1))
 
     @property
     def change(self) -> Array:
         """Largest change of the gradient on each line, (S,)."""
-        return self.changes[:, 1:].max(axis=1)
+        return _overflown(self.changes[:, 1:].max(axis=1))
 
     @property
     def smoothness(self) -> Array:
@@ -97,8 +101,13 @@ class GradientLines:
         """
         walked = self.distances[None, 1:] * self.norms[:, None]
         unknown = np.full(walked.shape, np.nan)
-        ratios = np.divide(self.changes[:, 1:], walked, out=unknown, where=walked != 0)
+        ratios = np.divide(_overflown(self.changes[:, 1:]), walked, out=unknown, where=walked != 0)
         return ratios.max(axis=1)
+
+
+def _overflown(values: Array) -> Array:
+    """Returns values with infinity where they are not a number, since what it came from is not."""
+    return np.where(np.isnan(values), np.inf, values)
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,7 @@ class Surface:
     Attributes:
         axis: Values of a and of b, (P,), 0 in the middle.
         line: Loss along the first direction, b = 0, in nats, (P,).
-        plane: Loss at [b, a], in nats, (P, P).
+        plane: Loss at [b, a], in nats, (P, P); infinity where it is not finite.
         images: Number of images that the loss was measured on.
     """
 
@@ -435,9 +444,11 @@ def surface(
                 for w, d, e in zip(start, first, second, strict=True)
             ]
             probe.assign(moved)
-            plane[row, column] = probe.score(split.images, split.labels).loss
+            with np.errstate(invalid="ignore"):  # of infinite logits
+                plane[row, column] = probe.score(split.images, split.labels).loss
         tick()
     probe.assign(start)
+    plane = _overflown(plane)
     return Surface(axis, plane[points // 2].copy(), plane, len(split))
 
 

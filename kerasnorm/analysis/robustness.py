@@ -43,7 +43,7 @@ from kerasnorm.plots.style import (
     quiet,
 )
 from kerasnorm.progress import Progress
-from kerasnorm.study.intervals import MARGIN, Comparison, Interval, compare
+from kerasnorm.study.intervals import DIFFERENCES, MARGIN, SHARES, Comparison, Interval, compare
 from kerasnorm.study.summary import Group, summarize
 from kerasnorm.study.tables import (
     JUDGED,
@@ -137,22 +137,22 @@ class Robustness:
     @classmethod
     def of(cls, label: str, norm: str, models: Sequence[ModelRobustness]) -> "Robustness":
         """Returns the means over models that were measured alike."""
-        corrupted = models[0].corrupted
+        corrupted, share = models[0].corrupted, partial(Interval.of, within=SHARES)
         return cls(
             label,
             norm,
             models,
-            clean=Interval.of([model.clean for model in models]),
+            clean=share([model.clean for model in models]),
             corrupted={
                 name: {
-                    severity: Interval.of([model.corrupted[name][severity] for model in models])
+                    severity: share([model.corrupted[name][severity] for model in models])
                     for severity in found
                 }
                 for name, found in corrupted.items()
             },
-            means={name: Interval.of([model.mean(name) for model in models]) for name in corrupted},
-            mean=Interval.of([model.mean() for model in models]),
-            loss=Interval.of([model.loss for model in models]),
+            means={name: share([model.mean(name) for model in models]) for name in corrupted},
+            mean=share([model.mean() for model in models]),
+            loss=Interval.of([model.loss for model in models], within=DIFFERENCES),
             mixed=_known([model.mixed for model in models]),
             one_class=_known([model.one_class for model in models]),
         )
@@ -161,7 +161,7 @@ class Robustness:
 def _known(values: Sequence[float | None]) -> Interval | None:
     """Returns the mean of values, None where one is not known."""
     known = [value for value in values if value is not None]
-    return Interval.of(known) if len(known) == len(values) else None
+    return Interval.of(known, within=SHARES) if len(known) == len(values) else None
 
 
 def robustness(  # noqa: PLR0913  (all but the models are options by name)

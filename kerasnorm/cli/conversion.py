@@ -160,7 +160,7 @@ def recalibrate(
 
     import numpy as np
 
-    from kerasnorm.conversion.recalibration import batch_norms
+    from kerasnorm.conversion.recalibration import norms_to_measure
     from kerasnorm.conversion.recalibration import recalibrate as measured
     from kerasnorm.formats.archive import INPUT_SCALE, open_archive, open_model
     from kerasnorm.inspection.evaluation import score
@@ -168,7 +168,7 @@ def recalibrate(
 
     saved = open_model(target)
     with about(saved.path):
-        batch_norms(saved.model)  # before any data are read
+        norms_to_measure(saved.model)  # before any data are read
     saved = with_input_scale(saved, options)
     train, test = splits_of(saved, options["data"], ("train", "test"), options["resize"])
     order = np.random.Generator(np.random.PCG64(0)).permutation(len(train))[:count]

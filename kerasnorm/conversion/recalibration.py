@@ -51,16 +51,25 @@ def recalibrate(
         seed: Decides which images share a batch.
 
     Raises:
-        ConfigError: The model has no batch norms, or there are no images.
+        ConfigError: The model has no batch norms, or several inputs; or the images are fewer than
+            two, or of another shape than it takes.
     """
-    expected = "an array of images (N, H, W, C), as the model takes them"
-    expect(bool(getattr(images, "shape", ())), "images", expected, images)
+    meters = [_Meter(norm) for norm in norms_to_measure(model)]
+    wanted, *others = (tensor.shape[1:] for tensor in model.inputs)
+    if others:
+        raise ConfigError("model: expected one input. Received: several")
+    shape = getattr(images, "shape", ())
+    is_right = len(shape) == len(wanted) + 1 and all(
+        size in (None, found) for size, found in zip(wanted, shape[1:], strict=True)
+    )
+    text = ", ".join("?" if size is None else str(size) for size in wanted)
+    received = f"an array of shape {shape}" if shape else images
+    expect(is_right, "images", f"an array of images of shape (N, {text})", received)
     expect_whole(batch_size, "batch_size", 2)
     if len(images) < 2:
         raise ConfigError(
             f"recalibrate: expected at least 2 images. Received: {len(images)} images"
         )
-    meters = [_Meter(norm) for norm in batch_norms(model)]
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(images))
     # A single image has no statistics of a batch, and a dense layer's values no spread.
     count = min(math.ceil(len(images) / batch_size), len(images) // 2)
@@ -75,7 +84,7 @@ def recalibrate(
     return made
 
 
-def batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
+def norms_to_measure(model: keras.Model) -> list[keras.layers.BatchNormalization]:
     """Returns the batch norms of a network, which `recalibrate` measures.
 
     Raises:
@@ -104,7 +113,8 @@ class _Meter:
         norm, rank = self.norm, len(x.shape)
         x = keras.ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
         axes = [axis for axis in range(rank) if axis != norm.axis % rank]
-        mean, variance = keras.ops.moments(x, axes)
+        # Not by `moments`, which on torch takes the mean's square from the mean square.
+        mean, variance = keras.ops.mean(x, axes), keras.ops.var(x, axes)
         first, second = (
             keras.ops.convert_to_numpy(moment).astype(np.float64) for moment in (mean, variance)
         )

@@ -1,5 +1,6 @@
 """Pictures of a study: means over the seeds with their intervals, and every seed as a dot."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -36,7 +37,7 @@ from kerasnorm.plots.style import (
 )
 from kerasnorm.progress import in_percent
 from kerasnorm.study.intervals import Interval
-from kerasnorm.study.summary import AblationEffect, Group, Summary
+from kerasnorm.study.summary import Group, Summary
 from kerasnorm.study.tables import (
     arms_sentence,
     change_text,
@@ -182,7 +183,7 @@ def final_figure(summary: Summary) -> Picture:
     quiet(axes, "TEST ACCURACY AFTER THE LAST EPOCH")
     limits, is_cut, has_interval = _final_limits(summary), False, False
     for place, group in enumerate(groups):
-        found = Interval.of(_percents(group))
+        found = _in_percent(group.interval("test_accuracy"))
         has_interval |= found.low is not None
         is_cut |= _draw_row(axes, place, _percents(group), found, limits, NORMS[group.norm].color)
         words = in_percent(group.mean("test_accuracy"))  # as in the table, to the last digit
@@ -223,7 +224,7 @@ def _final_limits(summary: Summary) -> tuple[float, float]:
     values += [100 * item.values["test_accuracy"] for item in summary.published if item.group]
     room = max(0.5, WIDE * (max(values) - min(values)))
     low, high = min(values) - room, max(values) + room
-    found = [Interval.of(_percents(group)) for group in summary.groups]
+    found = [_in_percent(group.interval("test_accuracy")) for group in summary.groups]
     ends = [end for one in found for end in (one.low, one.high) if end is not None]
     inside = [*values, *(end for end in ends if low <= end <= high)]
     small = 0.04 * (max(inside) - min(inside)) or 0.5
@@ -258,9 +259,9 @@ def _draw_row(
     return bool(beyond)
 
 
-def _in_points(item: AblationEffect) -> Interval:
-    """Returns an effect in points, with the interval of the table, where it was tested."""
-    found = item.interval
+def _in_percent(found: Interval | None) -> Interval:
+    """Returns the interval of the table, of shares of 1, in percent or points."""
+    assert found is not None
     low, high = (None if end is None else 100 * end for end in (found.low, found.high))
     return Interval(found.n, 100 * found.mean, low=low, high=high)
 
@@ -294,7 +295,7 @@ def effects_figure(summary: Summary) -> Picture:
         axes.axvline(0.0, color=FAINT, linewidth=1.2)
         for place, item in enumerate(items):
             values = [100 * value for value in item.values]
-            found, color = _in_points(item), NORMS[item.base.norm].color
+            found, color = _in_percent(item.interval), NORMS[item.base.norm].color
             is_cut |= _draw_row(axes, place, values, found, (left, right), color)
             _annotate(axes, place, points(item.interval, summary.margin), INK)
         labels = fit([change_text(item) for item in items], LABEL_WIDTH)
@@ -376,7 +377,7 @@ def _lines(summary: Summary, name: str) -> list[list[Group]]:
 
 def _scale(axes: Axes, values: Sequence[float]) -> None:
     """Scales the axis of a varied field by its values: logarithmic where they span a wide range."""
-    smallest = next(value for value in values if value > 0)
+    smallest = next((value for value in values if value > 0), math.inf)
     if values[-1] / smallest >= LOG_FROM:
         if values[0] > 0:
             axes.set_xscale("log", base=2)

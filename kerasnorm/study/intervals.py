@@ -13,6 +13,7 @@ from enum import StrEnum
 
 LEVEL = 0.95  # confidence level of every interval that is not corrected
 LEAST_SEEDS = 3  # fewer common seeds give numbers, but no verdict
+SHARES, DIFFERENCES = (0.0, 1.0), (-1.0, 1.0)  # ranges of accuracies, and of their differences
 ROUNDING = 1e-12  # values that differ by less are the same: only floating point tells them apart
 MARGIN = 0.005  # share of 1 within which two accuracies are equivalent for practice, by default
 
@@ -40,8 +41,16 @@ class Interval:
     high: float | None = None
 
     @classmethod
-    def of(cls, values: Sequence[float], level: float = LEVEL) -> "Interval":
+    def of(
+        cls,
+        values: Sequence[float],
+        level: float = LEVEL,
+        within: tuple[float, float] = (-math.inf, math.inf),
+    ) -> "Interval":
         """Returns n, mean, std and the interval mean ± t(n - 1) * std / sqrt(n).
+
+        The interval is cut off at the ends of the range `within`, outside of which no value can
+        be: it covers the true mean as often as before, because that is never outside either.
 
         Raises:
             ValueError: There are no values.
@@ -57,7 +66,7 @@ class Interval:
 
         std = statistics.stdev(values)
         low, high = stats.t.interval(level, n - 1, mean, std / math.sqrt(n))
-        return cls(n, mean, std, float(low), float(high))
+        return cls(n, mean, std, max(float(low), within[0]), min(float(high), within[1]))
 
     @property
     def is_clear(self) -> bool:
@@ -117,7 +126,7 @@ def compare(samples: Sequence[Sequence[float]]) -> list[Comparison]:
     that are tested count among the m: what gets no verdict cannot be a false finding.
 
     Args:
-        samples: Differences of the paired measurements, one sequence per comparison.
+        samples: Differences of paired accuracies, as shares of 1, one sequence per comparison.
     """
     intervals = [replace(Interval.of(values), low=None, high=None) for values in samples]
     found = [
@@ -130,7 +139,7 @@ def compare(samples: Sequence[Sequence[float]]) -> list[Comparison]:
             compared_with = len(tested) - rank
         adjusted = min(1.0, max(adjusted, (len(tested) - rank) * (found[index].p or 0.0)))
         interval, simultaneous = (
-            Interval.of(samples[index], 1 - (1 - LEVEL) / count)
+            Interval.of(samples[index], 1 - (1 - LEVEL) / count, DIFFERENCES)
             for count in (compared_with, len(tested))
         )
         found[index] = Comparison(interval, adjusted, simultaneous)

@@ -2,7 +2,7 @@
 
 import itertools
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,10 +25,26 @@ from kerasnorm.config import (
 from kerasnorm.data.sources import locate
 from kerasnorm.errors import ConfigError, CorruptFileError, is_number
 from kerasnorm.files import plain, read_text, short_name
-from kerasnorm.norms import is_read
+from kerasnorm.norms import is_read, owner
 from kerasnorm.study.intervals import MARGIN
 
 STUDY = "study.toml"
+# Fields that a run reads only beside values of others: the condition, and what would meet it.
+CONDITIONS: dict[str, tuple[Callable[[Config], bool], str]] = {
+    "group_size": (lambda config: config.model.groups == 0, "groups=0"),
+    "order": (lambda config: config.model.norm != "none", "a norm"),
+    "norm_transitions": (lambda config: config.model.norm != "none", "a norm"),
+    "dropout_kind": (lambda config: config.model.dropout > 0, "a dropout above 0"),
+    "cutout_size": (lambda config: config.data.cutout > 0, "a cutout above 0"),
+    "momentum": (lambda config: config.train.optimizer in ("sgd", "muon"), "optimizer=sgd or muon"),
+    "warmup": (lambda config: config.train.schedule != "constant", "a schedule that changes"),
+    "bn_sync": (lambda config: config.train.devices > 1, "several devices"),
+    "engine": (lambda config: config.train.backend != "jax", "a backend other than jax"),
+    "fused": (
+        lambda config: config.train.engine == "native" and config.train.backend != "jax",
+        "engine=native, which jax has not",
+    ),
+}
 AXES = {"norm": "--norm", "backend": "--backend", "seed": "--seeds"}  # have options of their own
 
 
@@ -85,6 +101,27 @@ class StudyPlan:
             ConfigError: A value is out of range.
         """
         return {key: config for key, (config, _) in self._runs.items()}
+
+    def check_read(self) -> None:
+        """Makes sure that some run reads each varied field: the others would be trained twice.
+
+        Raises:
+            ConfigError: None reads it.
+        """
+        for name in self.vary:
+            condition, needed = CONDITIONS.get(name, (lambda config: True, ""))
+            norm = owner(name)
+            runs = [
+                config
+                for config, chosen in self._runs.values()
+                if not self.one_at_a_time or {*chosen} <= {name}
+            ]
+            if not any(norm in (None, run.model.norm) and condition(run) for run in runs):
+                needs = " and ".join(filter(None, [f"norm={norm}" if norm else "", needed]))
+                raise ConfigError(
+                    f"vary: expected a field that some run reads. Received: vary={name}, which is "
+                    f"read only with {needs}, so that its runs would be the same."
+                )
 
     def changes(self) -> dict[str, dict[str, Any]]:
         """Returns by `identity` the varied fields of each run; none for the base."""

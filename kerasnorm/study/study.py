@@ -161,6 +161,7 @@ def completed(study: StudyPlan, describe: Describe | None = None) -> StudyPlan:
         runtime.check_installed(backend)
     for config in study.configs().values():  # refuses what is out of range before data are read
         check_precision(config)
+    study.check_read()
     if "batch_size" in study.vary and study.rate_scaling == "auto":
         logger.warning(
             "The peak learning rate follows the batch size: linearly with sgd, else by its square "

@@ -1,6 +1,7 @@
 """Summary of runs: groups over seeds, paired differences, ablation effects, published numbers."""
 
 import logging
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +25,7 @@ from kerasnorm.study.intervals import (
     LEAST_SEEDS,
     LEVEL,
     MARGIN,
+    SHARES,
     Comparison,
     Interval,
     Verdict,
@@ -48,7 +50,8 @@ DEFINITIONS = {
     "n": "runs, which differ in the seed alone",
     "mean": "mean over the seeds of the value after the last epoch",
     "std": "sample standard deviation over the seeds (n - 1)",
-    "low, high": f"{LEVEL:.0%} t-interval of the mean: mean -+ t(n - 1) * std / sqrt(n)",
+    "low, high": f"{LEVEL:.0%} t-interval of the mean: mean -+ t(n - 1) * std / sqrt(n), cut off "
+    "at 0, and at 1 for accuracies",
     "train_accuracy, train_loss": "means over the last epoch, of augmented images in training mode",
     "initial_statistics": "share of the moving statistics of batch norms that is still their "
     "initial value, the largest of all seeds; left out where no run recorded one",
@@ -116,7 +119,8 @@ class Group:
         """Returns the mean of a measure over the seeds, None where a run lacks the measure."""
         values = [run.metrics.get(measure) for run in self.runs.values()]
         known = [float(value) for value in values if value is not None]
-        return Interval.of(known) if known and len(known) == len(values) else None
+        within = SHARES if measure.endswith("accuracy") else (0.0, math.inf)
+        return Interval.of(known, within=within) if known and len(known) == len(values) else None
 
     def mean(self, measure: str) -> float:
         """Returns the mean over the seeds of a measure that all runs have."""

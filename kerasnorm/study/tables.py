@@ -55,7 +55,7 @@ LEAST_P = 0.001  # smaller p values are not told apart
 NO_VALUE = "-"
 GROUP_NOTE = (
     "Values after the last epoch: mean ± sample std over the seeds, n runs. In brackets the "
-    "95 % t-interval of the mean."
+    "95 % t-interval of the mean, cut off at 0 and 100."
 )
 CORRECTION = (
     "Intervals and p values are those of paired t-tests, corrected for their number in this table, "

@@ -117,6 +117,20 @@ def test_images_that_come_class_by_class_are_measured_of_every_class(sorted_clas
     assert np.allclose(found["standardize"].std, 1)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_means_and_stds_are_those_of_all_images(tmp_path, monkeypatch, channels):
+    """Of which the figure shows ten."""
+    rng = np.random.Generator(np.random.PCG64(channels))
+    pixels = rng.integers(0, 256, (40, 32, 32, channels)) // np.arange(1, 41)[:, None, None, None]
+    pixels, labels = pixels.astype(np.uint8), np.arange(40) % 2
+    np.savez(tmp_path / "d.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
+    monkeypatch.setattr("kerasnorm.analysis.inputs.SAMPLES", 10)
+    for one in kerasnorm.inputs(data=str(tmp_path / "d.npz")).data:
+        whole = preprocess(pixels, one.preprocessing)
+        assert np.allclose(one.mean, whole.mean((0, 1, 2)), atol=1e-9)
+        assert np.allclose(one.std, whole.std((0, 1, 2)))
+
+
 @pytest.mark.long
 def test_figures_of_the_input_show_every_class(sorted_classes):
     augmented, *_ = input_figures(config(data=str(sorted_classes), flip=0.5))

@@ -297,6 +297,33 @@ def test_where_the_gradient_is_0_the_smoothness_is_not_defined(tmp_path, flat):
     assert np.sort(drawn).tolist() == pytest.approx(defined)
 
 
+@pytest.mark.parametrize("bad", [[0], [1], [0, 2], [0, 1, 2]])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("columns", [[2], [1, 2]])
+def test_a_line_on_which_the_network_overflows_has_no_finite_range(tmp_path, bad, value, columns):
+    """A median over the lines is that of numbers, of which infinity is the largest."""
+    losses, changes = np.array([[1.0, 2.0, 4.0]] * 3), np.array([[0.0, 1.0, 3.0]] * 3)
+    places = np.ix_(bad, columns)
+    losses[places] = changes[places] = value
+    lines = GradientLines(np.arange(3), np.array([0.0, 0.5, 1.0]), losses, changes, np.ones(3))
+    for found, whole in ((lines.loss_range, 2), (lines.change, 3), (lines.smoothness, 3)):
+        assert found.tolist() == [np.inf if line in bad else whole for line in range(3)]
+    plane = np.ones((3, 3))
+    around = Surface(np.arange(3.0) - 1, plane[0], plane, 5)
+    cells = landscape_table([Landscape(tmp_path, "GN", "gn", lines, around)]).rows[0]
+    assert cells[1] == ("2" if len(bad) == 1 else "inf")
+
+
+def test_a_surface_on_which_the_network_overflows_says_so():
+    model = keras.Sequential([keras.Input((4, 4, 1)), layers.Flatten(), layers.Dense(9),
+                              layers.Dense(9, "relu"), layers.Dense(2)])  # fmt: skip
+    model.set_weights([weight + np.float32(1e12) for weight in model.get_weights()])
+    images, labels = np.full((6, 4, 4, 1), 255, np.uint8), np.arange(6, dtype=np.int32) % 2
+    found = surface(model, Split(images, labels), points=3, radius=1.0, tick=nothing)
+    assert not np.isnan(found.plane).any()
+    assert found.plane.max() == np.inf
+
+
 @pytest.mark.long
 def test_without_a_norm_the_loss_along_the_gradient_ranges_wider():
     rough, smooth = (

@@ -41,6 +41,19 @@ def test_statistics_are_those_of_all_values_under_batch_statistics():
         assert np.allclose(layer.moving_variance.numpy(), values.var((0, 1, 2)), rtol=1e-6)
 
 
+@pytest.mark.parametrize(("mean", "std"), [(100.0, 0.01), (-1000.0, 0.1), (1e4, 1.0)])
+def test_the_variance_of_values_far_from_zero_is_theirs(mean, std):
+    """A mean square minus the square of the mean has no digits left in float32."""
+    model = keras.Sequential([keras.Input((8, 8, 3)), layers.BatchNormalization()])
+    x = (mean + std * images(40)).astype("float32")
+
+    (norm,) = recalibrate(model, x, batch_size=8).layers
+
+    values = x.astype("float64")
+    assert np.allclose(norm.moving_mean.numpy(), values.mean((0, 1, 2)), rtol=1e-6)
+    assert np.allclose(norm.moving_variance.numpy(), values.var((0, 1, 2)), rtol=1e-2)
+
+
 @pytest.mark.parametrize("count", [3, 5])
 def test_no_batch_is_of_a_single_image(count):
     """Whose values a norm of vectors would all make its shift."""
@@ -102,3 +115,16 @@ def test_bad_input_is_refused():
         recalibrate(network(), images(1))
     with pytest.raises(ConfigError, match="Received: none; the"):
         recalibrate(convert_norm(network(), "gn").model, images())
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 8), (4, 9, 8, 3), (4, 3, 8, 8), (4, 8, 8, 3, 1)])
+def test_images_of_another_shape_are_refused(shape):
+    with pytest.raises(ConfigError, match=r"images: expected .* \(N, 8, 8, 3\)"):
+        recalibrate(network(), np.zeros(shape, "float32"))
+
+
+def test_a_model_of_two_inputs_is_refused():
+    one, other = keras.Input((8, 8, 3)), keras.Input((8, 8, 3))
+    model = keras.Model([one, other], layers.BatchNormalization()(layers.add([one, other])))
+    with pytest.raises(ConfigError, match="one input"):
+        recalibrate(model, images())

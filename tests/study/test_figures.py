@@ -91,6 +91,17 @@ def test_a_norm_that_does_not_read_the_field_is_a_level_line():
     assert np.allclose(level[0].get_xdata(), [1, 16])
 
 
+@pytest.mark.parametrize("values", [(-1, 0), (-1, 0, 4), (0, 8), (-1, 2, 16)])
+def test_a_field_is_drawn_whose_values_are_not_all_above_0(values):
+    """A `translate` of -1 is an eighth of the image."""
+    found = summarize([make_run(0.5 + t / 100, norm="bn", translate=t) for t in values])
+    assert numeric_axes(found) == ["translate"]
+    (axes,) = against_figure(found, "translate").figure.axes
+    means = [line for line in axes.lines if len(line.get_xdata()) == len(values)]
+    assert np.allclose(means[0].get_xdata(), values)
+    assert np.allclose(means[0].get_ydata(), [50 + t for t in values])
+
+
 def test_words_are_no_numeric_axis():
     assert numeric_axes(summarize(RUNS)) == []
     runs = [make_run(0.5, norm="bn", residual=r) for r in (True, False)]
@@ -162,7 +173,7 @@ def test_variants_differ_in_color():
 
 
 def test_an_interval_stays_in_the_axes_and_an_arrow_says_that_it_goes_on():
-    runs = [make_run(a, norm="bn", seed=s) for s, a in enumerate((0.5, 0.6))]  # 55 ± 64 points
+    runs = [make_run(a, norm="bn", seed=s) for s, a in enumerate((0.5, 0.6))]  # 0 to 100
     runs += [make_run(a, norm="gn", seed=s) for s, a in enumerate((0.5, 0.5))]
     axes = final_figure(summarize(runs)).figure.axes[0]
     low, high = axes.get_xlim()
@@ -170,8 +181,18 @@ def test_an_interval_stays_in_the_axes_and_an_arrow_says_that_it_goes_on():
     assert 60 < high <= 100
     assert all(low <= x <= high for line in axes.lines for x in line.get_xdata())
     arrows = [line for line in axes.lines if line.get_marker() in ("<", ">")]
-    assert [line.get_ydata()[0] for line in arrows] == [0, 0]
+    assert [(line.get_marker(), line.get_ydata()[0]) for line in arrows] == [("<", 0)]
     assert "; arrow: beyond" in axes.get_xlabel()
+
+
+def test_an_interval_ends_at_100_percent():
+    # By its t-interval 99.5 ± 1.24 points.
+    runs = [make_run(a, norm="bn", seed=s) for s, a in enumerate((0.99, 0.995, 1.0))]
+    axes = final_figure(summarize(runs)).figure.axes[0]
+    line = next(line for line in axes.lines if len(line.get_xdata()) == 2)
+    assert np.allclose(line.get_xdata(), [98.258, 100], atol=1e-3)
+    assert "arrow" not in axes.get_xlabel()
+    assert "[98.26, 100.00]" in group_table(summarize(runs)).rows[0][2]
 
 
 def test_intervals_that_fit_are_shown_whole():

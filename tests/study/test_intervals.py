@@ -41,6 +41,18 @@ def test_one_value_has_no_interval_and_none_is_an_error():
         Interval.of([])
 
 
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=5))
+def test_an_interval_of_shares_ends_at_0_and_1(values):
+    """Where it is cut off it is the one of scipy that is shorter."""
+    cut, whole = Interval.of(values, within=(0.0, 1.0)), Interval.of(values)
+    assert (cut.n, cut.mean, cut.std) == (whole.n, whole.mean, whole.std)
+    assert (cut.low is None) == (whole.low is None)
+    if cut.low is not None:
+        error = np.std(values, ddof=1) / math.sqrt(len(values))
+        ends = stats.t.interval(0.95, len(values) - 1, np.mean(values), error)
+        assert [cut.low, cut.high] == pytest.approx(np.clip(ends, 0, 1), abs=1e-9)
+
+
 def spread(mean: float, std: float) -> list[float]:
     """Three values of this mean and sample standard deviation."""
     return [mean - std, mean, mean + std]

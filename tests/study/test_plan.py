@@ -1,5 +1,7 @@
 """A plan is the product of its values, without runs that would compute the same."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -251,6 +253,58 @@ def test_a_bad_vary_is_refused(text, named):
         parse_vary([text])
     with pytest.raises(ConfigError, match="twice"):
         parse_vary(["epochs=1", "epochs=2"])
+
+
+# A varied field, values of others under which no run reads it, and some under which one does.
+UNREAD = [
+    ({"groups": (2, 4)}, {"norms": ("bn", "ln")}, {"norms": ("bn", "gn")}),
+    ({"ln_affine": ("channel", "element")}, {"norms": ("bn",)}, {}),
+    ({"bn_sync": ("on", "off")}, {}, {"fixed": {"devices": 2}}),
+    (
+        {"order": ("conv-norm-act", "conv-act-norm")},
+        {"norms": ("none",)},
+        {"norms": ("none", "in")},
+    ),
+    ({"norm_transitions": (True, False)}, {"norms": ("none",)}, {}),
+    ({"dropout_kind": ("element", "spatial")}, {"fixed": {"dropout": 0.0}}, {}),
+    ({"cutout_size": (4, 8)}, {"fixed": {"cutout": 0.0}}, {}),
+    ({"momentum": (0.8, 0.9)}, {}, {"fixed": {"optimizer": "sgd"}}),
+    ({"warmup": (0.1, 0.2)}, {"fixed": {"schedule": "constant"}}, {}),
+    ({"engine": ("native", "keras")}, {"backends": ("jax",)}, {"backends": ("jax", "torch")}),
+    ({"fused": (True, False)}, {"fixed": {"engine": "keras"}}, {}),
+    ({"fused": (True, False)}, {"backends": ("jax",)}, {}),
+]
+
+
+@pytest.mark.parametrize("one_at_a_time", [False, True])
+@pytest.mark.parametrize(("vary", "without", "beside"), UNREAD)
+def test_a_field_that_no_run_reads_is_not_varied(vary, without, beside, one_at_a_time):
+    (name,) = vary
+    base = make(vary=vary, one_at_a_time=one_at_a_time)
+    with pytest.raises(ConfigError, match=f"vary={name}, which is read only with "):
+        with_fields(base, **without).check_read()
+    with_fields(base, **beside).check_read()
+
+
+def with_fields(plan, fixed=None, **changes):
+    return replace(plan, fixed={**plan.fixed, **(fixed or {})}, **changes)
+
+
+def test_all_combinations_may_read_what_the_base_of_an_ablation_does_not():
+    vary = {"dropout": (0.0, 0.1), "dropout_kind": ("spatial",)}
+    make(vary=vary, fixed={"dropout": 0.2}).check_read()
+    with pytest.raises(ConfigError, match="vary=dropout_kind"):
+        make(vary=vary, fixed={"recipe": "best"}, one_at_a_time=True).check_read()
+    make(vary={"group_size": (2, 8)}, fixed={"recipe": "best"}, arms="tuned",
+         one_at_a_time=True).check_read()  # fmt: skip
+    with pytest.raises(ConfigError, match="vary=group_size"):
+        make(vary={"group_size": (2, 8)}, fixed={"groups": 2}).check_read()
+
+
+def test_the_command_refuses_a_field_that_no_run_reads():
+    words = ["--data", "shapes", "--recipe", "era8", "--vary", "momentum=0.8,0.9"]
+    with pytest.raises(ConfigError, match="only with optimizer=sgd or muon"):
+        studies._plan(studies.compare.make_context("compare", words).params)
 
 
 NUMBERS = st.lists(st.integers(1, 500), min_size=1, max_size=3, unique=True).map(tuple)

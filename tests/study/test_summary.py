@@ -35,6 +35,22 @@ def test_groups_differ_in_more_than_the_seed():
     assert labels == ["BN", "GN", "LN, affine element", "LN, affine channel"]
 
 
+@given(st.lists(st.integers(0, 50), min_size=2, max_size=4))
+@settings(max_examples=25, deadline=None)
+def test_no_interval_leaves_the_values_that_there_are(correct):
+    """Accuracies of a few images spread so widely that their t-intervals would."""
+    runs = [make_run(n / 50, norm="bn", seed=seed) for seed, n in enumerate(correct)]
+    runs += [make_run(1 - n / 50, norm="gn", seed=seed) for seed, n in enumerate(correct)]
+    found = summarize(runs)
+    for group in found.groups:
+        for measure, most in (("test_accuracy", 1.0), ("test_loss", math.inf)):
+            one = group.interval(measure)
+            assert one.low is None or 0 <= one.low <= one.mean <= one.high <= most
+    for item in found.differences:
+        low, high = item.interval.low, item.interval.high
+        assert low is None or -1 <= low <= item.interval.mean <= high <= 1
+
+
 def test_differences_are_paired_over_common_seeds():
     pairs = {
         (d.first.norm, d.second.norm, d.second.fields.get("ln_affine")): d
