@@ -34,7 +34,7 @@ class Dropout:
         draw: Takes a random generator, the number of values and the rate; returns the random
             numbers of a step, an int32 vector.
         drop: Takes a tensor, the rate, a vector of random numbers, where in it those of this
-            dropout start and end, and the number of the tensor's first image in the batch;
+            dropout start and end, and the number of the tensor's first row in the batch;
             returns the tensor with values dropped.
     """
 
@@ -141,7 +141,10 @@ class LoweredModel:
                 outputs = [self._fused(self.chains[number], values, drawn, bounds, first)]
             elif number in self.drops:
                 source = values[id(node.input_tensors[0])]
-                outputs = [self.drops[number](source, drawn, bounds[number], first)]
+                row = first  # of an image there may be several rows
+                if isinstance(first, tf.Tensor):
+                    row = first * tf.shape(source)[0] // tf.shape(x)[0]
+                outputs = [self.drops[number](source, drawn, bounds[number], row)]
             elif number in self.norms:
                 outputs = [self.norms[number](values[id(node.input_tensors[0])])]
             else:

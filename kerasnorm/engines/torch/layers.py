@@ -61,11 +61,12 @@ class Mode:
         return whole[begin:end] - first
 
     def draw(self, number: int, shape: Sequence[int]) -> NDArray[np.float64]:
-        """Returns random numbers, 0 to 1, of a shape (N, ...), as drawn for the whole batch."""
-        if self.shard is None:
-            return self.random(number).random(shape)
-        drawn = self.random(number).random((self.shard.batch, *shape[1:]))
-        return drawn[self.shard.slice]
+        """Returns random numbers, 0 to 1, of a shape (rows, ...), as drawn for the whole batch.
+
+        The rows of an image, such as its patches, follow each other.
+        """
+        before = 0 if self.shard is None else self.shard.start * shape[0] // self.shard.count
+        return self.random(number).random((before + shape[0], *shape[1:]))[before:]
 
 
 @dataclass(frozen=True)

@@ -441,6 +441,29 @@ def test_one_draw_of_dropout_holds_along_the_axes_of_size_1_in_all_shards(shape,
     assert np.array_equal(found, lowered(images, Mode(True, key)).numpy())
 
 
+@pytest.mark.parametrize("processes", [1, 2, 5])
+@pytest.mark.parametrize("rows", [1, 2, 3])  # of an image
+@pytest.mark.parametrize(
+    "make",
+    [
+        layers.Dropout(0.5),
+        layers.Dropout(0.5, noise_shape=(None, 1, 1, None)),
+        layers.SpatialDropout2D(0.5),
+        StochasticDepth(0.5),
+    ],
+)
+def test_shards_drop_what_the_whole_batch_does(make, rows, processes):
+    inputs = keras.Input((6, 4, 8))
+    outputs = make(keras.ops.reshape(inputs, (-1, 6 // rows, 4, 8)))
+    lowered = LoweredModel(keras.Model(inputs, outputs))
+    images, key = torch.ones(5, 6, 4, 8), (1, 2, 3)
+    shards = [shard_of(5, rank, processes) for rank in range(processes)]
+    parts = [lowered(images[shard.slice], Mode(True, key, shard)) for shard in shards]
+    whole = lowered(images, Mode(True, key))
+    assert whole.min() == 0 < whole.max()
+    assert torch.equal(torch.cat(parts), whole)
+
+
 @pytest.mark.parametrize(
     "case",
     [pytest.param(c, marks=pytest.mark.long if c.option else (), id=str(c)) for c in CASES],
