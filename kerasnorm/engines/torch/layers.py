@@ -433,15 +433,19 @@ def _norm(
     return Lowered(call, scaled if is_fresh and has_affine else None, norm=norm)
 
 
-def _batch_norm(layer: Any, _: Site) -> Lowered | None:
-    if layer.axis not in (-1, 3):
+def _batch_norm(layer: Any, site: Site) -> Lowered | None:
+    rank = len(site.shape)
+    if layer.axis not in (-1, rank - 1):
         return None
     moving = layer.moving_mean.value, layer.moving_variance.value
 
     def normalize(mode: Mode, x: Tensor, gamma: Any, beta: Any) -> Tensor:
         if mode.training and layer.trainable:
             options = layer.momentum, layer.epsilon, mode.sum_
-            return kernels.batch_norm(x, gamma, beta, moving, *options)
+            if rank == 4:
+                return kernels.batch_norm(x, gamma, beta, moving, *options)
+            maps = x[:, :, None, None]
+            return kernels.batch_norm(maps, gamma, beta, moving, *options)[:, :, 0, 0]
         return F.batch_norm(x, *moving, gamma, beta, False, 0.0, layer.epsilon)
 
     norm = fused.Norm(
@@ -452,7 +456,8 @@ def _batch_norm(layer: Any, _: Site) -> Lowered | None:
         note=lambda *batch: kernels.move_statistics(moving, batch, layer.momentum),
         is_batch=lambda: layer.trainable,
     )
-    return _norm(normalize, layer, layer.gamma, layer.beta, is_fresh=True, norm=norm)
+    fusible = norm if rank == 4 else None
+    return _norm(normalize, layer, layer.gamma, layer.beta, is_fresh=True, norm=fusible)
 
 
 def _group_norm(layer: Any, _: Site) -> Lowered | None:
@@ -639,7 +644,7 @@ RULES: dict[type, Rule] = {
     layers.SeparableConv2D: Rule(_separable, ACTIVATED | {"filters", "depth_multiplier"}),
     layers.Conv2DTranspose: Rule(_transposed, ACTIVATED | {"filters", "output_padding"}),
     layers.Dense: Rule(_dense, frozenset({"units", "activation", "use_bias"}), BOTH),
-    layers.BatchNormalization: Rule(_batch_norm, AFFINE | {"momentum"}),
+    layers.BatchNormalization: Rule(_batch_norm, AFFINE | {"momentum"}, BOTH),
     layers.GroupNormalization: Rule(_group_norm, AFFINE | {"groups"}, autocast=False),
     layers.LayerNormalization: Rule(_layer_norm, AFFINE, BOTH, autocast=False),
     layers.RMSNormalization: Rule(_rms_norm, frozenset({"axis", "epsilon"})),
