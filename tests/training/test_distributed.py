@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from helpers import tiny
@@ -18,7 +19,7 @@ from kerasnorm.errors import ConfigError
 from kerasnorm.norms import NORMS, Norm
 from kerasnorm.process_group import ProcessGroup, shard_of, this_launch
 from kerasnorm.runtime import installed_backends
-from kerasnorm.training.fit import make_engine
+from kerasnorm.training.fit import make_batches, make_engine
 
 HERE = Path(__file__).parents[1]
 STEPS = str(HERE / "helpers" / "steps.py")
@@ -144,6 +145,33 @@ def test_moving_statistics_that_differ_are_averaged(norm, bn_sync, mean, monkeyp
     found = {v.name: v.numpy() for v in engine.model.non_trainable_variables}
     np.testing.assert_array_equal(found["moving_mean"], [mean] * 4)
     np.testing.assert_array_equal(found["moving_variance"], [1] * 4)
+
+
+UNSYNCHRONIZED = {
+    "another axis": lambda: keras.layers.BatchNormalization(axis=1),
+    "in a layer": lambda: keras.layers.TimeDistributed(keras.layers.BatchNormalization()),
+}
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.parametrize("bn_sync", ["on", "off"])
+@pytest.mark.parametrize("kind", [*UNSYNCHRONIZED, "images", "features", "frozen"])
+def test_batch_norms_that_cannot_be_synchronized_are_named_and_averaged(kind, bn_sync, caplog):
+    from kerasnorm.engines.torch.engine import TorchEngine
+
+    config, data, stock = tiny.config(bn_sync=bn_sync), tiny.dataset(), keras.layers
+    norm = UNSYNCHRONIZED.get(kind, stock.BatchNormalization)()
+    norm.trainable = kind != "frozen"
+    parts = [norm, stock.Flatten()]
+    parts = parts[::-1] if kind == "features" else parts
+    model = keras.Sequential([keras.Input(data.image_shape), *parts, stock.Dense(10)])
+    engine = TorchEngine(model, make_batches(config, data), config.train, Pair())
+    is_named = kind in UNSYNCHRONIZED and bn_sync == "on"
+    assert ("not synchronized" in caplog.text) == is_named
+    engine.end_epoch()
+    means = [v.numpy() for v in model.non_trainable_variables if v.name == "moving_mean"]
+    is_averaged = kind in UNSYNCHRONIZED or bn_sync == "off"
+    assert np.unique(means) == 0.5 * is_averaged
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ class Dropout:
     # step, an int32 vector.
     draw: Callable[[np.random.Generator, int, float], NDArray[np.int32]]
     # Takes a tensor, the rate, a vector of random numbers, where in it those of this dropout start
-    # and end, and the number of the tensor's first image in the batch; returns the tensor with
+    # and end, and the number of the tensor's first row in the batch; returns the tensor with
     # values dropped.
     drop: Callable[[Tensor, float, Tensor, tuple[Tensor, Tensor], Tensor | int], Tensor]
 
@@ -144,7 +144,10 @@ class LoweredModel:
                 outputs = [self._fused(self.chains[number], values, drawn, bounds, first)]
             elif number in self.drops:
                 source = values[id(node.input_tensors[0])]
-                outputs = [self.drops[number](source, drawn, bounds[number], first)]
+                row = first  # of an image there may be several rows
+                if isinstance(first, tf.Tensor):
+                    row = first * tf.shape(source)[0] // tf.shape(x)[0]
+                outputs = [self.drops[number](source, drawn, bounds[number], row)]
             elif number in self.norms:
                 outputs = [self.norms[number](values[id(node.input_tensors[0])])]
             else:

@@ -1,5 +1,6 @@
 """The native engine of PyTorch: a lowered model whose weights are one vector."""
 
+import logging
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -20,9 +21,11 @@ from kerasnorm.engines.torch.lowering import LoweredModel
 from kerasnorm.engines.torch.optimizer import FlatOptimizer
 from kerasnorm.engines.torch.resident import RecordedStep, ResidentData
 from kerasnorm.engines.torch.sharing import Sharing
+from kerasnorm.errors import listed
 from kerasnorm.inspection.evaluation import at_once
 from kerasnorm.process_group import ProcessGroup, Shard, shard_of
 
+logger = logging.getLogger(__name__)
 NUMBERS = 4  # of a step, summed over the processes together with the gradients
 
 
@@ -47,8 +50,26 @@ class TorchEngine(NativeEngine):
         is_alone = self.group.size == 1
         self.sum_ = None if is_alone or config.bn_sync == "off" else self.group.sum_
         is_stored = isinstance(batches.split.images, StoredImages)
+        if self.sum_ is not None and self.group.is_first:
+            self._note_unsynchronized()
         is_resident = is_alone and self.device.type != "cpu" and not is_stored
         self.resident = ResidentData(batches, self.device) if is_resident else None
+
+    def _note_unsynchronized(self) -> None:
+        """Warns of batch norms that Keras computes, each process over its own shard of a batch."""
+        found = [
+            layer.name
+            for operation in self.lowered.foreign
+            if isinstance(operation, keras.Layer)
+            for layer in operation._flatten_layers()
+            if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+        ]
+        if found:
+            logger.warning(
+                f"Batch norms that are not synchronized: {listed(dict.fromkeys(found))}. Each "
+                "process computes their statistics over its own shard of a batch, because they "
+                "have another axis than the last, or are inside of another layer."
+            )
 
     def plan(self) -> None:
         """Lowers the model; see `Engine.plan`."""
@@ -59,7 +80,7 @@ class TorchEngine(NativeEngine):
         keras_optimizer = self.model.optimizer
         self.optimizer = FlatOptimizer(keras_optimizer, variables, self.config, self.rates, NUMBERS)
         self.regularized = [v for v in variables if v.regularizer is not None]
-        self.can_record = self.device.type == "cuda" and self.lowered.is_whole
+        self.can_record = self.device.type == "cuda" and not self.lowered.foreign
         self.recorded: RecordedStep | None = None
 
     def take_steps(self, epoch: int) -> Iterator[StepResult]:
@@ -159,7 +180,11 @@ class TorchEngine(NativeEngine):
             return
         with torch.no_grad(), self.group.connection():
             for layer in self.model.layers:
-                if self.sum_ is not None and isinstance(layer, keras.layers.BatchNormalization):
+                if (
+                    self.sum_ is not None
+                    and isinstance(layer, keras.layers.BatchNormalization)
+                    and not any(layer is other for other in self.lowered.foreign)
+                ):
                     continue  # its statistics are those of the whole batch
                 for variable in layer.non_trainable_variables:
                     if variable.value.is_floating_point():

@@ -58,11 +58,12 @@ class Mode:
         return whole[begin:end] - first
 
     def draw(self, number: int, shape: Sequence[int]) -> NDArray[np.float64]:
-        """Returns random numbers, 0 to 1, of a shape (N, ...), as drawn for the whole batch."""
-        if self.shard is None:
-            return self.random(number).random(shape)
-        drawn = self.random(number).random((self.shard.batch, *shape[1:]))
-        return drawn[self.shard.slice]
+        """Returns random numbers, 0 to 1, of a shape (rows, ...), as drawn for the whole batch.
+
+        The rows of an image, such as its patches, follow each other.
+        """
+        before = 0 if self.shard is None else self.shard.start * shape[0] // self.shard.count
+        return self.random(number).random((before + shape[0], *shape[1:]))[before:]
 
 
 @dataclass(frozen=True)
@@ -404,15 +405,19 @@ def _norm(
     return Lowered(call, scaled if is_fresh and has_affine else None, norm=norm)
 
 
-def _batch_norm(layer: Any, _: Site) -> Lowered | None:
-    if layer.axis not in (-1, 3):
+def _batch_norm(layer: Any, site: Site) -> Lowered | None:
+    rank = len(site.shape)
+    if layer.axis not in (-1, rank - 1):
         return None
     moving = layer.moving_mean.value, layer.moving_variance.value
 
     def normalize(mode: Mode, x: Tensor, gamma: Any, beta: Any) -> Tensor:
         if mode.training and layer.trainable:
             options = layer.momentum, layer.epsilon, mode.sum_
-            return kernels.batch_norm(x, gamma, beta, moving, *options)
+            if rank == 4:
+                return kernels.batch_norm(x, gamma, beta, moving, *options)
+            maps = x[:, :, None, None]
+            return kernels.batch_norm(maps, gamma, beta, moving, *options)[:, :, 0, 0]
         return F.batch_norm(x, *moving, gamma, beta, False, 0.0, layer.epsilon)
 
     norm = fused.Norm(
@@ -423,7 +428,8 @@ def _batch_norm(layer: Any, _: Site) -> Lowered | None:
         note=lambda *batch: kernels.move_statistics(moving, batch, layer.momentum),
         is_batch=lambda: layer.trainable,
     )
-    return _norm(normalize, layer, layer.gamma, layer.beta, is_fresh=True, norm=norm)
+    fusible = norm if rank == 4 else None
+    return _norm(normalize, layer, layer.gamma, layer.beta, is_fresh=True, norm=fusible)
 
 
 def _group_norm(layer: Any, _: Site) -> Lowered | None:
@@ -601,7 +607,7 @@ RULES: dict[type, Rule] = {
     layers.SeparableConv2D: Rule(_separable, ACTIVATED | {"filters", "depth_multiplier"}),
     layers.Conv2DTranspose: Rule(_transposed, ACTIVATED | {"filters", "output_padding"}),
     layers.Dense: Rule(_dense, frozenset({"units", "activation", "use_bias"}), BOTH),
-    layers.BatchNormalization: Rule(_batch_norm, AFFINE | {"momentum"}),
+    layers.BatchNormalization: Rule(_batch_norm, AFFINE | {"momentum"}, BOTH),
     layers.GroupNormalization: Rule(_group_norm, AFFINE | {"groups"}, autocast=False),
     layers.LayerNormalization: Rule(_layer_norm, AFFINE, BOTH, autocast=False),
     layers.RMSNormalization: Rule(_rms_norm, frozenset({"axis", "epsilon"})),

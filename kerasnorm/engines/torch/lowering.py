@@ -49,7 +49,7 @@ class LoweredModel:
 
     Attributes:
         device: Where the model's variables are.
-        is_whole: Whether no layer is left to Keras.
+        foreign: The layers that are left to Keras.
         fused_kernels: Digest of the compiled functions that norms are computed with; None for none.
 
     Args:
@@ -74,7 +74,6 @@ class LoweredModel:
         found = fused.library() if is_fused and self.device.type == "cpu" else None
         self.fused_kernels = found.digest if found else None
         self.steps = self._plan(graph)
-        self.is_whole = not any(step.lowered.is_foreign for step in self.steps)
 
     def __call__(self, inputs: Tensor, mode: Mode) -> Tensor:
         """Returns the model's output for inputs (N, ...), on the model's device.
@@ -102,6 +101,8 @@ class LoweredModel:
             _Step(sources, targets, _lower(node, Site(self.device, number)))
             for number, (node, sources, targets) in enumerate(calls)
         ]
+        pairs = zip(steps, calls, strict=True)
+        self.foreign = [node.operation for step, (node, *_) in pairs if step.lowered.is_foreign]
         if self.fused_kernels:
             called = Counter(id(node.operation) for node, _, _ in calls)
             for step, (node, _, _) in zip(steps, calls, strict=True):

@@ -98,8 +98,9 @@ def test_dropout_takes_each_value_with_its_probability(rate, dropout):
     assert abs(taken.var() / (steps * rate * (1 - rate)) - 1) < 5 * np.sqrt(2 / count) + 0.05
 
 
-def dropout_model(count, kind=layers.Dropout):
-    x = inputs = keras.Input((4, 5, 3))
+def dropout_model(count, kind=layers.Dropout, rows=1):
+    inputs = keras.Input((4, 5, 3))
+    x = inputs if rows == 1 else keras.ops.reshape(inputs, (-1, 4 // rows, 5, 3))
     for _ in range(count):
         x = kind(0.3)(x)
     return keras.Model(inputs, x)
@@ -119,8 +120,9 @@ def test_dropout_differs_from_layer_to_layer_and_step_to_step(is_compiled):
 
 @pytest.mark.parametrize("is_hashed", [False, True])
 @pytest.mark.parametrize("kind", [layers.Dropout, layers.SpatialDropout2D])
-def test_parts_of_a_batch_drop_what_the_whole_batch_does(kind, is_hashed):
-    lowered = LoweredModel(dropout_model(2, kind), is_compiled=False, is_hashed=is_hashed)
+@pytest.mark.parametrize("rows", [1, 2, 4])  # of an image
+def test_parts_of_a_batch_drop_what_the_whole_batch_does(rows, kind, is_hashed):
+    lowered = LoweredModel(dropout_model(2, kind, rows), is_compiled=False, is_hashed=is_hashed)
     drawn, ends = lowered.draw([(0, 0, 0)], 8)
     x = tf.ones([8, 4, 5, 3])
     parts = [lowered(x[a:b], drawn, ends[0], tf.constant(a)) for a, b in ((0, 3), (3, 8))]

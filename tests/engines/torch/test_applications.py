@@ -102,7 +102,7 @@ def images(model, count=4):
 def test_logits_loss_and_gradients_equal_keras(name):
     model = network(name)
     lowered = LoweredModel(model)
-    assert lowered.is_whole
+    assert not lowered.foreign
     pixels, labels = torch.from_numpy(images(model)), torch.arange(4)
     start = model.get_weights()
     parameters = [variable.value for variable in model.trainable_variables]

@@ -88,7 +88,7 @@ def assert_same_pass(model, pixels, tolerance):
 @pytest.mark.parametrize(("norm", "recipe"), pairs(NORMS, ["era8", "best"]))
 def test_logits_loss_and_gradients_equal_keras(norm, recipe):
     model = network(norm, recipe)
-    assert LoweredModel(model).is_whole
+    assert not LoweredModel(model).foreign
     pixels, labels, exact = images(7), np.arange(7), in_float64(model)
     # Keras computes lnc and rms in float32 whatever their type.
     assert_same_pass(exact, pixels, 1e-3 if norm in ("lnc", "rms") else 1e-5)
@@ -214,7 +214,7 @@ def test_layers_that_the_lowering_does_not_know_are_called_as_they_are():
     y = layers.BatchNormalization()(layers.Activation("relu")(y))
     model = shaken(keras.Model(pixels, y))
     assert_same_pass(in_float64(model), images(5, (12, 12, 3)), 1e-5)
-    assert not LoweredModel(model).is_whole
+    assert LoweredModel(model).foreign
 
 
 def test_a_gradient_that_two_layers_share_is_not_written_into():

@@ -2,9 +2,11 @@
 
 import inspect
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from threading import Barrier
 from typing import Any
 
 import keras
@@ -441,6 +443,29 @@ def test_one_draw_of_dropout_holds_along_the_axes_of_size_1_in_all_shards(shape,
     assert np.array_equal(found, lowered(images, Mode(True, key)).numpy())
 
 
+@pytest.mark.parametrize("processes", [1, 2, 5])
+@pytest.mark.parametrize("rows", [1, 2, 3])  # of an image
+@pytest.mark.parametrize(
+    "make",
+    [
+        layers.Dropout(0.5),
+        layers.Dropout(0.5, noise_shape=(None, 1, 1, None)),
+        layers.SpatialDropout2D(0.5),
+        StochasticDepth(0.5),
+    ],
+)
+def test_shards_drop_what_the_whole_batch_does(make, rows, processes):
+    inputs = keras.Input((6, 4, 8))
+    outputs = make(keras.ops.reshape(inputs, (-1, 6 // rows, 4, 8)))
+    lowered = LoweredModel(keras.Model(inputs, outputs))
+    images, key = torch.ones(5, 6, 4, 8), (1, 2, 3)
+    shards = [shard_of(5, rank, processes) for rank in range(processes)]
+    parts = [lowered(images[shard.slice], Mode(True, key, shard)) for shard in shards]
+    whole = lowered(images, Mode(True, key))
+    assert whole.min() == 0 < whole.max()
+    assert torch.equal(torch.cat(parts), whole)
+
+
 @pytest.mark.parametrize(
     "case",
     [pytest.param(c, marks=pytest.mark.long if c.option else (), id=str(c)) for c in CASES],
@@ -600,6 +625,40 @@ def test_features_give_what_keras_gives(make):
         )
 
 
+def in_two_processes(model, x):
+    """The training passes of two processes, each on its part of x, and the gradients of x."""
+    barrier, parts = Barrier(2), {}
+
+    def process(rank, part):
+        def sum_(tensor):
+            parts[rank] = tensor
+            barrier.wait()
+            total = parts[0] + parts[1]
+            barrier.wait()
+            return total
+
+        lowered, part = LoweredModel(keras.models.clone_model(model)), part.requires_grad_(True)
+        y = lowered(part, Mode(True, sum_=sum_))
+        return y.detach(), torch.autograd.grad((y**3).sum(), part)[0]
+
+    with ThreadPoolExecutor(2) as pool:
+        found = zip(*pool.map(process, (0, 1), x.split((3, len(x) - 3))), strict=True)
+    return [torch.cat(several) for several in found]
+
+
+@pytest.mark.parametrize("shape", [(6,), (16,), (4, 4, 6), (4, 4, 16), (1, 1, 6)])
+@pytest.mark.parametrize("scale", [True, False])
+def test_batch_norms_of_images_and_of_features_are_those_of_both_processes(shape, scale):
+    inputs = keras.Input(shape)
+    model = keras.Model(inputs, layers.BatchNormalization(scale=scale)(inputs))
+    x = torch.from_numpy(np.random.default_rng(0).normal(3, 2, (8, *shape))).float()
+    outputs, gradients = in_two_processes(model, x)
+    x.requires_grad_(True)
+    y = model(x, training=True)  # Keras, on the whole batch
+    assert torch.allclose(outputs, y, atol=1e-5)
+    assert torch.allclose(gradients, torch.autograd.grad((y**3).sum(), x)[0], atol=1e-4)
+
+
 def test_dropout_of_features_drops_the_rate_and_its_gradient_is_its_output():
     inputs = keras.Input((40,))
     lowered = LoweredModel(keras.Model(inputs, layers.Dropout(0.4)(inputs)))
@@ -643,7 +702,7 @@ def test_models_in_a_model_are_lowered_even_when_they_are_called_twice():
     y = layers.Multiply()([middle(layers.ReLU()(x)), inner(x), x])
     model = shaken(keras.Model(inputs, y))
     lowered = LoweredModel(model)
-    assert lowered.is_whole
+    assert not lowered.foreign
     for training in (False, True):
         assert_same(
             passes(partial(lowered, mode=Mode(training)), model, PIXELS, upstream),
@@ -657,7 +716,7 @@ def test_a_model_of_another_type_in_a_model_is_called_by_keras():
     inner.dtype_policy = keras.DTypePolicy("float64")
     inputs = keras.Input(SHAPE)
     model = keras.Model(inputs, inner(inputs))
-    assert not LoweredModel(model).is_whole
+    assert LoweredModel(model).foreign
 
 
 @pytest.mark.parametrize("length", [6, 7, 8, 9])

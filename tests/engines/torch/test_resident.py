@@ -55,7 +55,7 @@ def test_training_is_that_from_the_host(norm):
 @pytest.mark.parametrize("recipe", ["best", "era8"])
 def test_our_networks_are_lowered_as_a_whole_but_recorded_on_cuda_only(recipe):
     made = engine(recipe=recipe)
-    assert made.lowered.is_whole
+    assert not made.lowered.foreign
     assert not made.can_record
 
 
