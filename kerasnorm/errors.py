@@ -154,3 +154,25 @@ def is_out_of_memory(error: BaseException) -> bool:
         or type(error).__name__ in named
         or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs))
     )
+
+
+def layer_failed(error: Exception) -> ConfigError:
+    """Returns the error for a network of which a layer raised one when it was called."""
+    text = re.sub(r"\x1b\[\d*m", "", str(error)).partition("Arguments received by")[0]
+    words = f"{type(error).__name__}: {' '.join(text.split())}".removesuffix(".")
+    advice = "Look at that layer, or try another --backend"
+    if "only support" in text and "NHWC" in text:
+        words = "TensorFlow computes data_format='channels_first' on a GPU alone. " + words
+        advice = "Use --backend torch, or give the layers data_format='channels_last'"
+    return ConfigError(f"network: a layer cannot be computed. {shortened(words, 400)}. {advice}.")
+
+
+@contextmanager
+def calling_layers() -> Iterator[None]:
+    """Turns what a layer of a network raises in the block into a ConfigError of one line."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, KerasnormError) or is_out_of_memory(error):
+            raise
+        raise layer_failed(error) from error

@@ -87,7 +87,7 @@ def test_layers_with_channels_first_say_what_to_do_on_a_cpu(kind, monkeypatch):
     layer = getattr(keras.layers, kind)(2, 2, data_format="channels_first")
     images = keras.ops.zeros((1, 3, 8, 8))
     monkeypatch.setattr(cli.doctor.runtime, "cache_folder", lambda: layer(images))
-    _, err = call("data", "--json", code=1)
+    _, err = call("data", "--json", code=2)
     assert "channels_first" in err
     assert "--backend torch" in err
     assert "report" not in err

@@ -16,7 +16,13 @@ import click
 
 from kerasnorm.cli import conversion, doctor, explain, formats, models, speed, studies, training
 from kerasnorm.config import RENAMED, SYNONYMS
-from kerasnorm.errors import KerasnormError, RunFolderError, is_out_of_memory, shortened
+from kerasnorm.errors import (
+    KerasnormError,
+    RunFolderError,
+    is_out_of_memory,
+    layer_failed,
+    shortened,
+)
 from kerasnorm.progress import console_notes
 from kerasnorm.signals import SIGNALLED, Interruptions, Terminated
 from kerasnorm.user_code import TRUST
@@ -119,11 +125,7 @@ def _message(error: Exception) -> tuple[str, int]:
             f"(--train-size). {shortened(str(error), 200)}"
         ), 1
     if "only support" in str(error) and "NHWC" in str(error):
-        return (
-            "TensorFlow computes layers with data_format='channels_first' on a GPU alone. Use "
-            "--backend torch, or give the network's layers data_format='channels_last'. "
-            f"{shortened(str(error), 200)}"
-        ), 1
+        return str(found := layer_failed(error)), found.exit_code
     return (
         f"unexpected {type(error).__name__}: {shortened(str(error), 500)}\n"
         "Run `kerasnorm --debug …` for the traceback, and please report it."

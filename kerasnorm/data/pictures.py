@@ -15,7 +15,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -199,8 +199,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 def _upright(image: Image.Image) -> Image.Image:
     """Returns an image turned as its EXIF orientation says."""
     image.load()
-    with suppress(Exception):  # a viewer shows an image whose metadata are damaged
+    try:
         ImageOps.exif_transpose(image, in_place=True)
+    except Exception as error:  # a viewer shows an image whose metadata are damaged
+        if isinstance(error, MemoryError):  # the image was not turned
+            raise
     return image
 
 

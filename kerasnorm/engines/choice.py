@@ -12,7 +12,7 @@ from kerasnorm.data.batches import Batches
 from kerasnorm.data.stored import Images
 from kerasnorm.engines.base import Engine
 from kerasnorm.engines.keras_engine import KerasEngine
-from kerasnorm.errors import ConfigError, expect
+from kerasnorm.errors import ConfigError, calling_layers, expect
 from kerasnorm.inspection import evaluation
 from kerasnorm.process_group import Launch, ProcessGroup
 
@@ -36,20 +36,21 @@ def make(
         group: The processes or devices that train together; by default this process alone.
 
     Raises:
-        ConfigError: Several processes or devices are to train, which this engine cannot.
+        ConfigError: Several processes or devices are to train, which this engine cannot; or a
+            layer of the model raises an error when it is called.
     """
     backend = keras.backend.backend()
     is_native = config.engine == "native" and backend in ("torch", "tensorflow")
-    reason = not_native(model, batches) if is_native else None
+    reason = not_native(model, batches)
     if group is not None and (group.size > 1 or group.strategy is not None):
         expected = "native on several processes or devices"
         expect(config.engine == "native", "engine", expected, config.engine)
-        if reason is not None:
+        if is_native and reason is not None:
             raise ConfigError(
                 f"engine: the native engine cannot train this model: {reason}. Expected a model "
                 "without that on several processes or devices, or one device with engine='keras'."
             )
-    if reason is not None:
+    if is_native and reason is not None:
         logger.warning(
             "Keras's own engine trains, since the native one cannot train this model: %s", reason
         )
@@ -70,13 +71,16 @@ def not_native(model: keras.Model, batches: Batches) -> str | None:
     Args:
         model: The model to train, which stays as it is.
         batches: The training batches; the model is called on one of their images.
+
+    Raises:
+        ConfigError: A layer of the model raises an error when it is called.
     """
     for variable in model.trainable_variables:
         # On TensorFlow the Keras optimizer itself takes the step, and applies these.
         if keras.backend.backend() == "torch" and variable.constraint is not None:
             return f"{variable.path} has a constraint"
     image = keras.ops.convert_to_tensor(batches.split.images[:1])
-    with keras.StatelessScope(collect_losses=True) as scope:
+    with calling_layers(), keras.StatelessScope(collect_losses=True) as scope:
         model(image, training=True)
     if scope.losses:
         return "a layer adds a loss of its own, by activity_regularizer or add_loss"
@@ -111,10 +115,14 @@ def join(launch: Launch, devices: int) -> ProcessGroup:
     return ProcessGroup()
 
 
+@calling_layers()
 def predict(model: Any, images: Images) -> NDArray[np.float32]:
     """Returns the outputs (N, classes) that a Keras model gives for raw images (N, H, W, C).
 
     The native engine computes them if it can, otherwise `model.predict`.
+
+    Raises:
+        ConfigError: A layer of the model raises an error when it is called.
     """
     backend = keras.backend.backend()
     if backend == "torch":

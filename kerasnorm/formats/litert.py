@@ -52,10 +52,29 @@ def open_file(path: Path) -> Opened:
         interpreter.allocate_tensors()
         interpreter.set_tensor(entry["index"], batch)
         interpreter.invoke()
-        return interpreter.get_tensor(output["index"])
+        return dequantized(interpreter.get_tensor(output["index"]), *output["quantization"])
 
     quantization = (float(scale), int(zero)) if scale else None
     return Opened(call, shape, np.dtype(entry["dtype"]).name, name, quantization)
+
+
+def dequantized(outputs: "NDArray[Any]", scale: float, zero: int) -> "NDArray[Any]":
+    """Returns outputs (N, classes) as the numbers that they stand for; a scale of 0 is none.
+
+    Those of a softmax in 8 bits are multiples of 1/256 from 0 on
+    (https://ai.google.dev/edge/litert/models/quantization_spec); rounded so, they need not sum to 1
+    and are divided by their sum.
+    """
+    import numpy as np
+
+    if not scale:
+        return outputs
+    numbers = (outputs.astype(np.float32) - zero) * np.float32(scale)
+    if (scale, zero) != (1 / 256, np.iinfo(outputs.dtype).min):
+        return numbers
+    sums = numbers.sum(-1, keepdims=True)
+    is_rounded = (sums > 0) & (abs(sums - 1) <= scale / 2 * numbers.shape[-1])
+    return numbers / np.where(is_rounded, sums, 1)
 
 
 FORMAT = Format(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image, ImageOps, features
 
 from kerasnorm.data.dataset import Fit
 from kerasnorm.data.pictures import fit_images, list_pictures, read_picture
@@ -260,6 +260,22 @@ def test_damaged_metadata_do_not_keep_an_image_from_being_read(tmp_path):
     path = tmp_path / "x.jpg"
     Image.new("RGB", (8, 8), (9, 9, 9)).save(path, exif=b"Exif\0\0MM\0*garbage")
     assert (read_picture(path, (8, 8, 3)) == 9).all()
+
+
+def test_an_image_for_whose_turn_memory_lacks_is_not_read_unturned(tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "train" / "a" / "x.jpg"
+    path.parent.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(path, exif=exif)
+
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(ImageOps, "exif_transpose", fail)
+    for read_it in (lambda: read_picture(path, (8, 8, 3)), lambda: read(tmp_path)):
+        with pytest.raises(DataError, match=r"x\.jpg.*MemoryError"):
+            read_it()
 
 
 def wide() -> np.ndarray:

@@ -316,6 +316,69 @@ def test_a_model_that_the_native_engine_would_train_wrongly_is_trained_by_keras(
             choice.make(model, batches, config.train, group)
 
 
+class Failing(keras.layers.Layer):
+    """A layer that cannot be computed once it is in a model."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+        self.is_in_model = False
+
+    def call(self, x):
+        if self.is_in_model:
+            raise self.error
+        return x
+
+
+def failing_model(shape, layer):
+    parts = [layer, keras.layers.Flatten(), keras.layers.Dense(10)]
+    model = keras.Sequential([keras.Input(shape), *parts])
+    layer.is_in_model = True
+    return model
+
+
+def channels_first(layer):
+    return keras.Sequential([keras.layers.Permute((3, 1, 2)), layer])
+
+
+CANNOT = {
+    **{
+        f"{kind.__name__}": lambda kind=kind: Failing(kind("no such shape"))
+        for kind in (ValueError, TypeError, RuntimeError, KeyError, ZeroDivisionError)
+    },
+    **{
+        f"{name} of channels first": lambda name=name: channels_first(
+            getattr(keras.layers, name)(3, 3, data_format="channels_first")
+        )
+        for name in ("Conv2D", "Conv2DTranspose")
+    },
+}
+
+
+@pytest.mark.parametrize("engine", ["native", "keras"])
+@pytest.mark.parametrize("kind", CANNOT)
+def test_a_layer_that_cannot_be_computed_is_an_error_of_one_line(kind, engine):
+    if "channels first" in kind and keras.backend.backend() != "tensorflow":
+        pytest.skip("torch computes it")
+    config, data = tiny.config(engine=engine), tiny.dataset()
+    model = failing_model(data.image_shape, CANNOT[kind]())
+    advice = "--backend torch" if "channels first" in kind else "no such shape"
+    for compute in (
+        lambda: choice.make(model, make_batches(config, data), config.train),
+        lambda: choice.predict(model, data.test.images),
+    ):
+        with pytest.raises(ConfigError, match=advice) as caught:
+            compute()
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_memory_that_runs_out_in_a_layer_stays_that():
+    config, data = tiny.config(), tiny.dataset()
+    model = failing_model(data.image_shape, Failing(MemoryError()))
+    with pytest.raises(MemoryError):
+        choice.make(model, make_batches(config, data), config.train)
+
+
 @pytest.mark.parametrize("form", ["option", "layer", "add_loss"])
 def test_a_layer_in_half_precision_adds_its_loss(form):
     layers, data = keras.layers, tiny.dataset()

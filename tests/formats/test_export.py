@@ -35,6 +35,9 @@ from kerasnorm.errors import (
 from kerasnorm.formats import FORMATS, check_formats, detect, export
 from kerasnorm.formats.archive import open_model, save_model
 from kerasnorm.formats.exported import metadata_path, open_any
+from kerasnorm.formats.litert import dequantized
+from kerasnorm.inspection.evaluation import log_softmax
+from kerasnorm.inspection.outputs import as_logits, kind_by_values
 from kerasnorm.runtime import installed_backends
 from kerasnorm.tables import to_text
 
@@ -350,6 +353,61 @@ def test_quantized_models_keep_most_of_their_accuracy(tmp_path):
     assert metadata["accuracy_before_quantization"] == done.keras_accuracy
     assert open_any(done.path).predict(data.test.images).shape == (200, 10)
     assert detect(done.path).name == "litert"
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize("classes", [2, 10, 300])
+def test_outputs_of_a_quantized_softmax_are_probabilities(classes, dtype):
+    logits = np.random.default_rng(classes).normal(0, 3, (500, classes))
+    truth = np.exp(log_softmax(logits))
+    zero = np.iinfo(dtype).min
+    stored = np.clip(np.rint(truth * 256) + zero, zero, zero + 255).astype(dtype)
+    found = dequantized(stored, 1 / 256, zero)
+    assert np.allclose(found.sum(1), 1, atol=1e-5)
+    assert kind_by_values(found) == "probabilities"
+    # Half a step, and what all classes together were rounded by.
+    assert np.abs(found - truth).max() <= (1 + classes * truth.max()) / 512
+
+
+@pytest.mark.parametrize(
+    ("dtype", "zero"), [("uint8", 0), ("uint8", 77), ("int8", -128), ("int16", 0)]
+)
+def test_other_quantized_outputs_are_the_numbers_that_they_stand_for(dtype, zero):
+    limits = np.iinfo(dtype)
+    stored = np.arange(limits.min, limits.max + 1, 5).astype(dtype).reshape(1, -1)
+    expected = 0.3 * (stored.astype(np.float64) - zero)
+    assert np.allclose(dequantized(stored, 0.3, zero), expected)
+    plain = expected.astype(np.float32)
+    assert dequantized(plain, 0.0, 0) is plain
+
+
+@pytest.mark.long
+@pytest.mark.backend("tensorflow")
+@pytest.mark.parametrize("last", ["linear", "softmax"])
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_a_fully_quantized_litert_file_gives_what_keras_gives(last, dtype, tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    import tensorflow as tf
+
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(10, activation=last)(x))
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3)).astype(np.uint8)
+    model.export(str(tmp_path / "saved"), verbose=False)
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "saved"))
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: ([image[None].astype("float32")] for image in images)
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    converter.inference_input_type = converter.inference_output_type = getattr(tf, dtype)
+    path = tmp_path / "model.tflite"
+    path.write_bytes(converter.convert())
+    expected = model.predict(images.astype("float32"), verbose=0)
+    found = open_any(path)
+    kind = "probabilities" if last == "softmax" else "logits"
+    assert found.kind == kind
+    logits = found.predict(images), as_logits(expected, kind)
+    received, truth = (np.exp(log_softmax(one)) for one in logits)
+    assert np.abs(received - truth).max() < 0.02
 
 
 @pytest.mark.parametrize(
