@@ -615,9 +615,7 @@ def published(recipe: str, data: str) -> dict[str, Any]:
 def config_of_call(config: Config | None, overrides: Mapping[str, Any]) -> Config:
     """Returns the config that a call of `fit` or `inputs` asks for.
 
-    Args:
-        config: The config that it names; None to resolve the fields alone.
-        overrides: Fields by name, which override the config's.
+    The overrides are fields by name, which are resolved alone without a config.
 
     Raises:
         ConfigError: It is no config, a name is unknown or a value is out of range.

@@ -136,10 +136,7 @@ def import_keras(requested: str = "auto") -> str:
 
     Where TensorFlow is installed, Keras imports it on other backends too whenever it writes a
     config, to ask whether an object is of one of TensorFlow's types: three seconds and 400 MB per
-    process. That is switched off here.
-
-    Args:
-        requested: As for `select_backend`.
+    process. That is switched off here. `requested` is as for `select_backend`.
 
     Raises:
         MissingPackageError: The backend is not installed.
@@ -198,12 +195,10 @@ def start(
 
 
 def chosen_precision(requested: str, device: Device) -> str:
-    """Returns the floating-point type of the layers of a new run.
+    """Returns the floating-point type of the layers of a new run on a device.
 
-    Args:
-        requested: "float32" or "mixed_bfloat16"; or "auto": mixed_bfloat16 on a device that
-            multiplies bfloat16, else float32.
-        device: What the run computes on.
+    It is "float32" or "mixed_bfloat16", as requested; of "auto", the latter on a device that
+    multiplies bfloat16.
 
     Raises:
         ConfigError: It is "auto", and several processes, on devices that may differ, train the run.
@@ -270,8 +265,7 @@ def _cpu(threads: int) -> Device:
 def torch_device(device: str) -> str:
     """Returns PyTorch's name of a device: "cpu", "mps", or a GPU of CUDA by its number, "cuda:1".
 
-    Args:
-        device: As for `start`.
+    `device` is as for `start`.
 
     Raises:
         ConfigError: The device is not there.

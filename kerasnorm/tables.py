@@ -28,23 +28,15 @@ LEAST_WIDTH = 16  # letters of a column of text to which a word that is too long
 
 @dataclass(frozen=True)
 class Table:
-    """A table of strings.
+    """A table of strings."""
 
-    Attributes:
-        columns: Headings; a heading that starts with ">" is aligned to the right, as numbers are.
-        rows: Rows of cells, one cell per column.
-        totals: Rows of cells below a second rule.
-        notes: Sentences below the table.
-        title: Heading above the table; empty for none.
-        styles: Style of each row on a terminal, such as "red"; none by default.
-    """
-
+    # Headings; a heading that starts with ">" is aligned to the right, as numbers are.
     columns: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    totals: Sequence[tuple[str, ...]] = ()
-    notes: Sequence[str] = ()
-    title: str = ""
-    styles: Sequence[str] = ()
+    rows: Sequence[tuple[str, ...]]  # rows of cells, one cell per column
+    totals: Sequence[tuple[str, ...]] = ()  # rows of cells below a second rule
+    notes: Sequence[str] = ()  # sentences below the table
+    title: str = ""  # heading above the table; empty for none
+    styles: Sequence[str] = ()  # style of each row on a terminal, such as "red"; none by default
 
 
 def to_text(table: Table, width: int = TEXT_WIDTH) -> str:

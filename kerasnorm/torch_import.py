@@ -116,7 +116,7 @@ def sorted_by_words(path: Path, tensors: Group) -> list[str]:
 class Imported:
     """A model made from PyTorch tensors."""
 
-    model: keras.Model  # the Keras model
+    model: keras.Model
     # Name of the tensor that each Keras weight was taken from.
     matched: dict[str, str] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)  # names of the tensors that hold no weight

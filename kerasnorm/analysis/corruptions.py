@@ -25,19 +25,13 @@ LEVELS = 255
 
 @dataclass(frozen=True)
 class Corruption:
-    """A way to spoil images.
+    """A way to spoil images."""
 
-    Attributes:
-        name: Short name, which `--corruption` takes.
-        title: Name in figures and tables.
-        strengths: Strength of severity 1 to 5.
-        change: Takes pixels, a strength and a random generator, and returns pixels, which may lie
-            beyond 0 to 255.
-    """
-
-    name: str
-    title: str
-    strengths: tuple[float, ...]
+    name: str  # short name, which `--corruption` takes
+    title: str  # name in figures and tables
+    strengths: tuple[float, ...]  # strength of severity 1 to 5
+    # Takes pixels, a strength and a random generator, and returns pixels, which may lie beyond 0 to
+    # 255.
     change: "Callable[[Pixels, float, np.random.Generator], Pixels]"
 
     def __call__(

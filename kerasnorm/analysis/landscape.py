@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -544,12 +543,10 @@ def line_figure(found: Sequence[Landscape]) -> Picture:
 
 def contours_figure(found: Sequence[Landscape]) -> Picture:
     """Returns contours of the loss over two directions, one panel per run, with common levels."""
-    figure, panels = _panels(found, sharex=True, sharey=True)
-    planes, low, high = _planes(found)
+    figure, panels, (low, high) = _panels(found, sharex=True, sharey=True)
     levels = np.geomspace(low, high, LEVELS)
     scale = LogNorm(low, high)
-    labels = _panel_labels(found)
-    for axes, one, plane, label in zip(panels, found, planes, labels, strict=True):
+    for axes, one, plane, label in panels:
         axis = one.surface.axis
         drawn = axes.contourf(axis, axis, plane, levels, cmap="viridis", norm=scale)
         axes.contour(axis, axis, plane, levels, colors="white", linewidths=0.5, norm=scale)
@@ -558,7 +555,8 @@ def contours_figure(found: Sequence[Landscape]) -> Picture:
         axes.grid(visible=False)
         axes.set_aspect("equal")
     rows = -(-len(found) // COLUMNS)
-    bar = figure.colorbar(drawn, ax=panels, shrink=0.8, aspect=20 * rows, format="%.3g")
+    drawn_on = [axes for axes, *_ in panels]
+    bar = figure.colorbar(drawn, ax=drawn_on, shrink=0.8, aspect=20 * rows, format="%.3g")
     bar.outline.set_visible(False)
     bar.set_label("test loss (nats)", fontsize=TEXT_SIZE, color=INK)
     bar.ax.tick_params(labelsize=TEXT_SIZE, labelcolor=INK)
@@ -571,12 +569,10 @@ def contours_figure(found: Sequence[Landscape]) -> Picture:
 
 def surface_figure(found: Sequence[Landscape]) -> Picture:
     """Returns the planes as surfaces in three dimensions; the height is the logarithmic loss."""
-    figure, panels = _panels(found, subplot_kw={"projection": "3d"})
-    planes, low, high = _planes(found)
+    figure, panels, (low, high) = _panels(found, subplot_kw={"projection": "3d"})
     ticks = [tick for tick in TICKS if low <= tick <= high]
     limits = np.log10([low, high])
-    labels = _panel_labels(found)
-    for axes, one, plane, label in zip(panels, found, planes, labels, strict=True):
+    for axes, one, plane, label in panels:
         axes.plot_surface(
             *np.meshgrid(one.surface.axis, one.surface.axis),
             np.log10(plane),
@@ -603,30 +599,26 @@ def surface_figure(found: Sequence[Landscape]) -> Picture:
     return Picture("surface", figure, "Surface of the loss", caption, alt)
 
 
-def _columns(found: Sequence[Landscape]) -> int:
-    """Returns how many panels are in a row: at most three; four make a square."""
-    return 2 if len(found) == 4 else min(COLUMNS, len(found))
+# Axes, and what is drawn on them: a landscape, its plane, and its label.
+Panel = tuple[Any, Landscape, Array, str]
 
 
-def _panel_labels(found: Sequence[Landscape]) -> list[str]:
-    return fit([one.label for one in found], (WIDTH - COLOR_BAR) / _columns(found), TITLE_SIZE)
-
-
-def _panels(found: Sequence[Landscape], **options: Any) -> tuple[Figure, list[Any]]:
-    """Returns a figure with one panel per run."""
-    count, columns = len(found), _columns(found)
+def _panels(
+    found: Sequence[Landscape], **options: Any
+) -> tuple[Figure, list[Panel], tuple[float, float]]:
+    """Returns a figure with one panel per run, and the lowest and highest loss that they show."""
+    count = len(found)
+    columns = 2 if count == 4 else min(COLUMNS, count)  # four make a square
     rows = -(-count // columns)
     height = 0.7 + rows * (WIDTH / columns if columns > 1 else 5.0)
     figure = new_figure(height, "LOSS AROUND THE TRAINED MODEL")
-    panels: list[Axes] = list(figure.subplots(rows, columns, squeeze=False, **options).ravel())
-    for axes in panels[count:]:
+    grid = figure.subplots(rows, columns, squeeze=False, **options).ravel()
+    for axes in grid[count:]:
         axes.remove()
-    return figure, panels[:count]
-
-
-def _planes(found: Sequence[Landscape]) -> tuple[list[Array], float, float]:
-    """Returns the planes as they are drawn, and the lowest and highest loss of all."""
-    planes = [_capped(one.surface.plane) for one in found]
-    low = max(min(float(plane.min()) for plane in planes), 1e-4)
-    high = max(float(plane.max()) for plane in planes)
-    return [np.maximum(plane, low) for plane in planes], low, max(high, 1.01 * low)
+    capped = [_capped(one.surface.plane) for one in found]
+    low = max(min(float(plane.min()) for plane in capped), 1e-4)
+    high = max(float(plane.max()) for plane in capped)
+    planes = [np.maximum(plane, low) for plane in capped]
+    labels = fit([one.label for one in found], (WIDTH - COLOR_BAR) / columns, TITLE_SIZE)
+    panels = list(zip(grid[:count], found, planes, labels, strict=True))
+    return figure, panels, (low, max(high, 1.01 * low))

@@ -470,7 +470,14 @@ def explanation_text(found: Explanation) -> str:
         parts += ["", _moving_text(worked)]
     parts += ["", _entry("batch of 1", _alone_text(found.batch_of_one))]
     if found.cost is not None:
-        parts.append(_entry("cost", _cost_text(found.cost)))
+        cost = found.cost
+        text = (
+            f"{cost.norm_parameters:,} of {cost.parameters:,} parameters; "
+            f"{in_percent(cost.share, 0)} % of a training step of {cost.batch_size} images "
+            f"({cost.milliseconds:.0f} ms; {cost.milliseconds_without:.0f} ms without it), "
+            f"on {cost.backend}, median of {cost.rounds} rounds on this machine"
+        )
+        parts.append(_entry("cost", text))
     parts += [_entry("" if place else "used by", user) for place, user in enumerate(facts.users)]
     parts += [_entry("caution", facts.caution)] if facts.caution else []
     return "\n".join(parts)
@@ -562,15 +569,6 @@ def _alone_text(alone: BatchOfOne) -> str:
         )
     verb = "still depends" if alone.survives_one_pixel else "does not depend"
     return f"{change}. On one image of one pixel, the output {verb} on the input."
-
-
-def _cost_text(cost: "NormCost") -> str:
-    return (
-        f"{cost.norm_parameters:,} of {cost.parameters:,} parameters; "
-        f"{in_percent(cost.share, 0)} % of a training step of {cost.batch_size} images "
-        f"({cost.milliseconds:.0f} ms; {cost.milliseconds_without:.0f} ms without it), "
-        f"on {cost.backend}, median of {cost.rounds} rounds on this machine"
-    )
 
 
 # In a figure

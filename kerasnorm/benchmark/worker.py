@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from kerasnorm import runtime
@@ -15,12 +16,12 @@ MEBIBYTE = 2**20
 KERAS_BATCH = 32  # images that `model.predict` takes at once where it is not told
 
 
+@dataclass
 class _FirstStep:
     """Records the time of the first step; also serves as an engine's listener."""
 
-    def __init__(self, start: float) -> None:
-        self.start = start
-        self.seconds: float | None = None
+    start: float
+    seconds: float | None = None
 
     def __call__(self) -> None:
         if self.seconds is None:

@@ -1,5 +1,7 @@
 """The training batches of a run, a function of (seed, epoch, step) alone."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -8,6 +10,7 @@ from kerasnorm.data.dataset import Split
 from kerasnorm.errors import expect
 
 
+@dataclass(eq=False)
 class Batches:
     """Order, augmentation and batching of a training set, the same on every backend.
 
@@ -18,15 +21,14 @@ class Batches:
         ConfigError: The batch is larger than the training set.
     """
 
-    def __init__(
-        self, split: Split, batch_size: int, seed: int, augmentation: Augmentation | None = None
-    ) -> None:
-        expected = f"at most the {len(split)} training images"
-        expect(batch_size <= len(split), "batch_size", expected, batch_size)
-        self.split = split
-        self.batch_size = batch_size
-        self.seed = seed
-        self.augmentation = augmentation
+    split: Split
+    batch_size: int
+    seed: int
+    augmentation: Augmentation | None = None
+
+    def __post_init__(self) -> None:
+        expected = f"at most the {len(self.split)} training images"
+        expect(self.batch_size <= len(self.split), "batch_size", expected, self.batch_size)
 
     @property
     def steps(self) -> int:

@@ -251,19 +251,13 @@ class Reader:
 
 @dataclass(frozen=True)
 class Generated:
-    """A data set that `--data NAME` computes.
-
-    Attributes:
-        name: The name.
-        generate: Returns the data set, given the numbers of training and test images.
-        train_size: Number of training images where none is asked for.
-        test_size: Number of test images where none is asked for.
-    """
+    """A data set that `--data NAME` computes."""
 
     name: str
+    # Returns the data set, given the numbers of training and test images.
     generate: Callable[[int, int], Dataset]
-    train_size: int
-    test_size: int
+    train_size: int  # number of training images where none is asked for
+    test_size: int  # number of test images where none is asked for
 
 
 def stratified_sample(labels: NDArray[np.int32], count: int, seed: int) -> NDArray[np.int64]:

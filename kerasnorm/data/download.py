@@ -35,37 +35,24 @@ class DownloadError(DataError):
 
 
 class RemoteFile(NamedTuple):
-    """A file as its publisher offers it.
+    """A file as its publisher offers it."""
 
-    Attributes:
-        path: Its place in the cache, relative, with "/".
-        urls: Addresses, tried in order.
-        checksum: "sha256:" or "md5:", whichever the publisher or Keras states, and the digits.
-        size: Size in bytes.
-    """
-
-    path: str
-    urls: tuple[str, ...]
-    checksum: str
-    size: int
+    path: str  # its place in the cache, relative, with "/"
+    urls: tuple[str, ...]  # addresses, tried in order
+    checksum: str  # "sha256:" or "md5:", whichever the publisher or Keras states, and the digits
+    size: int  # size in bytes
 
 
 @dataclass(frozen=True)
 class Official:
-    """A data set that `--data NAME` downloads, once, into the cache.
-
-    Attributes:
-        name: The name.
-        files: The files to download.
-        places: Files or folders in the cache that hold it, in order of preference: unpacked or
-            packed. One of the registered readers must read them.
-        class_names: Its classes, where its files do not name them.
-    """
+    """A data set that `--data NAME` downloads, once, into the cache."""
 
     name: str
     files: tuple[RemoteFile, ...]
+    # Files or folders in the cache that hold it, in order of preference: unpacked or packed. One of
+    # the registered readers must read them.
     places: tuple[str, ...]
-    class_names: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()  # its classes, where its files do not name them
 
 
 def fetch(file: RemoteFile, cache: Path, timeout: float = TIMEOUT, retries: int = 0) -> Path:

@@ -88,7 +88,7 @@ def _suffixes() -> frozenset[str]:
 class _Folder:
     """What lies in a folder, in the order of the names."""
 
-    path: Path  # the folder
+    path: Path
     images: list[Path] = field(default_factory=list)  # image files in it
     # Files of other kinds, and links to folders around it.
     others: list[Path] = field(default_factory=list)

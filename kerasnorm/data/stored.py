@@ -36,7 +36,7 @@ class StoredImages:
     and touching a map ends the process.
     """
 
-    path: Path  # the file
+    path: Path
     image_shape: tuple[int, ...]  # shape (H, W, C) of one image
     offset: int  # place of the first image in the file, in bytes
     indices: NDArray[np.int64]  # places of these images among those of the file, shape (N,)

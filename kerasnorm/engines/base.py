@@ -39,6 +39,7 @@ class BatchListener(Protocol):
         """Called after step `step`."""
 
 
+@dataclass(frozen=True, eq=False)
 class RunningMeans(Mapping[str, float]):
     """The `logs` of a batch: means over the images of the epoch so far.
 
@@ -47,10 +48,8 @@ class RunningMeans(Mapping[str, float]):
     """
 
     NAMES = ("loss", "entropy", "accuracy")
-
-    def __init__(self, sums: Any, images: int) -> None:
-        self.sums = sums
-        self.images = images
+    sums: Any
+    images: int
 
     def __getitem__(self, name: str) -> float:
         if name not in self.NAMES:

@@ -27,13 +27,7 @@ def make(
     """Returns the engine that a config asks for.
 
     Keras's own engine replaces the native one on jax, and for a model that the native one would
-    train wrongly.
-
-    Args:
-        model: The model to train.
-        batches: The training batches.
-        config: The training part of the run's config.
-        group: The processes or devices that train together; by default this process alone.
+    train wrongly. By default this process trains alone.
 
     Raises:
         ConfigError: Several processes or devices are to train, which this engine cannot; or a
@@ -68,9 +62,7 @@ def make(
 def not_native(model: keras.Model, batches: Batches) -> str | None:
     """Returns why this backend's native engine would train a model wrongly, None if it is correct.
 
-    Args:
-        model: The model to train, which stays as it is.
-        batches: The training batches; the model is called on one of their images.
+    The model, which stays as it is, is called on one of the images.
 
     Raises:
         ConfigError: A layer of the model raises an error when it is called.
@@ -89,10 +81,6 @@ def not_native(model: keras.Model, batches: Batches) -> str | None:
 
 def join(launch: Launch, devices: int) -> ProcessGroup:
     """Returns the process group of this process, connected to the other processes.
-
-    Args:
-        launch: What the launcher says.
-        devices: Number of devices that this process uses.
 
     Raises:
         ConfigError: The backend does not work with the launcher.

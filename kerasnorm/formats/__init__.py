@@ -1,6 +1,6 @@
 """Model files: one module per format, which says what the format needs and writes and opens it.
 
-To add a format, write its module and add its record to `FORMATS`.
+To add a format, write its module, which holds its record, and add the module to `MODULES`.
 """
 
 from collections.abc import Sequence
@@ -18,18 +18,8 @@ from kerasnorm.formats import (
 )
 from kerasnorm.formats.format import Format, lacking
 
-FORMATS = {
-    entry.name: entry
-    for entry in (
-        archive.FORMAT,
-        saved_model.FORMAT,
-        onnx.FORMAT,
-        litert.FORMAT,
-        torch_program.FORMAT,
-        openvino.FORMAT,
-        state_dict.FORMAT,
-    )
-}
+MODULES = (archive, saved_model, onnx, litert, torch_program, openvino, state_dict)
+FORMATS: dict[str, Format] = {module.FORMAT.name: module.FORMAT for module in MODULES}
 _BY_SUFFIX = {entry.suffix: entry for entry in FORMATS.values()}
 
 

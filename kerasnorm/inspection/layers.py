@@ -31,7 +31,7 @@ from kerasnorm.inspection.receptive_field import (
     upsampling,
     window,
 )
-from kerasnorm.layers import custom_layers
+from kerasnorm.layers import custom_layers, is_augmentation
 from kerasnorm.tables import Table
 
 T = TypeVar("T")
@@ -284,10 +284,6 @@ ELEMENTWISE = (
     + _of("ActivityRegularization Rescaling Normalization")
     + _of("Add Subtract Multiply Average Maximum Minimum")
 )
-# These layers do nothing at inference.
-AUGMENTATIONS = _of("RandomFlip RandomRotation RandomTranslation RandomZoom") + _of(
-    "RandomBrightness RandomContrast"
-)
 RULES: tuple[tuple[tuple[type, ...], Rule], ...] = (
     (WINDOWS, _windowed),
     (_of("Conv#DTranspose"), _transposed),
@@ -298,7 +294,7 @@ RULES: tuple[tuple[tuple[type, ...], Rule], ...] = (
     (_of("Dense"), _dense),
     (_of("Flatten Reshape"), _reshaped),
     (_of("Concatenate"), _concatenate),
-    (ELEMENTWISE + AUGMENTATIONS, _elementwise),
+    (ELEMENTWISE, _elementwise),
 )
 SPATIAL_RULES = (_windowed, _transposed, _upsampled, _shifted, _pooled, _adaptive)
 # Operations without a layer, such as x + y or keras.ops.relu(x), have the name of their class.
@@ -316,6 +312,8 @@ def _rule(operation: Any) -> Rule:
         if isinstance(operation, types):
             return rule
     kind = type(operation).__name__
+    if is_augmentation(operation):
+        return _elementwise  # it does nothing at inference
     if not isinstance(operation, layers.Layer) and kind in ELEMENTWISE_OPERATIONS:
         return _elementwise
     if not isinstance(operation, layers.Layer) and kind == "GetItem":

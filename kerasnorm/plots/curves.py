@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,42 +54,24 @@ _ACCURACY = _Measure("accuracy", "%", "accuracy (%)", 100.0, 1)
 _LOSS = _Measure("loss", "nats", "cross-entropy (nats)", 1.0, 3)
 
 
-def accuracy_figure(
-    runs: "Sequence[Run]",
-    *,
-    labels: Sequence[str] = (),
-    spreads: "Sequence[Sequence[Row]]" = (),
-) -> Picture:
-    """Returns training and test accuracy side by side, one curve per run.
-
-    The validation accuracy of a run that has one is dashed beside its test accuracy. `spreads` are
-    half-heights that are shaded around the curves, a history for each run.
-    """
-    return _pair(runs, _ACCURACY, labels, spreads)
-
-
-def loss_figure(
-    runs: "Sequence[Run]",
-    *,
-    labels: Sequence[str] = (),
-    spreads: "Sequence[Sequence[Row]]" = (),
-) -> Picture:
-    """Returns training and test loss side by side, as `accuracy_figure` does accuracy."""
-    return _pair(runs, _LOSS, labels, spreads)
-
-
 def _values(history: "Sequence[Row]", name: str) -> NDArray[np.float64]:
     """Returns a column of a history, shape (epochs,), NaN where it has no value."""
     values = [row.get(name) for row in history]
     return np.array([np.nan if value is None else value for value in values], np.float64)
 
 
-def _pair(
-    runs: "Sequence[Run]",
+def _measure_figure(
     measure: _Measure,
-    labels: Sequence[str],
-    spreads: "Sequence[Sequence[Row]]",
+    runs: "Sequence[Run]",
+    *,
+    labels: Sequence[str] = (),
+    spreads: "Sequence[Sequence[Row]]" = (),
 ) -> Picture:
+    """Returns a measure of training and test images side by side, one curve per run.
+
+    That of the validation images of a run that has some is dashed beside that of the test images.
+    `spreads` are half-heights that are shaded around the curves, a history for each run.
+    """
     name, factor, labels = measure.name, measure.factor, labels or run_labels(runs)
     styles = _styles(runs)
     has_validation = any(np.isfinite(_values(run.history, f"val_{name}")).any() for run in runs)
@@ -137,6 +120,10 @@ def _pair(
         f"{text}, one curve per run{'; validation is dashed' if has_validation else ''}.",
         f"{text}. Test {name} after the last epoch: {first_texts(texts) or 'none'}.",
     )
+
+
+accuracy_figure = partial(_measure_figure, _ACCURACY)
+loss_figure = partial(_measure_figure, _LOSS)
 
 
 def _drawn(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import InitVar, asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -123,34 +123,28 @@ def _named(**scores: Scores | None) -> run_folder.Row:
     return row
 
 
+@dataclass(eq=False)
 class Training:
     """The loop over the epochs of one run: train, evaluate, record, save.
 
     It listens to its engine, see `kerasnorm.engines.base.BatchListener`.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        config: Config,
-        dataset: Dataset,
-        engine: Engine,
-        callbacks: Iterable[keras.callbacks.Callback],
-        progress: Progress,
-        logs: RunLogs | None = None,
-    ) -> None:
-        self.path = path
-        self.config = config
-        self.dataset = dataset
-        self.engine = engine
+    path: Path
+    config: Config
+    dataset: Dataset
+    engine: Engine
+    given: InitVar[Iterable[keras.callbacks.Callback]]  # of the caller
+    progress: Progress
+    logs: RunLogs | None = None
+
+    def __post_init__(self, given: Iterable[keras.callbacks.Callback]) -> None:
+        engine = self.engine
         self.group = engine.group
-        self.progress = progress
-        self.logs = logs
         self.means: list[Mapping[str, float]] = []
         self.rates: list[float] = []
         self.steps = engine.batches.steps
-        epochs = config.train.epochs
-        callbacks = list(callbacks)
+        callbacks = list(given)
         self.states = CallbackStates(callbacks)
         self.has_callbacks = bool(callbacks)
         engine.waits_for_callbacks = any(map(_has_batch_hooks, callbacks))
@@ -159,7 +153,7 @@ class Training:
             callbacks,
             add_history=True,
             model=engine.model,
-            epochs=epochs,
+            epochs=self.config.train.epochs,
             steps=self.steps,
             verbose=0,
         )

@@ -19,17 +19,8 @@ from kerasnorm.data.stored import Images
 from kerasnorm.errors import CorruptFileError, DataError
 from kerasnorm.files import as_path, check_file, in_command, read_text
 from kerasnorm.progress import in_percent
-from kerasnorm.training.run_folder import (
-    ENVIRONMENT,
-    HISTORY,
-    METRICS,
-    PLOTS,
-    Row,
-    other_data,
-    read_config,
-    read_content,
-    read_history,
-)
+from kerasnorm.training import run_folder
+from kerasnorm.training.run_folder import METRICS, Row
 
 if TYPE_CHECKING:
     import keras
@@ -65,15 +56,15 @@ class Run:
             CorruptFileError: A file is missing or damaged, or the run has not finished.
         """
         path = as_path(path, "path")
-        config = read_config(path)
+        config = run_folder.read_config(path)
         if not (path / METRICS).is_file():
             raise CorruptFileError(
                 f"The run {path} has not finished; resume it: "
                 f"kerasnorm fit --resume {in_command(path)}"
             )
-        for name in (ENVIRONMENT, HISTORY, METRICS):
+        for name in (run_folder.ENVIRONMENT, run_folder.HISTORY, METRICS):
             check_file(path / name)
-        history = tuple(read_history(path / HISTORY))
+        history = tuple(run_folder.read_history(path / run_folder.HISTORY))
         try:
             metrics = json.loads(read_text(path / METRICS))
             missing = {"class_names", "confusion", "misclassified", "test_accuracy"} - {*metrics}
@@ -176,7 +167,7 @@ class Run:
     @cached_property
     def content(self) -> Content | None:
         """What its data held; None for a run of an earlier version, which did not record it."""
-        return read_content(self.path)
+        return run_folder.read_content(self.path)
 
     def dataset(self, load: Callable[[DataConfig, int], Dataset] = prepare) -> Dataset:
         """Returns the data that the run was trained and tested on.
@@ -189,13 +180,13 @@ class Run:
         """
         dataset = load(self.config.data, self.config.train.seed)
         if differences := self._differences(dataset):
-            raise other_data(self.path, dataset, differences)
+            raise run_folder.other_data(self.path, dataset, differences)
         return dataset
 
     @property
     def plots_folder(self) -> Path:
         """The folder of its figures, which may not have been drawn."""
-        return self.path / PLOTS
+        return self.path / run_folder.PLOTS
 
     def test_images(self, load: Callable[[DataConfig, int], Dataset] = prepare) -> Images | None:
         """Returns the images of `dataset`'s test set; None, after a warning, without the data."""

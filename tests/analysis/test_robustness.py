@@ -15,7 +15,7 @@ from matplotlib.colors import hsv_to_rgb, rgb_to_hsv, to_hex
 from PIL import Image
 
 import kerasnorm
-from kerasnorm.analysis import corruptions, robustness
+from kerasnorm.analysis import robustness
 from kerasnorm.analysis.corruptions import CORRUPTIONS, SEVERITIES
 from kerasnorm.analysis.robustness import (
     BATCH_PANEL,
@@ -26,6 +26,7 @@ from kerasnorm.analysis.robustness import (
     loss_table,
     robustness_table,
 )
+from kerasnorm.data import stored
 from kerasnorm.data.dataset import Split
 from kerasnorm.data.preprocessing import equalize
 from kerasnorm.data.shapes import shapes
@@ -105,7 +106,7 @@ def test_noise_has_the_std_of_the_paper_and_stays_within_the_levels(severity):
 def test_chunks_do_not_show_and_images_are_left_alone(name, monkeypatch):
     before = EVERY_KIND.copy()
     whole = corrupted(name, EVERY_KIND, 3)
-    monkeypatch.setattr(corruptions, "CHUNK", 1)
+    monkeypatch.setattr(stored, "CHUNK", 1)
     assert np.array_equal(corrupted(name, EVERY_KIND, 3), whole)
     assert whole.dtype == np.uint8
     assert np.array_equal(EVERY_KIND, before)

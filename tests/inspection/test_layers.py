@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import keras
+import numpy as np
 import pytest
 from helpers import open_size
 from keras import Sequential, layers
@@ -83,6 +84,29 @@ def test_ranks(rank: int) -> None:
     rows = receptive_field(model)
     assert [row.receptive_field for row in rows] == [3, 3, 5, 5, 16]
     assert [row.after.fields[0].start for row in rows] == [-1, -2, -2, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("RandomFlip", {}),
+        ("RandomRotation", {"factor": 0.1}),
+        ("RandomContrast", {"factor": 0.1}),
+        ("RandomErasing", {}),
+        ("RandomInvert", {}),
+        ("RandomSharpness", {"factor": 0.1}),
+        ("RandAugment", {}),
+    ],
+)
+def test_augmentation_leaves_the_field_as_it_is(name: str, options: dict[str, float]) -> None:
+    layer = getattr(layers, name)(**options)
+    images = np.random.Generator(np.random.PCG64(0)).uniform(0, 255, (2, 8, 8, 3))
+    assert np.allclose(layer(images, training=False), images, atol=1e-3)  # nothing at inference
+    model = Sequential([keras.Input((8, 8, 3)), layer, layers.Conv2D(1, 3)])
+    assert [(row.receptive_field, row.reason) for row in layer_table(model)][1:] == [
+        (1, ""),
+        (3, ""),
+    ]
 
 
 def test_causal_padding_looks_back_only() -> None:

@@ -119,7 +119,7 @@ class Rule:
 
     # Returns the lowered form, or None for a value of an option that it does not know.
     lower: Callable[[Any, Site], Lowered | None]
-    options: frozenset[str] = frozenset()  # names of the constructor's arguments that `lower` reads
+    options: str = ""  # names of the constructor's arguments that `lower` reads
     # Ranks that all inputs may have: 4 for images, 2 for features (N, C).
     ranks: tuple[int, ...] = (4,)
     # Whether layers of this type let Keras cast their inputs to the compute type.
@@ -134,9 +134,8 @@ def lower_layer(layer: Any, inputs: Sequence[Any], site: Site) -> Lowered | None
     if rule is None or len(ranks) != 1 or not ranks <= {*rule.ranks}:
         return None
     has_floats = all(keras.backend.is_float_dtype(tensor.dtype) for tensor in inputs)
-    if not (has_floats or rule.takes_integers) or not _is_usual(
-        layer, rule.options, autocast=rule.autocast
-    ):
+    is_usual = _is_usual(layer, {*rule.options.split()}, autocast=rule.autocast)
+    if not is_usual or not (has_floats or rule.takes_integers):
         return None
     lowered = rule.lower(layer, replace(site, shape=inputs[0].shape))
     if lowered is None or all(tensor.dtype == layer.compute_dtype for tensor in inputs):
@@ -170,7 +169,7 @@ ELEMENTWISE = [getattr(keras.activations, name) for name in NAMES.split()]
 FULL_TYPES = ("float32", "float64")
 
 
-def _is_usual(layer: Any, options: frozenset[str], *, autocast: bool) -> bool:
+def _is_usual(layer: Any, options: set[str], *, autocast: bool) -> bool:
     """Says whether all options of a layer have their usual values, apart from some.
 
     `options` may have any value; `autocast` is whether Keras casts the inputs of such layers to the
@@ -188,7 +187,7 @@ def _is_usual(layer: Any, options: frozenset[str], *, autocast: bool) -> bool:
     )
 
 
-def _has_defaults(layer: Any, options: frozenset[str]) -> bool:
+def _has_defaults(layer: Any, options: set[str]) -> bool:
     """Says whether every option outside of `options` and `COMMON_OPTIONS` has its default value."""
     try:
         config = layer.get_config()
@@ -589,48 +588,46 @@ def _reshape(layer: Any, _: Site) -> Lowered | None:
     return Lowered(lambda mode, x: channels_first(as_in_keras(x).reshape(len(x), *shape)))
 
 
-WINDOW = frozenset({"strides", "padding", "data_format"})
-ACTIVATED = WINDOW | {"kernel_size", "dilation_rate", "activation", "use_bias"}
-CONV = Rule(_conv, ACTIVATED | {"filters", "groups"})
-POOL = WINDOW | {"pool_size"}
-GLOBAL = frozenset({"data_format", "keepdims"})
-AFFINE = frozenset({"axis", "epsilon", "center", "scale"})
+WINDOW = "strides padding data_format"
+ACTIVATED = f"{WINDOW} kernel_size dilation_rate activation use_bias"
+CONV = Rule(_conv, f"{ACTIVATED} filters groups")
+POOL = f"{WINDOW} pool_size"
+GLOBAL = "data_format keepdims"
+AFFINE = "axis epsilon center scale"
 BOTH = (2, 4)
 RULES: dict[type, Rule] = {
-    layers.Rescaling: Rule(_rescaling, frozenset({"scale", "offset"}), takes_integers=True),
-    layers.Normalization: Rule(
-        _normalization, frozenset({"axis", "mean", "variance", "invert"}), takes_integers=True
-    ),
+    layers.Rescaling: Rule(_rescaling, "scale offset", takes_integers=True),
+    layers.Normalization: Rule(_normalization, "axis mean variance invert", takes_integers=True),
     layers.Conv2D: CONV,
     StandardizedConv2D: CONV,
-    layers.DepthwiseConv2D: Rule(_depthwise, ACTIVATED | {"depth_multiplier"}),
-    layers.SeparableConv2D: Rule(_separable, ACTIVATED | {"filters", "depth_multiplier"}),
-    layers.Conv2DTranspose: Rule(_transposed, ACTIVATED | {"filters", "output_padding"}),
-    layers.Dense: Rule(_dense, frozenset({"units", "activation", "use_bias"}), BOTH),
-    layers.BatchNormalization: Rule(_batch_norm, AFFINE | {"momentum"}, BOTH),
-    layers.GroupNormalization: Rule(_group_norm, AFFINE | {"groups"}, autocast=False),
+    layers.DepthwiseConv2D: Rule(_depthwise, f"{ACTIVATED} depth_multiplier"),
+    layers.SeparableConv2D: Rule(_separable, f"{ACTIVATED} filters depth_multiplier"),
+    layers.Conv2DTranspose: Rule(_transposed, f"{ACTIVATED} filters output_padding"),
+    layers.Dense: Rule(_dense, "units activation use_bias", BOTH),
+    layers.BatchNormalization: Rule(_batch_norm, f"{AFFINE} momentum", BOTH),
+    layers.GroupNormalization: Rule(_group_norm, f"{AFFINE} groups", autocast=False),
     layers.LayerNormalization: Rule(_layer_norm, AFFINE, BOTH, autocast=False),
-    layers.RMSNormalization: Rule(_rms_norm, frozenset({"axis", "epsilon"})),
-    layers.Activation: Rule(_activation, frozenset({"activation"}), BOTH),
-    layers.ReLU: Rule(_relu, frozenset({"max_value", "negative_slope", "threshold"}), BOTH),
-    layers.Dropout: Rule(_dropout, frozenset({"rate", "noise_shape"}), BOTH),
-    layers.SpatialDropout2D: Rule(_spatial_dropout, frozenset({"rate", "data_format"})),
+    layers.RMSNormalization: Rule(_rms_norm, "axis epsilon"),
+    layers.Activation: Rule(_activation, "activation", BOTH),
+    layers.ReLU: Rule(_relu, "max_value negative_slope threshold", BOTH),
+    layers.Dropout: Rule(_dropout, "rate noise_shape", BOTH),
+    layers.SpatialDropout2D: Rule(_spatial_dropout, "rate data_format"),
     StochasticDepth: Rule(
         lambda layer, site: _dropout_of_parts(layer.drop_path_rate, (None, 1, 1, 1), site),
-        frozenset({"drop_path_rate"}),
+        "drop_path_rate",
     ),
     layers.MaxPooling2D: Rule(_max_pooling, POOL),
     layers.AveragePooling2D: Rule(_average_pooling, POOL),
     layers.GlobalAveragePooling2D: Rule(partial(_over_space, torch.mean), GLOBAL),
     layers.GlobalMaxPooling2D: Rule(partial(_over_space, torch.amax), GLOBAL),
-    layers.ZeroPadding2D: Rule(_padding, frozenset({"padding", "data_format"})),
-    layers.Cropping2D: Rule(_padding, frozenset({"cropping", "data_format"})),
+    layers.ZeroPadding2D: Rule(_padding, "padding data_format"),
+    layers.Cropping2D: Rule(_padding, "cropping data_format"),
     layers.Add: Rule(partial(_merge, operator.add), ranks=BOTH),
     layers.Multiply: Rule(partial(_merge, operator.mul), ranks=BOTH),
-    layers.Concatenate: Rule(_concatenate, frozenset({"axis"}), BOTH),
-    LayerScale: Rule(_layer_scale, frozenset({"init_values", "projection_dim"})),
-    layers.Flatten: Rule(_flatten, frozenset({"data_format"}), BOTH),
-    layers.Reshape: Rule(_reshape, frozenset({"target_shape"}), BOTH),
+    layers.Concatenate: Rule(_concatenate, "axis", BOTH),
+    LayerScale: Rule(_layer_scale, "init_values projection_dim"),
+    layers.Flatten: Rule(_flatten, "data_format", BOTH),
+    layers.Reshape: Rule(_reshape, "target_shape", BOTH),
 }
 
 ARITHMETIC: dict[type, Callable[[Any, Any], Tensor]] = {

@@ -13,19 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EpochDetails:
-    """What the history does not hold of an epoch.
+    """What the history does not hold of an epoch."""
 
-    Attributes:
-        weights: Weights of the model after the epoch, by path.
-        losses: Mean cross-entropy over the images of each step.
-        rates: Learning rate of each step.
-        steps_before: Number of steps in the epochs before it.
-    """
-
-    weights: "Mapping[str, NDArray[Any]]"
-    losses: Sequence[float]
-    rates: Sequence[float]
-    steps_before: int
+    weights: "Mapping[str, NDArray[Any]]"  # weights of the model after the epoch, by path
+    losses: Sequence[float]  # mean cross-entropy over the images of each step
+    rates: Sequence[float]  # learning rate of each step
+    steps_before: int  # number of steps in the epochs before it
 
 
 class RunLog(Protocol):
