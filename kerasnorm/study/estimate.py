@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import fmean
 from time import monotonic
@@ -70,17 +71,18 @@ def estimate(runs: Sequence[PlannedRun], jobs: int) -> list[Estimate]:
             evaluation = epoch * FORWARD_SHARE * _evaluated(run)
             known[kinds[run.name]] = Cost(START_SECONDS, epoch + evaluation, evaluation), "runs"
     found = []
-    jobs = max(1, min(jobs, sum(not run.finished for run in runs)))
-    for run in runs:
-        if run.finished:
-            found.append(Estimate(run, 0.0, ""))
-            continue
-        kind = kinds[run.name]
-        if kind not in known:
-            logger.info(f"measuring {run.name} …")
-            known[kind] = _measured(run.config, jobs), "measured"
-        cost, source = known[kind]
-        found.append(Estimate(run, None if cost is None else cost.seconds(run.epochs_left), source))
+    with _Probes(max(1, min(jobs, sum(not run.finished for run in runs)))) as probes:
+        for run in runs:
+            if run.finished:
+                found.append(Estimate(run, 0.0, ""))
+                continue
+            kind = kinds[run.name]
+            if kind not in known:
+                logger.info(f"measuring {run.name} …")
+                known[kind] = _measured(run.config, probes), "measured"
+            cost, source = known[kind]
+            seconds = None if cost is None else cost.seconds(run.epochs_left)
+            found.append(Estimate(run, seconds, source))
     return found
 
 
@@ -100,11 +102,36 @@ def _evaluated(run: PlannedRun) -> float:
     return evaluated / (counts["train"] - held_out)
 
 
-def _measured(config: Config, jobs: int) -> Cost | None:
+class _Probes(ExitStack):
+    """Processes that measure one run after the other, `jobs` at a time, as a study trains them."""
+
+    def __init__(self, jobs: int) -> None:
+        super().__init__()
+        self.jobs = jobs
+        self._started: dict[tuple[str, bool], list[tuple[JsonProcess, float]]] = {}
+
+    def cost(self, config: Config) -> list[Cost]:
+        """Returns the cost of the run of a config in each of the processes."""
+        key = config.train.backend, config.train.deterministic  # set for a process as a whole
+        with ThreadPoolExecutor(self.jobs) as executor:
+            if key not in self._started:
+                self._started[key] = list(executor.map(self._start, [config] * self.jobs))
+            started = self._started[key]
+            return list(executor.map(_probed, *zip(*started, strict=True), [config] * self.jobs))
+
+    def _start(self, config: Config) -> tuple[JsonProcess, float]:
+        """Returns a process that has imported its backend, and the seconds that this took."""
+        environment = runtime.subprocess_environment(max(1, runtime.cores() // self.jobs))
+        process = self.enter_context(JsonProcess(probe.MODULE, environment=environment))
+        begun = monotonic()
+        process.ask({"task": "start", "config": config.fields})
+        return process, monotonic() - begun
+
+
+def _measured(config: Config, probes: _Probes) -> Cost | None:
     """Returns the mean cost of runs that are measured at the same time, None where one fails."""
     try:
-        with ThreadPoolExecutor(jobs) as executor:
-            costs = list(executor.map(_probed, [config] * jobs, [jobs] * jobs))
+        costs = probes.cost(config)
     except (ConfigError, DataError):  # no run could start either
         raise
     except KerasnormError as error:
@@ -114,15 +141,13 @@ def _measured(config: Config, jobs: int) -> Cost | None:
     return Cost(**{name: fmean(getattr(cost, name) for cost in costs) for name in names})
 
 
-def _probed(config: Config, jobs: int) -> Cost:
-    environment = runtime.subprocess_environment(max(1, runtime.cores() // jobs))
-    with JsonProcess(probe.MODULE, environment=environment) as process:
-        begun = monotonic()
-        warm = process.ask({"task": "prepare", "config": config.fields})
-        prepared = monotonic() - begun
-        found = process.ask({"task": "measure"})
+def _probed(process: JsonProcess, started: float, config: Config) -> Cost:
+    begun = monotonic()
+    warm = process.ask({"task": "prepare", "config": config.fields})
+    prepared = monotonic() - begun
+    found = process.ask({"task": "measure"})
     # The steps of the start are a part of the run's first epoch too.
-    start = prepared - warm["steps"] * found["step"] - warm["images"] * found["image"]
+    start = started + prepared - warm["steps"] * found["step"] - warm["images"] * found["image"]
     evaluation = found["images"] * found["image"]
     return Cost(max(0.0, start), found["steps"] * found["step"] + evaluation, evaluation)
 

@@ -1,6 +1,6 @@
-"""Measures what a run costs, in a process of its own, which starts as the run's process does.
+"""Measures what runs cost, one after the other, in a process that starts as a run's process does.
 
-It reads the run's data and trains its model, with augmentation, for a few seconds.
+It reads a run's data and trains its model, with augmentation, for a few seconds.
 """
 
 import time
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kerasnorm import runtime
-from kerasnorm.config import Config, resolve
+from kerasnorm.config import Config, TrainConfig, resolve
 from kerasnorm.data import prepare
 from kerasnorm.json_process import serve
 from kerasnorm.process_group import this_launch
@@ -39,7 +39,7 @@ class _Stopwatch:
 
 
 class Probe:
-    """Answers requests: "prepare" does all that a run does once, "measure" the rest.
+    """Answers requests: "start" and "prepare" do all that a run does once, "measure" the rest.
 
     "build" only makes the network, which fails where it cannot be made.
     """
@@ -52,6 +52,9 @@ class Probe:
         """
         if request["task"] == "build":
             return self._build(resolve(request["config"]), **request["sizes"])
+        if request["task"] == "start":
+            _start(resolve(request["config"]).train)
+            return {}
         if request["task"] == "prepare":
             return self._prepare(request["config"])
         begun = time.perf_counter()
@@ -89,7 +92,8 @@ class Probe:
         config = resolve(values)
         config = config.replace(epochs=max(2, config.train.epochs))  # two are begun here
         train = config.train
-        runtime.start(train.backend, train.device, train.devices, deterministic=train.deterministic)
+        vars(self).clear()  # the memory of the run before
+        _start(train)
         from kerasnorm.engines.choice import join
 
         self.data = prepare(config.data, train.seed)
@@ -105,6 +109,11 @@ class Probe:
         self.engine.model.stop_training = False
         self.engine.train_epoch(epoch, stopwatch)
         return stopwatch.steps
+
+
+def _start(train: TrainConfig) -> None:
+    runtime.start(train.backend, train.device, train.devices, deterministic=train.deterministic)
+    import kerasnorm.engines.choice  # noqa: F401
 
 
 if __name__ == "__main__":

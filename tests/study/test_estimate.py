@@ -32,13 +32,18 @@ def test_a_run_costs_its_start_its_epochs_and_a_last_evaluation():
 
 
 def test_each_kind_is_measured_once_and_known_runs_are_not(monkeypatch):
-    measured = []
+    measured, starts = [], []
 
-    def probed(config, jobs):
-        measured.append((config.model.norm, config.train.batch_size, jobs))
-        return Cost(5.0, 2.0, 1.0)
+    def probed(process, started, config):
+        measured.append((config.model.norm, config.train.batch_size, process))
+        return Cost(started, 2.0, 1.0)
+
+    def start(probes, config):
+        starts.append(config.train.backend)
+        return len(starts), 5.0
 
     monkeypatch.setattr(estimate, "_probed", probed)
+    monkeypatch.setattr(estimate._Probes, "_start", start)
     runs = [
         planned("bn", norm="bn", seed=0),
         planned("bn-other-rate", norm="bn", seed=1, learning_rate=0.5, epochs=20),
@@ -48,17 +53,19 @@ def test_each_kind_is_measured_once_and_known_runs_are_not(monkeypatch):
     ]
     runs[4].epoch, runs[4].seconds = 4, 12.0
     found = estimate.estimate(runs, 2)
-    assert measured == [("bn", 64, 2), ("bn", 64, 2), ("bn", 8, 2), ("bn", 8, 2)]
+    assert sorted(measured) == [("bn", 8, 1), ("bn", 8, 2), ("bn", 64, 1), ("bn", 64, 2)]
+    assert starts == ["torch", "torch"]  # a process for each of the runs at a time
     assert [one.source for one in found] == ["measured"] * 3 + ["runs"] * 2
     seconds = [26.0, 46.0, 26.0, START + 30.0, START + 18.0]
     assert [one.seconds for one in found] == seconds
 
 
 def test_what_cannot_be_measured_has_no_time(monkeypatch, caplog):
-    def probed(config, jobs):
+    def probed(process, started, config):
         raise KerasnormError("its loss is not finite")
 
     monkeypatch.setattr(estimate, "_probed", probed)
+    monkeypatch.setattr(estimate._Probes, "_start", lambda probes, config: (None, 5.0))
     (found,) = estimate.estimate([planned("bn")], 1)
     assert (found.seconds, found.source) == (None, "measured")
     assert "its loss is not finite" in caplog.text
@@ -74,6 +81,9 @@ def test_a_probe_trains_on_the_data_of_the_run(monkeypatch, engine):
     data = tiny.dataset()
     steps = -(-(len(data.train) - 5) // config.train.batch_size)
     assert warm == {"steps": min(steps, 8), "images": len(data.test)}
+    for _ in range(2):  # a process measures one run after the other
+        assert probe.answer({"task": "start", "config": config.fields}) == {}
+        assert probe.answer({"task": "prepare", "config": config.fields}) == warm
     found = probe.answer({"task": "measure"})
     assert (found["steps"], found["images"]) == (steps, len(data.test) + 5)
     assert found["step"] > 0
