@@ -23,7 +23,7 @@ from kerasnorm.analysis.corruptions import CORRUPTIONS, SEVERITIES
 from kerasnorm.config import unknown
 from kerasnorm.data.dataset import Split
 from kerasnorm.data.preprocessing import equalize
-from kerasnorm.errors import ConfigError, expect, expect_whole, is_list
+from kerasnorm.errors import ConfigError, expect, expect_whole, is_list, listed
 from kerasnorm.files import as_path, plain
 from kerasnorm.formats import detect
 from kerasnorm.formats.archive import SavedModel
@@ -206,7 +206,7 @@ def robustness(  # noqa: PLR0913  (all but the models are options by name)
         seed.
 
     Raises:
-        ConfigError: No model is given, or an argument is out of range.
+        ConfigError: No model is given, or two of one file, or an argument is out of range.
         CorruptFileError: A model is damaged.
         DataError: The images do not fit a model, or there is no such split.
     """
@@ -225,6 +225,8 @@ def robustness(  # noqa: PLR0913  (all but the models are options by name)
     chosen = list(dict.fromkeys(corruptions or CORRUPTIONS))
     levels = sorted({*(severities or SEVERITIES)})
     opened = [_opened(model) for model in models]
+    paths = [str(model.path) for model in opened]
+    expect(len({*paths}) == len(paths), "models", "models of different files", listed(paths))
     tick = counter(progress, "robustness", len(opened) * (2 + len(chosen) * len(levels)))
     found: dict[Path, ModelRobustness] = {}
     for model in opened:
