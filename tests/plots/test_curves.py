@@ -106,9 +106,13 @@ def test_any_number_of_runs_can_be_drawn(count):
 
 
 @pytest.mark.parametrize("others", [0, 3], ids=["alone", "beside longer runs"])
-@pytest.mark.parametrize("draw", [accuracy_figure, loss_figure])
-def test_the_curves_and_bands_of_an_epoch_alone_are_levels(draw, others):
-    run, name = make_run(epochs=1, validation=True), draw.__name__.removesuffix("_figure")
+@pytest.mark.parametrize(
+    ("draw", "name"),
+    [(accuracy_figure, "accuracy"), (loss_figure, "loss")],
+    ids=["accuracy", "loss"],
+)
+def test_the_curves_and_bands_of_an_epoch_alone_are_levels(draw, name, others):
+    run = make_run(epochs=1, validation=True)
     half = [dict.fromkeys(run.history[0], 0.01)]
     runs = [run, *(make_run("bn", seed=seed) for seed in range(others))]
     picture = draw(runs, spreads=[half])
