@@ -3,6 +3,7 @@
 `pytest --update-golden` writes the golden files anew; look at the difference before you keep it.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -74,6 +75,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [item for item in items if item not in halves]
     for number, half in enumerate(halves):  # each process begins with an equal share of the items
         items.insert(number * (len(items) + len(halves)) // len(halves), half)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Lets the garbage collector pass over what stays to the end: modules and tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
