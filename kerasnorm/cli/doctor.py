@@ -13,7 +13,6 @@ from kerasnorm.config import BACKENDS, LOGGERS, DataConfig
 from kerasnorm.errors import ConfigError
 from kerasnorm.formats import FORMATS
 from kerasnorm.formats.format import install_command
-from kerasnorm.runtime import cache_folder
 
 
 @click.command()
@@ -46,7 +45,8 @@ def data(
         opt.show(as_json, {"freed": freed}, f"freed {stored.in_units(freed)}")
         return
     if source is None:
-        cached, decoded, folder = sources.describe_cache(), stored.describe(), cache_folder()
+        folder = runtime.cache_folder()
+        cached, decoded = sources.describe_cache(), stored.describe()
         lines = [f"cache {folder}", *(f"{one['name']:<16}{one['state']}" for one in cached)]
         for one in decoded:
             size, origin = stored.in_units(one["bytes"]), one["folder"] or "unfinished"
@@ -86,7 +86,7 @@ def doctor(as_json: bool) -> None:
 
     Example: kerasnorm doctor
     """
-    versions, cache = runtime.versions(), str(cache_folder())
+    versions, cache = runtime.versions(), str(runtime.cache_folder())
     backends = {name: runtime.probe(name) for name in BACKENDS}
     formats = {name: _state(entry.missing()) for name, entry in FORMATS.items()}
     loggers = {name: _state([] if find_spec(name) else [name]) for name in LOGGERS}
