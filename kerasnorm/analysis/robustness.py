@@ -5,6 +5,7 @@ Keras is imported inside the functions, because the runs determine the backend.
 
 import math
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -225,8 +226,10 @@ def robustness(  # noqa: PLR0913  (all but the models are options by name)
     chosen = list(dict.fromkeys(corruptions or CORRUPTIONS))
     levels = sorted({*(severities or SEVERITIES)})
     opened = [_opened(model) for model in models]
-    paths = [str(model.path) for model in opened]
-    expect(len({*paths}) == len(paths), "models", "models of different files", listed(paths))
+    files = Counter(model.path.resolve() for model in opened)
+    if twice := [path for path, count in files.items() if count > 1]:
+        received = f"{listed(twice)} more than once"
+        raise ConfigError(f"models: expected models of different files. Received: {received}.")
     tick = counter(progress, "robustness", len(opened) * (2 + len(chosen) * len(levels)))
     found: dict[Path, ModelRobustness] = {}
     for model in opened:

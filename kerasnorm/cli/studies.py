@@ -47,8 +47,9 @@ SEEDS_BY_DEFAULT = 3
     "--vary",
     multiple=True,
     metavar="FIELD=V,V,…",
-    help="Values of a config field, such as batch_size=8,32, or image_size=32,32;64,64 of one that "
-    "holds a list; repeatable. A field that a norm does not use adds no runs of that norm.",
+    help="Values of a config field, such as batch_size=8,32; repeatable. Lists are separated by "
+    "semicolons, in quotes: 'image_size=32,32;64,64'. A field that a norm does not use adds no "
+    "runs of that norm.",
 )
 @click.option(
     "--one-at-a-time",

@@ -62,7 +62,8 @@ def make(
 def not_native(model: keras.Model, batches: Batches) -> str | None:
     """Returns why this backend's native engine would train a model wrongly, None if it is correct.
 
-    The model, which stays as it is, is called on one of the images.
+    The model, which stays as it is, is called on as many images as a batch has, since a layer may
+    need several.
 
     Raises:
         ConfigError: A layer of the model raises an error when it is called.
@@ -71,9 +72,9 @@ def not_native(model: keras.Model, batches: Batches) -> str | None:
         # On TensorFlow the Keras optimizer itself takes the step, and applies these.
         if keras.backend.backend() == "torch" and variable.constraint is not None:
             return f"{variable.path} has a constraint"
-    image = keras.ops.convert_to_tensor(batches.split.images[:1])
+    images = keras.ops.convert_to_tensor(batches.split.images[: batches.batch_size])
     with calling_layers(), keras.StatelessScope(collect_losses=True) as scope:
-        model(image, training=True)
+        model(images, training=True)
     if scope.losses:
         return "a layer adds a loss of its own, by activity_regularizer or add_loss"
     return None

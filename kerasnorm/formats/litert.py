@@ -67,7 +67,7 @@ def dequantized(outputs: "NDArray[Any]", scale: float, zero: int) -> "NDArray[An
     """
     import numpy as np
 
-    if not scale:
+    if not scale or outputs.dtype.kind == "f":
         return outputs
     numbers = (outputs.astype(np.float32) - zero) * np.float32(scale)
     if (scale, zero) != (1 / 256, np.iinfo(outputs.dtype).min):

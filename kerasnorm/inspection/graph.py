@@ -187,10 +187,12 @@ class Calls:
 
 def _keeps_mean(operation: Any) -> bool:
     """Returns whether the mean of an operation's output is the (sum of the) mean of its inputs."""
-    name = class_name(operation)
+    name, is_keras = class_name(operation), type(operation).__module__.startswith("keras.")
+    kept = (keras.layers.Dropout, keras.layers.SpatialDropout2D)  # and layers that extend them
+    is_identity = isinstance(operation, kept) or (is_keras and name in IDENTITIES)
     is_linear = getattr(operation, "activation", None) is keras.activations.linear
     # "Add" is the layer, and the operation x + y.
-    return name in IDENTITIES or name == "Add" or (name == "Activation" and is_linear)
+    return is_identity or name == "Add" or (name == "Activation" and is_linear)
 
 
 def class_name(operation: Any) -> str:

@@ -51,7 +51,7 @@ DEFINITIONS = {
     "mean": "mean over the seeds of the value after the last epoch",
     "std": "sample standard deviation over the seeds (n - 1)",
     "low, high": f"{LEVEL:.0%} t-interval of the mean: mean -+ t(n - 1) * std / sqrt(n), cut off "
-    "at 0, and at 1 for accuracies",
+    "where no value can be: at 0, at 1 for accuracies, at -1 and 1 for their differences",
     "train_accuracy, train_loss": "means over the last epoch, of augmented images in training mode",
     "initial_statistics": "share of the moving statistics of batch norms that is still their "
     "initial value, the largest of all seeds; left out where no run recorded one",

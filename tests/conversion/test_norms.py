@@ -266,6 +266,17 @@ def pooled(x):
 
 
 # What follows a convolution up to a vector, and whether the norms reach the vector by their mean.
+class FixedDropout(layers.Dropout):
+    """A dropout that a user extends, as EfficientNet's code does."""
+
+
+class Identity(layers.Layer):
+    """A layer of the user's own that is called as one of Keras, and does something."""
+
+    def call(self, x):
+        return keras.ops.relu(x)
+
+
 ENDS = {
     "norm": (lambda norm, x: pooled(norm()(x)), True),
     "dropout": (lambda norm, x: pooled(layers.Dropout(0.5)(norm()(x))), True),
@@ -278,6 +289,8 @@ ENDS = {
     "gradient": (lambda norm, x: pooled(keras.ops.stop_gradient(norm()(x))), True),
     "linear": (lambda norm, x: pooled(layers.Activation("linear")(norm()(x))), True),
     "branches": (lambda norm, x: pooled(branches(norm, x)), True),
+    "own dropout": (lambda norm, x: pooled(FixedDropout(0.5)(norm()(x))), True),
+    "own identity": (lambda norm, x: pooled(Identity()(norm()(x))), False),
     "relu": (lambda norm, x: pooled(layers.ReLU()(norm()(x))), False),
     "maximum": (lambda norm, x: layers.GlobalMaxPooling2D()(norm()(x)), False),
     "flat": (lambda norm, x: layers.Flatten()(norm()(x)), False),

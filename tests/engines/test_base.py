@@ -553,3 +553,22 @@ def test_callbacks_know_whether_more_of_a_metric_is_better(kind):
                 better = [callback._is_improvement(*p) for p in ((0.5, 0.6), (0.6, 0.5))]
                 assert better == [is_better(0.5, 0.6), is_better(0.6, 0.5)], prefix + name
     assert all(not np.any(ops.convert_to_numpy(v)) for v in one.model.metrics_variables)
+
+
+@pytest.mark.backend("any")
+@pytest.mark.parametrize("engine", ["native", "keras"])
+def test_a_layer_that_needs_several_images_is_trained(engine):
+    class Halves(keras.layers.Layer):
+        """Works on two halves of a batch, as ghost batch norms do."""
+
+        def compute_output_shape(self, shape):
+            return shape
+
+        def call(self, x):
+            halves = keras.ops.reshape(x, (2, -1, *x.shape[1:]))
+            return keras.ops.reshape(halves - keras.ops.mean(halves, 1, keepdims=True), (-1, 3072))
+
+    config, data = tiny.config(engine=engine, batch_size=20, epochs=1), tiny.dataset()
+    parts = [keras.layers.Flatten(), Halves(), keras.layers.Dense(10)]
+    model = keras.Sequential([keras.Input(data.image_shape), *parts])
+    choice.make(model, make_batches(config, data), config.train)

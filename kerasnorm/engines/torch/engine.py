@@ -67,8 +67,9 @@ class TorchEngine(NativeEngine):
         if found:
             logger.warning(
                 f"Batch norms that are not synchronized: {listed(dict.fromkeys(found))}. Each "
-                "process computes their statistics over its own shard of a batch, because they "
-                "have another axis than the last, or are inside of another layer."
+                "process computes their statistics over its own shard of a batch, because "
+                "their axis is not the last, they take neither images nor features, or they are "
+                "inside of another layer."
             )
 
     def plan(self) -> None:

@@ -510,6 +510,8 @@ def _dropout_of_parts(rate: float, shape: Sequence[int | None], site: Site) -> L
         sizes = as_in_keras(x).shape
         drawn = [n if n is not None else size for n, size in zip(shape, sizes, strict=True)]
         is_shared = shape[0] == 1  # by all images of the batch
+        if not is_shared:
+            drawn[0] = sizes[0]  # of which a shard has fewer than a shape that names them
         draw = mode.random(site.number).random if is_shared else partial(mode.draw, site.number)
         kept = (draw(drawn) >= rate) / (1 - rate)
         return x * channels_first(torch.from_numpy(kept).to(x))

@@ -431,7 +431,7 @@ def test_every_option_of_dropout_is_kept_in_training(case):
 
 
 @pytest.mark.parametrize("processes", [1, 2, 5])
-@pytest.mark.parametrize("shape", list(product((None, 1), repeat=4)))
+@pytest.mark.parametrize("shape", [*product((None, 1), repeat=4), (5, 1, 1, None)])
 def test_one_draw_of_dropout_holds_along_the_axes_of_size_1_in_all_shards(shape, processes):
     lowered = LoweredModel(model_of(layers.Dropout(0.5, noise_shape=shape)))
     images, key = torch.ones(5, *SHAPE), (1, 2, 3)
