@@ -20,10 +20,10 @@ from kerasnorm.errors import ConfigError, about, first_line
 from kerasnorm.formats.archive import load_model
 from kerasnorm.formats.input_scale import rescaling_layer
 from kerasnorm.inspection.graph import (
-    IDENTITIES,
     call_again,
     class_name,
     functional_graph,
+    is_identity,
     nodes,
 )
 from kerasnorm.inspection.output_graph import AVERAGES, LINEAR, RESHAPES
@@ -250,7 +250,8 @@ def _head(name: str, tail: Sequence[Any]) -> Any:
             break
         if isinstance(layer, LINEAR):
             return layer
-        if class_name(layer) not in {"Activation", "Softmax"} | IDENTITIES | RESHAPES | AVERAGES:
+        is_passed = class_name(layer) in {"Activation", "Softmax"} | RESHAPES | AVERAGES
+        if not (is_passed or is_identity(layer)):
             break
     raise ConfigError(
         f"network: expected the outputs of a Dense layer or a convolution, or a softmax of them. "

@@ -35,16 +35,17 @@ def make(
     """
     backend = keras.backend.backend()
     is_native = config.engine == "native" and backend in ("torch", "tensorflow")
-    reason = not_native(model, batches)
+    losses = _losses_of_layers(model, batches)
+    reason = _not_native(model, losses) if is_native else None
     if group is not None and (group.size > 1 or group.strategy is not None):
         expected = "native on several processes or devices"
         expect(config.engine == "native", "engine", expected, config.engine)
-        if is_native and reason is not None:
+        if reason is not None:
             raise ConfigError(
                 f"engine: the native engine cannot train this model: {reason}. Expected a model "
                 "without that on several processes or devices, or one device with engine='keras'."
             )
-    if is_native and reason is not None:
+    if reason is not None:
         logger.warning(
             "Keras's own engine trains, since the native one cannot train this model: %s", reason
         )
@@ -59,23 +60,30 @@ def make(
     return TensorFlowEngine(model, batches, config, group)
 
 
-def not_native(model: keras.Model, batches: Batches) -> str | None:
-    """Returns why this backend's native engine would train a model wrongly, None if it is correct.
+def _losses_of_layers(model: keras.Model, batches: Batches) -> list[Any]:
+    """Returns the losses that layers add themselves when the model is called on one batch.
 
-    The model, which stays as it is, is called on as many images as a batch has, since a layer may
-    need several.
+    Nothing in the model changes. A whole batch: a layer may fail on one image, or on several.
 
     Raises:
         ConfigError: A layer of the model raises an error when it is called.
+    """
+    images = keras.ops.convert_to_tensor(batches.split.images[: batches.batch_size])
+    with calling_layers(), keras.StatelessScope(collect_losses=True) as scope:
+        model(images, training=True)
+    return list(scope.losses)
+
+
+def _not_native(model: keras.Model, losses: list[Any]) -> str | None:
+    """Returns why this backend's native engine would train a model wrongly, None if it is correct.
+
+    `losses` are those that layers add.
     """
     for variable in model.trainable_variables:
         # On TensorFlow the Keras optimizer itself takes the step, and applies these.
         if keras.backend.backend() == "torch" and variable.constraint is not None:
             return f"{variable.path} has a constraint"
-    images = keras.ops.convert_to_tensor(batches.split.images[: batches.batch_size])
-    with calling_layers(), keras.StatelessScope(collect_losses=True) as scope:
-        model(images, training=True)
-    if scope.losses:
+    if losses:
         return "a layer adds a loss of its own, by activity_regularizer or add_loss"
     return None
 

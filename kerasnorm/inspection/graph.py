@@ -12,11 +12,14 @@ import keras
 from kerasnorm.errors import ConfigError
 
 T = TypeVar("T")
-# Layers and operations that do nothing at inference, by `class_name`.
-IDENTITIES = {
-    *("ActivityRegularization", "AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise"),
-    *("Identity", "SpatialDropout", "StopGradient"),
-}
+IDENTITIES = (  # SpatialDropout2D extends Dropout
+    keras.layers.ActivityRegularization,
+    keras.layers.AlphaDropout,
+    keras.layers.Dropout,
+    keras.layers.GaussianDropout,
+    keras.layers.GaussianNoise,
+    keras.layers.Identity,
+)
 GLOBAL_AVERAGES = (
     keras.layers.GlobalAveragePooling1D,
     keras.layers.GlobalAveragePooling2D,
@@ -171,8 +174,8 @@ class Calls:
     def is_averaged(self, node: Any) -> bool:
         """Returns whether of the output of a call only the mean of each channel is read.
 
-        That is so where nothing but `IDENTITIES` and additions are between it and a global average
-        pooling of the same model.
+        That is so where only additions, and what does nothing at inference, are between it and a
+        global average pooling of the same model.
         """
         readers = self.readers(node)
         return bool(readers) and all(
@@ -187,12 +190,19 @@ class Calls:
 
 def _keeps_mean(operation: Any) -> bool:
     """Returns whether the mean of an operation's output is the (sum of the) mean of its inputs."""
-    name, is_keras = class_name(operation), type(operation).__module__.startswith("keras.")
-    kept = (keras.layers.Dropout, keras.layers.SpatialDropout2D)  # and layers that extend them
-    is_identity = isinstance(operation, kept) or (is_keras and name in IDENTITIES)
+    name = class_name(operation)  # "Add" is the layer, and the operation x + y
     is_linear = getattr(operation, "activation", None) is keras.activations.linear
-    # "Add" is the layer, and the operation x + y.
-    return is_identity or name == "Add" or (name == "Activation" and is_linear)
+    return is_identity(operation) or name == "Add" or (name == "Activation" and is_linear)
+
+
+def is_identity(operation: Any) -> bool:
+    """Returns whether a layer or operation of Keras does nothing at inference, such as Dropout.
+
+    So does a layer that extends one of these, unless it has a `call` of its own.
+    """
+    owner = next(kind for kind in type(operation).__mro__ if "call" in vars(kind))
+    is_listed = issubclass(owner, IDENTITIES) or owner.__name__ == "StopGradient"
+    return owner.__module__.startswith("keras.") and is_listed
 
 
 def class_name(operation: Any) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from keras import layers
 
 from kerasnorm.errors import ConfigError
-from kerasnorm.inspection.graph import IDENTITIES, class_name, functional_graph, passed_through
+from kerasnorm.inspection.graph import class_name, functional_graph, is_identity, passed_through
 from kerasnorm.inspection.outputs import (
     Forward,
     Kind,
@@ -71,7 +71,7 @@ UNBOUNDED = {
     *("Activation", "Add", "Average", "BatchNormalization", "Concatenate", "GlobalMaxPooling"),
     *("LayerNormalization", "LeakyReLU", "LeakyRelu", "Maximum", "MaxPooling", "Mean", "Minimum"),
     *("Multiply", "PReLU", "ReLU", "Relu", "Rescaling", "Subtract", "TrueDivide"),
-    *(AVERAGES | IDENTITIES | RESHAPES),
+    *(AVERAGES | RESHAPES),
 }
 UNBOUNDED_ACTIVATIONS = {"elu", "gelu", "leaky_relu", "linear", "relu", "selu", "silu", "softplus"}
 
@@ -111,7 +111,7 @@ def _kind(node: Any, sources: list[Kind | None]) -> Kind | None:
         return None
     if isinstance(operation, LINEAR):
         return "logits"
-    return kind if class_name(operation) in UNBOUNDED else None
+    return kind if is_identity(operation) or class_name(operation) in UNBOUNDED else None
 
 
 def _is_softmax(operation: Any, activation: Any, tensor: Any) -> bool:
@@ -135,4 +135,4 @@ def _keeps_sums(operation: Any, activated: str, source: Any, target: Any) -> boo
     if name == "Mean":
         axes = range(last + 1) if operation.axis is None else np.atleast_1d(operation.axis)
         return last not in [axis % (last + 1) for axis in axes]
-    return name in IDENTITIES or isinstance(operation, layers.Average)
+    return is_identity(operation) or isinstance(operation, layers.Average)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from kerasnorm.inspection.graph import flattened, kernels, weights_by_name
+from kerasnorm.inspection.graph import flattened, is_identity, kernels, weights_by_name
 
 pytestmark = pytest.mark.backend("any")
 PIXELS = np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype(np.float32)
@@ -106,3 +106,35 @@ def test_kernels_are_those_of_all_layers_and_of_the_layers_in_them():
         ("depthwise", 3, 3, 4, 1),
     }
     assert len(found) == 8
+
+
+class Extended(layers.SpatialDropout2D):
+    """A dropout under another name."""
+
+
+class DropoutAlways(layers.Dropout):
+    """A dropout at inference too (Gal & Ghahramani, arXiv 1506.02142)."""
+
+    def call(self, x):
+        return super().call(x, training=True)
+
+
+class Dropout(layers.Layer):
+    """A layer that has the name of one of Keras's, and does something else."""
+
+    def call(self, x):
+        return 2.0 * x
+
+
+LAYERS = [
+    *(layers.ActivityRegularization(0.1), layers.AlphaDropout(0.5), layers.Dropout(0.5)),
+    *(layers.GaussianDropout(0.5), layers.GaussianNoise(0.5), layers.Identity()),
+    *(layers.SpatialDropout2D(0.5), Extended(0.5), DropoutAlways(0.5), Dropout()),
+    *(layers.ReLU(), layers.Rescaling(2.0), layers.MaxPooling2D(2), layers.BatchNormalization()),
+]
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)
+def test_what_does_nothing_at_inference_is_known(layer):
+    outputs = keras.ops.convert_to_numpy(layer(PIXELS, training=False))
+    assert is_identity(layer) == np.array_equal(outputs, PIXELS)
