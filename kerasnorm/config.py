@@ -105,9 +105,14 @@ def _field(
     others: Callable[[str], bool] = lambda text: False,
     low: float | None = None,
     high: float | None = None,
+    read_if: Callable[["Config"], bool] = lambda config: True,
+    needs: str = "",
 ) -> Any:
+    """Returns a field; runs read it only if `read_if`, which `needs` says in words."""
     metadata = {"help": help, "choices": choices, "others": others, "low": low, "high": high}
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(
+        default=default, metadata=metadata | {"read_if": read_if, "needs": needs}
+    )
 
 
 class _Checked:
@@ -154,6 +159,8 @@ class ModelConfig(_Checked):
         "Channels per group of gn, if --groups is 0: a divisor, or the largest that is at most "
         "this, as for --groups.",
         low=1,
+        read_if=lambda config: config.model.groups == 0,
+        needs="groups=0",
     )
     ln_affine: str = _field(
         "channel",
@@ -168,13 +175,26 @@ class ModelConfig(_Checked):
         "relu", "Activation.", choices=("relu", "leaky_relu", "elu", "gelu", "silu", "mish")
     )
     order: str = _field(
-        "conv-norm-act", "Order of layers in a unit.", choices=("conv-norm-act", "conv-act-norm")
+        "conv-norm-act",
+        "Order of layers in a unit.",
+        choices=("conv-norm-act", "conv-act-norm"),
+        read_if=lambda config: config.model.norm != "none",
+        needs="a norm",
     )
-    norm_transitions: bool = _field(True, "Normalize after the 1x1 convolutions too.")
+    norm_transitions: bool = _field(
+        True,
+        "Normalize after the 1x1 convolutions too.",
+        read_if=lambda config: config.model.norm != "none",
+        needs="a norm",
+    )
     residual: bool = _field(True, "Add a unit's input to its output where the shapes match.")
     dropout: float = _field(0.0, "Dropout rate after each unit.", low=0.0, high=0.95)
     dropout_kind: str = _field(
-        "element", "Drop single values or whole channels.", choices=("element", "spatial")
+        "element",
+        "Drop single values or whole channels.",
+        choices=("element", "spatial"),
+        read_if=lambda config: config.model.dropout > 0,
+        needs="a dropout above 0",
     )
     l1: float = _field(0.0, "Factor of the L1 penalty on the kernels.", low=0.0)
     l2: float = _field(0.0, "Factor of the L2 penalty on the kernels.", low=0.0)
@@ -301,7 +321,13 @@ class DataConfig(_Checked):
         high=1.0,
     )
     cutout: float = _field(0.0, "Probability of a square hole in the mean color.", low=0, high=1)
-    cutout_size: int = _field(16, "Side of the cutout hole, in pixels.", low=1)
+    cutout_size: int = _field(
+        16,
+        "Side of the cutout hole, in pixels.",
+        low=1,
+        read_if=lambda config: config.data.cutout > 0,
+        needs="a cutout above 0",
+    )
     gray: float = _field(0.0, "Probability of conversion to gray.", low=0.0, high=1.0)
 
     def __post_init__(self) -> None:
@@ -329,6 +355,8 @@ class TrainConfig(_Checked):
         "Training engine: native (this package's own, for torch and tensorflow) or keras "
         "(model.fit, which jax always uses).",
         choices=("native", "keras"),
+        read_if=lambda config: config.train.backend != "jax",
+        needs="a backend other than jax",
     )
     device: str = _field("auto", "Device: auto, cpu, gpu, or one by number such as cuda:1.")
     devices: int = _field(
@@ -339,6 +367,8 @@ class TrainConfig(_Checked):
         "Statistics of bn on several devices: over the whole batch (on) or over each device's "
         "shard (off).",
         choices=("on", "off"),
+        read_if=lambda config: config.train.devices > 1,
+        needs="several devices",
     )
     precision: str = _field(
         "float32",
@@ -350,6 +380,8 @@ class TrainConfig(_Checked):
         True,
         "Compute each norm, its activation, dropout and residual add in one pass (native engines "
         "of torch and tensorflow, on CPUs with a C++ compiler).",
+        read_if=lambda config: config.train.engine == "native" and config.train.backend != "jax",
+        needs="engine=native, which jax has not",
     )
     deterministic: bool = _field(
         False,
@@ -368,7 +400,14 @@ class TrainConfig(_Checked):
         choices=("adam", "adamw", "sgd", "muon"),
     )
     learning_rate: float = _field(0.01, "Peak learning rate.", low=0.0)
-    momentum: float = _field(0.9, "Nesterov momentum of sgd and muon.", low=0.0, high=1.0)
+    momentum: float = _field(
+        0.9,
+        "Nesterov momentum of sgd and muon.",
+        low=0.0,
+        high=1.0,
+        read_if=lambda config: config.train.optimizer in ("sgd", "muon"),
+        needs="optimizer=sgd or muon",
+    )
     weight_decay: float = _field(
         0.05, "Decoupled decay of the kernels, times the learning rate; adam has none.", low=0.0
     )
@@ -378,7 +417,12 @@ class TrainConfig(_Checked):
         choices=("triangular", "onecycle", "cosine", "constant"),
     )
     warmup: float = _field(
-        0.25, "Share of the steps before the peak rate; constant has none.", low=0.0, high=1.0
+        0.25,
+        "Share of the steps before the peak rate; constant has none.",
+        low=0.0,
+        high=1.0,
+        read_if=lambda config: config.train.schedule != "constant",
+        needs="a schedule that changes",
     )
     log: tuple[str, ...] = _field(
         (),
@@ -538,6 +582,14 @@ def field_value(config: Config, name: str) -> Any:
     if name == "recipe":
         return config.recipe
     return getattr(getattr(config, SETTINGS[name].section), name)
+
+
+def reads(config: Config, name: str) -> bool:
+    """Returns whether a field changes what a run with these values of the others computes."""
+    if name == "recipe":
+        return True
+    is_read: bool = SETTINGS[name].field.metadata["read_if"](config)
+    return is_read and owner(name) in (None, config.model.norm)
 
 
 def flatten(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -492,8 +492,3 @@ def normalization(
 def owner(field: str) -> str | None:
     """Returns the norm that alone reads a config field, None for a field that all norms read."""
     return next((norm.name for norm in NORMS.values() if field in norm.fields), None)
-
-
-def is_read(field: str, norm: str) -> bool:
-    """Says whether a config field changes what a network with this norm computes."""
-    return owner(field) in (None, norm)

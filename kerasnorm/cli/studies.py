@@ -48,8 +48,8 @@ SEEDS_BY_DEFAULT = 3
     multiple=True,
     metavar="FIELD=V,V,…",
     help="Values of a config field, such as batch_size=8,32; repeatable. Lists are separated by "
-    "semicolons, in quotes: 'image_size=32,32;64,64'. A field that a norm does not use adds no "
-    "runs of that norm.",
+    "semicolons, in quotes: 'image_size=32,32;64,64'. A field that a run does not read, such "
+    "as cutout_size without cutout, adds no runs.",
 )
 @click.option(
     "--one-at-a-time",

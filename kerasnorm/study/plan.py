@@ -2,7 +2,7 @@
 
 import itertools
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from kerasnorm.config import (
     Config,
     check_value,
     field_value,
+    reads,
     resolve,
     unknown,
     value_word,
@@ -25,26 +26,10 @@ from kerasnorm.config import (
 from kerasnorm.data.sources import locate
 from kerasnorm.errors import ConfigError, CorruptFileError, is_number
 from kerasnorm.files import plain, read_text, short_name
-from kerasnorm.norms import is_read, owner
+from kerasnorm.norms import owner
 from kerasnorm.study.intervals import MARGIN
 
 STUDY = "study.toml"
-# Fields that a run reads only beside values of others: the condition, and what would meet it.
-CONDITIONS: dict[str, tuple[Callable[[Config], bool], str]] = {
-    "group_size": (lambda config: config.model.groups == 0, "groups=0"),
-    "order": (lambda config: config.model.norm != "none", "a norm"),
-    "norm_transitions": (lambda config: config.model.norm != "none", "a norm"),
-    "dropout_kind": (lambda config: config.model.dropout > 0, "a dropout above 0"),
-    "cutout_size": (lambda config: config.data.cutout > 0, "a cutout above 0"),
-    "momentum": (lambda config: config.train.optimizer in ("sgd", "muon"), "optimizer=sgd or muon"),
-    "warmup": (lambda config: config.train.schedule != "constant", "a schedule that changes"),
-    "bn_sync": (lambda config: config.train.devices > 1, "several devices"),
-    "engine": (lambda config: config.train.backend != "jax", "a backend other than jax"),
-    "fused": (
-        lambda config: config.train.engine == "native" and config.train.backend != "jax",
-        "engine=native, which jax has not",
-    ),
-}
 AXES = {"norm": "--norm", "backend": "--backend", "seed": "--seeds"}  # have options of their own
 
 
@@ -95,7 +80,7 @@ class StudyPlan:
     def configs(self) -> dict[str, Config]:
         """Returns the distinct configs of all runs by `identity`, seeds innermost.
 
-        Fields that a norm does not read do not multiply its runs.
+        Fields that a run does not read do not multiply the runs.
 
         Raises:
             ConfigError: A value is out of range.
@@ -109,14 +94,13 @@ class StudyPlan:
             ConfigError: None reads it.
         """
         for name in self.vary:
-            condition, needed = CONDITIONS.get(name, (lambda config: True, ""))
-            norm = owner(name)
             runs = [
                 config
                 for config, chosen in self._runs.values()
                 if not self.one_at_a_time or {*chosen} <= {name}
             ]
-            if not any(norm in (None, run.model.norm) and condition(run) for run in runs):
+            if not any(reads(config, name) for config in runs):
+                norm, needed = owner(name), SETTINGS[name].field.metadata["needs"]
                 needs = " and ".join(filter(None, [f"norm={norm}" if norm else "", needed]))
                 raise ConfigError(
                     f"vary: expected a field that some run reads. Received: vary={name}, which is "
@@ -133,7 +117,9 @@ class StudyPlan:
         for values in self._choices():
             for norm, backend, seed in itertools.product(self.norms, self.backends, self.seeds):
                 fixed = {**self.fixed, "norm": norm, "backend": backend, "seed": seed}
-                chosen = {name: value for name, value in values.items() if is_read(name, norm)}
+                of_norm = {key: values[key] for key in values if owner(key) in (None, norm)}
+                config = self._resolved(fixed | of_norm)
+                chosen = {key: of_norm[key] for key in of_norm if reads(config, key)}
                 config = self._resolved(fixed | chosen)
                 if "batch_size" in chosen and "learning_rate" not in chosen:
                     others = {key: value for key, value in chosen.items() if key != "batch_size"}
@@ -201,19 +187,13 @@ class StudyPlan:
 
 
 def identity(config: Config) -> str:
-    """Returns a hash of what a run computes, without the device and fields its norm ignores.
+    """Returns a hash of what a run computes, without the device and fields it does not read.
 
     The place of the data counts in full, however it is spelled.
     """
     ignored = [name for name in SETTINGS if not reads(config, name)]
     defaults = {name: SETTINGS[name].field.default for name in ignored}
     return config.replace(**defaults | {"data": locate(config.data.data)}).hash()
-
-
-def reads(config: Config, name: str) -> bool:
-    """Returns whether a run's norm reads a field; a number of groups leaves no size of groups."""
-    is_overruled = name == "group_size" and config.model.groups > 0
-    return is_read(name, config.model.norm) and not is_overruled
 
 
 def run_name(config: Config, varied: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ from kerasnorm.config import (
     DataConfig,
     field_value,
     published,
+    reads,
     resolve,
 )
 from kerasnorm.data.sources import loading, locate
@@ -31,7 +32,7 @@ from kerasnorm.study.intervals import (
     Verdict,
     compare,
 )
-from kerasnorm.study.plan import AXES, StudyPlan, identity, reads
+from kerasnorm.study.plan import AXES, StudyPlan, identity
 from kerasnorm.training.run import Run
 
 logger = logging.getLogger(__name__)

@@ -323,6 +323,7 @@ def test_many_varied_fields_give_names_that_every_file_system_takes(tmp_path):
         "order": ("conv-norm-act",),
         "norm_transitions": (True,),
         "residual": (True,),
+        "dropout": (0.1,),
         "dropout_kind": ("element", "spatial"),
         "weight_standardization": (False,),
         "shift_scale_rotate": (0.0,),

@@ -286,6 +286,26 @@ def test_a_field_that_no_run_reads_is_not_varied(vary, without, beside, one_at_a
     with_fields(base, **beside).check_read()
 
 
+# Fields of which one is read only beside values of the other, and the number of distinct runs.
+PARTLY_READ = [
+    ({"cutout": (0.0, 0.5), "cutout_size": (8, 16)}, 3),
+    ({"cutout_size": (8, 16), "cutout": (0.0, 0.5)}, 3),
+    ({"dropout": (0.0, 0.1, 0.2), "dropout_kind": ("element", "spatial")}, 5),
+    ({"optimizer": ("sgd", "adamw", "muon"), "momentum": (0.8, 0.9)}, 5),
+    ({"schedule": ("constant", "cosine"), "warmup": (0.1, 0.2)}, 3),
+    ({"engine": ("native", "keras"), "fused": (True, False)}, 3),
+    ({"groups": (0, 2, 4), "group_size": (2, 8)}, 4),
+]
+
+
+@pytest.mark.parametrize(("vary", "count"), PARTLY_READ)
+def test_no_two_runs_of_all_combinations_compute_the_same(vary, count):
+    plan = make(norms=("gn",), seeds=(0,), backends=("torch",), vary=vary, fixed={"data": "shapes"})
+    assert len(plan.configs()) == count
+    shown = [repr(sorted(chosen.items())) for chosen in plan.changes().values()]
+    assert len({*shown}) == count  # and their names and labels differ
+
+
 def with_fields(plan, fixed=None, **changes):
     return replace(plan, fixed={**plan.fixed, **(fixed or {})}, **changes)
 
