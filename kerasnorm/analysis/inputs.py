@@ -18,7 +18,12 @@ from kerasnorm.config import AUGMENTATIONS, Config, DataConfig, config_of_call
 from kerasnorm.data import prepare
 from kerasnorm.data.augment import Augmentation
 from kerasnorm.data.dataset import Split, stratified_sample
-from kerasnorm.data.preprocessing import channel_statistics, equalize, input_statistics
+from kerasnorm.data.preprocessing import (
+    Statistics,
+    channel_statistics,
+    equalize,
+    input_statistics,
+)
 from kerasnorm.data.stored import Images, changed
 from kerasnorm.errors import CorruptFileError, DivergedError
 from kerasnorm.inspection.evaluation import at_once
@@ -121,12 +126,12 @@ def inputs(
         config = config.replace(train_size=TRAINED)
     samples = _chosen(split, at_once(raw, SAMPLES))
     found, pixels = [], {}
+    measured = channel_statistics(raw)
     for name in PREPROCESSINGS:
-        source = _source(raw, name)
-        mean, std = input_statistics(name, source)
-        pixels[name] = (source[samples] / 255 - mean) / std
-        own_mean, own_std = channel_statistics(source)
-        found.append(InputPreprocessing(name, (own_mean - mean) / std, own_std / std))
+        own = channel_statistics(_source(raw, name)) if name == "equalize" else measured
+        pixels[name] = preprocess(raw, name, samples, own)
+        mean, std = input_statistics(name, raw, own)
+        found.append(InputPreprocessing(name, (own[0] - mean) / std, own[1] / std))
     pictures = [preprocessing_figure(pixels)]
     if train:
         tick = counter(progress, "trainings", len(found))
@@ -149,13 +154,17 @@ def _chosen(split: Split, count: int) -> NDArray[np.int64]:
 
 
 def preprocess(
-    images: Images, preprocessing: str, indices: NDArray[np.int64] | None = None
+    images: Images,
+    preprocessing: str,
+    indices: NDArray[np.int64] | None = None,
+    measured: Statistics | None = None,
 ) -> NDArray[np.float64]:
     """Returns raw images preprocessed as a run preprocesses its training set, (N, H, W, C).
 
     none: x. scale: x / 255. standardize: (x / 255 - mean) / std of each channel over all images.
     equalize: flatten the histogram of each image and channel, then as standardize. The statistics
-    are measured on all images, of which those at `indices` are returned.
+    are those of all images, `measured` here unless they are given; the images at `indices` are
+    returned.
 
     >>> dark = np.array([0, 0, 0, 255], np.uint8).reshape(1, 2, 2, 1)
     >>> float(preprocess(dark, "scale").mean())
@@ -164,7 +173,7 @@ def preprocess(
     1.0
     """
     source = _source(images, preprocessing)
-    mean, std = input_statistics(preprocessing, source)
+    mean, std = input_statistics(preprocessing, source, measured)
     chosen = source[:] if indices is None else source[indices]
     return (chosen / 255 - mean) / std
 

@@ -9,9 +9,10 @@ from kerasnorm.data.dataset import Dataset
 from kerasnorm.data.stored import Images, chunks
 
 _LEVELS = 256
+Statistics = tuple[NDArray[np.float64], NDArray[np.float64]]  # mean and std, (C,) each
 
 
-def channel_statistics(images: Images) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def channel_statistics(images: Images) -> Statistics:
     """Returns mean and standard deviation of each channel, (C,) each, for pixels scaled to 0…1.
 
     Both come from a histogram of the channel, whose sums are whole numbers: exact, without a copy
@@ -33,16 +34,17 @@ def channel_statistics(images: Images) -> tuple[NDArray[np.float64], NDArray[np.
 
 
 def input_statistics(
-    preprocessing: str, images: Images
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    preprocessing: str, images: Images, measured: Statistics | None = None
+) -> Statistics:
     """Returns the means and stds, (C,) each, that the model's input applies to pixels from 0 to 1.
 
-    `scale` leaves 0 to 1 and `none` leaves 0 to 255; otherwise they are measured on the images.
+    `scale` leaves 0 to 1 and `none` leaves 0 to 255; otherwise they are the statistics of the
+    images, `measured` here unless they are given.
     """
     channels = images.shape[-1]
     if preprocessing in ("scale", "none"):
         return np.zeros(channels), np.full(channels, 1.0 if preprocessing == "scale" else 1 / 255)
-    mean, std = channel_statistics(images)
+    mean, std = measured or channel_statistics(images)
     return mean, np.where(std > 0, std, 1.0)
 
 
