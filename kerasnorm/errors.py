@@ -97,6 +97,8 @@ def first_line(error: BaseException) -> str:
 def described(value: object) -> str:
     """Returns how a message names a value: a function or class as module:name, others by `repr`.
 
+    Of an array, of NumPy or of a backend, the shape is named.
+
     Addresses in memory, which `repr` has for many objects, are left out.
 
     >>> described(described), described([4, "bn"])
@@ -104,6 +106,9 @@ def described(value: object) -> str:
     """
     if inspect.isroutine(value) or inspect.isclass(value):
         return f"{value.__module__}:{value.__qualname__}"
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and shape:
+        return f"an array of shape {tuple(shape)}"
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 

@@ -271,7 +271,7 @@ def _four_axes(x: object) -> Array:
     except (TypeError, ValueError, RuntimeError):
         values = np.empty(0)
     is_right = values.ndim == 4 and 0 not in values.shape
-    what = f"an array of shape {values.shape}" if values.size else described(x)
+    what = described(values if values.size else x)
     if not is_right:
         raise ConfigError(
             "x: expected an array of numbers of shape (N, H, W, C), none of them 0. "

@@ -57,14 +57,13 @@ def recalibrate(
     meters = [_Meter(norm) for norm in norms_to_measure(model)]
     wanted, *others = (tensor.shape[1:] for tensor in model.inputs)
     if others:
-        raise ConfigError("model: expected one input. Received: several")
+        raise ConfigError(f"model: expected one input. Received: {1 + len(others)} inputs")
     shape = getattr(images, "shape", ())
     is_right = len(shape) == len(wanted) + 1 and all(
         size in (None, found) for size, found in zip(wanted, shape[1:], strict=True)
     )
     text = ", ".join("?" if size is None else str(size) for size in wanted)
-    received = f"an array of shape {shape}" if shape else images
-    expect(is_right, "images", f"an array of images of shape (N, {text})", received)
+    expect(is_right, "images", f"an array of images of shape (N, {text})", images)
     expect_whole(batch_size, "batch_size", 2)
     if len(images) < 2:
         raise ConfigError(

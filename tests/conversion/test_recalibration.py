@@ -119,8 +119,9 @@ def test_bad_input_is_refused():
 
 @pytest.mark.parametrize("shape", [(4, 8, 8), (4, 9, 8, 3), (4, 3, 8, 8), (4, 8, 8, 3, 1)])
 def test_images_of_another_shape_are_refused(shape):
-    with pytest.raises(ConfigError, match=r"images: expected .* \(N, 8, 8, 3\)"):
+    with pytest.raises(ConfigError, match=r"images: expected .* \(N, 8, 8, 3\)") as caught:
         recalibrate(network(), np.zeros(shape, "float32"))
+    assert str(caught.value).endswith(f"Received: images=an array of shape {shape}")
 
 
 def test_a_model_of_two_inputs_is_refused():

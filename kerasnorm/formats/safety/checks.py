@@ -132,8 +132,8 @@ def refuse_unknown(path: Path, found: set[str]) -> None:
     if found:
         names = ", ".join(name[:80] for name in sorted(found)[:5])
         raise CorruptFileError(
-            f"{path} was refused: it needs {names}; that is not on the list of known operations, "
-            "which only compute. Export the model in another format."
+            f"{path} was refused: it needs what is not on the list of known operations, which only "
+            f"compute: {names}. Export the model in another format."
         )
 
 
