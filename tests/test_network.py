@@ -521,7 +521,9 @@ def test_a_standardized_kernel_of_one_weight_is_refused() -> None:
 
 
 @pytest.mark.backend("any", long_on="tensorflow")
-@pytest.mark.parametrize("norm", ["bn", "gn", "ln"])
+@pytest.mark.parametrize(
+    "norm", ["gn", *(pytest.param(norm, marks=pytest.mark.long) for norm in ("bn", "ln"))]
+)
 def test_a_model_saved_by_keras_is_opened_by_this_package(norm: str, tmp_path: Path) -> None:
     model = small(norm)
     model.compile("sgd", "mse")

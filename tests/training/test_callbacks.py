@@ -213,7 +213,13 @@ class BetweenSteps(keras.callbacks.Callback):
 @pytest.mark.parametrize(
     ("hook", "act", "form"),
     [
-        *(("on_train_batch_end", act, "method") for act in BETWEEN_STEPS),
+        *(
+            pytest.param(
+                *("on_train_batch_end", act, "method"),
+                marks=() if act in ("sets the rate", "clips weights") else pytest.mark.long,
+            )
+            for act in BETWEEN_STEPS
+        ),
         *(
             pytest.param(hook, "sets the rate", form, marks=pytest.mark.long)
             for hook in ("on_batch_begin", "on_batch_end", "on_train_batch_begin")

@@ -436,7 +436,7 @@ def move(folder):
     folder.rename(folder.with_name("moved"))
 
 
-@pytest.mark.parametrize("epoch", [1, 2])
+@pytest.mark.parametrize("epoch", [pytest.param(1, marks=pytest.mark.long), 2])
 @pytest.mark.parametrize(
     "harm", [move, shutil.rmtree, lambda path: (path / "config.toml").unlink()]
 )

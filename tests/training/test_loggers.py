@@ -234,7 +234,11 @@ def test_mlflow_uses_the_store_and_the_experiment_of_the_user(
 @pytest.mark.backend("torch")
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(KeyboardInterrupt, "KILLED"), (Terminated, "KILLED"), (ArithmeticError, "FAILED")],
+    [
+        (KeyboardInterrupt, "KILLED"),
+        pytest.param(Terminated, "KILLED", marks=pytest.mark.long),
+        (ArithmeticError, "FAILED"),
+    ],
 )
 def test_mlflow_tells_which_runs_were_stopped_and_which_are_running(
     error, status, logged, tmp_path, monkeypatch, one_plot

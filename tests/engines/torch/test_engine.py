@@ -165,6 +165,7 @@ STEPS = [
     ("best", {"optimizer": "adam", "weight_decay": 0.0, "l2": 1e-3}),
     ("best", {"optimizer": "muon", "momentum": 0.95}),
 ]
+OFTEN_TRIED = [STEPS[0], STEPS[2], STEPS[-1]]
 
 
 # An optimizer sees gradients, whose equality the tests above show for each norm: every norm with
@@ -172,7 +173,10 @@ STEPS = [
 @pytest.mark.parametrize(
     ("norm", "recipe", "options"),
     [
-        *(pytest.param("bn", *step) for step in STEPS),
+        *(
+            pytest.param("bn", *step, marks=() if step in OFTEN_TRIED else pytest.mark.long)
+            for step in STEPS
+        ),
         *(
             pytest.param(norm, *step, marks=pytest.mark.slow if step[1] else pytest.mark.long)
             for norm in ("gn", "ln", "none")
