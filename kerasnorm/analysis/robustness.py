@@ -438,11 +438,12 @@ def robustness_table(found: Sequence[Robustness]) -> Table:
         for one in found
     ]
     counts = sorted({model.images for one in found for model in one.models})
-    severities = ", ".join(map(str, found[0].corrupted[names[0]]))
+    severities = [*map(str, found[0].corrupted[names[0]])]
+    which = "the mean over the severities " if len(severities) > 1 else "that at severity "
     accuracies = (
         f"Accuracy in percent on {' or '.join(f'{count:,}' for count in counts)} images; mean ± "
-        "sample std over n seeds. A corruption's column is the mean over the severities "
-        f"{severities}; mean is that of these columns, and lost is clean minus mean, in points."
+        f"sample std over n seeds. A corruption's column is {which}{', '.join(severities)}; mean "
+        "is that of these columns, and lost is clean minus mean, in points."
     )
     batches = (
         "Mixed and one class: norms with moving statistics use those of each batch of at most "
