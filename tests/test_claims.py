@@ -19,6 +19,7 @@ from scipy import optimize, stats
 
 ROOT = Path(__file__).parent.parent
 RESNET20 = "docs/examples/resnet20.py:build"
+OWN = ("torch", "native")  # the engine of kerasnorm in a race
 README, GUIDE, RESULTS = "README.md", "docs/guide/README.md", "docs/results.md"
 
 
@@ -277,23 +278,25 @@ def speeds(path):
 def test_the_speeds_of_the_readme_are_those_of_the_race():
     race, best = speeds("bench.json"), speeds("best/bench.json")
 
-    def of(found, backend, contender, which=0, digits=1):
-        ratios = (found[backend, norm, contender][which] for norm in THREE)
-        return " / ".join(f"{ratio:.{digits}f}" for ratio in ratios)
-
     loops = [name for backend, norm, name in best if norm == "bn" and name.startswith("loop")]
+    assert len(loops) == 3
     fastest = [min(best["torch", norm, name][0] for name in loops) for norm in THREE]
+
+    def of(found, backend, contender, which=0):
+        return [found[backend, norm, contender][which] for norm in THREE]
+
     readme = words_of(README).replace("**", "")
-    for text in (
-        f"trains {of(race, 'torch', 'stock')} times as fast as `model.fit`",
-        f"and {of(race, 'torch', 'loop')} times as fast as a plain PyTorch loop",
-        f"on TensorFlow {of(race, 'tensorflow', 'stock')} times as fast as `model.fit`",
-        f"as fast ({of(race, 'torch', 'loop-channels-last', digits=2)}) as a loop in channels-last",
-        f"best rounds kerasnorm is {of(race, 'tensorflow', 'stock', 1)} times as fast",
-        f"on torch: {of(best, 'torch', 'stock')} times as fast as `model.fit`",
-        "and {:.2f} / {:.2f} / {:.2f} times as fast as the fastest".format(*fastest),
+    for name, ratios, digits in (
+        ("`era8` | `model.fit` on torch", of(race, "torch", "stock"), 1),
+        ("a plain PyTorch loop", of(race, "torch", "loop"), 1),
+        ("without the recipe's dropout", of(race, "torch", "loop-channels-last"), 2),
+        ("`era8` | `model.fit` on TensorFlow", of(race, "tensorflow", "stock"), 1),
+        ("which ran at two speeds", of(race, "tensorflow", "stock", 1), 1),
+        ("`best`, the default | `model.fit` on torch", of(best, "torch", "stock"), 1),
+        ("the fastest of three hand-written PyTorch loops", fastest, 2),
     ):
-        assert text in readme
+        cells = " | ".join(f"{ratio:.{digits}f}" for ratio in ratios)
+        assert f"{name} | {cells} |" in readme
 
 
 def test_the_conversions_of_the_guide_are_those_that_were_measured():
@@ -343,15 +346,26 @@ def test_a_converted_model_has_the_accuracy_that_was_measured():
 
 
 def test_the_costs_of_the_guide_are_those_of_the_race():
-    results = json.loads((ROOT / "results/bench/bench.json").read_text())["results"]
-    own = {r["norm"]: r for r in results if (r["backend"], r["contender"]) == ("torch", "native")}
-    rates = [own[norm]["train"] for norm in THREE]
-    assert max(min(one) for one in rates) < min(max(one) for one in rates)  # the ranges overlap
-    guide = words_of(GUIDE)
-    text = "with `bn`, `gn` and `ln` {:,.0f}, {:,.0f} and {:,.0f} training images per second"
-    assert text.format(*(np.median(one) for one in rates)) in guide
-    peaks = [own[norm]["peak_mib"] for norm in THREE]
-    assert "peak memory {:.0f}, {:.0f} and {:.0f} MiB".format(*peaks) in guide
+    def own(study):
+        results = json.loads((ROOT / "results" / study / "bench.json").read_text())["results"]
+        found = {r["norm"]: r for r in results if (r["backend"], r["contender"]) == OWN}
+        return [found[norm] for norm in THREE]
+
+    era8, guide = own("bench"), words_of(GUIDE)
+    train, predict = ([one[what] for one in era8] for what in ("train", "predict"))
+    assert max(min(one) for one in train) < min(max(one) for one in train)  # the ranges overlap
+    bn, gn, ln = predict
+    assert max(gn) < min(bn + ln)
+    for rates, text in (
+        (train, "{:,.0f}, {:,.0f} and {:,.0f} images per second in training"),
+        (predict, "{:,.0f}, {:,.0f} and {:,.0f} in prediction, where"),
+        (
+            [one["predict"] for one in own("bench/best")],
+            "With `best` prediction runs at {:,.0f}, {:,.0f} and {:,.0f}",
+        ),
+        ([one["peak_mib"] for one in era8], "peak memory {:.0f}, {:.0f} and {:.0f} MiB"),
+    ):
+        assert text.format(*(np.median(one) for one in rates)) in guide
 
 
 def test_the_speeds_of_other_networks_are_those_of_the_race():
