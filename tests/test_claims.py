@@ -246,8 +246,12 @@ def test_the_worked_example_of_a_verdict_is_the_study():
     with (ROOT / "results/best/runs.csv").open(newline="") as file:
         runs = {(row["norm"], int(row["seed"])): row for row in csv.DictReader(file)}
     guide = (ROOT / GUIDE).read_text(encoding="utf-8")
+    spreads = {g["norm"]: 100 * g["test_accuracy"]["std"] for g in document["groups"]}
     for found in document["differences"]:
         first, second = found["first"]["norm"], found["second"]["norm"]
+        apart = math.hypot(spreads[first], spreads[second])
+        if (first, second) != ("bn", "ln"):
+            assert f"({100 * found['std']:.2f}, against {apart:.2f}" in words_of(GUIDE)
         pairs = [
             100 * (float(runs[first, n]["test_accuracy"]) - float(runs[second, n]["test_accuracy"]))
             for n in range(3)
