@@ -286,8 +286,10 @@ def in_percent(share: float, digits: int = 2) -> str:
 
     >>> in_percent(0.8192), in_percent(1.0), in_percent(0.99996), in_percent(1e-6, digits=0)
     ('81.92', '100.00', '>99.99', '<1')
+    >>> in_percent(-0.001, digits=0)
+    '0'
     """
-    text, unit = f"{100 * share:.{digits}f}", 10.0**-digits
+    text, unit = f"{100 * share:z.{digits}f}", 10.0**-digits
     if share < 1 and float(text) == 100:
         return f">{100 - unit:.{digits}f}"
     if share > 0 and float(text) == 0:

@@ -473,9 +473,10 @@ def explanation_text(found: Explanation) -> str:
         cost = found.cost
         text = (
             f"{cost.norm_parameters:,} of {cost.parameters:,} parameters; "
-            f"{in_percent(cost.share, 0)} % of a training step of {cost.batch_size} images "
-            f"({cost.milliseconds:.0f} ms; {cost.milliseconds_without:.0f} ms without it), "
-            f"on {cost.backend}, median of {cost.rounds} rounds on this machine"
+            f"{in_percent(cost.share, 0)} % of a training step of {cost.batch_size} images, "
+            f"median of {cost.rounds} rounds on this machine ({in_percent(cost.least, 0)} to "
+            f"{in_percent(cost.largest, 0)} %), on {cost.backend}; median step "
+            f"{cost.milliseconds:.0f} ms with it, {cost.milliseconds_without:.0f} ms without"
         )
         parts.append(_entry("cost", text))
     parts += [_entry("" if place else "used by", user) for place, user in enumerate(facts.users)]

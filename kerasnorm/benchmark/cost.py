@@ -22,6 +22,8 @@ class NormCost:
         milliseconds_without: Median time of a step of the same network without it.
         share: Share of a step that the norm takes, median over the turns; it may be slightly
             negative for a norm that costs nothing.
+        least: Smallest share of a turn.
+        largest: Largest share of a turn.
         batch_size: Number of images in a step.
         backend: Keras backend that computed.
         rounds: Number of turns that were timed.
@@ -32,6 +34,8 @@ class NormCost:
     milliseconds: float
     milliseconds_without: float
     share: float
+    least: float
+    largest: float
     batch_size: int
     backend: str
     rounds: int
@@ -63,5 +67,16 @@ def norm_cost(norm: str, backend: str, batch_size: int = 64, rounds: int = 7) ->
                 taken.append((time.perf_counter() - start) / STEPS)
     total, plain = (int(engine.model.count_params()) for engine in engines)
     with_norm, without = (1000 * statistics.median(taken) for taken in seconds)
-    share = statistics.median(1 - b / a for a, b in zip(*seconds, strict=True))
-    return NormCost(total - plain, total, with_norm, without, share, batch_size, backend, rounds)
+    shares = [1 - b / a for a, b in zip(*seconds, strict=True)]
+    return NormCost(
+        total - plain,
+        total,
+        with_norm,
+        without,
+        statistics.median(shares),
+        min(shares),
+        max(shares),
+        batch_size,
+        backend,
+        rounds,
+    )

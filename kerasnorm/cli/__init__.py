@@ -39,7 +39,7 @@ RENAMED_OPTIONS = {"linear_rate": "--rate-scaling linear"} | {
 @click.option("--debug", is_flag=True, envvar="KERASNORM_DEBUG", help="Show tracebacks.")
 @click.pass_context
 def app(context: click.Context, debug: bool) -> None:
-    """A normalization lab for Keras 3: train, compare and explain one small CNN.
+    """A normalization lab for Keras 3: train, compare, explain and convert CNNs.
 
     Example: kerasnorm fit --norm gn --backend torch
     """

@@ -79,9 +79,10 @@ def convert(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Replace, remove, fold or freeze the norms of any .keras model.
+    """Replace, remove, fold or freeze the norms of a model.
 
-    All other weights stay, and the table says which layers compute another function than before.
+    The model is a run's or any .keras file of a CNN. All other weights stay, and the table says
+    which layers compute another function than before.
 
     Example: kerasnorm convert results/best/runs/bn-torch-s0 --norm gn --groups 8 --out gn.keras
     """
@@ -148,10 +149,10 @@ def recalibrate(
     as_json: bool,
     **options: str | None,
 ) -> None:
-    """Measure the moving statistics of a model's batch norms exactly, over training images.
+    """Measure the moving statistics of batch norms anew.
 
-    Precise batch norm (Wu & Johnson, arXiv 2105.07576), with the accuracy on the test images
-    before and after.
+    The statistics become those of training images (precise batch norm, Wu & Johnson, arXiv
+    2105.07576). Prints the accuracy on the test images before and after.
 
     Example: kerasnorm recalibrate results/best/runs/bn-torch-s0 --data cifar10 --out new.keras
     """

@@ -28,9 +28,10 @@ def data(
     clear: bool,
     as_json: bool,
 ) -> None:
-    """List the cache, or describe a data set: image shape, class counts, mean and std.
+    """List the cache, or describe a data set.
 
-    The cache holds data sets that were downloaded, and the decoded images of large folders.
+    Prints the image shape, class counts, mean and std of a data set. The cache holds data sets that
+    were downloaded, and the decoded images of large folders.
 
     Example: kerasnorm data shapes
     """
@@ -82,7 +83,9 @@ def data(
 @click.command()
 @opt.as_json
 def doctor(as_json: bool) -> None:
-    """Report versions, backends with devices, formats, loggers, and how to install the missing.
+    """Report versions, backends, devices, formats and loggers.
+
+    For what is missing, it prints the command that installs it.
 
     Example: kerasnorm doctor
     """

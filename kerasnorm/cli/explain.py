@@ -95,10 +95,11 @@ def explain(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Explain a norm: which values share statistics, each step in numbers, and its cost.
+    """Explain a norm: what it computes, and what it costs.
 
-    The norm may be your own, as package.module:Layer or file.py:Layer. With --network, explain
-    the norms of a network instead.
+    Prints which values share statistics, a worked example, and the share of a training step that
+    the norm takes on this machine. The norm may be your own, as package.module:Layer or
+    file.py:Layer. With --network, explain the norms of a network instead.
 
     Example: kerasnorm explain gn
     """
@@ -150,7 +151,7 @@ def _explain_network(
 @opt.as_json
 @opt.config_options("data", "train", without=("log",))
 def inputs(config_file: Path | None, out: Path, train: bool, as_json: bool, **options: Any) -> None:
-    """Draw the model's input: preprocessing, augmentation and pixel histograms.
+    """Draw the input: preprocessing, augmentation, histograms.
 
     With --train, also train on each preprocessing, by default for 3 epochs.
 
@@ -189,7 +190,10 @@ def landscape(
     as_json: bool,
     **sizes: Any,
 ) -> None:
-    """Draw the loss of runs along the gradient during training, and around the trained models.
+    """Draw the loss landscape of runs.
+
+    Repeats the first steps of each training to measure the loss along the gradient, then draws
+    the loss around the trained model.
 
     Example: kerasnorm landscape results/runs/shapes-bn-torch-s0 results/runs/shapes-none-torch-s0
     """
@@ -236,11 +240,12 @@ def robustness(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Measure models on corrupted images, and with batch statistics of one class: what is lost?
+    """Measure the accuracy that is lost on corrupted images.
 
-    The corruptions and their strengths are those of CIFAR-10-C (Hendrycks & Dietterich, arXiv
-    1903.12261). Runs that differ in the seed alone are one row, and the losses of two norms are
-    compared seed by seed. robustness.json, beside the figure, has all numbers.
+    Also measures it with the statistics of batches of one class. The corruptions and their
+    strengths are those of CIFAR-10-C (Hendrycks & Dietterich, arXiv 1903.12261). Runs that differ
+    in the seed alone are one row, and the losses of two norms are compared seed by seed.
+    robustness.json, beside the figure, has all numbers.
 
     Example: kerasnorm robustness results/best/runs/bn-torch-s0 results/best/runs/gn-torch-s0
     """
@@ -276,9 +281,10 @@ def statistics(
     as_json: bool,
     **sizes: Any,
 ) -> None:
-    """Measure activations, gradients, weights and updates of runs, by layer and epoch.
+    """Measure activations, gradients, weights and updates.
 
-    Use it on runs with and without a norm, or with several values of --l1, --l2 or --dropout.
+    Trains each run again, briefly, and measures every layer after every epoch. Use it on runs with
+    and without a norm, or with several values of --l1, --l2 or --dropout.
 
     Example: kerasnorm statistics results/runs/shapes-bn-torch-s0 results/runs/shapes-none-torch-s0
     """

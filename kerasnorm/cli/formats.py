@@ -71,7 +71,7 @@ def export(
     as_json: bool,
     **options: str | None,
 ) -> None:
-    """Write a trained model in other formats, each checked in its own runtime.
+    """Write a trained model in other formats, each checked.
 
     Every export takes raw pixels, 0 to 255, and is compared with Keras at batch 1, 7 and 256
     before it is put in place, with its metadata (JSON) beside it. A table compares size and time
@@ -178,9 +178,10 @@ def import_torch(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Make a Keras model of a PyTorch state_dict of this network.
+    """Make a Keras model from a PyTorch state_dict.
 
-    It may be alone or in a checkpoint, in a .pth, .pt, .ckpt, .bin, .tar or .safetensors file.
+    The weights must be those of this network. The state_dict may be alone or in a checkpoint, in a
+    .pth, .pt, .ckpt, .bin, .tar or .safetensors file.
 
     Tensors are matched by order and shape, whatever their names; widths come from the tensors.
     Where a file does not hold them in the order of the network, as .safetensors does not, the

@@ -90,7 +90,7 @@ def network_of(
 @classes_option
 @opt.config_options("model")
 def summary(as_json: bool, image_shape: tuple[int, ...], classes: int, **options: Any) -> None:
-    """Print the layers of a network: shapes, parameters, receptive fields.
+    """Print layers, shapes, parameters and receptive fields.
 
     Example: kerasnorm summary --norm bn --recipe era8
     """
@@ -110,7 +110,9 @@ def summary(as_json: bool, image_shape: tuple[int, ...], classes: int, **options
 @image_shape_option
 @classes_option
 def receptive_field(target: str, as_json: bool, image_shape: tuple[int, ...], classes: int) -> None:
-    """Print how size, receptive field and jump change from layer to layer.
+    """Print the receptive field of each layer.
+
+    Also prints the size of its map and the jump, the distance of neighbouring outputs in pixels.
 
     The model is the built-in network with this norm, a run's model, a functional .keras model, or a
     network such as keras:MobileNetV2 or file.py:function.
@@ -222,9 +224,10 @@ def evaluate(target: Path, split: str, as_json: bool, **options: str | None) -> 
 def predict(
     target: Path, pictures: tuple[Path, ...], top: int, as_json: bool, **options: str | None
 ) -> None:
-    """Classify image files and the images in folders, resized to the input size of the model.
+    """Classify image files, and the images in folders.
 
-    Of several, those that cannot be read are named and left out; the exit code is then 3.
+    Images are resized to the input size of the model. Of several, those that cannot be read are
+    named and left out; the exit code is then 3.
 
     Example: kerasnorm predict results/runs/shapes-gn-torch-s0 photo.png
     """
@@ -277,7 +280,7 @@ def predict(
 def misclassified(
     target: Path, split: str, out: Path | None, as_json: bool, **options: str | None
 ) -> None:
-    """Show the ten mistakes that a model makes with the highest confidence.
+    """Show the ten mistakes of highest confidence.
 
     Example: kerasnorm misclassified results/runs/shapes-gn-torch-s0 --out mistakes.png
     """
@@ -321,7 +324,7 @@ def misclassified(
 @opt.trust_option
 @opt.as_json
 def plot(runs: tuple[Path, ...], best: bool, out: Path | None, as_json: bool) -> None:
-    """Redraw the figures of a run or study, or overlay the curves of several runs.
+    """Redraw the figures of a run or study, or overlay runs.
 
     Example: kerasnorm plot results/runs/shapes-bn-torch-s0 results/runs/shapes-gn-torch-s0
     """

@@ -66,9 +66,9 @@ def bench(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Race this package's engine against model.fit and hand-written PyTorch loops.
+    """Race kerasnorm against model.fit and PyTorch loops.
 
-    The contenders take turns, each in its own process, on the same network, data and batches.
+    The contenders train in turns, each in its own process, on the same network, data and batches.
 
     Example: kerasnorm bench --backend torch --norm gn --out results/bench
     """

@@ -111,10 +111,11 @@ def compare(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Train several norms on several seeds, compare them, and vary any field of the config.
+    """Train several norms on several seeds and compare them.
 
-    The same command resumes an interrupted study: finished runs are kept. With --one-at-a-time it
-    is an ablation, which changes one value at a time from the base config.
+    --vary repeats this at several values of any field of the config. With --one-at-a-time it is
+    an ablation, which changes one value at a time from the base config. The same command resumes
+    an interrupted study: finished runs are kept.
 
     Example: kerasnorm compare --norm bn --norm gn --vary batch_size=8,32,128 --seeds 3
     """
@@ -226,9 +227,10 @@ def _print_outcome(outcome: "Outcome", as_json: bool) -> None:
 @opt.trust_option
 @opt.as_json
 def report(paths: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
-    """Write one HTML file with the findings, figures and commands of a study or of runs.
+    """Write one HTML file about a study or about runs.
 
-    The tables and figures of a study are rebuilt from its finished runs.
+    It holds their results, figures and commands. The tables and figures of a study are rebuilt
+    from its finished runs.
 
     Example: kerasnorm report results/best
     """

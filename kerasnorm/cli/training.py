@@ -43,10 +43,10 @@ def fit(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Train one model and write a run folder with model, history, metrics and plots.
+    """Train one model and write its run folder.
 
-    Every field of the config can also be set in the --config file and by an environment variable
-    KERASNORM_<FIELD>.
+    The folder holds the model, history, metrics and plots. Every field of the config can also be
+    set in the --config file and by an environment variable KERASNORM_<FIELD>.
 
     In a batch queue, this command starts or resumes a run:
     kerasnorm fit --out runs/gn --resume auto

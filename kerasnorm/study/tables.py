@@ -94,6 +94,7 @@ PLAN_NOTE = (
     "training measured here, in as many processes at a time as will share this machine. A busy "
     "machine makes the estimate too long. The tables and the report come on top."
 )
+FINISHED_NOTE = "All runs are finished: nothing is left to train."
 
 
 def group_label(group: Group | Failure, summary: Summary, *, without: str = "") -> str:
@@ -659,7 +660,7 @@ def plan_table(estimates: Sequence[Estimate], lanes: int) -> Table:
         ("run", "state", ">time", "rate from"),
         rows,
         totals=[(f"{left} to train, {lanes} at a time", "", text, "")],
-        notes=(PLAN_NOTE,),
+        notes=(PLAN_NOTE if left else FINISHED_NOTE,),
         title="Plan",
     )
 

@@ -32,6 +32,13 @@ def trained(tmp_path_factory):
     return folder
 
 
+def test_the_list_of_commands_has_a_whole_sentence_for_each():
+    out, _ = call("--help")
+    commands = out.split("Commands:\n")[1].splitlines()
+    assert len(commands) == sum(not command.hidden for command in app.commands.values())
+    assert all(line.endswith(".") and not line.endswith("...") for line in commands)
+
+
 @pytest.mark.parametrize("backend", ["torch", "tensorflow"])
 def test_fit_trains_saves_and_plots_on_each_backend(tmp_path, backend):
     if backend not in installed_backends():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from kerasnorm.plots.labels import shown_fields
+from kerasnorm.study.estimate import Estimate
 from kerasnorm.study.figures import file_name
 from kerasnorm.study.intervals import Interval, Verdict, compare
 from kerasnorm.study.plan import run_name
@@ -25,6 +27,7 @@ from kerasnorm.study.tables import (
     group_table,
     judged,
     nats,
+    plan_table,
     run_table,
     sentences,
 )
@@ -47,6 +50,17 @@ def many_classes(count=30, **fields):
 )  # fmt: skip
 def test_a_loss_is_short(value, expected):
     assert nats(Interval(1, value)) == expected
+
+
+@pytest.mark.parametrize("finished", [(True, True), (True, False), (False, False)])
+def test_a_plan_says_where_nothing_is_left_to_train(finished, tmp_path):
+    runs = [
+        SimpleNamespace(name=f"bn-s{n}", finished=done or None, path=tmp_path)
+        for n, done in enumerate(finished)
+    ]
+    text = to_text(plan_table([Estimate(run, 0.0 if run.finished else 9.0, "") for run in runs], 1))
+    assert ("nothing is left to train" in text) == all(finished)
+    assert ("Estimated" in text) != all(finished)
 
 
 def test_of_many_classes_the_most_confused_pairs_are_listed():
