@@ -180,7 +180,8 @@ def _source(config: ModelConfig, input_shape: tuple[int, ...], classes: int) -> 
             "network: expected builtin, keras:NAME, a .keras file, package.module:function or "
             f"file.py:function. Received: network={name!r}"
         )
-    graph = functional_graph(model)
+    with about(f"network: {name}"):
+        graph = functional_graph(model)
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise ConfigError(
             f"network: expected a model with one input and one output. Received: {name} with "

@@ -48,6 +48,10 @@ def empty(input_shape, classes):
 
 def fixed(input_shape, classes):
     return small(input_shape, 7)
+
+class Subclassed(keras.Model):
+    def __init__(self, input_shape, classes):
+        super().__init__()
 """
 PIXELS = np.random.default_rng(3).integers(0, 256, (5, 8, 8, 3)).astype(np.float32)
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -314,6 +318,7 @@ def test_a_layer_of_any_kind_is_trained_as_keras_trains_it(name, tmp_path):
         ("empty", r"to return a keras.Model. Received: str$"),
         ("fixed", r"expected logits of shape \(N, 4\).*as wide as the number of classes"),
         ("missing", "expected the name of a function or class of .*nets.py. Received: missing"),
+        ("Subclassed", "network: .*nets.py:Subclassed: Expected a functional model"),
     ],
 )
 def test_a_function_that_makes_no_network_is_refused_in_one_line(code, name, message):
