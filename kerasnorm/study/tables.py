@@ -549,7 +549,7 @@ def measure_sentence(summary: Summary) -> str:
 
 
 def _images_text(summary: Summary) -> str:
-    """Returns what other images would change; "" where their number is not the same, or unknown."""
+    """Returns how far off so many images may be; "" if their number differs, or is unknown."""
     counts = {
         run.metrics.get("images", {}).get("validation")
         if summary.measure == "val_accuracy"
@@ -561,8 +561,8 @@ def _images_text(summary: Summary) -> str:
         return ""
     highest = max(group.mean(summary.measure) for group in summary.groups)
     return (
-        f" There are {images:,}: by chance alone, as many others may change an accuracy of "
-        f"{in_percent(highest)} % by {100 * image_error(highest, images):.2f} points."
+        f" There are {images:,}: by chance alone, an accuracy of {in_percent(highest)} % on them "
+        f"may miss that on all such images by {100 * image_error(highest, images):.2f} points."
     )
 
 
