@@ -377,7 +377,9 @@ def published_table(summary: Summary) -> Table:
     """Returns the published numbers beside ours, in percent."""
     rows = []
     for item in summary.published:
-        name = norm_label(item.norm, item.fields)
+        name, group = norm_label(item.norm, item.fields), item.group
+        if group:  # of several that repeat it, such as those of two backends
+            name = group_label(replace(group, fields={**item.fields, **group.fields}), summary)
         rows.append((name, *_beside(item, "train_accuracy"), *_beside(item, "test_accuracy")))
     sources = dict.fromkeys(item.source for item in summary.published)
     return Table(
