@@ -118,12 +118,13 @@ def inputs(
     """
     config = config_of_call(config, overrides)
     split = prepare(config.replace(preprocessing="none").data, config.train.seed).train
-    raw = split.images
-    if train and config.data.train_size == 0 and len(raw) > TRAINED:
+    raw, trained = split.images, len(split)
+    if train and config.data.train_size == 0 and trained > TRAINED:
         logger.info(
-            f"Training on {TRAINED:,} of {len(raw):,} images. Use --train-size to change this."
+            f"Training on {TRAINED:,} of {trained:,} images. Use --train-size to change this."
         )
-        config = config.replace(train_size=TRAINED)
+        trained = TRAINED  # beside those that are held out of `train_size` for validation
+        config = config.replace(train_size=TRAINED + config.data.validation)
     samples = _chosen(split, at_once(raw, SAMPLES))
     found, pixels = [], {}
     measured = channel_statistics(raw)
@@ -139,8 +140,7 @@ def inputs(
             history, diverged = _short_run(config.replace(preprocessing=one.preprocessing))
             found[place] = dataclasses.replace(one, history=history, diverged=diverged)
             tick()
-        images = config.data.train_size or len(raw)
-        heading = f"norm {config.model.norm}, {images:,} training images"
+        heading = f"norm {config.model.norm}, {trained:,} training images"
         pictures.append(training_figure(found, heading))
     return Answer(found, pictures)
 

@@ -175,6 +175,8 @@ class Forecast:
     def note(self, run: PlannedRun, now: float) -> None:
         """Notes how far a run is, which has begun or trained another epoch."""
         seen = self._seen.setdefault(run.name, [])
+        if seen and run.epoch < seen[-1][0]:  # it started over: its checkpoints were damaged
+            seen.clear()
         if not seen or seen[-1][0] != run.epoch:
             seen.append((run.epoch, now))
 

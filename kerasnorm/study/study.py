@@ -511,7 +511,7 @@ def check(study: StudyPlan) -> None:
         runtime.check_installed(backend)
     for config in study.configs().values():
         check_loggers(config)
-        size, batch = config.data.train_size, config.train.batch_size
+        size, batch = config.data.train_size - config.data.validation, config.train.batch_size
         if 0 < size < batch:
             raise ConfigError(
                 f"batch_size: expected at most the {size} training images. Received: "

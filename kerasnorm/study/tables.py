@@ -378,7 +378,9 @@ def published_table(summary: Summary) -> Table:
     """Returns the published numbers beside ours, in percent."""
     rows = []
     for item in summary.published:
-        name = norm_label(item.norm, item.fields)
+        name, group = norm_label(item.norm, item.fields), item.group
+        if group:  # of several that repeat it, such as those of two backends
+            name = group_label(replace(group, fields={**item.fields, **group.fields}), summary)
         rows.append((name, *_beside(item, "train_accuracy"), *_beside(item, "test_accuracy")))
     sources = dict.fromkeys(item.source for item in summary.published)
     return Table(
@@ -550,7 +552,7 @@ def measure_sentence(summary: Summary) -> str:
 
 
 def _images_text(summary: Summary) -> str:
-    """Returns what other images would change; "" where their number is not the same, or unknown."""
+    """Returns how far off so many images may be; "" if their number differs, or is unknown."""
     counts = {
         run.metrics.get("images", {}).get("validation")
         if summary.measure == "val_accuracy"
@@ -562,8 +564,8 @@ def _images_text(summary: Summary) -> str:
         return ""
     highest = max(group.mean(summary.measure) for group in summary.groups)
     return (
-        f" There are {images:,}: by chance alone, as many others may change an accuracy of "
-        f"{in_percent(highest)} % by {100 * image_error(highest, images):.2f} points."
+        f" There are {images:,}: by chance alone, an accuracy of {in_percent(highest)} % on them "
+        f"may miss that on all such images by {100 * image_error(highest, images):.2f} points."
     )
 
 

@@ -392,10 +392,10 @@ def _note_lagging_statistics(engine: "Engine") -> None:
     share = initial_statistics(momenta, steps)
     if share is not None:
         logger.warning(
-            f"{counted(len(momenta), 'batch norm')} of momentum {max(momenta):g}: after {steps} "
-            f"steps, {in_percent(share, 0)} % of the moving statistics are still the initial ones, "
-            "and the accuracy at inference suffers. Train longer, or measure the statistics "
-            "afterwards: kerasnorm recalibrate."
+            f"{counted(len(momenta), 'batch norm')} of momentum {max(momenta):g} per step: "
+            f"after {steps} steps, {in_percent(share, 0)} % of the moving statistics are still the "
+            "initial ones, and the accuracy at inference suffers. Train longer, or measure the "
+            "statistics afterwards: kerasnorm recalibrate."
         )
 
 

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import InitVar, asdict, dataclass
 from functools import partial
@@ -27,7 +28,7 @@ from kerasnorm.inspection.evaluation import (
     score,
     worst_mistakes,
 )
-from kerasnorm.inspection.graph import weights_by_name
+from kerasnorm.inspection.graph import sized_calls, weights_by_name
 from kerasnorm.layers import instance_norms, leaves, portable
 from kerasnorm.progress import Progress, duration, in_percent, rounded
 from kerasnorm.training import checkpoints, run_folder
@@ -77,8 +78,10 @@ def epoch_line(row: run_folder.Row, epochs: int, seconds_left: float | None = No
 def untrained_momenta(model: keras.Model) -> list[float]:
     """Returns the momentum of each batch norm to train that has its initial moving statistics.
 
-    With pretrained weights these are the new ones.
+    With pretrained weights these are the new ones. It is that of a whole step: a norm that is
+    called several times moves its statistics as often.
     """
+    calls = Counter(id(node.operation) for node, *_ in sized_calls(model))
 
     def is_initial(layer: keras.layers.BatchNormalization) -> bool:
         mean, variance = (
@@ -88,7 +91,7 @@ def untrained_momenta(model: keras.Model) -> list[float]:
         return bool((mean == 0).all() and (variance == 1).all())
 
     return [
-        layer.momentum
+        layer.momentum ** max(1, calls[id(layer)])
         for layer in leaves(model)
         if isinstance(layer, keras.layers.BatchNormalization)
         and layer.trainable

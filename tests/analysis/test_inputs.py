@@ -1,5 +1,7 @@
 """The four ways of input preprocessing, and what they promise."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from helpers.drawn import images, words, written
@@ -19,6 +21,7 @@ from kerasnorm.analysis.inputs import (
     preprocess,
 )
 from kerasnorm.config import DataConfig
+from kerasnorm.data import prepare
 from kerasnorm.data.dataset import Split
 from kerasnorm.data.preprocessing import equalize
 from kerasnorm.tables import to_text
@@ -90,6 +93,35 @@ def test_a_training_that_diverges_is_an_answer_too():
     answer = kerasnorm.inputs(**TINY, **wild, weight_decay=0.0, train=True)
     assert all(one.diverged for one in answer.data)
     assert "diverged" in to_text(inputs_table(answer.data))
+
+
+@pytest.mark.parametrize(
+    ("options", "trained"),
+    [
+        ({}, 50),
+        ({"validation": 20}, 50),
+        ({"validation": 60}, 50),  # more than are trained on
+        ({"validation": 170}, 30),
+        ({"train_size": 100, "validation": 20}, 80),
+    ],
+)
+def test_images_held_out_for_validation_are_none_of_those_trained_on(
+    tmp_path, monkeypatch, options, trained
+):
+    rng = np.random.Generator(np.random.PCG64(0))
+    pixels, labels = rng.integers(0, 256, (200, 8, 8, 3), np.uint8), np.arange(200) % 2
+    np.savez(tmp_path / "d.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
+    found = []
+
+    def fit(config, **_):
+        found.append(len(prepare(config.data, config.train.seed).train))
+        return SimpleNamespace(history=({"epoch": 1, "train_loss": 2.0, "test_accuracy": 0.1},))
+
+    monkeypatch.setattr("kerasnorm.analysis.inputs.TRAINED", 50)
+    monkeypatch.setattr("kerasnorm.analysis.inputs.fit", fit)
+    answer = kerasnorm.inputs(data=str(tmp_path / "d.npz"), train=True, **options)
+    assert found == [trained] * 4
+    assert f", {trained} training images." in answer.pictures[-1].caption
 
 
 @given(SEEDS, st.sampled_from(list(PREPROCESSINGS)))

@@ -107,6 +107,18 @@ class TestForecast:
         assert forecast.left(run, 156.0) == 64.0
         assert forecast.study_left(156.0) == 64.0
 
+    @pytest.mark.parametrize("before", [(0, 1, 2), (3, 4), (0, 5), (0, 1, 2, 3, 4, 5)])
+    def test_a_run_that_starts_over_is_judged_by_its_new_epochs(self, before):
+        """Another worker of a cluster finds no whole checkpoint."""
+        run = planned("a", State.RUNNING)
+        forecast = Forecast([run])
+        for now, run.epoch in enumerate(before):
+            forecast.note(run, 10.0 * now)
+        for run.epoch in range(1, 6):
+            forecast.note(run, 100.0 + 20 * run.epoch)
+            found = forecast.left(run, 100.0 + 20 * run.epoch)
+            assert run.epoch < 3 or found == 20.0 * (10 - run.epoch)
+
     def test_waiting_runs_take_as_long_as_those_of_their_kind(self):
         first, second = planned("a", State.RUNNING, norm="bn"), planned("b", norm="gn")
         kept = planned("c", State.KEPT, norm="gn", seed=1)

@@ -370,9 +370,11 @@ def test_a_report_without_the_data_keeps_the_images_that_it_cannot_draw(tmp_path
 
 
 def test_a_batch_larger_than_the_training_set_is_refused_before_any_run(tmp_path):
-    for options in ({"batch_size": 65}, {"vary": {"batch_size": (8, 65)}}):
-        with pytest.raises(ConfigError, match=r"at most the 64 training images.*batch_size=65"):
-            kerasnorm.compare(("bn",), out=tmp_path / "s", data="shapes", train_size=64, **options)
+    held_out = {"train_size": 80, "validation": 16}  # the images that are left are trained on
+    for sizes in ({"train_size": 64}, held_out):
+        for options in ({"batch_size": 65}, {"vary": {"batch_size": (8, 65)}}):
+            with pytest.raises(ConfigError, match=r"at most the 64 training images.*batch_size=65"):
+                kerasnorm.compare(("bn",), out=tmp_path / "s", data="shapes", **sizes, **options)
     assert not (tmp_path / "s").exists()
 
 

@@ -101,6 +101,15 @@ def test_published_numbers_stand_beside_the_runs_that_repeat_them():
     assert table.rows[1][2] == "-"
 
 
+@pytest.mark.parametrize(("name", "values"), [("backend", ("torch", "tensorflow")),
+                                              ("engine", ("native", "keras"))])  # fmt: skip
+def test_several_groups_that_repeat_a_published_number_have_labels_of_their_own(name, values):
+    runs = [make_run(0.8, norm=norm, **{name: v}) for norm in ("bn", "gn") for v in values]
+    table = tables.published_table(summarize(runs))
+    labels = [row[0] for row in table.rows if row[2] != tables.NO_VALUE]
+    assert len(set(labels)) == len(labels) == 4
+
+
 def test_nothing_is_published_for_a_changed_recipe():
     assert summarize([make_run(0.8, norm="bn", dropout=0.2)]).published == ()
     assert summarize([make_run(0.8, norm="bn", epochs=3)]).published == ()

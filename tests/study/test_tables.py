@@ -394,7 +394,11 @@ def test_the_number_of_images_says_how_far_their_accuracy_may_be_from_that_of_ot
     [text] = [text for text in sentences(summarize(runs)) if "by chance alone" in text]
     number = float(text.split(" points")[-2].split()[-1])
     assert f"There are {images:,}: " in text
-    assert "an accuracy of 80.00 % by" in text
+    assert "an accuracy of 80.00 % on them may miss that on all such images by" in text
     assert number == pytest.approx(error, rel=0.1)  # 1.96 * sqrt(0.8 * 0.2 / n), one-sided skew
+    rng = np.random.Generator(np.random.PCG64(images))
+    shares = rng.binomial(images, 0.8, (2, 100_000)) / images
+    assert np.mean(100 * np.abs(shares[0] - 0.8) > number) < 0.06
+    assert np.mean(100 * np.abs(shares[0] - shares[1]) > number) > 0.1  # as many other images
     runs[0].metrics["confusion"] = [[1, 0], [0, 1]]
     assert not any("by chance alone" in text for text in sentences(summarize(runs)))

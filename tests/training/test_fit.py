@@ -25,6 +25,7 @@ from kerasnorm.errors import (
 )
 from kerasnorm.inspection.evaluation import Scores, predict, score
 from kerasnorm.training import checkpoints, run, run_folder
+from kerasnorm.training.loop import initial_statistics, untrained_momenta
 
 SLOW_ON_TENSORFLOW = pytest.mark.backend("any", slow_on="tensorflow")
 
@@ -198,6 +199,22 @@ def test_new_batch_norms_of_a_pretrained_network_are_warned_of(
     assert len(found) == bool(new)
     assert all(text.startswith(f"{new} batch norm") for text in found)
     assert ("initial_statistics" in done.metrics) == bool(new)
+
+
+@pytest.mark.parametrize("calls", [2, 3])
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_a_norm_that_is_called_several_times_forgets_its_initial_statistics_sooner(
+    calls, is_nested
+):
+    """Keras's own layer, on batches of variance 0: what is left of a variance of 1."""
+    pixels, norm = keras.Input((2, 2, 3)), keras.layers.BatchNormalization(momentum=0.9)
+    part = keras.Sequential([keras.Input((2, 2, 3)), norm]) if is_nested else norm
+    model = keras.Model(pixels, keras.layers.Concatenate()([part(pixels) for _ in range(calls)]))
+    momenta = untrained_momenta(model)
+    for _ in range(2):
+        model(np.zeros((4, 2, 2, 3), np.float32), training=True)
+    left = keras.ops.convert_to_numpy(norm.moving_variance)
+    assert np.allclose(left, initial_statistics(momenta, 2), rtol=1e-5)
 
 
 def test_classes_that_a_split_has_no_images_of_are_named(tmp_path, caplog, monkeypatch):

@@ -108,6 +108,33 @@ class _GroupNorm(Function):
         return dx, None, (dots * inverse_std.squeeze(1)).sum(0), sums.sum(0), None
 
 
+class _NativeGroupNorm(Function):
+    """Returns what PyTorch's own group norm does: y, mean and 1 / std (N, groups).
+
+    On a CPU PyTorch's backward pass ends the process where the gradient of the scale is asked for
+    and that of x is not, as in a network that begins with a norm, or behind frozen layers. Here it
+    always computes both.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, groups: int, gamma: Tensor, beta: Tensor, epsilon: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x, (count, channels, *size) = channels_last(x), x.shape
+        ctx.sizes = count, channels, math.prod(size), groups
+        y, mean, inverse_std = torch.native_group_norm(x, gamma, beta, *ctx.sizes, epsilon)
+        ctx.save_for_backward(x, mean, inverse_std, gamma)
+        ctx.mark_non_differentiable(mean, inverse_std)
+        return y, mean, inverse_std
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor, Tensor, None]:
+        dx, dgamma, dbeta = torch.ops.aten.native_group_norm_backward(
+            channels_last(gradients[0]), *ctx.saved_tensors, *ctx.sizes, (True, True, True)
+        )
+        return dx, None, dgamma, dbeta, None
+
+
 def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, epsilon: float) -> Tensor:
     """Normalizes x (N, C, H, W) over (H, W, C / groups); Wu & He, arXiv 1803.08494.
 
@@ -117,11 +144,8 @@ def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, epsilon: flo
     subtracted before anything is squared.
     """
     if x.device.type == "cpu":
-        count, channels, *size = x.shape
         y: Tensor
-        y, mean, inverse_std = torch.native_group_norm(
-            x, gamma, beta, count, channels, math.prod(size), groups, epsilon
-        )
+        y, mean, inverse_std = _NativeGroupNorm.apply(x, groups, gamma, beta, epsilon)
         if bool(((mean * inverse_std).square() <= SAFE_RATIO).all()):
             return y
     y, _, _ = _GroupNorm.apply(x, groups, gamma, beta, epsilon)

@@ -31,6 +31,29 @@ def test_group_norm_is_as_exact_as_its_input_whatever_the_mean(mean, groups):
         assert (ours - theirs).abs().max() <= 5e-4 * theirs.abs().max()
 
 
+@pytest.mark.parametrize(
+    ("asked", "is_leaf"),  # where x is none, nothing before the norm is trained
+    [(asked, False) for asked in ("gamma", "beta", "gamma beta")]
+    + [(asked, True) for asked in ("gamma", "beta", "gamma beta", "x", "x beta", "x gamma beta")],
+)
+@pytest.mark.parametrize(("channels", "groups"), [(2, 1), (12, 3), (16, 16)])
+def test_group_norm_has_any_gradient_without_the_others(channels, groups, asked, is_leaf):
+    """PyTorch's own ends the process without that of x, on a CPU in channels-last memory."""
+    torch.manual_seed(channels)
+    x = channels_last(torch.randn(3, channels, 4, 6)).requires_grad_(is_leaf)
+    parts = {"x": x, **{name: torch.rand(channels).requires_grad_() for name in ("gamma", "beta")}}
+    exact = {  # PyTorch's own in memory of the usual order
+        name: part.detach().double().contiguous().requires_grad_() for name, part in parts.items()
+    }
+    ways, names = torch.randn(x.shape), asked.split()
+    y = group_norm(x, groups, parts["gamma"], parts["beta"], 1e-5)
+    found = torch.autograd.grad(y, [parts[name] for name in names], ways)
+    z = F.group_norm(exact["x"], groups, exact["gamma"], exact["beta"], 1e-5)
+    expected = torch.autograd.grad(z, [exact[name] for name in names], ways.double())
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
+
+
 @pytest.mark.parametrize("channels", [12, 16])  # our own kernel and PyTorch's
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 def test_batch_norm_of_any_width_equals_pytorch_in_float64(channels, kind):
