@@ -78,10 +78,8 @@ SAME_IMAGES = (
     "All seeds are judged on the same images: the intervals say what other seeds would give, not "
     "what other images would."
 )
-ANSWER_NOTE = (
-    "{measure} in percent, mean ± std over the seeds; the highest mean of a column, of those with "
-    "the most seeds, has a *."
-)
+ANSWER_NOTE = "{measure} in percent, mean ± std over the seeds"
+HIGHEST_NOTE = "; the highest mean of a column, of those with the most seeds, has a *"
 TRAINING_NOTE = (
     "Training accuracy and loss are means over the last epoch, of augmented images in training "
     "mode: their distance to the test set is no generalization gap (kerasnorm statistics has it)."
@@ -308,7 +306,8 @@ def answer_table(summary: Summary) -> Table:
     """Returns the mean of the measure by norm (rows) and by what was varied (columns)."""
     groups = summary.groups
     columns = list({repr(group.shared): group.shared for group in groups}.values())
-    ranked = [whole_groups([g for g in groups if g.shared == shared]) for shared in columns]
+    in_column = [[group for group in groups if group.shared == shared] for shared in columns]
+    ranked = [whole_groups(column) for column in in_column]
     highest = [max(group.mean(summary.measure) for group in whole) for whole in ranked]
     whole = "base" if summary.one_at_a_time else "all runs"
     headings = [
@@ -321,12 +320,15 @@ def answer_table(summary: Summary) -> Table:
         place = columns.index(group.shared)
         # Means of the same accuracies in another order differ in floating point.
         is_highest = highest[place] - group.mean(summary.measure) < ROUNDING
-        mark = " *" if group in ranked[place] and is_highest else ""
+        is_marked = len(in_column[place]) > 1 and group in ranked[place] and is_highest
+        mark = " *" if is_marked else ""
         row[place] = percent(group.interval(summary.measure)) + mark
+    note = ANSWER_NOTE.format(measure=measure_text(summary).capitalize())
+    note += HIGHEST_NOTE if any(len(column) > 1 for column in in_column) else ""
     return Table(
         ("norm", *(f">{heading}" for heading in headings)),
         [(label, *row) for label, row in cells.items()],
-        notes=(ANSWER_NOTE.format(measure=measure_text(summary).capitalize()),),
+        notes=(f"{note}.",),
         title="Answer",
     )
 

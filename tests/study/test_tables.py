@@ -342,6 +342,15 @@ def test_equal_means_share_the_star():
     assert [row[1][-1] for row in answer_table(summarize(runs)).rows] == ["*", "*", "0"]
 
 
+@pytest.mark.parametrize("norms", [("bn",), ("bn", "gn")])
+def test_a_column_of_one_group_has_no_star(norms):
+    runs = [make_run(0.5, norm=norm, batch_size=size) for norm in norms for size in (16, 32)]
+    table = answer_table(summarize(runs))
+    is_starred = len(norms) > 1
+    assert all(("*" in cell) == is_starred for row in table.rows for cell in row[1:])
+    assert ("*" in table.notes[0]) == is_starred
+
+
 def test_the_first_column_of_an_ablations_answer_is_the_base():
     assert answer_table(summarize_ablation()).columns[1] == ">base"
 
