@@ -24,7 +24,8 @@ def killed(backend, count, *mutation):
     done = subprocess.run(
         [sys.executable, "-m", "helpers.faults.kills", backend, str(count), "0", *mutation],
         cwd=HERE,
-        env=os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}"},
+        env=os.environ
+        | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}", "KERAS_BACKEND": backend},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
