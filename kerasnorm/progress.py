@@ -275,10 +275,10 @@ def counted(number: int, noun: str) -> str:
 def rounded(value: float, digits: int) -> str:
     """Returns a number with some decimals, one of more than five digits before them in short.
 
-    >>> rounded(2.0496, 3), rounded(1.23e21, 3), rounded(float("inf"), 3)
-    ('2.050', '1.2e+21', 'inf')
+    >>> rounded(2.0496, 3), rounded(1.23e21, 3), rounded(float("inf"), 3), rounded(-1e-9, 3)
+    ('2.050', '1.2e+21', 'inf', '0.000')
     """
-    return f"{value:.1e}" if abs(value) >= LONG else f"{value:.{digits}f}"
+    return f"{value:.1e}" if abs(value) >= LONG else f"{value:z.{digits}f}"
 
 
 def in_percent(share: float, digits: int = 2) -> str:

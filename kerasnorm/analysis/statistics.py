@@ -527,7 +527,7 @@ def weights_table(found: Sequence[NetworkStatistics]) -> Table:
             *_weight_cells(one.weights),
             in_percent(one.train_accuracy),
             in_percent(one.test_accuracy),
-            f"{one.gap:+.2f}",
+            f"{one.gap:+z.2f}",
         )
         for one in found
     ]
@@ -686,7 +686,7 @@ def weights_figure(found: Sequence[NetworkStatistics]) -> Picture:
     if LOST_NOTE in numbers.notes:
         caption += f" {LOST_NOTE}"
     texts = [
-        f"{one.label} |w| {_weight_cells(one.weights)[0]}, gap {one.gap:+.2f} points"
+        f"{one.label} |w| {_weight_cells(one.weights)[0]}, gap {one.gap:+z.2f} points"
         for one in found
     ]
     alt = f"{text}. {first_texts(texts)}."

@@ -288,7 +288,7 @@ def judged(found: Comparison, margin: float) -> tuple[str, ...]:
 
 def _test_difference(item: Difference) -> str:
     first, second = (item.mean(group, "test_accuracy") for group in (item.first, item.second))
-    return f"{100 * (first - second):+.2f}"
+    return f"{100 * (first - second):+z.2f}"
 
 
 def difference_note(measure: str, comparisons: Sequence[Comparison], margin: float) -> str:
@@ -400,7 +400,7 @@ def _beside(item: Published, measure: str) -> tuple[str, str, str]:
     known = NO_VALUE if theirs is None else in_percent(theirs)
     if theirs is None or ours is None:
         return known, percent(ours), NO_VALUE
-    return known, f"{percent(ours)} (n {ours.n})", f"{100 * (ours.mean - theirs):+.2f}"
+    return known, f"{percent(ours)} (n {ours.n})", f"{100 * (ours.mean - theirs):+z.2f}"
 
 
 def arms_sentence(summary: Summary) -> str:
