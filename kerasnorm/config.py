@@ -529,7 +529,10 @@ def check_value(field: "dataclasses.Field[Any]", value: Any) -> Any:
         expect(is_list(found), name, "a list of whole numbers", value)
         return tuple(_check_number(name, item, int, meta) for item in found)
     if kind in (bool, str):
-        expect(isinstance(found, kind), name, "true or false" if kind is bool else "text", value)
+        expected = "true or false" if kind is bool else "text"
+        if callable(value) and name in ("network", "norm"):
+            expected = "text, package.module:name or file.py:name of your code"
+        expect(isinstance(found, kind), name, expected, value)
         is_right = not meta["choices"] or found in meta["choices"] or meta["others"](found)
         expect(is_right, name, f"one of {', '.join(meta['choices'])}", value)
         return found

@@ -94,6 +94,19 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "")
 
 
+def error_text(error: BaseException) -> str:
+    """Returns the type and the message of an error in one line, without what Keras wraps it in.
+
+    >>> error_text(TypeError("Could not automatically infer it. Error encountered: no axs"))
+    'TypeError: no axs'
+    """
+    is_quoted = isinstance(error, KeyError) and error.args  # str() of it is the `repr` of its text
+    text = str(error.args[0] if is_quoted else error)
+    text = re.sub(r"\x1b\[\d*m", "", text).partition("Arguments received by")[0]
+    text = re.sub(r"Could not automatically infer .*?Error encountered:", "", text, flags=re.DOTALL)
+    return shortened(f"{type(error).__name__}: {' '.join(text.split())}", 400)
+
+
 def described(value: object) -> str:
     """Returns how a message names a value: a function or class as module:name, others by `repr`.
 
@@ -163,13 +176,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def layer_failed(error: Exception) -> ConfigError:
     """Returns the error for a network of which a layer raised one when it was called."""
-    text = re.sub(r"\x1b\[\d*m", "", str(error)).partition("Arguments received by")[0]
-    words = f"{type(error).__name__}: {' '.join(text.split())}".removesuffix(".")
+    words = error_text(error).removesuffix(".")
     advice = "Look at that layer, or try another --backend"
-    if "only support" in text and "NHWC" in text:
+    if "only support" in words and "NHWC" in words:
         words = "TensorFlow computes data_format='channels_first' on a GPU alone. " + words
         advice = "Use --backend torch, or give the layers data_format='channels_last'"
-    return ConfigError(f"network: a layer cannot be computed. {shortened(words, 400)}. {advice}.")
+    return ConfigError(f"network: a layer cannot be computed. {words}. {advice}.")
 
 
 @contextmanager

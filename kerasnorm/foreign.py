@@ -16,7 +16,7 @@ import numpy as np
 from kerasnorm import user_code
 from kerasnorm.config import ModelConfig, unknown
 from kerasnorm.conversion.norms import DEFAULT_GROUPS, replace_norms
-from kerasnorm.errors import ConfigError, about, first_line
+from kerasnorm.errors import ConfigError, about, error_text
 from kerasnorm.formats.archive import load_model
 from kerasnorm.formats.input_scale import rescaling_layer
 from kerasnorm.inspection.graph import (
@@ -117,7 +117,7 @@ def build(
     except (TypeError, ValueError, NotImplementedError) as error:
         raise ConfigError(
             f"network: the layers of {name} cannot be made anew from their get_config(): "
-            f"{first_line(error)}"
+            f"{error_text(error)}"
         ) from error
     _carry_over(source, model, head if config.new_head else None, config)
     if model.output_shape != (None, classes):
@@ -195,9 +195,7 @@ def _made(name: str, make: Any, *args: Any, **options: Any) -> keras.Model:
     try:
         model = make(*args, **options)
     except (Exception, SystemExit) as error:  # it may be the user's code, which may raise anything
-        raise ConfigError(
-            f"network: {name} raised {type(error).__name__}: {first_line(error)}"
-        ) from error
+        raise ConfigError(f"network: {name} raised {error_text(error)}") from error
     if not isinstance(model, keras.Model):
         raise ConfigError(
             f"network: expected {name} to return a keras.Model. Received: {type(model).__name__}"

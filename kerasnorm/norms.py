@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from kerasnorm import user_code
-from kerasnorm.errors import ConfigError, described, first_line
+from kerasnorm.errors import ConfigError, described, error_text
 
 if TYPE_CHECKING:
     import keras
@@ -384,8 +384,7 @@ def layer_factory(
             raise
         except (Exception, SystemExit) as error:  # it is the user's code, which may raise anything
             raise ConfigError(
-                f"norm: {norm_title(norm)} raised {type(error).__name__} for {channels} channels: "
-                f"{error}"
+                f"norm: {norm_title(norm)} with {channels} channels raised {error_text(error)}"
             ) from error
         if not isinstance(layer, keras.layers.Layer) or layer.name != name:
             raise ConfigError(
@@ -412,8 +411,7 @@ def built(layer: "keras.layers.Layer", shape: Sequence[int | None]) -> "keras.la
         found = layer.compute_output_spec(keras.KerasTensor(sizes))
     except (Exception, SystemExit) as error:  # it is the user's code, which may raise anything
         raise ConfigError(
-            f"norm: {name} raised {type(error).__name__} for inputs of shape {tuple(shape)}: "
-            f"{first_line(error)}"
+            f"norm: {name} with inputs of shape {tuple(shape)} raised {error_text(error)}"
         ) from error
     if getattr(found, "shape", None) != sizes:
         raise ConfigError(

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from kerasnorm.errors import ConfigError
+from kerasnorm.errors import ConfigError, error_text
 
 if TYPE_CHECKING:
     import keras
@@ -97,7 +97,7 @@ def _imported(name: str, field: str) -> ModuleType:
         return _module(name)
     except (Exception, SystemExit) as error:  # it is the user's code, which may raise anything
         raise ConfigError(
-            f"{field}: importing {name} raised {type(error).__name__}: {error}. Expected a "
+            f"{field}: importing {name} raised {error_text(error)}. Expected a "
             "module, or the path of a .py file."
         ) from error
 

@@ -43,6 +43,14 @@ def broken(input_shape, classes):
 def leaving(input_shape, classes):
     raise SystemExit(3)
 
+class Misspelled(layers.Layer):
+    def call(self, x):
+        return keras.ops.mean(x, axs=1)
+
+def calling(input_shape, classes):
+    image = keras.Input(input_shape)
+    return keras.Model(image, Misspelled()(image))
+
 def empty(input_shape, classes):
     return "a model"
 
@@ -313,8 +321,9 @@ def test_a_layer_of_any_kind_is_trained_as_keras_trains_it(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("broken", "raised RuntimeError: no weights$"),
+        ("broken", "raised RuntimeError: no weights here$"),
         ("leaving", "raised SystemExit: 3$"),
+        ("calling", r"raised TypeError: .* Misspelled.call\(\)\. .*mean\(\).* argument 'axs'$"),
         ("empty", r"to return a keras.Model. Received: str$"),
         ("fixed", r"expected logits of shape \(N, 4\).*as wide as the number of classes"),
         ("missing", "expected the name of a function or class of .*nets.py. Received: missing"),
@@ -576,6 +585,14 @@ class Eights(keras.layers.GroupNormalization):
 class Raising(keras.layers.Layer):
     def call(self, x):
         raise KeyError("gamma")
+
+class Misspelled(keras.layers.Layer):
+    def call(self, x):
+        return keras.ops.mean(x, axs=1)
+
+class Trained(keras.layers.Layer):
+    def call(self, x, training):
+        return x
 """
 
 
@@ -584,8 +601,10 @@ class Raising(keras.layers.Layer):
     [
         ("First", "outputs of the shape of the inputs.*a First, with outputs of shape"),
         ("Means", "outputs of the shape of the inputs.*a Means, with outputs of shape"),
-        ("Eights", "a Eights, raised ValueError for inputs of shape"),
-        ("Raising", "a Raising, raised KeyError for inputs of shape"),
+        ("Eights", "a Eights, with inputs of shape .* raised ValueError: "),
+        ("Raising", "a Raising, with inputs of shape .* raised KeyError: 'gamma'$"),
+        ("Misspelled", r"a Misspelled, .* raised TypeError: mean\(\) .* argument 'axs'$"),
+        ("Trained", "a Trained, .* raised TypeError: Trained.* argument: 'training'$"),
     ],
 )
 @pytest.mark.backend("any", long_on="tensorflow")

@@ -106,6 +106,12 @@ def test_a_function_given_as_the_norm_is_named_with_what_is_expected(name, tmp_p
     assert text.endswith("Received: norm=helpers.tiny:config")
 
 
+@pytest.mark.parametrize("field", ["network", "norm"])
+def test_a_function_given_as_a_field_is_answered_with_how_to_name_it(field):
+    with pytest.raises(KerasnormError, match=f"^{field}: expected text, package.module:name or"):
+        kerasnorm.fit(**{field: tiny.config}, **NOWHERE)
+
+
 def test_arrays_and_tuples_of_numpys_numbers_are_taken():
     shape, mean = np.array([8, 8, 3]), np.full(3, 0.5, np.float32)
     built = kerasnorm.build_model("bn", input_shape=shape, classes=np.int64(4), mean=mean, std=mean)

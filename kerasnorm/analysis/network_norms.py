@@ -15,7 +15,7 @@ import numpy as np
 
 from kerasnorm.conversion.norms import STOCK
 from kerasnorm.conversion.rebuild import refuse_hidden
-from kerasnorm.errors import ConfigError, first_line
+from kerasnorm.errors import ConfigError, error_text
 from kerasnorm.inspection.graph import Calls, may_be_own_norm
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.layers import custom_layers
@@ -117,7 +117,7 @@ def norm_rows(
         except Exception as error:  # of the user's code
             logger.warning(
                 f"{calls.paths[id(layer)]} ({type(layer).__name__}) is not listed, although it may "
-                f"be a norm: a call of it alone raised {type(error).__name__}: {first_line(error)}"
+                f"be a norm: a call of it alone raised {error_text(error)}"
             )
             continue
         if node not in named and not axes:  # each value alone, as in an activation or a dropout

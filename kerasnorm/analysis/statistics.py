@@ -76,6 +76,12 @@ MAPS = (
     ("gradient_norm", "gradient norm"),
     ("update_ratio", "update / weight"),
 )
+ROWS_NOTE = (
+    "Rows are convolutions that an activation follows, at once or behind norms; others, such as "
+    "those before an addition, have none. mean and std: of the activation's input; zeros: share of "
+    "its outputs that are 0; dead: share of channels of which all outputs are 0; gradient and "
+    "weight norm: of the kernel; update/weight: its change in an epoch, relative to it."
+)
 GAP_NOTE = (
     "|w| is the norm of all kernels of the trained model; near 0 is the share of their weights "
     "below a thousandth of the layer's largest. Accuracies are measured without augmentation on at "
@@ -376,7 +382,7 @@ def _ratio(new: NDArray[np.float32], old: NDArray[np.float32]) -> float:
 
 @dataclass(frozen=True)
 class Unit:
-    """A convolution and the activation that follows it, norms and additions in between."""
+    """A convolution and the activation that follows it, at once or behind norms."""
 
     label: str  # its short name in the built-in network, else its path, such as block1/conv
     layer: "keras.Layer"  # the convolution
@@ -515,7 +521,7 @@ def statistics_table(found: Sequence[NetworkStatistics]) -> Table:
         f"{counted(one.repeated_epochs, 'epoch')}; the rows show its last epoch."
         for one in found
     ]
-    return Table(columns, rows, notes=notes)
+    return Table(columns, rows, notes=[ROWS_NOTE, *notes])
 
 
 def weights_table(found: Sequence[NetworkStatistics]) -> Table:

@@ -104,7 +104,8 @@ def explain(
     Example: kerasnorm explain gn
     """
     others = ("groups", "group_size", "image_shape", "classes")
-    refused = others if network is None else ("cost", "batch_size", "rounds", "out")
+    costs = ("cost",) if cost else ()  # --no-cost asks for what happens anyway
+    refused = others if network is None else (*costs, "batch_size", "rounds", "out")
     if flag := opt.typed_flag(*refused):
         verb = "add" if network is None else "leave out"
         raise ConfigError(f"{flag}: {verb} --network, or leave out {flag}.")

@@ -541,7 +541,8 @@ def measure_sentence(summary: Summary) -> str:
     """Returns by which split the groups are ranked, and what it costs where that is the test."""
     if len(summary.groups) < 2:
         return ""
-    same = f" {SAME_IMAGES}{_images_text(summary)}"
+    has_same_data = "data" not in summary.unmatched
+    same = f" {SAME_IMAGES}{_images_text(summary)}" if has_same_data else ""
     if summary.measure == "val_accuracy":
         text = "Ranked and compared by accuracy on the validation split; test accuracy beside it."
         is_drawn = all(run.config.data.validation for run in summary.runs)

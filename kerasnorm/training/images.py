@@ -89,10 +89,12 @@ def splits_of(
             f"{'; '.join(differences)}."
         )
     if dataset.image_shape != saved.image_shape:
+        advice = "Images of another height or width are resized with --resize stretch, crop or pad"
+        if dataset.image_shape[2] != saved.image_shape[2]:
+            advice = "Convert them to its number of channels, which --resize leaves as it is"
         raise DataError(
             f"{saved.path}: expected images of shape {saved.image_shape}. Received: "
-            f"{dataset.image_shape} in {dataset.source}. Images of another height or width are "
-            "resized with --resize stretch, crop or pad."
+            f"{dataset.image_shape} in {dataset.source}. {advice}."
         )
     order = _class_order(saved, dataset)
     found = []

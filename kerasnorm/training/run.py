@@ -16,7 +16,7 @@ from kerasnorm.config import Config, DataConfig
 from kerasnorm.data import Dataset, prepare
 from kerasnorm.data.content import Content
 from kerasnorm.data.stored import Images
-from kerasnorm.errors import CorruptFileError, DataError
+from kerasnorm.errors import CorruptFileError, DataError, described
 from kerasnorm.files import as_path, check_file, in_command, read_text
 from kerasnorm.progress import in_percent
 from kerasnorm.training import run_folder
@@ -123,13 +123,25 @@ class Run:
         """Returns the probability of each class, shape (N, classes), for raw images.
 
         Args:
-            images: Raw pixels, shape (N, H, W, C), of the size that the model was trained on.
+            images: Raw pixels, 0 to 255, shape (N, H, W, C), of the size that the model was
+                trained on.
+
+        Raises:
+            DataError: They are not, or look like pixels that were scaled to 0 to 1.
         """
+        from kerasnorm.data.dataset import to_pixels, unexpected
         from kerasnorm.data.preprocessing import equalize
         from kerasnorm.inspection.evaluation import log_softmax
 
         saved = self.saved_model()
-        pixels = equalize(images) if saved.wants_equalized else images
+        shape = np.shape(images)
+        if shape[1:] != saved.image_shape:
+            text = ", ".join(str(size) for size in saved.image_shape)
+            received, advice = described(images), "A single image is images[None]"
+            raise unexpected("images", f"an array of shape (N, {text})", received, advice)
+        pixels = to_pixels(np.asarray(images), "images")
+        if saved.wants_equalized:
+            pixels = equalize(pixels)
         return np.exp(log_softmax(saved.predict(pixels)))
 
     def export(self, *formats: str, out: Path | str | None = None) -> "list[Export]":

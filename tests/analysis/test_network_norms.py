@@ -280,7 +280,7 @@ RECORD = Norm(
 def test_the_command_explains_a_network(tmp_path):
     path = tmp_path / "net.keras"
     network().save(path)
-    text, _ = call("explain", "--network", path)
+    text, _ = call("explain", "--network", path, "--no-cost")
     assert "last_bn" in text
     assert "N, H, W" in text
     rows = json.loads(call("explain", "gn", "--groups", 3, "--network", path, "--json")[0])

@@ -278,6 +278,10 @@ def test_images_of_another_size_name_the_option(trained, tmp_path):
     for command in (["evaluate"], ["export", "--format", "keras", "--accuracy"]):
         words = (command[0], trained, *command[1:], "--data", tmp_path / "ten")
         assert "--resize stretch, crop or pad" in call(*words, code=3)[1]
+    pixels, labels = np.zeros((20, 9, 9), np.uint8), np.arange(20) % 10
+    gray = tmp_path / "gray.npz"
+    np.savez(gray, x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
+    assert "number of channels, which --resize leaves" in call(*words[:-1], gray, code=3)[1]
 
 
 @pytest.mark.long

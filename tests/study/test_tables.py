@@ -409,5 +409,7 @@ def test_the_number_of_images_says_how_far_their_accuracy_may_be_from_that_of_ot
     shares = rng.binomial(images, 0.8, (2, 100_000)) / images
     assert np.mean(100 * np.abs(shares[0] - 0.8) > number) < 0.06
     assert np.mean(100 * np.abs(shares[0] - shares[1]) > number) > 0.1  # as many other images
+    apart = [make_run(0.8, norm=n, seed=s, data=n) for n in ("bn", "gn") for s in (0, 1)]
+    assert not any("the same images" in text for text in sentences(summarize(apart)))
     runs[0].metrics["confusion"] = [[1, 0], [0, 1]]
     assert not any("by chance alone" in text for text in sentences(summarize(runs)))

@@ -7,7 +7,7 @@ import pytest
 from helpers import tiny
 
 from kerasnorm.config import resolve
-from kerasnorm.errors import ConfigError, CorruptFileError, RunFolderError
+from kerasnorm.errors import ConfigError, CorruptFileError, DataError, RunFolderError
 from kerasnorm.training import run, run_folder
 
 ROW = dict.fromkeys(run_folder.COLUMNS, 0.1) | {"epoch": 1, "val_loss": None, "val_accuracy": None}
@@ -109,6 +109,19 @@ def test_a_run_judges_predicts_exports_and_draws(tmp_path):
     chances = done.predict(test.images)
     assert (chances.argmax(1) == test.labels).mean() == pytest.approx(accuracy)
     np.testing.assert_allclose(chances.sum(1), 1, rtol=1e-5)
+    for same in ([*test.images], test.images.astype(float)):
+        np.testing.assert_array_equal(done.predict(same), chances)
+    for wrong in (
+        test.images[0],
+        test.images[:, :-1],
+        test.images[..., :1],
+        test.images.swapaxes(1, 3),
+        test.images / 255,
+        test.images - 300.0,
+        "images.npy",
+    ):
+        with pytest.raises(DataError, match=r"^images: expected "):
+            done.predict(wrong)
     assert done.evaluate(split="train").accuracy != accuracy
     [exported] = done.export("keras", out=tmp_path / "out")
     assert exported.path.parent == tmp_path / "out"
