@@ -152,6 +152,26 @@ def test_the_accuracies_at_each_batch_size_are_those_of_the_studies():
     assert f"in batches of 4 by {ahead[4]:.1f} points" in readme
 
 
+def test_what_other_widths_gain_is_what_was_measured():
+    found, text = summary_of("widths"), words_of(RESULTS)
+    ours, *others = (100 * group["val_accuracy"]["mean"] for group in found["groups"])
+    assert f"`gn` has {ours:.2f} % (validation, three seeds)" in text
+    changes = [
+        "{:.2f}{}, {}{:.2f} to {:.2f}".format(
+            100 * change["mean"],
+            " points" * is_first,
+            "corrected interval " * is_first,
+            *(100 * change[end] for end in ("low", "high")),
+        )
+        for is_first, change in zip((True, False), found["changes"], strict=True)
+    ]
+    assert ", and ".join(changes) in text
+    for group, other in zip(found["groups"][1:], others, strict=True):
+        assert f"{other:.2f} % with {', '.join(map(str, group['widths']))}" in text
+    assert {change["verdict"] for change in found["changes"]} == {"not significant"}
+    assert {tuple(group["seeds"]) for group in found["groups"]} == {(0, 1, 2)}
+
+
 def test_what_bn_gains_by_recalibration_is_what_was_measured():
     means = {}
     for size in (2, 4, 8, 16, 32, 64, 128, 256, 512):
