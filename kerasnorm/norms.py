@@ -8,6 +8,7 @@ gamma and beta, and in the terms that they leave out. To add a norm, add its rec
 import importlib
 import inspect
 import math
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from kerasnorm import user_code
-from kerasnorm.errors import ConfigError, described, error_text
+from kerasnorm.errors import ConfigError, described, error_text, expect
 
 if TYPE_CHECKING:
     import keras
@@ -99,6 +100,9 @@ class Norm:
         shift: Name of the layer's variable beta, None where there is none.
         final: Step after scale and shift, None where there is none.
         fields: Config fields that no other norm reads.
+
+    Raises:
+        ConfigError: The color is another text.
     """
 
     name: str
@@ -112,6 +116,10 @@ class Norm:
     shift: str | None = "beta"
     final: FinalStep | None = None
     fields: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        is_right = re.fullmatch("#[0-9A-Fa-f]{6}", str(self.color)) is not None
+        expect(is_right, "color", "text such as #0072B2", self.color)
 
     @property
     def label(self) -> str:

@@ -86,6 +86,12 @@ def runs(tmp_path_factory):
     return [fit(tiny.config(norm=norm, epochs=1), out=folder / norm) for norm in ("frn", "bn")]
 
 
+@pytest.mark.parametrize("color", ["red-ish", "#F0E", "#F0E44", "#F0E4422", "0072B2", "", None, 3])
+def test_a_color_that_figures_cannot_show_is_refused_at_once(color):
+    with pytest.raises(ConfigError, match=r"^color: expected text such as #0072B2\. Received: "):
+        replace(FRN, color=color)
+
+
 def test_its_layer_computes_the_definition():
     x = np.random.default_rng(0).normal(1, 2, (3, 4, 5, 6))
     gamma, beta, tau = np.random.default_rng(1).normal(size=(3, 6))

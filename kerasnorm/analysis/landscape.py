@@ -553,7 +553,11 @@ def contours_figure(found: Sequence[Landscape]) -> Picture:
         axes.plot(0, 0, "+", color="white", markersize=8)
         quiet(axes, f"{label}\n{rounded(one.surface.center, 3)} at +")
         axes.grid(visible=False)
-        axes.set_aspect("equal")
+        ends = (axis[0], 0.0, axis[-1])
+        axes.set(aspect="equal", xticks=ends, yticks=ends)
+        if numbers := axes.get_xticklabels():  # panels above others have none
+            numbers[0].set_horizontalalignment("left")  # clear of those of the next panel
+            numbers[-1].set_horizontalalignment("right")
     rows = -(-len(found) // COLUMNS)
     drawn_on = [axes for axes, *_ in panels]
     bar = figure.colorbar(drawn, ax=drawn_on, shrink=0.8, aspect=20 * rows, format="%.3g")

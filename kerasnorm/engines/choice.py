@@ -1,6 +1,9 @@
 """The choice of the engine that trains a model, and of the one that predicts with it."""
 
 import logging
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import keras
@@ -113,27 +116,25 @@ def join(launch: Launch, devices: int) -> ProcessGroup:
 
 
 @calling_layers()
-def predict(model: Any, images: Images) -> NDArray[np.float32]:
-    """Returns the outputs (N, classes) that a Keras model gives for raw images (N, H, W, C).
+def predictor(model: Any) -> Callable[[Images], NDArray[np.float32]]:
+    """Returns a function that gives a Keras model's outputs (N, classes) for images (N, H, W, C).
 
-    The native engine computes them if it can, otherwise `model.predict`.
+    The native engine computes them if it can, otherwise `model.predict`. The model is lowered, or
+    traced, once for all calls, which see the variables as they are then.
 
     Raises:
-        ConfigError: A layer of the model raises an error when it is called.
+        ConfigError: A layer of the model raises an error when it is called; so does the function.
     """
     backend = keras.backend.backend()
+    predict = partial(evaluation.predict, model)
     if backend == "torch":
         from kerasnorm.engines.torch import engine as torch_engine
         from kerasnorm.engines.torch import lowering as torch_lowering
 
-        try:
-            lowered = torch_lowering.LoweredModel(model)
-        except ConfigError:  # a subclassed model has no graph to lower
-            return evaluation.predict(model, images)
-        return torch_engine.predict(lowered, images)
+        with suppress(ConfigError):  # a subclassed model has no graph to lower
+            predict = partial(torch_engine.predict, torch_lowering.LoweredModel(model))
     if backend == "tensorflow":
         from kerasnorm.engines.tensorflow import engine as tensorflow_engine
 
-        forward = tensorflow_engine.inference(model)
-        return tensorflow_engine.predict(forward, images)
-    return evaluation.predict(model, images)
+        predict = partial(tensorflow_engine.predict, tensorflow_engine.inference(model))
+    return calling_layers()(predict)

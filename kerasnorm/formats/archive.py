@@ -109,11 +109,15 @@ class SavedModel:
 
         return model_kind(self.model, self._forward)
 
-    @stock_keras
-    def _forward(self, images: "Images") -> "NDArray[np.float32]":
+    @cached_property
+    def _predictor(self) -> "Callable[[Images], NDArray[np.float32]]":
         from kerasnorm.engines import choice
 
-        return choice.predict(self.model, images)
+        return choice.predictor(self.model)
+
+    @stock_keras
+    def _forward(self, images: "Images") -> "NDArray[np.float32]":
+        return self._predictor(images)
 
     def predict(self, images: "Images") -> "NDArray[np.float32]":
         """Returns the logits (N, classes) for raw images (N, H, W, C).

@@ -1,5 +1,7 @@
 """The loss around a model: what holds at its middle, and what norms do to it."""
 
+from itertools import pairwise
+
 import keras
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from kerasnorm.analysis.landscape import (
     Landscape,
     Surface,
     advance,
+    contours_figure,
     filter_axes,
     filter_direction,
     gradient_figure,
@@ -336,3 +339,21 @@ def test_without_a_norm_the_loss_along_the_gradient_ranges_wider():
     assert rough.steps.tolist() == smooth.steps.tolist() == [0, 3, 6, 9]
     for name in ("loss_range", "change", "smoothness"):
         assert np.median(getattr(rough, name)) > np.median(getattr(smooth, name)), name
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("radius", [1.0, 0.125])
+def test_the_numbers_below_contours_do_not_touch(tmp_path, count, radius):
+    axis = np.linspace(-radius, radius, 5)
+    plane = 1 + axis[:, None] ** 2 + axis**2
+    around = Surface(axis, plane[2], plane, 5)
+    lines = GradientLines(*[np.ones(2)] * 2, *[np.ones((2, 2))] * 2, np.ones(2))
+    found = [Landscape(tmp_path, f"GN {place}", "gn", lines, around) for place in range(count)]
+    figure = contours_figure(found).figure
+    figure.canvas.draw()
+    panels = figure.axes[:count]
+    boxes = [text.get_window_extent() for axes in panels for text in axes.get_xticklabels()]
+    rows = {box.y0 for box in boxes}
+    for row in rows:
+        ends = sorted((box.x0, box.x1) for box in boxes if box.y0 == row and box.width > 1)
+        assert all(end < start for (_, end), (start, _) in pairwise(ends))

@@ -365,7 +365,7 @@ def test_a_layer_that_cannot_be_computed_is_an_error_of_one_line(kind, engine):
     advice = "--backend torch" if "channels first" in kind else "no such shape"
     for compute in (
         lambda: choice.make(model, make_batches(config, data), config.train),
-        lambda: choice.predict(model, data.test.images),
+        lambda: choice.predictor(model)(data.test.images),
     ):
         with pytest.raises(ConfigError, match=advice) as caught:
             compute()

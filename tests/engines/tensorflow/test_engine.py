@@ -1,6 +1,7 @@
 """The native TensorFlow engine against that of Keras, and its dropout against chance."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -15,6 +16,7 @@ from keras import layers
 
 from kerasnorm.engines.tensorflow.engine import TensorFlowEngine, inference, predict
 from kerasnorm.engines.tensorflow.lowering import CLEARED, HASHED, LoweredModel
+from kerasnorm.formats.archive import SavedModel
 from kerasnorm.process_group import ProcessGroup
 from kerasnorm.training.fit import make_batches, make_engine
 
@@ -211,3 +213,24 @@ def test_batch_norms_of_several_devices_are_synchronized_in_models_too(bn_sync, 
                                   layers.Dense(10)])  # fmt: skip
         TensorFlowEngine(model, make_batches(config, data), config.train, group)
     assert norm.synchronized == (bn_sync == "on")
+
+
+def test_a_saved_model_is_traced_once_and_follows_its_variables():
+    traces = []
+
+    class Traced(keras.layers.Layer):
+        def call(self, x):
+            traces.append(x)
+            return x
+
+    pool, head = keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3)
+    model = keras.Sequential([keras.Input((4, 5, 2)), Traced(), pool, head])
+    saved = SavedModel(Path("model.keras"), model, tuple("abc"), None)
+    images = np.random.default_rng(0).integers(0, 256, (9, 4, 5, 2), dtype=np.uint8)
+    traces.clear()
+    for count in (9, 1, 4):
+        head.kernel.assign(head.kernel * 2)
+        means = images[:count].astype(np.float64).mean((1, 2))
+        expected = means @ head.kernel.numpy() + head.bias.numpy()
+        np.testing.assert_allclose(saved.predict(images[:count]), expected, rtol=1e-4, atol=1e-3)
+        assert len(traces) == 1
