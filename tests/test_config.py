@@ -82,7 +82,7 @@ def test_era8_is_the_published_recipe():
         ({"log": "wandb"}, "a list of tensorboard, mlflow. Received: log='wandb'"),
         ({"log": ["mlflow", []]}, "a list of tensorboard, mlflow"),
         ({"log": True}, "a list of tensorboard, mlflow"),
-        ({"norm": resolve}, "text. Received: norm=kerasnorm.config:resolve$"),
+        ({"norm": resolve}, "of your code. Received: norm=kerasnorm.config:resolve$"),
         ({"optimizer": object()}, "text. Received: optimizer=<object object>$"),
     ],
 )

@@ -65,7 +65,7 @@ def test_a_norm_by_module_and_name(tmp_path, monkeypatch):
     }.items():
         with pytest.raises(ConfigError, match=message):
             convert_norm(network(), text)
-    with pytest.raises(ConfigError, match="RuntimeError for 6 channels: no such width"):
+    with pytest.raises(ConfigError, match="with 6 channels raised RuntimeError: no such width"):
         convert_norm(network(), "own_norms:failing")
     with pytest.raises(ConfigError, match="a Keras layer named 'bn'"):
         convert_norm(network(), "own_norms:nameless")
