@@ -110,9 +110,8 @@ def _field(
 ) -> Any:
     """Returns a field; runs read it only if `read_if`, which `needs` says in words."""
     metadata = {"help": help, "choices": choices, "others": others, "low": low, "high": high}
-    return dataclasses.field(
-        default=default, metadata=metadata | {"read_if": read_if, "needs": needs}
-    )
+    metadata |= {"read_if": read_if, "needs": needs}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 class _Checked:

@@ -110,9 +110,8 @@ def error_text(error: BaseException) -> str:
 def described(value: object) -> str:
     """Returns how a message names a value: a function or class as module:name, others by `repr`.
 
-    Of an array, of NumPy or of a backend, the shape is named.
-
-    Addresses in memory, which `repr` has for many objects, are left out.
+    Of an array, of NumPy or of a backend, the shape is named. Addresses in memory, which `repr` has
+    for many objects, are left out.
 
     >>> described(described), described([4, "bn"])
     ('kerasnorm.errors:described', "[4, 'bn']")

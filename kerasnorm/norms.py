@@ -102,7 +102,7 @@ class Norm:
         fields: Config fields that no other norm reads.
 
     Raises:
-        ConfigError: The color is another text.
+        ConfigError: The color is not written as #RRGGBB.
     """
 
     name: str

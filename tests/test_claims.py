@@ -156,16 +156,9 @@ def test_what_other_widths_gain_is_what_was_measured():
     found, text = summary_of("widths"), words_of(RESULTS)
     ours, *others = (100 * group["val_accuracy"]["mean"] for group in found["groups"])
     assert f"`gn` has {ours:.2f} % (validation, three seeds)" in text
-    changes = [
-        "{:.2f}{}, {}{:.2f} to {:.2f}".format(
-            100 * change["mean"],
-            " points" * is_first,
-            "corrected interval " * is_first,
-            *(100 * change[end] for end in ("low", "high")),
-        )
-        for is_first, change in zip((True, False), found["changes"], strict=True)
-    ]
-    assert ", and ".join(changes) in text
+    gains = [100 * change[part] for change in found["changes"] for part in ("mean", "low", "high")]
+    claim = "{:.2f} points, corrected interval {:.2f} to {:.2f}, and {:.2f}, {:.2f} to {:.2f}"
+    assert claim.format(*gains) in text
     for group, other in zip(found["groups"][1:], others, strict=True):
         assert f"{other:.2f} % with {', '.join(map(str, group['widths']))}" in text
     assert {change["verdict"] for change in found["changes"]} == {"not significant"}

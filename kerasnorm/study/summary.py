@@ -506,7 +506,7 @@ def _axes(configs: Sequence[Config], vary: Sequence[str]) -> tuple[str, ...]:
 
 
 def fields_of(config: Config, names: Iterable[str]) -> dict[str, Any]:
-    """Returns the values of those fields that the norm of a config reads."""
+    """Returns the values of those fields that a run of a config reads."""
     return {name: field_value(config, name) for name in names if reads(config, name)}
 
 

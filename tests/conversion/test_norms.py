@@ -265,7 +265,6 @@ def pooled(x):
     return layers.GlobalAveragePooling2D()(x)
 
 
-# What follows a convolution up to a vector, and whether the norms reach the vector by their mean.
 class FixedDropout(layers.Dropout):
     """A dropout that a user extends, as EfficientNet's code does."""
 
@@ -277,6 +276,7 @@ class Identity(layers.Layer):
         return keras.ops.relu(x)
 
 
+# What follows a convolution up to a vector, and whether the norms reach the vector by their mean.
 ENDS = {
     "norm": (lambda norm, x: pooled(norm()(x)), True),
     "dropout": (lambda norm, x: pooled(layers.Dropout(0.5)(norm()(x))), True),
