@@ -311,6 +311,7 @@ def test_the_speeds_of_the_readme_are_those_of_the_race():
         ("which ran at two speeds", of(race, "tensorflow", "stock", 1), 1),
         ("`best`, the default | `model.fit` on torch", of(best, "torch", "stock"), 1),
         ("the fastest of three hand-written PyTorch loops", fastest, 2),
+        ("`best`, the default | `model.fit` on TensorFlow", of(best, "tensorflow", "stock"), 1),
     ):
         cells = " | ".join(f"{ratio:.{digits}f}" for ratio in ratios)
         assert f"{name} | {cells} |" in readme
