@@ -75,7 +75,7 @@ SYNONYMS = {
 RENAMED_ARGUMENTS = {"monitor": "progress", "reporter": "progress"}  # of functions
 # Fields that a later version added: at their default they do not count in a config's hash, so that
 # checkpoints of earlier versions are resumed.
-ADDED = ("image_size", "resize", "network", "pretrained", "new_head", "fused", "log")
+ADDED = ("image_size", "resize", "network", "pretrained", "new_head", "fused", "log", "pooling")
 UNCOMPARED = ("device", "devices", "log")  # what they say changes nothing that a run computes
 AUGMENTATIONS = ("flip", "alternating_flip", "translate", "shift_scale_rotate", "cutout", "gray")
 # Fields of a model that all networks read; the others are those of the built-in one.
@@ -185,6 +185,11 @@ class ModelConfig(_Checked):
         "Normalize after the 1x1 convolutions too.",
         read_if=lambda config: config.model.norm != "none",
         needs="a norm",
+    )
+    pooling: str = _field(
+        "max",
+        "Pooling of P1 and P2: max, average, or mean, the mean of the two.",
+        choices=("max", "average", "mean"),
     )
     residual: bool = _field(True, "Add a unit's input to its output where the shapes match.")
     dropout: float = _field(0.0, "Dropout rate after each unit.", low=0.0, high=0.95)

@@ -1,8 +1,8 @@
 """The network: a recipe becomes a functional `keras.Model` of stock layers.
 
 The skeleton is fixed: C1 C2 c3 P1 C3 C4 C5 c6 P2 C7 C8 C9 GAP C10. C is a 3x3 convolution with
-padding same and no bias; c is a 1x1 convolution that reduces the channels; P is a 2x2 max pooling;
-GAP is global average pooling; C10 is a 1x1 convolution to the classes.
+padding same and no bias; c is a 1x1 convolution that reduces the channels; P is a 2x2 pooling; GAP
+is global average pooling; C10 is a 1x1 convolution to the classes.
 """
 
 import dataclasses
@@ -162,14 +162,23 @@ def _build(
             suffix = "" if is_transition else str(index)
             x = units(x, next(widths), size, block, suffix)
         if is_transition:
-            x = keras.layers.MaxPooling2D(
-                2, data_format=LAYOUT, name=f"{block}_pool", dtype=precision
-            )(x)
+            x = _pooled(x, config.pooling, name=f"{block}_pool", dtype=precision)
     full = {"data_format": LAYOUT, "dtype": "float32"}
     x = keras.layers.GlobalAveragePooling2D(keepdims=True, name="gap", **full)(x)
     x = keras.layers.Conv2D(classes, 1, name="fc1", **full, **units.kernel_options())(x)
     logits = keras.layers.Flatten(name="logits", **full)(x)
     return keras.Model(pixels, logits, name=f"kerasnorm_{config.title}")
+
+
+def _pooled(x: Any, kind: str, *, name: str, dtype: str) -> Any:
+    """Returns 2x2 poolings of x (N, H, W, C), of shape (N, H // 2, W // 2, C)."""
+    options = {"data_format": LAYOUT, "dtype": dtype}
+    if kind == "max":
+        return keras.layers.MaxPooling2D(2, name=name, **options)(x)
+    if kind == "average":
+        return keras.layers.AveragePooling2D(2, name=name, **options)(x)
+    both = [_pooled(x, one, name=f"{name}_{one[:3]}", dtype=dtype) for one in ("max", "average")]
+    return keras.layers.Average(name=name, dtype=dtype)(both)
 
 
 def _check_shape(input_shape: Sequence[int], classes: int) -> None:

@@ -228,7 +228,16 @@ def normalize(norm: str, y: np.ndarray, weights: list[np.ndarray]) -> np.ndarray
     return ((grouped - mean) / np.sqrt(variance + 1e-5)).reshape(y.shape) * gamma + beta
 
 
-def network(model: keras.Model, norm: str, recipe: str, x: np.ndarray) -> np.ndarray:
+POOLINGS = {
+    "max": lambda windows: windows.max((2, 4)),
+    "average": lambda windows: windows.mean((2, 4)),
+    "mean": lambda windows: (windows.max((2, 4)) + windows.mean((2, 4))) / 2,
+}
+
+
+def network(
+    model: keras.Model, norm: str, recipe: str, x: np.ndarray, pooling: str = "max"
+) -> np.ndarray:
     """Returns the logits of era8 or best, in float64, from the weights of `model`."""
     weights = {
         layer.name: [numpy(weight.value).astype(np.float64) for weight in layer.weights]
@@ -255,20 +264,27 @@ def network(model: keras.Model, norm: str, recipe: str, x: np.ndarray) -> np.nda
             x = unit(x, name)
         elif "_pool" in name:
             n, h, w, c = x.shape
-            x = x.reshape(n, h // 2, 2, w // 2, 2, c).max((2, 4))
+            x = POOLINGS[pooling](x.reshape(n, h // 2, 2, w // 2, 2, c))
     return x.mean((1, 2)) @ weights["fc1"][0][0, 0]
 
 
-@pytest.mark.parametrize("recipe", ["era8", "best"])
-@pytest.mark.parametrize("norm", ["bn", "gn"])
-def test_logits_equal_those_of_the_network_written_in_numpy(norm: str, recipe: str) -> None:
-    model = build_model(norm, recipe, input_shape=(16, 12, 3), group_size=4)
+@pytest.mark.parametrize(
+    ("norm", "recipe", "pooling"),
+    [
+        *[(norm, recipe, "max") for norm in ("bn", "gn") for recipe in ("era8", "best")],
+        ("bn", "best", "average"),
+        ("bn", "best", "mean"),
+    ],
+)
+def test_logits_equal_those_of_the_network_written_in_numpy(
+    norm: str, recipe: str, pooling: str
+) -> None:
+    model = build_model(norm, recipe, input_shape=(16, 12, 3), group_size=4, pooling=pooling)
     scramble(model)
     x = images(model)
+    expected = network(model, norm, recipe, x, pooling)
     # Ten layers of float32 sums over up to 288 products each.
-    np.testing.assert_allclose(
-        logits(model, x), network(model, norm, recipe, x), rtol=1e-3, atol=1e-4
-    )
+    np.testing.assert_allclose(logits(model, x), expected, rtol=1e-3, atol=1e-4)
 
 
 # Input

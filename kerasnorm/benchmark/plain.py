@@ -68,6 +68,20 @@ def _norm(config: ModelConfig, channels: int) -> nn.Module:
     )
 
 
+class Pooling(nn.Module):
+    """A 2x2 pooling: max, average, or the mean of the two."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Any) -> Any:
+        """Pools float images x (N, C, H, W)."""
+        if self.kind == "mean":
+            return (F.max_pool2d(x, 2) + F.avg_pool2d(x, 2)) / 2
+        return (F.max_pool2d if self.kind == "max" else F.avg_pool2d)(x, 2)
+
+
 def network(config: ModelConfig, channels: int, classes: int) -> Any:
     """Returns the network as a `torch.nn.Sequential` that takes float images (N, C, H, W).
 
@@ -87,7 +101,7 @@ def network(config: ModelConfig, channels: int, classes: int) -> Any:
             parts.append(Unit(config, inputs, filters, size))
             inputs = filters
         if size == 1:
-            parts.append(nn.MaxPool2d(2))
+            parts.append(Pooling(config.pooling))
     parts += [nn.AdaptiveAvgPool2d(1), nn.Conv2d(inputs, classes, 1, bias=False), nn.Flatten()]
     return nn.Sequential(*parts)
 

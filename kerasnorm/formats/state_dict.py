@@ -271,11 +271,12 @@ class _Writer:
         for name, value in zip(names, weights, strict=True):
             self.tensors[f"{layer.name}.{name}"] = value
 
-    def max_pool(self, layer: Any, inputs: list[str], node: Any) -> Emitted:
-        """A max pooling."""
+    def pool(self, layer: Any, inputs: list[str], node: Any) -> Emitted:
+        """A max or average pooling."""
         if layer.padding != "valid" or layer.strides != layer.pool_size:
             raise ConfigError(f"{layer.name}: expected padding valid and strides of the pool.")
-        return f"F.max_pool2d({inputs[0]}, {tuple(map(int, layer.pool_size))})", ""
+        function = "max_pool2d" if type(layer).__name__ == "MaxPooling2D" else "avg_pool2d"
+        return f"F.{function}({inputs[0]}, {tuple(map(int, layer.pool_size))})", ""
 
     def flatten(self, layer: Any, inputs: list[str], node: Any) -> Emitted:
         """Flattening of single pixels, whose order does not depend on the layout."""
@@ -307,7 +308,9 @@ _EMITTERS: dict[str, Callable[[_Writer, Any, list[str], Any], Emitted]] = {
     "Dropout": lambda writer, layer, x, node: (x[0], ""),
     "SpatialDropout2D": lambda writer, layer, x, node: (x[0], ""),
     "Add": lambda writer, layer, x, node: (" + ".join(x), ""),
-    "MaxPooling2D": _Writer.max_pool,
+    "Average": lambda writer, layer, x, node: (f"({' + '.join(x)}) / {len(x)}", ""),
+    "MaxPooling2D": _Writer.pool,
+    "AveragePooling2D": _Writer.pool,
     "GlobalAveragePooling2D": lambda writer, layer, x, node: (
         f"{x[0]}.mean((2, 3), keepdim={bool(layer.keepdims)})",
         "",

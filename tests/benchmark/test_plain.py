@@ -28,12 +28,17 @@ def copy_weights(model, module):
                 target.copy_(value)
 
 
-@pytest.mark.parametrize("recipe", ["era8", "best"])
-@pytest.mark.parametrize("norm", ["bn", "gn", "ln", "in", "none"])
-def test_the_hand_written_network_is_ours(norm, recipe):
-    config = tiny.config(norm=norm, recipe=recipe, dropout=0.0)
+@pytest.mark.parametrize(
+    ("norm", "recipe", "pooling"),
+    [
+        *[(n, r, "max") for n in ("bn", "gn", "ln", "in", "none") for r in ("era8", "best")],
+        *[("bn", "best", pooling) for pooling in ("average", "mean")],
+    ],
+)
+def test_the_hand_written_network_is_ours(norm, recipe, pooling):
+    config = tiny.config(norm=norm, recipe=recipe, dropout=0.0, pooling=pooling)
     options = {"widths": tiny.WIDTHS, "dropout": 0.0, "mean": [0.0] * 3, "std": [1 / 255] * 3}
-    model = build_model(norm, recipe, **options)
+    model = build_model(norm, recipe, pooling=pooling, **options)
     module = network(config.model, 3, 10).train()
     copy_weights(model, module)
     images = np.random.default_rng(0).standard_normal((6, 32, 32, 3)).astype(np.float32)

@@ -365,6 +365,7 @@ CASES = [
     ("activation", {}, choices("activation")),
     ("order", {}, choices("order")),
     ("norm_transitions", {}, (True, False)),
+    ("pooling", {}, choices("pooling")),
     ("residual", {}, (True, False)),
     ("dropout", {"dropout_kind": "element"}, (0.0, 0.3, 0.6)),
     ("dropout", {"dropout_kind": "spatial"}, (0.0, 0.3, 0.6)),
@@ -404,10 +405,10 @@ CASES = [
 # Fields that are read before a backend computes: by NumPy for the batches and the table of rates,
 # or by Keras for the layers, which both backends' engines then call.
 SAME_ON_EACH_BACKEND = {
-    *("widths", "activation", "order", "norm_transitions", "residual", "groups", "group_size"),
-    *("initializer", "train_size", "test_size", "validation", "preprocessing", "image_size"),
-    *("resize", "flip", "alternating_flip", "translate", "shift_scale_rotate", "cutout"),
-    *("cutout_size", "gray", "epochs", "batch_size", "schedule", "warmup"),
+    *("widths", "activation", "order", "norm_transitions", "pooling", "residual", "groups"),
+    *("group_size", "initializer", "train_size", "test_size", "validation", "preprocessing"),
+    *("image_size", "resize", "flip", "alternating_flip", "translate", "shift_scale_rotate"),
+    *("cutout", "cutout_size", "gray", "epochs", "batch_size", "schedule", "warmup"),
 }
 # Fields whose values TensorFlow's own tests of norms, layers and optimizer steps compute too.
 COMPUTED_ELSEWHERE = {

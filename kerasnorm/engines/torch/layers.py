@@ -567,6 +567,10 @@ def _merge(function: Callable[[Tensor, Tensor], Tensor], layer: Any, _: Site) ->
     return Lowered(lambda mode, *several: reduce(function, several), is_add=is_add)
 
 
+def _average(layer: Any, _: Site) -> Lowered:
+    return Lowered(lambda mode, *several: reduce(operator.add, several) / len(several))
+
+
 def _concatenate(layer: Any, site: Site) -> Lowered | None:
     rank = len(site.shape)
     if layer.axis % rank != rank - 1:
@@ -626,6 +630,7 @@ RULES: dict[type, Rule] = {
     layers.Cropping2D: Rule(_padding, "cropping data_format"),
     layers.Add: Rule(partial(_merge, operator.add), ranks=BOTH),
     layers.Multiply: Rule(partial(_merge, operator.mul), ranks=BOTH),
+    layers.Average: Rule(_average, ranks=BOTH),
     layers.Concatenate: Rule(_concatenate, "axis", BOTH),
     LayerScale: Rule(_layer_scale, "init_values projection_dim"),
     layers.Flatten: Rule(_flatten, "data_format", BOTH),

@@ -245,6 +245,7 @@ TABLE: dict[type, tuple[dict[str, Any], dict[str, list[Any]]]] = {
     ),
     layers.Add: ({}, {}),
     layers.Multiply: ({}, {}),
+    layers.Average: ({}, {}),
     layers.Concatenate: ({}, {"axis": [1, 2, 3]}),
     LayerScale: (
         {"init_values": 0.1, "projection_dim": 4},
@@ -257,7 +258,7 @@ TABLE: dict[type, tuple[dict[str, Any], dict[str, list[Any]]]] = {
     ),
 }
 RANDOM = layers.Dropout, layers.SpatialDropout2D, StochasticDepth
-SEVERAL = layers.Add, layers.Multiply, layers.Concatenate
+SEVERAL = layers.Add, layers.Multiply, layers.Average, layers.Concatenate
 
 
 def rate_of(layer):
