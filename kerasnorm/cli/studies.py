@@ -203,12 +203,13 @@ def _dry_run(
 
 def _print_outcome(outcome: "Outcome", as_json: bool) -> None:
     from kerasnorm.study import folder, tables
+    from kerasnorm.study.sentences import sentences
 
     found, path = outcome.summary, outcome.path
     rows = [tables.run_row(run, found.axes if found else ()) for run in outcome.runs]
     shown: list[str | Table] = []
     if found:
-        shown += [*tables.sentences(found), *tables.all_tables(found)]
+        shown += [*sentences(found), *tables.all_tables(found)]
         shown += [f"folder  {path}", f"report  {path / folder.REPORT}"]
     if found and "data" not in found.axes:  # accuracies on several data sets have no best
         shown.append(f"next    kerasnorm export {in_command(path)} --best --format onnx")

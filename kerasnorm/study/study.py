@@ -47,6 +47,7 @@ from kerasnorm.study.figures import draw_study
 from kerasnorm.study.folder import PlannedRun, State
 from kerasnorm.study.intervals import MARGIN
 from kerasnorm.study.plan import AXES, StudyPlan, identity
+from kerasnorm.study.sentences import sentences
 from kerasnorm.study.summary import Failure, Summary, data_name, fields_of, summarize
 from kerasnorm.training.loggers import check_loggers
 from kerasnorm.training.run import Run
@@ -84,7 +85,7 @@ class Outcome:
         if self.summary is None:
             yield repr(self)
             return
-        yield from study_tables.sentences(self.summary)
+        yield from sentences(self.summary)
         for table in study_tables.all_tables(self.summary):
             yield tables.to_text(table)
 
