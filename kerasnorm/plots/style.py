@@ -170,21 +170,13 @@ def _without_middle(text: str, kept: int) -> str:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure and the words that go with it.
+    """A figure and the words that go with it."""
 
-    Attributes:
-        name: Name of its PNG file, without the ending.
-        figure: The figure itself.
-        title: Heading for the place where it is shown, such as "Test accuracy".
-        caption: One or two full sentences that say how to read it.
-        alt: Alternative text, for those who cannot see it.
-    """
-
-    name: str
+    name: str  # of its PNG file, without the ending
     figure: Figure
-    title: str
-    caption: str
-    alt: str
+    title: str  # heading for the place where it is shown, such as "Test accuracy"
+    caption: str  # one or two full sentences that say how to read it
+    alt: str  # alternative text, for those who cannot see it
 
     def save(self, folder: Path) -> Path:
         """Writes the figure to `<name>.png` in a folder, made if it is missing; returns the path.

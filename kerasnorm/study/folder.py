@@ -57,29 +57,17 @@ class State(StrEnum):
 
 @dataclass
 class PlannedRun:
-    """One run of a study: what it trains and how far it is.
+    """One run of a study: what it trains and how far it is."""
 
-    Attributes:
-        path: Folder of the run.
-        config: Config that it trains.
-        finished: The run as read from its folder once it has finished, else None.
-        state: State in the present call; KEPT if it had finished before.
-        epoch: Number of epochs that are trained.
-        judged: Validation or test accuracy after the last of them; None before the first.
-        seconds: Training time so far in seconds, that before an interruption included.
-        exit_code: Exit code of its process; 0 for a run that has not failed.
-        message: Why it failed.
-    """
-
-    path: Path
-    config: Config
-    finished: run.Run | None = None
-    state: State = State.WAITING
-    epoch: int = 0
-    judged: run_folder.Judged | None = None
-    seconds: float = 0.0
-    exit_code: int = 0
-    message: str = ""
+    path: Path  # folder of the run
+    config: Config  # that it trains
+    finished: run.Run | None = None  # as read from its folder once it has finished
+    state: State = State.WAITING  # in the present call; KEPT if it had finished before
+    epoch: int = 0  # number of epochs that are trained
+    judged: run_folder.Judged | None = None  # accuracy after the last of them
+    seconds: float = 0.0  # of training so far, that before an interruption included
+    exit_code: int = 0  # of its process; 0 for a run that has not failed
+    message: str = ""  # why it failed
 
     @property
     def name(self) -> str:
