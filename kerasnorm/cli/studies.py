@@ -120,12 +120,13 @@ def compare(
     Example: kerasnorm compare --norm bn --norm gn --vary batch_size=8,32,128 --seeds 3
     """
     from kerasnorm.study import execution, folder, study
+    from kerasnorm.study.plan import read
 
     describe = study.describer()
     if resume is not None:
         if flag := opt.typed_flag(*({*options} - {"data"}), "out"):
             raise ConfigError(f"--resume uses the plan of the study: leave out {flag}.")
-        plan, out = folder.read_plan(resume), resume
+        plan, out = read(resume), resume
         if opt.is_typed("data"):  # the data were moved
             if "data" in plan.vary:
                 raise ConfigError("--data: the study varies its data; repeat its command instead.")

@@ -145,15 +145,6 @@ def is_study(path: Path) -> bool:
     return (path / plans.STUDY).is_file()
 
 
-def read_plan(path: Path) -> StudyPlan:
-    """Returns the plan of the study in folder `path`.
-
-    Raises:
-        CorruptFileError: The folder holds no study, or its plan is damaged.
-    """
-    return plans.read(path / plans.STUDY)
-
-
 @contextmanager
 def opened(path: Path, plan: StudyPlan) -> Iterator[None]:
     """Holds the lock of a study's folder, made if it is missing, and writes `plan` into it.
@@ -178,7 +169,7 @@ def opened(path: Path, plan: StudyPlan) -> Iterator[None]:
     if not is_free:
         raise RunFolderError(f"{path} already holds other files. Choose another --out.")
     with run_lock(path):
-        name = plan.conflict(read_plan(path)) if is_study(path) else ""
+        name = plan.conflict(plans.read(path)) if is_study(path) else ""
         if name and not (name == "data" and _knows_data(path)):
             raise RunFolderError(
                 f"{path} holds another study, whose {name} differs from the one given. "
@@ -322,7 +313,7 @@ def load(path: Path) -> tuple[StudyPlan, list[PlannedRun]]:
     Raises:
         CorruptFileError: The folder holds no study, or none of its runs has finished.
     """
-    plan = read_plan(path)
+    plan = plans.read(path)
     runs = results(path, plan)
     if not finished(runs):
         raise CorruptFileError(

@@ -382,7 +382,7 @@ def rebuild_report(path: Path, out: Path | None = None) -> Path:
         study, runs = folder.load(path)
         _write_study_report(path, study, _whole_summary(runs, study), out)
         return out
-    with folder.opened(path, folder.read_plan(path)):
+    with folder.opened(path, plan.read(path)):
         study, runs = folder.load(path)
         _write(path, study, runs, _whole_summary(runs, study))
     return path / folder.REPORT
@@ -395,7 +395,7 @@ def redraw(path: Path, out: Path | None = None) -> list[Path]:
         CorruptFileError: The folder holds no study, or none of its runs has finished.
         RunFolderError: It is in use.
     """
-    with folder.opened(path, folder.read_plan(path)):
+    with folder.opened(path, plan.read(path)):
         study, runs = folder.load(path)
         summary = _whole_summary(runs, study)
         return [*draw_study(summary, out or path / folder.FIGURES, image_source())]
