@@ -35,33 +35,22 @@ OF_CHANNELS = (keras.layers.BatchNormalization, keras.layers.GroupNormalization)
 
 @dataclass(frozen=True, kw_only=True)
 class NormRow:
-    """One call of one norm.
+    """One call of one norm."""
 
-    Attributes:
-        name: Path of the layer, such as "backbone/conv1_bn".
-        type: Name of its class.
-        behind: Path of the layer whose output it normalizes.
-        shape: Shape of its input without the batch, such as (H, W, C); None where it is not fixed.
-        axes: Axes that share statistics, as letters: "NHW" for a batch norm, "HWC" for a group or
-            layer norm.
-        channels: Number of channels that share statistics.
-        values: Number of values of one image that share statistics; None where a size is not fixed.
-        sets: Number of statistics of one image, or of the batch where `axes` holds N; None where a
-            size is not fixed.
-        parameters: Number of its weights, moving statistics included.
-        is_observed: Whether the axes were found by calling the layer.
-    """
-
-    name: str
-    type: str
-    behind: str
+    name: str  # path of the layer, such as "backbone/conv1_bn"
+    type: str  # name of its class
+    behind: str  # path of the layer whose output it normalizes
+    # Shape of its input without the batch, such as (H, W, C); None where it is not fixed.
     shape: tuple[int | None, ...]
+    # Axes that share statistics: "NHW" for a batch norm, "HWC" for a group or layer norm.
     axes: str
-    channels: int
+    channels: int  # number of channels that share statistics
+    # Number of values of one image that share statistics, and number of statistics of one image, or
+    # of the batch where `axes` holds N; None where a size is not fixed.
     values: int | None
     sets: int | None
-    parameters: int
-    is_observed: bool
+    parameters: int  # number of its weights, moving statistics included
+    is_observed: bool  # whether the axes were found by calling the layer
 
     @property
     def over(self) -> str:

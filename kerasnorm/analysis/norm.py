@@ -54,12 +54,7 @@ PERTURBED = "#333333"
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a worked example.
-
-    Attributes:
-        name: Name of the step's result.
-        values: Result of the step, broadcast to (N, H, W, C).
-    """
+    """One step of a worked example: the name of its result, and that, broadcast to (N, H, W, C)."""
 
     name: str
     values: Array

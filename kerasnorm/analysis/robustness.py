@@ -45,10 +45,10 @@ from kerasnorm.plots.style import (
 )
 from kerasnorm.progress import Progress
 from kerasnorm.study.intervals import DIFFERENCES, MARGIN, SHARES, Comparison, Interval, compare
+from kerasnorm.study.sentences import SAME_IMAGES
 from kerasnorm.study.summary import Group, summarize
 from kerasnorm.study.tables import (
     JUDGED,
-    SAME_IMAGES,
     difference_note,
     group_label,
     judged,

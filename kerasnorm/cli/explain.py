@@ -111,7 +111,16 @@ def explain(
         raise ConfigError(f"{flag}: {verb} --network, or leave out {flag}.")
     _start(backend)
     if network is not None:
-        _explain_network(network, norm, as_json, **options)
+        runtime.import_keras()
+        from kerasnorm.analysis.network_norms import norm_rows, norms_table
+        from kerasnorm.config import ModelConfig
+        from kerasnorm.norms import normalization
+
+        model = network_of(network, **opt.given({"norm": norm} | options))
+        own = normalization(ModelConfig(norm=norm), 8) if norm is not None else None
+        rows = norm_rows(model, [type(own)] if own else [])
+        document = [asdict(row) | {"over": row.over} for row in rows]
+        opt.show(as_json, document, norms_table(rows, f"{network}: {norm or 'its own norms'}"))
         return
     if norm is None:
         raise ConfigError("Nothing to explain: name a norm, or give --network.")
@@ -120,28 +129,6 @@ def explain(
 
     answer = ask(norm, cost=cost, batch_size=batch_size, rounds=rounds)
     _show(answer, out, as_json, explanation_text(answer.data))
-
-
-def _explain_network(
-    network: str,
-    norm: str | None,
-    as_json: bool,
-    groups: int | None,
-    group_size: int | None,
-    **shape: Any,
-) -> None:
-    """Prints the norms of a network, or the given norm in their place."""
-    runtime.import_keras()
-    from kerasnorm.analysis.network_norms import norm_rows, norms_table
-    from kerasnorm.config import ModelConfig
-    from kerasnorm.norms import normalization
-
-    options = opt.given({"norm": norm, "groups": groups, "group_size": group_size})
-    model = network_of(network, **shape, **options)
-    own = normalization(ModelConfig(norm=norm), 8) if norm is not None else None
-    rows = norm_rows(model, [type(own)] if own else [])
-    document = [asdict(row) | {"over": row.over} for row in rows]
-    opt.show(as_json, document, norms_table(rows, f"{network}: {norm or 'its own norms'}"))
 
 
 @click.command(cls=opt.ConfigCommand)

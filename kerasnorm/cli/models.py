@@ -285,10 +285,10 @@ def misclassified(
     Example: kerasnorm misclassified results/runs/shapes-gn-torch-s0 --out mistakes.png
     """
     saved = open_target(target, options)
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
-    from kerasnorm import plots
     from kerasnorm.inspection.evaluation import worst_mistakes
+    from kerasnorm.plots.images import misclassified_figure
     from kerasnorm.training.images import images_of
 
     images = images_of(saved, options["data"], split, options["resize"])
@@ -305,9 +305,8 @@ def misclassified(
     ] or [f"None of {counted(len(images), kind)} is misclassified."]
     opt.show(as_json, mistakes, *lines)
     if out is not None:  # last, as it may fail
-        picture = plots.misclassified_figure(images.images, mistakes, names, target.name)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        plots.save(picture.figure, out)
+        picture = misclassified_figure(images.images, mistakes, names, target.name)
+        replace(picture, name=out.stem).save(out.parent)
         if not as_json:
             click.echo(str(out))
 

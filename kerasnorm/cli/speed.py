@@ -3,7 +3,7 @@
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -12,10 +12,6 @@ from kerasnorm.cli import options as opt
 from kerasnorm.config import AUGMENTATIONS, BACKENDS, BUILTIN, FOREIGN_RECIPE, RECIPES, SETTINGS
 from kerasnorm.errors import ConfigError, KerasnormError
 from kerasnorm.norms import COMPARED, KEEP, NORMS
-
-if TYPE_CHECKING:
-    from kerasnorm.benchmark.race import Result
-    from kerasnorm.tables import Table
 
 logger = logging.getLogger(__name__)
 RESULT, TABLE = "bench.json", "bench.txt"
@@ -122,11 +118,9 @@ def bench(
     }
     table = race_table(results)
     opt.show(as_json, document, table)
-    if out is not None:  # last, as it may fail
-        _write(out, document, table, results)
-
-
-def _write(out: Path, document: dict[str, Any], table: "Table", results: list["Result"]) -> None:
+    if out is None:
+        return
+    # Last, as it may fail.
     from kerasnorm.benchmark.race import race_chart
     from kerasnorm.files import write_bytes, write_json
     from kerasnorm.tables import to_text
@@ -134,10 +128,9 @@ def _write(out: Path, document: dict[str, Any], table: "Table", results: list["R
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / RESULT, document)
     write_bytes(out / TABLE, to_text(table).encode())
-    host = document["host"]
-    network = "" if document["network"] == BUILTIN else f"{document['network']}, "
+    host, network = document["host"], "" if is_builtin else f"{options['network']}, "
     heading = (
-        f"{network}{document['recipe']}, batch {document['batch_size']}: {host['processor']}, "
+        f"{network}{options['recipe']}, batch {options['batch_size']}: {host['processor']}, "
         f"{host['cpus']} cores"
     )
     race_chart(results, heading).save(out)

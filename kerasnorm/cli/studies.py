@@ -120,12 +120,13 @@ def compare(
     Example: kerasnorm compare --norm bn --norm gn --vary batch_size=8,32,128 --seeds 3
     """
     from kerasnorm.study import execution, folder, study
+    from kerasnorm.study.plan import read
 
     describe = study.describer()
     if resume is not None:
         if flag := opt.typed_flag(*({*options} - {"data"}), "out"):
             raise ConfigError(f"--resume uses the plan of the study: leave out {flag}.")
-        plan, out = folder.read_plan(resume), resume
+        plan, out = read(resume), resume
         if opt.is_typed("data"):  # the data were moved
             if "data" in plan.vary:
                 raise ConfigError("--data: the study varies its data; repeat its command instead.")
@@ -203,12 +204,13 @@ def _dry_run(
 
 def _print_outcome(outcome: "Outcome", as_json: bool) -> None:
     from kerasnorm.study import folder, tables
+    from kerasnorm.study.sentences import sentences
 
     found, path = outcome.summary, outcome.path
     rows = [tables.run_row(run, found.axes if found else ()) for run in outcome.runs]
     shown: list[str | Table] = []
     if found:
-        shown += [*tables.sentences(found), *tables.all_tables(found)]
+        shown += [*sentences(found), *tables.all_tables(found)]
         shown += [f"folder  {path}", f"report  {path / folder.REPORT}"]
     if found and "data" not in found.axes:  # accuracies on several data sets have no best
         shown.append(f"next    kerasnorm export {in_command(path)} --best --format onnx")

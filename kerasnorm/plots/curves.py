@@ -205,20 +205,14 @@ def _annotate_ends(
 def spread_labels(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Moves sorted values to stand at least `gap` apart and, where they fit, in `low` to `high`.
 
-    Values that would touch become a stack centered on their mean; stacks that touch are merged.
+    They move as little as they can, in least squares: those that would touch become a stack around
+    their mean.
     """
+    from scipy.optimize import isotonic_regression  # takes a part of a second to import
 
-    def bottom(stack: Sequence[float]) -> float:
-        height = gap * (len(stack) - 1)
-        return min(max(sum(stack) / len(stack) - height / 2, low), high - height)
-
-    stacks: list[list[float]] = []
-    for value in values:
-        stacks.append([value])
-        while len(stacks) > 1 and bottom(stacks[-1]) < bottom(stacks[-2]) + gap * len(stacks[-2]):
-            last = stacks.pop()
-            stacks[-1].extend(last)
-    return [bottom(stack) + gap * place for stack in stacks for place in range(len(stack))]
+    stack = gap * np.arange(len(values))  # places of values that all touch, above the lowest
+    moved = isotonic_regression(values - stack).x if values else stack
+    return list(np.clip(moved, low, high - gap * (len(values) - 1)) + stack)
 
 
 def learning_rate_figure(runs: "Sequence[Run]") -> Picture:

@@ -170,47 +170,31 @@ def _without_middle(text: str, kept: int) -> str:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure and the words that go with it.
+    """A figure and the words that go with it."""
 
-    Attributes:
-        name: Name of its PNG file, without the ending.
-        figure: The figure itself.
-        title: Heading for the place where it is shown, such as "Test accuracy".
-        caption: One or two full sentences that say how to read it.
-        alt: Alternative text, for those who cannot see it.
-    """
-
-    name: str
+    name: str  # of its PNG file, without the ending
     figure: Figure
-    title: str
-    caption: str
-    alt: str
+    title: str  # heading for the place where it is shown, such as "Test accuracy"
+    caption: str  # one or two full sentences that say how to read it
+    alt: str  # alternative text, for those who cannot see it
 
     def save(self, folder: Path) -> Path:
         """Writes the figure to `<name>.png` in a folder, made if it is missing; returns the path.
+
+        It is written atomically, and the same figure gives the same bytes.
 
         Raises:
             OSError: The folder cannot be made.
             RunFolderError: The file cannot be written.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{self.name}.png"
-        save(self.figure, path)
+        path, content = folder / f"{self.name}.png", io.BytesIO()
+        with warnings.catch_warnings():
+            # A class name may be in a script that the font lacks; a box stands for each letter.
+            warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
+            self.figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None})
+        write_bytes(path, content.getvalue())
         return path
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Writes a figure to a PNG file, atomically; the same figure gives the same bytes.
-
-    Raises:
-        RunFolderError: It cannot be written.
-    """
-    content = io.BytesIO()
-    with warnings.catch_warnings():
-        # A class name may be in a script that the font lacks; a box stands for each letter.
-        warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
-        figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None})
-    write_bytes(path, content.getvalue())
 
 
 def first_texts(texts: Sequence[str]) -> str:

@@ -29,17 +29,11 @@ STEADY = (
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds that a run takes.
+    """Seconds that a run takes."""
 
-    Attributes:
-        start: Once: imports, data, model, compilation.
-        epoch: For each epoch, with its evaluation.
-        evaluation: For the evaluation, which the end of a run repeats.
-    """
-
-    start: float
-    epoch: float
-    evaluation: float
+    start: float  # once: imports, data, model, compilation
+    epoch: float  # for each epoch, with its evaluation
+    evaluation: float  # which the end of a run repeats
 
     def seconds(self, epochs: int) -> float:
         """Returns the seconds that a process takes for some epochs of the run."""
@@ -48,17 +42,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Time that one run is expected to take.
-
-    Attributes:
-        run: The run.
-        seconds: Seconds until it is finished; None where they could not be estimated.
-        source: Origin of the rate: "runs", "measured", or "" for a finished run.
-    """
+    """Time that one run is expected to take."""
 
     run: PlannedRun
-    seconds: float | None
-    source: str
+    seconds: float | None  # until it is finished; None where they could not be estimated
+    source: str  # origin of the rate: "runs", "measured", or "" for a finished run
 
 
 def estimate(runs: Sequence[PlannedRun], jobs: int) -> list[Estimate]:

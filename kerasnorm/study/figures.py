@@ -37,9 +37,9 @@ from kerasnorm.plots.style import (
 )
 from kerasnorm.progress import in_percent
 from kerasnorm.study.intervals import Interval
+from kerasnorm.study.sentences import arms_sentence
 from kerasnorm.study.summary import Group, Summary
 from kerasnorm.study.tables import (
-    arms_sentence,
     change_text,
     first_label,
     group_label,

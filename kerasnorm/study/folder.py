@@ -57,29 +57,17 @@ class State(StrEnum):
 
 @dataclass
 class PlannedRun:
-    """One run of a study: what it trains and how far it is.
+    """One run of a study: what it trains and how far it is."""
 
-    Attributes:
-        path: Folder of the run.
-        config: Config that it trains.
-        finished: The run as read from its folder once it has finished, else None.
-        state: State in the present call; KEPT if it had finished before.
-        epoch: Number of epochs that are trained.
-        judged: Validation or test accuracy after the last of them; None before the first.
-        seconds: Training time so far in seconds, that before an interruption included.
-        exit_code: Exit code of its process; 0 for a run that has not failed.
-        message: Why it failed.
-    """
-
-    path: Path
-    config: Config
-    finished: run.Run | None = None
-    state: State = State.WAITING
-    epoch: int = 0
-    judged: run_folder.Judged | None = None
-    seconds: float = 0.0
-    exit_code: int = 0
-    message: str = ""
+    path: Path  # folder of the run
+    config: Config  # that it trains
+    finished: run.Run | None = None  # as read from its folder once it has finished
+    state: State = State.WAITING  # in the present call; KEPT if it had finished before
+    epoch: int = 0  # number of epochs that are trained
+    judged: run_folder.Judged | None = None  # accuracy after the last of them
+    seconds: float = 0.0  # of training so far, that before an interruption included
+    exit_code: int = 0  # of its process; 0 for a run that has not failed
+    message: str = ""  # why it failed
 
     @property
     def name(self) -> str:
@@ -157,15 +145,6 @@ def is_study(path: Path) -> bool:
     return (path / plans.STUDY).is_file()
 
 
-def read_plan(path: Path) -> StudyPlan:
-    """Returns the plan of the study in folder `path`.
-
-    Raises:
-        CorruptFileError: The folder holds no study, or its plan is damaged.
-    """
-    return plans.read(path / plans.STUDY)
-
-
 @contextmanager
 def opened(path: Path, plan: StudyPlan) -> Iterator[None]:
     """Holds the lock of a study's folder, made if it is missing, and writes `plan` into it.
@@ -190,7 +169,7 @@ def opened(path: Path, plan: StudyPlan) -> Iterator[None]:
     if not is_free:
         raise RunFolderError(f"{path} already holds other files. Choose another --out.")
     with run_lock(path):
-        name = plan.conflict(read_plan(path)) if is_study(path) else ""
+        name = plan.conflict(plans.read(path)) if is_study(path) else ""
         if name and not (name == "data" and _knows_data(path)):
             raise RunFolderError(
                 f"{path} holds another study, whose {name} differs from the one given. "
@@ -334,7 +313,7 @@ def load(path: Path) -> tuple[StudyPlan, list[PlannedRun]]:
     Raises:
         CorruptFileError: The folder holds no study, or none of its runs has finished.
     """
-    plan = read_plan(path)
+    plan = plans.read(path)
     runs = results(path, plan)
     if not finished(runs):
         raise CorruptFileError(

@@ -279,18 +279,19 @@ def to_toml(plan: StudyPlan) -> str:
     return tomli_w.dumps(plan.to_dict())
 
 
-def read(path: Path) -> StudyPlan:
-    """Returns the plan in a `study.toml`.
+def read(folder: Path) -> StudyPlan:
+    """Returns the plan of the study in a folder.
 
     Raises:
-        CorruptFileError: The file is missing or damaged.
+        CorruptFileError: The folder holds no study, or its plan is damaged.
     """
+    path = folder / STUDY
     try:
         plan = StudyPlan(**_present(_immutable(tomllib.loads(read_text(path)))))
         plan.configs()  # raises where a value is out of range
     except FileNotFoundError:
         raise CorruptFileError(
-            f"{path.parent} is not the folder of a study: it has no {STUDY}."
+            f"{folder} is not the folder of a study: it has no {STUDY}."
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptFileError(f"{path} is damaged: {error}") from None

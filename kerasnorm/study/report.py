@@ -9,6 +9,7 @@ from jinja2 import Environment, StrictUndefined
 
 from kerasnorm.plots.style import Picture
 from kerasnorm.study import tables
+from kerasnorm.study.sentences import sentences
 from kerasnorm.study.summary import Summary
 from kerasnorm.tables import Table
 from kerasnorm.version import __version__
@@ -33,7 +34,7 @@ def render(
     findings, *found = tables.all_tables(summary)
     html: str = environment.from_string(source).render(
         title=title,
-        sentences=tables.sentences(summary),
+        sentences=sentences(summary),
         findings=findings,
         tables=found,
         figures=figures,

@@ -47,6 +47,7 @@ from kerasnorm.study.figures import draw_study
 from kerasnorm.study.folder import PlannedRun, State
 from kerasnorm.study.intervals import MARGIN
 from kerasnorm.study.plan import AXES, StudyPlan, identity
+from kerasnorm.study.sentences import sentences
 from kerasnorm.study.summary import Failure, Summary, data_name, fields_of, summarize
 from kerasnorm.training.loggers import check_loggers
 from kerasnorm.training.run import Run
@@ -84,7 +85,7 @@ class Outcome:
         if self.summary is None:
             yield repr(self)
             return
-        yield from study_tables.sentences(self.summary)
+        yield from sentences(self.summary)
         for table in study_tables.all_tables(self.summary):
             yield tables.to_text(table)
 
@@ -381,7 +382,7 @@ def rebuild_report(path: Path, out: Path | None = None) -> Path:
         study, runs = folder.load(path)
         _write_study_report(path, study, _whole_summary(runs, study), out)
         return out
-    with folder.opened(path, folder.read_plan(path)):
+    with folder.opened(path, plan.read(path)):
         study, runs = folder.load(path)
         _write(path, study, runs, _whole_summary(runs, study))
     return path / folder.REPORT
@@ -394,7 +395,7 @@ def redraw(path: Path, out: Path | None = None) -> list[Path]:
         CorruptFileError: The folder holds no study, or none of its runs has finished.
         RunFolderError: It is in use.
     """
-    with folder.opened(path, folder.read_plan(path)):
+    with folder.opened(path, plan.read(path)):
         study, runs = folder.load(path)
         summary = _whole_summary(runs, study)
         return [*draw_study(summary, out or path / folder.FIGURES, image_source())]

@@ -75,20 +75,14 @@ DEFINITIONS = {
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in the seed alone.
+    """Runs that differ in the seed alone."""
 
-    Attributes:
-        norm: Name of their norm.
-        backend: Name of their Keras backend.
-        fields: Fields and values that tell this group from others of its norm. In a
-            one-factor-at-a-time study the field in which it differs from the base, if any.
-        runs: Runs by seed.
-    """
-
-    norm: str
-    backend: str
+    norm: str  # name of their norm
+    backend: str  # name of their Keras backend
+    # Fields and values that tell this group from others of its norm. In a one-factor-at-a-time
+    # study the field in which it differs from the base, if any.
     fields: Mapping[str, Any]
-    runs: Mapping[int, Run]
+    runs: Mapping[int, Run]  # by seed
 
     @property
     def first(self) -> Run:
@@ -134,21 +128,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much a measure of one group exceeds that of another, paired by seed.
+    """How much a measure of one group exceeds that of another, paired by seed."""
 
-    Attributes:
-        first: The group whose measure counts positive.
-        second: The group whose measure is subtracted.
-        seeds: Seeds that both groups have.
-        measure: Measure that is compared, a key of the runs' metrics.
-        comparison: The mean difference, corrected for the number of differences of its study.
-    """
-
-    first: Group
-    second: Group
-    seeds: tuple[int, ...]
-    measure: str
-    comparison: Comparison
+    first: Group  # whose measure counts positive
+    second: Group  # whose measure is subtracted
+    seeds: tuple[int, ...]  # that both groups have
+    measure: str  # that is compared, a key of the runs' metrics
+    comparison: Comparison  # mean difference, corrected for the number of differences of its study
 
     @property
     def values(self) -> list[float]:
@@ -225,21 +211,13 @@ class AblationEffect(Difference):
 
 @dataclass(frozen=True)
 class Published:
-    """A published result beside the group that repeats it.
+    """A published result beside the group that repeats it."""
 
-    Attributes:
-        group: Our group with the same config; None if there is none.
-        norm: Name of the norm.
-        fields: Other fields and values of the published config, such as `ln_affine`.
-        values: Published number of each measure.
-        source: Citation of the publication.
-    """
-
-    group: Group | None
+    group: Group | None  # ours with the same config; None if there is none
     norm: str
-    fields: Mapping[str, Any]
-    values: Mapping[str, float]
-    source: str
+    fields: Mapping[str, Any]  # other fields and values of the published config
+    values: Mapping[str, float]  # published number of each measure
+    source: str  # citation of the publication
 
 
 @dataclass(frozen=True)
@@ -256,41 +234,27 @@ class Failure:
 
 @dataclass(frozen=True)
 class Summary:
-    """Results of a study.
+    """Results of a study."""
 
-    Attributes:
-        axes: Fields, besides norm, backend and seed, in which its runs differ.
-        groups: Groups in the order of their first runs.
-        measure: Accuracy by which groups are ranked and compared, one of `RANKED_BY`.
-        differences: Paired differences between groups that differ in their norm, or in their
-            backend, alone, corrected for their number.
-        changes: Paired differences between groups of one norm and backend that differ in one
-            varied field alone, each against the field's first value, corrected for their number.
-        published: Published numbers for the same recipe and data.
-        unmatched: Values by norm of each field, besides the norm, in which the norms' runs differ
-            though it was not varied.
-        following: Distinct values of each field that changes together with a varied one, such as
-            the learning rate that follows the batch size.
-        margin: Largest difference, as a share of 1, that does not matter in practice.
-        one_at_a_time: Whether the groups are a base and variants that change one field of it.
-        effects: Effects of these changes; empty for other studies.
-        failures: Groups of which a run failed.
-        waiting: Number of planned runs that are not finished and have not failed.
-    """
-
-    axes: tuple[str, ...]
-    groups: tuple[Group, ...]
-    measure: str
+    axes: tuple[str, ...]  # fields, besides norm, backend and seed, in which its runs differ
+    groups: tuple[Group, ...]  # in the order of their first runs
+    measure: str  # accuracy by which groups are ranked and compared, one of `RANKED_BY`
+    # Paired differences, corrected for their number: between groups that differ in their norm, or
+    # in their backend, alone; and between groups of one norm and backend that differ in one varied
+    # field alone, each against the field's first value.
     differences: tuple[Difference, ...]
     changes: tuple[Difference, ...]
-    published: tuple[Published, ...]
+    published: tuple[Published, ...]  # published numbers for the same recipe and data
+    # Values by norm of each field in which the norms' runs differ though it was not varied.
     unmatched: Mapping[str, Mapping[str, Any]]
+    # Distinct values of each field that changes together with a varied one, such as the learning
+    # rate that follows the batch size.
     following: Mapping[str, Sequence[Any]]
-    margin: float = MARGIN
-    one_at_a_time: bool = False
-    effects: tuple[AblationEffect, ...] = ()
-    failures: tuple[Failure, ...] = ()
-    waiting: int = 0
+    margin: float = MARGIN  # largest difference, as a share of 1, that does not matter in practice
+    one_at_a_time: bool = False  # whether the groups are a base and variants of one field each
+    effects: tuple[AblationEffect, ...] = ()  # of these changes; empty for other studies
+    failures: tuple[Failure, ...] = ()  # groups of which a run failed
+    waiting: int = 0  # number of planned runs that are not finished and have not failed
 
     @property
     def runs(self) -> list[Run]:
@@ -448,6 +412,8 @@ def summarize(
     if plan:  # pairs that change different fields are no comparison of norms
         pairs = [(first, second) for first, second in pairs if first.fields == second.fields]
     effects = _compared(AblationEffect, _effect_pairs(groups), measure) if plan else []
+    # Norm by norm, the largest difference first.
+    effects.sort(key=lambda item: (groups.index(item.base), -abs(item.interval.mean)))
     return Summary(
         axes=axes,
         groups=groups,
@@ -459,7 +425,7 @@ def summarize(
         following=_following(groups),
         margin=margin,
         one_at_a_time=plan is not None,
-        effects=tuple(_norm_by_norm(effects)),
+        effects=tuple(effects),
     )
 
 
@@ -577,16 +543,6 @@ def _effect_pairs(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
     bases = {(group.norm, group.backend): group for group in groups if not group.fields}
     pairs = [(group, bases.get((group.norm, group.backend))) for group in groups if group.fields]
     return [(group, base) for group, base in pairs if base]
-
-
-def _norm_by_norm(effects: Sequence[AblationEffect]) -> list[AblationEffect]:
-    """Returns the effects norm by norm, the largest difference first."""
-    places = list(dict.fromkeys((item.base.norm, item.base.backend) for item in effects))
-
-    def order(item: AblationEffect) -> tuple[int, float]:
-        return places.index((item.base.norm, item.base.backend)), -abs(item.interval.mean)
-
-    return sorted(effects, key=order)
 
 
 def _published(groups: Sequence[Group]) -> list[Published]:

@@ -26,7 +26,6 @@ from kerasnorm.plots.style import (
     fit,
     log_ticks,
     new_figure,
-    save,
     shade,
     text_width,
 )
@@ -75,8 +74,7 @@ class TestFit:
 
 class TestFiles:
     def test_files_say_nothing_of_who_and_when(self, tmp_path):
-        save(loss_figure([make_run()]).figure, tmp_path / "a.png")
-        with Image.open(tmp_path / "a.png") as image:
+        with Image.open(loss_figure([make_run()]).save(tmp_path)) as image:
             assert image.format == "PNG"
             assert image.width == 1200
             assert set(image.info) <= {"dpi"}

@@ -23,8 +23,9 @@ from kerasnorm.study.figures import (
     numeric_axes,
 )
 from kerasnorm.study.plan import StudyPlan
+from kerasnorm.study.sentences import sentences
 from kerasnorm.study.summary import summarize
-from kerasnorm.study.tables import effect_table, group_table, sentences
+from kerasnorm.study.tables import effect_table, group_table
 
 
 def sweep(**fields):

@@ -14,6 +14,7 @@ from kerasnorm.config import DataConfig
 from kerasnorm.data import prepare
 from kerasnorm.errors import CorruptFileError, DataError, RunFolderError
 from kerasnorm.study import folder
+from kerasnorm.study import plan as plans
 from kerasnorm.study.plan import StudyPlan
 from kerasnorm.training import checkpoints, run_folder
 
@@ -95,14 +96,14 @@ def test_a_study_may_grow_but_not_change(tmp_path):
         pass
     more = replace(PLAN, seeds=(0, 1, 2), norms=("bn", "gn", "ln"))
     with folder.opened(tmp_path / "study", more):
-        assert folder.read_plan(tmp_path / "study") == more
+        assert plans.read(tmp_path / "study") == more
     other = replace(PLAN, fixed=FIXED | {"epochs": 7})
     with (
         pytest.raises(RunFolderError, match="whose epochs"),
         folder.opened(tmp_path / "study", other),
     ):
         pass
-    assert folder.read_plan(tmp_path / "study") == more
+    assert plans.read(tmp_path / "study") == more
 
 
 def test_runs_dropped_into_a_new_folder_make_it_a_study(tmp_path):
@@ -262,7 +263,7 @@ def test_a_study_is_resumed_on_the_same_data_wherever_they_are(tmp_path, same, c
     assert [run.name for run in found] == ["0", "1", "2", "3"]
     assert [bool(run.finished) for run in found] == [True, True, False, False]
     assert {run.config.data.data for run in found} == {plan.fixed["data"]}
-    assert folder.read_plan(tmp_path / "study") == plan
+    assert plans.read(tmp_path / "study") == plan
     assert caplog.messages == []
 
 
@@ -275,7 +276,7 @@ def test_a_study_is_not_resumed_on_other_data(tmp_path):
         folder.opened(tmp_path / "study", on(other)),
     ):
         pass
-    assert folder.read_plan(tmp_path / "study").fixed["data"] == str(data)
+    assert plans.read(tmp_path / "study").fixed["data"] == str(data)
     assert {run.config.data.data for run in folder.survey(tmp_path / "study", on(data))} == {
         str(data)
     }

@@ -63,7 +63,7 @@ def test_a_plan_of_numpys_values_is_the_one_that_its_file_says(tmp_path):
     )  # fmt: skip
     assert repr(plan) == repr(like)
     (tmp_path / "study.toml").write_text(plans.to_toml(plan))
-    assert repr(plans.read(tmp_path / "study.toml")) == repr(like)
+    assert repr(plans.read(tmp_path)) == repr(like)
     assert folder.default(plan) == folder.default(like)
 
 
@@ -354,7 +354,7 @@ def test_study_toml_gives_the_same_plan(
     )
     path.write_text(plans.to_toml(plan))
     assert ("one_at_a_time" in path.read_text()) == one_at_a_time  # an older file has no such line
-    assert plans.read(path) == plan
+    assert plans.read(path.parent) == plan
 
 
 @pytest.mark.parametrize("one_at_a_time", [False, True])
@@ -379,11 +379,11 @@ def test_the_command_of_a_plan_parses_to_the_same_plan(one_at_a_time):
 
 def test_a_damaged_study_is_refused(tmp_path):
     with pytest.raises(CorruptFileError, match="not the folder of a study"):
-        plans.read(tmp_path / plans.STUDY)
+        plans.read(tmp_path)
     for text in ("norms = ", "norms = ['bn']", "norms=['zz']\nbackends=['torch']\nseeds=[0]\n"):
         (tmp_path / plans.STUDY).write_text(text)
         with pytest.raises(CorruptFileError, match="damaged"):
-            plans.read(tmp_path / plans.STUDY)
+            plans.read(tmp_path)
 
 
 def test_a_study_of_an_earlier_version_is_read(tmp_path):
@@ -393,7 +393,7 @@ def test_a_study_of_an_earlier_version_is_read(tmp_path):
         "[fixed]\ndata = 'shapes'\nwidths = [4, 4, 4, 4, 4, 4, 4, 4, 4, 4]\n"
         "[vary]\ntreatment = ['scale', 'standardize']\n"
     )
-    plan = plans.read(tmp_path / plans.STUDY)
+    plan = plans.read(tmp_path)
     assert plan.fixed == {"data": "shapes", "widths": (4,) * 10}
     assert plan.vary == {"preprocessing": ("scale", "standardize")}
     assert (plan.arms, plan.rate_scaling) == ("tuned", "none")
@@ -405,7 +405,7 @@ def test_a_linear_rate_of_an_earlier_version_is_read(tmp_path):
         "norms = ['bn']\nbackends = ['torch']\nseeds = [0]\nlinear_rate = true\n"
         "[fixed]\ndata = 'shapes'\n[vary]\nbatch_size = [8, 16]\n"
     )
-    assert plans.read(tmp_path / plans.STUDY).rate_scaling == "linear"
+    assert plans.read(tmp_path).rate_scaling == "linear"
 
 
 def test_the_rate_scaling_by_default_depends_on_the_optimizer(caplog):

@@ -18,6 +18,7 @@ from kerasnorm.study import tables
 from kerasnorm.study.folder import PlannedRun, State
 from kerasnorm.study.intervals import Verdict
 from kerasnorm.study.plan import StudyPlan
+from kerasnorm.study.sentences import arms_sentence, sentences
 from kerasnorm.study.summary import summarize
 from kerasnorm.study.tables import group_label
 
@@ -118,7 +119,7 @@ def test_nothing_is_published_for_a_changed_recipe():
 
 
 def test_sentences_say_no_more_than_the_intervals():
-    arms, measure, *texts = tables.sentences(summarize(RUNS))
+    arms, measure, *texts = sentences(summarize(RUNS))
     assert arms.startswith("Matched arms")
     assert "on the test set, for want of a validation split" in measure
     # Two differences of two common seeds have no verdict, and two of one seed no interval.
@@ -208,7 +209,7 @@ def test_norms_of_an_ablation_are_compared_where_they_change_the_same():
     assert pairs[0] == ("bn", "gn", {})
     assert len(pairs) == 1 + 4
     assert all(d.first.fields == d.second.fields for d in found.differences)
-    texts = tables.sentences(found)
+    texts = sentences(found)
     assert texts[2].startswith("BN is 10.00 points above GN (")
     different = [item for item in found.effects if found.verdict(item) is Verdict.DIFFERENT]
     assert texts[-1] == "The tables hold 2 more."
@@ -312,10 +313,10 @@ def test_fields_that_differ_between_the_norms_are_said():
     runs.append(make_run(0.5, norm="ln", dropout=0.3))
     found = summarize(runs)
     assert found.unmatched == {"dropout": {"bn": 0.01, "gn": 0.3, "ln": 0.3}}
-    sentence = tables.sentences(found)[0]
+    sentence = sentences(found)[0]
     assert sentence == ("The arms differ in more than the norm: dropout (BN 0.01; GN, LN 0.3).")
     assert found.to_dict()["unmatched"] == found.unmatched
-    assert not tables.arms_sentence(summarize(runs[:1]))
+    assert not arms_sentence(summarize(runs[:1]))
 
 
 @pytest.mark.parametrize("one_at_a_time", [True, False])
@@ -444,7 +445,7 @@ def test_the_margin_decides_what_is_equivalent():
     narrow, wide = (summarize(RUNS, margin=margin) for margin in (0.005, 0.05))
     assert narrow.verdict(narrow.differences[0]) is Verdict.DIFFERENT
     assert wide.verdict(wide.differences[0]) is Verdict.EQUIVALENT
-    text = next(text for text in tables.sentences(wide) if "BN and GN" in text)
+    text = next(text for text in sentences(wide) if "BN and GN" in text)
     assert "equivalent for practice, within 5 points: +1.07" in text
 
 
