@@ -36,6 +36,7 @@ from kerasnorm.plots.curves import SHADE
 from kerasnorm.plots.labels import short_places
 from kerasnorm.plots.style import (
     Picture,
+    band,
     draw_legend,
     first_texts,
     legend_height,
@@ -531,6 +532,5 @@ def _draw(axes: Axes, points: Mapping[int, Interval], style: Mapping[str, Any]) 
     mean = 100 * np.array([point.mean for point in points.values()])
     std = 100 * np.array([point.std or 0.0 for point in points.values()])
     axes.plot(places, mean, **style)
-    axes.fill_between(
-        places, mean - std, mean + std, color=style["color"], alpha=SHADE, linewidth=0
-    )
+    color = style["color"]
+    axes.fill_between(places, *band(mean, std), color=color, alpha=SHADE, linewidth=0)
