@@ -408,18 +408,19 @@ def accuracies_in_batches(
     return {name: sum(map(right, parts)) / len(split) for name, parts in batches.items()}
 
 
-def _in_training(norm: "keras.layers.Layer", x: Any) -> Any:
+def _in_training(norm: "keras.layers.Layer", x: Any, mask: Any) -> Any:
     """Returns what a layer gives in training if it has moving statistics, which stay as they are.
 
     These are weights that are not trained and that training changes, whatever they are called.
     """
     import keras
 
+    options = {} if mask is None else {"mask": mask}
     with keras.StatelessScope() as scope:
-        found = norm(x, training=True)
+        found = norm(x, training=True, **options)
     weights = norm.non_trainable_weights
     is_moving = any(scope.get_current_value(weight) is not None for weight in weights)
-    return found if is_moving else norm(x, training=False)
+    return found if is_moving else norm(x, training=False, **options)
 
 
 def robustness_table(found: Sequence[Robustness]) -> Table:
