@@ -83,7 +83,7 @@ def network_of(
     )
 
 
-network_argument = click.argument("target", metavar="[RUN-MODEL-NETWORK-OR-NORM]", required=False)
+network_argument = click.argument("target", metavar="[MODEL-NETWORK-OR-NORM]", required=False)
 
 
 def _named_model(target: str, image_shape: tuple[int, ...], classes: int) -> "keras.Model":
