@@ -371,8 +371,7 @@ class TrainConfig(_Checked):
         "Statistics of bn on several devices: over the whole batch (on) or over each device's "
         "shard (off).",
         choices=("on", "off"),
-        read_if=lambda config: config.train.devices > 1,
-        needs="several devices",
+        needs="several devices",  # of which torchrun and TF_CONFIG say nothing in the config
     )
     precision: str = _field(
         "float32",
@@ -595,8 +594,10 @@ def reads(config: Config, name: str) -> bool:
     """Returns whether a field changes what a run with these values of the others computes."""
     if name == "recipe":
         return True
-    is_read: bool = SETTINGS[name].field.metadata["read_if"](config)
-    return is_read and owner(name) in (None, config.model.norm)
+    norm, is_read = config.model.norm, SETTINGS[name].field.metadata["read_if"](config)
+    # A network, or a norm, of the user's may be one with batch norms.
+    is_own = owner(name) in (None, norm) or (name == "bn_sync" and is_foreign(norm))
+    return bool(is_read and is_own)
 
 
 def flatten(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -132,7 +132,9 @@ def expect(is_right: bool, name: str, expected: str, received: object) -> None:
 
 @contextmanager
 def about(subject: object) -> Iterator[None]:
-    """Says at the beginning of a `ConfigError` which of the user's files or networks it is about.
+    """Says at the beginning of an error which of the user's files or networks it is about.
+
+    The errors are `ConfigError` and `DivergedError`.
 
     >>> with about("bn.keras"):
     ...     raise ConfigError("model: expected a network")
@@ -141,8 +143,8 @@ def about(subject: object) -> Iterator[None]:
     """
     try:
         yield
-    except ConfigError as error:
-        raise ConfigError(f"{subject}: {error}") from error
+    except (ConfigError, DivergedError) as error:
+        raise type(error)(f"{subject}: {error}") from error
 
 
 def is_number(value: object) -> bool:

@@ -8,6 +8,7 @@ that does, a softmax at the end is left out, and the norms are replaced where th
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -176,9 +177,11 @@ def _source(config: ModelConfig, input_shape: tuple[int, ...], classes: int) -> 
     elif user_code.is_named(name):
         model = _made(name, user_code.load(name, "network"), input_shape, classes)
     else:
+        file = Path(name) / "model.keras"
+        advice = f". Name the file of that run: {file}" if file.is_file() else ""
         raise ConfigError(
             "network: expected builtin, keras:NAME, a .keras file, package.module:function or "
-            f"file.py:function. Received: network={name!r}"
+            f"file.py:function. Received: network={name!r}{advice}"
         )
     with about(f"network: {name}"):
         graph = functional_graph(model)

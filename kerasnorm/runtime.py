@@ -9,6 +9,7 @@ import ctypes
 import importlib.util
 import json
 import logging
+import math
 import os
 import platform
 import random
@@ -16,8 +17,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +32,7 @@ PACKAGES = ("kerasnorm", "keras", "numpy", "torch", "tensorflow", "tensorflow-cp
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 KEPT = 1 << 30  # bytes of freed memory that malloc keeps
 COMPILERS = ("g++", "clang++")
+CGROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 BFLOAT16_CAPABILITY = (8, 0)  # of NVIDIA's Ampere, the first GPUs that multiply bfloat16
 
 logger = logging.getLogger(__name__)
@@ -380,10 +383,50 @@ def peak_memory() -> int:
 
 
 def cores() -> int:
-    """Returns the number of cores that this process may use."""
+    """Returns the number of cores that this process may use, at least 1.
+
+    The affinity of the process limits it, and so does the CPU time that its control groups allow,
+    rounded up: `docker run --cpus 1.5` is two cores.
+    """
+    return max(1, min([_visible_cores(), *map(math.ceil, _cpu_limits())]))
+
+
+def _visible_cores() -> int:
+    """Returns the number of cores that the system may run this process on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _cpu_limits() -> list[float]:
+    """Returns the limits, in cores, of the control groups that hold this process.
+
+    Version 2 of control groups has a quota and its period, in microseconds, in one file, version 1
+    in two. Without a limit the quota is "max" or -1. In a container the root may be its own group.
+    Sources: https://docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max) and
+    https://docs.kernel.org/scheduler/sched-bwc.html.
+    """
+    found = []
+    for base, files in (
+        (CGROUPS, ["cpu.max"]),
+        (CGROUPS / "cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]),
+    ):
+        for group in _own_groups():
+            with suppress(OSError, ValueError):
+                texts = [(base / group / file).read_text(encoding="utf-8") for file in files]
+                quota, period = map(int, " ".join(texts).split())
+                found += [quota / period] if quota > 0 and period > 0 else []
+    return found
+
+
+def _own_groups() -> set[PurePath]:
+    """Returns the control groups of this process and those that hold them, relative to the root."""
+    found = {PurePath()}
+    with suppress(OSError):
+        for line in OWN_GROUPS.read_text(encoding="utf-8").splitlines():
+            path = PurePath(line.split(":", 2)[-1].lstrip("/"))
+            found |= {path, *path.parents}
+    return found
 
 
 def threads(backend: str) -> int:
@@ -392,13 +435,13 @@ def threads(backend: str) -> int:
     OMP_NUM_THREADS decides it on torch only; TensorFlow has a thread pool of its own, which
     TF_NUM_INTRAOP_THREADS sizes.
     """
-    count = 0  # stands for the number of cores
+    count = 0  # stands for all cores, whatever share of their time a container has
     if backend == "torch":
         count = sys.modules["torch"].get_num_threads()
     elif backend == "tensorflow":
         chosen = sys.modules["tensorflow"].config.threading.get_intra_op_parallelism_threads()
         count = chosen or int(os.environ.get("TF_NUM_INTRAOP_THREADS") or 0)
-    return count or cores()
+    return count or _visible_cores()
 
 
 def cpp_compiler() -> str | None:

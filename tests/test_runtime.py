@@ -85,6 +85,54 @@ def test_the_peak_of_memory_is_in_bytes(platform, unit, monkeypatch):
     assert runtime.peak_memory() == pytest.approx(3e9, abs=unit)
 
 
+# What a container's control groups say: files by their path, and /proc/self/cgroup.
+LIMITS = {
+    "none": ({}, "", 8),
+    "docker --cpus 1.5": ({"cpu.max": "150000 100000\n"}, "0::/\n", 2),
+    "docker --cpus 0.5": ({"cpu.max": "50000 100000\n"}, "0::/\n", 1),
+    "no limit": ({"cpu.max": "max 100000\n"}, "0::/\n", 8),
+    "more than there are": ({"cpu.max": "6400000 100000\n"}, "0::/\n", 8),
+    "a service": ({"a.slice/b.service/cpu.max": "300000 100000\n"}, "0::/a.slice/b.service\n", 3),
+    "a group around it": (
+        {"a/cpu.max": "200000 100000\n", "a/b/cpu.max": "max 100000\n"}, "0::/a/b\n", 2
+    ),
+    "version 1": (
+        {"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000\n"},
+        "5:cpu,cpuacct:/docker/of-the-host\n1:memory:/docker/of-the-host\n", 3
+    ),
+    "version 1, no limit": (
+        {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, "5:cpu:/\n", 8
+    ),
+    "version 1, a pod": (
+        {"cpu/pod/cpu.cfs_quota_us": "400000\n", "cpu/pod/cpu.cfs_period_us": "100000\n"},
+        "5:cpu,cpuacct:/pod/container\n", 4
+    ),
+    "damaged": ({"cpu.max": "many\n"}, "0\n", 8),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "own", "expected"), LIMITS.values(), ids=LIMITS)
+def test_the_limits_of_a_container_are_kept(files, own, expected, monkeypatch, tmp_path):
+    for name, text in files.items():
+        (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / name).write_text(text)
+    (tmp_path / "self").write_text(own)
+    monkeypatch.setattr(runtime, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(runtime, "OWN_GROUPS", tmp_path / "self")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert runtime.cores() == expected
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5}, raising=False)
+    assert runtime.cores() == 1
+
+
+def test_systems_without_affinity_have_all_cores(monkeypatch, tmp_path):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    for name in ("CGROUPS", "OWN_GROUPS"):
+        monkeypatch.setattr(runtime, name, tmp_path / "missing")
+    assert runtime.cores() == 6
+
+
 def test_a_user_without_a_home_has_a_cache(monkeypatch):
     import pwd
 

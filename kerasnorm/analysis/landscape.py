@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from kerasnorm.analysis.answer import Answer, counter, open_runs
 from kerasnorm.data.batches import Batches
 from kerasnorm.data.dataset import Split
-from kerasnorm.errors import expect, expect_whole, is_number
+from kerasnorm.errors import about, expect, expect_whole, is_number
 from kerasnorm.norms import EPSILON
 from kerasnorm.plots.labels import run_labels
 from kerasnorm.plots.style import (
@@ -205,7 +205,8 @@ def landscape(
         engine = make_engine(config, dataset)
         batches = engine.batches
         taken = min(steps, config.train.epochs * batches.steps)
-        walked = gradient_lines(engine, batches, steps=taken, lines=lines, rate=rate, tick=tick)
+        with about(run.path):
+            walked = gradient_lines(engine, batches, steps=taken, lines=lines, rate=rate, tick=tick)
         for _ in range(lines - len(walked.steps)):  # a short run has fewer lines
             tick()
         test = dataset.test.sample(images)
@@ -291,6 +292,10 @@ class Window(Batches):
         super().__init__(
             batches.split.take(slice(images)), min(batches.batch_size, images), batches.seed
         )
+
+    def place(self, epoch: int, step: int) -> tuple[int, int]:
+        """Returns the epoch of the window, and the step in it."""
+        return self.epoch, self.first + step
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """Returns the order of the whole epoch that contains the window."""

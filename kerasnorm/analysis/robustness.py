@@ -36,6 +36,7 @@ from kerasnorm.plots.curves import SHADE
 from kerasnorm.plots.labels import short_places
 from kerasnorm.plots.style import (
     Picture,
+    band,
     draw_legend,
     first_texts,
     legend_height,
@@ -407,18 +408,19 @@ def accuracies_in_batches(
     return {name: sum(map(right, parts)) / len(split) for name, parts in batches.items()}
 
 
-def _in_training(norm: "keras.layers.Layer", x: Any) -> Any:
+def _in_training(norm: "keras.layers.Layer", x: Any, mask: Any) -> Any:
     """Returns what a layer gives in training if it has moving statistics, which stay as they are.
 
     These are weights that are not trained and that training changes, whatever they are called.
     """
     import keras
 
+    options = {} if mask is None else {"mask": mask}
     with keras.StatelessScope() as scope:
-        found = norm(x, training=True)
+        found = norm(x, training=True, **options)
     weights = norm.non_trainable_weights
     is_moving = any(scope.get_current_value(weight) is not None for weight in weights)
-    return found if is_moving else norm(x, training=False)
+    return found if is_moving else norm(x, training=False, **options)
 
 
 def robustness_table(found: Sequence[Robustness]) -> Table:
@@ -531,6 +533,5 @@ def _draw(axes: Axes, points: Mapping[int, Interval], style: Mapping[str, Any]) 
     mean = 100 * np.array([point.mean for point in points.values()])
     std = 100 * np.array([point.std or 0.0 for point in points.values()])
     axes.plot(places, mean, **style)
-    axes.fill_between(
-        places, mean - std, mean + std, color=style["color"], alpha=SHADE, linewidth=0
-    )
+    color = style["color"]
+    axes.fill_between(places, *band(mean, std), color=color, alpha=SHADE, linewidth=0)

@@ -83,39 +83,74 @@ def network_of(
     )
 
 
+network_argument = click.argument("target", metavar="[MODEL-NETWORK-OR-NORM]", required=False)
+
+
+def _named_model(target: str, image_shape: tuple[int, ...], classes: int) -> "keras.Model":
+    """Returns the model that `network_argument` names.
+
+    Raises:
+        ConfigError: It names none.
+    """
+    if target in NORMS:
+        return _build({"norm": target}, image_shape, classes)
+    if not any(sign in target for sign in ".:") and not Path(target).exists():
+        raise unknown("norm", target, NORMS)
+    return network_of(target, image_shape, classes)
+
+
 @click.command(cls=opt.ConfigCommand)
+@network_argument
 @opt.trust_option
 @opt.as_json
 @image_shape_option
 @classes_option
 @opt.config_options("model")
-def summary(as_json: bool, image_shape: tuple[int, ...], classes: int, **options: Any) -> None:
+def summary(
+    target: str | None,
+    as_json: bool,
+    image_shape: tuple[int, ...],
+    classes: int,
+    **options: Any,
+) -> None:
     """Print layers, shapes, parameters and receptive fields.
+
+    The model is that of a run, of a functional .keras file, a network such as keras:MobileNetV2 or
+    file.py:function, or the built-in network with the norm that is named. Without a name the
+    options describe it.
 
     Example: kerasnorm summary --norm bn --recipe era8
     """
+    if target is not None and (flag := opt.typed_flag(*options)):
+        raise ConfigError(f"{flag}: leave it out, or leave out {target}, which names the model.")
     runtime.import_keras()
     from kerasnorm.inspection.layers import layer_table, layers_to_json, summary_table
 
     given = opt.given(options)
-    rows = layer_table(_build(given, image_shape, classes))
-    title = " ".join(f"{name}={value}" for name, value in given.items())
+    if target is None:
+        model = _build(given, image_shape, classes)
+    else:
+        model = _named_model(target, image_shape, classes)
+    rows = layer_table(model)
+    title = target or " ".join(f"{name}={value}" for name, value in given.items())
     opt.show(as_json, layers_to_json(rows), summary_table(rows, title))
 
 
 @click.command("receptive-field")
-@click.argument("target", metavar="[MODEL-NETWORK-OR-NORM]", default="none")
+@network_argument
 @opt.trust_option
 @opt.as_json
 @image_shape_option
 @classes_option
-def receptive_field(target: str, as_json: bool, image_shape: tuple[int, ...], classes: int) -> None:
+def receptive_field(
+    target: str | None, as_json: bool, image_shape: tuple[int, ...], classes: int
+) -> None:
     """Print the receptive field of each layer.
 
     Also prints the size of its map and the jump, the distance of neighbouring outputs in pixels.
 
-    The model is the built-in network with this norm, a run's model, a functional .keras model, or a
-    network such as keras:MobileNetV2 or file.py:function.
+    The model is that of a run, of a functional .keras file, a network such as keras:MobileNetV2 or
+    file.py:function, or the built-in network with the norm that is named, by default without one.
 
     Example: kerasnorm receptive-field keras:MobileNetV2 --image-shape 224,224,3
     """
@@ -123,13 +158,7 @@ def receptive_field(target: str, as_json: bool, image_shape: tuple[int, ...], cl
     from kerasnorm.inspection.layers import layers_to_json, receptive_field_table
     from kerasnorm.inspection.layers import receptive_field as spatial_rows
 
-    if target in NORMS:
-        model = _build({"norm": target}, image_shape, classes)
-    elif not any(sign in target for sign in ".:") and not Path(target).exists():
-        raise unknown("norm", target, NORMS)
-    else:
-        model = network_of(target, image_shape, classes)
-    rows = spatial_rows(model)
+    rows = spatial_rows(_named_model(target or "none", image_shape, classes))
     opt.show(as_json, layers_to_json(rows), receptive_field_table(rows))
 
 

@@ -434,7 +434,7 @@ def _gaps(model: keras.Model, changed: Sequence[Any], replaced: dict[int, Any]) 
     """Returns the difference of the outputs of old and new layers, on the old network's values."""
     gaps: dict[int, float] = {}
 
-    def compare(old: Any, x: Any) -> Any:
+    def compare(old: Any, x: Any, mask: Any) -> Any:
         new, before = replaced[id(old)], old(x, training=False)
         after = x if new is None else new(x, training=False)
         gaps[id(old)] = max(gaps.get(id(old), 0.0), difference(before, after))

@@ -53,10 +53,11 @@ def rebuild(model: keras.Model, replaced: Replacements) -> tuple[keras.Model, di
 
     def call_copy(node: Any, values: dict[int, Any]) -> list[Any]:
         copy = copy_of(node.operation)
+        arguments, options = node.arguments.fill_in(values)
         if id(node.operation) in replaced:
             first = values[id(node.input_tensors[0])]
-            return keras.tree.flatten(first if copy is None else copy(first))
-        arguments, options = node.arguments.fill_in(values)
+            given = {"mask": options.get("mask")} if isinstance(copy, Tap) else {}
+            return keras.tree.flatten(first if copy is None else copy(first, **given))
         return keras.tree.flatten(copy(*arguments, **options))
 
     made = copy_of(model)
@@ -83,19 +84,20 @@ def _parts(layer: Any) -> list[Any]:
 
 
 class Tap(keras.layers.Layer):
-    """Calls a function on real values in place of a layer."""
+    """Calls a function on real values, and their mask or None, in place of a layer."""
 
-    def __init__(self, layer: keras.layers.Layer, function: Callable[[Any], Any]) -> None:
+    def __init__(self, layer: keras.layers.Layer, function: Callable[[Any, Any], Any]) -> None:
         super().__init__(name=layer.name, dtype=layer.dtype_policy)
+        self.supports_masking = layer.supports_masking
         self.layer_output = layer.compute_output_spec
         self.function = function
         self.built = True
 
-    def call(self, x: Any) -> Any:
+    def call(self, x: Any, mask: Any = None) -> Any:
         """Returns the function's output."""
-        return self.function(x)
+        return self.function(x, mask)
 
-    def compute_output_spec(self, x: Any) -> Any:
+    def compute_output_spec(self, x: Any, mask: Any = None) -> Any:
         """Returns the shape of the output, without a call of the function on symbols."""
         return keras.KerasTensor(self.layer_output(x).shape, dtype=self.compute_dtype)
 

@@ -1,6 +1,7 @@
 """Moving statistics of batch norms measured exactly: precise batch normalization."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -36,7 +37,8 @@ def recalibrate(
         variance = sum(n_b * (variance_b + mean_b^2)) / sum(n_b) - mean^2,
 
     of moments in float32, summed in float64: mean and population variance (biased, as in training)
-    of all values that the layer normalized, each counted once, where moving averages forget.
+    of all values that the layer normalized, each counted once, where moving averages forget. Where
+    a `Masking` or an `Embedding` masks positions, they count in no moment, as in Keras's training.
     As in training, the batches are drawn from all images at random: data often come class by class,
     and batches of one class have other statistics. Their sizes differ by at most one. A batch norm
     that is called several times measures the values of all calls. Frozen batch norms, and those
@@ -100,24 +102,49 @@ def norms_to_measure(model: keras.Model) -> list[keras.layers.BatchNormalization
     return norms
 
 
+def _masked_moments(x: Any, mask: Any, axes: Sequence[int]) -> tuple[NDArray[Any], Any, Any]:
+    """Returns the number, the mean and the variance of the values that a mask leaves, per channel.
+
+    The mask has the shape of `x` without its last axis.
+    """
+    ops = keras.ops
+    kept = ops.broadcast_to(ops.cast(ops.expand_dims(mask, -1), "bool"), x.shape)
+
+    def mean(values: Any) -> Any:
+        total = ops.sum(ops.where(kept, values, 0), axes, keepdims=True)
+        return total / ops.maximum(count, 1)
+
+    count = ops.sum(ops.cast(kept, x.dtype), axes, keepdims=True)
+    first = mean(x)
+    second = mean(ops.square(x - first))
+    return (
+        ops.convert_to_numpy(ops.squeeze(count, tuple(axes))).astype(np.float64),
+        ops.squeeze(first, tuple(axes)),
+        ops.squeeze(second, tuple(axes)),
+    )
+
+
 class _Meter:
     """Normalizes with the statistics of the batch, and adds them up."""
 
     def __init__(self, norm: Any) -> None:
         self.norm = norm
-        self.count = 0
+        self.count: Any = 0  # of values, per channel
         self.sums = np.zeros((2, *norm.moving_mean.shape))  # of the values and of their squares
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: Any, mask: Any) -> Any:
         norm, rank = self.norm, len(x.shape)
         x = keras.ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
         axes = [axis for axis in range(rank) if axis != norm.axis % rank]
         # Not by `moments`, which on torch takes the mean's square from the mean square.
-        mean, variance = keras.ops.mean(x, axes), keras.ops.var(x, axes)
+        if mask is None:
+            count: Any = math.prod(x.shape[axis] for axis in axes)
+            mean, variance = keras.ops.mean(x, axes), keras.ops.var(x, axes)
+        else:
+            count, mean, variance = _masked_moments(x, mask, axes)
         first, second = (
             keras.ops.convert_to_numpy(moment).astype(np.float64) for moment in (mean, variance)
         )
-        count = math.prod(x.shape[axis] for axis in axes)
         self.count += count
         self.sums += count * np.stack([first, second + first**2])
         y = keras.ops.batch_normalization(
@@ -127,5 +154,5 @@ class _Meter:
 
     def total(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Returns the mean and the population variance of all values, per channel."""
-        mean, square = self.sums / self.count
+        mean, square = self.sums / np.maximum(self.count, 1)
         return mean, np.maximum(square - mean**2, 0.0)

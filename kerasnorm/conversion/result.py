@@ -25,6 +25,24 @@ NORM_COST = {
     keras.layers.LayerNormalization: 3,
     keras.layers.RMSNormalization: 2,
 }
+# Layers of which every position of the output, and of the transposed ones the input, uses each
+# value of the kernels once.
+LINEAR = (
+    keras.layers.Dense,
+    *(keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D),
+    *(keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D),
+    *(keras.layers.SeparableConv1D, keras.layers.SeparableConv2D),
+)
+TRANSPOSED = (
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+)
+# Classes of layers and operations that multiply tensors without a kernel.
+PRODUCTS = {
+    *("Attention", "AdditiveAttention", "Dot", "DotProductAttention", "Einsum", "Inner", "Matmul"),
+    *("Outer", "Tensordot", "Vdot"),
+}
 COST_NOTE = (
     "Multiply-adds of one image: convolutions and dense layers; a batch norm counts 1 per value, "
     "RMS 2, group and layer norm 3, other layers none. Changes are relative to the largest output, "
@@ -70,7 +88,7 @@ class Conversion:
         difference: Largest difference of the network's outputs on noise images, relative to the
             largest output.
         parameters: Number of weights before and after.
-        multiply_adds: Multiply-adds of one image before and after, None where a size is not fixed.
+        multiply_adds: Multiply-adds of one image before and after, None where they are not known.
         milliseconds: Measured time of a prediction of one image before and after, None where it
             was not measured.
         notes: Sentences about what was left as it was.
@@ -154,6 +172,9 @@ def compared(
     costs = multiply_adds(before), multiply_adds(after)
     if None not in costs and (own := _uncounted(before, after)):
         notes = [*notes, f"Multiply-adds of layers of your own are not counted: {', '.join(own)}."]
+    if others := sorted({type(node.operation).__name__ for node, *_ in sized_calls(before)
+                         if not _is_countable(node.operation)}):  # fmt: skip
+        notes = [*notes, f"Multiply-adds are not known, because of: {', '.join(others)}."]
     return Conversion(
         model=after,
         layers=tuple(layers),
@@ -193,11 +214,12 @@ def probe_inputs(model: keras.Model, count: int = 4) -> Any:
 
 
 def multiply_adds(model: keras.Model) -> int | None:
-    """Returns the multiply-adds of a network for one image, None where a size is not fixed.
+    """Returns the multiply-adds of a network for one image, None where they are not known.
 
     Those of convolutions, dense layers and norms (`NORM_COST`), once per call of a layer or of a
     model in the network; activations, additions, poolings and norms of the user's own count as
-    none.
+    none. They are not known where a size is not fixed, and of other layers with kernels, such as
+    LSTM, and products of tensors, such as attention.
     """
     found = [_of_call(node.operation, *tensors) for node, *tensors in sized_calls(model)]
     known = [count for count in found if count is not None]
@@ -205,23 +227,49 @@ def multiply_adds(model: keras.Model) -> int | None:
 
 
 def _of_call(layer: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> int | None:
-    """Returns the multiply-adds of one call of a layer, None where a size is not fixed."""
-    if not isinstance(layer, keras.Layer):
-        return 0
-    is_transposed = type(layer).__name__.endswith("Transpose")
-    shape = (inputs if is_transposed else outputs)[0].shape[1:]
-    kernels = [w for w in layer.weights if w.name.endswith("kernel")]
+    """Returns the multiply-adds of one call of a layer, None where they are not known."""
+    if not _is_countable(layer):
+        return None
+    if isinstance(layer, keras.layers.EinsumDense):
+        return _of_einsum(layer, inputs[0].shape)
+    shape = (inputs if isinstance(layer, TRANSPOSED) else outputs)[0].shape[1:]
+    kernels = _kernels(layer)
     per_value = next((n for kind, n in NORM_COST.items() if isinstance(layer, kind)), 0)
     if not kernels and not per_value:
         return 0
     if None in shape:
         return None
-    # Every position of the output uses each value of the kernel once.
     is_first = getattr(layer, "data_format", None) == "channels_first"
     positions = math.prod(shape[1:] if is_first else shape[:-1])
     total: int = positions * sum(math.prod(w.shape) for w in kernels)
     total += math.prod(shape) * per_value
     return total
+
+
+def _is_countable(layer: Any) -> bool:
+    """Returns whether there is a rule for the multiply-adds of a layer or of an operation."""
+    is_known = isinstance(layer, (*LINEAR, *TRANSPOSED, keras.layers.EinsumDense))
+    return type(layer).__name__ not in PRODUCTS and (is_known or not _kernels(layer))
+
+
+def _kernels(layer: Any) -> list[Any]:
+    weights = layer.weights if isinstance(layer, keras.Layer) else ()
+    return [weight for weight in weights if weight.name.endswith("kernel")]
+
+
+def _of_einsum(layer: Any, shape: Sequence[int | None]) -> int | None:
+    """Returns the multiply-adds of an EinsumDense: the product of the sizes of all its axes.
+
+    The first axis of its input, whose shape is given, is that of the images and counts as 1.
+    """
+    source, kernel = layer.equation.partition("->")[0].split(",")
+    before, _, after = source.partition("...")
+    sizes = [1, *shape[1:]]
+    axes = list(before) + ["..."] * (len(sizes) - len(before) - len(after)) + list(after)
+    rest = [size for axis, size in zip(axes, sizes, strict=True) if axis not in kernel]
+    known = [size for size in rest if size is not None]
+    total = math.prod(known) * math.prod(layer.kernel.shape)
+    return total if len(known) == len(rest) else None
 
 
 def _uncounted(*models: keras.Model) -> list[str]:

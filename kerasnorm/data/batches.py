@@ -35,6 +35,10 @@ class Batches:
         """Number of batches in an epoch, including the partial one."""
         return -(-len(self.split) // self.batch_size)
 
+    def place(self, epoch: int, step: int) -> tuple[int, int]:
+        """Returns the epoch and the step in it, from 0, that a run takes its `batch` in."""
+        return epoch, step
+
     def order(self, epoch: int) -> NDArray[np.int64]:
         """Returns the order of the training images in an epoch (numbered from 0), shape (N,)."""
         return generator(self.seed, ORDER_STREAM, epoch).permutation(len(self.split))

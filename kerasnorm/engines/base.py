@@ -229,7 +229,7 @@ class Engine(ABC):
         """
         if self._constant_rate is not None:
             return float(ops.convert_to_numpy(self._constant_rate))
-        number = epoch * self.batches.steps + step
+        number = epoch * (len(self.rates) // self.config.epochs) + step
         return float(self.rates[min(number, len(self.rates) - 1)])
 
     def diverged(
@@ -247,6 +247,7 @@ class Engine(ABC):
             what = f"loss is {loss}"
             images, _ = self.batches.batch(epoch, step)
             place = first_nonfinite(self.model, images) or "the loss, or the way back from it"
+        epoch, step = self.batches.place(epoch, step)
         advice = "No weight has changed yet: look at that layer, and at the images."
         if epoch or step:
             kept = "; the earlier checkpoints are whole" if epoch else ""

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import keras
@@ -15,7 +15,13 @@ from kerasnorm.data.batches import Batches
 from kerasnorm.data.stored import Images
 from kerasnorm.engines.base import Engine
 from kerasnorm.engines.keras_engine import KerasEngine
-from kerasnorm.errors import ConfigError, calling_layers, expect
+from kerasnorm.errors import (
+    ConfigError,
+    KerasnormError,
+    calling_layers,
+    expect,
+    is_out_of_memory,
+)
 from kerasnorm.inspection import evaluation
 from kerasnorm.process_group import Launch, ProcessGroup
 
@@ -115,7 +121,6 @@ def join(launch: Launch, devices: int) -> ProcessGroup:
     return ProcessGroup()
 
 
-@calling_layers()
 def predictor(model: Any) -> Callable[[Images], NDArray[np.float32]]:
     """Returns a function that gives a Keras model's outputs (N, classes) for images (N, H, W, C).
 
@@ -123,18 +128,35 @@ def predictor(model: Any) -> Callable[[Images], NDArray[np.float32]]:
     traced, once for all calls, which see the variables as they are then.
 
     Raises:
-        ConfigError: A layer of the model raises an error when it is called; so does the function.
+        ConfigError: A layer of the model raises an error when Keras calls it; the function raises
+            it. What the native engine alone cannot compute is an error of this package.
     """
+    by_keras = partial(evaluation.predict, model)
+    native = cache(lambda: _native_predictor(model) or by_keras)
+
+    def predict(images: Images) -> NDArray[np.float32]:
+        try:
+            return native()(images)
+        except Exception as error:
+            if not isinstance(error, KerasnormError) and not is_out_of_memory(error):
+                with calling_layers():
+                    by_keras(images)
+            raise
+
+    return predict
+
+
+def _native_predictor(model: Any) -> Callable[[Images], NDArray[np.float32]] | None:
+    """Returns the native engine's function for `predictor`, None where it has none for a model."""
     backend = keras.backend.backend()
-    predict = partial(evaluation.predict, model)
     if backend == "torch":
         from kerasnorm.engines.torch import engine as torch_engine
         from kerasnorm.engines.torch import lowering as torch_lowering
 
         with suppress(ConfigError):  # a subclassed model has no graph to lower
-            predict = partial(torch_engine.predict, torch_lowering.LoweredModel(model))
+            return partial(torch_engine.predict, torch_lowering.LoweredModel(model))
     if backend == "tensorflow":
         from kerasnorm.engines.tensorflow import engine as tensorflow_engine
 
-        predict = partial(tensorflow_engine.predict, tensorflow_engine.inference(model))
-    return calling_layers()(predict)
+        return partial(tensorflow_engine.predict, tensorflow_engine.inference(model))
+    return None

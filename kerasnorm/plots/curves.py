@@ -17,6 +17,7 @@ from kerasnorm.plots.style import (
     INK,
     TEXT_SIZE,
     Picture,
+    band,
     draw_legend,
     first_texts,
     legend_height,
@@ -139,8 +140,8 @@ def _drawn_epochs(run: "Run") -> NDArray[np.float64]:
 
 def _band(run: "Run", half: "Sequence[Row]", name: str) -> tuple[NDArray[np.float64], ...]:
     """Returns the lower and the upper edge of the band around a curve."""
-    middle, height = _values(run.history, name), _values(half, name)
-    return middle - height, middle + height
+    most = 1.0 if name.endswith("accuracy") else np.inf
+    return band(_values(run.history, name), _values(half, name), most)
 
 
 def _styles(runs: "Sequence[Run]") -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -26,6 +27,7 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from numpy.typing import NDArray
 
 from kerasnorm.files import encoded, write_bytes
 from kerasnorm.norms import NORMS
@@ -265,6 +267,16 @@ def shade(color: str, place: int, count: int) -> str:
     light = 1.0 - DARKEST * place / (count - 1)
     red, green, blue = to_rgb(color)
     return to_hex((light * red, light * green, light * blue))
+
+
+def band(
+    means: NDArray[np.float64], stds: NDArray[np.float64], most: float = 100.0
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns the edges of a band of one std around means, of the same shape.
+
+    They are cut off at 0 and at `most`, beyond which no value can be.
+    """
+    return np.clip(means - stds, 0, most), np.clip(means + stds, 0, most)
 
 
 def marked_styles(norms: Sequence[str]) -> list[dict[str, Any]]:

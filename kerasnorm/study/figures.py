@@ -26,6 +26,7 @@ from kerasnorm.plots.style import (
     MARKERS,
     TEXT_SIZE,
     Picture,
+    band,
     draw_legend,
     first_texts,
     fit,
@@ -418,7 +419,7 @@ def _draw_line(
             axes.plot([place] * len(seeds), seeds, ".", color=color, alpha=0.6, markersize=5)
     means = np.array([one.mean for one in found])
     stds = np.array([one.std or 0.0 for one in found])
-    axes.fill_between(places, means - stds, means + stds, color=color, alpha=SHADE, linewidth=0)
+    axes.fill_between(places, *band(means, stds), color=color, alpha=SHADE, linewidth=0)
     (line,) = axes.plot(places, means, color=color, linewidth=1.6)
     line.set_linestyle(":" if is_level else "-")
     if not is_level:

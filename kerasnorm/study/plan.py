@@ -99,7 +99,7 @@ class StudyPlan:
                 for config, chosen in self._runs.values()
                 if not self.one_at_a_time or {*chosen} <= {name}
             ]
-            if not any(reads(config, name) for config in runs):
+            if not any(_reads(config, name) for config in runs):
                 norm, needed = owner(name), SETTINGS[name].field.metadata["needs"]
                 needs = " and ".join(filter(None, [f"norm={norm}" if norm else "", needed]))
                 raise ConfigError(
@@ -119,8 +119,8 @@ class StudyPlan:
                 fixed = {**self.fixed, "norm": norm, "backend": backend, "seed": seed}
                 of_norm = {key: values[key] for key in values if owner(key) in (None, norm)}
                 config = self._resolved(fixed | of_norm)
-                chosen = {key: of_norm[key] for key in of_norm if reads(config, key)}
-                config = self._resolved(fixed | chosen)
+                chosen = {key: of_norm[key] for key in of_norm if _reads(config, key)}
+                config = config if chosen == of_norm else self._resolved(fixed | chosen)
                 if "batch_size" in chosen and "learning_rate" not in chosen:
                     others = {key: value for key, value in chosen.items() if key != "batch_size"}
                     base = self._resolved(fixed | others).train
@@ -184,6 +184,11 @@ class StudyPlan:
         if self.one_at_a_time != other.one_at_a_time and self.vary and other.vary:
             return "one_at_a_time"
         return "data" if ours.get("data") != theirs.get("data") else ""
+
+
+def _reads(config: Config, name: str) -> bool:
+    """Returns whether a field changes what a run of a study computes: one process trains it."""
+    return reads(config, name) and (name != "bn_sync" or config.train.devices > 1)
 
 
 def identity(config: Config) -> str:

@@ -5,13 +5,19 @@ from typing import Any
 
 import numpy as np
 
-from kerasnorm.config import tuned_values
+from kerasnorm.config import field_value, tuned_values
 from kerasnorm.errors import shortened
 from kerasnorm.norms import NORMS
-from kerasnorm.plots.labels import value_texts
+from kerasnorm.plots.labels import short_places, shown_fields, value_text, value_texts
 from kerasnorm.progress import counted, in_percent
 from kerasnorm.study.intervals import Verdict, image_error
-from kerasnorm.study.summary import AblationEffect, Difference, Failure, Summary
+from kerasnorm.study.summary import (
+    IMAGE_FIELDS,
+    AblationEffect,
+    Difference,
+    Failure,
+    Summary,
+)
 from kerasnorm.study.tables import (
     LONGEST_MESSAGE,
     change_text,
@@ -22,6 +28,14 @@ from kerasnorm.study.tables import (
 from kerasnorm.training.run import Run
 
 MOST_SENTENCES = 8
+RANKED_BY_VALIDATION = (
+    "Ranked and compared by accuracy on the validation split; test accuracy beside it."
+)
+RANKED_BY_TEST = (
+    "Ranked and compared by accuracy on the test set, for want of a validation split: the winner's "
+    "test accuracy is then too high by chance. Give --validation to choose on other images than "
+    "those you report."
+)
 # Not said of images that are held out for validation: each seed holds out others.
 SAME_IMAGES = (
     "All seeds are judged on the same images: the intervals say what other seeds would give, not "
@@ -163,39 +177,65 @@ def _unmatched_text(name: str, values: Mapping[str, Any]) -> str:
     return f"{name.replace('_', ' ')} ({'; '.join(parts)})"
 
 
+def images_sentence(summary: Summary) -> str:
+    """Returns which runs are not compared, because they are tested on other images; "" for none."""
+    texts = []
+    for name in IMAGE_FIELDS:
+        fields = [{name: field_value(run.config, name)} for run in summary.runs]
+        values = dict.fromkeys(value_text(shown_fields(one, fields)[name]) for one in fields)
+        if len(values) > 1:
+            texts.append(f"{name.replace('_', ' ')} ({', '.join(values)})")
+    if not texts:
+        return ""
+    return (
+        f"Runs that differ in {' or '.join(texts)} are not compared with each other, because they "
+        "are tested on other images."
+    )
+
+
 def measure_sentence(summary: Summary) -> str:
-    """Returns by which split the groups are ranked, and what it costs where that is the test."""
-    if len(summary.groups) < 2:
-        return ""
-    has_same_data = "data" not in summary.unmatched
-    same = f" {SAME_IMAGES}{_images_text(summary)}" if has_same_data else ""
-    if summary.measure == "val_accuracy":
-        text = "Ranked and compared by accuracy on the validation split; test accuracy beside it."
-        is_drawn = all(run.config.data.validation for run in summary.runs)
-        return text if is_drawn else text + same
-    return (
-        "Ranked and compared by accuracy on the test set, for want of a validation split: the "
-        "winner's test accuracy is then too high by chance. Give --validation to choose on other "
-        f"images than those you report.{same}"
-    )
+    """Returns by which split the groups are compared, and how far off its images may be.
+
+    Where groups are compared by the test images, it says what that costs.
+    """
+    is_compared = bool(summary.differences or summary.changes or summary.effects)
+    is_by_test = summary.measure == "test_accuracy"
+    is_drawn = not is_by_test and all(run.config.data.validation for run in summary.runs)
+    texts = [RANKED_BY_TEST if is_by_test else RANKED_BY_VALIDATION] if is_compared else []
+    texts += [SAME_IMAGES] if is_compared and not is_drawn else []
+    texts += _image_texts(summary, "val_accuracy") if not is_by_test and not is_drawn else []
+    texts += _image_texts(summary, "test_accuracy")
+    return " ".join(texts)
 
 
-def _images_text(summary: Summary) -> str:
-    """Returns how far off so many images may be; "" if their number differs, or is unknown."""
-    counts = {
-        run.metrics.get("images", {}).get("validation")
-        if summary.measure == "val_accuracy"
-        else int(np.sum(run.metrics["confusion"]))
-        for run in summary.runs
-    }
-    images = counts.pop()
-    if counts or not images:
-        return ""
-    highest = max(group.mean(summary.measure) for group in summary.groups)
-    return (
-        f" There are {images:,}: by chance alone, an accuracy of {in_percent(highest)} % on them "
-        f"may miss that on all such images by {100 * image_error(highest, images):.2f} points."
-    )
+def _image_texts(summary: Summary, measure: str) -> list[str]:
+    """Returns how far off an accuracy on so many images may be, one sentence per data set.
+
+    A data set is left out if the number of its images is not known, or differs between runs.
+    """
+    places = short_places(run.config.data.data for run in summary.runs)
+    texts = []
+    for place, name in places.items():
+        groups = [group for group in summary.groups if group.first.config.data.data == place]
+        counts = {_images(run, measure) for group in groups for run in group.runs.values()}
+        if len(counts) == 1 and (images := counts.pop()):
+            kind = ("test" if measure == "test_accuracy" else "validation") + " images"
+            kind += f" of {name}" if len(places) > 1 else ""
+            highest = max(group.mean(measure) for group in groups)
+            texts.append(
+                f"There are {images:,} {kind}: by chance alone, an accuracy of "
+                f"{in_percent(highest)} % on them may miss that on all such images by "
+                f"{100 * image_error(highest, images):.2f} points."
+            )
+    return texts
+
+
+def _images(run: Run, measure: str) -> int | None:
+    """Returns the number of images that an accuracy was measured on, None where it is not known."""
+    if measure == "test_accuracy":
+        return int(np.sum(run.metrics["confusion"]))
+    count: int | None = run.metrics.get("images", {}).get("validation")
+    return count
 
 
 def sentences(summary: Summary) -> list[str]:
@@ -217,8 +257,8 @@ def sentences(summary: Summary) -> list[str]:
     ranked += [_effect_sentence(item, summary) for item in effects]
     left = len(ranked) - MOST_SENTENCES
     ranked = ranked[:MOST_SENTENCES] + ([f"The tables hold {left} more."] if left > 0 else [])
-    texts = [arms_sentence(summary), following_sentence(summary), steps_sentence(summary)]
-    texts += [measure_sentence(summary), leak_sentence(summary)]
+    texts = [arms_sentence(summary), images_sentence(summary), following_sentence(summary)]
+    texts += [steps_sentence(summary), measure_sentence(summary), leak_sentence(summary)]
     texts += [statistics_sentence(summary), instance_sentence(summary), chance_sentence(summary)]
     first = [text for text in texts if text]
     first += [_failure_sentence(item, summary) for item in summary.failures]

@@ -45,6 +45,8 @@ MEASURES = (
     "val_loss",
 )
 MOST_SHOWN = 12  # groups whose confused classes and mistakes are shown
+# Fields by which runs are tested on other images: runs that differ in one are never compared.
+IMAGE_FIELDS = ("data", "test_size")
 # Groups are ranked and compared by the first of these that all runs of a study have.
 RANKED_BY = ("val_accuracy", "test_accuracy")
 DEFINITIONS = {
@@ -241,7 +243,8 @@ class Summary:
     measure: str  # accuracy by which groups are ranked and compared, one of `RANKED_BY`
     # Paired differences, corrected for their number: between groups that differ in their norm, or
     # in their backend, alone; and between groups of one norm and backend that differ in one varied
-    # field alone, each against the field's first value.
+    # field alone, each against the field's first value. Groups that are tested on other images, see
+    # `IMAGE_FIELDS`, are not compared.
     differences: tuple[Difference, ...]
     changes: tuple[Difference, ...]
     published: tuple[Published, ...]  # published numbers for the same recipe and data
@@ -456,7 +459,10 @@ def _with_one_place(runs: Sequence[Run]) -> list[Run]:
 
 
 def _axes(configs: Sequence[Config], vary: Sequence[str]) -> tuple[str, ...]:
-    """Returns the varied fields and others that tell runs of one norm apart, where these do not."""
+    """Returns the varied fields and others that tell runs of one norm apart, where these do not.
+
+    Those of `IMAGE_FIELDS` in which any runs differ are among them.
+    """
     axes: list[str] = []
     for name in dict.fromkeys([*vary, "recipe", "data", *SETTINGS]):
         if name in AXES or name in UNCOMPARED:
@@ -465,6 +471,7 @@ def _axes(configs: Sequence[Config], vary: Sequence[str]) -> tuple[str, ...]:
         for config in configs:
             if reads(config, name):
                 key = repr((config.model.norm, fields_of(config, axes)))
+                key = "" if name in IMAGE_FIELDS else key
                 seen.setdefault(key, set()).add(repr(field_value(config, name)))
         if name in vary or any(len(values) > 1 for values in seen.values()):
             axes.append(name)
@@ -525,7 +532,7 @@ def _change_pairs(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
     """Returns each group beside the first one that differs from it in one shared field alone."""
     found = []
     for place, group in enumerate(groups):
-        for name in group.shared:
+        for name in (name for name in group.shared if name not in IMAGE_FIELDS):
             rest = {**group.fields, name: None}
             first = next(
                 other
@@ -539,9 +546,13 @@ def _change_pairs(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
 
 
 def _effect_pairs(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
-    """Returns each variant of a one-factor-at-a-time study beside the base of its norm."""
+    """Returns each variant of a one-factor-at-a-time study beside the base of its norm.
+
+    Variants that are tested on other images are left out.
+    """
     bases = {(group.norm, group.backend): group for group in groups if not group.fields}
-    pairs = [(group, bases.get((group.norm, group.backend))) for group in groups if group.fields]
+    variants = [group for group in groups if {*group.fields} - {*IMAGE_FIELDS}]
+    pairs = [(group, bases.get((group.norm, group.backend))) for group in variants]
     return [(group, base) for group, base in pairs if base]
 
 

@@ -28,6 +28,8 @@ from kerasnorm.analysis.landscape import (
 from kerasnorm.analysis.probe import Probe
 from kerasnorm.conversion.norms import convert_norm
 from kerasnorm.data.dataset import Split
+from kerasnorm.engines.schedule import learning_rates
+from kerasnorm.errors import DivergedError
 from kerasnorm.inspection.evaluation import predict, score
 from kerasnorm.layers import StandardizedConv2D, leaves, portable, standardize_kernel
 from kerasnorm.training.fit import make_engine
@@ -278,6 +280,34 @@ def test_training_in_windows_is_training(norm):
         advance(parts, parts.batches, start, count)
     a, b = whole.state(), parts.state()
     assert all(np.allclose(a[name], b[name], rtol=1e-4, atol=1e-5) for name in a)
+
+
+@pytest.mark.backend("any", long_on="tensorflow")
+@pytest.mark.parametrize("kind", ["native", "keras"])
+@pytest.mark.parametrize("schedule", ["triangular", "constant"])
+@pytest.mark.parametrize(("start", "count", "bad"), [(0, 3, 2), (2, 6, 5), (5, 3, 7)])
+def test_a_window_that_diverges_names_the_epoch_step_and_rate_of_the_run(
+    kind, schedule, start, count, bad
+):
+    """The images of one step, of four in an epoch, make the loss infinite."""
+    windowed = engine("none", engine=kind, schedule=schedule, epochs=3)
+    assert windowed.batches.steps == 4
+
+    class Poisoned(type(windowed.batches)):
+        def batch(self, epoch, step, order=None, part=None):
+            images, labels = super().batch(epoch, step, order, part)
+            is_bad = epoch * 4 + step == bad
+            return np.full_like(images, 255) if is_bad else images // 255, labels
+
+    windowed.batches.__class__ = Poisoned
+    first = windowed.model.get_layer("convblock1_conv1")
+    first.kernel.assign(np.full(first.kernel.shape, 1e36))
+    with pytest.raises(DivergedError) as caught:
+        advance(windowed, windowed.batches, start, count)
+    text = str(caught.value)
+    epoch, step = divmod(bad, 4)
+    rate = learning_rates(windowed.config, 12)[bad]
+    assert f"at epoch {epoch + 1}, step {step + 1}, at a learning rate of {rate:.6g} (" in text
 
 
 @pytest.mark.parametrize("flat", [[], [1], [0, 2], [0, 1, 2]])

@@ -12,6 +12,7 @@ from helpers.command import call
 from helpers.norm_nets import network, weights_by_path
 from keras import layers
 from matplotlib.colors import hsv_to_rgb, rgb_to_hsv, to_hex
+from matplotlib.figure import Figure
 from PIL import Image
 
 import kerasnorm
@@ -35,6 +36,7 @@ from kerasnorm.formats.archive import SavedModel, open_model
 from kerasnorm.formats.exported import ExportedModel
 from kerasnorm.norms import NORMS
 from kerasnorm.plots.style import Picture
+from kerasnorm.study.intervals import Interval
 
 NAMES = ("contrast", "brightness")  # without those that are random or slow
 NOISE = (0.04, 0.06, 0.08, 0.09, 0.1)
@@ -400,6 +402,15 @@ def test_the_table_and_the_figure_show_all(answer):
     assert np.allclose(line.get_ydata(), [100 * one.mean for one in batches])
     assert "BN" in picture.alt
     assert "seeds" in picture.caption
+
+
+@pytest.mark.parametrize("accuracies", [(0.0, 0.0, 0.1), (0.9, 1.0, 1.0)])
+def test_shades_end_where_no_accuracy_can_be(accuracies):
+    axes = Figure().subplots()
+    robustness._draw(axes, dict.fromkeys((0, 1), Interval.of(accuracies)), {"color": "black"})
+    box = axes.collections[0].get_paths()[0].get_extents()
+    assert (box.y0 == 0) != (box.y1 == 100)
+    assert 0 <= box.y0 < box.y1 <= 100
 
 
 def test_the_command_writes_numbers_and_figure(runs, tmp_path):

@@ -421,6 +421,25 @@ def test_summary_and_receptive_field_print_tables_and_json(trained):
     assert "32 -> 32" in call("receptive-field", trained / "model.keras")[0]
 
 
+def test_summary_and_receptive_field_take_the_same_models(trained, tmp_path):
+    code = tmp_path / "net.py"
+    code.write_text(
+        "from kerasnorm import build_model\n"
+        "def net(shape, classes):\n"
+        "    return build_model('bn', input_shape=shape, classes=classes)\n"
+    )
+    for target in (trained, trained / "model.keras", "gn", f"{code}:net"):
+        found = [json.loads(call(name, target, "--json")[0])
+                 for name in ("summary", "receptive-field")]  # fmt: skip
+        rows, fields = ({row["name"]: row["receptive_field"] for row in rows} for rows in found)
+        assert fields.items() <= rows.items()
+        assert fields["fc1"] == 72
+    for name in ("summary", "receptive-field"):
+        assert "Did you mean gn" in call(name, "gnn", code=2)[1]
+    assert "--norm: leave it out" in call("summary", trained, "--norm", "gn", code=2)[1]
+    assert f"{trained}/model.keras" in call("summary", "--network", trained, code=2)[1]
+
+
 @pytest.mark.long
 def test_data_and_doctor_describe_what_is_there(tmp_path):
     facts = json.loads(call("data", "shapes", "--json")[0])

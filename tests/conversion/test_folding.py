@@ -196,6 +196,68 @@ def test_multiply_adds_of_a_model_for_any_size_are_those_of_its_layers(kind):
     assert multiply_adds(nested) == multiply_adds(flat)
 
 
+L = layers
+ALONE = {
+    "dense": (L.Dense(5, use_bias=False), (7,)),
+    "dense on a map": (L.Dense(5, use_bias=False), (3, 4, 7)),
+    "convolution": (L.Conv2D(5, 3, use_bias=False), (6, 7, 4)),
+    "strides": (L.Conv2D(5, 3, strides=2, use_bias=False), (9, 7, 4)),
+    "groups": (L.Conv2D(6, 3, groups=2, use_bias=False), (6, 7, 4)),
+    "dilation": (L.Conv1D(5, 3, dilation_rate=2, use_bias=False), (9, 4)),
+    "3D": (L.Conv3D(2, (1, 2, 3), use_bias=False), (4, 4, 4, 3)),
+    "depthwise": (L.DepthwiseConv2D(3, depth_multiplier=2, use_bias=False), (6, 7, 4)),
+    "depthwise 1D": (L.DepthwiseConv1D(3, depth_multiplier=3, use_bias=False), (6, 4)),
+    "transposed": (L.Conv2DTranspose(5, 3, strides=2, use_bias=False), (4, 3, 6)),
+    "transposed 1D": (L.Conv1DTranspose(5, 4, strides=3, use_bias=False), (4, 6)),
+    "one output axis": (L.EinsumDense("abc,cd->abd", (None, 5)), (4, 7)),
+    "two output axes": (L.EinsumDense("abc,cde->abde", (None, 2, 5)), (4, 7)),
+    "two summed axes": (L.EinsumDense("abcd,cde->abe", (None, 5)), (4, 2, 7)),
+    "of another place": (L.EinsumDense("abc,bd->adc", (5, 7)), (4, 7)),
+    "ellipsis": (L.EinsumDense("...x,xyz->...yz", (2, 5)), (3, 4, 7)),
+    "ellipsis on the right": (L.EinsumDense("ab...,bc->ac...", (5, 3, 4)), (7, 3, 4)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("layer", "shape"), ALONE.values(), ids=ALONE)
+def test_multiply_adds_are_the_products_that_a_layer_sums(layer, shape):
+    """Where inputs and weights are 1, the sum of the outputs counts them."""
+    image = keras.Input(shape)
+    model = keras.Model(image, layer(image))
+    for weight in model.weights:
+        weight.assign(np.ones(weight.shape))
+    outputs = model.predict_on_batch(np.ones((1, *shape), "float32"))
+    assert multiply_adds(model) == round(outputs.sum())
+
+
+def attended(image):
+    return L.MultiHeadAttention(2, 3)(image, image)
+
+
+UNKNOWN = {
+    "LSTM": L.LSTM(3),
+    "GRU": L.GRU(3, return_sequences=True),
+    "SimpleRNN": L.SimpleRNN(3),
+    "Bidirectional": L.Bidirectional(L.LSTM(3)),
+    "TimeDistributed": L.TimeDistributed(L.Dense(3)),
+    "MultiHeadAttention": attended,
+    "Attention": lambda image: L.Attention()([image, image]),
+    "Dot": lambda image: L.Dot(axes=2)([image, image]),
+    "Matmul": lambda image: image @ keras.ops.transpose(image, (0, 2, 1)),
+    "SpectralNormalization": L.SpectralNormalization(L.Dense(3)),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_multiply_adds_that_are_not_known_say_of_what(name):
+    image = keras.Input((8, 4))
+    x = UNKNOWN[name](L.BatchNormalization()(L.Conv1D(4, 1)(image)))
+    model = keras.Model(image, x)
+    assert multiply_adds(model) is None
+    done = fold_norms(model)
+    assert done.multiply_adds is None
+    assert f"Multiply-adds are not known, because of: {name}." in done.notes
+
+
 def test_multiply_adds_do_not_depend_on_where_the_channels_are():
     """A 3x3 convolution from 3 to 8 channels on 16x16 pixels, and a batch norm, by hand."""
     for data_format, shape in (("channels_last", (16, 16, 3)), ("channels_first", (3, 16, 16))):

@@ -88,6 +88,54 @@ def test_images_that_come_class_by_class_give_the_statistics_of_all_classes(clas
     assert np.allclose(found.moving_mean.numpy(), values.mean((0, 1, 2)), atol=0.05)
 
 
+def masked(how):
+    """Images of rows of pixels, a BatchNormalization of which a mask leaves out some rows."""
+    rows = keras.Input((8, 5))
+    norm = layers.BatchNormalization(name="norm", momentum=0.0)
+    if how == "Masking":
+        x = layers.Masking(0.0)(rows)
+        return keras.Model(rows, norm(layers.Dense(4, name="dense")(x)))
+    if how == "Sequential":
+        parts = [layers.Masking(0.0), layers.Dense(4, name="dense"), norm]
+        return keras.Sequential([rows, *parts])
+    if how == "argument":
+        mask = keras.ops.any(rows != 0, axis=-1)
+        return keras.Model(rows, norm(layers.Dense(4, name="dense")(rows), mask=mask))
+    if how == "two norms":
+        first = layers.BatchNormalization(name="first", momentum=0.0)
+        x = layers.Activation("relu")(first(layers.Masking(0.0)(rows)))
+        return keras.Model(rows, norm(layers.Dense(4, name="dense")(x)))
+    x = layers.Embedding(9, 4, mask_zero=True, name="dense")(rows[..., 0])
+    return keras.Model(rows, norm(x))
+
+
+@pytest.mark.parametrize("how", ["Masking", "Sequential", "argument", "two norms", "Embedding"])
+@pytest.mark.parametrize("left", [0, 1, 7])
+def test_masked_values_count_in_no_moment(how, left):
+    """Of one batch, Keras's own training pass with a momentum of 0 gives its moments."""
+    rng = np.random.default_rng(left)
+    model = drawn(masked(how))
+    x = rng.integers(1, 9, (6, 8, 5)).astype("float32")
+    for image in x:
+        image[left + rng.integers(0, 2) :] = 0
+    x[0, :3] = 1  # some are left
+    found = recalibrate(model, x, batch_size=6).get_layer("norm")
+    count = (x != 0).any(-1).sum()
+    model(x, training=True)
+    wanted = model.get_layer("norm")
+    np.testing.assert_allclose(found.moving_mean.numpy(), wanted.moving_mean.numpy(), atol=1e-5)
+    np.testing.assert_allclose(
+        found.moving_variance.numpy(), wanted.moving_variance.numpy(), rtol=1e-4, atol=1e-6
+    )
+    if how in ("Masking", "argument"):  # also of several batches, which hold other numbers of rows
+        dense = model.get_layer("dense")
+        values = (x @ dense.kernel.numpy() + dense.bias.numpy())[(x != 0).any(-1)]
+        assert len(values) == count
+        found = recalibrate(model, x, batch_size=2).get_layer("norm")
+        np.testing.assert_allclose(found.moving_mean.numpy(), values.mean(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found.moving_variance.numpy(), values.var(0), rtol=1e-4)
+
+
 def test_all_other_weights_stay_and_a_shared_norm_counts_every_call():
     model, x = network(), images(6)
     left, right = model.get_layer("left"), model.get_layer("right")

@@ -372,6 +372,24 @@ def test_a_layer_that_cannot_be_computed_is_an_error_of_one_line(kind, engine):
         assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("kind", [TypeError, RuntimeError, KeyError, AssertionError])
+@pytest.mark.parametrize("place", ["made", "called"])
+def test_a_fault_of_the_native_engine_is_not_that_of_a_layer(kind, place, monkeypatch):
+    """Keras computes the layers."""
+    backend = keras.backend.backend()
+    made = {"torch": "lowering.LoweredModel", "tensorflow": "engine.inference"}[backend]
+    name = made if place == "made" else "engine.predict"
+
+    def broken(*_):
+        raise kind("a mistake in this package")
+
+    monkeypatch.setattr(f"kerasnorm.engines.{backend}.{name}", broken)
+    data = tiny.dataset()
+    model = keras.Sequential([keras.Input(data.image_shape), keras.layers.Flatten()])
+    with pytest.raises(kind, match="a mistake in this package"):
+        choice.predictor(model)(data.test.images)
+
+
 def test_memory_that_runs_out_in_a_layer_stays_that():
     config, data = tiny.config(), tiny.dataset()
     model = failing_model(data.image_shape, Failing(MemoryError()))

@@ -134,6 +134,17 @@ def test_the_curves_and_bands_of_an_epoch_alone_are_levels(draw, name, others):
     written(picture)
 
 
+@pytest.mark.parametrize(("draw", "most"), [(accuracy_figure, 100), (loss_figure, np.inf)])
+def test_bands_end_where_no_value_can_be(draw, most):
+    run = make_run()
+    wide = [dict.fromkeys(row, 9.0) for row in run.history]
+    for axes in draw([run], spreads=[wide]).figure.axes:
+        box = axes.collections[0].get_paths()[0].get_extents()
+        assert box.y0 == 0
+        assert box.y1 == pytest.approx(min(most, box.y1))
+    assert box.y1 > 9
+
+
 def test_the_rate_of_a_step_alone_is_visible():
     run = make_run(epochs=1)
     run.metrics["steps_per_epoch"] = 1

@@ -196,6 +196,27 @@ def test_an_interval_ends_at_100_percent():
     assert "[98.26, 100.00]" in group_table(summarize(runs)).rows[0][2]
 
 
+def drawn_band(axes):
+    """The lowest and the highest end of all bands in axes."""
+    boxes = [c.get_paths()[0].get_extents() for c in axes.collections
+             if isinstance(c, PolyCollection)]  # fmt: skip
+    return min(box.y0 for box in boxes), max(box.y1 for box in boxes)
+
+
+@pytest.mark.parametrize("accuracies", [(0.0, 0.0, 0.1), (0.9, 1.0, 1.0)])
+@pytest.mark.parametrize("name", ["batch_size", "dropout", "groups"])
+def test_bands_end_where_no_share_can_be(name, accuracies):
+    """Mean and std of the three seeds go beyond."""
+    values = {"batch_size": (2, 8), "dropout": (0.1, 0.2), "groups": (2, 4)}[name]
+    runs = [make_run(accuracy, norm=norm, seed=seed, **{name: value}) for norm in ("bn", "gn")
+            for value in values for seed, accuracy in enumerate(accuracies)]  # fmt: skip
+    found = summarize(runs, (name,))
+    (against,) = against_figure(found, name).figure.axes
+    for axes in (against, curves_figure(found, "accuracy").figure.axes[1]):
+        low, high = drawn_band(axes)
+        assert 0 <= low < high <= 100
+
+
 def test_intervals_that_fit_are_shown_whole():
     # Three seeds, std 1, t(2) = 4.303: 60 ± 2.48 points.
     runs = [make_run(a, norm="bn", seed=s) for s, a in enumerate((0.59, 0.60, 0.61))]

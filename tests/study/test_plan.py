@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.studies import make_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -16,6 +17,7 @@ from kerasnorm.study import folder
 from kerasnorm.study import plan as plans
 from kerasnorm.study.plan import StudyPlan, identity, parse_vary, run_name
 from kerasnorm.study.study import completed
+from kerasnorm.study.summary import summarize
 
 
 def make(**changes):
@@ -284,6 +286,36 @@ def test_a_field_that_no_run_reads_is_not_varied(vary, without, beside, one_at_a
     with pytest.raises(ConfigError, match=f"vary={name}, which is read only with "):
         with_fields(base, **without).check_read()
     with_fields(base, **beside).check_read()
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize(
+    "network", [{"norm": "bn"}, {"norm": "keep", "network": "keras:MobileNetV2", "recipe": "plain"}]
+)
+def test_runs_of_several_processes_that_differ_in_bn_sync_are_two(network, devices):
+    """Under torchrun `devices` stays 1."""
+    runs = [make_run(0.5 + seed**2 / 50, seed=seed, bn_sync=sync, devices=devices, **network)
+            for sync in ("on", "off") for seed in range(3)]  # fmt: skip
+    assert len({identity(run.config) for run in runs}) == 6
+    found = summarize(runs)
+    assert [dict(group.fields) for group in found.groups] == [{"bn_sync": "on"}, {"bn_sync": "off"}]
+    others = [make_run(0.5, norm="gn", bn_sync=sync, devices=devices) for sync in ("on", "off")]
+    assert len({identity(run.config) for run in others}) == 1
+
+
+@pytest.mark.parametrize("one_at_a_time", [False, True])
+@pytest.mark.parametrize("vary", [{"epochs": (1, 2)}, {"groups": (2, 4)}, {"momentum": (0.8, 0.9)}])
+def test_a_plan_resolves_a_config_again_only_without_what_it_does_not_read(
+    vary, one_at_a_time, monkeypatch
+):
+    plan = make(vary=vary, one_at_a_time=one_at_a_time, fixed={"optimizer": "sgd"})
+    plan = replace(plan, norms=("bn", "gn"))
+    found = []
+    resolved = StudyPlan._resolved
+    monkeypatch.setattr(StudyPlan, "_resolved", lambda *args: found.append(1) or resolved(*args))
+    combinations = 2 + one_at_a_time
+    plan.configs()
+    assert len(found) == combinations * len(plan.norms) * len(plan.backends) * len(plan.seeds)
 
 
 # Fields of which one is read only beside values of the other, and the number of distinct runs.

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers.studies import make_run
 
+from kerasnorm.study.plan import StudyPlan
 from kerasnorm.study.sentences import sentences
 from kerasnorm.study.summary import Failure, summarize
 
@@ -140,7 +141,7 @@ def test_the_number_of_images_says_how_far_their_accuracy_may_be_from_that_of_ot
         run.metrics["confusion"] = [[images // 2, 0], [0, images // 2]]
     [text] = [text for text in sentences(summarize(runs)) if "by chance alone" in text]
     number = float(text.split(" points")[-2].split()[-1])
-    assert f"There are {images:,}: " in text
+    assert f"There are {images:,} test images: " in text
     assert "an accuracy of 80.00 % on them may miss that on all such images by" in text
     assert number == pytest.approx(error, rel=0.1)  # 1.96 * sqrt(0.8 * 0.2 / n), one-sided skew
     rng = np.random.Generator(np.random.PCG64(images))
@@ -151,3 +152,74 @@ def test_the_number_of_images_says_how_far_their_accuracy_may_be_from_that_of_ot
     assert not any("the same images" in text for text in sentences(summarize(apart)))
     runs[0].metrics["confusion"] = [[1, 0], [0, 1]]
     assert not any("by chance alone" in text for text in sentences(summarize(runs)))
+
+
+@pytest.mark.parametrize("held_out", [0, 100])
+@pytest.mark.parametrize("norms", [("bn",), ("bn", "gn")])
+@pytest.mark.parametrize("places", [("cifar10",), ("cifar10", "/images/pets")])
+@pytest.mark.parametrize("has_split", [False, True])
+def test_a_study_always_says_how_far_off_its_test_accuracy_may_be(
+    held_out, norms, places, has_split
+):
+    """Where half of n images are classified, Wilson's interval is ± 1.96 / 2 / sqrt(n + 1.96^2)."""
+    counts = {"cifar10": 10_000, "/images/pets": 200}
+    runs = [make_run(0.5, norm=norm, seed=seed, data=place, validation=held_out)
+            for norm in norms for seed in range(3) for place in places]  # fmt: skip
+    for run in runs:
+        run.metrics["confusion"] = [[counts[run.config.data.data], 0], [0, 0]]
+        run.metrics["val_accuracy"] = 0.25 if has_split else None
+        run.metrics["images"] = {"validation": 50}
+    text = " ".join(sentences(summarize(runs)))
+    for place in places:
+        of = f" of {place.rpartition('/')[2]}" if len(places) > 1 else ""
+        off = 98 / math.sqrt(counts[place] + 1.96**2)
+        assert (
+            f"There are {counts[place]:,} test images{of}: by chance alone, an accuracy of 50.00 % "
+            f"on them may miss that on all such images by {off:.2f} points."
+        ) in text
+    assert ("50 validation images" in text) == (has_split and not held_out)
+
+
+ELSEWHERE = {
+    "data": [{"data": "cifar10"}, {"data": "/images/pets"}],
+    "test size": [{"test_size": 100}, {"test_size": 200}],
+}
+
+
+@pytest.mark.parametrize("how", ["by norm", "by batch size", "by recipe", "alone", "ablation"])
+@pytest.mark.parametrize("fields", ELSEWHERE.values(), ids=ELSEWHERE)
+def test_runs_that_are_tested_on_other_images_are_not_compared(fields, how):
+    """Whatever else tells them apart."""
+    also = {
+        "by norm": [{"norm": "bn"}, {"norm": "gn"}],
+        "by batch size": [{"batch_size": 8}, {"batch_size": 16}],
+        "by recipe": [{"recipe": "era8"}, {"recipe": "best"}],
+    }.get(how, [{}, {}])
+    each = [{"norm": "bn", **f, **a} for f, a in zip(fields, also, strict=True)]
+    runs = [make_run(0.1 + n / 2 + seed**2 / 100, seed=seed, **one)
+            for n, one in enumerate(each) for seed in range(3)]  # fmt: skip
+    plan = None
+    if how == "ablation":
+        [(name, (first, second))] = {n: [f[n] for f in fields] for n in fields[0]}.items()
+        fixed = {"recipe": "era8", "data": "cifar10", name: first}
+        plan = StudyPlan(norms=("bn",), backends=("torch",), seeds=(0, 1, 2), fixed=fixed,
+                         vary={name: (second,)}, one_at_a_time=True)  # fmt: skip
+    found = summarize(runs, tuple(plan.vary) if plan else (), plan)
+    assert [len(group.runs) for group in found.groups] == [3, 3]
+    assert (found.differences, found.changes, found.effects) == ((), (), ())
+    texts = sentences(found)
+    shown = "data (cifar10, pets)" if "data" in fields[0] else "test size (100, 200)"
+    assert f"Runs that differ in {shown} are not compared" in " ".join(texts)
+    assert not any(word in text for text in texts for word in ("points above", "winner", "*"))
+
+
+PLACES = ["cifar10", "shapes"]
+
+
+def test_norms_are_compared_on_each_data_set():
+    runs = [make_run(0.5 + seed**n / 100, norm=norm, seed=seed, data=place) for place in PLACES
+            for n, norm in enumerate(("bn", "gn")) for seed in range(3)]  # fmt: skip
+    found = summarize(runs, ("data",))
+    assert [item.first.shared["data"] for item in found.differences] == PLACES
+    assert found.changes == ()
+    assert "All seeds are judged on the same images" in " ".join(sentences(found))
