@@ -1,20 +1,51 @@
-"""Loggers, one module each, that `--log` names."""
+"""The logs of a run, which each logger that `--log` names keeps in a form of its own."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kerasnorm.training.loggers.mlflow import TrackedRun
-from kerasnorm.training.loggers.run_log import EpochDetails, RunLog
 from kerasnorm.training.loggers.tensorboard import EventFiles
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from kerasnorm.config import Config
     from kerasnorm.training.run import Run
     from kerasnorm.training.run_folder import Row
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EpochDetails:
+    """What the history does not hold of an epoch."""
+
+    weights: "Mapping[str, NDArray[Any]]"  # weights of the model after the epoch, by path
+    losses: Sequence[float]  # mean cross-entropy over the images of each step
+    rates: Sequence[float]  # learning rate of each step
+    steps_before: int  # number of steps in the epochs before it
+
+
+class RunLog(Protocol):
+    """The log of one run. A call writes what the log lacks, so that calls may be repeated."""
+
+    def write(self, rows: "Sequence[Row]", details: EpochDetails | None = None) -> None:
+        """Writes the epochs that the log lacks, so that it holds each of them once.
+
+        The rows are all of the history so far, the details those of the last, which has just been
+        trained.
+        """
+
+    def stop(self, *, has_failed: bool) -> None:
+        """Notes that the run ends before its last epoch: by an error, or else by a signal."""
+
+    def finish(self, run: "Run") -> None:
+        """Writes the results and the plots of a finished run."""
+
+
 # By name, which `--log` takes, and which is that of the package that the logger needs and of the
 # extra of `pyproject.toml` that installs it: what opens the log of a run, given its folder and
 # config; a new one, or that of the run which is resumed.

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kerasnorm.files import make_folder, read_text, write_json
-from kerasnorm.training.loggers.run_log import EpochDetails
 
 if TYPE_CHECKING:
     from kerasnorm.config import Config
+    from kerasnorm.training.loggers import EpochDetails
     from kerasnorm.training.run import Run
     from kerasnorm.training.run_folder import Row
 
@@ -74,7 +74,7 @@ class TrackedRun:
                 for statement in MOVE:
                     connection.execute(statement, (before, self.artifacts))
 
-    def write(self, rows: "Sequence[Row]", details: EpochDetails | None = None) -> None:
+    def write(self, rows: "Sequence[Row]", details: "EpochDetails | None" = None) -> None:
         """Logs the metrics of the epochs that are missing."""
         from mlflow.entities import Metric
 

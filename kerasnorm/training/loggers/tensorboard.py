@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kerasnorm.files import make_folder, write_bytes
-from kerasnorm.training.loggers.run_log import EpochDetails
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kerasnorm.config import Config
+    from kerasnorm.training.loggers import EpochDetails
     from kerasnorm.training.run import Run
     from kerasnorm.training.run_folder import Row
 
@@ -36,7 +36,7 @@ class EventFiles:
     def __init__(self, path: Path, config: "Config") -> None:
         self.folder = path / "tensorboard"
 
-    def write(self, rows: "Sequence[Row]", details: EpochDetails | None = None) -> None:
+    def write(self, rows: "Sequence[Row]", details: "EpochDetails | None" = None) -> None:
         """Writes the files of epochs that are missing, and removes those of later epochs."""
         make_folder(self.folder)
         files = [self.folder / f"{PREFIX}{number:06d}" for number, _ in enumerate(rows, 1)]
@@ -89,7 +89,7 @@ def _scalars(row: "Row") -> Any:
     return _event(int(found["epoch"]), values)
 
 
-def _details(epoch: int, details: EpochDetails) -> Iterator[Any]:
+def _details(epoch: int, details: "EpochDetails") -> Iterator[Any]:
     """Yields the events of an epoch's steps and of its weights."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
