@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kerasnorm import runtime
 from kerasnorm.config import Config, DataConfig
 from kerasnorm.data import Dataset, prepare
-from kerasnorm.data.content import Content
+from kerasnorm.data.dataset import Content
 from kerasnorm.data.stored import Images
 from kerasnorm.errors import CorruptFileError, DataError, described
 from kerasnorm.files import as_path, check_file, in_command, read_text
