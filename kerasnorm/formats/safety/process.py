@@ -10,9 +10,9 @@ import os
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,8 +119,7 @@ class Tasks:
 
         With images to calibrate it by, LiteRT is written in int8.
         """
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the converters warn of each other
+        with catch_warnings(action="ignore"):  # the converters warn of each other
             if calibration:
                 stock_keras(litert.write_int8)(path, Path(out), np.load(calibration))
             else:
