@@ -17,7 +17,7 @@ from kerasnorm.formats import archive, detect
 from kerasnorm.formats.archive import SavedModel
 from kerasnorm.formats.format import Format, require
 from kerasnorm.formats.safety.process import FileProcess
-from kerasnorm.inspection.outputs import Kind, as_logits, check_finite, output_kind, probe_images
+from kerasnorm.inspection.evaluation import Kind, as_logits, check_finite, output_kind, probe_images
 
 if TYPE_CHECKING:
     from kerasnorm.data.stored import Images
@@ -87,7 +87,7 @@ class ExportedModel:
 
     @property
     def kind(self) -> Kind:
-        """Kind of its outputs; see `kerasnorm.inspection.outputs`."""
+        """Kind of its outputs; see `kerasnorm.inspection.evaluation`."""
         return self.stated or output_kind(self._probed, None)
 
     @cached_property

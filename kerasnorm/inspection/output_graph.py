@@ -1,4 +1,4 @@
-"""The kind of a Keras model's outputs by its graph, as `kerasnorm.inspection.outputs` describes."""
+"""The kind of a Keras model's outputs by its graph; see `kerasnorm.inspection.evaluation`."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,8 +8,7 @@ import numpy as np
 from keras import layers
 
 from kerasnorm.errors import ConfigError
-from kerasnorm.inspection.graph import class_name, functional_graph, is_identity, passed_through
-from kerasnorm.inspection.outputs import (
+from kerasnorm.inspection.evaluation import (
     Forward,
     Kind,
     Outputs,
@@ -17,6 +16,7 @@ from kerasnorm.inspection.outputs import (
     output_kind,
     probe_images,
 )
+from kerasnorm.inspection.graph import class_name, functional_graph, is_identity, passed_through
 
 if TYPE_CHECKING:
     from kerasnorm.data.stored import Images
