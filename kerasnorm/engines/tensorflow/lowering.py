@@ -2,8 +2,7 @@
 
 Every layer is called as a Keras layer, with two exceptions. NumPy draws the dropout of values or
 channels from (seed, epoch, step), so that several devices drop the same values as one and random
-numbers cost little. Norms have faster kernels: those that are computed together with their
-neighbours (`kerasnorm.engines.fused`), and without them `kerasnorm.engines.tensorflow.kernels`.
+numbers cost little. Norms have faster kernels, see `kerasnorm.engines.tensorflow.fused`.
 """
 
 import math
@@ -19,7 +18,6 @@ from numpy.typing import NDArray
 from kerasnorm.engines.base import dropout_generator, dropped_positions
 from kerasnorm.engines.fused import Call, Chain, activation_name, chains
 from kerasnorm.engines.tensorflow import fused
-from kerasnorm.engines.tensorflow.kernels import training_norm
 from kerasnorm.inspection.graph import call_node, functional_graph, nodes, sized_calls
 
 Tensor = Any
@@ -99,7 +97,7 @@ class LoweredModel:
             for number, node in enumerate(() if is_compiled else self.calls)
             if len(node.input_tensors) == 1
             and _takes_images(node)
-            and (norm := training_norm(node.operation))
+            and (norm := fused.training_norm(node.operation))
         }
         found = fused.library() if is_fused and not is_compiled else None
         self.fused_kernels = found.digest if found else None
