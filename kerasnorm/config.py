@@ -471,11 +471,8 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the config as nested dicts of plain values, ready for TOML and JSON."""
-        document: dict[str, Any] = {"recipe": self.recipe}
-        for name in SECTIONS:
-            section = dataclasses.asdict(getattr(self, name))
-            document[name] = {k: list(v) if isinstance(v, tuple) else v for k, v in section.items()}
-        return document
+        sections = {name: plain(getattr(self, name)) for name in SECTIONS}
+        return {"recipe": self.recipe} | sections
 
     def hash(self) -> str:
         """Returns 12 hexadecimal digits that change when any field but `UNCOMPARED` changes."""

@@ -6,10 +6,12 @@ to the list what only computes. Of ONNX only the sets of operations are judged.
 """
 
 import argparse
+import json
 import os
 import sys
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -178,10 +180,12 @@ def unknown(format_name: str, source: Path, folder: Path) -> set[str]:
     out = folder / f"model{FORMATS[format_name].suffix}"
     if format_name == "torch":
         torch_program.write_program(source, out)
-        return pt2.unknown_operations(out)
+        with zipfile.ZipFile(out) as archive:
+            (member,) = (one for one in archive.namelist() if one.endswith("/models/model.json"))
+            return pt2.unknown_operations(json.loads(archive.read(member)))
     FORMATS[format_name].write(source, out)
     if format_name == "saved-model":
-        return checks.unknown_operations(out)
+        return checks.unknown_operations(checks.read_saved_model(out).meta_graphs[0])
     checks.check_onnx(out)
     return set()
 

@@ -9,6 +9,7 @@ from kerasnorm import runtime
 from kerasnorm.config import Config, resolve
 from kerasnorm.data import Dataset
 from kerasnorm.data.batches import Batches
+from kerasnorm.data.shapes import shapes
 from kerasnorm.json_process import serve
 from kerasnorm.training.fit import make_batches, make_engine
 
@@ -43,8 +44,6 @@ def contender(name: str, config: Config, images: int, first: _FirstStep) -> tupl
 
     `first` is called after every step.
     """
-    from kerasnorm.data.shapes import shapes
-
     data = shapes(images, 10, size=min(config.data.image_size, default=32))
     if name.startswith("loop"):
         return _loop(name, config, data, first), lambda number: None

@@ -1,6 +1,6 @@
 """Batch norms folded into the layer before them: the same outputs at inference, less to compute."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -15,37 +15,15 @@ from kerasnorm.keras_settings import stock_keras
 from kerasnorm.layers import StandardizedConv2D, standardize_kernel
 
 Array = NDArray[np.float64]
-Scaling = Callable[[Array, Array], Array]
 
-
-def _last(kernel: Array, scale: Array) -> Array:
-    return kernel * scale
-
-
-def _before_inputs(kernel: Array, scale: Array) -> Array:
-    return kernel * scale[:, None]
-
-
-def _by_input(kernel: Array, scale: Array) -> Array:
-    return kernel * scale.reshape(kernel.shape[-2:])
-
-
-# How the output channels of each layer scale its last kernel: of shape (…, in, out), (…, out, in),
-# or (…, in, multiplier) with the channels in that order.
-SCALINGS: dict[type, Scaling] = {
-    keras.layers.Conv1D: _last,
-    keras.layers.Conv2D: _last,
-    keras.layers.Conv3D: _last,
-    StandardizedConv2D: _last,
-    keras.layers.Dense: _last,
-    keras.layers.SeparableConv1D: _last,
-    keras.layers.SeparableConv2D: _last,
-    keras.layers.Conv1DTranspose: _before_inputs,
-    keras.layers.Conv2DTranspose: _before_inputs,
-    keras.layers.Conv3DTranspose: _before_inputs,
-    keras.layers.DepthwiseConv1D: _by_input,
-    keras.layers.DepthwiseConv2D: _by_input,
-}
+# Layers that a batch norm folds into, by the shape of their last kernel: (…, in, out),
+# (…, out, in), and (…, in, multiplier) with the output channels in that order.
+PLAIN = (
+    *(keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D, StandardizedConv2D),
+    *(keras.layers.Dense, keras.layers.SeparableConv1D, keras.layers.SeparableConv2D),
+)
+TRANSPOSED = tuple(getattr(keras.layers, f"Conv{rank}DTranspose") for rank in (1, 2, 3))
+DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 
 
 @stock_keras
@@ -118,7 +96,12 @@ def _folded_weights(layer: Any, norm: Any) -> list[Array]:
     if type(layer) is StandardizedConv2D:
         last = _float64(standardize_kernel(layer.kernel.value))
     bias = _float64(layer.bias) if layer.use_bias else np.zeros_like(mean)
-    return [*kernels, SCALINGS[type(layer)](last, scale), shift + (bias - mean) * scale]
+    by_output = scale
+    if type(layer) in TRANSPOSED:
+        by_output = scale[:, None]
+    elif type(layer) in DEPTHWISE:
+        by_output = scale.reshape(last.shape[-2:])
+    return [*kernels, last * by_output, shift + (bias - mean) * scale]
 
 
 def _float64(weight: Any) -> Array:
@@ -138,7 +121,7 @@ def _obstacles(calls: Calls, node: Any, source: Any) -> Iterator[str]:
     if source.is_input:
         yield "first layer of its model"
     activation = getattr(layer, "activation", None)
-    if type(layer) not in SCALINGS:
+    if type(layer) not in (*PLAIN, *TRANSPOSED, *DEPTHWISE):
         is_activation = activation is not None or "ReLU" in kind
         is_activation = is_activation or not isinstance(layer, keras.Layer)
         what = f"behind {'the activation ' if is_activation else ''}{name} ({kind})"

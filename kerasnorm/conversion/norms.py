@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
@@ -46,23 +45,15 @@ MOVING_NOTE = (
 )
 
 
-@dataclass(frozen=True)
-class Replaced:
-    """A copy of a network with other norms.
+class Replaced(NamedTuple):
+    """A copy of a network with other norms."""
 
-    Attributes:
-        model: The copy, uncompiled.
-        calls: The calls of the given network.
-        found: Its norms, each with its channels and the positions of its smallest map.
-        replaced: What took the place of a layer, by its `id`; None where it was removed.
-        notes: Sentences about what was left as it was.
-    """
-
-    model: keras.Model
-    calls: Calls
+    model: keras.Model  # the copy, uncompiled
+    calls: Calls  # the calls of the given network
+    # Its norms, each with its channels and the positions of its smallest map.
     found: Sequence[tuple[Any, int, int | None]]
-    replaced: dict[int, Any]
-    notes: Sequence[str]
+    replaced: dict[int, Any]  # what took the place of a layer, by its `id`; None where removed
+    notes: Sequence[str]  # sentences about what was left as it was
 
 
 @stock_keras
@@ -98,13 +89,7 @@ def convert_norm(
         ConfigError: The model has no norms, or holds one that cannot be converted; the number of
             groups divides the channels of no layer; the norm is unknown or fails.
     """
-    done = replace_norms(
-        model,
-        norm,
-        groups=groups,
-        group_size=group_size,
-        weight_standardization=weight_standardization,
-    )
+    done = replace_norms(model, norm, groups, group_size, weight_standardization)
     rows, notes = _rows(model, done.calls, done.found, done.replaced), [*done.notes]
     if any(isinstance(new, keras.layers.BatchNormalization) for new in done.replaced.values()):
         notes.append(MOVING_NOTE)
@@ -115,7 +100,6 @@ def convert_norm(
 def replace_norms(
     model: keras.Model,
     norm: "str | type[keras.layers.Layer] | LayerFactory | Norm",
-    *,
     groups: int | None = None,
     group_size: int | None = None,
     weight_standardization: bool = False,

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
-from warnings import catch_warnings, simplefilter
+from warnings import catch_warnings
 
 import numpy as np
 import PIL
@@ -172,14 +172,6 @@ def _report(root: _Folder, used: Iterable[Path]) -> None:
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Keeps Pillow's warnings off the console; filters are shared by all threads of a process."""
-    with catch_warnings():
-        simplefilter("ignore")
-        yield
-
-
-@contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Opens an image with 8 bits per channel; what Pillow only warns of as a bomb is an error."""
     expected = "an image that Pillow reads (PNG, JPEG, TIFF, WebP, …), of a usual size"
@@ -269,7 +261,7 @@ def read_picture(
         raise ConfigError(
             f"Pictures have 1, 3 or 4 channels. Received: a model of {channels} channels"
         )
-    with _without_warnings(), _opened(path) as image:
+    with catch_warnings(action="ignore"), _opened(path) as image:
         shown = _Shown(_upright(image)) if channels == 4 else _shown(image)
         if shown.is_blended:
             logger.info(f"{path}: its transparency is blended over white.")
@@ -456,7 +448,7 @@ def _decode(folder: Path, files: dict[str, list[_File]], fit: Fit | None) -> Dec
     Their shape is (N, H, W, 1), or (N, H, W, 3) if any has a color.
     """
     paths = [file.path for part in files.values() for file in part]
-    with _without_warnings():
+    with catch_warnings(action="ignore"):  # of all threads of the process
         size = fit.size if fit else _decoded(paths[0], None, "L").image.size[::-1]
         place = None
         if 3 * len(paths) * math.prod(size) >= stored.IN_MEMORY:

@@ -1,6 +1,7 @@
-"""The training loop of one epoch, shared by all engines: steps, listeners, totals, divergence."""
+"""What all engines share: the loop over the steps of an epoch, divergence, draws of dropout."""
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from keras import ops
 from numpy.typing import NDArray
 
 from kerasnorm.config import TrainConfig
+from kerasnorm.data.augment import DROPOUT_STREAM, generator
 from kerasnorm.data.batches import Batches
 from kerasnorm.data.stored import Images
 from kerasnorm.engines.optimizers import make_optimizer
@@ -411,3 +413,30 @@ def last_nonfinite(
 def is_finite(tensor: Any) -> bool:
     """Says whether all values of a tensor are finite."""
     return bool(np.isfinite(ops.convert_to_numpy(ops.cast(tensor, "float32"))).all())
+
+
+def dropout_generator(key: tuple[int, int, int], number: int) -> np.random.Generator:
+    """Returns the random generator of one dropout in one step.
+
+    The key is (seed, epoch, step), the number that of the dropout's call in the model's graph.
+    """
+    seed, *when = key
+    return generator(seed, DROPOUT_STREAM, *when, number)
+
+
+def dropped_positions(rng: np.random.Generator, count: int, rate: float) -> NDArray[np.int64]:
+    """Returns which of `count` values a dropout of probability `rate` drops, ascending.
+
+    Each value is dropped independently. The gaps between dropped values are geometrically
+    distributed, and drawing the gaps takes count * rate random numbers instead of count.
+    """
+    scale = -1 / math.log1p(-rate)
+    expected = count * rate
+    size = int(expected + 6 * math.sqrt(expected) + 10)  # too few once in 1e9 draws
+    parts, end = [], -1.0
+    while end < count:
+        gaps = np.floor(rng.standard_exponential(size) * scale) + 1
+        parts.append(np.cumsum(gaps) + end)
+        end = parts[-1][-1]
+    positions = np.concatenate(parts)
+    return positions[: np.searchsorted(positions, count)].astype(np.int64)

@@ -111,11 +111,11 @@ def join(launch: Launch, devices: int) -> ProcessGroup:
             f"Received: backend={backend!r}"
         )
     if backend == "torch" and launch.size > 1:
-        from kerasnorm.engines.torch.process_group import TorchProcessGroup
+        from kerasnorm.engines.torch.engine import TorchProcessGroup
 
         return TorchProcessGroup(launch, keras.ops.zeros(()).device)
     if backend == "tensorflow" and (launch.size > 1 or devices > 1):
-        from kerasnorm.engines.tensorflow.process_group import TensorFlowProcessGroup
+        from kerasnorm.engines.tensorflow.engine import TensorFlowProcessGroup
 
         return TensorFlowProcessGroup(launch)
     return ProcessGroup()

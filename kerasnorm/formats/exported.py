@@ -5,22 +5,20 @@ import weakref
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kerasnorm.config import Config
+from kerasnorm.data.stored import Images
 from kerasnorm.errors import CorruptFileError
 from kerasnorm.files import read_text, sha256
 from kerasnorm.formats import archive, detect
 from kerasnorm.formats.archive import SavedModel
 from kerasnorm.formats.format import Format, require
 from kerasnorm.formats.safety.process import FileProcess
-from kerasnorm.inspection.outputs import Kind, as_logits, check_finite, output_kind, probe_images
-
-if TYPE_CHECKING:
-    from kerasnorm.data.stored import Images
+from kerasnorm.inspection.evaluation import Kind, as_logits, check_finite, output_kind, probe_images
 
 MAX_BYTES = 1 << 24  # of the metadata
 EQUALIZED = "equalized"  # the input's name begins with it where images must be equalized
@@ -74,7 +72,7 @@ class ExportedModel:
     stated: Kind | None  # kind of its outputs by its metadata, None where it does not tell
     process: FileProcess  # process in which it is open
 
-    def predict(self, images: "Images") -> NDArray[np.float32]:
+    def predict(self, images: Images) -> NDArray[np.float32]:
         """Returns the logits (N, classes) for raw images (N, H, W, C).
 
         Raises:
@@ -87,7 +85,7 @@ class ExportedModel:
 
     @property
     def kind(self) -> Kind:
-        """Kind of its outputs; see `kerasnorm.inspection.outputs`."""
+        """Kind of its outputs; see `kerasnorm.inspection.evaluation`."""
         return self.stated or output_kind(self._probed, None)
 
     @cached_property

@@ -27,13 +27,8 @@ WEIGHTS = ("weight", "bias", "running_mean", "running_var")
 # that makes the layer in __init__ ("" where it has no state).
 Emitted = tuple[str, str]
 
-_ACTIVATIONS = {
-    "relu": "F.relu({})",
-    "leaky_relu": "F.leaky_relu({}, 0.2)",
-    "elu": "F.elu({})",
-    "gelu": "F.gelu({})",
-    "silu": "F.silu({})",
-    "mish": "F.mish({})",
+_ACTIVATIONS = {"leaky_relu": "F.leaky_relu({}, 0.2)"} | {
+    name: f"F.{name}({{}})" for name in ("relu", "elu", "gelu", "silu", "mish")
 }
 TEMPLATE = '''"""A Keras model as a PyTorch module, written by kerasnorm. It needs nothing but torch.
 

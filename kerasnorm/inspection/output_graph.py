@@ -1,15 +1,15 @@
-"""The kind of a Keras model's outputs by its graph, as `kerasnorm.inspection.outputs` describes."""
+"""The kind of a Keras model's outputs by its graph; see `kerasnorm.inspection.evaluation`."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
 from keras import layers
 
+from kerasnorm.data.stored import Images
 from kerasnorm.errors import ConfigError
-from kerasnorm.inspection.graph import class_name, functional_graph, is_identity, passed_through
-from kerasnorm.inspection.outputs import (
+from kerasnorm.inspection.evaluation import (
     Forward,
     Kind,
     Outputs,
@@ -17,9 +17,7 @@ from kerasnorm.inspection.outputs import (
     output_kind,
     probe_images,
 )
-
-if TYPE_CHECKING:
-    from kerasnorm.data.stored import Images
+from kerasnorm.inspection.graph import class_name, functional_graph, is_identity, passed_through
 
 
 def model_kind(model: keras.Model, forward: Forward, outputs: Outputs | None = None) -> Kind:
@@ -34,7 +32,7 @@ def model_kind(model: keras.Model, forward: Forward, outputs: Outputs | None = N
     return output_kind(np.concatenate(judged), graph)
 
 
-def model_logits(model: keras.Model, forward: Forward, images: "Images") -> Outputs:
+def model_logits(model: keras.Model, forward: Forward, images: Images) -> Outputs:
     """Returns the logits (N, classes) of a Keras model whose outputs `forward` computes.
 
     Raises:

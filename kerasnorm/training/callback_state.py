@@ -14,14 +14,12 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from keras.callbacks import Callback
 
 from kerasnorm.errors import ConfigError
-
-if TYPE_CHECKING:
-    from keras.callbacks import Callback
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +69,7 @@ def decode(document: Any) -> Any:
     return array if kind == "array" else array[()]
 
 
-def _attributes(callback: "Callback") -> tuple[dict[str, Any], list[str]]:
+def _attributes(callback: Callback) -> tuple[dict[str, Any], list[str]]:
     """Returns the plain attributes, encoded, and the names of the others."""
     plain, others = {}, []
     for name, value in vars(callback).items():
@@ -87,7 +85,7 @@ def _attributes(callback: "Callback") -> tuple[dict[str, Any], list[str]]:
 class CallbackStates:
     """The states of a run's callbacks."""
 
-    def __init__(self, callbacks: "Sequence[Callback]") -> None:
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
         self.callbacks = list(callbacks)
         self.before = [_attributes(callback)[0] for callback in self.callbacks]
 
@@ -100,7 +98,7 @@ class CallbackStates:
         pairs = zip(self.callbacks, self.before, strict=True)
         return [self._save(callback, before) for callback, before in pairs]
 
-    def _save(self, callback: "Callback", before: dict[str, Any]) -> dict[str, Any]:
+    def _save(self, callback: Callback, before: dict[str, Any]) -> dict[str, Any]:
         name = type(callback).__name__
         if not (hasattr(callback, "get_state") and hasattr(callback, "set_state")):
             plain, others = _attributes(callback)
@@ -140,7 +138,7 @@ def _text(document: Any) -> str:
     return json.dumps(document, default=repr)
 
 
-def _restore(callback: "Callback", entry: dict[str, Any]) -> None:
+def _restore(callback: Callback, entry: dict[str, Any]) -> None:
     if "state" in entry:
         callback.set_state(decode(entry["state"]))
         return

@@ -11,6 +11,7 @@ import logging
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,27 +101,17 @@ def _prune(folder: Path, newest: Path) -> None:
     """
     folders = checkpoint_folders(folder)
     for path in folders[folders.index(newest) + 1 :]:
-        if not _is_whole(path):
+        try:
+            load(path)
+        except CorruptFileError:
             _discard(path)
             folders.remove(path)
-    best = [path for path in folders if _is_best(path)]
+    best = []
+    for path in folders:
+        with suppress(CorruptFileError):
+            best += [path] if _facts(path).get("is_best") else []
     for path in set(folders) - set(folders[-KEEP_LAST:]) - set(best[-1:]):
         _discard(path)
-
-
-def _is_best(path: Path) -> bool:
-    try:
-        return bool(_facts(path).get("is_best"))
-    except CorruptFileError:
-        return False
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        load(path)
-    except CorruptFileError:
-        return False
-    return True
 
 
 def _damaged(path: Path, why: object) -> CorruptFileError:

@@ -200,12 +200,11 @@ class _Plan:
         except CorruptFileError:  # what is damaged is computed again
             return None
         logger.info(f"{done.path} has finished already.")
-        if data == saved.data.data:
-            return dataclasses.replace(done, config=self.config)
-        run_folder.check_data(self.path, prepare(self.config.data, self.config.train.seed))
-        if this_launch().rank == 0:
-            with run_lock(self.path):
-                run_folder.relocate(self.path, self.config)
+        if data != saved.data.data:
+            run_folder.check_data(self.path, prepare(self.config.data, self.config.train.seed))
+            if this_launch().rank == 0:
+                with run_lock(self.path):
+                    run_folder.relocate(self.path, self.config)
         return dataclasses.replace(done, config=self.config)
 
 

@@ -33,8 +33,7 @@ from kerasnorm.layers import instance_norms, leaves, portable
 from kerasnorm.progress import Progress, duration, in_percent, rounded
 from kerasnorm.training import checkpoints, run_folder
 from kerasnorm.training.callback_state import CallbackStates
-from kerasnorm.training.loggers import RunLogs
-from kerasnorm.training.loggers.run_log import EpochDetails
+from kerasnorm.training.loggers import EpochDetails, RunLogs
 from kerasnorm.version import __version__
 
 logger = logging.getLogger(__name__)

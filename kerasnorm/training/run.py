@@ -14,20 +14,23 @@ from numpy.typing import NDArray
 from kerasnorm import runtime
 from kerasnorm.config import Config, DataConfig
 from kerasnorm.data import Dataset, prepare
-from kerasnorm.data.content import Content
+from kerasnorm.data.dataset import Content, to_pixels, unexpected
+from kerasnorm.data.preprocessing import equalize
 from kerasnorm.data.stored import Images
 from kerasnorm.errors import CorruptFileError, DataError, described
 from kerasnorm.files import as_path, check_file, in_command, read_text
+from kerasnorm.formats import check_formats
+from kerasnorm.formats.archive import SavedModel, load_model, open_model
+from kerasnorm.inspection.evaluation import Scores, log_softmax, score
 from kerasnorm.progress import in_percent
 from kerasnorm.training import run_folder
+from kerasnorm.training.images import images_of
 from kerasnorm.training.run_folder import METRICS, Row
 
 if TYPE_CHECKING:
     import keras
 
-    from kerasnorm.formats.archive import SavedModel
     from kerasnorm.formats.export import Export
-    from kerasnorm.inspection.evaluation import Scores
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +79,6 @@ class Run:
 
     def model(self) -> "keras.Model":
         """Returns the trained model, in float32 and of stock Keras layers."""
-        from kerasnorm.formats.archive import load_model
-
         return load_model(self.path)
 
     def __repr__(self) -> str:
@@ -85,7 +86,7 @@ class Run:
         what = f"{config.model.title} on {config.data.data}, {config.train.backend}"
         return f"Run({str(self.path)!r}: {what}, test accuracy {accuracy} %)"
 
-    def saved_model(self) -> "SavedModel":
+    def saved_model(self) -> SavedModel:
         """Returns the trained model with its metadata.
 
         Raises:
@@ -93,13 +94,11 @@ class Run:
             MissingPackageError: No backend is installed.
         """
         runtime.import_keras(runtime.preferred(self.config.train.backend))
-        from kerasnorm.formats.archive import open_model
-
         return open_model(self.path)
 
     def evaluate(
         self, data: str | None = None, split: str = "test", resize: str | None = None
-    ) -> "Scores":
+    ) -> Scores:
         """Returns the accuracy and the loss of the trained model.
 
         Args:
@@ -112,9 +111,6 @@ class Run:
             DataError: The images do not fit the model, its classes have other names, or there is
                 no such split.
         """
-        from kerasnorm.inspection.evaluation import score
-        from kerasnorm.training.images import images_of
-
         saved = self.saved_model()
         images = images_of(saved, data, split, resize)
         return score(saved.predict(images.images), images.labels)
@@ -129,10 +125,6 @@ class Run:
         Raises:
             DataError: They are not, or look like pixels that were scaled to 0 to 1.
         """
-        from kerasnorm.data.dataset import to_pixels, unexpected
-        from kerasnorm.data.preprocessing import equalize
-        from kerasnorm.inspection.evaluation import log_softmax
-
         saved = self.saved_model()
         shape = np.shape(images)
         if shape[1:] != saved.image_shape:
@@ -156,8 +148,6 @@ class Run:
             KerasnormError: An export differs from the Keras model, or cannot be written.
             MissingPackageError: A package is missing; the message names those of all formats.
         """
-        from kerasnorm.formats import check_formats
-
         check_formats(formats)
         saved = self.saved_model()
         from kerasnorm.formats.export import Exporter

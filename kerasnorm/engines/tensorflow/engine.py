@@ -1,8 +1,9 @@
-"""The native engine of TensorFlow: several steps per call, on a GPU compiled by XLA."""
+"""The native engine of TensorFlow, several steps per call, on a GPU compiled by XLA; its groups."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
@@ -15,10 +16,12 @@ from kerasnorm.data.batches import Batches
 from kerasnorm.data.stored import Images
 from kerasnorm.engines.base import NativeEngine, StepResult
 from kerasnorm.engines.tensorflow.lowering import LoweredModel
+from kerasnorm.errors import LostProcessError
 from kerasnorm.inspection.evaluation import at_once
 from kerasnorm.keras_settings import stock_keras
-from kerasnorm.process_group import ProcessGroup, Shard, shard_of
+from kerasnorm.process_group import Launch, ProcessGroup, Shard, shard_of
 
+T = TypeVar("T")
 STEPS_PER_CALL = 8
 PREDICT_BATCH = 250
 FINITE = -1  # in place of the number of a variable whose gradient is not finite
@@ -246,3 +249,47 @@ def predict(forward: Any, images: Images) -> NDArray[np.float32]:
         for at in range(0, len(images), size)
     ]
     return np.concatenate(outputs).astype(np.float32)
+
+
+class TensorFlowProcessGroup(ProcessGroup):
+    """See `ProcessGroup`; TensorFlow requires its strategy to be made before any tensor.
+
+    `MirroredStrategy` connects the devices of one process, `MultiWorkerMirroredStrategy` several
+    processes.
+    """
+
+    def __init__(self, launch: Launch) -> None:
+        self.rank, self.size = launch.rank, launch.size
+        kind = tf.distribute
+        several = kind.MultiWorkerMirroredStrategy if launch.size > 1 else kind.MirroredStrategy
+        self.strategy = several()
+
+    def sum_(self, tensor: Any) -> Any:
+        """Returns the sum of a tensor over all devices of all processes; inside a replica."""
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, tensor)
+
+    def on_first(self, work: Callable[[], T]) -> T | None:
+        """Does `work` in the first process while the others wait; they get None."""
+        result = work() if self.is_first else None
+        self.barrier()
+        return result
+
+    def barrier(self) -> None:
+        """Waits until all processes have called this."""
+        if self.size > 1:
+            with self.connection():
+                tf.function(lambda: self.strategy.run(lambda: self.sum_(tf.ones(()))))()
+
+    @contextmanager
+    def connection(self) -> Iterator[None]:
+        """Turns a broken collective operation into an error that names the cause.
+
+        Raises:
+            LostProcessError: Another process has ended or does not answer.
+        """
+        kinds = tf.errors
+        try:
+            yield
+        except (kinds.UnavailableError, kinds.AbortedError, kinds.DeadlineExceededError) as error:
+            raise LostProcessError(type(error).__name__) from error

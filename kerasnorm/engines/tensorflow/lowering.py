@@ -2,13 +2,11 @@
 
 Every layer is called as a Keras layer, with two exceptions. NumPy draws the dropout of values or
 channels from (seed, epoch, step), so that several devices drop the same values as one and random
-numbers cost little. Norms have faster kernels: those that are computed together with their
-neighbours (`kerasnorm.engines.fused`), and without them `kerasnorm.engines.tensorflow.kernels`.
+numbers cost little. Norms have faster kernels, see `kerasnorm.engines.tensorflow.fused`.
 """
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +15,9 @@ import tensorflow as tf
 from keras import KerasTensor, layers
 from numpy.typing import NDArray
 
-from kerasnorm.engines.dropout import dropout_generator, dropped_channels, dropped_positions
+from kerasnorm.engines.base import dropout_generator, dropped_positions
 from kerasnorm.engines.fused import Call, Chain, activation_name, chains
 from kerasnorm.engines.tensorflow import fused
-from kerasnorm.engines.tensorflow.kernels import training_norm
 from kerasnorm.inspection.graph import call_node, functional_graph, nodes, sized_calls
 
 Tensor = Any
@@ -28,19 +25,6 @@ Tensor = Any
 
 @dataclass(frozen=True)
 class Dropout:
-    """A way to drop values."""
-
-    # Takes a random generator, the number of values and the rate; returns the random numbers of a
-    # step, an int32 vector.
-    draw: Callable[[np.random.Generator, int, float], NDArray[np.int32]]
-    # Takes a tensor, the rate, a vector of random numbers, where in it those of this dropout start
-    # and end, and the number of the tensor's first row in the batch; returns the tensor with
-    # values dropped.
-    drop: Callable[[Tensor, float, Tensor, tuple[Tensor, Tensor], Tensor | int], Tensor]
-
-
-@dataclass(frozen=True)
-class _Drop:
     """A dropout layer of a graph, drawn by NumPy.
 
     The values that are drawn per image have a shape: the image's, or (1, 1, channels).
@@ -48,16 +32,30 @@ class _Drop:
 
     layer: Any
     shape: tuple[int, ...]
-    dropout: Dropout
+    # Whether NumPy draws the key of a hash, so that shapes are fixed, as XLA requires; otherwise it
+    # draws which values to set to zero: little work at small rates.
+    is_hashed: bool
+
+    def draw(self, rng: np.random.Generator, count: int) -> NDArray[np.int32]:
+        """Returns the random numbers of a step in which `count` values may be dropped."""
+        if self.is_hashed:
+            return rng.integers(0, 2**31, 2).astype(np.int32)
+        if isinstance(self.layer, layers.SpatialDropout2D):
+            return np.flatnonzero(rng.random(count) < self.layer.rate).astype(np.int32)
+        return dropped_positions(rng, count, self.layer.rate).astype(np.int32)
 
     def __call__(
         self, x: Tensor, drawn: Tensor, bounds: tuple[Tensor, Tensor], first: Tensor | int
     ) -> Tensor:
-        x = tf.cast(x, self.layer.compute_dtype)
+        """Returns x with values dropped.
+
+        `drawn` holds random numbers, those of this dropout between the `bounds`; `first` is the
+        number of x's first row in the batch.
+        """
+        x, drop = tf.cast(x, self.layer.compute_dtype), _hash if self.is_hashed else _clear
         if self.shape == tuple(x.shape[1:]):
-            return self.dropout.drop(x, self.layer.rate, drawn, bounds, first)
-        ones = tf.ones_like(x[:, :1, :1])
-        return x * self.dropout.drop(ones, self.layer.rate, drawn, bounds, first)
+            return drop(x, self.layer.rate, drawn, bounds, first)
+        return x * drop(tf.ones_like(x[:, :1, :1]), self.layer.rate, drawn, bounds, first)
 
 
 class LoweredModel:
@@ -99,7 +97,7 @@ class LoweredModel:
             for number, node in enumerate(() if is_compiled else self.calls)
             if len(node.input_tensors) == 1
             and _takes_images(node)
-            and (norm := training_norm(node.operation))
+            and (norm := fused.training_norm(node.operation))
         }
         found = fused.library() if is_fused and not is_compiled else None
         self.fused_kernels = found.digest if found else None
@@ -120,8 +118,8 @@ class LoweredModel:
         parts = [np.zeros(0, np.int32)]
         for key in keys:
             for number, drop in self.drops.items():
-                count, random = images * math.prod(drop.shape), dropout_generator(key, number)
-                parts.append(drop.dropout.draw(random, count, drop.layer.rate))
+                count = images * math.prod(drop.shape)
+                parts.append(drop.draw(dropout_generator(key, number), count))
         ends = np.cumsum([len(part) for part in parts], dtype=np.int32)
         places = np.arange(len(keys))[:, None] * len(self.drops) + np.arange(len(self.drops) + 1)
         return np.concatenate(parts), ends[places]
@@ -174,7 +172,7 @@ class LoweredModel:
         return fused.normalize(layer, x, *others, **options)
 
 
-def _chains(graph: Any, calls: list[Any], drops: dict[int, _Drop]) -> dict[int, Chain[int]]:
+def _chains(graph: Any, calls: list[Any], drops: dict[int, Dropout]) -> dict[int, Chain[int]]:
     """Returns what is computed together, by the number of its last call."""
     parts, called = [], Counter(id(node.operation) for node in calls)
     for number, node in enumerate(calls):
@@ -188,7 +186,10 @@ def _chains(graph: Any, calls: list[Any], drops: dict[int, _Drop]) -> dict[int, 
                 # Several calls of a norm must update its statistics in their order.
                 is_norm=is_plain and called[id(layer)] == 1 and fused.can_compute(layer),
                 activation=activation_name(layer) if is_plain else "",
-                is_dropout=number in drops and drops[number].dropout is CLEARED and is_one_type,
+                is_dropout=type(layer) is layers.Dropout
+                and number in drops
+                and not drops[number].is_hashed
+                and is_one_type,
                 is_add=type(layer) is layers.Add
                 and is_plain
                 and len({x.shape for x in inputs}) == 1,
@@ -215,18 +216,18 @@ def _calls_per_image(model: Any) -> set[int]:
     return {id(node) for node, inputs, _ in calls if inputs[0].shape[0] == images}
 
 
-def _drop(node: Any, is_hashed: bool) -> _Drop | None:
+def _drop(node: Any, is_hashed: bool) -> Dropout | None:
     """Returns the dropout of a call, or None if it is no dropout or is left to Keras."""
     layer = node.operation
     if type(layer) is layers.Dropout and layer.noise_shape is None:
-        shape, cleared = tuple(node.input_tensors[0].shape[1:]), CLEARED
+        shape = tuple(node.input_tensors[0].shape[1:])
     elif type(layer) is layers.SpatialDropout2D and layer.data_format == "channels_last":
-        shape, cleared = (1, 1, node.input_tensors[0].shape[-1]), CLEARED_CHANNELS
+        shape = (1, 1, node.input_tensors[0].shape[-1])
     else:
         return None
     if not 0 < layer.rate < 1 or None in shape:
         return None
-    return _Drop(layer, shape, HASHED if is_hashed else cleared)
+    return Dropout(layer, shape, is_hashed)
 
 
 def _positions(
@@ -276,10 +277,3 @@ def _hash(
 def _mix(x: Tensor, shift: int, factor: int) -> Tensor:
     folded = tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, tf.constant(shift, tf.uint32)))
     return folded * tf.constant(factor, tf.uint32)
-
-
-# NumPy draws which values to set to zero: little work at small rates.
-CLEARED = Dropout(lambda *a: dropped_positions(*a).astype(np.int32), _clear)
-CLEARED_CHANNELS = Dropout(lambda *a: dropped_channels(*a).astype(np.int32), _clear)
-# NumPy draws the key of a hash, so that shapes are fixed, as XLA requires.
-HASHED = Dropout(lambda rng, *_: rng.integers(0, 2**31, 2).astype(np.int32), _hash)

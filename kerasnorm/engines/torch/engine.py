@@ -1,15 +1,17 @@
-"""The native engine of PyTorch: a lowered model whose weights are one vector."""
+"""The native engine of PyTorch, a lowered model whose weights are one vector, and its groups."""
 
 import logging
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.distributed.rendezvous import rendezvous
 from torch.nn import functional as F  # noqa: N812  (its usual name)
 
 from kerasnorm.config import TrainConfig
@@ -21,10 +23,11 @@ from kerasnorm.engines.torch.lowering import LoweredModel
 from kerasnorm.engines.torch.optimizer import FlatOptimizer
 from kerasnorm.engines.torch.resident import RecordedStep, ResidentData
 from kerasnorm.engines.torch.sharing import Sharing
-from kerasnorm.errors import listed
+from kerasnorm.errors import KerasnormError, LostProcessError, listed
 from kerasnorm.inspection.evaluation import at_once
-from kerasnorm.process_group import ProcessGroup, Shard, shard_of
+from kerasnorm.process_group import Launch, ProcessGroup, Shard, shard_of
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 NUMBERS = 4  # of a step, summed over the processes together with the gradients
 
@@ -226,3 +229,66 @@ def predict(lowered: LoweredModel, images: Images) -> NDArray[np.float32]:
             for at in range(0, len(images), size)
         ]
         return torch.cat(outputs).float().cpu().numpy()
+
+
+class TorchProcessGroup(ProcessGroup):
+    """See `ProcessGroup`; the processes find each other by torchrun's environment."""
+
+    def __init__(self, launch: Launch, device: torch.device) -> None:
+        self.rank, self.size = launch.rank, launch.size
+        self.device = device
+        with self.connection():
+            store, rank, size = next(rendezvous("env://"))
+            # torchrun keeps one store over its restarts, with the addresses of ended processes.
+            store = distributed.PrefixStore(f"start-{launch.restarts}", store)
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Replaces a tensor by its sum over all processes."""
+        distributed.all_reduce(tensor)
+        return tensor
+
+    def on_first(self, work: Callable[[], T]) -> T | None:
+        """Does `work` in the first process and returns its result in all processes.
+
+        Raises:
+            KerasnormError: What `work` raised, in all processes.
+        """
+        box: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                box = [work(), None]
+            except KerasnormError as error:
+                box = [None, (type(error), str(error))]
+        with self.connection():
+            distributed.broadcast_object_list(box, 0, device=self.device)
+        result, failure = box
+        if failure is not None:
+            kind, text = failure
+            raise kind(text)
+        return result
+
+    def barrier(self) -> None:
+        """Waits until all processes have called this."""
+        with self.connection():
+            self.sum_(torch.zeros(1, device=self.device))
+
+    @contextmanager
+    def connection(self) -> Iterator[None]:
+        """Turns the end of a connection into an error that names the cause.
+
+        Raises:
+            LostProcessError: Another process has ended or does not answer.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            words = ("gloo", "connection", "nccl", "peer", "socket", "timed out", "store")
+            if not any(word in str(error).lower() for word in words):
+                raise
+            raise LostProcessError(str(error).splitlines()[0]) from error
+
+    def leave(self) -> None:
+        """Ends the connection to the others."""
+        distributed.destroy_process_group()

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (its usual name)
 
-from kerasnorm.engines.dropout import dropout_generator, dropped_positions
+from kerasnorm.engines.base import dropout_generator, dropped_positions
 from kerasnorm.engines.fused import activation_name
 from kerasnorm.engines.torch import fused, kernels
 from kerasnorm.layers import StandardizedConv2D
@@ -312,28 +312,20 @@ def _conv(layer: Any, _: Site) -> Lowered | None:
 
 
 def _depthwise(layer: Any, _: Site) -> Lowered:
-    kernel, bias, dtype = _value(layer.kernel), _value(layer.bias), _dtype(layer)
-    window, channels = _Window.of(layer, layer.kernel_size), kernel.shape[2]
-
-    def call(x: Tensor) -> Tensor:
-        return _convolve(x, _by_channel(kernel).to(dtype), bias, window, channels)
-
-    return _activated(layer, call)
-
-
-def _by_channel(kernel: Tensor) -> Tensor:
-    """Turns a depthwise kernel (h, w, in, multiplier) into (in * multiplier, 1, h, w)."""
-    return kernel.permute(2, 3, 0, 1).flatten(0, 1).unsqueeze(1)
-
-
-def _separable(layer: Any, _: Site) -> Lowered:
-    depthwise, pointwise = _value(layer.depthwise_kernel), _value(layer.pointwise_kernel)
+    """A convolution of each channel alone; in a separable one, a convolution of 1x1 follows."""
+    is_separable = isinstance(layer, layers.SeparableConv2D)
+    depthwise = _value(layer.depthwise_kernel if is_separable else layer.kernel)
+    pointwise = _value(layer.pointwise_kernel) if is_separable else None
     bias, dtype = _value(layer.bias), _dtype(layer)
     window, channels = _Window.of(layer, layer.kernel_size), depthwise.shape[2]
     point = _Window((1, 1), (1, 1), (1, 1), is_same=False)
 
     def call(x: Tensor) -> Tensor:
-        x = _convolve(x, _by_channel(depthwise).to(dtype), None, window, channels)
+        # From (h, w, in, multiplier) to (in * multiplier, 1, h, w).
+        kernel = depthwise.permute(2, 3, 0, 1).flatten(0, 1).unsqueeze(1).to(dtype)
+        if pointwise is None:
+            return _convolve(x, kernel, bias, window, channels)
+        x = _convolve(x, kernel, None, window, channels)
         return _convolve(x, pointwise.permute(3, 2, 0, 1).to(dtype), bias, point, 1)
 
     return _activated(layer, call)
@@ -607,7 +599,7 @@ RULES: dict[type, Rule] = {
     layers.Conv2D: CONV,
     StandardizedConv2D: CONV,
     layers.DepthwiseConv2D: Rule(_depthwise, f"{ACTIVATED} depth_multiplier"),
-    layers.SeparableConv2D: Rule(_separable, f"{ACTIVATED} filters depth_multiplier"),
+    layers.SeparableConv2D: Rule(_depthwise, f"{ACTIVATED} filters depth_multiplier"),
     layers.Conv2DTranspose: Rule(_transposed, f"{ACTIVATED} filters output_padding"),
     layers.Dense: Rule(_dense, "units activation use_bias", BOTH),
     layers.BatchNormalization: Rule(_batch_norm, f"{AFFINE} momentum", BOTH),

@@ -148,7 +148,7 @@ def check_saved_model(path: Path) -> None:
         raise CorruptFileError(f"{path} was refused: it holds a symbolic link.")
     if sum(entry.stat().st_size for entry in entries) > safety.MAX_BYTES:
         raise CorruptFileError(f"{path} is larger than {safety.MAX_BYTES >> 20} MiB.")
-    document = _saved_model(path)
+    document = read_saved_model(path)
     if len(document.meta_graphs) != 1:
         raise CorruptFileError(f"{path}: expected one graph. Received: {len(document.meta_graphs)}")
     graph = document.meta_graphs[0]
@@ -157,12 +157,13 @@ def check_saved_model(path: Path) -> None:
         raise CorruptFileError(f"{path} was refused: it holds assets or foreign objects.")
     if not graph.object_graph_def.nodes:
         raise CorruptFileError(f"{path} is of TensorFlow 1, whose loader runs what it holds.")
-    refuse_unknown(path, _foreign_operations(graph))
+    refuse_unknown(path, unknown_operations(graph))
     shapes = [node.variable.shape for node in graph.object_graph_def.nodes]
     safety.check_count(path, sum(math.prod(d.size for d in s.dim) if s.dim else 1 for s in shapes))
 
 
-def _saved_model(path: Path) -> Any:
+def read_saved_model(path: Path) -> Any:
+    """Returns what a folder of tf.saved_model holds, or raises a CorruptFileError."""
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
     document = SavedModel()
@@ -171,13 +172,8 @@ def _saved_model(path: Path) -> Any:
     return document
 
 
-def unknown_operations(path: Path) -> set[str]:
-    """Returns the operations of a folder of tf.saved_model that are not on the list."""
-    return _foreign_operations(_saved_model(path).meta_graphs[0])
-
-
-def _foreign_operations(graph: Any) -> set[str]:
-    """Operations of a saved model that do more than compute."""
+def unknown_operations(graph: Any) -> set[str]:
+    """Returns the operations of a saved model's graph that are not on the list of known ones."""
     functions = graph.graph_def.library.function
     # What loading and calling can reach: the objects' functions, and what functions call.
     reachable = set(graph.object_graph_def.concrete_functions)

@@ -10,23 +10,21 @@ import os
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from warnings import catch_warnings
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kerasnorm.data.stored import Images, in_parts
 from kerasnorm.errors import CorruptFileError, KerasnormError, first_line
 from kerasnorm.formats import FORMATS, litert, safety
 from kerasnorm.formats.format import BATCH, Opened
 from kerasnorm.formats.safety.torch_files import read_pickled
-from kerasnorm.inspection.outputs import check_finite
+from kerasnorm.inspection.evaluation import check_finite
 from kerasnorm.json_process import JsonProcess, ProcessEndedError, limit_memory, serve
 from kerasnorm.keras_settings import stock_keras
-
-if TYPE_CHECKING:
-    from kerasnorm.data.stored import Images
 
 MODULE = "kerasnorm.formats.safety.process"
 MEMORY = 4 << 30  # bytes that opening and running a file may take
@@ -71,10 +69,8 @@ class FileProcess(JsonProcess):
                 message += words
             raise CorruptFileError(message) from None
 
-    def run(self, path: Path, images: "Images") -> NDArray[np.float32]:
+    def run(self, path: Path, images: Images) -> NDArray[np.float32]:
         """Returns the outputs (N, classes) of an open file for raw images (N, H, W, C)."""
-        from kerasnorm.data.stored import in_parts
-
         found = []
         with tempfile.TemporaryDirectory() as folder:
             given, outputs = Path(folder) / "images.npy", Path(folder) / "outputs.npy"
@@ -119,8 +115,7 @@ class Tasks:
 
         With images to calibrate it by, LiteRT is written in int8.
         """
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the converters warn of each other
+        with catch_warnings(action="ignore"):  # the converters warn of each other
             if calibration:
                 stock_keras(litert.write_int8)(path, Path(out), np.load(calibration))
             else:

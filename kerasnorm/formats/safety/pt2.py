@@ -82,7 +82,7 @@ def _model(path: Path, data: bytes) -> bytes:
     module = document["graph_module"]
     module["metadata"] = {}
     module["treespec_namedtuple_fields"] = {}
-    refuse_unknown(path, _unknown_operations(document))
+    refuse_unknown(path, unknown_operations(document))
     for node in module["graph"]["nodes"]:
         node["metadata"] = {}
     if module["graph"]["custom_obj_values"]:
@@ -100,14 +100,8 @@ def _model(path: Path, data: bytes) -> bytes:
     return json.dumps(document).encode()
 
 
-def unknown_operations(path: Path) -> set[str]:
-    """Returns the operations of a `.pt2` file that are not on the list of known ones."""
-    with zipfile.ZipFile(path) as archive:
-        (name,) = (name for name in archive.namelist() if name.endswith("/models/model.json"))
-        return _unknown_operations(json.loads(archive.read(name)))
-
-
-def _unknown_operations(document: Any) -> set[str]:
+def unknown_operations(document: Any) -> set[str]:
+    """Returns the operations of a `.pt2` file's program that are not on the list of known ones."""
     operations, unknown = admitted("torch", "aten"), set()
     for node in document["graph_module"]["graph"]["nodes"]:
         found = _TARGET.fullmatch(node["target"])

@@ -14,18 +14,11 @@ from kerasnorm.errors import CorruptFileError
 from kerasnorm.formats.format import require
 from kerasnorm.formats.safety import check_count, check_members, read_limited, reading
 
-# Types of safetensors and their names in NumPy, which has none for BF16.
+# Types of safetensors and their names in NumPy, such as "<f8", which has none for BF16.
 TYPES = {
-    "F64": "<f8",
-    "F32": "<f4",
-    "F16": "<f2",
-    "I64": "<i8",
-    "I32": "<i4",
-    "I16": "<i2",
-    "I8": "i1",
-    "U8": "u1",
-    "BOOL": "?",
-}
+    name: f"<{name[0].lower()}{int(name[1:]) // 8}"
+    for name in ("F64", "F32", "F16", "I64", "I32", "I16", "I8", "U8")
+} | {"BOOL": "?"}
 PROGRAM = re.compile(r"[^/]+/(code/|constants\.pkl$)")  # members of TorchScript
 MAX_TENSORS = 10_000
 MAX_DEPTH = 4  # dicts within dicts

@@ -8,13 +8,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kerasnorm.config import Config, value_word
 from kerasnorm.files import make_folder, read_text, write_json
-from kerasnorm.training.loggers.run_log import EpochDetails
+from kerasnorm.training.run_folder import CONFIG, HISTORY, METRICS, MODEL, Row
 
 if TYPE_CHECKING:
-    from kerasnorm.config import Config
+    from kerasnorm.training.loggers import EpochDetails
     from kerasnorm.training.run import Run
-    from kerasnorm.training.run_folder import Row
 
 FOLDER = "mlflow"
 RUN = "run.json"  # names the MLflow run, which a resumed run continues
@@ -29,7 +29,7 @@ EXPERIMENT = "kerasnorm"  # unless MLFLOW_EXPERIMENT_NAME names another
 class TrackedRun:
     """The MLflow run of one run; see `RunLog`."""
 
-    def __init__(self, path: Path, config: "Config") -> None:
+    def __init__(self, path: Path, config: Config) -> None:
         import mlflow
 
         folder = path.resolve() / FOLDER
@@ -50,11 +50,9 @@ class TrackedRun:
             for metric in self.client.get_metric_history(self.id, name)
         }
 
-    def _create(self, path: Path, config: "Config", store: str) -> str:
+    def _create(self, path: Path, config: Config, store: str) -> str:
         from mlflow.entities import Param
         from mlflow.environment_variables import MLFLOW_EXPERIMENT_NAME
-
-        from kerasnorm.config import value_word
 
         name = MLFLOW_EXPERIMENT_NAME.get() or EXPERIMENT
         found = self.client.get_experiment_by_name(name)
@@ -74,7 +72,7 @@ class TrackedRun:
                 for statement in MOVE:
                     connection.execute(statement, (before, self.artifacts))
 
-    def write(self, rows: "Sequence[Row]", details: EpochDetails | None = None) -> None:
+    def write(self, rows: Sequence[Row], details: "EpochDetails | None" = None) -> None:
         """Logs the metrics of the epochs that are missing."""
         from mlflow.entities import Metric
 
@@ -96,8 +94,6 @@ class TrackedRun:
 
     def finish(self, run: "Run") -> None:
         """Logs the model, the files and the plots of the run, and ends it."""
-        from kerasnorm.training.run_folder import CONFIG, HISTORY, METRICS, MODEL
-
         for name in (CONFIG, HISTORY, METRICS, MODEL):
             self.client.log_artifact(self.id, run.path / name)
         if run.plots_folder.is_dir():

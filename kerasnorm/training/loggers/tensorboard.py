@@ -11,15 +11,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasnorm.config import Config
 from kerasnorm.files import make_folder, write_bytes
-from kerasnorm.training.loggers.run_log import EpochDetails
+from kerasnorm.training.run_folder import Row
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from kerasnorm.config import Config
+    from kerasnorm.training.loggers import EpochDetails
     from kerasnorm.training.run import Run
-    from kerasnorm.training.run_folder import Row
 
 PREFIX = "events.out.tfevents."  # by which TensorBoard finds its files, which it reads in order
 RESULTS = "results"  # ends the name of the last file; digits come before letters
@@ -33,10 +34,10 @@ class EventFiles:
     (`step/`).
     """
 
-    def __init__(self, path: Path, config: "Config") -> None:
+    def __init__(self, path: Path, config: Config) -> None:
         self.folder = path / "tensorboard"
 
-    def write(self, rows: "Sequence[Row]", details: EpochDetails | None = None) -> None:
+    def write(self, rows: Sequence[Row], details: "EpochDetails | None" = None) -> None:
         """Writes the files of epochs that are missing, and removes those of later epochs."""
         make_folder(self.folder)
         files = [self.folder / f"{PREFIX}{number:06d}" for number, _ in enumerate(rows, 1)]
@@ -76,7 +77,7 @@ def _event(step: int, values: Sequence[Any]) -> Any:
     return Event(step=step, summary=Summary(value=values))
 
 
-def _scalars(row: "Row") -> Any:
+def _scalars(row: Row) -> Any:
     """Returns the event of a row of the history."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -89,7 +90,7 @@ def _scalars(row: "Row") -> Any:
     return _event(int(found["epoch"]), values)
 
 
-def _details(epoch: int, details: EpochDetails) -> Iterator[Any]:
+def _details(epoch: int, details: "EpochDetails") -> Iterator[Any]:
     """Yields the events of an epoch's steps and of its weights."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -104,8 +105,7 @@ def _details(epoch: int, details: EpochDetails) -> Iterator[Any]:
     yield _event(epoch, histograms)
 
 
-def _histogram(values: "NDArray[Any]") -> Any:
-    import numpy as np
+def _histogram(values: NDArray[Any]) -> Any:
     from tensorboard.compat.proto.summary_pb2 import HistogramProto
 
     flat = values.astype(np.float64).ravel()

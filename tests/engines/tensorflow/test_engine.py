@@ -15,7 +15,7 @@ import tensorflow as tf
 from keras import layers
 
 from kerasnorm.engines.tensorflow.engine import TensorFlowEngine, inference, predict
-from kerasnorm.engines.tensorflow.lowering import CLEARED, HASHED, LoweredModel
+from kerasnorm.engines.tensorflow.lowering import Dropout, LoweredModel
 from kerasnorm.formats.archive import SavedModel
 from kerasnorm.process_group import ProcessGroup
 from kerasnorm.training.fit import make_batches, make_engine
@@ -80,14 +80,14 @@ def test_steps_compiled_by_xla_equal_the_keras_engine(norm, recipe, options):
     assert_ten_steps_are_equal(stock, compiled)
 
 
-@pytest.mark.parametrize("dropout", [CLEARED, HASHED], ids=["cleared", "hashed"])
+@pytest.mark.parametrize("is_hashed", [False, True])
 @pytest.mark.parametrize("rate", [0.01, 0.3])
-def test_dropout_takes_each_value_with_its_probability(rate, dropout):
+def test_dropout_takes_each_value_with_its_probability(rate, is_hashed):
     count, steps = 20_000, 40
-    taken = np.zeros(count)
+    dropout, taken = Dropout(layers.Dropout(rate), (), is_hashed), np.zeros(count)
     for step in range(steps):
-        drawn = dropout.draw(np.random.default_rng(step), count, rate)
-        y = dropout.drop(tf.ones([count]), rate, tf.constant(drawn), (0, len(drawn)), 0).numpy()
+        drawn = dropout.draw(np.random.default_rng(step), count)
+        y = dropout(tf.ones([count]), tf.constant(drawn), (0, len(drawn)), 0).numpy()
         assert np.allclose(y[y != 0], 1 / (1 - rate))
         taken += y == 0
     spread = np.sqrt(count * steps * rate * (1 - rate))
@@ -131,13 +131,13 @@ def test_parts_of_a_batch_drop_what_the_whole_batch_does(rows, kind, is_hashed):
     assert np.array_equal(lowered(x, drawn, ends[0]), tf.concat(parts, 0))
 
 
-@pytest.mark.parametrize("dropout", [CLEARED, HASHED], ids=["cleared", "hashed"])
-def test_gradients_pass_where_values_do(dropout):
-    x = tf.ones([10, 100])
-    drawn = tf.constant(dropout.draw(np.random.default_rng(0), 1000, 0.4))
+@pytest.mark.parametrize("is_hashed", [False, True])
+def test_gradients_pass_where_values_do(is_hashed):
+    dropout, x = Dropout(layers.Dropout(0.4), (100,), is_hashed), tf.ones([10, 100])
+    drawn = tf.constant(dropout.draw(np.random.default_rng(0), 1000))
     with tf.GradientTape() as tape:
         tape.watch(x)
-        y = dropout.drop(x, 0.4, drawn, (0, len(drawn)), 0)
+        y = dropout(x, drawn, (0, len(drawn)), 0)
     assert 0.3 < np.mean(y.numpy() == 0) < 0.5
     assert np.allclose(tape.gradient(y, x), y)  # of x = 1, both are the mask over 0.6
 

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves  # noqa: E402
 
 from kerasnorm.data.augment import Augmentation  # noqa: E402
 from kerasnorm.data.batches import Batches  # noqa: E402
-from kerasnorm.engines.dropout import dropped_positions  # noqa: E402
+from kerasnorm.engines.base import dropped_positions  # noqa: E402
 from kerasnorm.engines.keras_engine import KerasEngine  # noqa: E402
 from kerasnorm.engines.torch.engine import TorchEngine, predict  # noqa: E402
 from kerasnorm.engines.torch.layers import Mode  # noqa: E402
