@@ -156,7 +156,10 @@ def test_misclassified_lists_and_draws(trained, tmp_path):
     assert (tmp_path / "new" / "m.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(("split", "kind"), [("test", "test image"), ("all", "image")])
+@pytest.mark.parametrize(
+    ("split", "kind"),
+    [("test", "test image"), pytest.param("all", "image", marks=pytest.mark.long)],
+)
 def test_misclassified_names_image_files_and_says_where_there_are_none(
     cropped, tmp_path, monkeypatch, split, kind
 ):
@@ -261,6 +264,7 @@ def test_all_images_of_a_folder_are_judged_and_predicted(cropped, tmp_path):
     assert "(1 .txt): 1, such as right/notes.txt" in err
 
 
+@pytest.mark.long
 @pytest.mark.backend("any", slow_on="tensorflow")
 def test_images_of_another_size_name_the_option(trained, tmp_path):
     data = photos(tmp_path / "photos")

@@ -44,6 +44,7 @@ def test_classes_are_matched_by_name(tmp_path, trained, other):
     assert "expected its 4 classes a b, crème, dog, ear" in err
 
 
+@pytest.mark.long
 def test_classes_in_another_order_are_mapped(tmp_path, trained):
     """A model whose outputs are in another order than its folders, as its metadata say."""
     import keras

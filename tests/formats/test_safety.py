@@ -260,7 +260,16 @@ def test_an_untrusted_module_beside_its_tensors_never_runs(copy, trace):
 
 
 @needs("torch")
-@pytest.mark.parametrize("where", ["weight", "sample", "expression", "operation", "file", "guard"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "weight",
+        "expression",
+        "operation",
+        "file",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("sample", "guard")),
+    ],
+)
 def test_an_untrusted_pt2_never_runs(copy, trace, where):
     path = copy("torch")
     code = f"__import__('os').mkdir({str(trace)!r})"
@@ -299,6 +308,7 @@ def test_an_untrusted_pt2_never_runs(copy, trace, where):
     assert not trace.exists()
 
 
+@pytest.mark.long
 @needs("saved-model")
 def test_a_saved_model_that_writes_files_is_refused(tmp_path, trace):
     """Written by TensorFlow in a process of its own; the trap works there."""
@@ -532,7 +542,10 @@ AMOUNTS = [
 @pytest.mark.parametrize("amount", AMOUNTS)
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.long if n == "saved-model" else ()) for n in POSSIBLE],
+    [
+        pytest.param(n, marks=pytest.mark.long if n in ("saved-model", "torch") else ())
+        for n in POSSIBLE
+    ],
 )
 def test_damaged_exports_are_refused_or_answer(exports, tmp_path, name, amount):
     refusals = fuzz(path_of(exports, name), tmp_path, MUTATIONS[amount])

@@ -147,6 +147,7 @@ def test_a_report_is_rebuilt(trained):
     assert "bn-torch-s0" in target.read_text()
 
 
+@pytest.mark.long
 def test_the_effects_of_an_ablation_are_reported(tmp_path):
     """Of runs that were trained elsewhere: what is printed, written, drawn and rebuilt."""
     path = tmp_path / "ablation"
@@ -392,6 +393,7 @@ def test_missing_data_are_refused_before_any_run(tmp_path):
     assert not any((tmp_path / "study/runs").iterdir())
 
 
+@pytest.mark.long
 def test_changed_data_are_refused_before_any_run(tmp_path):
     data = changed_data.write(tmp_path / "d")
     words = ("--data", data, "--norm", "bn", "--epochs", "1", "--backend", "torch", *TINY[6:10],

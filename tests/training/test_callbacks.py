@@ -120,6 +120,7 @@ class Opens(keras.callbacks.CSVLogger):
     """A class of the user's own with an open file."""
 
 
+@pytest.mark.long
 def test_only_of_the_users_own_callbacks_it_is_said_what_is_not_restored(tmp_path, caplog):
     config = tiny.config(epochs=1, schedule="constant")
     for kind in (keras.callbacks.CSVLogger, Opens):

@@ -99,6 +99,7 @@ def test_odd_paths_work_in_the_c_locale(name):
     assert folders.odd_path(name)
 
 
+@pytest.mark.long
 def test_a_clock_that_goes_back_changes_nothing():
     assert folders.clock_set_back()
 

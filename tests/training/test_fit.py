@@ -455,7 +455,12 @@ def move(folder):
 
 @pytest.mark.parametrize("epoch", [pytest.param(1, marks=pytest.mark.long), 2])
 @pytest.mark.parametrize(
-    "harm", [move, shutil.rmtree, lambda path: (path / "config.toml").unlink()]
+    "harm",
+    [
+        pytest.param(move, marks=pytest.mark.long),
+        shutil.rmtree,
+        pytest.param(lambda path: (path / "config.toml").unlink(), marks=pytest.mark.long),
+    ],
 )
 def test_a_run_whose_folder_is_gone_ends_and_writes_nothing_there(harm, epoch, tmp_path):
     place, moved = tmp_path / "run", tmp_path / "moved"
@@ -484,6 +489,7 @@ def test_every_preprocessing_trains_and_travels_with_the_model(tmp_path, preproc
     assert name == ("equalized_pixels" if preprocessing == "equalize" else "pixels")
 
 
+@pytest.mark.long
 def test_other_shapes_of_images_train(tmp_path):
     rng = np.random.Generator(np.random.PCG64(0))
     arrays = {
@@ -560,6 +566,7 @@ def states_of(*runs):
     return [{k: v.tobytes() for k, v in checkpoints.load(path)[0].items()} for path in folders]
 
 
+@pytest.mark.long
 def test_more_epochs_go_on_where_the_schedule_allows_it(tmp_path):
     options = {"schedule": "constant", "norm": "bn", "dropout": 0.1}
     straight = fit(tmp_path / "straight", epochs=3, **options)
