@@ -163,6 +163,7 @@ def test_a_wrong_record_does_not_pass(monkeypatch):
         worked_example("frn")
 
 
+@pytest.mark.long
 @pytest.mark.backend("any", slow_on="tensorflow")
 def test_statistics_and_landscape_measure_it(runs):
     found = statistics(runs, train_size=32, epochs=1, images=8)
