@@ -19,6 +19,7 @@ from kerasnorm.conversion.norms import DEFAULT_GROUPS, replace_norms
 from kerasnorm.errors import ConfigError, about, error_text
 from kerasnorm.formats.archive import load_model
 from kerasnorm.formats.input_scale import rescaling_layer
+from kerasnorm.formats.safety.checks import REFUSED
 from kerasnorm.inspection.graph import (
     call_again,
     class_name,
@@ -70,6 +71,7 @@ def build(
     shape = tuple(pixels.shape[1:])
     source = _source(config, shape, classes)
     _check_input(name, source, shape)
+    _refuse_code(name, source)
     tail = list(_tail(source))
     head = _head(name, tail)
     source, note = _on_raw_pixels(name, source, pixels, rescaling)
@@ -201,6 +203,17 @@ def _made(name: str, make: Any, *args: Any, **options: Any) -> keras.Model:
             f"network: expected {name} to return a keras.Model. Received: {type(model).__name__}"
         )
     return model
+
+
+def _refuse_code(name: str, model: keras.Model) -> None:
+    """Refuses layers that hold code: the trained model could not be opened."""
+    for layer in leaves(model):
+        if type(layer).__name__ in REFUSED:
+            raise ConfigError(
+                f"network: the layer {layer.name!r} of {name} is a {type(layer).__name__}. It "
+                "holds code, which is not read from a model file. Write the operation itself, such "
+                "as x / 255 or keras.ops.abs(x), or a layer class of your own with a get_config()."
+            )
 
 
 def _check_input(name: str, model: keras.Model, shape: tuple[int, ...]) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from kerasnorm.conversion.rebuild import Tap, rebuild, refuse_hidden, run_tapped
 from kerasnorm.data.stored import StoredImages
 from kerasnorm.errors import ConfigError, expect, expect_whole
-from kerasnorm.inspection.graph import layers
+from kerasnorm.inspection.graph import has_mask, layers, walk
 from kerasnorm.keras_settings import stock_keras
 
 BATCH = 64
@@ -51,8 +51,8 @@ def recalibrate(
         seed: Decides which images share a batch.
 
     Raises:
-        ConfigError: The model has no batch norms, or several inputs; or the images are fewer than
-            two, or of another shape than it takes.
+        ConfigError: The model has no batch norms, masks their inputs, or has several inputs; or the
+            images are fewer than two, or of another shape than it takes.
     """
     meters = [_Meter(norm) for norm in norms_to_measure(model)]
     wanted, *others = (tensor.shape[1:] for tensor in model.inputs)
@@ -87,11 +87,18 @@ def norms_to_measure(model: keras.Model) -> list[keras.layers.BatchNormalization
     """Returns the batch norms of a network, which `recalibrate` measures.
 
     Raises:
-        ConfigError: There is none, or one is hidden in a layer that hides its graph.
+        ConfigError: There is none, one is hidden in a layer that hides its graph, or one is called
+            with a mask.
     """
     kinds = (keras.layers.BatchNormalization,)
     refuse_hidden(model, kinds, "measured")
     norms = [layer for layer in layers(model) if isinstance(layer, kinds)]
+    for _, node in walk(model):
+        if isinstance(node.operation, kinds) and has_mask(node.input_tensors[0]):
+            raise ConfigError(
+                f"model: its norm {node.operation.name!r} receives a mask, whose values training "
+                "leaves out. Expected batch norms without masks."
+            )
     if not norms:
         raise ConfigError(
             "recalibrate: expected a network with BatchNormalization. Received: none; the "

@@ -82,6 +82,11 @@ def layers(model: keras.Model) -> list[Any]:
     ]
 
 
+def has_mask(tensor: Any) -> bool:
+    """Returns whether a mask belongs to a symbolic tensor, as behind a Masking layer."""
+    return keras.src.backend.get_keras_mask(tensor) is not None
+
+
 def passed_through(
     graph: Any, inputs: Sequence[T], call: Callable[[Any, dict[int, T]], Sequence[T]]
 ) -> list[T]:

@@ -129,3 +129,10 @@ def test_a_model_of_two_inputs_is_refused():
     model = keras.Model([one, other], layers.BatchNormalization()(layers.add([one, other])))
     with pytest.raises(ConfigError, match="one input"):
         recalibrate(model, images())
+
+
+def test_a_norm_of_masked_values_is_refused():
+    steps = keras.Input((6, 4))
+    model = keras.Model(steps, layers.BatchNormalization(name="bn")(layers.Masking()(steps)))
+    with pytest.raises(ConfigError, match="its norm 'bn' receives a mask"):
+        recalibrate(model, np.ones((4, 6, 4), "float32"))
