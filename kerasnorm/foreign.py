@@ -206,8 +206,9 @@ def _made(name: str, make: Any, *args: Any, **options: Any) -> keras.Model:
 
 
 def _refuse_code(name: str, model: keras.Model) -> None:
-    """Refuses layers that hold code: the trained model could not be opened."""
+    """Refuses layers with which the trained model could not be opened."""
     for layer in leaves(model):
+        user_code.check_class(layer, "network")
         if type(layer).__name__ in REFUSED:
             raise ConfigError(
                 f"network: the layer {layer.name!r} of {name} is a {type(layer).__name__}. It "

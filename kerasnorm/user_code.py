@@ -15,9 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kerasnorm.errors import ConfigError, error_text
+
+if TYPE_CHECKING:
+    import keras
 
 TRUST = "KERASNORM_TRUST"  # modules and .py files whose classes models may hold, as in PATH
 
@@ -94,6 +97,20 @@ def classes() -> list[type]:
             and kind.__module__ == module.__name__
         ]
     return found
+
+
+def check_class(layer: "keras.layers.Layer", field: str) -> None:
+    """Makes sure that the class of a layer is found when a model that holds it is opened.
+
+    Raises:
+        ConfigError: It is defined in a function.
+    """
+    name = type(layer).__qualname__
+    if "<locals>" in name:
+        raise ConfigError(
+            f"{field}: expected layers of classes at the top of their module, where those of a "
+            f"saved model are looked for. Received: {layer.name!r} of {name}"
+        )
 
 
 def _imported(name: str, field: str) -> ModuleType:

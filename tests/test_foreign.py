@@ -697,17 +697,27 @@ def test_what_a_layer_holds_of_the_user_is_opened_where_its_code_is_trusted(
         load_model(path)
 
 
-@pytest.mark.parametrize("function", ["lambda x: x / 255", "keras.ops.abs"])
-def test_a_network_with_a_layer_that_holds_code_is_refused_before_it_is_trained(tmp_path, function):
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("keras.layers.Lambda(lambda x: x / 255, name='code')", "is a Lambda. It holds code"),
+        ("keras.layers.Lambda(keras.ops.abs, name='code')", "is a Lambda. It holds code"),
+        ("Local(name='code')", "top of their module.* 'code' of make.<locals>.Local$"),
+    ],
+)
+def test_a_network_of_which_no_saved_model_could_be_opened_is_refused(tmp_path, layer, message):
     code = tmp_path / "network.py"
     code.write_text(
         "import keras\n\ndef make(input_shape, classes):\n"
         "    x = pixels = keras.Input(input_shape)\n"
-        f"    x = keras.layers.Lambda({function}, name='code')(x)\n"
+        "    class Local(keras.layers.Layer):\n"
+        "        def call(self, x):\n"
+        "            return x\n"
+        f"    x = {layer}(x)\n"
         "    x = keras.layers.Flatten()(x)\n"
         "    return keras.Model(pixels, keras.layers.Dense(classes)(x))\n"
     )
-    with pytest.raises(ConfigError, match=r"'code' of .* is a Lambda. It holds code"):
+    with pytest.raises(ConfigError, match=message):
         make(f"{code}:make")
 
 

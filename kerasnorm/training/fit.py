@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kerasnorm import runtime
+from kerasnorm import runtime, user_code
 from kerasnorm.config import UNCOMPARED, Config, config_of_call, field_value
 from kerasnorm.data import Dataset, prepare
 from kerasnorm.data.augment import Augmentation
@@ -384,8 +384,10 @@ def _check_own_norm(config: Config, model: "keras.Model") -> None:
     import keras
 
     from kerasnorm.inspection.outputs import probe_images
-    from kerasnorm.layers import portable
+    from kerasnorm.layers import leaves, portable
 
+    for layer in leaves(model) if user_code.is_named(norm) else ():
+        user_code.check_class(layer, "norm")
     try:
         saved = portable(model)
     except Exception as error:  # of the user's code

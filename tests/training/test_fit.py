@@ -88,6 +88,13 @@ def leaves_out(channels, name):
 def of_a_lambda(channels, name):
     return keras.layers.Lambda(lambda x: x / 2, name=name)
 
+def local(channels, name):
+    class Local(keras.layers.Layer):
+        def call(self, x):
+            return x / 2
+
+    return Local(name=name)
+
 def whole(channels, name):
     return keras.layers.GroupNormalization(4, name=name)
 """
@@ -100,6 +107,7 @@ def whole(channels, name):
         ("FixedGroups", "cannot be made anew .* 'groups'"),
         ("of_a_lambda", "cannot be made anew .* `Lambda`"),
         ("leaves_out", "compute something else"),
+        ("local", ""),
     ],
 )
 @pytest.mark.backend("any")
@@ -108,7 +116,8 @@ def test_a_norm_that_no_saved_model_could_hold_is_refused_before_it_is_trained(
 ):
     code, out = tmp_path / "norms.py", tmp_path / "run"
     code.write_text(UNSAVED)
-    with pytest.raises(ConfigError, match=f"norm: the layers of .*{norm} {message}"):
+    expected = f"norm: the layers of .*{norm} {message}" if message else "norm: expected .*Local$"
+    with pytest.raises(ConfigError, match=expected):
         fit(out, norm=f"{code}:{norm}", widths=(4,) * 10)
     assert not out.exists()
 
