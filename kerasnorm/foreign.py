@@ -256,6 +256,13 @@ def _activation(layer: Any) -> Any:
     return None if found is keras.activations.linear else found
 
 
+def _kind(layer: Any) -> str:
+    """Returns the class of a layer and what it ends in: "Dense (sigmoid)"."""
+    name, activation = type(layer).__name__, getattr(layer, "activation", None)
+    is_linear = activation in (None, keras.activations.linear)
+    return name if is_linear else f"{name} ({getattr(activation, '__name__', 'activation')})"
+
+
 def _head(name: str, tail: Sequence[Any]) -> Any:
     """Returns the layer that gives a network's logits, or raises a ConfigError."""
     for layer in tail:
@@ -268,8 +275,7 @@ def _head(name: str, tail: Sequence[Any]) -> Any:
             break
     raise ConfigError(
         f"network: expected the outputs of a Dense layer or a convolution, or a softmax of them. "
-        f"Received: {name}, which ends in "
-        + ", ".join(type(layer).__name__ for layer in reversed(tail[:3]))
+        f"Received: {name}, which ends in " + ", ".join(map(_kind, reversed(tail[:3])))
     )
 
 
