@@ -20,6 +20,7 @@ from kerasnorm.conversion.norms import DEFAULT_GROUPS, replace_norms
 from kerasnorm.errors import ConfigError, about, error_text
 from kerasnorm.formats.archive import load_model
 from kerasnorm.formats.input_scale import rescaling_layer
+from kerasnorm.formats.safety.checks import REFUSED
 from kerasnorm.inspection.graph import (
     call_again,
     class_name,
@@ -71,6 +72,7 @@ def build(
     shape = tuple(pixels.shape[1:])
     source = _source(config, shape, classes)
     _check_input(name, source, shape)
+    _refuse_code(name, source)
     tail = list(_tail(source))
     head = _head(name, tail)
     source, note = _on_raw_pixels(name, source, pixels, rescaling)
@@ -206,6 +208,18 @@ def _made(name: str, make: Any, *args: Any, **options: Any) -> keras.Model:
     return model
 
 
+def _refuse_code(name: str, model: keras.Model) -> None:
+    """Refuses layers with which the trained model could not be opened."""
+    for layer in leaves(model):
+        user_code.check_class(layer, "network")
+        if type(layer).__name__ in REFUSED:
+            raise ConfigError(
+                f"network: the layer {layer.name!r} of {name} is a {type(layer).__name__}. It "
+                "holds code, which is not read from a model file. Write the operation itself, such "
+                "as x / 255 or keras.ops.abs(x), or a layer class of your own with a get_config()."
+            )
+
+
 def _check_input(name: str, model: keras.Model, shape: tuple[int, ...]) -> None:
     """Refuses a network that does not take images of a shape (H, W, C)."""
     wanted = model.input_shape[1:]
@@ -245,6 +259,13 @@ def _activation(layer: Any) -> Any:
     return None if found is keras.activations.linear else found
 
 
+def _kind(layer: Any) -> str:
+    """Returns the class of a layer and what it ends in: "Dense (sigmoid)"."""
+    name, activation = type(layer).__name__, getattr(layer, "activation", None)
+    is_linear = activation in (None, keras.activations.linear)
+    return name if is_linear else f"{name} ({getattr(activation, '__name__', 'activation')})"
+
+
 def _head(name: str, tail: Sequence[Any]) -> Any:
     """Returns the layer that gives a network's logits, or raises a ConfigError."""
     for layer in tail:
@@ -257,8 +278,7 @@ def _head(name: str, tail: Sequence[Any]) -> Any:
             break
     raise ConfigError(
         f"network: expected the outputs of a Dense layer or a convolution, or a softmax of them. "
-        f"Received: {name}, which ends in "
-        + ", ".join(type(layer).__name__ for layer in reversed(tail[:3]))
+        f"Received: {name}, which ends in " + ", ".join(map(_kind, reversed(tail[:3])))
     )
 
 

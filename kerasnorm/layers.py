@@ -65,9 +65,9 @@ def custom_layers() -> dict[str, type[keras.layers.Layer]]:
     }
 
 
-def own_layers() -> dict[str, type[keras.layers.Layer]]:
-    """Returns the layers that are not Keras's own and may be opened, by the names Keras saves."""
-    kinds: list[type[keras.layers.Layer]] = [StandardizedConv2D, *user_code.layers()]
+def own_classes() -> dict[str, type]:
+    """Returns the classes that are not Keras's own and may be opened, by the names Keras saves."""
+    kinds: list[type] = [StandardizedConv2D, *user_code.classes()]
     return custom_layers() | {keras.saving.get_registered_name(kind): kind for kind in kinds}
 
 

@@ -1,7 +1,7 @@
 """Functions and classes of the user, named on the command line as `package.module:name`.
 
 A file works too: `path/to/file.py:name`, relative to the current folder. Naming one runs its code,
-as importing it does. A saved model that holds layers of such a module is opened only where the
+as importing it does. A saved model that holds classes of such a module is opened only where the
 module was named in this process, or in the environment variable KERASNORM_TRUST.
 """
 
@@ -22,7 +22,7 @@ from kerasnorm.errors import ConfigError, error_text
 if TYPE_CHECKING:
     import keras
 
-TRUST = "KERASNORM_TRUST"  # modules and .py files whose layers models may hold, as in PATH
+TRUST = "KERASNORM_TRUST"  # modules and .py files whose classes models may hold, as in PATH
 
 
 def is_named(text: str) -> bool:
@@ -58,7 +58,7 @@ def load_trusted(text: str, field: str) -> Any:
 
 
 def trust(*modules: str) -> None:
-    """Lets this process, and those that it starts, open models that hold layers of these modules.
+    """Lets this process, and those that it starts, open models that hold classes of these modules.
 
     They are named, or given as the paths of .py files.
     """
@@ -70,14 +70,22 @@ def _trusted() -> list[str]:
     return [name for name in os.environ.get(TRUST, "").split(os.pathsep) if name]
 
 
-def layers() -> "list[type[keras.layers.Layer]]":
-    """Returns the layer classes that the trusted modules define.
+def classes() -> list[type]:
+    """Returns the classes that the trusted modules define and that a saved model may hold.
+
+    They are layers, and the initializers, regularizers and constraints of layers.
 
     Raises:
         ConfigError: One of the modules cannot be imported.
     """
     import keras
 
+    kinds = (
+        keras.Layer,
+        keras.Initializer,
+        keras.Regularizer,
+        keras.constraints.Constraint,
+    )
     found = []
     for name in _trusted():
         module = _imported(name, "trust")
@@ -85,10 +93,24 @@ def layers() -> "list[type[keras.layers.Layer]]":
             kind
             for kind in vars(module).values()
             if inspect.isclass(kind)
-            and issubclass(kind, keras.layers.Layer)
+            and issubclass(kind, kinds)
             and kind.__module__ == module.__name__
         ]
     return found
+
+
+def check_class(layer: "keras.layers.Layer", field: str) -> None:
+    """Makes sure that the class of a layer is found when a model that holds it is opened.
+
+    Raises:
+        ConfigError: It is defined in a function.
+    """
+    name = type(layer).__qualname__
+    if "<locals>" in name:
+        raise ConfigError(
+            f"{field}: expected layers of classes at the top of their module, where those of a "
+            f"saved model are looked for. Received: {layer.name!r} of {name}"
+        )
 
 
 def _imported(name: str, field: str) -> ModuleType:

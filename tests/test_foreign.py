@@ -354,7 +354,9 @@ def test_a_network_that_cannot_be_made_is_refused_in_one_line(network, message):
 
 def test_outputs_that_are_no_logits_are_refused(tmp_path):
     path, _ = saved(tmp_path, activation="sigmoid")
-    with pytest.raises(ConfigError, match=r"or a softmax of them\. Received: .*which ends in"):
+    with pytest.raises(
+        ConfigError, match=r"or a softmax of them\. .*which ends in .*Dense \(sigmoid\)$"
+    ):
         make(path)
 
 
@@ -640,6 +642,85 @@ def test_a_model_with_layers_of_the_user_is_opened_where_their_code_is_trusted(
     monkeypatch.setenv(user_code.TRUST, "no_such_module")
     with pytest.raises(ConfigError, match="trust: importing no_such_module raised"):
         load_model(path)
+
+
+CUSTOM = """
+import keras
+
+registered = keras.saving.register_keras_serializable(package="%(package)s")
+
+@registered
+class Tenths(keras.initializers.Initializer):
+    def __call__(self, shape, dtype=None):
+        return keras.ops.full(shape, 0.1, dtype)
+
+@registered
+class Cubes(keras.regularizers.Regularizer):
+    def __call__(self, x):
+        return keras.ops.sum(keras.ops.abs(x) ** 3)
+
+    def get_config(self):
+        return {}
+
+@registered
+class Clipped(keras.constraints.Constraint):
+    def __call__(self, w):
+        return keras.ops.clip(w, -1, 1)
+
+@registered
+def doubled(x):
+    return 2 * x
+"""
+
+
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [
+        ("kernel_initializer", "Tenths"),
+        ("kernel_regularizer", "Cubes"),
+        ("kernel_constraint", "Clipped"),
+        ("activation", "doubled"),
+    ],
+)
+def test_what_a_layer_holds_of_the_user_is_opened_where_its_code_is_trusted(
+    tmp_path, monkeypatch, option, name
+):
+    code, path = tmp_path / f"of_{name}.py", tmp_path / "model.keras"
+    code.write_text(CUSTOM % {"package": name})
+    monkeypatch.setenv(user_code.TRUST, "")
+    held = user_code.load(f"{code}:{name}", "network")
+    layer = keras.layers.Dense(3, **{option: held if option == "activation" else held()})
+    model = keras.Sequential([keras.Input((4,)), layer])
+    model.save(path)
+    assert np.array_equal(load_model(path).get_weights()[0], model.get_weights()[0])
+    monkeypatch.setenv(user_code.TRUST, "")  # as in another process
+    monkeypatch.delitem(keras.saving.get_custom_objects(), f"{name}>{name}")
+    with pytest.raises(CorruptFileError, match=f"{name}.*--trust file.py"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("keras.layers.Lambda(lambda x: x / 255, name='code')", "is a Lambda. It holds code"),
+        ("keras.layers.Lambda(keras.ops.abs, name='code')", "is a Lambda. It holds code"),
+        ("Local(name='code')", "top of their module.* 'code' of make.<locals>.Local$"),
+    ],
+)
+def test_a_network_of_which_no_saved_model_could_be_opened_is_refused(tmp_path, layer, message):
+    code = tmp_path / "network.py"
+    code.write_text(
+        "import keras\n\ndef make(input_shape, classes):\n"
+        "    x = pixels = keras.Input(input_shape)\n"
+        "    class Local(keras.layers.Layer):\n"
+        "        def call(self, x):\n"
+        "            return x\n"
+        f"    x = {layer}(x)\n"
+        "    x = keras.layers.Flatten()(x)\n"
+        "    return keras.Model(pixels, keras.layers.Dense(classes)(x))\n"
+    )
+    with pytest.raises(ConfigError, match=message):
+        make(f"{code}:make")
 
 
 def test_a_network_of_a_file_with_layers_of_the_user_is_built_where_they_are_trusted(tmp_path):

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from kerasnorm.errors import ConfigError
+from kerasnorm.errors import ConfigError, error_text
 from kerasnorm.inspection.graph import functional_graph, layers, models, passed_through
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.layers import made_anew
@@ -23,7 +23,7 @@ def rebuild(model: keras.Model, replaced: Replacements) -> tuple[keras.Model, di
     replacement are the caller's.
 
     Raises:
-        ConfigError: The model, or one in it, has no graph.
+        ConfigError: The model, or one in it, has no graph; or a layer cannot be made anew.
     """
     copies: dict[int, Any] = dict(replaced)
 
@@ -31,9 +31,10 @@ def rebuild(model: keras.Model, replaced: Replacements) -> tuple[keras.Model, di
         if id(operation) not in copies:
             if isinstance(operation, keras.Model):
                 copies[id(operation)] = copy_of_model(operation)
-            elif isinstance(operation, keras.Layer):
-                config, policy = operation.get_config(), operation.dtype_policy
-                copies[id(operation)] = made_anew(operation, config, policy)
+            elif isinstance(operation, keras.Layer) and not isinstance(
+                operation, keras.layers.Lambda
+            ):
+                copies[id(operation)] = _copy_of_layer(operation)
             else:
                 copies[id(operation)] = operation  # such as an addition: it has no state
         return copies[id(operation)]
@@ -77,6 +78,16 @@ def rebuild(model: keras.Model, replaced: Replacements) -> tuple[keras.Model, di
         if hasattr(copy, "finalize_state"):
             copy.finalize_state()  # Normalization and others derive what they compute with
     return made, copies
+
+
+def _copy_of_layer(layer: Any) -> Any:
+    try:
+        return made_anew(layer, layer.get_config(), layer.dtype_policy)
+    except Exception as error:  # of the user's code
+        raise ConfigError(
+            f"model: its layer {layer.name!r} ({type(layer).__name__}) cannot be made anew from "
+            f"its get_config(): {error_text(error)}"
+        ) from error
 
 
 def _parts(layer: Any) -> list[Any]:

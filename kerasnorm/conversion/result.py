@@ -1,5 +1,6 @@
 """What a conversion did to a network: its layers, its cost, and how far the outputs moved."""
 
+import itertools
 import math
 import statistics
 import time
@@ -198,15 +199,20 @@ def difference(one: Any, other: Any) -> float:
 
 
 def probe_inputs(model: keras.Model, count: int = 4) -> Any:
-    """Returns inputs of noise for a model, in the structure of its own: pixels for images."""
-    rng = np.random.Generator(np.random.PCG64(11))
+    """Returns inputs of noise for a model, in the structure of its own: pixels for images.
+
+    Several inputs differ: a network that compares its inputs gives the same for all equal ones.
+    """
+    rng, seeds = np.random.Generator(np.random.PCG64(11)), itertools.count(7)
 
     def noise(tensor: Any) -> Any:
         shape = tuple(size or FREE_SIZE for size in tensor.shape[1:])
         is_float, is_image = keras.backend.is_float_dtype(tensor.dtype), len(shape) == 3
         if not is_float and not is_image:  # indices, for example, of which the least is 0
             return np.zeros((count, *shape), tensor.dtype)
-        values = probe_images(shape, count) if is_image else rng.normal(size=(count, *shape))
+        values: Any = rng.normal(size=(count, *shape))
+        if is_image:
+            values = probe_images(shape, count, next(seeds))
         keeps_type = not is_float or tensor.dtype == "float64"
         return values.astype(tensor.dtype if keeps_type else "float32")
 

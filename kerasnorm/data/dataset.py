@@ -23,6 +23,8 @@ LARGEST_ARRAY = 4 * 2**30  # bytes of one array of a data set, unpacked
 PARTS = ("images", "labels")  # of a split
 SHOWN = 10  # names of classes that a message lists
 
+SCALED = 10  # largest value up to which pixels that are fractions look scaled
+
 _CHUNK = 1000
 _ONE_PER_CLASS = "at least one training image of every class"
 _LONGEST = 200  # letters of a message's part
@@ -406,7 +408,8 @@ def to_pixels(values: NDArray[np.generic], where: Where) -> NDArray[np.uint8]:
 
     Raises:
         DataError: The shape or type is another, or a value is not finite or out of range. Floats
-            that all lie in 0 to 1 are refused too, because they look like scaled pixels.
+            up to 1, and fractions up to `SCALED`, are refused too: they look like scaled pixels, of
+            which rounding would leave a few gray levels.
     """
     shape = values.shape
     if len(shape) == 3:
@@ -427,14 +430,21 @@ def to_pixels(values: NDArray[np.generic], where: Where) -> NDArray[np.uint8]:
         received = f"values from {low:g} to {high:g}"
         advice = "Undo the normalization before saving"
         raise unexpected(where, "finite pixels from 0 to 255", received, advice)
-    if values.dtype.kind == "f" and high <= 1:
-        received = f"floats from {low:g} to {high:g}"
-        raise unexpected(where, "pixels from 0 to 255", received, "Multiply them by 255")
+    if values.dtype.kind == "f" and high <= SCALED and (high <= 1 or _has_fractions(values)):
+        received = f"floats from {low:g} to {high:g}, which look scaled"
+        advice = "Multiply pixels from 0 to 1 by 255, or undo another scaling, before saving"
+        raise unexpected(where, "pixels from 0 to 255", received, advice)
     pixels = np.empty(values.shape, dtype=np.uint8)
     for start in range(0, len(values), _CHUNK):
         chunk = slice(start, start + _CHUNK)
         pixels[chunk] = np.rint(values[chunk])
     return pixels
+
+
+def _has_fractions(values: NDArray[Any]) -> bool:
+    """Returns whether any of some numbers is not whole."""
+    parts = (values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK))
+    return any(bool((part != np.rint(part)).any()) for part in parts)
 
 
 def _misplaced_channels(shape: tuple[int, ...]) -> tuple[str, str] | None:

@@ -236,14 +236,14 @@ def read_archive(path: Path) -> "tuple[keras.Model, dict[str, Any]]":
     import keras
     import numpy as np
 
-    from kerasnorm.layers import own_layers
+    from kerasnorm.layers import own_classes
 
     config, metadata = checks.check_keras(path)
     with _with_valid_names(path, config) as place:
         _check_config(path, config)
         model = _load(
             path,
-            lambda: keras.saving.load_model(place, own_layers(), compile=False, safe_mode=True),
+            lambda: keras.saving.load_model(place, own_classes(), compile=False, safe_mode=True),
         )
     for weight in model.weights:
         values = keras.ops.convert_to_numpy(weight)
@@ -316,20 +316,20 @@ def model_from_config(path: Path, config: dict[str, Any]) -> "keras.Model":
 def _deserialize(config: dict[str, Any]) -> Any:
     import keras
 
-    from kerasnorm.layers import own_layers
+    from kerasnorm.layers import own_classes
 
-    return keras.saving.deserialize_keras_object(config, own_layers(), safe_mode=True)
+    return keras.saving.deserialize_keras_object(config, own_classes(), safe_mode=True)
 
 
 def _check_config(path: Path, config: dict[str, Any]) -> None:
     """Refuses foreign classes, and models of too many weights before any is allocated."""
     import keras
 
-    from kerasnorm.layers import own_layers
+    from kerasnorm.layers import own_classes
 
     config.pop("compile_config", None)  # not loaded
-    names = {name: kind.__name__ for name, kind in own_layers().items()}
-    checks.check_keras_classes(path, config, names)
+    names = {name: kind.__name__ for name, kind in own_classes().items()}
+    checks.check_keras_classes(path, config, names, keras.saving.get_custom_objects())
     # Inside of this scope variables have shapes and no values.
     with keras.StatelessScope(initialize_variables=False):
         try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kerasnorm import runtime
+from kerasnorm import runtime, user_code
 from kerasnorm.config import UNCOMPARED, Config, config_of_call, field_value
 from kerasnorm.data import Dataset, prepare
 from kerasnorm.data.augment import Augmentation
@@ -21,9 +21,16 @@ from kerasnorm.data.batches import Batches
 from kerasnorm.data.preprocessing import channel_statistics, input_statistics
 from kerasnorm.data.sources import locate, with_place
 from kerasnorm.engines.schedule import has_open_end
-from kerasnorm.errors import ConfigError, CorruptFileError, DataError, expect, listed
+from kerasnorm.errors import (
+    ConfigError,
+    CorruptFileError,
+    DataError,
+    error_text,
+    expect,
+    listed,
+)
 from kerasnorm.files import as_path, check_file, in_command, run_lock, sweep, write_json
-from kerasnorm.norms import NORMS
+from kerasnorm.norms import BUILT_IN, KEEP, NORMS
 from kerasnorm.process_group import ProcessGroup, this_launch
 from kerasnorm.progress import ConsoleProgress, Progress, counted, default_progress, in_percent
 from kerasnorm.training import run, run_folder
@@ -120,6 +127,7 @@ def fit(
                 precision=runtime.chosen_precision(plan.config.train.precision, device),
             )
             engine = make_engine(config, dataset, group)
+            _check_own_norm(config, engine.model)
             if group.is_first:
                 _note_lagging_statistics(engine)
                 _note_absent_classes(dataset)
@@ -362,6 +370,38 @@ def make_engine(config: Config, dataset: Dataset, group: ProcessGroup | None = N
         )
         _note_shard_statistics(config, model, group)
         return choice.make(model, make_batches(config, dataset), config.train, group)
+
+
+def _check_own_norm(config: Config, model: "keras.Model") -> None:
+    """Refuses a norm of the user's own that a saved model would not hold as it is trained.
+
+    Keras saves what `get_config` of a layer returns, and makes the layer of that.
+    """
+    norm = config.model.norm
+    if norm == KEEP or norm in (record.name for record in BUILT_IN):
+        return
+    import keras
+
+    from kerasnorm.inspection.outputs import probe_images
+    from kerasnorm.layers import leaves, portable
+
+    for layer in leaves(model) if user_code.is_named(norm) else ():
+        user_code.check_class(layer, "norm")
+    try:
+        saved = portable(model)
+    except Exception as error:  # of the user's code
+        raise ConfigError(
+            f"norm: the layers of {norm} cannot be made anew from their get_config(), as those of "
+            f"a saved model are: {error_text(error).rstrip('.')}. Expected a constructor that "
+            "takes **options for keras.layers.Layer, and a get_config() of all its other arguments."
+        ) from error
+    pixels = probe_images(model.input_shape[1:], 4).astype("float32")
+    one, other = (keras.ops.convert_to_numpy(net(pixels, training=False)) for net in (model, saved))
+    if config.train.precision == "float32" and not np.allclose(one, other, rtol=1e-2, atol=1e-3):
+        raise ConfigError(
+            f"norm: the layers of {norm} compute something else when they are made anew from their "
+            "get_config(), as those of a saved model are. Expected all arguments in it."
+        )
 
 
 def _note_shard_statistics(config: Config, model: "keras.Model", group: ProcessGroup) -> None:

@@ -17,7 +17,7 @@ from kerasnorm.data import Dataset, prepare
 from kerasnorm.data.dataset import Content, to_pixels, unexpected
 from kerasnorm.data.preprocessing import equalize
 from kerasnorm.data.stored import Images
-from kerasnorm.errors import CorruptFileError, DataError, described
+from kerasnorm.errors import CorruptFileError, DataError, described, is_number
 from kerasnorm.files import as_path, check_file, in_command, read_text
 from kerasnorm.formats import check_formats
 from kerasnorm.formats.archive import SavedModel, load_model, open_model
@@ -33,6 +33,11 @@ if TYPE_CHECKING:
     from kerasnorm.formats.export import Export
 
 logger = logging.getLogger(__name__)
+
+
+def _refuse(constant: str) -> None:
+    """Refuses NaN and infinity, which no run writes into its metrics."""
+    raise ValueError(f"it holds {constant}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,10 +74,15 @@ class Run:
             check_file(path / name)
         history = tuple(run_folder.read_history(path / run_folder.HISTORY))
         try:
-            metrics = json.loads(read_text(path / METRICS))
+            metrics = json.loads(read_text(path / METRICS), parse_constant=_refuse)
             missing = {"class_names", "confusion", "misclassified", "test_accuracy"} - {*metrics}
             if missing:
                 raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+            for name in ("test_accuracy", "val_accuracy"):
+                share = metrics.get(name)
+                is_left_out = share is None and name == "val_accuracy"
+                if not is_left_out and not (is_number(share) and 0 <= share <= 1):
+                    raise ValueError(f"its {name} is {share!r}, no share from 0 to 1")
         except (OSError, ValueError, TypeError) as error:
             raise CorruptFileError(f"{path / METRICS} is damaged: {error}") from None
         return cls(path, config, history, metrics)

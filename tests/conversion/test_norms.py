@@ -8,6 +8,7 @@ from keras import layers, ops
 
 from kerasnorm import convert_norm
 from kerasnorm.conversion.norms import effect_note, freeze_batch_norms
+from kerasnorm.conversion.rebuild import Tap, rebuild
 from kerasnorm.errors import ConfigError
 from kerasnorm.layers import StandardizedConv2D, standardize_kernel
 from kerasnorm.norms import EPSILON, Norm
@@ -235,6 +236,68 @@ def test_inputs_and_outputs_keep_their_structure():
     before, after = model.predict_on_batch(values), new.predict_on_batch(values)
     assert np.allclose(before["y"], after["y"])
     assert not np.allclose(before["sum"], after["sum"])
+
+
+@pytest.mark.parametrize("shape", [(6, 6, 3), (5, 3), (3,)])
+def test_the_measured_difference_of_a_network_that_compares_its_inputs(shape):
+    inner = keras.Input(shape)
+    norm = layers.BatchNormalization(name="bn")
+    branch = keras.Model(inner, layers.Flatten()(norm(layers.Dense(4)(inner))), name="branch")
+    one, two = keras.Input(shape), keras.Input(shape)
+    model = drawn(keras.Model([one, two], layers.Subtract()([branch(one), branch(two)])))
+    assert convert_norm(model, "gn", groups=2).difference > 0.1
+
+
+def lambda_of_a_closure():
+    factor = np.float32(0.5)
+    return layers.Lambda(lambda x: ops.abs(x) * factor)
+
+
+def lambda_of_a_function():
+    def halved(x):
+        return x / 2
+
+    return layers.Lambda(halved, output_shape=(8, 8, 4), arguments={})
+
+
+@pytest.mark.parametrize("made", [lambda_of_a_closure, lambda_of_a_function])
+def test_a_lambda_computes_what_it_did(made):
+    image = keras.Input((8, 8, 4))
+    x = layers.BatchNormalization(name="bn")(layers.Dense(4)(made()(image)))
+    model, x = drawn(keras.Model(image, x)), np.random.default_rng(0).normal(size=(2, 8, 8, 4))
+    new = convert_norm(model, "bn").model
+    assert np.array_equal(new.predict_on_batch(x), model.predict_on_batch(x))
+
+
+class WithoutConfig(layers.Layer):
+    """A layer of the user's whose `get_config` leaves out what its constructor needs."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def call(self, x):
+        return x * self.factor
+
+
+def test_a_layer_that_cannot_be_made_anew_is_named():
+    image = keras.Input((8, 8, 4))
+    x = layers.BatchNormalization(name="bn")(WithoutConfig(2.0)(image))
+    with pytest.raises(
+        ConfigError, match=r"'without_config.*' \(WithoutConfig\) cannot be made anew"
+    ):
+        convert_norm(keras.Model(image, x), "gn")
+
+
+def test_a_mask_reaches_the_layers_behind_a_norm():
+    steps = keras.Input((6, 4))
+    x = layers.BatchNormalization(name="bn")(layers.Masking()(steps))
+    outputs = layers.LayerNormalization(name="ln")(layers.GlobalAveragePooling1D()(x))
+    model, x = keras.Model(steps, outputs), np.random.default_rng(0).normal(size=(2, 6, 4))
+    x[:, 3:] = 0
+    (norm,) = [layer for layer in model.layers if layer.name == "bn"]
+    tapped, _ = rebuild(model, {id(norm): Tap(norm, lambda x: norm(x, training=False))})
+    assert np.allclose(tapped.predict_on_batch(x), model.predict_on_batch(x), atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "float32"])

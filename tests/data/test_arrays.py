@@ -89,7 +89,10 @@ WITH_INFINITY[-1] = np.inf
     ("changes", "message"),
     [
         ({"y_test": None}, r"arrays x_train, y_train, x_test\. Save y_test too"),
-        ({"x_train": SOUND / 255}, "floats from 0.* to 1. Multiply them by 255"),
+        ({"x_train": SOUND / 255}, "floats from 0.* to 1, which look scaled. Multiply .* by 255"),
+        ({"x_train": SOUND / 127.5}, "floats from 0.* to 2, which look scaled"),
+        ({"x_train": SOUND / 255 * 1.0001}, "floats .* look scaled"),
+        ({"x_test": SOUND[:3] / 60 + 2.5}, "x_test: .* floats .* look scaled"),
         ({"x_train": SOUND.astype(np.int16) - 1}, "x_train: expected finite pixels from 0 to 255"),
         ({"x_train": SOUND * 1.5}, "x_train: expected finite pixels from 0 to 255"),
         ({"x_train": WITH_NAN}, "expected finite pixels.* from nan to nan"),
@@ -118,6 +121,14 @@ WITH_INFINITY[-1] = np.inf
 def test_npz_refuses(changes: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf"my data\.npz.*{message}"):
         read(write_npz(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    "pixels", [np.minimum(SOUND, 9).astype(float), np.maximum(SOUND / 2, 11.5), SOUND * 0.99]
+)
+def test_npz_rounds_floats_of_the_scale_of_pixels(pixels: np.ndarray, tmp_path: Path) -> None:
+    images = read(write_npz(tmp_path, x_train=pixels)).train.images
+    assert np.array_equal(images, np.rint(pixels))
 
 
 def test_npz_runs_no_pickle(tmp_path: Path) -> None:

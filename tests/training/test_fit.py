@@ -57,6 +57,79 @@ def test_a_run_leaves_its_folder(tmp_path):
     assert done.config.train.backend == keras.backend.backend()
 
 
+UNSAVED = """
+import keras
+
+class WithoutOptions(keras.layers.Layer):
+    def __init__(self, channels, name=None):
+        super().__init__(name=name)
+
+    def call(self, x):
+        return x / 2
+
+class FixedGroups(keras.layers.GroupNormalization):
+    def __init__(self, **options):
+        super().__init__(groups=4, **options)
+
+class LeavesOut(keras.layers.Layer):
+    def __init__(self, factor=1.0, **options):
+        super().__init__(**options)
+        self.factor = factor
+
+    def call(self, x):
+        return x * self.factor
+
+    def get_config(self):
+        return super().get_config()
+
+def leaves_out(channels, name):
+    return LeavesOut(0.5, name=name)
+
+def of_a_lambda(channels, name):
+    return keras.layers.Lambda(lambda x: x / 2, name=name)
+
+def local(channels, name):
+    class Local(keras.layers.Layer):
+        def call(self, x):
+            return x / 2
+
+    return Local(name=name)
+
+def whole(channels, name):
+    return keras.layers.GroupNormalization(4, name=name)
+"""
+
+
+@pytest.mark.parametrize(
+    ("norm", "message"),
+    [
+        ("WithoutOptions", "cannot be made anew .* 'trainable'.* Expected a constructor"),
+        ("FixedGroups", "cannot be made anew .* 'groups'"),
+        ("of_a_lambda", "cannot be made anew .* `Lambda`"),
+        ("leaves_out", "compute something else"),
+        ("local", ""),
+    ],
+)
+@pytest.mark.backend("any")
+def test_a_norm_that_no_saved_model_could_hold_is_refused_before_it_is_trained(
+    tmp_path, norm, message
+):
+    code, out = tmp_path / "norms.py", tmp_path / "run"
+    code.write_text(UNSAVED)
+    expected = f"norm: the layers of .*{norm} {message}" if message else "norm: expected .*Local$"
+    with pytest.raises(ConfigError, match=expected):
+        fit(out, norm=f"{code}:{norm}", widths=(4,) * 10)
+    assert not out.exists()
+
+
+@pytest.mark.long
+def test_a_norm_that_a_saved_model_holds_is_trained(tmp_path):
+    code = tmp_path / "norms.py"
+    code.write_text(UNSAVED)
+    done = fit(tmp_path / "run", norm=f"{code}:whole", widths=(4,) * 10, epochs=1)
+    assert done.evaluate().accuracy == done.metrics["test_accuracy"]
+
+
 def test_pictures_are_drawn_unless_they_are_not_wanted(tmp_path):
     done = kerasnorm.fit(tiny.config(norm="bn"), out=tmp_path / "run", plots=False)
     assert not (done.path / run_folder.PLOTS).exists()

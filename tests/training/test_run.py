@@ -1,5 +1,7 @@
 """A run's folder: made once, written plainly, read with distrust."""
 
+import json
+import math
 import shlex
 
 import numpy as np
@@ -89,10 +91,21 @@ def test_what_is_no_run_is_refused(tmp_path):
     run_folder.write_history(path / run_folder.HISTORY, [ROW])
     with pytest.raises(CorruptFileError, match="not finished"):
         run.Run.load(path)
-    for text in ("[]", "{}", "{"):
+    names = ("class_names", "confusion", "misclassified")
+    whole = {name: [] for name in names} | {"test_accuracy": 0.5}
+    by_hand = [
+        *({"test_accuracy": value} for value in (None, math.nan, "0.5", True, 91.2, -0.1)),
+        *({"val_accuracy": value} for value in (math.inf, 100)),
+        {"test_loss": math.nan},
+    ]
+    edited = [json.dumps(whole | change) for change in by_hand]
+    (path / run_folder.ENVIRONMENT).write_text("{}")
+    for text in ("[]", "{}", "{", *edited):
         (path / run_folder.METRICS).write_text(text)
-        with pytest.raises(CorruptFileError, match="damaged"):
+        with pytest.raises(CorruptFileError, match=r"metrics.json is damaged"):
             run.Run.load(path)
+    (path / run_folder.METRICS).write_text(json.dumps(whole | {"val_accuracy": None}))
+    assert run.Run.load(path).metrics["test_accuracy"] == 0.5
     (path / run_folder.CONFIG).write_text("norm = ")
     with pytest.raises(CorruptFileError, match="damaged"):
         run.Run.load(path)

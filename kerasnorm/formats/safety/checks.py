@@ -10,7 +10,7 @@ import math
 import re
 import tomllib
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,19 +94,25 @@ def _check_weights(path: Path, archive: zipfile.ZipFile) -> None:
                     pending.append(item)
 
 
-def check_keras_classes(path: Path, config: dict[str, Any], norms: Mapping[str, str]) -> None:
+def check_keras_classes(
+    path: Path, config: dict[str, Any], classes: Mapping[str, str], functions: Container[str]
+) -> None:
     """Checks that a Keras config needs no classes but Keras's own, and none that run code.
 
-    `norms` are the registered names of layers that are admitted too, each with its class's name.
+    `classes` are the registered names of classes that are admitted too, each with the class's own
+    name; `functions` those of functions.
 
     Raises:
         CorruptFileError: It does, or has a layer of absurd size.
     """
-    found, kept = set(), list(norms.items())
+    found, kept = set(), list(classes.items())
     for node in safety.parts(config):
         if isinstance(node, dict):
-            is_norm = (node.get("registered_name"), node.get("class_name")) in kept
-            if "class_name" in node and not is_norm and _is_foreign(node):
+            is_kept = (node.get("registered_name"), node.get("class_name")) in kept
+            function = str(node.get("config")) if node.get("class_name") == "function" else ""
+            if ">" in function and function not in functions:  # Keras's own have no package
+                found.add(f"the function {function}")
+            elif "class_name" in node and not is_kept and _is_foreign(node):
                 found.add(f"{node.get('module') or 'custom'}.{node['class_name']}")
             if any(isinstance(node.get(name), int) and node[name] > MAX_UNITS for name in SIZES):
                 found.add(f"a layer of more than {MAX_UNITS} units")
