@@ -6,10 +6,20 @@ from typing import TYPE_CHECKING
 
 from kerasnorm.data.stored import Images
 from kerasnorm.plots.curves import accuracy_figure, learning_rate_figure, loss_figure
-from kerasnorm.plots.images import confusion_figure, mistakes_figure
+from kerasnorm.plots.images import confusion_figure, misclassified_figure, mistakes_figure
 
 if TYPE_CHECKING:
     from kerasnorm.training.run import Run
+
+__all__ = [
+    "accuracy_figure",
+    "confusion_figure",
+    "draw_run",
+    "draw_runs",
+    "learning_rate_figure",
+    "loss_figure",
+    "misclassified_figure",
+]
 
 
 def draw_run(
