@@ -186,6 +186,7 @@ def test_files_give_the_tensors_that_were_saved(tmp_path, suffix, nested):
     np.testing.assert_allclose(answers, theirs(network("bn"), IMAGES), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_counters_are_ignored_and_every_weight_has_its_tensor():
     found = imported(named(network("bn")), "bn")
     assert len(found.ignored) == 8
@@ -193,6 +194,7 @@ def test_counters_are_ignored_and_every_weight_has_its_tensor():
     assert len(found.matched) == len(found.model.weights)
 
 
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_a_linear_head_fits_too():
     tensors = named(network("gn"))
     tensors[-1] = ("head.weight", tensors[-1][1][:, :, 0, 0])
@@ -200,6 +202,7 @@ def test_a_linear_head_fits_too():
     np.testing.assert_allclose(answers, theirs(network("gn"), IMAGES), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_what_does_not_fit_is_reported_tensor_by_tensor():
     with pytest.raises(ConfigError, match=r"convblock1\.0\.2\.running_mean \(8,\): has no place"):
         imported(named(network("bn")), "gn")

@@ -46,6 +46,7 @@ def test_landscape_prints_draws_and_agrees_with_evaluate(runs, tmp_path):
     assert "landscape: 10/10" in err
 
 
+@pytest.mark.long
 def test_landscape_prints_a_table(bn, tmp_path):
     out, err = call("landscape", bn, *SMALL, "--out", tmp_path, "--quiet")
     assert "range of loss" in out

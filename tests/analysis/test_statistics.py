@@ -101,7 +101,7 @@ def test_a_convolution_is_followed_to_its_activation_wherever_that_is():
     )
 
 
-@pytest.mark.backend("any")
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_a_dead_channel_is_seen():
     engine, taps, rows = measured("none", residual=False, activation="relu")
     assert rows[0].dead_share == 0
@@ -139,7 +139,7 @@ def test_updates_are_measured_against_the_weights_before():
     assert min(moved) > 0
 
 
-@pytest.mark.backend("any")
+@pytest.mark.backend("any", long_on="tensorflow")
 def test_a_kernel_of_zeros_has_no_update_ratio_and_is_near_0():
     """As that of a residual branch which starts as nothing: 0 to something is no ratio."""
     engine, taps, _ = measured("none")

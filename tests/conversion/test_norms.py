@@ -296,7 +296,9 @@ def test_a_mask_reaches_the_layers_behind_a_norm():
     model, x = keras.Model(steps, outputs), np.random.default_rng(0).normal(size=(2, 6, 4))
     x[:, 3:] = 0
     (norm,) = [layer for layer in model.layers if layer.name == "bn"]
-    tapped, _ = rebuild(model, {id(norm): Tap(norm, lambda x, mask: norm(x, mask=mask, training=False))})
+    tapped, _ = rebuild(
+        model, {id(norm): Tap(norm, lambda x, mask: norm(x, mask=mask, training=False))}
+    )
     assert np.allclose(tapped.predict_on_batch(x), model.predict_on_batch(x), atol=1e-6)
 
 

@@ -208,6 +208,7 @@ def every_kind_of_weight(engine, **fields):
     return choice.make(model, make_batches(config, tiny.dataset()), config.train)
 
 
+@pytest.mark.backend("any", long_on="tensorflow")
 @pytest.mark.parametrize("kind", ["native", "keras"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 def test_all_kernels_and_no_other_weights_decay(optimizer, kind):
@@ -282,6 +283,7 @@ class Penalized(keras.layers.Layer):
         return x
 
 
+@pytest.mark.backend("any", long_on="tensorflow")
 @pytest.mark.parametrize("form", ["option", "layer", "add_loss", "constraint", "plain"])
 def test_a_model_that_the_native_engine_would_train_wrongly_is_trained_by_keras(form, caplog):
     layers, data = keras.layers, tiny.dataset()
@@ -397,6 +399,7 @@ def test_memory_that_runs_out_in_a_layer_stays_that():
         choice.make(model, make_batches(config, data), config.train)
 
 
+@pytest.mark.backend("any", long_on="tensorflow")
 @pytest.mark.parametrize("form", ["option", "layer", "add_loss"])
 def test_a_layer_in_half_precision_adds_its_loss(form):
     layers, data = keras.layers, tiny.dataset()
@@ -554,6 +557,7 @@ def test_weights_that_the_optimizer_does_not_know_are_not_trained_in_silence(fro
         one.train_epoch(0, tiny.Listener())
 
 
+@pytest.mark.backend("any", long_on="tensorflow")
 @pytest.mark.parametrize("kind", ["native", "keras"])
 def test_callbacks_know_whether_more_of_a_metric_is_better(kind):
     one = make_engine(tiny.config(engine=kind), tiny.dataset())

@@ -290,6 +290,7 @@ def test_a_norm_that_is_called_several_times_forgets_its_initial_statistics_soon
     assert np.allclose(left, initial_statistics(momenta, 2), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_classes_that_a_split_has_no_images_of_are_named(tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("KERASNORM_CACHE", str(tmp_path / "cache"))
     x = np.random.default_rng(5).integers(0, 256, (20, 8, 8, 3), np.uint8)
@@ -555,7 +556,14 @@ def test_a_run_whose_folder_is_gone_ends_and_writes_nothing_there(harm, epoch, t
         assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("preprocessing", ["standardize", "scale", "none", "equalize"])
+@pytest.mark.parametrize(
+    "preprocessing",
+    [
+        "standardize",
+        "equalize",
+        *(pytest.param(n, marks=pytest.mark.long) for n in ("scale", "none")),
+    ],
+)
 def test_every_preprocessing_trains_and_travels_with_the_model(tmp_path, preprocessing):
     done = fit(tmp_path / "run", preprocessing=preprocessing, epochs=1)
     name = done.model().inputs[0].name
@@ -587,6 +595,7 @@ def test_mixed_precision_trains_and_saves_a_float32_model(tmp_path):
         assert found[0] != pytest.approx(done.history[-1][f"{split}_loss"], rel=1e-5)
 
 
+@pytest.mark.long
 def test_auto_records_the_precision_that_it_takes_and_keeps_it(tmp_path, monkeypatch):
     config = tiny.config(norm="bn", precision="auto")
     monkeypatch.setattr(runtime, "_cpu", lambda threads: runtime.Device("cpu", "CPU", True))
@@ -601,6 +610,7 @@ def test_auto_records_the_precision_that_it_takes_and_keeps_it(tmp_path, monkeyp
         tiny.train(config, out=tmp_path / "run", resume="auto", precision="float32")
 
 
+@pytest.mark.long
 def test_restored_weights_are_the_ones_that_are_measured(tmp_path):
     class Restore(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
@@ -765,6 +775,7 @@ def test_changed_data_are_refused_at_their_old_place_too(tmp_path, stopped):
     assert run.Run.load(tmp_path / "straight").test_images() is None
 
 
+@pytest.mark.long
 @SLOW_ON_TENSORFLOW
 def test_a_run_is_resumed_where_its_data_were_moved_to(tmp_path, stopped):
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
