@@ -172,6 +172,7 @@ def test_statistics_and_landscape_measure_it(runs):
     assert all(np.isfinite(one.surface.plane).all() for one in found.data)
 
 
+@pytest.mark.long
 @pytest.mark.backend("any", long_on="tensorflow")
 def test_a_report_compares_it_and_a_study_says_why_it_cannot(runs, tmp_path):
     target = tmp_path / "report.html"

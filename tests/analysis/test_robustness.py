@@ -413,6 +413,7 @@ def test_shades_end_where_no_accuracy_can_be(accuracies):
     assert 0 <= box.y0 < box.y1 <= 100
 
 
+@pytest.mark.long
 def test_the_command_writes_numbers_and_figure(runs, tmp_path):
     words = ["robustness", runs[3], "--corruption", "contrast", "--severity", 5, "--severity", 2]
     out, err = call(*words, "--out", tmp_path, "--json")

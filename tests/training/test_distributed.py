@@ -80,6 +80,7 @@ def test_the_parts_make_up_the_batch(batch, size):
     assert images == list(range(batch)) * (size if batch < size else 1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("launcher", ["none", pytest.param("torchrun", marks=pytest.mark.slow)])
 def test_two_processes_on_torch_compute_what_one_does(tmp_path, launcher):
     """Processes with the variables that torchrun sets, and those that torchrun starts."""

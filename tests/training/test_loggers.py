@@ -102,6 +102,7 @@ def columns(history):
     return {name: pairs for name, pairs in found.items() if pairs[0][1] is not None}
 
 
+@pytest.mark.long
 @pytest.mark.backend("any", long_on="tensorflow")
 def test_tensorboard_has_each_epoch_and_step_of_a_resumed_run_once(logged, read):
     events = read(logged.path / "tensorboard")
