@@ -20,7 +20,7 @@ import numpy as np
 from kerasnorm import convert_norm, fold_norms, recalibrate
 from kerasnorm.conversion.result import Conversion
 from kerasnorm.errors import ConfigError
-from kerasnorm.inspection.evaluation import probe_images
+from kerasnorm.inspection.outputs import probe_images
 
 TABLES = Path(__file__).parent.parent / "results" / "convert"
 NAMES = (

@@ -12,8 +12,8 @@ import keras
 import numpy as np
 
 from kerasnorm.files import plain
-from kerasnorm.inspection.evaluation import probe_images
 from kerasnorm.inspection.graph import functional_graph, may_be_own_norm, sized_calls
+from kerasnorm.inspection.outputs import probe_images
 from kerasnorm.tables import Table
 
 EXACT = 1e-5  # relative difference up to which two layers count as the same

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kerasnorm.data.stored import Images
-    from kerasnorm.inspection.evaluation import Kind
+    from kerasnorm.inspection.outputs import Kind
 
 logger = logging.getLogger(__name__)
 # Of a name scope in TensorFlow.
@@ -104,7 +104,7 @@ class SavedModel:
 
     @cached_property
     def kind(self) -> "Kind":
-        """Kind of its outputs; see `kerasnorm.inspection.evaluation`."""
+        """Kind of its outputs; see `kerasnorm.inspection.outputs`."""
         from kerasnorm.inspection.output_graph import model_kind
 
         return model_kind(self.model, self._forward)
@@ -125,8 +125,8 @@ class SavedModel:
         Raises:
             CorruptFileError: Its outputs are neither logits nor probabilities, or not finite.
         """
-        from kerasnorm.inspection.evaluation import as_logits, check_finite
         from kerasnorm.inspection.output_graph import model_kind
+        from kerasnorm.inspection.outputs import as_logits, check_finite
 
         found = self._forward(images)
         check_finite(found, self.path)

@@ -23,8 +23,9 @@ from kerasnorm.formats.archive import SavedModel, save_model
 from kerasnorm.formats.exported import checksums, metadata_path
 from kerasnorm.formats.format import Format
 from kerasnorm.formats.safety.process import FileProcess
-from kerasnorm.inspection.evaluation import as_logits, check_finite, probe_images, score
+from kerasnorm.inspection.evaluation import score
 from kerasnorm.inspection.graph import call_again, functional_graph
+from kerasnorm.inspection.outputs import as_logits, check_finite, probe_images
 from kerasnorm.keras_settings import stock_keras
 from kerasnorm.layers import portable
 from kerasnorm.progress import in_percent

@@ -18,7 +18,7 @@ from kerasnorm.formats import archive, detect
 from kerasnorm.formats.archive import SavedModel
 from kerasnorm.formats.format import Format, require
 from kerasnorm.formats.safety.process import FileProcess
-from kerasnorm.inspection.evaluation import Kind, as_logits, check_finite, output_kind, probe_images
+from kerasnorm.inspection.outputs import Kind, as_logits, check_finite, output_kind, probe_images
 
 MAX_BYTES = 1 << 24  # of the metadata
 EQUALIZED = "equalized"  # the input's name begins with it where images must be equalized
@@ -85,7 +85,7 @@ class ExportedModel:
 
     @property
     def kind(self) -> Kind:
-        """Kind of its outputs; see `kerasnorm.inspection.evaluation`."""
+        """Kind of its outputs; see `kerasnorm.inspection.outputs`."""
         return self.stated or output_kind(self._probed, None)
 
     @cached_property

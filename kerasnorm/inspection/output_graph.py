@@ -1,4 +1,4 @@
-"""The kind of a Keras model's outputs by its graph; see `kerasnorm.inspection.evaluation`."""
+"""The kind of a Keras model's outputs by its graph, as `kerasnorm.inspection.outputs` describes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,8 @@ from keras import layers
 
 from kerasnorm.data.stored import Images
 from kerasnorm.errors import ConfigError
-from kerasnorm.inspection.evaluation import (
+from kerasnorm.inspection.graph import class_name, functional_graph, is_identity, passed_through
+from kerasnorm.inspection.outputs import (
     Forward,
     Kind,
     Outputs,
@@ -17,7 +18,6 @@ from kerasnorm.inspection.evaluation import (
     output_kind,
     probe_images,
 )
-from kerasnorm.inspection.graph import class_name, functional_graph, is_identity, passed_through
 
 
 def model_kind(model: keras.Model, forward: Forward, outputs: Outputs | None = None) -> Kind:

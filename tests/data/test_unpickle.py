@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from kerasnorm.data.cifar import load_batch
+from kerasnorm.data.unpickle import load_batch
 from kerasnorm.errors import DataError
 
 

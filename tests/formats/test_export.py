@@ -36,7 +36,8 @@ from kerasnorm.formats import FORMATS, check_formats, detect, export
 from kerasnorm.formats.archive import open_model, save_model
 from kerasnorm.formats.exported import metadata_path, open_any
 from kerasnorm.formats.litert import dequantized
-from kerasnorm.inspection.evaluation import as_logits, kind_by_values, log_softmax
+from kerasnorm.inspection.evaluation import log_softmax
+from kerasnorm.inspection.outputs import as_logits, kind_by_values
 from kerasnorm.runtime import installed_backends
 from kerasnorm.tables import to_text
 

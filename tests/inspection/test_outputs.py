@@ -13,8 +13,9 @@ from kerasnorm.errors import CorruptFileError
 from kerasnorm.formats.archive import open_model
 from kerasnorm.formats.export import Exporter
 from kerasnorm.formats.exported import metadata_path, open_any
-from kerasnorm.inspection.evaluation import as_logits, kind_by_values, output_kind, predict
+from kerasnorm.inspection.evaluation import predict
 from kerasnorm.inspection.output_graph import kind_by_graph, model_kind
+from kerasnorm.inspection.outputs import as_logits, kind_by_values, output_kind
 
 pytestmark = pytest.mark.backend("any")
 

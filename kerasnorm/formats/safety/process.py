@@ -22,7 +22,7 @@ from kerasnorm.errors import CorruptFileError, KerasnormError, first_line
 from kerasnorm.formats import FORMATS, litert, safety
 from kerasnorm.formats.format import BATCH, Opened
 from kerasnorm.formats.safety.torch_files import read_pickled
-from kerasnorm.inspection.evaluation import check_finite
+from kerasnorm.inspection.outputs import check_finite
 from kerasnorm.json_process import JsonProcess, ProcessEndedError, limit_memory, serve
 from kerasnorm.keras_settings import stock_keras
 
