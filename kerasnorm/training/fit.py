@@ -382,7 +382,7 @@ def _check_own_norm(config: Config, model: "keras.Model") -> None:
         return
     import keras
 
-    from kerasnorm.inspection.evaluation import probe_images
+    from kerasnorm.inspection.outputs import probe_images
     from kerasnorm.layers import leaves, portable
 
     for layer in leaves(model) if user_code.is_named(norm) else ():

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from kerasnorm.config import DataConfig
 from kerasnorm.data import Dataset, Split, prepare
-from kerasnorm.data.dataset import SHOWN, joined
+from kerasnorm.data.content import SHOWN
+from kerasnorm.data.dataset import joined
 from kerasnorm.errors import ConfigError, DataError, listed
 from kerasnorm.training.run_folder import check_place, is_run, read_config, read_content
 

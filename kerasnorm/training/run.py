@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from kerasnorm import runtime
 from kerasnorm.config import Config, DataConfig
 from kerasnorm.data import Dataset, prepare
-from kerasnorm.data.dataset import Content, to_pixels, unexpected
+from kerasnorm.data.content import Content
+from kerasnorm.data.dataset import to_pixels, unexpected
 from kerasnorm.data.preprocessing import equalize
 from kerasnorm.data.stored import Images
 from kerasnorm.errors import CorruptFileError, DataError, described, is_number

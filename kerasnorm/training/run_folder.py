@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from kerasnorm.config import Config, DataConfig, resolve, to_toml
 from kerasnorm.data import Dataset
-from kerasnorm.data.dataset import Content
+from kerasnorm.data.content import Content
 from kerasnorm.data.sources import locate
 from kerasnorm.engines.schedule import has_open_end
 from kerasnorm.errors import ConfigError, CorruptFileError, DataError, RunFolderError
@@ -42,8 +42,16 @@ PLOTS = "plots"
 CHECKED = (CONFIG, ENVIRONMENT, HISTORY, METRICS, MODEL)  # by a finished run's manifest
 
 COLUMNS = (
-    *("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy"),
-    *("test_loss", "test_accuracy", "lr", "seconds", "images_per_second"),
+    "epoch",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "lr",
+    "seconds",
+    "images_per_second",
 )
 Row = dict[str, float | None]
 

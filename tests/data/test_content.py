@@ -11,7 +11,7 @@ from PIL import Image
 
 from kerasnorm.config import DataConfig
 from kerasnorm.data import prepare
-from kerasnorm.data.dataset import Content
+from kerasnorm.data.content import Content
 from kerasnorm.data.sources import loading, locate
 
 

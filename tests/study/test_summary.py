@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kerasnorm.config import ARMS, RATE_SCALINGS, published, resolve
-from kerasnorm.data.dataset import Content
+from kerasnorm.data.content import Content
 from kerasnorm.errors import DataError
 from kerasnorm.study import tables
 from kerasnorm.study.folder import PlannedRun, State
