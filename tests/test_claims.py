@@ -165,6 +165,20 @@ def test_what_other_widths_gain_is_what_was_measured():
     assert {tuple(group["seeds"]) for group in found["groups"]} == {(0, 1, 2)}
 
 
+def test_what_the_mean_of_two_poolings_gains_is_what_was_measured():
+    found, text = summary_of("pooling"), words_of(RESULTS)
+    [change], groups = found["changes"], found["groups"]
+    assert [group["pooling"] for group in groups] == ["max", "mean"]
+    assert {tuple(group["seeds"]) for group in groups} == {(0, 1, 2)}
+    first, second = (100 * group["val_accuracy"]["mean"] for group in groups)
+    assert f"`gn` goes from {first:.2f} to {second:.2f} % (validation, three seeds)" in text
+    assert change["verdict"] == "not significant"
+    gain = [100 * change[part] for part in ("mean", "low", "high")]
+    claim = "not significant: {:.2f} points, corrected interval {:.2f} to {:.2f}; on the test"
+    first, second = (100 * group["test_accuracy"]["mean"] for group in groups)
+    assert f"{claim.format(*gain)} images it is {second - first:.2f}" in text
+
+
 def test_what_bn_gains_by_recalibration_is_what_was_measured():
     means = {}
     for size in (2, 4, 8, 16, 32, 64, 128, 256, 512):
