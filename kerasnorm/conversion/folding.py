@@ -8,7 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasnorm.conversion.rebuild import rebuild, refuse_hidden
-from kerasnorm.conversion.result import Conversion, ConvertedLayer, compared
+from kerasnorm.conversion.result import (
+    LINEAR,
+    TRANSPOSED,
+    Conversion,
+    ConvertedLayer,
+    compared,
+)
 from kerasnorm.errors import ConfigError, described, expect_whole
 from kerasnorm.inspection.graph import Calls
 from kerasnorm.keras_settings import stock_keras
@@ -16,13 +22,7 @@ from kerasnorm.layers import StandardizedConv2D, standardize_kernel
 
 Array = NDArray[np.float64]
 
-# Layers that a batch norm folds into, by the shape of their last kernel: (…, in, out),
-# (…, out, in), and (…, in, multiplier) with the output channels in that order.
-PLAIN = (
-    *(keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D, StandardizedConv2D),
-    *(keras.layers.Dense, keras.layers.SeparableConv1D, keras.layers.SeparableConv2D),
-)
-TRANSPOSED = tuple(getattr(keras.layers, f"Conv{rank}DTranspose") for rank in (1, 2, 3))
+FOLDED = (StandardizedConv2D, *LINEAR, *TRANSPOSED)  # layers that a batch norm folds into
 DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 
 
@@ -96,10 +96,10 @@ def _folded_weights(layer: Any, norm: Any) -> list[Array]:
     if type(layer) is StandardizedConv2D:
         last = _float64(standardize_kernel(layer.kernel.value))
     bias = _float64(layer.bias) if layer.use_bias else np.zeros_like(mean)
-    by_output = scale
-    if type(layer) in TRANSPOSED:
+    by_output = scale  # the last kernel has the shape (…, in, out)
+    if type(layer) in TRANSPOSED:  # (…, out, in)
         by_output = scale[:, None]
-    elif type(layer) in DEPTHWISE:
+    elif type(layer) in DEPTHWISE:  # (…, in, multiplier), with the output channels in that order
         by_output = scale.reshape(last.shape[-2:])
     return [*kernels, last * by_output, shift + (bias - mean) * scale]
 
@@ -121,7 +121,7 @@ def _obstacles(calls: Calls, node: Any, source: Any) -> Iterator[str]:
     if source.is_input:
         yield "first layer of its model"
     activation = getattr(layer, "activation", None)
-    if type(layer) not in (*PLAIN, *TRANSPOSED, *DEPTHWISE):
+    if type(layer) not in FOLDED:
         is_activation = activation is not None or "ReLU" in kind
         is_activation = is_activation or not isinstance(layer, keras.Layer)
         what = f"behind {'the activation ' if is_activation else ''}{name} ({kind})"
